@@ -1,0 +1,27 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo test lint bench
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -c constraints.txt -e '.[train,eval,dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a stranger would, and use it
+	$(RUN) train.py quickstart --output_dir runs/quickstart
+	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
+	$(RUN) examples/demo.py runs/quickstart/best
+
+test: $(VENV)/.installed  ## the whole test suite
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed  ## ruff
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(VENV)/.installed  ## speed
+	$(RUN) benchmarks/embed.py

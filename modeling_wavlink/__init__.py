@@ -1,0 +1,7 @@
+"""The WavLink model, its losses, recipes, evaluation and search."""
+
+from .configuration_wavlink import WavLinkConfig
+from .losses_wavlink import truncate_embeddings
+from .modeling_wavlink import WavLinkAudioModel, WavLinkModel, WavLinkOutput
+
+__all__ = ["WavLinkAudioModel", "WavLinkConfig", "WavLinkModel", "WavLinkOutput", "truncate_embeddings"]

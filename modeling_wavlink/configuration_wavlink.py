@@ -1,0 +1,169 @@
+"""WavLinkConfig: a Whisper audio tower, any text tower, and one shared space with nested dims."""
+
+import math
+
+from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PretrainedConfig, WhisperConfig
+
+LOSS_TYPES = ("info_nce", "sigmoid")
+TEXT_POOLINGS = ("eos", "cls", "mean")
+
+# RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
+_POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
+
+# (whisper width, layers, heads, mel bins, vocabulary), (CLIP text width, heads), nested dims: Table 1 of arXiv 2601.15118.
+_SIZES = {
+    "base": ((512, 6, 8, 80, 51864), (512, 8)),  # whisper-base.en + CLIP ViT-B/32
+    "small": ((768, 12, 12, 80, 51864), (512, 8)),  # whisper-small.en + CLIP ViT-B/32
+    "large": ((1280, 32, 20, 128, 51866), (768, 12)),  # whisper-large-v3 + CLIP ViT-L/14
+}
+
+
+def nested_dims(projection_dim: int, levels: int = 4) -> list[int]:
+    """`projection_dim` and its halves, largest first: 512 -> [512, 256, 128, 64] (the paper's K = 4)."""
+    return [projection_dim >> level for level in range(levels)]
+
+
+class WavLinkConfig(PretrainedConfig):
+    """
+    Args:
+        audio_config (`WhisperConfig` or `dict`, *optional*): the audio tower; only its encoder half is used.
+            Defaults to the sizes of `openai/whisper-base.en`.
+        text_config (`PretrainedConfig` or `dict`, *optional*): the text tower, any encoder that
+            `AutoModel.from_config` builds (CLIP text, ModernBERT, BERT-like). Defaults to the text half of
+            `openai/clip-vit-base-patch32`.
+        projection_dim (`int`): width of the shared space.
+        matryoshka_dims (`list[int]`, *optional*): the nested dims the loss trains, each at most `projection_dim`;
+            defaults to the full width and its three halves.
+        loss_type (`str`): `"info_nce"` (CLIP's) or `"sigmoid"` (SigLIP's).
+        text_pooling (`str`, *optional*): `"eos"`, `"cls"` or `"mean"`; defaults to `"eos"` for CLIP, else `"cls"`.
+        logit_scale_init_value (`float`, *optional*): start of the *log* of the scale; log(1 / 0.07) for InfoNCE
+            (arXiv 2103.00020), log(10) for SigLIP (arXiv 2303.15343).
+        logit_bias_init_value (`float`, *optional*): start of the bias added to the logits: 0, or -10 for SigLIP.
+        logit_scale_max (`float`): the scale, not its log, never exceeds this.
+        initializer_range (`float`): standard deviation of new projections and of the global token.
+
+    ```python
+    >>> from modeling_wavlink import WavLinkConfig
+    >>> WavLinkConfig.for_size("base").matryoshka_dims
+    [512, 256, 128, 64]
+    ```
+    """
+
+    model_type = "wavlink"
+    sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
+    # Trainer's metrics then get (audio_embeds, text_embeds), not a square of logits per batch.
+    keys_to_ignore_at_inference = ["logits_per_audio", "logits_per_text", "audio_model_output", "text_model_output"]
+
+    def __init__(
+        self,
+        audio_config=None,
+        text_config=None,
+        projection_dim=512,
+        matryoshka_dims=None,
+        loss_type="info_nce",
+        text_pooling=None,
+        logit_scale_init_value=None,
+        logit_bias_init_value=None,
+        logit_scale_max=100.0,
+        initializer_range=0.02,
+        **kwargs,
+    ):
+        sigmoid = loss_type == "sigmoid"
+        scale_default = math.log(10.0) if sigmoid else math.log(1 / 0.07)
+        bias_default = -10.0 if sigmoid else 0.0
+        self.audio_config = _sub_config(audio_config, WhisperConfig, _whisper_kwargs(*_SIZES["base"][0]))
+        self.text_config = _sub_config(text_config, CLIPTextConfig, _clip_kwargs(*_SIZES["base"][1]))
+        self.projection_dim = projection_dim
+        self.matryoshka_dims = list(nested_dims(projection_dim) if matryoshka_dims is None else matryoshka_dims)
+        self.loss_type = loss_type
+        clip_text = self.text_config.model_type == "clip_text_model"
+        self.text_pooling = text_pooling or ("eos" if clip_text else "cls")
+        self.logit_scale_init_value = scale_default if logit_scale_init_value is None else logit_scale_init_value
+        self.logit_bias_init_value = bias_default if logit_bias_init_value is None else logit_bias_init_value
+        self.logit_scale_max = logit_scale_max
+        self.initializer_range = initializer_range
+        self._check()
+        super().__init__(**kwargs)
+
+    @classmethod
+    def for_size(cls, size: str, **kwargs) -> "WavLinkConfig":
+        """The paper's `"base"` (84.28M parameters), `"small"` (151.98M) or `"large"` (761.60M)."""
+        if size not in _SIZES:
+            raise ValueError(f"size must be one of {', '.join(_SIZES)}, got {size!r}")
+        whisper, clip = _SIZES[size]
+        kwargs.setdefault("audio_config", _whisper_kwargs(*whisper))
+        kwargs.setdefault("text_config", _clip_kwargs(*clip))
+        kwargs.setdefault("projection_dim", clip[0])
+        return cls(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """Refuses the config of another model, which transformers would only warn about."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"this is the checkpoint of a {model_type!r} model, not of a WavLink model; to start a WavLink from "
+                "pretrained towers call WavLinkModel.from_audio_text_pretrained(audio, text)"
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def _check(self):
+        if self.audio_config.model_type != "whisper":
+            raise ValueError(f"audio_config must be a Whisper config, got {self.audio_config.model_type!r}")
+        if self.loss_type not in LOSS_TYPES:
+            raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}")
+        if self.text_pooling not in TEXT_POOLINGS:
+            raise ValueError(f"text_pooling must be one of {', '.join(TEXT_POOLINGS)}, got {self.text_pooling!r}")
+        dims = self.matryoshka_dims
+        if not dims or any(not 1 <= dim <= self.projection_dim for dim in dims) or len(set(dims)) != len(dims):
+            raise ValueError(
+                f"matryoshka_dims must be distinct and between 1 and projection_dim={self.projection_dim}, got {dims}"
+            )
+
+
+def text_max_length(text_config: PretrainedConfig) -> int | None:
+    """Tokens the text tower takes, special ones included; `None` where it has no limit."""
+    limit = getattr(text_config, "max_position_embeddings", None)
+    if limit and text_config.model_type in _POSITIONS_START_AFTER_PADDING:
+        limit -= text_config.pad_token_id + 1
+    return limit
+
+
+def _whisper_kwargs(width: int, layers: int, heads: int, mel_bins: int, vocabulary: int) -> dict:
+    return {
+        "model_type": "whisper",
+        "d_model": width,
+        "encoder_layers": layers,
+        "encoder_attention_heads": heads,
+        "encoder_ffn_dim": 4 * width,
+        "decoder_layers": layers,
+        "decoder_attention_heads": heads,
+        "decoder_ffn_dim": 4 * width,
+        "num_mel_bins": mel_bins,
+        "vocab_size": vocabulary,
+    }
+
+
+def _clip_kwargs(width: int, heads: int) -> dict:
+    return {
+        "model_type": "clip_text_model",
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": 12,
+        "projection_dim": width,
+    }
+
+
+def _sub_config(config, default_class: type, default_kwargs: dict) -> PretrainedConfig:
+    if isinstance(config, PretrainedConfig):
+        return config
+    if config is None:
+        config = default_kwargs
+    model_type = config.get("model_type", default_class.model_type)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"transformers knows no model_type {model_type!r}")
+    return CONFIG_MAPPING[model_type].from_dict(dict(config))
+
+
+WavLinkConfig.register_for_auto_class()

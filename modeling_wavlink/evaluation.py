@@ -1,0 +1,247 @@
+"""Scores: pure functions of arrays, what feeds them from a model and a data set, and one command.
+
+python -m modeling_wavlink.evaluation --model FOLDER_OR_ID --benchmark synthetic|FOLDER --output SCORES.json
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+KS = (1, 5, 10)
+PROMPT = "This is a sound of {}."  # of transformers' zero-shot audio pipeline
+
+
+def ranks(similarities: np.ndarray, correspondence: np.ndarray) -> np.ndarray:
+    """Rank, from 1, of the best relevant candidate of each query.
+
+    Args:
+        similarities: `[queries, candidates]`.
+        correspondence: bool `[queries, candidates]`, true where a candidate answers a query.
+
+    Returns:
+        `[queries]`. Ties count against the model: an irrelevant candidate with the same similarity goes first.
+    """
+    if not np.isfinite(similarities).all():
+        raise ValueError("similarities hold NaN or infinite values")
+    if not correspondence.any(axis=1).all():
+        raise ValueError(f"query {int((~correspondence.any(axis=1)).argmax())} has no relevant candidate")
+    best = np.where(correspondence, similarities, -np.inf).max(axis=1, keepdims=True)
+    return 1 + ((similarities >= best) & ~correspondence).sum(axis=1)
+
+
+def recall_at_k(similarities: np.ndarray, correspondence: np.ndarray, k: int) -> float:
+    """The share of queries with a relevant candidate among the first `k` (arguments as for `ranks`)."""
+    return float((ranks(similarities, correspondence) <= k).mean())
+
+
+def zero_shot_accuracy(similarities: np.ndarray, targets: np.ndarray, k: int = 1) -> float:
+    """The share of clips whose label is among the `k` most similar; ties count against the model.
+
+    Args:
+        similarities: `[clips, labels]`.
+        targets: `[clips]`, the index of the right label.
+    """
+    return recall_at_k(similarities, np.arange(similarities.shape[1]) == np.asarray(targets)[:, None], k)
+
+
+def multiple_choice_accuracy(similarities: Sequence[np.ndarray], targets: Sequence[int]) -> float:
+    """The share of questions whose right choice is strictly the most similar; questions may differ in choices."""
+    right = [
+        zero_shot_accuracy(np.asarray(row)[None], [target]) for row, target in zip(similarities, targets, strict=True)
+    ]
+    return float(np.mean(right))
+
+
+def figure(hits: np.ndarray, seed: int = 0, resamples: int = 1000) -> dict:
+    """`{"value", "interval"}`: the mean of per-query hits and its 95 % bootstrap interval over queries."""
+    hits = np.asarray(hits, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = [hits[rng.integers(len(hits), size=len(hits))].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"value": float(hits.mean()), "interval": [float(low), float(high)]}
+
+
+def retrieval_scores(
+    audio_embeds: torch.Tensor, text_embeds: torch.Tensor, correspondence: np.ndarray, dims: Sequence[int]
+) -> dict[str, dict]:
+    """R@1, 5, 10 in both directions at every nested dim.
+
+    Args:
+        audio_embeds: `[clips, D]`; text_embeds: `[texts, D]`.
+        correspondence: bool `[clips, texts]`.
+    """
+    scores = {"text_to_audio": {}, "audio_to_text": {}}
+    for dim in dims:
+        audio, text = (F.normalize(x[:, :dim].float(), dim=-1) for x in (audio_embeds, text_embeds))
+        similarities = (audio @ text.T).numpy()
+        for name, (rows, relevant) in {
+            "text_to_audio": (similarities.T, correspondence.T),
+            "audio_to_text": (similarities, correspondence),
+        }.items():
+            found = ranks(rows, relevant)
+            scores[name][str(dim)] = {f"R@{k}": figure(found <= k) for k in KS}
+    return scores
+
+
+def compute_metrics(prediction) -> dict[str, float]:
+    """For `transformers.Trainer`: R@K of the pairs it evaluated, both directions, at full width.
+
+    With `label_names=["caption_ids"]` in the TrainingArguments, clips that share a caption answer for each other.
+    """
+    audio_embeds, text_embeds = prediction.predictions[:2]
+    ids = np.asarray(prediction.label_ids if prediction.label_ids is not None else [])
+    if ids.ndim == 2 and len(ids) == len(audio_embeds):
+        ids = np.where(ids < 0, -1, ids)
+        correspondence = np.stack([(row[:, None] == ids[None, :, 0]).any(0) for row in ids])  # (clips, texts)
+    else:
+        correspondence = np.eye(len(audio_embeds), dtype=bool)
+    similarities = audio_embeds @ text_embeds.T
+    return {
+        f"{name}_R@{k}": recall_at_k(rows, relevant, k)
+        for name, rows, relevant in (
+            ("text_to_audio", similarities.T, correspondence.T),
+            ("audio_to_text", similarities, correspondence),
+        )
+        for k in KS
+    }
+
+
+@torch.inference_mode()
+def embed_audio(
+    model, processor, clips, lengths: Sequence[float], batch_size: int = 32, progress=True
+) -> torch.Tensor:
+    """`[clips, D]` fp32, in the order of `clips` (indexable, of samples at the model's rate).
+
+    Clips of like length share a batch, which changes the cost but no vector.
+    """
+    rate = processor.feature_extractor.sampling_rate
+    order = np.argsort(lengths, kind="stable")
+    embeds = [None] * len(order)
+    for start in tqdm(range(0, len(order), batch_size), desc="sounds", disable=not progress):
+        batch = order[start : start + batch_size]
+        inputs = processor(audio=[clips[int(i)] for i in batch], sampling_rate=rate, return_tensors="pt")
+        for index, embed in zip(batch, _features(model.get_audio_features, inputs, model.device), strict=True):
+            embeds[index] = embed
+    return torch.stack(embeds)
+
+
+@torch.inference_mode()
+def embed_text(model, processor, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+    """`[texts, D]` fp32."""
+    batches = [
+        processor(text=list(texts[start : start + batch_size]), return_tensors="pt")
+        for start in range(0, len(texts), batch_size)
+    ]
+    return torch.cat([_features(model.get_text_features, inputs, model.device) for inputs in batches])
+
+
+def _features(method, inputs, device) -> torch.Tensor:
+    return method(**inputs.to(device)).pooler_output.float().cpu()
+
+
+def evaluate_dataset(model, processor, dataset, columns: Sequence[str], prompt: str = PROMPT, progress=True) -> dict:
+    """Retrieval and, where there is a `label` column, zero-shot scores of one split.
+
+    Texts are the distinct captions; a clip and a caption correspond if it is one of the clip's captions, so clips
+    that share a caption answer for each other.
+    """
+    from processing.data import CaptionedAudio, captions_of, durations
+
+    was_training = model.training
+    model.eval()
+    sounds = CaptionedAudio(dataset, columns, rate=processor.feature_extractor.sampling_rate)
+    audio_embeds = embed_audio(model, processor, _Arrays(sounds), durations(dataset), progress=progress)
+    captions = [captions_of(row, columns) for row in dataset.remove_columns("audio")]
+    texts = sorted({text for row in captions for text in row})
+    position = {text: index for index, text in enumerate(texts)}
+    correspondence = np.zeros((len(captions), len(texts)), dtype=bool)
+    for index, row in enumerate(captions):
+        correspondence[index, [position[text] for text in row]] = True
+    dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
+    scores = {"clips": len(captions), "captions": len(texts)}
+    scores |= retrieval_scores(audio_embeds, embed_text(model, processor, texts), correspondence, dims)
+    if "label" in dataset.column_names:
+        scores["zero_shot"] = _zero_shot(model, processor, audio_embeds, dataset["label"], prompt, dims)
+    model.train(was_training)
+    return scores
+
+
+class _Arrays:
+    def __init__(self, sounds):
+        self.sounds = sounds
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.sounds[index]["audio"]["array"]
+
+
+def _zero_shot(model, processor, audio_embeds, labels: Sequence[str], prompt: str, dims: Sequence[int]) -> dict:
+    """Accuracy over the split's own labels; clips without a label are left out and counted."""
+    names = sorted({label for label in labels if label})
+    rows = [index for index, label in enumerate(labels) if label]
+    targets = np.array([names.index(labels[index]) for index in rows])
+    text_embeds = embed_text(model, processor, [prompt.format(name.replace("_", " ")) for name in names])
+    scores = {"prompt": prompt, "labels": len(names), "clips": len(rows), "chance": 1 / len(names)}
+    relevant = np.arange(len(names)) == targets[:, None]
+    for dim in dims:
+        audio, text = (F.normalize(x[:, :dim], dim=-1) for x in (audio_embeds[rows], text_embeds))
+        found = ranks((audio @ text.T).numpy(), relevant)
+        scores[str(dim)] = {"accuracy": figure(found <= 1), "top-5": figure(found <= 5)}
+    return scores
+
+
+def table(scores: dict) -> str:
+    """The scores of `evaluate_dataset` for a person, in percent, with the chance level where it is known."""
+    lines = [f"{scores['clips']} clips, {scores['captions']} captions"]
+    chance = {f"R@{k}": f"{100 * min(k / n, 1):.1f}" for k in KS for n in [max(scores["clips"], scores["captions"])]}
+    lines.append(f"{'':26}" + "".join(f"{f'R@{k}':>22}" for k in KS))
+    for direction in ("text_to_audio", "audio_to_text"):
+        for dim, row in scores[direction].items():
+            lines.append(f"{direction:15}{dim:>6} dims" + "".join(f"{_percent(row[f'R@{k}']):>22}" for k in KS))
+    lines.append(f"{'one relevant by chance':26}" + "".join(f"{chance[f'R@{k}']:>22}" for k in KS))
+    zero_shot = scores.get("zero_shot")
+    for dim in [key for key in zero_shot or () if key.isdigit()]:
+        row = zero_shot[dim]
+        lines.append(
+            f"zero-shot      {dim:>6} dims  top-1 {_percent(row['accuracy'])}, top-5 {_percent(row['top-5'])}, "
+            f"{zero_shot['labels']} labels, chance {100 * zero_shot['chance']:.1f}"
+        )
+    return "\n".join(lines)
+
+
+def _percent(figure: dict) -> str:
+    low, high = figure["interval"]
+    return f"{100 * figure['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from transformers import AutoModel, AutoProcessor
+
+    from processing.data import caption_columns, load_split
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a WavLink folder or Hub id")
+    parser.add_argument("--benchmark", required=True, help="synthetic, an audiofolder, or a Hub data set")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--caption_columns", nargs="*", default=[], help="default: every column named like a caption")
+    parser.add_argument("--prompt", default=PROMPT, help="of zero-shot labels (default: %(default)s)")
+    parser.add_argument("--output", help="a JSON file for the scores")
+    options = parser.parse_args(argv)
+    dataset = load_split(options.benchmark, options.split)
+    columns = caption_columns(dataset, options.caption_columns)
+    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=True)
+    scores = {"model": options.model, "benchmark": options.benchmark, "split": options.split}
+    scores |= evaluate_dataset(model, processor, dataset, columns, options.prompt)
+    print(table(scores))
+    if options.output:
+        Path(options.output).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,423 @@
+"""WavLink: a Whisper encoder with one learned global token beside a text encoder, in one space (arXiv 2601.15118)."""
+
+import inspect
+import json
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPTextModelWithProjection,
+    PretrainedConfig,
+    PreTrainedModel,
+    WhisperConfig,
+)
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import ModelOutput, cached_file, logging
+
+from .configuration_wavlink import WavLinkConfig, nested_dims, text_max_length
+from .losses_wavlink import contrastive_loss, truncate_embeddings
+
+logger = logging.get_logger(__name__)
+
+# Weights of a pretrained text checkpoint that we leave out: CLIP's vision tower and temperature, the pooler and the
+# pretraining heads of a text encoder, and buffers that old checkpoints stored.
+_NO_TEXT_TOWER = re.compile(
+    r"^vision_model\.|^visual_projection\.|^logit_scale$|(^|\.)pooler\."
+    r"|^(cls|lm_head|head|decoder|classifier|qa_outputs)\.|position_ids$"
+)
+
+
+@dataclass
+class WavLinkOutput(ModelOutput):
+    """
+    Args:
+        loss: `[]`, with `return_loss` and as many clips as texts.
+        logits_per_audio: `[B_audio, B_text]`, scaled cosines (plus the bias) of the full vectors.
+        logits_per_text: its transpose.
+        audio_embeds: `[B_audio, projection_dim]`, L2-normalised.
+        text_embeds: `[B_text, projection_dim]`, L2-normalised.
+        audio_model_output, text_model_output: what the towers gave, before projection.
+    """
+
+    loss: Tensor | None = None
+    logits_per_audio: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    audio_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    audio_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self):
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class WavLinkAudioModel(PreTrainedModel):
+    """Whisper's encoder at the clip's own length, with a learned global token appended to its frames.
+
+    With 3000 mel frames, no mask and `use_global_token=False` it computes what `WhisperEncoder` does, bit for bit.
+    """
+
+    config: WhisperConfig
+    config_class = WhisperConfig
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WhisperEncoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__(config)
+        self.encoder = WhisperEncoder._from_config(config, dtype=torch.get_default_dtype())
+        self.global_token = nn.Parameter(torch.empty(1, 1, config.d_model))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, WavLinkAudioModel):
+            init.normal_(module.global_token, std=self.config.init_std)
+
+    def forward(
+        self, input_features: Tensor, input_features_mask: Tensor | None = None, use_global_token: bool = True
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s).
+            input_features_mask: `[B, T]`, 1 for the clip's own frames; without it all T frames are heard.
+            use_global_token: False leaves the token out; the pooled output is then None.
+
+        Returns:
+            `last_hidden_state` `[B, ceil(T / 2), D]`, the frames (20 ms each), and `pooler_output` `[B, D]`, the
+            global token's last state.
+        """
+        hidden_states, mask = self._convolve(input_features, input_features_mask)  # (B, T', D), (B, T')
+        if use_global_token:
+            token = self.global_token.expand(hidden_states.shape[0], -1, -1).to(hidden_states.dtype)
+            hidden_states = torch.cat([hidden_states, token], dim=1)
+            mask = None if mask is None else F.pad(mask, (0, 1), value=1)
+        attention_mask = create_bidirectional_mask(self.config, hidden_states, mask)
+        for layer in self.encoder.layers:
+            # Older transformers 5 give (hidden_states, weights).
+            output = layer(hidden_states, attention_mask)
+            hidden_states = output[0] if isinstance(output, tuple) else output
+        hidden_states = self.encoder.layer_norm(hidden_states)
+        if not use_global_token:
+            return BaseModelOutputWithPooling(last_hidden_state=hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states[:, :-1], pooler_output=hidden_states[:, -1])
+
+    def _convolve(self, input_features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Whisper's two convolutions and positions. Past a clip's end both see the zeros they would see alone."""
+        encoder = self.encoder
+        longest = encoder.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+        if input_features.dim() != 3 or not 1 <= input_features.shape[-1] <= longest:
+            raise ValueError(
+                f"input_features must be [batch, {encoder.num_mel_bins}, 1 to {longest} frames], "
+                f"got {list(input_features.shape)}; one window holds {longest // 100} s"
+            )
+        hidden_states = input_features.to(encoder.conv1.weight.dtype)
+        if mask is not None:
+            hidden_states = hidden_states * mask[:, None].to(hidden_states.dtype)
+        hidden_states = F.gelu(encoder.conv1(hidden_states))
+        if mask is not None:
+            hidden_states = hidden_states * mask[:, None].to(hidden_states.dtype)
+        # torch.export cannot prove the strides of the transpose without its copy.
+        hidden_states = F.gelu(encoder.conv2(hidden_states)).transpose(1, 2).contiguous()  # (B, T', D)
+        positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        if mask is not None:
+            mask = mask[:, encoder.conv2.stride[0] * positions].long()
+        hidden_states = hidden_states + encoder.embed_positions(positions)
+        return F.dropout(hidden_states, p=encoder.dropout, training=self.training), mask
+
+
+def _loss_by_default(forward):
+    """Trainer computes an eval loss only where the signature says `return_loss=True`; the true default is None,
+    so that zero-shot calls (1 clip, n labels) get logits and only an explicit True refuses unequal counts."""
+    signature = inspect.signature(forward)
+    parameters = [p.replace(default=True) if p.name == "return_loss" else p for p in signature.parameters.values()]
+    forward.__signature__ = signature.replace(parameters=parameters)
+    return forward
+
+
+class WavLinkModel(PreTrainedModel):
+    """Audio and text towers, their projections, and the contrastive loss over nested dims.
+
+    `torch.compile` and `torch.export` (dynamic batch and length) work; under `torch.export` give the mask.
+
+    ```python
+    >>> from modeling_wavlink import WavLinkModel
+    >>> model = WavLinkModel.from_audio_text_pretrained("openai/whisper-base.en", "openai/clip-vit-base-patch32")
+    >>> model.get_audio_features(**processor(audio=waveform, sampling_rate=16000, return_tensors="pt")).pooler_output
+    ```
+    """
+
+    config: WavLinkConfig
+    config_class = WavLinkConfig
+    main_input_name = "input_features"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the whole batch, never over accumulated pieces
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: WavLinkConfig):
+        super().__init__(config)
+        dtype = torch.get_default_dtype()  # what from_pretrained was asked for; the towers' configs may say another
+        self.audio_model = WavLinkAudioModel._from_config(config.audio_config, dtype=dtype)
+        self.text_model = AutoModel.from_config(config.text_config, dtype=dtype)
+        if hasattr(self.text_model, "pooler"):  # BERT's has weights that no text pooling of ours uses
+            self.text_model.pooler = None
+        self.audio_projection = nn.Linear(config.audio_config.d_model, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init_value)))
+        self.post_init()
+        self.freeze_constants()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, WavLinkModel):
+            init.normal_(module.audio_projection.weight, std=self.config.initializer_range)
+            init.normal_(module.text_projection.weight, std=self.config.initializer_range)
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+
+    def freeze_constants(self):
+        """Whisper's positions are fixed sinusoids, and a constant moves no softmax: the bias learns under SigLIP only."""
+        self.audio_model.encoder.embed_positions.requires_grad_(False)
+        self.logit_bias.requires_grad_(self.config.loss_type == "sigmoid")
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As transformers', but weights that are missing or unexpected are an error, never a random start."""
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        _refuse_wrong_weights(str(args[0]) if args else "the checkpoint", info)
+        model.freeze_constants()
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def from_audio_text_pretrained(cls, audio: str, text: str, **config) -> "WavLinkModel":
+        """Builds a WavLink from two pretrained towers; only the global token, new projections, scale and bias are new.
+
+        Args:
+            audio: Hub id or folder of a Whisper, whole or encoder only (the decoder is left out).
+            text: Hub id or folder of a CLIP (whole or its text half; its text projection is kept), a ModernBERT or
+                a BERT-like encoder. The pooling of a sentence-transformers folder is kept.
+            config: fields of `WavLinkConfig`. `projection_dim` defaults to CLIP's or the text tower's width.
+        """
+        audio_config = AutoConfig.from_pretrained(audio)
+        if audio_config.model_type != "whisper":
+            raise ValueError(f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper")
+        text_config = AutoConfig.from_pretrained(text)
+        if text_config.model_type == "clip":  # its two halves may each say another projection_dim, which it ignores
+            text_config.text_config.projection_dim = text_config.projection_dim
+            text_config = text_config.text_config
+        clip_text = text_config.model_type == "clip_text_model"
+        config.setdefault("projection_dim", text_config.projection_dim if clip_text else text_config.hidden_size)
+        config.setdefault("matryoshka_dims", nested_dims(config["projection_dim"]))
+        config.setdefault("text_pooling", None if clip_text else _sentence_transformers_pooling(text))
+        model = cls(WavLinkConfig(audio_config=audio_config, text_config=text_config, **config))
+        model.audio_model.encoder.load_state_dict(_load_whisper_encoder(audio).state_dict())
+        tower, projection = _load_text_tower(text, text_config)
+        model.text_model.load_state_dict(tower.state_dict())
+        if projection is not None and projection.shape == model.text_projection.weight.shape:
+            model.text_projection.weight.data.copy_(projection)
+        elif projection is not None:
+            logger.warning(
+                f"the text projection of {text} has {len(projection)} dims, not projection_dim="
+                f"{config['projection_dim']}, so it starts from new random weights"
+            )
+        return model
+
+    def get_audio_features(
+        self, input_features: Tensor, input_features_mask: Tensor | None = None, return_dict: bool = True
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s).
+            input_features_mask: `[B, T]`, 1 for the clip's own frames.
+
+        Returns:
+            `pooler_output` `[B, projection_dim]`, L2-normalised, and `last_hidden_state` `[B, ceil(T / 2), D]`.
+        """
+        output = self.audio_model(input_features, input_features_mask)
+        output["pooler_output"] = self._embed(self.audio_projection, output.pooler_output)
+        return output if return_dict else output.to_tuple()
+
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids: `[B, L]`; more tokens than the tower has positions are refused (the processor truncates).
+            attention_mask: `[B, L]`, 1 for tokens.
+            token_type_ids: `[B, L]`, for towers whose tokenizer gives them (BERT's).
+
+        Returns:
+            `pooler_output` `[B, projection_dim]`, L2-normalised, and `last_hidden_state` `[B, L, D]`.
+        """
+        limit = text_max_length(self.config.text_config)
+        if limit is not None and input_ids.shape[-1] > limit:
+            raise ValueError(
+                f"a text of {input_ids.shape[-1]} tokens is over the text tower's limit of {limit}: shorten it, or "
+                f"tokenize with truncation=True, max_length={limit} (WavLinkProcessor does)"
+            )
+        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **extra)
+        pooled = self._pool_text(output.last_hidden_state, input_ids, attention_mask)
+        embeds = self._embed(self.text_projection, pooled)
+        output = BaseModelOutputWithPooling(last_hidden_state=output.last_hidden_state, pooler_output=embeds)
+        return output if return_dict else output.to_tuple()
+
+    def truncate_embeddings(self, embeds: Tensor, dim: int) -> Tensor:
+        """The first `dim` channels of `[..., projection_dim]`, L2-normalised again; `dim` must be a trained one."""
+        trained = sorted({*self.config.matryoshka_dims, self.config.projection_dim})
+        if dim not in trained:
+            raise ValueError(f"dim must be one of the nested dims this model was trained with, {trained}, got {dim}")
+        return truncate_embeddings(embeds, dim)
+
+    @_loss_by_default
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_features_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        caption_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> WavLinkOutput:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids: `[B_text, L]`.
+            input_features, input_features_mask: `[B_audio, F, T]` and `[B_audio, T]`.
+            caption_ids: `[B, K]`, see `losses_wavlink.false_negatives`: clips that share a caption are then no
+                negatives of each other.
+            return_loss: by default a loss wherever there are as many clips as texts; True refuses unequal counts.
+
+        In training the negatives of all processes are in the loss, with gradients.
+        """
+        if input_ids is None or input_features is None:
+            raise ValueError("give both input_ids and input_features, or call get_text_features or get_audio_features")
+        # Counts are compared only for a loss, so that torch.export can keep them independent without one.
+        with_loss = return_loss is not False and input_ids.shape[0] == input_features.shape[0]
+        if return_loss and not with_loss:
+            raise ValueError(
+                f"return_loss=True needs one text per clip, got {len(input_features)} clips and {len(input_ids)} texts"
+            )
+        audio = self.get_audio_features(input_features, input_features_mask)
+        text = self.get_text_features(input_ids, attention_mask, token_type_ids)
+        audio_embeds, text_embeds = audio.pooler_output, text.pooler_output
+        logits_per_audio = self.scale.to(audio_embeds.dtype) * audio_embeds @ text_embeds.T + self.logit_bias
+        output = WavLinkOutput(
+            loss=self.loss(audio_embeds, text_embeds, caption_ids) if with_loss else None,
+            logits_per_audio=logits_per_audio,
+            logits_per_text=logits_per_audio.T,
+            audio_embeds=audio_embeds,
+            text_embeds=text_embeds,
+            audio_model_output=audio,
+            text_model_output=text,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of the logits, at most `logit_scale_max`. The clamp passes gradients, so that it is no trap."""
+        clamped = self.logit_scale.detach().exp().clamp(max=self.config.logit_scale_max)
+        return clamped * (self.logit_scale - self.logit_scale.detach()).exp()  # exp(0) = 1, with a gradient
+
+    def loss(self, audio_embeds: Tensor, text_embeds: Tensor, caption_ids: Tensor | None = None) -> Tensor:
+        """The training objective of `[B, projection_dim]` pairs, in fp32 whatever the autocast."""
+        with torch.autocast(audio_embeds.device.type, enabled=False):
+            return contrastive_loss(
+                audio_embeds.float(),
+                text_embeds.float(),
+                self.scale.float(),
+                self.logit_bias.float(),
+                self.config.loss_type,
+                self.config.matryoshka_dims,
+                caption_ids,
+                gather_negatives=self.training,
+            )
+
+    def _embed(self, projection: nn.Linear, pooled: Tensor) -> Tensor:
+        return F.normalize(projection(pooled).float(), dim=-1).to(projection.weight.dtype)
+
+    def _pool_text(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """`[B, L, D] -> [B, D]`: the end-of-text state, the first state, or the masked mean."""
+        if self.config.text_pooling == "cls":
+            return hidden_states[:, 0]
+        if self.config.text_pooling == "mean":
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            mask = mask[..., None].to(hidden_states.dtype)
+            return (hidden_states * mask).sum(1) / mask.sum(1)
+        eos = self.config.text_config.eos_token_id
+        # CLIP configs from before transformers 4.31 say 2; the end of text is then the highest id.
+        ends = input_ids.argmax(-1) if eos == 2 else (input_ids == eos).int().argmax(-1)
+        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), ends]
+
+
+def _refuse_wrong_weights(source: str, info: dict, left_out: re.Pattern | None = None, new: tuple = ()) -> None:
+    unexpected = [key for key in info["unexpected_keys"] if not (left_out and left_out.search(key))]
+    missing = [key for key in info["missing_keys"] if not key.startswith(new or ("\0",))]
+    if missing or unexpected:
+        raise ValueError(
+            f"the weights of {source} do not fit: missing {sorted(missing)}, unexpected {sorted(unexpected)}; "
+            "a missing weight would start random, so load a checkpoint that has it"
+        )
+
+
+class _WhisperEncoderAlone(WhisperEncoder):
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]
+
+
+class _CLIPTextAlone(CLIPTextModelWithProjection):
+    _keys_to_ignore_on_load_unexpected = [_NO_TEXT_TOWER.pattern]
+
+
+def _load_whisper_encoder(source: str) -> WhisperEncoder:
+    encoder, info = _WhisperEncoderAlone.from_pretrained(
+        source, output_loading_info=True, dtype=torch.float32, key_mapping={r"^(model\.)?encoder\.": ""}
+    )
+    _refuse_wrong_weights(source, info)
+    return encoder
+
+
+def _load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedModel, Tensor | None]:
+    """The encoder without a pooler, and CLIP's pretrained text projection `[projection_dim, hidden_size]`."""
+    clip_text = config.model_type == "clip_text_model"
+    loader = _CLIPTextAlone if clip_text else AutoModel
+    tower, info = loader.from_pretrained(source, config=config, output_loading_info=True, dtype=torch.float32)
+    _refuse_wrong_weights(source, info, _NO_TEXT_TOWER, new=("text_projection.", "pooler."))
+    if not clip_text:
+        if hasattr(tower, "pooler"):
+            tower.pooler = None
+        return tower, None
+    has_projection = "text_projection.weight" not in info["missing_keys"]
+    return tower.text_model, tower.text_projection.weight.data if has_projection else None
+
+
+def _sentence_transformers_pooling(source: str) -> str | None:
+    path = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        modes = json.load(file)
+    return "mean" if modes.get("pooling_mode_mean_tokens") else "cls"
+
+
+WavLinkModel.register_for_auto_class("AutoModel")

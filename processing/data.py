@@ -1,0 +1,226 @@
+"""Data sets to (audio, captions) rows, rows to batches, and the order in which training sees them."""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from .audio import load_column
+from .synthetic import synthetic_dataset
+
+SYNTHETIC = "synthetic"
+_SYNTHETIC_CLIPS_PER_KIND = {"train": 60, "validation": 5, "test": 10}
+_CAPTION_COLUMN = re.compile(r"captions?(_?\d+)?|text")
+
+
+def load_split(data: str, split: str) -> datasets.Dataset:
+    """One split as a `datasets.Dataset` whose `audio` column holds undecoded bytes or a path.
+
+    Args:
+        data: `"synthetic"` (made by code), a folder in the `audiofolder` layout (`SPLIT/metadata.csv` or
+            `.jsonl` with a `file_name` column, or the same without split folders), or a Hub id.
+        split: such as `"train"`.
+    """
+    if data == SYNTHETIC:
+        return synthetic_dataset(split, _SYNTHETIC_CLIPS_PER_KIND.get(split, 1))
+    if Path(data).is_dir():
+        return _load_folder(Path(data), split)
+    dataset = datasets.load_dataset(data, split=split)
+    if "audio" not in dataset.column_names:
+        raise ValueError(f"{data} has no column 'audio', only {', '.join(dataset.column_names)}")
+    return dataset.cast_column("audio", datasets.Audio(decode=False))
+
+
+def _load_folder(folder: Path, split: str) -> datasets.Dataset:
+    """`datasets`' own audiofolder builder cannot run without torchcodec, even undecoded; the layout is the same."""
+    found = [path for root in (folder / split, folder) for path in sorted(root.glob("metadata.*"))]
+    if not found:
+        raise ValueError(f"{folder} holds neither {split}/metadata.csv (or .jsonl) nor metadata.csv")
+    metadata = found[0]
+    with open(metadata, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file)) if metadata.suffix == ".csv" else [json.loads(line) for line in file]
+    if not rows:
+        raise ValueError(f"{metadata} has no rows")
+    if "file_name" not in rows[0]:
+        raise ValueError(f"{metadata} has no column 'file_name', only {', '.join(rows[0])}")
+    for row in rows:
+        path = metadata.parent / row.pop("file_name")
+        if not path.is_file():
+            raise ValueError(f"{metadata} names {path}, which does not exist")
+        row["audio"] = {"bytes": None, "path": str(path)}
+        if row.get("duration"):
+            row["duration"] = float(row["duration"])
+    dataset = datasets.Dataset.from_list(rows)
+    return dataset.cast(datasets.Features({**dataset.features, "audio": datasets.Audio(decode=False)}))
+
+
+def caption_columns(dataset: datasets.Dataset, wanted: Sequence[str] = ()) -> list[str]:
+    """The columns that hold captions: those `wanted`, or every one named like `caption`, `caption_2` or `text`."""
+    missing = [name for name in wanted if name not in dataset.column_names]
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}; the columns are {', '.join(dataset.column_names)}")
+    names = list(wanted) or [name for name in dataset.column_names if _CAPTION_COLUMN.fullmatch(name)]
+    if not names:
+        raise ValueError(
+            f"no column is named like a caption; name them with caption_columns, out of "
+            f"{', '.join(dataset.column_names)}"
+        )
+    return names
+
+
+def captions_of(row: dict, columns: Sequence[str]) -> list[str]:
+    """The captions of one row that are not empty; a column may hold one caption or a list."""
+    values = [row[name] for name in columns if row.get(name)]
+    return [caption for value in values for caption in ([value] if isinstance(value, str) else value) if caption]
+
+
+class CaptionedAudio(torch.utils.data.Dataset):
+    """Decoded rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}`, the caption to learn from first.
+
+    An item is asked for by `(epoch, index)`, or by `index` alone. Which caption comes first and, for clips over
+    `max_seconds`, which part is heard depend on (seed, epoch, index) only, so that a resumed run sees what an
+    unbroken one would. With `shuffle=False` it is the first caption and the clip's start.
+    """
+
+    def __init__(
+        self, dataset, columns: Sequence[str], max_seconds: float = 30.0, seed: int = 0, shuffle=False, rate=16000
+    ):
+        self.dataset = dataset
+        self.columns = list(columns)
+        self.max_samples = int(max_seconds * rate)
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rate = rate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        row = self.dataset[int(index)]
+        captions = captions_of(row, self.columns)
+        if not captions:
+            raise ValueError(f"row {index} ({self.name(index)}) has no caption in {', '.join(self.columns)}")
+        array = load_column(row["audio"], self.rate)
+        if self.shuffle:
+            rng = np.random.default_rng((self.seed, epoch, index))
+            start = rng.integers(max(len(array) - self.max_samples, 0) + 1)
+            captions = [captions[position] for position in rng.permutation(len(captions))]
+        else:
+            start = 0
+        return {
+            "audio": {"array": array[start : start + self.max_samples], "sampling_rate": self.rate},
+            "captions": captions,
+        }
+
+    def name(self, index: int) -> str:
+        """What to call a row in a message: its file, or its number."""
+        audio = self.dataset[int(index)]["audio"]
+        return audio.get("path") or f"row {index}" if isinstance(audio, dict) else str(audio)
+
+
+class AudioTextCollator:
+    """Rows to the model's inputs, for our loop and for `transformers.Trainer` (with `remove_unused_columns=False`).
+
+    A row holds `audio` (a path, `{"bytes", "path"}` or `{"array", "sampling_rate"}`) and captions, of which the
+    first is the text. `caption_ids` `[B, K]` tell the loss which clips share a caption.
+    """
+
+    def __init__(self, processor, columns: Sequence[str] = ("captions",), padding: str | None = None):
+        self.processor = processor
+        self.columns = list(columns)
+        self.padding = padding
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        rate = self.processor.feature_extractor.sampling_rate
+        captions = [captions_of(row, self.columns) for row in rows]
+        if not all(captions):
+            raise ValueError(f"a row without caption in {', '.join(self.columns)}; it has {', '.join(rows[0])}")
+        batch = self.processor(
+            text=[texts[0] for texts in captions],
+            audio=[load_column(row["audio"], rate) for row in rows],
+            sampling_rate=rate,
+            padding=self.padding,
+            return_tensors="pt",
+        )
+        return {**batch, "caption_ids": caption_ids(captions)}
+
+
+def caption_ids(captions: Sequence[Sequence[str]]) -> torch.Tensor:
+    """`[B, K]` int64: equal texts (but for case and outer space) have equal ids; -1 fills shorter rows."""
+    ids = torch.full((len(captions), max(map(len, captions))), -1)
+    for row, texts in enumerate(captions):
+        ids[row, : len(texts)] = torch.tensor([_caption_id(text) for text in texts])
+    return ids
+
+
+def _caption_id(text: str) -> int:
+    digest = hashlib.blake2b(text.strip().lower().encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # non-negative in int64
+
+
+def durations(dataset: datasets.Dataset) -> list[float]:
+    """Seconds of each clip: the `duration` column, or nothing known (all equal)."""
+    return list(dataset["duration"]) if "duration" in dataset.column_names else [0.0] * len(dataset)
+
+
+class BatchPlan(Sampler):
+    """The batches of all epochs, each a list of `(epoch, index)`; of every batch this process takes its share.
+
+    Batches are grouped by length: each epoch shuffles the clips, sorts them by duration within runs of
+    `group` batches, cuts them, and shuffles the batches. So a batch holds clips of like length drawn at random from
+    1 / (number of runs) of the data; `group=1` is a plain shuffle. The plan depends on (seed, epoch) alone, the
+    number of processes only divides it. What does not fill a batch is left out of that epoch.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[float],
+        batch_size: int,
+        epochs: int,
+        seed: int = 0,
+        group: int = 16,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if batch_size < world_size:
+            raise ValueError(f"batch_size={batch_size} is smaller than the number of processes, {world_size}")
+        if len(lengths) < 2:
+            raise ValueError(f"a contrastive loss needs at least two clips, the data set has {len(lengths)}")
+        self.lengths = np.asarray(lengths)
+        self.batch_size = min(batch_size, len(lengths))
+        self.epochs = epochs
+        self.seed = seed
+        self.group = group
+        self.rank = rank
+        self.world_size = world_size
+        self.start = 0  # batches a resumed run has behind it
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return len(self.lengths) // self.batch_size
+
+    def __len__(self) -> int:
+        return self.epochs * self.batches_per_epoch - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(self.start // self.batches_per_epoch, self.epochs):
+            skipped = max(self.start - epoch * self.batches_per_epoch, 0)
+            for batch in self.epoch(epoch)[skipped:]:
+                yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.lengths))[: self.batches_per_epoch * self.batch_size]
+        run = self.group * self.batch_size
+        runs = [order[start : start + run] for start in range(0, len(order), run)]
+        ordered = np.concatenate([run[np.argsort(self.lengths[run], kind="stable")] for run in runs])
+        batches = ordered.reshape(-1, self.batch_size)
+        return list(batches[rng.permutation(len(batches))])

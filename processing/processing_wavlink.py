@@ -1,0 +1,126 @@
+"""WavLinkProcessor: clips and sentences in, the model's inputs out."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.tokenization_utils_base import LARGE_INTEGER
+from transformers.utils import logging
+
+from .feature_extraction_wavlink import WavLinkFeatureExtractor
+
+logger = logging.get_logger(__name__)
+
+# As `text_max_length` has it in configuration_wavlink.py, which no file of this folder can import and still ship.
+_POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
+
+
+class WavLinkProcessor(ProcessorMixin):
+    """A feature extractor for sound and a tokenizer for text.
+
+    ```python
+    >>> processor = WavLinkProcessor.from_audio_text_pretrained("openai/whisper-base.en", "openai/clip-vit-base-patch32")
+    >>> inputs = processor(text=["a dog barks"], audio=waveform, sampling_rate=16000, return_tensors="pt")
+    >>> sorted(inputs)
+    ['attention_mask', 'input_features', 'input_features_mask', 'input_ids']
+    ```
+    """
+
+    def __init__(self, feature_extractor, tokenizer):
+        super().__init__(feature_extractor, tokenizer)
+
+    @classmethod
+    def from_audio_text_pretrained(cls, audio: str, text: str, **kwargs) -> "WavLinkProcessor":
+        """The processor for `WavLinkModel.from_audio_text_pretrained(audio, text)`.
+
+        Args:
+            audio: Hub id or folder of a Whisper; its mel bins are taken over.
+            text: Hub id or folder with the text tower's tokenizer.
+            kwargs: of `WavLinkFeatureExtractor`, such as `padding="max_length"`.
+        """
+        whisper = AutoFeatureExtractor.from_pretrained(audio)
+        feature_extractor = WavLinkFeatureExtractor(feature_size=whisper.feature_size, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(text)
+        text_config = AutoConfig.from_pretrained(text)
+        text_config = getattr(text_config, "text_config", text_config)
+        positions = getattr(text_config, "max_position_embeddings", None)
+        if positions is not None and text_config.model_type in _POSITIONS_START_AFTER_PADDING:
+            positions -= text_config.pad_token_id + 1
+        if positions is not None and tokenizer.model_max_length > positions:
+            tokenizer.model_max_length = positions
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return cls(feature_extractor, tokenizer)
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        audio=None,
+        sampling_rate: int | None = None,
+        padding: bool | str | None = None,
+        return_tensors: str | None = None,
+        text_kwargs: dict | None = None,
+        audio_kwargs: dict | None = None,
+        common_kwargs: dict | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            text: a sentence or a list. What is over the tower's limit is truncated, with one warning.
+            audio: one mono clip `[samples]` or a list, see `WavLinkFeatureExtractor`.
+            sampling_rate: of the clips, in Hz; required with audio.
+            padding: how *audio* is padded, `"longest"` or `"max_length"`; by default as the checkpoint was trained.
+                Texts are padded to the longest of the batch.
+            return_tensors: `"pt"` or `"np"`.
+            kwargs: further options of the tokenizer.
+            text_kwargs, audio_kwargs, common_kwargs: options by modality, as transformers 5 processors take them.
+
+        Returns:
+            `input_ids`, `attention_mask` `[B_text, L]` and/or `input_features` `[B_audio, F, T]`,
+            `input_features_mask` `[B_audio, T]` (native length only).
+        """
+        if text is None and audio is None:
+            raise ValueError("give text, audio or both")
+        common = {"return_tensors": return_tensors, **(common_kwargs or {})}
+        data = {}
+        if text is not None:
+            data.update(self._tokenize(text, **{**common, **kwargs, **(text_kwargs or {})}))
+        if audio is not None:
+            named = {} if padding is None else {"padding": padding}
+            options = {"sampling_rate": sampling_rate, **common, **named, **(audio_kwargs or {})}
+            if options["sampling_rate"] is None and audio_kwargs is not None:
+                options["sampling_rate"] = self._assumed_sampling_rate()
+            data.update(self.feature_extractor(audio, **options))
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
+
+    def _assumed_sampling_rate(self) -> int:
+        """SentenceTransformer hands bare arrays on without a rate, and its users have no way to give one."""
+        rate = self.feature_extractor.sampling_rate
+        logger.warning_once(
+            f"no sampling rate came with the audio: {rate} Hz is assumed. Give {{'array': clip, 'sampling_rate': rate}} "
+            "instead of a bare array to have it checked."
+        )
+        return rate
+
+    def _tokenize(self, text, return_tensors=None, padding=True, truncation=True, max_length=None, **kwargs) -> dict:
+        several = hasattr(text, "__iter__") and not isinstance(text, (str, dict))
+        texts = list(text) if several else [text]
+        if not texts or not all(isinstance(sentence, str) for sentence in texts):
+            raise ValueError("text must be a string or a list of at least one string")
+        limit = min(max_length or LARGE_INTEGER, self.tokenizer.model_max_length)
+        truncation = bool(truncation) and limit < LARGE_INTEGER  # a tokenizer without a limit has int(1e30)
+        options = {"padding": padding, "truncation": truncation, "max_length": limit if truncation else max_length}
+        tokens = self.tokenizer(texts, **options, **kwargs)
+        longest = max(len(ids) for ids in tokens["input_ids"])
+        if truncation and longest == limit and max_length is None:
+            self._warn_if_truncated(texts, limit)
+        return tokens.convert_to_tensors(return_tensors)
+
+    def _warn_if_truncated(self, texts: list[str], limit: int) -> None:
+        if max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]) > limit:
+            # Once means once for the same message, so it holds nothing of the batch.
+            logger.warning_once(f"texts over the text tower's limit of {limit} tokens are truncated (said once)")
+
+
+WavLinkProcessor.register_for_auto_class("AutoProcessor")

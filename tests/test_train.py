@@ -1,0 +1,178 @@
+"""The loop: its command line, what it writes, and that a killed run is not lost."""
+
+import dataclasses
+import json
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+import train
+from modeling_wavlink import WavLinkModel
+from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
+
+from .conftest import RATE, tone
+
+OPTIONS = [
+    *("data", "train_split", "validation_split", "caption_columns", "init", "audio_model", "text_model"),
+    *("audio_config", "text_config", "projection_dim", "matryoshka_dims", "loss_type", "padding", "max_seconds"),
+    *("mask_false_negatives", "batch_size", "epochs", "max_steps", "learning_rate", "warmup_ratio", "weight_decay"),
+    *("max_grad_norm", "mixed_precision", "attn_implementation", "gradient_checkpointing", "num_workers"),
+    *("save_steps", "seed", "output_dir"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An audiofolder of 14 tones, two of which share each caption."""
+    root = tmp_path_factory.mktemp("tones")
+    for split in ("train", "validation"):
+        (root / split).mkdir()
+        lines = ["file_name,duration,label,caption,caption_2"]
+        for i in range(14):
+            seconds = 0.2 + 0.05 * i
+            soundfile.write(root / split / f"{i}.wav", tone(150 * (1 + i // 2), seconds, i), RATE)
+            lines.append(f"{i}.wav,{seconds},tone {i // 2},tone number {i // 2},number {i // 2}")
+        (root / split / "metadata.csv").write_text("\n".join(lines))
+    return root
+
+
+def recipe(folder, output, *options) -> Recipe:
+    small = ["--batch_size", "4", "--epochs", "2", "--num_workers", "0", "--mixed_precision", "no"]
+    return train.parse_recipe(["quickstart", "--data", str(folder), "--output_dir", str(output), *small, *options])
+
+
+def test_the_command_line_is_frozen():
+    assert sorted(OPTIONS) == sorted(field.name for field in dataclasses.fields(Recipe) if field.name != "name")
+
+
+def test_every_option_is_parsed_as_its_field():
+    parsed = train.parse_recipe(
+        ["sounds", "--matryoshka_dims", "8,4", "--caption_columns", "a,b", "--mask_false_negatives", "false"]
+        + ["--audio_config", '{"d_model": 8}', "--learning_rate", "2e-4", "--max_steps", "7"]
+    )
+    assert parsed.matryoshka_dims == (8, 4) and parsed.caption_columns == ("a", "b")
+    assert parsed.mask_false_negatives is False and parsed.audio_config == {"d_model": 8}
+    assert parsed.learning_rate == 2e-4 and parsed.max_steps == 7 and parsed.output_dir == "runs/sounds"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["quickstart", "--learning_rat", "1"], "did you mean --learning_rate?"),
+        (["quickstart", "--bach_size=3"], "did you mean --batch_size?"),
+        (["quickstrat"], "the recipes are quickstart, sounds"),
+        (["quickstart", "--gradient_checkpointing", "maybe"], "true or false"),
+    ],
+)
+def test_wrong_command_lines_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_recipe(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_frozen(name):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get_recipe(name).seed = 1
+
+
+@pytest.mark.parametrize("loss_type", ["info_nce", "sigmoid"])
+def test_a_run_writes_models_metrics_and_a_picture(folder, tmp_path, loss_type):
+    output = train.train(recipe(folder, tmp_path / "run", "--loss_type", loss_type))
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    validations = [record["validation"] for record in records if "validation" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]  # 14 clips, batches of 4, 2 epochs
+    assert steps[0]["learning_rate"] == 0.0 and steps[1]["learning_rate"] == 1e-3  # one step of warm-up
+    assert len(validations) == 2
+    for way in ("text_to_audio", "audio_to_text"):
+        assert set(validations[0][way]) == {"128", "64", "32", "16"}
+        assert set(validations[0][way]["16"]) == {"R@1", "R@5", "R@10"}
+    assert (output / "loss.png").stat().st_size > 1000
+    assert json.loads((output / "recipe.json").read_text())["batch_size"] == 4
+    for name in ("best", "last"):
+        model = AutoModel.from_pretrained(output / name, trust_remote_code=True).eval()
+        processor = AutoProcessor.from_pretrained(output / name, trust_remote_code=True)
+        inputs = processor(audio=tone(), text="tone number 1", sampling_rate=RATE, return_tensors="pt")
+        with torch.no_grad():
+            assert model(**inputs).audio_embeds.shape == (1, 128)
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_training_learns(folder, tmp_path):
+    options = ["--max_steps", "60", "--batch_size", "7", "--learning_rate", "3e-3"]
+    output = train.train(recipe(folder, tmp_path / "run", *options))
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    last = [record["validation"] for record in records if "validation" in record][-1]
+    assert last["audio_to_text"]["128"]["R@1"]["value"] >= 0.5  # by chance 2 of 14
+
+
+@pytest.mark.parametrize("dropped_at", [2, 5])
+def test_a_killed_run_resumes_to_the_same_weights_and_metrics(folder, tmp_path, monkeypatch, dropped_at):
+    options = ["--save_steps", "2", "--max_seconds", "0.4"]
+    whole = train.train(recipe(folder, tmp_path / "whole", *options))
+    killed = recipe(folder, tmp_path / "killed", *options)
+    learn = train.Run.learn
+
+    def die(self, batch):
+        if self.step == dropped_at:
+            raise KeyboardInterrupt
+        return learn(self, batch)
+
+    monkeypatch.setattr(train.Run, "learn", die)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(killed)
+    monkeypatch.setattr(train.Run, "learn", learn)
+    resumed = train.train(killed)
+    expected, got = (load_file(run / "last/model.safetensors") for run in (whole, resumed))
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert (whole / "metrics.jsonl").read_text() == (resumed / "metrics.jsonl").read_text()
+
+
+def test_a_finished_run_is_not_run_again(folder, tmp_path, monkeypatch):
+    train.train(recipe(folder, tmp_path / "run"))
+    monkeypatch.setattr(train.Run, "learn", lambda self, batch: pytest.fail("trained on"))
+    train.train(recipe(folder, tmp_path / "run"))
+
+
+def test_only_the_newest_checkpoints_are_kept(folder, tmp_path):
+    output = train.train(recipe(folder, tmp_path / "run", "--save_steps", "1"))
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_clips(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(WavLinkModel, "loss", lambda self, audio, text, ids: (audio.sum() + text.sum()) * float("nan"))
+    with pytest.raises(ValueError, match=r"the loss is nan at step 0; its clips: .*\.wav"):
+        train.train(recipe(folder, tmp_path / "run"))
+
+
+def test_training_starts_from_towers_or_from_a_wavlink(folder, tmp_path, whisper_folder, bert_folder, wavlink_folder):
+    towers = ["--audio_model", str(whisper_folder), "--text_model", str(bert_folder), "--projection_dim", "16"]
+    first = train.train(recipe(folder, tmp_path / "towers", *towers, "--max_steps", "1", "--padding", "max_length"))
+    assert AutoModel.from_pretrained(first / "last", trust_remote_code=True).config.matryoshka_dims == [16, 8, 4, 2]
+    processor = AutoProcessor.from_pretrained(first / "last", trust_remote_code=True)
+    assert processor.feature_extractor.padding == "max_length"
+    second = train.train(recipe(folder, tmp_path / "init", "--init", str(first / "last"), "--learning_rate", "0"))
+    weights = (load_file(run / "last/model.safetensors") for run in (first, second))
+    before, after = weights
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--caption_columns", "title"], "no column title; the columns are .*caption_2"),
+        (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--loss_type", "triplet"], "loss_type must be one of info_nce, sigmoid"),
+    ],
+)
+def test_bad_recipes_fail_before_anything_is_written(folder, tmp_path, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train.train(recipe(folder, tmp_path / "run", *options))
+    assert not (tmp_path / "run").exists()
