@@ -28,8 +28,17 @@ from transformers import get_cosine_schedule_with_warmup
 
 from modeling_wavlink.building import build
 from modeling_wavlink.evaluation import evaluate_dataset, table
+from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
-from processing.data import AudioTextCollator, BatchPlan, CaptionedAudio, caption_columns, durations, load_split
+from processing.data import (
+    AudioTextCollator,
+    BatchPlan,
+    CaptionedAudio,
+    add_label_captions,
+    caption_columns,
+    durations,
+    load_split,
+)
 
 CHECKPOINTS_KEPT = 2
 
@@ -94,9 +103,13 @@ class Run:
         set_seed(recipe.seed)
         train_set = load_split(recipe.data, recipe.train_split)
         self.columns = caption_columns(train_set, recipe.caption_columns)
+        learned = list(self.columns)
+        if recipe.label_prompt:
+            train_set, name = add_label_captions(train_set, recipe.label_prompt)
+            learned.append(name)
         self.validation_set = load_split(recipe.data, recipe.validation_split)
-        model, self.processor = build(recipe, train_set, self.columns)
-        self.data = CaptionedAudio(train_set, self.columns, recipe.max_seconds, recipe.seed, shuffle=True)
+        model, self.processor = build(recipe, train_set, learned)
+        self.data = CaptionedAudio(train_set, learned, recipe.max_seconds, recipe.seed, shuffle=True)
         self.plan = self._plan(durations(train_set))
         self.steps = recipe.max_steps or len(self.plan)
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
@@ -141,12 +154,10 @@ class Run:
     def learn(self, batch: dict[str, torch.Tensor]) -> float:
         """One optimizer step; the loss, as a mean over processes."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        with self.accelerator.autocast():
-            loss = self.model(**batch, return_loss=True).loss
-        value = self.accelerator.reduce(loss.detach(), "mean").item()
+        loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size)
+        value = self.accelerator.reduce(loss, "mean").item()
         if not math.isfinite(value):
             raise ValueError(f"the loss is {value} at step {self.step}; its clips: {', '.join(self._names())}")
-        self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()

@@ -1,4 +1,4 @@
-"""From a recipe to a model and its processor: pretrained towers, a WavLink to go on from, or small towers from scratch."""
+"""From a recipe to a model and its processor: pretrained towers, a WavLink to go on from, or small new towers."""
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoProcessor, PreTrainedTokenizerFast

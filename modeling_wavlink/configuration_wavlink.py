@@ -10,7 +10,7 @@ TEXT_POOLINGS = ("eos", "cls", "mean")
 # RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
-# (whisper width, layers, heads, mel bins, vocabulary), (CLIP text width, heads), nested dims: Table 1 of arXiv 2601.15118.
+# (Whisper width, layers, heads, mel bins, vocabulary), (CLIP text width, heads): Table 1 of arXiv 2601.15118.
 _SIZES = {
     "base": ((512, 6, 8, 80, 51864), (512, 8)),  # whisper-base.en + CLIP ViT-B/32
     "small": ((768, 12, 12, 80, 51864), (512, 8)),  # whisper-small.en + CLIP ViT-B/32
@@ -114,6 +114,11 @@ class WavLinkConfig(PretrainedConfig):
             raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}")
         if self.text_pooling not in TEXT_POOLINGS:
             raise ValueError(f"text_pooling must be one of {', '.join(TEXT_POOLINGS)}, got {self.text_pooling!r}")
+        if self.text_pooling == "eos" and self.text_config.eos_token_id is None:
+            raise ValueError(
+                f"text_pooling='eos' needs an eos_token_id, which this {self.text_config.model_type!r} config lacks: "
+                "use 'cls' or 'mean'"
+            )
         dims = self.matryoshka_dims
         if not dims or any(not 1 <= dim <= self.projection_dim for dim in dims) or len(set(dims)) != len(dims):
             raise ValueError(

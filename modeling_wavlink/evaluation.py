@@ -151,7 +151,7 @@ def evaluate_dataset(model, processor, dataset, columns: Sequence[str], prompt: 
     Texts are the distinct captions; a clip and a caption correspond if it is one of the clip's captions, so clips
     that share a caption answer for each other.
     """
-    from processing.data import CaptionedAudio, captions_of, durations
+    from processing.data import CaptionedAudio, captions_of, durations, label_names
 
     was_training = model.training
     model.eval()
@@ -166,8 +166,9 @@ def evaluate_dataset(model, processor, dataset, columns: Sequence[str], prompt: 
     dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
     scores = {"clips": len(captions), "captions": len(texts)}
     scores |= retrieval_scores(audio_embeds, embed_text(model, processor, texts), correspondence, dims)
-    if "label" in dataset.column_names:
-        scores["zero_shot"] = _zero_shot(model, processor, audio_embeds, dataset["label"], prompt, dims)
+    labels = label_names(dataset)
+    if any(labels):
+        scores["zero_shot"] = _zero_shot(model, processor, audio_embeds, labels, prompt, dims)
     model.train(was_training)
     return scores
 
@@ -182,6 +183,8 @@ class _Arrays:
 
 def _zero_shot(model, processor, audio_embeds, labels: Sequence[str], prompt: str, dims: Sequence[int]) -> dict:
     """Accuracy over the split's own labels; clips without a label are left out and counted."""
+    if "{}" not in prompt:
+        raise ValueError(f"the prompt must say where the label goes, as in {PROMPT!r}, got {prompt!r}")
     names = sorted({label for label in labels if label})
     rows = [index for index, label in enumerate(labels) if label]
     targets = np.array([names.index(labels[index]) for index in rows])
@@ -232,6 +235,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", default=PROMPT, help="of zero-shot labels (default: %(default)s)")
     parser.add_argument("--output", help="a JSON file for the scores")
     options = parser.parse_args(argv)
+    if options.output:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     dataset = load_split(options.benchmark, options.split)
     columns = caption_columns(dataset, options.caption_columns)
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True)

@@ -1,4 +1,4 @@
-"""Contrastive losses: pure functions of embeddings, scale and bias, both directions, over nested dims and processes."""
+"""Contrastive losses: functions of embeddings, scale and bias, in both directions, over nested dims and processes."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,8 +1,7 @@
 """WavLink: a Whisper encoder with one learned global token beside a text encoder, in one space (arXiv 2601.15118)."""
 
 import inspect
-import json
-import re
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,6 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModel,
-    CLIPTextModelWithProjection,
-    PretrainedConfig,
     PreTrainedModel,
     WhisperConfig,
 )
@@ -20,19 +17,18 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import ModelOutput, cached_file, logging
+from transformers.utils import ModelOutput, logging
 
 from .configuration_wavlink import WavLinkConfig, nested_dims, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
+from .pretrained_wavlink import (
+    load_text_tower,
+    load_whisper_encoder,
+    refuse_wrong_weights,
+    sentence_transformers_pooling,
+)
 
 logger = logging.get_logger(__name__)
-
-# Weights of a pretrained text checkpoint that we leave out: CLIP's vision tower and temperature, the pooler and the
-# pretraining heads of a text encoder, and buffers that old checkpoints stored.
-_NO_TEXT_TOWER = re.compile(
-    r"^vision_model\.|^visual_projection\.|^logit_scale$|(^|\.)pooler\."
-    r"|^(cls|lm_head|head|decoder|classifier|qa_outputs)\.|position_ids$"
-)
 
 
 @dataclass
@@ -150,7 +146,9 @@ def _loss_by_default(forward):
 class WavLinkModel(PreTrainedModel):
     """Audio and text towers, their projections, and the contrastive loss over nested dims.
 
-    `torch.compile` and `torch.export` (dynamic batch and length) work; under `torch.export` give the mask.
+    `torch.compile` (with `dynamic=True` one graph for all batches) and `torch.export` (dynamic batch and length) work.
+    Export with at least 3 mel frames (one position after the convolutions is a case of its own to `torch.export`) and
+    with `return_loss=False`, which keeps the numbers of clips and texts independent.
 
     ```python
     >>> from modeling_wavlink import WavLinkModel
@@ -192,7 +190,7 @@ class WavLinkModel(PreTrainedModel):
             init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
     def freeze_constants(self):
-        """Whisper's positions are fixed sinusoids, and a constant moves no softmax: the bias learns under SigLIP only."""
+        """Whisper's positions are fixed sinusoids; a constant moves no softmax, so only SigLIP's bias learns."""
         self.audio_model.encoder.embed_positions.requires_grad_(False)
         self.logit_bias.requires_grad_(self.config.loss_type == "sigmoid")
 
@@ -200,7 +198,7 @@ class WavLinkModel(PreTrainedModel):
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         """As transformers', but weights that are missing or unexpected are an error, never a random start."""
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        _refuse_wrong_weights(str(args[0]) if args else "the checkpoint", info)
+        refuse_wrong_weights(str(args[0]) if args else "the checkpoint", info)
         model.freeze_constants()
         return (model, info) if output_loading_info else model
 
@@ -224,10 +222,10 @@ class WavLinkModel(PreTrainedModel):
         clip_text = text_config.model_type == "clip_text_model"
         config.setdefault("projection_dim", text_config.projection_dim if clip_text else text_config.hidden_size)
         config.setdefault("matryoshka_dims", nested_dims(config["projection_dim"]))
-        config.setdefault("text_pooling", None if clip_text else _sentence_transformers_pooling(text))
+        config.setdefault("text_pooling", None if clip_text else sentence_transformers_pooling(text))
         model = cls(WavLinkConfig(audio_config=audio_config, text_config=text_config, **config))
-        model.audio_model.encoder.load_state_dict(_load_whisper_encoder(audio).state_dict())
-        tower, projection = _load_text_tower(text, text_config)
+        model.audio_model.encoder.load_state_dict(load_whisper_encoder(audio).state_dict())
+        tower, projection = load_text_tower(text, text_config)
         model.text_model.load_state_dict(tower.state_dict())
         if projection is not None and projection.shape == model.text_projection.weight.shape:
             model.text_projection.weight.data.copy_(projection)
@@ -336,18 +334,32 @@ class WavLinkModel(PreTrainedModel):
 
     @property
     def scale(self) -> Tensor:
-        """The factor of the logits, at most `logit_scale_max`. The clamp passes gradients, so that it is no trap."""
-        clamped = self.logit_scale.detach().exp().clamp(max=self.config.logit_scale_max)
-        return clamped * (self.logit_scale - self.logit_scale.detach()).exp()  # exp(0) = 1, with a gradient
+        """The factor of the logits, at most `logit_scale_max`."""
+        return self._clamp_scale(self.logit_scale)
 
-    def loss(self, audio_embeds: Tensor, text_embeds: Tensor, caption_ids: Tensor | None = None) -> Tensor:
-        """The training objective of `[B, projection_dim]` pairs, in fp32 whatever the autocast."""
+    def _clamp_scale(self, logit_scale: Tensor) -> Tensor:
+        """The clamp passes gradients, so that it is no trap."""
+        clamped = logit_scale.clamp(max=math.log(self.config.logit_scale_max))
+        return (logit_scale + (clamped - logit_scale).detach()).exp()
+
+    def loss(
+        self,
+        audio_embeds: Tensor,
+        text_embeds: Tensor,
+        caption_ids: Tensor | None = None,
+        logit_scale: Tensor | None = None,
+        logit_bias: Tensor | None = None,
+    ) -> Tensor:
+        """The training objective of `[B, projection_dim]` pairs, in fp32 whatever the autocast; `logit_scale` (a log)
+        and `logit_bias` default to the model's own."""
+        logit_scale = self.logit_scale if logit_scale is None else logit_scale
+        logit_bias = self.logit_bias if logit_bias is None else logit_bias
         with torch.autocast(audio_embeds.device.type, enabled=False):
             return contrastive_loss(
                 audio_embeds.float(),
                 text_embeds.float(),
-                self.scale.float(),
-                self.logit_bias.float(),
+                self._clamp_scale(logit_scale.float()),
+                logit_bias.float(),
                 self.config.loss_type,
                 self.config.matryoshka_dims,
                 caption_ids,
@@ -369,55 +381,6 @@ class WavLinkModel(PreTrainedModel):
         # CLIP configs from before transformers 4.31 say 2; the end of text is then the highest id.
         ends = input_ids.argmax(-1) if eos == 2 else (input_ids == eos).int().argmax(-1)
         return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), ends]
-
-
-def _refuse_wrong_weights(source: str, info: dict, left_out: re.Pattern | None = None, new: tuple = ()) -> None:
-    unexpected = [key for key in info["unexpected_keys"] if not (left_out and left_out.search(key))]
-    missing = [key for key in info["missing_keys"] if not key.startswith(new or ("\0",))]
-    if missing or unexpected:
-        raise ValueError(
-            f"the weights of {source} do not fit: missing {sorted(missing)}, unexpected {sorted(unexpected)}; "
-            "a missing weight would start random, so load a checkpoint that has it"
-        )
-
-
-class _WhisperEncoderAlone(WhisperEncoder):
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]
-
-
-class _CLIPTextAlone(CLIPTextModelWithProjection):
-    _keys_to_ignore_on_load_unexpected = [_NO_TEXT_TOWER.pattern]
-
-
-def _load_whisper_encoder(source: str) -> WhisperEncoder:
-    encoder, info = _WhisperEncoderAlone.from_pretrained(
-        source, output_loading_info=True, dtype=torch.float32, key_mapping={r"^(model\.)?encoder\.": ""}
-    )
-    _refuse_wrong_weights(source, info)
-    return encoder
-
-
-def _load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedModel, Tensor | None]:
-    """The encoder without a pooler, and CLIP's pretrained text projection `[projection_dim, hidden_size]`."""
-    clip_text = config.model_type == "clip_text_model"
-    loader = _CLIPTextAlone if clip_text else AutoModel
-    tower, info = loader.from_pretrained(source, config=config, output_loading_info=True, dtype=torch.float32)
-    _refuse_wrong_weights(source, info, _NO_TEXT_TOWER, new=("text_projection.", "pooler."))
-    if not clip_text:
-        if hasattr(tower, "pooler"):
-            tower.pooler = None
-        return tower, None
-    has_projection = "text_projection.weight" not in info["missing_keys"]
-    return tower.text_model, tower.text_projection.weight.data if has_projection else None
-
-
-def _sentence_transformers_pooling(source: str) -> str | None:
-    path = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return None
-    with open(path, encoding="utf-8") as file:
-        modes = json.load(file)
-    return "mean" if modes.get("pooling_mode_mean_tokens") else "cls"
 
 
 WavLinkModel.register_for_auto_class("AutoModel")

@@ -13,6 +13,7 @@ class Recipe:
     train_split: str = "train"
     validation_split: str = "validation"
     caption_columns: tuple[str, ...] = ()  # default: every column named like a caption
+    label_prompt: str = ""  # such as "This is a sound of {}.": the label so worded is one more training caption
     init: str = ""  # a WavLink folder or Hub id to start from, instead of two towers
     audio_model: str = ""  # a Whisper; without it, towers of `audio_config` and `text_config` from scratch
     text_model: str = ""  # a CLIP, ModernBERT or BERT-like encoder
@@ -25,6 +26,7 @@ class Recipe:
     max_seconds: float = 30.0  # longer training clips are cropped at random, longer test clips at their start
     mask_false_negatives: bool = True  # clips that share a caption are no negatives of each other
     batch_size: int = 64  # over all processes
+    micro_batch_size: int = 0  # clips a process embeds at once, with the same gradients; 0: its whole share
     epochs: int = 3
     max_steps: int = 0  # 0: `epochs` decides
     learning_rate: float = 1e-4
@@ -60,6 +62,7 @@ def _quickstart() -> Recipe:
             "max_position_embeddings": 64,
         },
         projection_dim=128,
+        label_prompt="This is a sound of {}.",
         learning_rate=1e-3,
         epochs=12,
     )

@@ -8,12 +8,13 @@ import soundfile
 import soxr
 
 
-def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16000) -> np.ndarray:
+def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16000, name: str = "") -> np.ndarray:
     """Decodes any format libsndfile reads (wav, flac, ogg, opus, mp3, ...).
 
     Args:
         path_or_bytes: a file's path, or its content.
         sampling_rate: wanted, in Hz; other rates are resampled at soxr's high quality.
+        name: what errors call the file (default: its path).
 
     Returns:
         float32 `[samples]` in [-1, 1], the mean of the channels.
@@ -21,32 +22,48 @@ def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16
     Raises:
         ValueError: the file cannot be read, is empty, or holds NaN or infinite samples; it names the file.
     """
-    is_bytes = isinstance(path_or_bytes, bytes)
-    name = f"{len(path_or_bytes)} bytes of audio" if is_bytes else os.fspath(path_or_bytes)
+    if isinstance(path_or_bytes, bytes):
+        name = name or f"a clip of {len(path_or_bytes)} bytes"
+        file = io.BytesIO(path_or_bytes)
+    elif isinstance(path_or_bytes, (str, os.PathLike)):
+        file = os.fspath(path_or_bytes)
+        name = name or file
+        if not os.path.isfile(file):
+            raise ValueError(f"{name} does not exist or is not a file")
+    else:
+        raise ValueError(f"a sound is a file's path or its bytes, not {type(path_or_bytes).__name__}")
     try:
-        samples, rate = soundfile.read(
-            io.BytesIO(path_or_bytes) if is_bytes else name, dtype="float32", always_2d=True
-        )  # (samples, channels)
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (samples, channels)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise ValueError(f"cannot read {name} as sound: {error}") from error
-    if not len(samples):
-        raise ValueError(f"{name} holds no samples")
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{name} holds NaN or infinite samples")
-    mono = samples.mean(axis=1)
-    return mono if rate == sampling_rate else soxr.resample(mono, rate, sampling_rate).astype(np.float32, copy=False)
+        raise ValueError(f"cannot read {name} as sound: {getattr(error, 'error_string', error)}") from error
+    return _at_rate(samples.mean(axis=1), rate, sampling_rate, name)
 
 
 def load_column(value, sampling_rate: int = 16000) -> np.ndarray:
     """What an `audio` column holds, as `load_audio` gives it: a path, `{"bytes", "path"}` or `{"array",
-    "sampling_rate"}`."""
-    if isinstance(value, dict) and value.get("array") is not None:
-        array = np.asarray(value["array"], dtype=np.float32)
-        rate = value["sampling_rate"]
-        return array if rate == sampling_rate else soxr.resample(array, rate, sampling_rate)
-    if isinstance(value, dict):
-        try:
-            return load_audio(value.get("bytes") or value["path"], sampling_rate)
-        except ValueError as error:
-            raise ValueError(f"{value.get('path') or 'a clip without a name'}: {error}") from error
-    return load_audio(value, sampling_rate)
+    "sampling_rate"}`, whose array must be mono floats."""
+    if not isinstance(value, dict):
+        return load_audio(value, sampling_rate)
+    if value.get("array") is None:
+        path, content = value.get("path"), value.get("bytes")
+        return load_audio(path if content is None else content, sampling_rate, name=path or "")
+    array, rate = np.asarray(value["array"]), value.get("sampling_rate")
+    name = value.get("path") or f"an array of shape {list(array.shape)}"
+    if rate is None:
+        raise ValueError(f"{name} has no sampling_rate: give {{'array': clip, 'sampling_rate': rate}}")
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            f"{name} holds {array.dtype}, a clip is [samples] of floats in [-1, 1]: average the channels of stereo, "
+            "and divide 16-bit samples by 32768"
+        )
+    return _at_rate(array.astype(np.float32, copy=False), rate, sampling_rate, name)
+
+
+def _at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
+    if not np.isfinite(mono).all():
+        raise ValueError(f"{name} holds NaN or infinite samples")
+    if rate != wanted and len(mono):
+        mono = soxr.resample(mono, rate, wanted)
+    if not len(mono):
+        raise ValueError(f"{name} holds no samples at {wanted} Hz")
+    return mono

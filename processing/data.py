@@ -25,12 +25,13 @@ def load_split(data: str, split: str) -> datasets.Dataset:
 
     Args:
         data: `"synthetic"` (made by code), a folder in the `audiofolder` layout (`SPLIT/metadata.csv` or
-            `.jsonl` with a `file_name` column, or the same without split folders), or a Hub id.
+            `.jsonl` with a `file_name` column, or the same without split folders), a Hub id, or a copy of a Hub
+            repository with parquet files.
         split: such as `"train"`.
     """
     if data == SYNTHETIC:
         return synthetic_dataset(split, _SYNTHETIC_CLIPS_PER_KIND.get(split, 1))
-    if Path(data).is_dir():
+    if Path(data).is_dir() and not any(Path(data).rglob("*.parquet")):
         return _load_folder(Path(data), split)
     dataset = datasets.load_dataset(data, split=split)
     if "audio" not in dataset.column_names:
@@ -40,25 +41,46 @@ def load_split(data: str, split: str) -> datasets.Dataset:
 
 def _load_folder(folder: Path, split: str) -> datasets.Dataset:
     """`datasets`' own audiofolder builder cannot run without torchcodec, even undecoded; the layout is the same."""
-    found = [path for root in (folder / split, folder) for path in sorted(root.glob("metadata.*"))]
+    names = [root / f"metadata.{suffix}" for root in (folder / split, folder) for suffix in ("csv", "jsonl")]
+    found = [path for path in names if path.is_file()]
     if not found:
-        raise ValueError(f"{folder} holds neither {split}/metadata.csv (or .jsonl) nor metadata.csv")
+        raise ValueError(f"{folder} holds neither {split}/metadata.csv (or .jsonl) nor metadata.csv (or .jsonl)")
     metadata = found[0]
-    with open(metadata, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file)) if metadata.suffix == ".csv" else [json.loads(line) for line in file]
+    rows = _read_metadata(metadata)
+    if metadata.parent == folder and (folder / split).is_dir():  # one list for all split folders
+        rows = [row for row in rows if Path(row["file_name"]).parts[0] == split]
     if not rows:
-        raise ValueError(f"{metadata} has no rows")
-    if "file_name" not in rows[0]:
-        raise ValueError(f"{metadata} has no column 'file_name', only {', '.join(rows[0])}")
+        raise ValueError(f"{metadata} has no rows for {split}")
     for row in rows:
         path = metadata.parent / row.pop("file_name")
         if not path.is_file():
             raise ValueError(f"{metadata} names {path}, which does not exist")
         row["audio"] = {"bytes": None, "path": str(path)}
-        if row.get("duration"):
-            row["duration"] = float(row["duration"])
     dataset = datasets.Dataset.from_list(rows)
     return dataset.cast(datasets.Features({**dataset.features, "audio": datasets.Audio(decode=False)}))
+
+
+def _read_metadata(path: Path) -> list[dict]:
+    """Rows that all have the same keys, None where a row has no such cell, and `duration` in seconds."""
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+        lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
+        try:
+            rows = list(lines)
+            for row in [row for row in rows if "duration" in row]:
+                row["duration"] = float(row["duration"]) if row["duration"] else None
+        except ValueError as error:
+            raise ValueError(f"cannot read {path}: {error}") from error
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name is not None]
+    if rows and "file_name" not in names:
+        raise ValueError(f"{path} has no column 'file_name', only {', '.join(names)}")
+    for number, row in enumerate(rows, start=1):
+        if not row.get("file_name"):
+            raise ValueError(f"{path} has no file_name in row {number}")
+        if None in row:
+            raise ValueError(
+                f"{path} has more cells than columns for {row['file_name']}: put a text that holds a comma in quotes"
+            )
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
 def caption_columns(dataset: datasets.Dataset, wanted: Sequence[str] = ()) -> list[str]:
@@ -78,7 +100,29 @@ def caption_columns(dataset: datasets.Dataset, wanted: Sequence[str] = ()) -> li
 def captions_of(row: dict, columns: Sequence[str]) -> list[str]:
     """The captions of one row that are not empty; a column may hold one caption or a list."""
     values = [row[name] for name in columns if row.get(name)]
-    return [caption for value in values for caption in ([value] if isinstance(value, str) else value) if caption]
+    captions = [caption for value in values for caption in ([value] if isinstance(value, str) else value)]
+    return [caption for caption in captions if caption and caption.strip()]
+
+
+def label_names(dataset: datasets.Dataset) -> list[str | None]:
+    """The `label` column as names, None where there is none; data sets on the Hub often hold class numbers."""
+    if "label" not in dataset.column_names:
+        return [None] * len(dataset)
+    names = getattr(dataset.features["label"], "names", None)
+    if names:
+        return [names[label] if label is not None and label >= 0 else None for label in dataset["label"]]
+    return [label if isinstance(label, str) else None for label in dataset["label"]]
+
+
+def add_label_captions(dataset: datasets.Dataset, prompt: str) -> tuple[datasets.Dataset, str]:
+    """The data set with one more caption column, `prompt` around each clip's label, and that column's name.
+
+    Zero-shot classification then asks in words the model has learned from.
+    """
+    if "label" not in dataset.column_names:
+        raise ValueError(f"label_prompt needs a column 'label'; the columns are {', '.join(dataset.column_names)}")
+    captions = [prompt.format(label.replace("_", " ")) if label else "" for label in label_names(dataset)]
+    return dataset.add_column("label_caption", captions), "label_caption"
 
 
 class CaptionedAudio(torch.utils.data.Dataset):
@@ -86,7 +130,7 @@ class CaptionedAudio(torch.utils.data.Dataset):
 
     An item is asked for by `(epoch, index)`, or by `index` alone. Which caption comes first and, for clips over
     `max_seconds`, which part is heard depend on (seed, epoch, index) only, so that a resumed run sees what an
-    unbroken one would. With `shuffle=False` it is the first caption and the clip's start.
+    unbroken one would. With `shuffle=False` it is the first caption, and a clip over `max_seconds` is an error.
     """
 
     def __init__(
@@ -113,10 +157,14 @@ class CaptionedAudio(torch.utils.data.Dataset):
             rng = np.random.default_rng((self.seed, epoch, index))
             start = rng.integers(max(len(array) - self.max_samples, 0) + 1)
             captions = [captions[position] for position in rng.permutation(len(captions))]
-        else:
-            start = 0
+            array = array[start : start + self.max_samples]
+        elif len(array) > self.max_samples:
+            raise ValueError(
+                f"{self.name(index)} lasts {len(array) / self.rate:.2f} s, the limit is "
+                f"{self.max_samples / self.rate:g} s: cut it into windows"
+            )
         return {
-            "audio": {"array": array[start : start + self.max_samples], "sampling_rate": self.rate},
+            "audio": {"array": array, "sampling_rate": self.rate},
             "captions": captions,
         }
 
@@ -167,8 +215,9 @@ def _caption_id(text: str) -> int:
 
 
 def durations(dataset: datasets.Dataset) -> list[float]:
-    """Seconds of each clip: the `duration` column, or nothing known (all equal)."""
-    return list(dataset["duration"]) if "duration" in dataset.column_names else [0.0] * len(dataset)
+    """Seconds of each clip: the `duration` column, 0 where nothing is known."""
+    known = dataset["duration"] if "duration" in dataset.column_names else [None] * len(dataset)
+    return [float(seconds or 0) for seconds in known]
 
 
 class BatchPlan(Sampler):
@@ -190,10 +239,16 @@ class BatchPlan(Sampler):
         rank: int = 0,
         world_size: int = 1,
     ):
-        if batch_size < world_size:
-            raise ValueError(f"batch_size={batch_size} is smaller than the number of processes, {world_size}")
-        if len(lengths) < 2:
-            raise ValueError(f"a contrastive loss needs at least two clips, the data set has {len(lengths)}")
+        if min(batch_size, len(lengths)) < 2:
+            raise ValueError(
+                f"a contrastive loss needs at least two clips in a batch, got batch_size={batch_size} and a data set "
+                f"of {len(lengths)}"
+            )
+        if min(batch_size, len(lengths)) < world_size:
+            raise ValueError(
+                f"batch_size={batch_size} and a data set of {len(lengths)} leave nothing for some of the "
+                f"{world_size} processes: use fewer"
+            )
         self.lengths = np.asarray(lengths)
         self.batch_size = min(batch_size, len(lengths))
         self.epochs = epochs

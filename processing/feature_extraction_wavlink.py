@@ -69,7 +69,7 @@ class WavLinkFeatureExtractor(WhisperFeatureExtractor):
         if padding == "max_length":
             batch = {"input_features": [self._log_mel(clip, self.n_samples) for clip in clips]}
         else:
-            # Two frames past the end still overlap the clip: they count for its maximum, as they do in 30 s of padding.
+            # Two frames past the end still overlap the clip: they count for its maximum, as in 30 s of padding.
             frames = [-(-len(clip) // self.hop_length) for clip in clips]
             spectrograms = [
                 self._log_mel(clip, (count + 2) * self.hop_length)[:, :count]

@@ -16,7 +16,8 @@ class WavLinkProcessor(ProcessorMixin):
     """A feature extractor for sound and a tokenizer for text.
 
     ```python
-    >>> processor = WavLinkProcessor.from_audio_text_pretrained("openai/whisper-base.en", "openai/clip-vit-base-patch32")
+    >>> towers = "openai/whisper-base.en", "openai/clip-vit-base-patch32"
+    >>> processor = WavLinkProcessor.from_audio_text_pretrained(*towers)
     >>> inputs = processor(text=["a dog barks"], audio=waveform, sampling_rate=16000, return_tensors="pt")
     >>> sorted(inputs)
     ['attention_mask', 'input_features', 'input_features_mask', 'input_ids']
@@ -98,8 +99,8 @@ class WavLinkProcessor(ProcessorMixin):
         """SentenceTransformer hands bare arrays on without a rate, and its users have no way to give one."""
         rate = self.feature_extractor.sampling_rate
         logger.warning_once(
-            f"no sampling rate came with the audio: {rate} Hz is assumed. Give {{'array': clip, 'sampling_rate': rate}} "
-            "instead of a bare array to have it checked."
+            f"no sampling rate came with the audio: {rate} Hz is assumed. Give {{'array': clip, 'sampling_rate': "
+            "rate} instead of a bare array to have it checked."
         )
         return rate
 

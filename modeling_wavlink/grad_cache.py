@@ -1,0 +1,90 @@
+"""A contrastive batch of any size on a device of any size: exact gradients in small chunks (arXiv 2101.06983)."""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int = 0) -> Tensor:
+    """Adds the batch's gradients to `.grad`, and returns its loss, detached.
+
+    The loss needs all embeddings at once but only their gradients flow on into the towers. So: embed the chunks
+    without a graph, take the loss's gradient with respect to the embeddings, then embed each chunk again and send its
+    share of that gradient back. Memory is that of one chunk; dropout is replayed, so the result is that of one piece.
+
+    Args:
+        accelerator: an `accelerate.Accelerator`.
+        model: a `WavLinkModel` as `accelerator.prepare` gave it.
+        batch: what `WavLinkModel.forward` takes, as many clips as texts.
+        micro_batch_size: clips a chunk; 0 takes the batch in one piece.
+    """
+    inputs = {name: value for name, value in batch.items() if name != "caption_ids"}
+    size = len(batch["input_ids"])
+    if not micro_batch_size or micro_batch_size >= size:
+        with accelerator.autocast():
+            loss = model(**batch, return_loss=True).loss
+        accelerator.backward(loss)
+        return loss.detach()
+    starts = range(0, size, micro_batch_size)
+    chunks = [trim({name: x[start : start + micro_batch_size] for name, x in inputs.items()}) for start in starts]
+    states, pairs = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(_random_state(accelerator.device))
+            pairs.append(_embed(accelerator, model, chunk))
+    audio, text = (torch.cat(side).float().requires_grad_() for side in zip(*pairs, strict=True))
+    wavlink = accelerator.unwrap_model(model)
+    # Copies, because gradients of the parameters themselves may only arise under the wrapper's last backward.
+    scale, bias = (p.detach().requires_grad_() for p in (wavlink.logit_scale, wavlink.logit_bias))
+    loss = wavlink.loss(audio, text, batch.get("caption_ids"), logit_scale=scale, logit_bias=bias)
+    factor = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
+    audio_grad, text_grad, scale_grad, bias_grad = torch.autograd.grad(
+        factor * loss, (audio, text, scale, bias), materialize_grads=True
+    )
+    for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
+        last = number == len(chunks) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            with _replay(state, accelerator.device):
+                audio_embeds, text_embeds = _embed(accelerator, model, chunk)
+            rows = slice(starts[number], starts[number] + micro_batch_size)
+            surrogate = (audio_embeds * audio_grad[rows]).sum() + (text_embeds * text_grad[rows]).sum()
+            if last:
+                surrogate = surrogate + wavlink.logit_scale * scale_grad
+                if wavlink.logit_bias.requires_grad:
+                    surrogate = surrogate + wavlink.logit_bias * bias_grad
+            surrogate.backward()
+    return loss.detach()
+
+
+def trim(chunk: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drops the frames and tokens that are padding for every row of a chunk; masks make that change no vector."""
+    chunk = dict(chunk)
+    for mask, names in {
+        "input_features_mask": ("input_features", "input_features_mask"),
+        "attention_mask": ("input_ids", "attention_mask", "token_type_ids"),
+    }.items():
+        if mask in chunk:
+            longest = int(chunk[mask].sum(1).max())
+            chunk |= {name: chunk[name][..., :longest] for name in names if name in chunk}
+    return chunk
+
+
+def _embed(accelerator, model, chunk: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    with accelerator.autocast():
+        output = model(**chunk, return_loss=False)
+    return output.audio_embeds, output.text_embeds
+
+
+def _random_state(device: torch.device) -> tuple:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def _replay(state: tuple, device: torch.device):
+    """A context in which chance repeats itself; afterwards it goes on as before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], device)
+        yield

@@ -1,0 +1,66 @@
+"""The towers out of pretrained checkpoints, whole or in part, with no weight left to chance unnoticed."""
+
+import json
+import re
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, CLIPTextModelWithProjection, PretrainedConfig, PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import cached_file
+
+# Weights of a pretrained text checkpoint that we leave out: CLIP's vision tower and temperature, the pooler and the
+# pretraining heads of a text encoder, and buffers that old checkpoints stored.
+_NO_TEXT_TOWER = re.compile(
+    r"^vision_model\.|^visual_projection\.|^logit_scale$|(^|\.)pooler\."
+    r"|^(cls|lm_head|head|decoder|classifier|qa_outputs)\.|position_ids$"
+)
+
+
+def refuse_wrong_weights(source: str, info: dict, left_out: re.Pattern | None = None, new: tuple = ()) -> None:
+    unexpected = [key for key in info["unexpected_keys"] if not (left_out and left_out.search(key))]
+    missing = [key for key in info["missing_keys"] if not key.startswith(new or ("\0",))]
+    if missing or unexpected:
+        raise ValueError(
+            f"the weights of {source} do not fit: missing {sorted(missing)}, unexpected {sorted(unexpected)}; "
+            "a missing weight would start random, so load a checkpoint that has it"
+        )
+
+
+class _WhisperEncoderAlone(WhisperEncoder):
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]
+
+
+class _CLIPTextAlone(CLIPTextModelWithProjection):
+    _keys_to_ignore_on_load_unexpected = [_NO_TEXT_TOWER.pattern]
+
+
+def load_whisper_encoder(source: str) -> WhisperEncoder:
+    encoder, info = _WhisperEncoderAlone.from_pretrained(
+        source, output_loading_info=True, dtype=torch.float32, key_mapping={r"^(model\.)?encoder\.": ""}
+    )
+    refuse_wrong_weights(source, info)
+    return encoder
+
+
+def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedModel, Tensor | None]:
+    """The encoder without a pooler, and CLIP's pretrained text projection `[projection_dim, hidden_size]`."""
+    clip_text = config.model_type == "clip_text_model"
+    loader = _CLIPTextAlone if clip_text else AutoModel
+    tower, info = loader.from_pretrained(source, config=config, output_loading_info=True, dtype=torch.float32)
+    refuse_wrong_weights(source, info, _NO_TEXT_TOWER, new=("text_projection.", "pooler."))
+    if not clip_text:
+        if hasattr(tower, "pooler"):
+            tower.pooler = None
+        return tower, None
+    has_projection = "text_projection.weight" not in info["missing_keys"]
+    return tower.text_model, tower.text_projection.weight.data if has_projection else None
+
+
+def sentence_transformers_pooling(source: str) -> str | None:
+    path = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        modes = json.load(file)
+    return "mean" if modes.get("pooling_mode_mean_tokens") else "cls"

@@ -1,0 +1,173 @@
+"""Files of the common formats decode to what was written, and what cannot be decoded is named."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from processing.audio import load_audio, load_column
+
+from .conftest import RATE, tone
+
+FORMATS = {  # file name: (container, codec, largest RMS error of what comes back)
+    "sound.wav": ("WAV", "PCM_16", 2e-5),
+    "24 bits.wav": ("WAV", "PCM_24", 1e-7),
+    "floats.wav": ("WAV", "FLOAT", 0),
+    "sound.flac": ("FLAC", "PCM_16", 2e-5),
+    "vorbis.ogg": ("OGG", "VORBIS", 0.01),
+    "opus.ogg": ("OGG", "OPUS", 0.05),
+    "sound.opus": ("OGG", "OPUS", 0.05),
+    "sound.mp3": ("MP3", "MPEG_LAYER_III", 0.01),
+}
+
+
+def pure(hertz: float, rate: int = RATE, seconds: float = 1.0) -> np.ndarray:
+    """float32 `[samples]`: a sine of amplitude 0.5."""
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def pitch(clip: np.ndarray) -> float:
+    """Hz of the strongest partial of a clip at 16 kHz."""
+    power = np.abs(np.fft.rfft(clip * np.hanning(len(clip))))
+    return np.fft.rfftfreq(len(clip), 1 / RATE)[power.argmax()]
+
+
+def encoded(clip: np.ndarray, container: str = "WAV", codec: str = "FLOAT", rate: int = RATE) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, clip, rate, format=container, subtype=codec)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("name", "container", "codec", "error"), [(name, *form) for name, form in FORMATS.items()])
+def test_every_format_comes_back_as_it_was_written(name, container, codec, error, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(encoded(pure(440), container, codec))
+    clip = load_audio(path)
+    assert clip.dtype == np.float32 and clip.shape == (RATE,)
+    assert np.sqrt(np.mean((clip - pure(440)) ** 2)) <= error
+    assert pitch(clip) == 440
+    for same in (load_audio(str(path)), load_audio(path.read_bytes())):
+        np.testing.assert_array_equal(same, clip)
+
+
+def test_channels_are_averaged():
+    left, right = np.array([0.5, -0.25, 0.75], np.float32), np.array([0.25, 0.25, -0.75], np.float32)
+    np.testing.assert_array_equal(load_audio(encoded(np.stack([left, right], axis=1))), [0.375, 0, 0])
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_resampling_keeps_pitch_level_and_length(rate):
+    clip = load_audio(encoded(pure(1000, rate, 2.0), rate=rate))
+    assert clip.dtype == np.float32 and clip.shape == (2 * RATE,)
+    assert pitch(clip) == 1000
+    middle = slice(RATE // 2, -RATE // 2)
+    np.testing.assert_allclose(clip[middle], pure(1000, RATE, 2.0)[middle], atol=1e-4)
+
+
+def test_what_the_lower_rate_cannot_hold_does_not_fold_back():
+    clip = load_audio(encoded(pure(12000, 44100), rate=44100))
+    assert np.abs(clip[RATE // 4 : -RATE // 4]).max() < 1e-4
+
+
+def test_another_rate_on_demand():
+    clip = load_audio(encoded(pure(440)), sampling_rate=8000)
+    assert clip.shape == (8000,)
+
+
+def spoilt(value: float) -> np.ndarray:
+    clip = tone()
+    clip[99] = value
+    return clip
+
+
+BAD_FILES = {
+    "text.wav": (b"Not a sound, but a page of text. " * 100, "cannot read"),
+    "text.mp3": (b"Not a sound, but a page of text. " * 100, "cannot read"),
+    "nothing.wav": (b"", "cannot read"),
+    "header.wav": (encoded(tone())[:20], "cannot read"),
+    "header.flac": (encoded(tone(), "FLAC", "PCM_16")[:30], "cannot read"),
+    "header.ogg": (encoded(tone(), "OGG", "OPUS")[:40], "cannot read"),
+    "half.flac": (encoded(tone(), "FLAC", "PCM_16")[:9000], "cannot read"),
+    "unknown.raw": (bytes(400), "cannot read"),
+    "silent.wav": (encoded(tone()[:0]), "no samples"),
+    "blip.wav": (encoded(tone()[:1], rate=44100), "no samples at 16000 Hz"),
+    "nan.wav": (encoded(spoilt(np.nan)), "NaN or infinite"),
+    "inf.wav": (encoded(spoilt(np.inf)), "NaN or infinite"),
+    "inf 44.wav": (encoded(spoilt(-np.inf), rate=44100), "NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [(name, *case) for name, case in BAD_FILES.items()])
+def test_bad_files_are_named(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    for load in (load_audio, load_column):
+        with pytest.raises(ValueError, match=f"{name}.*{message}|{message}.*{name}"):
+            load(path)
+    with pytest.raises(ValueError, match=f"{name}.*{message}|{message}.*{name}"):
+        load_column({"bytes": None, "path": str(path)})
+
+
+@pytest.mark.parametrize("name", ["text.wav", "nothing.wav", "silent.wav", "nan.wav"])
+def test_bad_bytes_are_named_by_their_path_where_they_have_one(name):
+    content, message = BAD_FILES[name]
+    with pytest.raises(ValueError, match=f"{name}.*{message}|{message}.*{name}"):
+        load_column({"bytes": content, "path": name})
+    with pytest.raises(ValueError, match=f"clip of {len(content)} bytes"):
+        load_column({"bytes": content, "path": None})
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    for path in (tmp_path / "nowhere.wav", tmp_path):
+        with pytest.raises(ValueError, match=f"{path} does not exist or is not a file"):
+            load_audio(path)
+
+
+@pytest.mark.parametrize("value", [None, 3, ["dog.wav"], {}, {"bytes": None, "path": None}])
+def test_what_is_no_sound_at_all_is_refused(value):
+    with pytest.raises(ValueError, match="path or its bytes, not"):
+        load_column(value)
+
+
+def test_a_column_may_hold_paths_bytes_or_arrays(tmp_path):
+    path = tmp_path / "dog.wav"
+    path.write_bytes(encoded(tone()))
+    forms = [
+        str(path),
+        path,
+        path.read_bytes(),
+        {"bytes": None, "path": str(path)},
+        {"path": str(path)},
+        {"bytes": path.read_bytes(), "path": "a name inside an archive.wav"},
+        {"bytes": path.read_bytes(), "path": None},
+        {"array": tone(), "sampling_rate": RATE},
+        {"array": tone().astype(np.float64), "sampling_rate": RATE, "path": str(path)},
+        {"array": tone().tolist(), "sampling_rate": RATE},
+    ]
+    for form in forms:
+        clip = load_column(form)
+        assert clip.dtype == np.float32
+        np.testing.assert_array_equal(clip, tone())
+
+
+def test_arrays_of_another_rate_are_resampled_as_files_are():
+    clip = pure(1000, 44100)
+    resampled = load_column({"array": clip.astype(np.float64), "sampling_rate": 44100})
+    np.testing.assert_array_equal(resampled, load_audio(encoded(clip, rate=44100)))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"array": tone()}, "has no sampling_rate"),
+        ({"array": (tone() * 32767).astype(np.int16), "sampling_rate": RATE}, "int16.*divide 16-bit samples by 32768"),
+        ({"array": np.stack([tone(), tone()]), "sampling_rate": RATE}, r"\[2, 16000\].*average the channels"),
+        ({"array": np.stack([tone(), tone()]), "sampling_rate": 44100}, r"\[2, 16000\].*average the channels"),
+        ({"array": tone()[:0], "sampling_rate": 44100}, "no samples"),
+        ({"array": spoilt(np.nan), "sampling_rate": RATE, "path": "dog.wav"}, "dog.wav holds NaN"),
+    ],
+)
+def test_bad_arrays_are_refused_with_what_to_do(value, message):
+    with pytest.raises(ValueError, match=message):
+        load_column(value)

@@ -1,0 +1,70 @@
+"""Every snippet of the README runs, in a folder that looks like a user's."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+import train
+
+from .conftest import RATE, tone
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A quickstart model of two steps, two sound files and an audiofolder."""
+    root = tmp_path_factory.mktemp("readme")
+    for name in ("dog.wav", "bell.flac"):
+        soundfile.write(root / name, tone(300, 0.7), RATE)
+    for split in ("train", "validation"):
+        (root / "my_sounds" / split).mkdir(parents=True)
+        rows = [(f"{hertz}.wav", f"a tone of {hertz} hertz") for hertz in range(200, 1200, 100)]
+        for name, _ in rows:
+            soundfile.write(root / "my_sounds" / split / name, tone(int(name[:-4]), 0.3), RATE)
+        lines = ["file_name,caption", *(",".join(row) for row in rows)]
+        (root / "my_sounds" / split / "metadata.csv").write_text("\n".join(lines))
+    options = ["--data", str(root / "my_sounds"), "--label_prompt", "", "--max_steps", "2", "--num_workers", "0"]
+    train.train(train.parse_recipe(["quickstart", *options, "--output_dir", str(root / "runs/quickstart")]))
+    return root
+
+
+def run(command: list[str], cwd: Path) -> str:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "hf"), "PYTHONPATH": str(ROOT)}
+    environment |= {"ACCELERATE_USE_CPU": "true", "DISABLE_MLFLOW_INTEGRATION": "true"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_there_are_five_snippets_and_both_commands():
+    assert len(PYTHON) == 4 and any("python train.py" in block for block in BASH)
+    assert any(block.startswith("make demo") for block in BASH) and any(
+        block.startswith("make test") for block in BASH
+    )
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_python_snippets_run(number, workplace):
+    assert run([sys.executable, "-c", PYTHON[number]], workplace) or number == 2
+
+
+def test_the_training_command_runs(workplace, whisper_folder, bert_folder):
+    command = next(block for block in BASH if "python train.py" in block).replace("\\\n", " ").split()
+    towers = {"openai/whisper-tiny.en": whisper_folder, "sentence-transformers/all-MiniLM-L6-v2": bert_folder}
+    command = [str(towers.get(word, word)) for word in command[2:]]
+    run([sys.executable, str(ROOT / "train.py"), *command, "--max_steps", "1"], workplace)
+    assert (workplace / "runs/sounds/best/config.json").exists()
+
+
+def test_the_index_names_files_that_exist():
+    for name in re.findall(r"^\| `([^`]+)`", README, re.MULTILINE):
+        assert (ROOT / name).exists(), name
