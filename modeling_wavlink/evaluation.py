@@ -239,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     dataset = load_split(options.benchmark, options.split)
     columns = caption_columns(dataset, options.caption_columns)
-    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModel.from_pretrained(options.model, trust_remote_code=True).to(device)
     processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=True)
     scores = {"model": options.model, "benchmark": options.benchmark, "split": options.split}
     scores |= evaluate_dataset(model, processor, dataset, columns, options.prompt)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -9,11 +10,15 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import soundfile
 import torch
 from torch.utils.data import Sampler
+from transformers.utils import logging
 
 from .audio import load_column
 from .synthetic import synthetic_dataset
+
+logger = logging.get_logger(__name__)
 
 SYNTHETIC = "synthetic"
 _SYNTHETIC_CLIPS_PER_KIND = {"train": 60, "validation": 5, "test": 10}
@@ -49,6 +54,8 @@ def _load_folder(folder: Path, split: str) -> datasets.Dataset:
     rows = _read_metadata(metadata)
     if metadata.parent == folder and (folder / split).is_dir():  # one list for all split folders
         rows = [row for row in rows if Path(row["file_name"]).parts[0] == split]
+    elif metadata.parent == folder:
+        logger.warning(f"{folder} has no split folders: all of its rows are taken as {split!r}")
     if not rows:
         raise ValueError(f"{metadata} has no rows for {split}")
     for row in rows:
@@ -215,9 +222,24 @@ def _caption_id(text: str) -> int:
 
 
 def durations(dataset: datasets.Dataset) -> list[float]:
-    """Seconds of each clip: the `duration` column, 0 where nothing is known."""
+    """Seconds of each clip: the `duration` column, else what the file's header says, 0 where neither does."""
     known = dataset["duration"] if "duration" in dataset.column_names else [None] * len(dataset)
-    return [float(seconds or 0) for seconds in known]
+    return [
+        float(_header_seconds(dataset[index]["audio"]) if seconds is None else seconds)
+        for index, seconds in enumerate(known)
+    ]
+
+
+def _header_seconds(audio) -> float:
+    """Only orders batches, so what cannot be read is left to the decoder to complain of."""
+    audio = audio if isinstance(audio, dict) else {"path": audio}
+    if audio.get("array") is not None:
+        return len(audio["array"]) / audio["sampling_rate"]
+    content = audio.get("bytes")
+    try:
+        return soundfile.info(audio["path"] if content is None else io.BytesIO(content)).duration
+    except (soundfile.SoundFileError, TypeError):
+        return 0.0
 
 
 class BatchPlan(Sampler):

@@ -102,13 +102,13 @@ def test_a_run_writes_models_metrics_and_a_picture(folder, tmp_path, loss_type):
 
 
 def test_training_learns(folder, tmp_path):
-    options = ["--max_steps", "60", "--batch_size", "7", "--learning_rate", "3e-3"]
+    options = ["--max_steps", "80", "--batch_size", "7", "--warmup_ratio", "0.1"]
     output = train.train(recipe(folder, tmp_path / "run", *options))
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     last = [record["validation"] for record in records if "validation" in record][-1]
-    assert last["audio_to_text"]["128"]["R@1"]["value"] >= 0.5  # by chance 2 of 14
+    assert last["audio_to_text"]["128"]["R@1"]["value"] > 0.4  # by chance 2 of 14
 
 
 @pytest.mark.parametrize("dropped_at", [2, 5])
