@@ -1,7 +1,6 @@
 """WavLink: a Whisper encoder with one learned global token beside a text encoder, in one space (arXiv 2601.15118)."""
 
 import inspect
-import math
 from dataclasses import dataclass
 
 import torch
@@ -339,8 +338,8 @@ class WavLinkModel(PreTrainedModel):
 
     def _clamp_scale(self, logit_scale: Tensor) -> Tensor:
         """The clamp passes gradients, so that it is no trap."""
-        clamped = logit_scale.clamp(max=math.log(self.config.logit_scale_max))
-        return (logit_scale + (clamped - logit_scale).detach()).exp()
+        clamped = logit_scale.detach().exp().clamp(max=self.config.logit_scale_max)
+        return clamped * (logit_scale - logit_scale.detach()).exp()
 
     def loss(
         self,
