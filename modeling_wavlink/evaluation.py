@@ -40,6 +40,14 @@ def recall_at_k(similarities: np.ndarray, correspondence: np.ndarray, k: int) ->
     return float((ranks(similarities, correspondence) <= k).mean())
 
 
+def chance_recall(correspondence: np.ndarray, k: int) -> float:
+    """What `recall_at_k` is for a random order: the mean of 1 - C(n - r, k) / C(n, k), with r relevant of n."""
+    candidates = correspondence.shape[1]
+    drawn = np.arange(min(k, candidates))
+    misses = np.clip(candidates - correspondence.sum(axis=1)[:, None] - drawn, 0, None) / (candidates - drawn)
+    return float(1 - misses.prod(axis=1).mean())
+
+
 def zero_shot_accuracy(similarities: np.ndarray, targets: np.ndarray, k: int = 1) -> float:
     """The share of clips whose label is among the `k` most similar; ties count against the model.
 
@@ -164,7 +172,9 @@ def evaluate_dataset(model, processor, dataset, columns: Sequence[str], prompt: 
     for index, row in enumerate(captions):
         correspondence[index, [position[text] for text in row]] = True
     dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
-    scores = {"clips": len(captions), "captions": len(texts)}
+    scores = {"clips": len(captions), "captions": len(texts), "chance": {}}
+    for direction, relevant in (("text_to_audio", correspondence.T), ("audio_to_text", correspondence)):
+        scores["chance"][direction] = {f"R@{k}": chance_recall(relevant, k) for k in KS}
     scores |= retrieval_scores(audio_embeds, embed_text(model, processor, texts), correspondence, dims)
     labels = label_names(dataset)
     if any(labels):
@@ -201,12 +211,12 @@ def _zero_shot(model, processor, audio_embeds, labels: Sequence[str], prompt: st
 def table(scores: dict) -> str:
     """The scores of `evaluate_dataset` for a person, in percent, with the chance level where it is known."""
     lines = [f"{scores['clips']} clips, {scores['captions']} captions"]
-    chance = {f"R@{k}": f"{100 * min(k / n, 1):.1f}" for k in KS for n in [max(scores["clips"], scores["captions"])]}
     lines.append(f"{'':26}" + "".join(f"{f'R@{k}':>22}" for k in KS))
     for direction in ("text_to_audio", "audio_to_text"):
         for dim, row in scores[direction].items():
             lines.append(f"{direction:15}{dim:>6} dims" + "".join(f"{_percent(row[f'R@{k}']):>22}" for k in KS))
-    lines.append(f"{'one relevant by chance':26}" + "".join(f"{chance[f'R@{k}']:>22}" for k in KS))
+        chance = scores["chance"][direction]
+        lines.append(f"{'by chance':>26}" + "".join(f"{100 * chance[f'R@{k}']:>22.1f}" for k in KS))
     zero_shot = scores.get("zero_shot")
     for dim in [key for key in zero_shot or () if key.isdigit()]:
         row = zero_shot[dim]

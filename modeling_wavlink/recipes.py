@@ -52,6 +52,7 @@ def _quickstart() -> Recipe:
             "encoder_attention_heads": 4,
             "encoder_ffn_dim": 512,
             "num_mel_bins": 80,
+            "init_std": 0.08,  # about 1 / sqrt(128): the default 0.02 is for wide towers, and starts these asleep
         },
         text_config={
             "model_type": "bert",
@@ -60,11 +61,12 @@ def _quickstart() -> Recipe:
             "num_attention_heads": 4,
             "intermediate_size": 512,
             "max_position_embeddings": 64,
+            "initializer_range": 0.08,
         },
         projection_dim=128,
         label_prompt="This is a sound of {}.",
         learning_rate=1e-3,
-        epochs=12,
+        epochs=10,
     )
 
 
@@ -73,6 +75,8 @@ def _sounds() -> Recipe:
 
     python train.py sounds --data FOLDER --audio_model openai/whisper-tiny.en \\
         --text_model sentence-transformers/all-MiniLM-L6-v2
+
+    About an hour on 2 cores for 10,000 clips of 3 s; its result is in the README.
     """
     return Recipe(
         name="sounds",

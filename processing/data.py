@@ -34,6 +34,8 @@ def load_split(data: str, split: str) -> datasets.Dataset:
             repository with parquet files.
         split: such as `"train"`.
     """
+    if not data:
+        raise ValueError("name the data set: an audiofolder, a Hub id, or 'synthetic' (train.py --data)")
     if data == SYNTHETIC:
         return synthetic_dataset(split, _SYNTHETIC_CLIPS_PER_KIND.get(split, 1))
     if Path(data).is_dir() and not any(Path(data).rglob("*.parquet")):

@@ -58,6 +58,7 @@ def test_parameter_counts_of_table_1(size, total, audio, text, dims):
     assert millions(model.audio_model, model.audio_projection) == audio
     assert millions(model.text_model, model.text_projection) == text
     assert model.config.matryoshka_dims == dims
+    assert model.config.text_config.projection_dim == dims[0]
 
 
 def test_default_is_the_base_size():
@@ -96,7 +97,7 @@ def test_nested_dims_are_halves():
     [
         ({"loss_type": "clip"}, "loss_type must be one of info_nce, sigmoid, got 'clip'"),
         ({"text_pooling": "max"}, "text_pooling must be one of eos, cls, mean, got 'max'"),
-        ({"text_pooling": "eos", "text_config": TOWERS[2]}, "needs an eos_token_id, which this 'bert' config has not"),
+        ({"text_pooling": "eos", "text_config": TOWERS[2]}, "needs an eos_token_id, which this 'bert' config lacks"),
         ({"audio_config": {"model_type": "wav2vec2"}}, "must be a Whisper config, got 'wav2vec2'"),
         ({"text_config": {"model_type": "no_such_model"}}, "knows no model_type 'no_such_model'"),
         ({"matryoshka_dims": []}, "matryoshka_dims must be"),

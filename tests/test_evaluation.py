@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from modeling_wavlink.evaluation import (
+    chance_recall,
     compute_metrics,
     embed_audio,
     evaluate_dataset,
@@ -33,6 +34,19 @@ RELEVANT = np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]], dtype=bool)
 def test_ranks_by_hand():
     # The best; second behind 0.8, through its better candidate; and behind 0.7 and both that tie with it.
     assert ranks(SIMILARITIES, RELEVANT).tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("k", "chance"),
+    [
+        (1, (1 / 4 + 2 / 4 + 1 / 4) / 3),
+        (2, (1 / 2 + (1 - 1 / 6) + 1 / 2) / 3),  # of 6 pairs of candidates one misses both relevant ones
+        (3, (3 / 4 + 1 + 3 / 4) / 3),
+        (9, 1.0),
+    ],
+)
+def test_recall_by_chance_by_hand(k, chance):
+    assert chance_recall(RELEVANT, k) == pytest.approx(chance)
 
 
 @pytest.mark.parametrize(("k", "recall"), [(1, 1 / 3), (2, 2 / 3), (3, 2 / 3), (4, 1)])

@@ -167,6 +167,7 @@ def test_training_starts_from_towers_or_from_a_wavlink(folder, tmp_path, whisper
     "options, message",
     [
         (["--caption_columns", "title"], "no column title; the columns are .*caption_2"),
+        (["--data", ""], "name the data set: .*--data"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--loss_type", "triplet"], "loss_type must be one of info_nce, sigmoid"),
     ],
