@@ -142,6 +142,7 @@ class Run:
             batch_sampler=self.plan,
             collate_fn=self._collate(),
             num_workers=self.recipe.num_workers,
+            generator=torch.Generator(),  # its own, so that a resumed run does not draw from the model's chance again
             pin_memory=torch.cuda.is_available(),
         )
 

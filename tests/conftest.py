@@ -27,7 +27,7 @@ from processing import WavLinkProcessor
 RATE = 16000
 WORDS = "a the dog cat bell rain barks meows rings falls this is sound of . low high loud quiet".split()
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny operations gain nothing from a second thread and wait for it on a busy machine
 
 
 def tone(hertz: float = 440.0, seconds: float = 1.0, seed: int = 0) -> np.ndarray:

@@ -33,6 +33,7 @@ def workplace(tmp_path_factory) -> Path:
         lines = ["file_name,caption", *(",".join(row) for row in rows)]
         (root / "my_sounds" / split / "metadata.csv").write_text("\n".join(lines))
     options = ["--data", str(root / "my_sounds"), "--label_prompt", "", "--max_steps", "2", "--num_workers", "0"]
+    options += ["--mixed_precision", "no"]
     train.train(train.parse_recipe(["quickstart", *options, "--output_dir", str(root / "runs/quickstart")]))
     return root
 
