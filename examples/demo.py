@@ -18,7 +18,7 @@ from processing.synthetic import KINDS, synthetic_dataset
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
-QUERIES = ("a quiet low church bell", "a fast high alarm", "loud rain")
+QUERIES = ("a quiet low church bell", "a loud police siren", "heavy rain")
 
 
 def name_a_sound(folder: str, clips: list[dict]) -> None:
