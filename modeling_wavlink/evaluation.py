@@ -214,20 +214,21 @@ def table(scores: dict) -> str:
     lines.append(f"{'':26}" + "".join(f"{f'R@{k}':>22}" for k in KS))
     for direction in ("text_to_audio", "audio_to_text"):
         for dim, row in scores[direction].items():
-            lines.append(f"{direction:15}{dim:>6} dims" + "".join(f"{_percent(row[f'R@{k}']):>22}" for k in KS))
+            lines.append(f"{direction:15}{dim:>6} dims" + "".join(f"{percent(row[f'R@{k}']):>22}" for k in KS))
         chance = scores["chance"][direction]
         lines.append(f"{'by chance':>26}" + "".join(f"{100 * chance[f'R@{k}']:>22.1f}" for k in KS))
     zero_shot = scores.get("zero_shot")
     for dim in [key for key in zero_shot or () if key.isdigit()]:
         row = zero_shot[dim]
         lines.append(
-            f"zero-shot      {dim:>6} dims  top-1 {_percent(row['accuracy'])}, top-5 {_percent(row['top-5'])}, "
+            f"zero-shot      {dim:>6} dims  top-1 {percent(row['accuracy'])}, top-5 {percent(row['top-5'])}, "
             f"{zero_shot['labels']} labels, chance {100 * zero_shot['chance']:.1f}"
         )
     return "\n".join(lines)
 
 
-def _percent(figure: dict) -> str:
+def percent(figure: dict) -> str:
+    """A figure and its interval: `43.2 [40.0, 50.0]`."""
     low, high = figure["interval"]
     return f"{100 * figure['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 

@@ -58,12 +58,16 @@ def test_python_snippets_run(number, workplace):
     assert run([sys.executable, "-c", PYTHON[number]], workplace) or number == 2
 
 
-def test_the_training_command_runs(workplace, whisper_folder, bert_folder):
+def test_the_training_and_publishing_commands_run(workplace, whisper_folder, bert_folder):
     command = next(block for block in BASH if "python train.py" in block).replace("\\\n", " ").split()
     towers = {"openai/whisper-tiny.en": whisper_folder, "sentence-transformers/all-MiniLM-L6-v2": bert_folder}
     command = [str(towers.get(word, word)) for word in command[2:]]
     run([sys.executable, str(ROOT / "train.py"), *command, "--max_steps", "1"], workplace)
-    assert (workplace / "runs/sounds/best/config.json").exists()
+    score = ["--model", "runs/sounds/best", "--benchmark", "my_sounds", "--split", "validation"]
+    run([sys.executable, "-m", "modeling_wavlink.evaluation", *score, "--output", "scores.json"], workplace)
+    publish = next(block for block in BASH if "hub_cards.push" in block).split()
+    run([sys.executable, *publish[1:], "--dry_run", "--output_dir", "published"], workplace)
+    assert "your-name/wavlink-sounds" in (workplace / "published/README.md").read_text()
 
 
 def test_the_index_names_files_that_exist():

@@ -1,0 +1,1 @@
+"""What is published: the model card's template and the command that pushes."""
