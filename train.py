@@ -41,6 +41,7 @@ from processing.data import (
 )
 
 CHECKPOINTS_KEPT = 2
+MAY_CHANGE = ("output_dir", "num_workers", "save_steps")  # without any effect on a resumed run's weights
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:
@@ -201,19 +202,35 @@ class Run:
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
             self.accelerator.load_state(str(checkpoints[-1]))
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(dataclasses.asdict(self.recipe), indent=2) + "\n"
+            (self.folder / "recipe.json").write_text(text, encoding="utf-8")
 
     def is_epoch_end(self) -> bool:
         return self.step % self.plan.batches_per_epoch == 0 or self.step == self.steps
 
 
+def refuse_another_run(recipe: Recipe) -> None:
+    """A folder with checkpoints goes on only as the run it is."""
+    folder = Path(recipe.output_dir)
+    if not any((folder / "checkpoints").glob("step-*")):
+        return
+    begun = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    changed = [name for name in asked if asked[name] != begun.get(name) and name not in MAY_CHANGE]
+    if changed:
+        changes = ", ".join(f"{name} was {begun.get(name)!r} and is now {asked[name]!r}" for name in changed)
+        raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
+
+
 def train(recipe: Recipe) -> Path:
     """Runs a recipe to its end, from its last checkpoint if there is one, and returns its folder."""
+    refuse_another_run(recipe)
     run = Run(recipe)
     run.resume()
     main_process = run.accelerator.is_main_process
     metrics = Metrics(run.folder, run.step) if main_process else None
-    if main_process:
-        (run.folder / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
     bar = tqdm(total=run.steps, initial=run.step, desc=recipe.name, disable=not main_process, unit="step")
     run.model.train()
     began, first = time.perf_counter(), run.step

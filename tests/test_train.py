@@ -140,6 +140,13 @@ def test_a_finished_run_is_not_run_again(folder, tmp_path, monkeypatch):
     train.train(recipe(folder, tmp_path / "run"))
 
 
+def test_a_folder_goes_on_only_as_the_run_it_is(folder, tmp_path):
+    train.train(recipe(folder, tmp_path / "run", "--max_steps", "1"))
+    with pytest.raises(ValueError, match="holds another run: learning_rate was 0.001 and is now 0.5; .*--output_dir"):
+        train.train(recipe(folder, tmp_path / "run", "--max_steps", "1", "--learning_rate", "0.5"))
+    train.train(recipe(folder, tmp_path / "run", "--max_steps", "1", "--save_steps", "3"))
+
+
 def test_only_the_newest_checkpoints_are_kept(folder, tmp_path):
     output = train.train(recipe(folder, tmp_path / "run", "--save_steps", "1"))
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
