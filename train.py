@@ -138,20 +138,15 @@ class Run:
 
     def batches(self) -> DataLoader:
         self.plan.start = self.step
+        masked = self.recipe.mask_false_negatives
         return DataLoader(
             self.data,
             batch_sampler=self.plan,
-            collate_fn=self._collate(),
+            collate_fn=AudioTextCollator(self.processor, padding=self.recipe.padding, with_caption_ids=masked),
             num_workers=self.recipe.num_workers,
             generator=torch.Generator(),  # its own, so that a resumed run does not draw from the model's chance again
             pin_memory=torch.cuda.is_available(),
         )
-
-    def _collate(self):
-        collator = AudioTextCollator(self.processor, padding=self.recipe.padding)
-        if self.recipe.mask_false_negatives:
-            return collator
-        return lambda rows: {name: value for name, value in collator(rows).items() if name != "caption_ids"}
 
     def learn(self, batch: dict[str, torch.Tensor]) -> float:
         """One optimizer step; the loss, as a mean over processes."""

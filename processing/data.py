@@ -190,8 +190,11 @@ class AudioTextCollator:
     first is the text. `caption_ids` `[B, K]` tell the loss which clips share a caption.
     """
 
-    def __init__(self, processor, columns: Sequence[str] = ("captions",), padding: str | None = None):
+    def __init__(
+        self, processor, columns: Sequence[str] = ("captions",), padding: str | None = None, with_caption_ids=True
+    ):
         self.processor = processor
+        self.with_caption_ids = with_caption_ids
         self.columns = list(columns)
         self.padding = padding
 
@@ -207,7 +210,7 @@ class AudioTextCollator:
             padding=self.padding,
             return_tensors="pt",
         )
-        return {**batch, "caption_ids": caption_ids(captions)}
+        return {**batch, "caption_ids": caption_ids(captions)} if self.with_caption_ids else dict(batch)
 
 
 def caption_ids(captions: Sequence[Sequence[str]]) -> torch.Tensor:

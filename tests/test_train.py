@@ -140,6 +140,16 @@ def test_a_finished_run_is_not_run_again(folder, tmp_path, monkeypatch):
     train.train(recipe(folder, tmp_path / "run"))
 
 
+def test_masking_false_negatives_is_a_choice(folder, tmp_path):
+    """Tones 0 and 1 and so on share their captions, so without the mask the loss is higher."""
+    losses = []
+    for masked in ("true", "false"):
+        options = ["--mask_false_negatives", masked, "--batch_size", "14", "--max_steps", "1"]
+        output = train.train(recipe(folder, tmp_path / masked, *options))
+        losses.append(json.loads((output / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[1] > losses[0] + 0.01
+
+
 def test_a_folder_goes_on_only_as_the_run_it_is(folder, tmp_path):
     train.train(recipe(folder, tmp_path / "run", "--max_steps", "1"))
     with pytest.raises(ValueError, match="holds another run: learning_rate was 0.001 and is now 0.5; .*--output_dir"):
