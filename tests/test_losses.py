@@ -220,7 +220,7 @@ def work(rank, folder):
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_processes")
     mp.spawn(work, (str(folder),), nprocs=len(LOCAL_ROWS))
-    return [torch.load(folder / f"{rank}.pt") for rank in range(len(LOCAL_ROWS))]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(LOCAL_ROWS))]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}{'-caption_ids' if case[1] else ''}")

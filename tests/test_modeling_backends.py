@@ -11,7 +11,7 @@ from modeling_wavlink import WavLinkAudioModel, WavLinkModel
 from modeling_wavlink.losses_wavlink import LOSSES
 
 from .conftest import RATE, tone
-from .test_modeling_wavlink import audio_embeds, batch_of, build
+from .test_modeling import audio_embeds, batch_of, build
 
 TOWERS = [("clip", "eos"), ("modernbert", "cls"), ("bert", "mean")]
 
