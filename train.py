@@ -197,10 +197,6 @@ class Run:
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
             self.accelerator.load_state(str(checkpoints[-1]))
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(dataclasses.asdict(self.recipe), indent=2) + "\n"
-            (self.folder / "recipe.json").write_text(text, encoding="utf-8")
 
     def is_epoch_end(self) -> bool:
         return self.step % self.plan.batches_per_epoch == 0 or self.step == self.steps
@@ -226,6 +222,9 @@ def train(recipe: Recipe) -> Path:
     run.resume()
     main_process = run.accelerator.is_main_process
     metrics = Metrics(run.folder, run.step) if main_process else None
+    if main_process:
+        text = json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
+        (run.folder / "recipe.json").write_text(text, encoding="utf-8")
     bar = tqdm(total=run.steps, initial=run.step, desc=recipe.name, disable=not main_process, unit="step")
     run.model.train()
     began, first = time.perf_counter(), run.step

@@ -46,8 +46,7 @@ pipeline("zero-shot-audio-classification", model=folder, trust_remote_code=True)
 def prepare(source: str, repo_id: str, folder: Path, scores: Sequence[dict] = (), licence: str | None = None) -> None:
     """Writes everything that is to be on the Hub into `folder`, and verifies it in a clean process."""
     model = WavLinkModel.from_pretrained(source).eval()
-    saved = json.loads((Path(source) / "processor_config.json").read_text(encoding="utf-8"))["feature_extractor"]
-    extractor = WavLinkFeatureExtractor(feature_size=saved["feature_size"], padding=saved["padding"])
+    extractor = WavLinkFeatureExtractor.from_pretrained(source)
     processor = WavLinkProcessor(extractor, AutoTokenizer.from_pretrained(source, config=model.config.text_config))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

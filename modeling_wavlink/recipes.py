@@ -23,7 +23,7 @@ class Recipe:
     matryoshka_dims: tuple[int, ...] = ()  # default: projection_dim and its three halves
     loss_type: str = "info_nce"
     padding: str = "longest"  # "longest": native length; "max_length": the paper's 30 s
-    max_seconds: float = 30.0  # longer training clips are cropped at random, longer test clips at their start
+    max_seconds: float = 30.0  # longer training clips are cropped at random; validation hears clips whole
     mask_false_negatives: bool = True  # clips that share a caption are no negatives of each other
     batch_size: int = 64  # over all processes
     micro_batch_size: int = 0  # clips a process embeds at once, with the same gradients; 0: its whole share
