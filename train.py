@@ -22,14 +22,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from modeling_wavlink.building import build
+from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.evaluation import evaluate_dataset, table
 from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
+from modeling_wavlink.regimes import describe, merged_state_dict
+from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import (
     AudioTextCollator,
     BatchPlan,
@@ -38,29 +41,46 @@ from processing.data import (
     caption_columns,
     durations,
     load_split,
+    with_captions,
 )
 
-CHECKPOINTS_KEPT = 2
-MAY_CHANGE = ("output_dir", "num_workers", "save_steps")  # without any effect on a resumed run's weights
+MAY_CHANGE = (
+    "output_dir",
+    "num_workers",
+    "save_steps",
+    "checkpoints_kept",
+    "trackers",
+)  # without any effect on a resumed run's weights
 
 
-def parse_recipe(argv: Sequence[str]) -> Recipe:
-    """RECIPE and options, one for each of its fields; an unknown option is refused with the nearest name."""
+def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
+    """An option for each field of a recipe."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("recipe", metavar="RECIPE", help=", ".join(RECIPES))
     for field in dataclasses.fields(Recipe):
         if field.name != "name":
             parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **_argument(field))
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict:
+    """What was given, by name; an unknown option is refused with the nearest name."""
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         name = unknown[0].split("=")[0].lstrip("-")
         near = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(Recipe)], n=1)
         parser.error(f"unknown option {unknown[0]}" + (f"; did you mean --{near[0]}?" if near else ""))
-    changes = {name: value for name, value in vars(options).items() if name != "recipe"}
+    return vars(options)
+
+
+def parse_recipe(argv: Sequence[str]) -> Recipe:
+    """RECIPE and its options as one recipe."""
+    parser = recipe_parser()
+    parser.add_argument("recipe", metavar="RECIPE", help=", ".join(RECIPES))
+    changes = parse(parser, argv)
     try:
-        recipe = dataclasses.replace(get_recipe(options.recipe), **changes)
+        recipe = dataclasses.replace(get_recipe(changes.pop("recipe")), **changes)
     except ValueError as error:
         parser.error(str(error))
     return recipe if recipe.output_dir else dataclasses.replace(recipe, output_dir=f"runs/{recipe.name}")
@@ -94,6 +114,17 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def training_data(recipe: Recipe) -> tuple[Dataset, list[str], list[str]]:
+    """The rows that have a caption, the caption columns to score by, and those to learn from."""
+    train_set = load_split(recipe.data, recipe.train_split)
+    columns = caption_columns(train_set, recipe.caption_columns)
+    learned = list(columns)
+    if recipe.label_prompt:
+        train_set, name = add_label_captions(train_set, recipe.label_prompt)
+        learned.append(name)
+    return with_captions(train_set, learned), columns, learned
+
+
 class Run:
     """One recipe's model, data, optimizer and folder."""
 
@@ -101,17 +132,19 @@ class Run:
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
         self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+        if recipe.batch_size < self.accelerator.num_processes:
+            raise ValueError(
+                f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
+                "nothing for some: raise it, or use fewer"
+            )
+        refuse_bad_start(recipe)
         set_seed(recipe.seed)
-        train_set = load_split(recipe.data, recipe.train_split)
-        self.columns = caption_columns(train_set, recipe.caption_columns)
-        learned = list(self.columns)
-        if recipe.label_prompt:
-            train_set, name = add_label_captions(train_set, recipe.label_prompt)
-            learned.append(name)
-        self.validation_set = load_split(recipe.data, recipe.validation_split)
-        model, self.processor = build(recipe, train_set, learned)
+        train_set, self.columns, learned = training_data(recipe)
         self.data = CaptionedAudio(train_set, learned, recipe.max_seconds, recipe.seed, shuffle=True)
         self.plan = self._plan(durations(train_set))
+        self.validation_set = load_split(recipe.validation_data or recipe.data, recipe.validation_split)
+        model, self.processor = build(recipe, train_set, learned)
+        self.accelerator.print(describe(model))
         self.steps = recipe.max_steps or len(self.plan)
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
         warmup = math.ceil(recipe.warmup_ratio * self.steps)
@@ -174,7 +207,8 @@ class Run:
         """Writes `name/` whole or not at all."""
         unfinished = self.folder / f".{name}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(unfinished, state_dict=merged_state_dict(model))
         self.processor.save_pretrained(unfinished)
         shutil.rmtree(self.folder / name, ignore_errors=True)
         os.replace(unfinished, self.folder / name)
@@ -190,7 +224,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             os.replace(unfinished, folder / f"step-{self.step:08d}")
-            for old in sorted(folder.glob("step-*"))[:-CHECKPOINTS_KEPT]:
+            for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
                 shutil.rmtree(old)
 
     def resume(self) -> None:
@@ -295,12 +329,16 @@ class Metrics:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        folder = train(recipe)
+        if argv[:1] == ["sweep"]:
+            folder = sweep(parse(sweep_parser(recipe_parser(sweep.__doc__)), argv[1:]), train)
+            print(f"done: {folder}/figure1.png and {folder}/sweep.md")
+        else:
+            folder = train(parse_recipe(argv))
+            print(f"done: {folder}/best and {folder}/last")
     except ValueError as error:
         sys.exit(f"train.py: {error}")
-    print(f"done: {folder}/best and {folder}/last")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """From a recipe to a model and its processor: pretrained towers, a WavLink to go on from, or small new towers."""
 
+import re
+from pathlib import Path
+
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModel, AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedTokenizerFast
 
 from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.data import captions_of
@@ -9,36 +13,67 @@ from processing.data import captions_of
 from .configuration_wavlink import WavLinkConfig
 from .modeling_wavlink import WavLinkModel
 from .recipes import Recipe
+from .regimes import lora_config, set_trainable
 
 
-def build(recipe: Recipe, train_set, columns) -> tuple[WavLinkModel, WavLinkProcessor]:
-    """The model in fp32 and the processor whose default padding is the recipe's."""
+def refuse_bad_start(recipe: Recipe) -> None:
+    """Finds in seconds, from configs alone, a model that cannot be built and LoRA that matches nothing."""
+    if recipe.init and not Path(recipe.init).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", recipe.init):
+        raise ValueError(
+            f"{recipe.name} starts from {recipe.init}, which is neither a folder nor a Hub id: train its first stage, "
+            "or give --init"
+        )
     if recipe.init:
-        model = AutoModel.from_pretrained(recipe.init, trust_remote_code=True)
-        processor = AutoProcessor.from_pretrained(recipe.init, trust_remote_code=True)
-        processor.feature_extractor.padding = recipe.padding
-        return model, processor
+        config = AutoConfig.from_pretrained(recipe.init, trust_remote_code=True)
+        if config.loss_type != recipe.loss_type:
+            raise ValueError(f"{recipe.init} has learned with {config.loss_type}: give --loss_type {config.loss_type}")
+        config = WavLinkConfig.from_dict(config.to_dict())
+    elif recipe.audio_model:
+        config = WavLinkModel.config_from_audio_text(recipe.audio_model, recipe.text_model, **_fields(recipe))
+    else:
+        config = WavLinkConfig(recipe.audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
+    if recipe.regime == "lora":
+        with torch.device("meta"):
+            lora_config(WavLinkModel(config), recipe.scope, targets=recipe.lora_targets)
+
+
+def _fields(recipe: Recipe) -> dict:
+    """What the recipe says of the config; the rest is the towers' own."""
     fields = {"loss_type": recipe.loss_type}
     if recipe.projection_dim:
         fields["projection_dim"] = recipe.projection_dim
     if recipe.matryoshka_dims:
-        fields["matryoshka_dims"] = recipe.matryoshka_dims
-    if recipe.audio_model and recipe.text_model:
+        fields["matryoshka_dims"] = list(recipe.matryoshka_dims)
+    return fields
+
+
+def build(recipe: Recipe, train_set, columns) -> tuple[WavLinkModel, WavLinkProcessor]:
+    """The model in fp32, of which learns what the recipe says, and the processor with the recipe's padding."""
+    if recipe.init:
+        model = AutoModel.from_pretrained(recipe.init, trust_remote_code=True)
+        processor = AutoProcessor.from_pretrained(recipe.init, trust_remote_code=True)
+        processor.feature_extractor.padding = recipe.padding
+    elif recipe.audio_model:
         towers = recipe.audio_model, recipe.text_model
         processor = WavLinkProcessor.from_audio_text_pretrained(*towers, padding=recipe.padding)
-        model = WavLinkModel.from_audio_text_pretrained(*towers, **fields)
+        model = WavLinkModel.from_audio_text_pretrained(*towers, **_fields(recipe))
     else:
         captions = (text for row in train_set.remove_columns("audio") for text in captions_of(row, columns))
         tokenizer = word_tokenizer(captions, recipe.text_config["max_position_embeddings"])
         mel_bins = recipe.audio_config["num_mel_bins"]
         processor = WavLinkProcessor(WavLinkFeatureExtractor(mel_bins, padding=recipe.padding), tokenizer)
         text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        config = WavLinkConfig(recipe.audio_config, text_config, text_pooling="mean", **fields)
+        config = WavLinkConfig(recipe.audio_config, text_config, text_pooling="mean", **_fields(recipe))
         model = WavLinkModel(config)
+    return _prepared(model, recipe), processor
+
+
+def _prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     model.set_attn_implementation(recipe.attn_implementation)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    return model, processor
+    lora = recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets
+    return set_trainable(model, recipe.regime, recipe.scope, *lora)
 
 
 def word_tokenizer(captions, max_length: int) -> PreTrainedTokenizerFast:

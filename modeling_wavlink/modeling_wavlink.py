@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput, logging
 
-from .configuration_wavlink import WavLinkConfig, nested_dims, text_max_length
+from .configuration_wavlink import WavLinkConfig, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pretrained_wavlink import (
     load_text_tower,
@@ -202,15 +202,8 @@ class WavLinkModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def from_audio_text_pretrained(cls, audio: str, text: str, **config) -> "WavLinkModel":
-        """Builds a WavLink from two pretrained towers; only the global token, new projections, scale and bias are new.
-
-        Args:
-            audio: Hub id or folder of a Whisper, whole or encoder only (the decoder is left out).
-            text: Hub id or folder of a CLIP (whole or its text half; its text projection is kept), a ModernBERT or
-                a BERT-like encoder. The pooling of a sentence-transformers folder is kept.
-            config: fields of `WavLinkConfig`. `projection_dim` defaults to CLIP's or the text tower's width.
-        """
+    def config_from_audio_text(cls, audio: str, text: str, **config) -> WavLinkConfig:
+        """The config of `from_audio_text_pretrained` with the same arguments, from the towers' configs alone."""
         audio_config = AutoConfig.from_pretrained(audio)
         if audio_config.model_type != "whisper":
             raise ValueError(f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper")
@@ -220,18 +213,29 @@ class WavLinkModel(PreTrainedModel):
             text_config = text_config.text_config
         clip_text = text_config.model_type == "clip_text_model"
         config.setdefault("projection_dim", text_config.projection_dim if clip_text else text_config.hidden_size)
-        config.setdefault("matryoshka_dims", nested_dims(config["projection_dim"]))
         config.setdefault("text_pooling", None if clip_text else sentence_transformers_pooling(text))
-        model = cls(WavLinkConfig(audio_config=audio_config, text_config=text_config, **config))
+        return WavLinkConfig(audio_config=audio_config, text_config=text_config, **config)
+
+    @classmethod
+    def from_audio_text_pretrained(cls, audio: str, text: str, **config) -> "WavLinkModel":
+        """Builds a WavLink from two pretrained towers; only the global token, new projections, scale and bias are new.
+
+        Args:
+            audio: Hub id or folder of a Whisper, whole or encoder only (the decoder is left out).
+            text: Hub id or folder of a CLIP (whole or its text half; its text projection is kept), a ModernBERT or
+                a BERT-like encoder. The pooling of a sentence-transformers folder is kept.
+            config: fields of `WavLinkConfig`. `projection_dim` defaults to CLIP's or the text tower's width.
+        """
+        model = cls(cls.config_from_audio_text(audio, text, **config))
         model.audio_model.encoder.load_state_dict(load_whisper_encoder(audio).state_dict())
-        tower, projection = load_text_tower(text, text_config)
+        tower, projection = load_text_tower(text, model.config.text_config)
         model.text_model.load_state_dict(tower.state_dict())
         if projection is not None and projection.shape == model.text_projection.weight.shape:
             model.text_projection.weight.data.copy_(projection)
         elif projection is not None:
             logger.warning(
                 f"the text projection of {text} has {len(projection)} dims, not projection_dim="
-                f"{config['projection_dim']}, so it starts from new random weights"
+                f"{model.config.projection_dim}, so it starts from new random weights"
             )
         return model
 

@@ -113,6 +113,20 @@ def captions_of(row: dict, columns: Sequence[str]) -> list[str]:
     return [caption for caption in captions if caption and caption.strip()]
 
 
+def with_captions(dataset: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
+    """The rows that have a caption in one of `columns`; how many have none is said."""
+    texts = dataset.select_columns(list(columns))
+    kept = [index for index, row in enumerate(texts) if captions_of(row, columns)]
+    if len(kept) == len(dataset):
+        return dataset
+    if not kept:
+        raise ValueError(f"none of {len(dataset)} rows has a caption in {', '.join(columns)}")
+    logger.warning(
+        f"{len(dataset) - len(kept)} of {len(dataset)} rows have no caption in {', '.join(columns)}: left out"
+    )
+    return dataset.select(kept)
+
+
 def label_names(dataset: datasets.Dataset) -> list[str | None]:
     """The `label` column as names, None where there is none; data sets on the Hub often hold class numbers."""
     if "label" not in dataset.column_names:

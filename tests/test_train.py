@@ -16,10 +16,11 @@ from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
 from .conftest import RATE, tone
 
 OPTIONS = """
-data train_split validation_split caption_columns label_prompt init audio_model text_model audio_config text_config
-projection_dim matryoshka_dims loss_type padding max_seconds mask_false_negatives batch_size micro_batch_size epochs
+data mixture audio_folder train_split validation_data validation_split caption_columns label_prompt init audio_model
+text_model audio_config text_config projection_dim matryoshka_dims regime scope lora_rank lora_alpha lora_targets
+loss_type label_smoothing all_captions padding max_seconds mask_false_negatives batch_size micro_batch_size epochs
 max_steps learning_rate warmup_ratio weight_decay max_grad_norm mixed_precision attn_implementation
-gradient_checkpointing num_workers save_steps seed output_dir
+gradient_checkpointing num_workers save_steps checkpoints_kept seed output_dir
 """.split()
 
 
@@ -64,6 +65,13 @@ def test_every_option_is_parsed_as_its_field():
         (["quickstart", "--bach_size=3"], "did you mean --batch_size?"),
         (["quickstrat"], "the recipes are quickstart, sounds"),
         (["quickstart", "--gradient_checkpointing", "maybe"], "true or false"),
+        (["quickstart", "--loss_type", "triplet"], "loss_type must be one of info_nce, sigmoid"),
+        (["quickstart", "--regime", "frozen"], "regime must be one of projector, lora, full"),
+        (["quickstart", "--batch_size", "1"], "batch_size must be at least 2"),
+        (["quickstart", "--matryoshka_dims", "256,64"], "between 1 and projection_dim=128"),
+        (["quickstart", "--loss_type", "sigmoid", "--label_smoothing", "0.1"], "no softmax to smooth"),
+        (["quickstart", "--mixture", '{"a": 0}'], "a weight above 0"),
+        (["base_stage2", "--init", "", "--audio_model", ""], "a second stage starts from its first"),
     ],
 )
 def test_wrong_command_lines_are_refused(arguments, message, capsys):
@@ -186,7 +194,6 @@ def test_training_starts_from_towers_or_from_a_wavlink(folder, tmp_path, whisper
         (["--caption_columns", "title"], "no column title; the columns are .*caption_2"),
         (["--data", ""], "name the data set: .*--data"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--loss_type", "triplet"], "loss_type must be one of info_nce, sigmoid"),
     ],
 )
 def test_bad_recipes_fail_before_anything_is_written(folder, tmp_path, options, message):

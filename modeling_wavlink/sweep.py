@@ -1,0 +1,135 @@
+"""The design sweep: any of its configurations under any seeds, one after another, and what came out of them."""
+
+import argparse
+import dataclasses
+import fnmatch
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .recipes import SWEEP_TEXTS, Recipe, design_sweep
+
+AXES = ("text_model", "loss_type", "regime", "scope")  # of the sweep, so no options of it
+DIRECTIONS = {"text_to_audio": "text → audio", "audio_to_text": "audio → text"}
+
+
+def sweep_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--only", default="*", help="names or patterns of configurations: clip-*,*-full-both")
+    parser.add_argument("--seeds", default="0", help="such as 0,1,2: every configuration under each")
+    for name, source in SWEEP_TEXTS.items():
+        parser.add_argument(f"--{name}", default=source, help="this text tower's Hub id or folder (%(default)s)")
+    return parser
+
+
+def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
+    """python train.py sweep [--only PATTERNS] [--seeds 0,1,2] [--clip ID] [--modernbert ID] [--OPTION VALUE ...]
+
+    Runs the 24 configurations, or those asked for, into OUTPUT_DIR/NAME-seedN. The same command goes on where it
+    stopped; finished runs are kept and lose their checkpoints. Draws figure1.png (R@1 of every configuration on the
+    validation data, the last step's model) and writes sweep.md and sweep.json.
+    """
+    recipes = configurations(dict(options))
+    folder = Path(recipes[0].output_dir).parent
+    rows = []
+    for recipe in recipes:
+        if not (Path(recipe.output_dir) / "last").is_dir():  # the last thing a run writes
+            train(recipe)
+            shutil.rmtree(Path(recipe.output_dir) / "checkpoints", ignore_errors=True)
+        rows.append(result(recipe))
+        (folder / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (folder / "sweep.md").write_text(table(rows), encoding="utf-8")
+    draw(rows, folder / "figure1.png")
+    return folder
+
+
+def configurations(options: dict) -> list[Recipe]:
+    """The recipes that a sweep's options ask for, seed after seed."""
+    patterns, seeds = options.pop("only").split(","), options.pop("seeds").split(",")
+    texts = {source: options.pop(name) for name, source in SWEEP_TEXTS.items()}
+    fixed = [name for name in (*AXES, "seed") if name in options]
+    if fixed:
+        raise ValueError(
+            f"the sweep varies {', '.join(fixed)} itself: choose with --only, --clip, --modernbert, --seeds"
+        )
+    folder = options.pop("output_dir", "runs/sweep")
+    chosen = [r for r in design_sweep() if any(fnmatch.fnmatch(r.name, pattern) for pattern in patterns)]
+    if not chosen or not all(seed.isdigit() for seed in seeds):
+        names = ", ".join(recipe.name for recipe in design_sweep())
+        raise ValueError(f"--only {','.join(patterns)} --seeds {','.join(seeds)} asks for nothing; there are {names}")
+    return [
+        dataclasses.replace(
+            recipe,
+            **options,
+            text_model=texts[recipe.text_model],
+            seed=int(seed),
+            output_dir=f"{folder}/{recipe.name}-seed{seed}",
+        )
+        for seed in seeds
+        for recipe in chosen
+    ]
+
+
+def result(recipe: Recipe) -> dict:
+    """The scores of a finished run's last validation."""
+    lines = (Path(recipe.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    last = [record for record in map(json.loads, lines) if "validation" in record][-1]
+    return {"name": recipe.name, "seed": recipe.seed, "step": last["step"], "validation": last["validation"]}
+
+
+def recall(row: dict, direction: str, k: int, last_dim: bool = False) -> float:
+    """R@k in percent at the full width, or at the smallest nested dim."""
+    dims = sorted(row["validation"][direction], key=int)
+    return 100 * row["validation"][direction][dims[0] if last_dim else dims[-1]][f"R@{k}"]["value"]
+
+
+def by_name(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """Rows of each configuration, the best first: by the mean R@1 of both directions and all seeds."""
+    names = dict.fromkeys(row["name"] for row in rows)
+    grouped = {name: [row for row in rows if row["name"] == name] for name in names}
+    quality = {
+        name: np.mean([recall(x, way, 1) for x in group for way in DIRECTIONS]) for name, group in grouped.items()
+    }
+    return {name: grouped[name] for name in sorted(grouped, key=quality.get, reverse=True)}
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Markdown, the best first; several seeds as mean and range."""
+    heads = [f"{words} R@{k}" for words in DIRECTIONS.values() for k in (1, 10)]
+    lines = ["| configuration | seeds | " + " | ".join(heads) + " | R@10 at 1/8 dims |", "|---" * 7 + "|"]
+    for name, group in by_name(rows).items():
+        cells = [_spread([recall(row, way, k) for row in group]) for way in DIRECTIONS for k in (1, 10)]
+        small = [np.mean([recall(row, way, 10, last_dim=True) for way in DIRECTIONS]) for row in group]
+        lines.append(f"| {name} | {len(group)} | " + " | ".join([*cells, _spread(small)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
+
+
+def draw(rows: Sequence[dict], path: Path) -> None:
+    """The paper's Figure 1: R@1 of every configuration in both directions, a dot a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = by_name(rows)
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.3 * len(groups)), layout="constrained")
+    for offset, (way, words), color in zip((-0.2, 0.2), DIRECTIONS.items(), ("tab:blue", "tab:orange"), strict=True):
+        means = [np.mean([recall(row, way, 1) for row in group]) for group in groups.values()]
+        places = np.arange(len(groups)) + offset
+        axes.barh(places, means, height=0.38, label=words, color=color)
+        for place, group in zip(places, groups.values(), strict=True):
+            if len(group) > 1:
+                axes.plot([recall(row, way, 1) for row in group], [place] * len(group), "k.", markersize=4)
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.invert_yaxis()
+    axes.set(xlabel="R@1 (%)", title="Design sweep")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
