@@ -4,7 +4,7 @@
     accelerate launch train.py RECIPE [--option value ...]
 
 Writes into the output folder: `best/` and `last/`, which AutoModel loads, `checkpoints/`, from which the same command
-goes on, `metrics.jsonl`, `recipe.json` and `loss.png`.
+goes on, `metrics.jsonl`, `recipe.json`, `environment.jsonl` and pictures.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -30,8 +30,10 @@ from transformers import get_cosine_schedule_with_warmup
 from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.evaluation import evaluate_dataset, table
 from modeling_wavlink.grad_cache import backward
+from modeling_wavlink.pictures import draw_loss, draw_recall
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
-from modeling_wavlink.regimes import describe, merged_state_dict
+from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
+from modeling_wavlink.run_folder import Metrics, note_environment, refuse_unknown_trackers, whole
 from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import (
     AudioTextCollator,
@@ -131,7 +133,9 @@ class Run:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
-        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+        refuse_unknown_trackers(recipe.trackers)
+        logs = {"log_with": list(recipe.trackers), "project_dir": recipe.output_dir} if recipe.trackers else {}
+        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, **logs)
         if recipe.batch_size < self.accelerator.num_processes:
             raise ValueError(
                 f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
@@ -181,11 +185,11 @@ class Run:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def learn(self, batch: dict[str, torch.Tensor]) -> float:
-        """One optimizer step; the loss, as a mean over processes."""
+    def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
+        """One optimizer step; the loss as a mean over processes, and whether one of them was told to stop."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size)
-        value = self.accelerator.reduce(loss, "mean").item()
+        value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
         if not math.isfinite(value):
             raise ValueError(f"the loss is {value} at step {self.step}; its clips: {', '.join(self._names())}")
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
@@ -193,37 +197,40 @@ class Run:
         self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return value
+        return value, stops > 0
 
     def _names(self) -> list[str]:
         epoch, position = divmod(self.step, self.plan.batches_per_epoch)
         return [self.data.name(index) for index in self.plan.epoch(epoch)[position]]
 
-    def evaluate(self) -> dict:
+    def score(self) -> dict:
+        """Validation scores at every nested dim; `best/` is the model with the best mean R@10 of both directions."""
+        if not self.accelerator.is_main_process:
+            return {}
         model = self.accelerator.unwrap_model(self.model)
-        return evaluate_dataset(model, self.processor, self.validation_set, self.columns, progress=False)
+        scores = evaluate_dataset(model, self.processor, self.validation_set, self.columns, progress=False)
+        full = str(model.config.projection_dim)
+        quality = sum(scores[way][full]["R@10"]["value"] for way in ("text_to_audio", "audio_to_text")) / 2
+        if quality > self.best:
+            self.best = quality
+            self.save_model("best")
+        return scores
 
     def save_model(self, name: str) -> None:
-        """Writes `name/` whole or not at all."""
-        unfinished = self.folder / f".{name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        """`name/` with the merged weights, and with LoRA `name/adapter/` beside them."""
         model = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained(unfinished, state_dict=merged_state_dict(model))
-        self.processor.save_pretrained(unfinished)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        os.replace(unfinished, self.folder / name)
+        with whole(self.folder / name) as folder:
+            model.save_pretrained(folder, state_dict=merged_state_dict(model))
+            self.processor.save_pretrained(folder)
+            if has_lora(model):
+                save_adapter(model, folder / "adapter", base=self.recipe.init)
 
     def save_checkpoint(self) -> None:
         folder = self.folder / "checkpoints"
-        unfinished = folder / "unfinished"
+        share = self.accelerator.process_index, self.accelerator.wait_for_everyone
+        with whole(folder / f"step-{self.step:08d}", *share) as unfinished:
+            self.accelerator.save_state(str(unfinished))
         if self.accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(unfinished))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            os.replace(unfinished, folder / f"step-{self.step:08d}")
             for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
                 shutil.rmtree(old)
 
@@ -234,6 +241,26 @@ class Run:
 
     def is_epoch_end(self) -> bool:
         return self.step % self.plan.batches_per_epoch == 0 or self.step == self.steps
+
+
+class StopSignal:
+    """True from the moment SIGTERM arrives, which schedulers send before they kill."""
+
+    def __init__(self):
+        self.received = False
+
+    def __bool__(self) -> bool:
+        return self.received
+
+    def __enter__(self) -> "StopSignal":
+        self.before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *error) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+    def _receive(self, *_) -> None:
+        self.received = True
 
 
 def refuse_another_run(recipe: Recipe) -> None:
@@ -249,83 +276,83 @@ def refuse_another_run(recipe: Recipe) -> None:
         raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
 
 
+class Log:
+    """A run's progress bar, `metrics.jsonl`, trackers and pictures; all of it on the main process alone."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.active = run.accelerator.is_main_process
+        self.metrics = Metrics(run.folder, run.step) if self.active else None
+        self.bar = tqdm(total=run.steps, initial=run.step, desc=run.recipe.name, disable=not self.active, unit="step")
+        self.began, self.first = time.perf_counter(), run.step
+        recipe = dataclasses.asdict(run.recipe)
+        if self.active:
+            (run.folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+            note_environment(run.folder, step=run.step, processes=run.accelerator.num_processes)
+        if run.recipe.trackers:
+            run.accelerator.init_trackers("wavlink", {name: str(value) for name, value in recipe.items()})
+
+    def step(self, loss: float, scale: float, learning_rate: float) -> None:
+        run = self.run
+        clips = (run.step - self.first) * run.recipe.batch_size / (time.perf_counter() - self.began)
+        self.bar.update()
+        self.bar.set_postfix(
+            loss=f"{loss:.3f}", scale=f"{scale:.1f}", lr=f"{learning_rate:.1e}", clips_s=f"{clips:.0f}"
+        )
+        values = {"loss": loss, "scale": scale, "learning_rate": learning_rate}
+        run.accelerator.log({**values, "clips_per_second": clips}, step=run.step)
+        if self.active:
+            self.metrics.write(step=run.step, **values)
+
+    def validation(self, scores: dict) -> None:
+        if not self.active:
+            return
+        tqdm.write(f"step {self.run.step}, validation: {table(scores)}")
+        self.metrics.write(step=self.run.step, validation=scores)
+        flat = {
+            f"{way}/{dim}/{name}": figure["value"]
+            for way in ("text_to_audio", "audio_to_text")
+            for dim, row in scores[way].items()
+            for name, figure in row.items()
+        }
+        self.run.accelerator.log(flat, step=self.run.step)
+        draw_loss(self.metrics.read(), self.run.folder / "loss.png")
+        draw_recall(self.metrics.read(), self.run.folder / "recall.png")
+
+    def end(self) -> None:
+        self.bar.close()
+        self.run.accelerator.end_training()
+
+
 def train(recipe: Recipe) -> Path:
-    """Runs a recipe to its end, from its last checkpoint if there is one, and returns its folder."""
+    """Runs a recipe to its end, from its last checkpoint if there is one, and returns its folder.
+
+    On SIGTERM it finishes its step, writes a checkpoint and exits with 143.
+    """
     refuse_another_run(recipe)
     run = Run(recipe)
     run.resume()
-    main_process = run.accelerator.is_main_process
-    metrics = Metrics(run.folder, run.step) if main_process else None
-    if main_process:
-        text = json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
-        (run.folder / "recipe.json").write_text(text, encoding="utf-8")
-    bar = tqdm(total=run.steps, initial=run.step, desc=recipe.name, disable=not main_process, unit="step")
+    log = Log(run)
     run.model.train()
-    began, first = time.perf_counter(), run.step
-    for batch in run.batches():
-        if run.step == run.steps:
-            break
-        learning_rate = run.schedule.get_last_lr()[0]
-        loss = run.learn(batch)
-        scale = run.accelerator.unwrap_model(run.model).scale.item()
-        clips = (run.step - first) * run.plan.batch_size / (time.perf_counter() - began)
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}", scale=f"{scale:.1f}", lr=f"{learning_rate:.1e}", clips_s=f"{clips:.0f}")
-        if main_process:
-            metrics.write(step=run.step, loss=loss, scale=scale, learning_rate=learning_rate)
-        if run.is_epoch_end() and main_process:
-            score(run, metrics)
-        if run.is_epoch_end() or (recipe.save_steps and run.step % recipe.save_steps == 0):
-            run.save_checkpoint()
-    bar.close()
-    if main_process:
+    with StopSignal() as signal_received:
+        for batch in run.batches():
+            if run.step == run.steps:
+                break
+            learning_rate = run.schedule.get_last_lr()[0]
+            loss, stop = run.learn(batch, signal_received)
+            log.step(loss, run.accelerator.unwrap_model(run.model).scale.item(), learning_rate)
+            if run.is_epoch_end():
+                log.validation(run.score())
+            if stop or run.is_epoch_end() or (recipe.save_steps and run.step % recipe.save_steps == 0):
+                run.save_checkpoint()
+            if stop:
+                tqdm.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
+                sys.exit(128 + signal.SIGTERM)
+    if run.accelerator.is_main_process:
         run.save_model("last")
-        metrics.draw()
     run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
+    log.end()
     return run.folder
-
-
-def score(run: Run, metrics: "Metrics") -> None:
-    """Validation scores at every nested dim; the model with the best mean R@10 of both directions is kept."""
-    scores = run.evaluate()
-    full = str(run.accelerator.unwrap_model(run.model).config.projection_dim)
-    quality = sum(scores[way][full]["R@10"]["value"] for way in ("text_to_audio", "audio_to_text")) / 2
-    tqdm.write(f"step {run.step}, validation: {table(scores)}")
-    metrics.write(step=run.step, validation=scores)
-    if quality > run.best:
-        run.best = quality
-        run.save_model("best")
-
-
-class Metrics:
-    """`metrics.jsonl`: a line a step and a line a validation, and nothing from beyond the checkpoint resumed from."""
-
-    def __init__(self, folder: Path, step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(kept))
-
-    def write(self, **record) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def draw(self) -> None:
-        """The loss curve, as `loss.png` beside the metrics."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        records = [json.loads(line) for line in self.path.read_text().splitlines()]
-        losses = [(record["step"], record["loss"]) for record in records if "loss" in record]
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-        axes.plot(*zip(*losses, strict=True), linewidth=1)
-        axes.set(xlabel="step", ylabel="loss", title=self.path.parent.name)
-        figure.savefig(self.path.parent / "loss.png", dpi=120)
-        pyplot.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -337,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             folder = train(parse_recipe(argv))
             print(f"done: {folder}/best and {folder}/last")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
 
 

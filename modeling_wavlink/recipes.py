@@ -73,6 +73,7 @@ class Recipe:
     num_workers: int = 1
     save_steps: int = 0  # 0: a checkpoint at the end of each epoch
     checkpoints_kept: int = 2
+    trackers: tuple[str, ...] = ()  # of Accelerate, by name: tensorboard, trackio, wandb ...
     seed: int = 0
     output_dir: str = ""  # default: runs/NAME
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .pictures import DIRECTIONS, draw_sweep
 from .recipes import SWEEP_TEXTS, Recipe, design_sweep
 
 AXES = ("text_model", "loss_type", "regime", "scope")  # of the sweep, so no options of it
-DIRECTIONS = {"text_to_audio": "text → audio", "audio_to_text": "audio → text"}
 
 
 def sweep_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -41,7 +41,11 @@ def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
         rows.append(result(recipe))
         (folder / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (folder / "sweep.md").write_text(table(rows), encoding="utf-8")
-    draw(rows, folder / "figure1.png")
+    recalls = {
+        name: {way: [recall(row, way, 1) for row in group] for way in DIRECTIONS}
+        for name, group in by_name(rows).items()
+    }
+    draw_sweep(recalls, folder / "figure1.png")
     return folder
 
 
@@ -109,27 +113,3 @@ def table(rows: Sequence[dict]) -> str:
 def _spread(values: Sequence[float]) -> str:
     spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{spread}"
-
-
-def draw(rows: Sequence[dict], path: Path) -> None:
-    """The paper's Figure 1: R@1 of every configuration in both directions, a dot a seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    groups = by_name(rows)
-    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.3 * len(groups)), layout="constrained")
-    for offset, (way, words), color in zip((-0.2, 0.2), DIRECTIONS.items(), ("tab:blue", "tab:orange"), strict=True):
-        means = [np.mean([recall(row, way, 1) for row in group]) for group in groups.values()]
-        places = np.arange(len(groups)) + offset
-        axes.barh(places, means, height=0.38, label=words, color=color)
-        for place, group in zip(places, groups.values(), strict=True):
-            if len(group) > 1:
-                axes.plot([recall(row, way, 1) for row in group], [place] * len(group), "k.", markersize=4)
-    axes.set_yticks(range(len(groups)), list(groups))
-    axes.invert_yaxis()
-    axes.set(xlabel="R@1 (%)", title="Design sweep")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -20,7 +20,7 @@ data mixture audio_folder train_split validation_data validation_split caption_c
 text_model audio_config text_config projection_dim matryoshka_dims regime scope lora_rank lora_alpha lora_targets
 loss_type label_smoothing all_captions padding max_seconds mask_false_negatives batch_size micro_batch_size epochs
 max_steps learning_rate warmup_ratio weight_decay max_grad_norm mixed_precision attn_implementation
-gradient_checkpointing num_workers save_steps checkpoints_kept seed output_dir
+gradient_checkpointing num_workers save_steps checkpoints_kept trackers seed output_dir
 """.split()
 
 
@@ -126,10 +126,10 @@ def test_a_killed_run_resumes_to_the_same_weights_and_metrics(folder, tmp_path, 
     killed = recipe(folder, tmp_path / "killed", *options)
     learn = train.Run.learn
 
-    def die(self, batch):
+    def die(self, *arguments):
         if self.step == dropped_at:
             raise KeyboardInterrupt
-        return learn(self, batch)
+        return learn(self, *arguments)
 
     monkeypatch.setattr(train.Run, "learn", die)
     with pytest.raises(KeyboardInterrupt):
@@ -144,7 +144,7 @@ def test_a_killed_run_resumes_to_the_same_weights_and_metrics(folder, tmp_path, 
 
 def test_a_finished_run_is_not_run_again(folder, tmp_path, monkeypatch):
     train.train(recipe(folder, tmp_path / "run"))
-    monkeypatch.setattr(train.Run, "learn", lambda self, batch: pytest.fail("trained on"))
+    monkeypatch.setattr(train.Run, "learn", lambda *_: pytest.fail("trained on"))
     train.train(recipe(folder, tmp_path / "run"))
 
 

@@ -1,0 +1,121 @@
+"""What a run leaves behind: folders that are whole or absent, metrics, and where it ran."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate.tracking import get_available_trackers
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "soundfile", "soxr")
+
+
+@contextmanager
+def whole(folder: Path, process_index: int = 0, barrier=lambda: None) -> Iterator[Path]:
+    """A folder to write into, which takes its name, and the place of an older one, only once all is on the disk.
+
+    Args:
+        process_index, barrier: where several processes write into it together.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    if process_index == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    barrier()
+    try:
+        yield unfinished
+    except Exception as error:  # safetensors, torch and the system each have their own for a full disk
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(
+            f"could not write {folder}: {error}; what was there before is untouched: free space on its disk, and "
+            "start the same command again"
+        ) from error
+    barrier()
+    if process_index == 0:
+        for path in unfinished.rglob("*"):
+            _to_disk(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+    barrier()
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Metrics:
+    """`metrics.jsonl`: a line a step and a line a validation, and nothing from beyond the checkpoint resumed from.
+
+    It holds nothing that depends on the clock, so that a resumed run ends with the file of an unbroken one.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        unfinished = self.path.with_suffix(".unfinished")
+        unfinished.write_text("".join(kept), encoding="utf-8")
+        os.replace(unfinished, self.path)
+
+    def write(self, **record) -> None:
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OSError(f"could not write {self.path}: {error}; start the same command again when it can") from error
+
+    def read(self) -> list[dict]:
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+def environment(**facts) -> dict:
+    """Where and with what a run was started, and `facts`."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        **facts,
+    }
+
+
+def note_environment(folder: Path, **facts) -> None:
+    """One more line in `environment.jsonl`: every start and resumption of the run."""
+    with open(folder / "environment.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(environment(**facts)) + "\n")
+
+
+def refuse_unknown_trackers(names: Sequence[str]) -> None:
+    """Accelerate drops a tracker whose package is missing without a word."""
+    available = sorted(str(tracker) for tracker in get_available_trackers())
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise ValueError(
+            f"no tracker {', '.join(missing)} here (installed: {', '.join(available) or 'none'}): pip install it"
+        )
