@@ -278,7 +278,7 @@ class _Blockwise(torch.autograd.Function):
                 # Mixed precision may be on around backward, and was not around forward.
                 with torch.enable_grad(), torch.autocast(audio.device.type, enabled=False):
                     value = loss(audio, block, scale, bias)
-                parts = torch.autograd.grad(value, (audio, block, scale, bias), grad)
+                    parts = torch.autograd.grad(value, (audio, block, scale, bias), grad)
                 for total, part in zip((grads[0], block_grad, *grads[2:]), parts, strict=True):
                     total += part
             if source is not None:
