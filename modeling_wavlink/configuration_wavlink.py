@@ -40,6 +40,8 @@ class WavLinkConfig(PretrainedConfig):
             (arXiv 2103.00020), log(10) for SigLIP (arXiv 2303.15343).
         logit_bias_init_value (`float`, *optional*): start of the bias added to the logits: 0, or -10 for SigLIP.
         logit_scale_max (`float`): the scale, not its log, never exceeds this.
+        label_smoothing (`float`): the share of each target that InfoNCE spreads evenly over all pairs that are not
+            ignored, at least 0 and below 1 (arXiv 1512.00567, section 7).
         initializer_range (`float`): standard deviation of new projections and of the global token.
 
     ```python
@@ -66,6 +68,7 @@ class WavLinkConfig(PretrainedConfig):
         logit_bias_init_value=None,
         logit_scale_max=100.0,
         initializer_range=0.02,
+        label_smoothing=0.0,
         **kwargs,
     ):
         sigmoid = loss_type == "sigmoid"
@@ -82,6 +85,7 @@ class WavLinkConfig(PretrainedConfig):
         self.logit_bias_init_value = bias_default if logit_bias_init_value is None else logit_bias_init_value
         self.logit_scale_max = logit_scale_max
         self.initializer_range = initializer_range
+        self.label_smoothing = label_smoothing
         self._check()
         super().__init__(**kwargs)
 
@@ -112,6 +116,13 @@ class WavLinkConfig(PretrainedConfig):
             raise ValueError(f"audio_config must be a Whisper config, got {self.audio_config.model_type!r}")
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
+        if self.label_smoothing and self.loss_type == "sigmoid":
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} needs loss_type='info_nce': the sigmoid loss has no softmax, "
+                "so leave it at 0"
+            )
         if self.text_pooling not in TEXT_POOLINGS:
             raise ValueError(f"text_pooling must be one of {', '.join(TEXT_POOLINGS)}, got {self.text_pooling!r}")
         if self.text_pooling == "eos" and self.text_config.eos_token_id is None:

@@ -1,9 +1,12 @@
 """A contrastive batch of any size on a device of any size: exact gradients in small chunks (arXiv 2101.06983)."""
 
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+LOSS_INPUTS = ("caption_ids", "text_owner")  # of a batch, what concerns no tower
 
 
 def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int = 0) -> Tensor:
@@ -16,18 +19,16 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
     Args:
         accelerator: an `accelerate.Accelerator`.
         model: a `WavLinkModel` as `accelerator.prepare` gave it.
-        batch: what `WavLinkModel.forward` takes, as many clips as texts.
-        micro_batch_size: clips a chunk; 0 takes the batch in one piece.
+        batch: what `WavLinkModel.forward` takes, as many clips as texts, or a `text_owner`.
+        micro_batch_size: clips a chunk, with texts in proportion; 0 takes the batch in one piece.
     """
-    inputs = {name: value for name, value in batch.items() if name != "caption_ids"}
-    size = len(batch["input_ids"])
-    if not micro_batch_size or micro_batch_size >= size:
+    if not micro_batch_size or micro_batch_size >= len(batch["input_features"]):
         with accelerator.autocast():
             loss = model(**batch, return_loss=True).loss
         accelerator.backward(loss)
         return loss.detach()
-    starts = range(0, size, micro_batch_size)
-    chunks = [trim({name: x[start : start + micro_batch_size] for name, x in inputs.items()}) for start in starts]
+    places = _places(len(batch["input_features"]), len(batch["input_ids"]), micro_batch_size)
+    chunks = [trim(_cut(batch, *place)) for place in places]
     states, pairs = [], []
     with torch.no_grad():
         for chunk in chunks:
@@ -37,24 +38,36 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
     wavlink = accelerator.unwrap_model(model)
     # Copies, because gradients of the parameters themselves may only arise under the wrapper's last backward.
     scale, bias = (p.detach().requires_grad_() for p in (wavlink.logit_scale, wavlink.logit_bias))
-    loss = wavlink.loss(audio, text, batch.get("caption_ids"), logit_scale=scale, logit_bias=bias)
+    about = {name: batch.get(name) for name in LOSS_INPUTS}
+    loss = wavlink.loss(audio, text, logit_scale=scale, logit_bias=bias, **about)
     factor = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
     audio_grad, text_grad, scale_grad, bias_grad = torch.autograd.grad(
         factor * loss, (audio, text, scale, bias), materialize_grads=True
     )
-    for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
+    for number, (chunk, state, (clips, texts)) in enumerate(zip(chunks, states, places, strict=True)):
         last = number == len(chunks) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             with _replay(state, accelerator.device):
                 audio_embeds, text_embeds = _embed(accelerator, model, chunk)
-            rows = slice(starts[number], starts[number] + micro_batch_size)
-            surrogate = (audio_embeds * audio_grad[rows]).sum() + (text_embeds * text_grad[rows]).sum()
+            surrogate = (audio_embeds * audio_grad[clips]).sum() + (text_embeds * text_grad[texts]).sum()
             if last:
                 surrogate = surrogate + wavlink.logit_scale * scale_grad
                 if wavlink.logit_bias.requires_grad:
                     surrogate = surrogate + wavlink.logit_bias * bias_grad
             surrogate.backward()
     return loss.detach()
+
+
+def _places(clips: int, texts: int, micro_batch_size: int) -> list[tuple[slice, slice]]:
+    """Which clips and which texts each chunk holds; a chunk has no loss, so they need not belong together."""
+    starts = [*range(0, clips, micro_batch_size), clips]
+    cuts = [start * texts // clips for start in starts]
+    return [(slice(*clips), slice(*texts)) for clips, texts in zip(pairwise(starts), pairwise(cuts), strict=True)]
+
+
+def _cut(batch: dict[str, Tensor], clips: slice, texts: slice) -> dict[str, Tensor]:
+    inputs = {name: rows for name, rows in batch.items() if name not in LOSS_INPUTS}
+    return {name: rows[clips if name.startswith("input_features") else texts] for name, rows in inputs.items()}
 
 
 def trim(chunk: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 class WavLinkOutput(ModelOutput):
     """
     Args:
-        loss: `[]`, with `return_loss` and as many clips as texts.
+        loss: `[]`, with `return_loss` and as many clips as texts, or a `text_owner`.
         logits_per_audio: `[B_audio, B_text]`, scaled cosines (plus the bias) of the full vectors.
         logits_per_text: its transpose.
         audio_embeds: `[B_audio, projection_dim]`, L2-normalised.
@@ -301,6 +301,7 @@ class WavLinkModel(PreTrainedModel):
         caption_ids: Tensor | None = None,
         return_loss: bool | None = None,
         return_dict: bool | None = None,
+        text_owner: Tensor | None = None,
     ) -> WavLinkOutput:
         """
         Args:
@@ -308,24 +309,28 @@ class WavLinkModel(PreTrainedModel):
             input_features, input_features_mask: `[B_audio, F, T]` and `[B_audio, T]`.
             caption_ids: `[B, K]`, see `losses_wavlink.false_negatives`: clips that share a caption are then no
                 negatives of each other.
-            return_loss: by default a loss wherever there are as many clips as texts; True refuses unequal counts.
+            return_loss: by default a loss wherever there are as many clips as texts, or a `text_owner`; True refuses
+                unequal counts without one.
+            text_owner: `[B_text]` int64, the clip each text belongs to where clips have several, at least one each.
 
         In training the negatives of all processes are in the loss, with gradients.
         """
         if input_ids is None or input_features is None:
             raise ValueError("give both input_ids and input_features, or call get_text_features or get_audio_features")
         # Counts are compared only for a loss, so that torch.export can keep them independent without one.
-        with_loss = return_loss is not False and input_ids.shape[0] == input_features.shape[0]
+        owned = text_owner is not None
+        with_loss = return_loss is not False and (owned or input_ids.shape[0] == input_features.shape[0])
         if return_loss and not with_loss:
             raise ValueError(
                 f"return_loss=True needs one text per clip, got {len(input_features)} clips and {len(input_ids)} texts"
+                "; where clips have several, give text_owner, the row of each text's clip"
             )
         audio = self.get_audio_features(input_features, input_features_mask)
         text = self.get_text_features(input_ids, attention_mask, token_type_ids)
         audio_embeds, text_embeds = audio.pooler_output, text.pooler_output
         logits_per_audio = self.scale.to(audio_embeds.dtype) * audio_embeds @ text_embeds.T + self.logit_bias
         output = WavLinkOutput(
-            loss=self.loss(audio_embeds, text_embeds, caption_ids) if with_loss else None,
+            loss=self.loss(audio_embeds, text_embeds, caption_ids, text_owner=text_owner) if with_loss else None,
             logits_per_audio=logits_per_audio,
             logits_per_text=logits_per_audio.T,
             audio_embeds=audio_embeds,
@@ -352,9 +357,10 @@ class WavLinkModel(PreTrainedModel):
         caption_ids: Tensor | None = None,
         logit_scale: Tensor | None = None,
         logit_bias: Tensor | None = None,
+        text_owner: Tensor | None = None,
     ) -> Tensor:
-        """The training objective of `[B, projection_dim]` pairs, in fp32 whatever the autocast; `logit_scale` (a log)
-        and `logit_bias` default to the model's own."""
+        """The training objective of `[B, projection_dim]` clips and texts, pairs unless `text_owner` says otherwise,
+        in fp32 whatever the autocast; `logit_scale` (a log) and `logit_bias` default to the model's own."""
         logit_scale = self.logit_scale if logit_scale is None else logit_scale
         logit_bias = self.logit_bias if logit_bias is None else logit_bias
         with torch.autocast(audio_embeds.device.type, enabled=False):
@@ -367,6 +373,8 @@ class WavLinkModel(PreTrainedModel):
                 self.config.matryoshka_dims,
                 caption_ids,
                 gather_negatives=self.training,
+                text_owner=text_owner,
+                label_smoothing=self.config.label_smoothing,
             )
 
     def _embed(self, projection: nn.Linear, pooled: Tensor) -> Tensor:

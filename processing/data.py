@@ -202,29 +202,42 @@ class AudioTextCollator:
 
     A row holds `audio` (a path, `{"bytes", "path"}` or `{"array", "sampling_rate"}`) and captions, of which the
     first is the text. `caption_ids` `[B, K]` tell the loss which clips share a caption.
+
+    With `all_captions` all of a clip's captions are its texts, one clip's after another's, and `text_owner`
+    `[B_text]` int64 gives the row of each text's clip. Trainer's `compute_metrics` expects one text a clip.
     """
 
     def __init__(
-        self, processor, columns: Sequence[str] = ("captions",), padding: str | None = None, with_caption_ids=True
+        self,
+        processor,
+        columns: Sequence[str] = ("captions",),
+        padding: str | None = None,
+        with_caption_ids=True,
+        all_captions=False,
     ):
         self.processor = processor
         self.with_caption_ids = with_caption_ids
         self.columns = list(columns)
         self.padding = padding
+        self.all_captions = all_captions
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         rate = self.processor.feature_extractor.sampling_rate
         captions = [captions_of(row, self.columns) for row in rows]
         if not all(captions):
             raise ValueError(f"a row without caption in {', '.join(self.columns)}; it has {', '.join(rows[0])}")
+        learned = captions if self.all_captions else [texts[:1] for texts in captions]
         batch = self.processor(
-            text=[texts[0] for texts in captions],
+            text=[text for texts in learned for text in texts],
             audio=[load_column(row["audio"], rate) for row in rows],
             sampling_rate=rate,
             padding=self.padding,
             return_tensors="pt",
         )
-        return {**batch, "caption_ids": caption_ids(captions)} if self.with_caption_ids else dict(batch)
+        extra = {"caption_ids": caption_ids(captions)} if self.with_caption_ids else {}
+        if self.all_captions:
+            extra["text_owner"] = torch.arange(len(rows)).repeat_interleave(torch.tensor([*map(len, learned)]))
+        return {**batch, **extra}
 
 
 def caption_ids(captions: Sequence[Sequence[str]]) -> torch.Tensor:

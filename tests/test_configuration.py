@@ -30,6 +30,7 @@ def test_round_trip(text_config, tmp_path):
         logit_scale_max=50.0,
         initializer_range=0.1,
     )
+    assert WavLinkConfig(label_smoothing=0.25).to_dict()["label_smoothing"] == 0.25
     config.save_pretrained(tmp_path)
     loaded = WavLinkConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == {**config.to_dict(), "transformers_version": loaded.transformers_version}
@@ -104,6 +105,10 @@ def test_nested_dims_are_halves():
         ({"matryoshka_dims": [1024]}, "between 1 and projection_dim=512"),
         ({"matryoshka_dims": [512, 0]}, "between 1 and"),
         ({"matryoshka_dims": [64, 64]}, "distinct"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be at least 0"),
+        ({"label_smoothing": float("nan")}, "label_smoothing must be at least 0"),
+        ({"label_smoothing": 0.1, "loss_type": "sigmoid"}, "label_smoothing=0.1 needs loss_type='info_nce'"),
         ({"projection_dim": 7}, r"got \[7, 3, 1, 0\]"),
     ],
 )

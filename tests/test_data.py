@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from modeling_wavlink.losses_wavlink import false_negatives
 from processing.data import (
     AudioTextCollator,
     CaptionedAudio,
@@ -226,6 +227,20 @@ def test_the_collators_padding_and_columns_can_be_named(processor):
     assert torch.equal(batch["caption_ids"], caption_ids([["a bark", "a dog"]]))
     with pytest.raises(ValueError, match="without caption in captions; it has audio, title, tag"):
         AudioTextCollator(processor)(rows)
+
+
+def test_all_captions_become_texts_with_the_rows_of_their_clips(processor):
+    captions = [["a dog", "the dog barks", "a dog"], ["the bell rings"], ["low rain", "a dog"]]
+    rows = [{"audio": {"array": tone(440, 0.05), "sampling_rate": RATE}, "captions": texts} for texts in captions]
+    batch = AudioTextCollator(processor, all_captions=True)(rows)
+    expected = processor(text=[text for texts in captions for text in texts], return_tensors="pt")
+    assert torch.equal(batch["input_ids"], expected["input_ids"]) and len(batch["input_features"]) == 3
+    assert batch["text_owner"].tolist() == [0, 0, 0, 1, 2, 2] and batch["text_owner"].dtype == torch.int64
+    assert torch.equal(batch["caption_ids"], caption_ids(captions))
+    ignored = false_negatives(batch["caption_ids"], batch["caption_ids"], text_owner=batch["text_owner"])[0]
+    assert ignored.nonzero().tolist() == [[0, 5], [2, 0], [2, 2]]  # "a dog" of clips 0 and 2
+    batch = AudioTextCollator(processor, with_caption_ids=False, all_captions=True)(rows)
+    assert "caption_ids" not in batch and batch["text_owner"].tolist() == [0, 0, 0, 1, 2, 2]
 
 
 def test_caption_ids_are_the_same_in_every_process():

@@ -1,15 +1,22 @@
-"""One gradient: a batch in small chunks is the batch in one piece."""
+"""One gradient: a batch in small chunks, or on two processes, is the batch in one piece."""
+
+import os
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from accelerate import Accelerator
 
+from modeling_wavlink import WavLinkModel
 from modeling_wavlink.grad_cache import backward, trim
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
 
 CAPTIONS = ["a dog", "the cat", "the bell rings", "a dog", "low rain", "a low sound", "the high cat"]
+FURTHER = [["the dog barks", "low rain"], [], ["a bell"], ["this is a dog"], [], ["low rain", "a sound", "rain"], []]
 
 
 @pytest.fixture
@@ -20,6 +27,19 @@ def batch(processor) -> dict[str, torch.Tensor]:
         for i, caption in enumerate(CAPTIONS)
     ]
     return AudioTextCollator(processor)(rows)
+
+
+@pytest.fixture
+def captioned(processor) -> dict[str, torch.Tensor]:
+    """The same clips with one to four texts each, fourteen in all; clips 0, 4 and 5 share one, 0 and 3 another."""
+    rows = [
+        {
+            "audio": {"array": tone(200 * (i + 1), 0.2 + 0.07 * i, i), "sampling_rate": RATE},
+            "captions": [CAPTIONS[i], *further],
+        }
+        for i, further in enumerate(FURTHER)
+    ]
+    return AudioTextCollator(processor, all_captions=True)(rows)
 
 
 def gradients(model, batch, micro_batch_size) -> tuple[float, dict[str, torch.Tensor]]:
@@ -44,6 +64,74 @@ def test_chunks_give_the_gradients_of_the_whole(model, batch, loss_type, micro_b
     for name, gradient in expected.items():
         torch.testing.assert_close(cached[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     assert expected["logit_scale"].abs() > 1e-6 and expected["audio_model.global_token"].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("loss_type", ["info_nce", "sigmoid"])
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 6])
+def test_chunks_of_several_texts_a_clip(model, captioned, loss_type, micro_batch_size):
+    model.config.loss_type = loss_type
+    model.config.label_smoothing = 0.1 if loss_type == "info_nce" else 0.0
+    model.freeze_constants()
+    loss, expected = gradients(model, captioned, 0)
+    assert loss == pytest.approx(model(**captioned, return_loss=True).loss.item(), rel=1e-6)
+    cached_loss, cached = gradients(model, captioned, micro_batch_size)
+    assert cached_loss == pytest.approx(loss, rel=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(cached[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def share(batch: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """The first four clips, or the other three, with their texts."""
+    first, stop = ((0, 4), (4, 7))[rank]
+    texts = (batch["text_owner"] >= first) & (batch["text_owner"] < stop)
+    of_clips = ("input_features", "input_features_mask", "caption_ids")
+    batch = {name: rows[first:stop] if name in of_clips else rows[texts] for name, rows in batch.items()}
+    return {**batch, "text_owner": batch["text_owner"] - first}
+
+
+def work(rank, folder):
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {**ranks, "ACCELERATE_USE_CPU": "true"}
+    dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=2)
+    accelerator = Accelerator(cpu=True)
+    batch = share(torch.load(f"{folder}/batch.pt"), rank)
+    found = {}
+    for loss_type in ("info_nce", "sigmoid"):
+        for micro_batch_size in (0, 2):
+            model = without_chance(WavLinkModel.from_pretrained(folder), loss_type)
+            model = accelerator.prepare(model)
+            loss = accelerator.reduce(backward(accelerator, model, batch, micro_batch_size), "mean")
+            named = accelerator.unwrap_model(model).named_parameters()
+            found[loss_type, micro_batch_size] = loss, {name: p.grad for name, p in named if p.requires_grad}
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def without_chance(model: WavLinkModel, loss_type: str) -> WavLinkModel:
+    """In training mode, in which processes share their negatives, but without dropout."""
+    model.config.loss_type = loss_type
+    model.freeze_constants()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.train()
+
+
+def test_several_texts_a_clip_on_two_processes_and_in_chunks(model, captioned, tmp_path):
+    model.save_pretrained(tmp_path)
+    torch.save(captioned, tmp_path / "batch.pt")
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for (loss_type, micro_batch_size), (loss, together) in ranks[0].items():
+        alone, expected = gradients(without_chance(model, loss_type), captioned, 0)
+        assert loss.item() == pytest.approx(alone, rel=1e-6)
+        assert set(together) == set(expected) and expected["audio_projection.weight"].abs().max() > 1e-2
+        for name, gradient in expected.items():
+            where = f"{loss_type}, chunks of {micro_batch_size}, {name}"
+            torch.testing.assert_close(
+                together[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, w=where: f"{w}: {m}"
+            )
+            assert torch.equal(together[name], ranks[1][loss_type, micro_batch_size][1][name])
 
 
 def test_dropout_is_replayed(model, batch):

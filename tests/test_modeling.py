@@ -197,6 +197,24 @@ def test_caption_ids_reach_the_loss(model, processor):
     assert model(**inputs, caption_ids=torch.tensor([[0], [1], [0]])).loss < loss - 0.1
 
 
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_text_owner_and_label_smoothing_reach_the_loss(loss_type, request):
+    smoothing = 0.2 if loss_type == "info_nce" else 0.0
+    model, processor = build(request, "bert", loss_type=loss_type, label_smoothing=smoothing)
+    inputs = batch_of(processor, clips=2)  # and three texts
+    owner, ids = torch.tensor([1, 0, 1]), torch.tensor([[7, 9], [8, 7]])
+    output = model(**inputs, text_owner=owner, caption_ids=ids)
+    arguments = output.audio_embeds, output.text_embeds, model.scale, model.logit_bias, loss_type, [32, 16, 8, 4], ids
+    expected = contrastive_loss(*arguments, text_owner=owner, label_smoothing=smoothing)
+    assert torch.equal(output.loss, expected)
+    assert model(**inputs, text_owner=owner, return_loss=False).loss is None
+    assert model(**inputs, text_owner=owner).loss > expected + 1e-4  # clip 1 also has the text of clip 0
+    with pytest.raises(ValueError, match="each of the rows 0 to 1 at least once"):
+        model(**inputs, text_owner=torch.tensor([1, 1, 1]))
+    with pytest.raises(ValueError, match="got 2 clips and 3 texts; .* give text_owner"):
+        model(**inputs, return_loss=True)
+
+
 def test_negatives_of_other_processes_join_in_training_only(model, processor, monkeypatch):
     gathered = []
 
