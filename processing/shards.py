@@ -15,6 +15,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 SOUNDS = ("wav", "flac", "mp3", "ogg", "opus")
+_SPLIT = re.compile(r"(?<![a-z0-9])(train|training|valid|validation|val|dev|test|eval|evaluation)(?![a-z])")
 _CLIPS_LOOKED_AT = 5  # of the first tar, to learn what the shards hold
 
 
@@ -27,7 +28,7 @@ def load_stream(data: str, split: str) -> datasets.IterableDataset:
             A clip's files in a tar follow each other: `KEY.wav` (.flac, .mp3, .ogg, .opus), `KEY.json`, whose texts
             and lists of texts become columns, `KEY.txt`, whose lines become the column `text`; `__key__` is its key.
         split: such as `"train"`. Of a folder of tars: those in `split/`, else those with the split in their names,
-            else all; a glob is taken as it is.
+            else all if none names another split; a glob is taken as it is.
 
     Raises:
         ValueError: no shards, or no sounds in them.
@@ -64,6 +65,9 @@ def _of_split(folder: Path, split: str) -> list[str]:
     inside = [path for path in paths if split in path.relative_to(folder).parts[:-1]]
     named = [path for path in paths if re.search(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z])", path.name)]
     if not inside and not named:
+        other = [name for name in map(str, (path.relative_to(folder) for path in paths)) if _SPLIT.search(name)]
+        if other:
+            raise ValueError(f"{folder} has no shards named {split}, but others, such as {other[0]}; give a glob")
         logger.warning(f"{folder} has no shards named {split}: all of its tars are taken as {split!r}")
     return [str(path) for path in inside or named or paths]
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import datasets
-import fsspec
 import numpy as np
 import torch
+from fsspec.asyn import reset_lock
 from torch.utils.data import DataLoader, get_worker_info
 from transformers.utils import logging
 
@@ -91,7 +91,8 @@ class StreamedBatches:
     heard and which caption comes first depend on (seed, epoch, shard, number inside the shard) only, the order of the
     batches within a window on (seed, window), the same on all processes, so that they all have long clips at once.
 
-    Each worker process holds one window of decoded clips: `window * share` times 64 kB a second at 16 kHz.
+    Each worker process holds one window of decoded clips: `window * share` times 64 kB a second at 16 kHz. Loading a
+    state reads again up to one shard, and decodes up to one window.
 
     Args:
         source: as `load_stream` gives it: an `audio` column, and `columns` of captions (one or a list).
@@ -125,13 +126,8 @@ class StreamedBatches:
         num_workers: int = 1,
         captions_by_id: Mapping[str, str | Sequence[str]] | None = None,
     ):
-        _check(source, columns, captions_by_id)
-        if batch_size < max(2, world_size) or window < 1 or num_workers < 0:
-            raise ValueError(
-                f"a contrastive loss needs at least two clips in a batch and one for each process, and windows at "
-                f"least one batch; got batch_size={batch_size} for {world_size} processes, window={window}, "
-                f"num_workers={num_workers}"
-            )
+        _check_columns(source, columns, captions_by_id)
+        _check_sizes(batch_size, world_size, window, num_workers)
         readers = max(num_workers, 1)
         if source.num_shards < readers * world_size and rank == 0:
             logger.warning(
@@ -320,7 +316,7 @@ class _Readers(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[tuple[int, dict, dict, dict]]:
         worker = get_worker_info()
         if worker is not None:
-            fsspec.asyn.reset_lock()  # remote files opened before the fork belong to the other process's event loop
+            reset_lock()  # remote files opened before the fork belong to the other process's event loop
         reader = (self.first + (worker.id if worker else 0)) % len(self.windows)
         for batch, place, report in self.windows[reader].batches(self.places[reader]):
             yield reader, batch, place, report
@@ -330,7 +326,16 @@ def _as_it_is(value):
     return value
 
 
-def _check(source: datasets.IterableDataset, columns: Sequence[str], captions_by_id: Mapping | None) -> None:
+def _check_sizes(batch_size: int, world_size: int, window: int, num_workers: int) -> None:
+    if batch_size < max(2, world_size) or window < 1 or num_workers < 0:
+        raise ValueError(
+            f"a contrastive loss needs at least two clips in a batch and one for each process, and a window at least "
+            f"one batch; got batch_size={batch_size} for {world_size} processes, window={window}, "
+            f"num_workers={num_workers}"
+        )
+
+
+def _check_columns(source: datasets.IterableDataset, columns: Sequence[str], captions_by_id: Mapping | None) -> None:
     names = source.column_names
     if names is not None and "audio" not in names:
         raise ValueError(f"the stream has no column 'audio', only {', '.join(names)}")
