@@ -1,0 +1,148 @@
+"""Data sets as streams: parquet files or tar shards of a folder or the Hub, none of them read before its turn."""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from glob import has_magic
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import fsspec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SOUNDS = ("wav", "flac", "mp3", "ogg", "opus")
+_SPLIT = re.compile(r"(?<![a-z0-9])(train|training|valid|validation|val|dev|test|eval|evaluation)(?![a-z])")
+_CLIPS_LOOKED_AT = 5  # of the first tar, to learn what the shards hold
+
+
+def load_stream(data: str, split: str) -> datasets.IterableDataset:
+    """One split as a stream whose `audio` column holds undecoded bytes or a path.
+
+    Args:
+        data: a Hub id or a folder with parquet files; or WebDataset `.tar` shards: a folder, or a glob such as
+            `shards/train-*.tar`, also in other places that fsspec knows (`hf://datasets/USER/NAME/train-*.tar`).
+            A clip's files in a tar follow each other: `KEY.wav` (.flac, .mp3, .ogg, .opus), `KEY.json`, whose texts
+            and lists of texts become columns, `KEY.txt`, whose lines become the column `text`; `__key__` is its key.
+        split: such as `"train"`. Of a folder of tars: those in `split/`, else those with the split in their names,
+            else all if none names another split; a glob is taken as it is.
+
+    Raises:
+        ValueError: no shards, or no sounds in them.
+    """
+    if not data:
+        raise ValueError("name the data set: a Hub id, or a folder or glob of parquet files or tar shards")
+    folder = Path(data)
+    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+        return _stream_tars(_of_split(folder, split))
+    if not folder.is_dir() and ("://" in data or has_magic(data) or data.endswith(".tar")):
+        return _stream_tars(_glob(data))
+    dataset = datasets.load_dataset(data, split=split, streaming=True)
+    names = dataset.column_names or []
+    if "audio" not in names:
+        raise ValueError(
+            f"{data} has no column 'audio', only {', '.join(names)}"
+            + (f"; read its tars as hf://datasets/{data}/**/*.tar" if "__key__" in names else "")
+        )
+    return dataset.cast_column("audio", datasets.Audio(decode=False))
+
+
+def _glob(pattern: str) -> list[str]:
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    found = sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(path) if name.endswith(".tar"))
+    if not found:
+        raise ValueError(f"no .tar file matches {pattern}")
+    return found
+
+
+def _of_split(folder: Path, split: str) -> list[str]:
+    paths = sorted(folder.rglob("*.tar"))
+    if not paths:
+        raise ValueError(f"{folder} holds neither parquet files nor .tar shards; an audiofolder needs no stream")
+    inside = [path for path in paths if split in path.relative_to(folder).parts[:-1]]
+    named = [path for path in paths if re.search(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z])", path.name)]
+    if not inside and not named:
+        other = [name for name in map(str, (path.relative_to(folder) for path in paths)) if _SPLIT.search(name)]
+        if other:
+            raise ValueError(f"{folder} has no shards named {split}, but others, such as {other[0]}; give a glob")
+        logger.warning(f"{folder} has no shards named {split}: all of its tars are taken as {split!r}")
+    return [str(path) for path in inside or named or paths]
+
+
+def _stream_tars(paths: list[str]) -> datasets.IterableDataset:
+    first = list(islice(_clips(paths[0]), _CLIPS_LOOKED_AT))
+    if not any(_sound(files) for _, files in first):
+        raise ValueError(
+            f"{paths[0]} holds no sound in its first {_CLIPS_LOOKED_AT} clips: write each as KEY.wav (or "
+            f"{', '.join(SOUNDS[1:])}) beside KEY.json or KEY.txt"
+        )
+    names = tuple(dict.fromkeys(name for _, files in first for name in _texts(files)))
+    text = datasets.Value("string")
+    features = {"__key__": text, "audio": {"bytes": datasets.Value("binary"), "path": text}}
+    features |= {name: [text] for name in names}
+    return datasets.IterableDataset.from_generator(
+        _read_tars, features=datasets.Features(features), gen_kwargs={"paths": paths, "names": names}
+    )
+
+
+def _read_tars(paths: Sequence[str], names: tuple[str, ...]) -> Iterator[dict]:
+    """Module-level and of plain arguments, so that worker processes can have it; `datasets` divides the list."""
+    for path in paths:
+        heard = False
+        for key, files in _clips(path):
+            sound, texts = _sound(files), _texts(files)
+            heard = heard or sound is not None
+            audio = {"bytes": files[sound] if sound else None, "path": f"{key}.{sound}" if sound else None}
+            yield {"__key__": key, "audio": audio, **{name: texts.get(name) for name in names}}
+        if not heard:
+            raise ValueError(f"{path} holds no sound ({', '.join(SOUNDS)}): take it out of the shards")
+
+
+def _clips(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Each clip's key and files by suffix. A key ends at the first dot of the file's name, as WebDataset has it."""
+    filesystem, name = fsspec.core.url_to_fs(path)
+    current, files = None, {}
+    try:
+        with filesystem.open(name, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+            for member in tar:
+                tar.members = []  # or the list of all members grows in memory
+                folder, _, base = member.name.removeprefix("./").rpartition("/")
+                stem, _, suffixes = base.partition(".")
+                suffix = suffixes.rpartition(".")[2].lower()
+                if not member.isfile() or not stem or suffix not in (*SOUNDS, "json", "txt"):
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                if key != current and files:
+                    yield current, files
+                    files = {}
+                if suffix in files:
+                    raise ValueError(f"{path} holds two {suffix} files of key {key}; a key ends at its first dot")
+                current, files[suffix] = key, tar.extractfile(member).read()
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"cannot read {path}: {error}; write this shard again or take it out") from error
+    if files:
+        yield current, files
+
+
+def _sound(files: dict[str, bytes]) -> str | None:
+    return next((suffix for suffix in files if suffix in SOUNDS), None)
+
+
+def _texts(files: dict[str, bytes]) -> dict[str, list[str]]:
+    """Texts by name, nothing of a file that cannot be read: such a clip is counted as one without caption."""
+    texts = {}
+    try:
+        content = json.loads(files["json"]) if "json" in files else {}
+        values = content if isinstance(content, dict) else {"text": content}
+        for name, value in values.items():
+            value = [value] if isinstance(value, str) else value
+            if name not in ("__key__", "audio") and isinstance(value, list) and all(isinstance(x, str) for x in value):
+                texts[name] = value
+        if "txt" in files:
+            texts["text"] = [*texts.get("text", []), *files["txt"].decode().splitlines()]
+    except ValueError:  # of JSON or UTF-8
+        return {}
+    return texts
