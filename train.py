@@ -21,9 +21,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from datasets import Dataset
-from torch.utils.data import DataLoader
+from accelerate.utils import gather_object, set_seed
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
@@ -35,16 +33,8 @@ from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
 from modeling_wavlink.run_folder import Metrics, note_environment, refuse_unknown_trackers, whole
 from modeling_wavlink.sweep import sweep, sweep_parser
-from processing.data import (
-    AudioTextCollator,
-    BatchPlan,
-    CaptionedAudio,
-    add_label_captions,
-    caption_columns,
-    durations,
-    load_split,
-    with_captions,
-)
+from processing.data import caption_columns, load_split
+from processing.feeds import Epochs, Stream
 
 MAY_CHANGE = (
     "output_dir",
@@ -116,17 +106,6 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def training_data(recipe: Recipe) -> tuple[Dataset, list[str], list[str]]:
-    """The rows that have a caption, the caption columns to score by, and those to learn from."""
-    train_set = load_split(recipe.data, recipe.train_split)
-    columns = caption_columns(train_set, recipe.caption_columns)
-    learned = list(columns)
-    if recipe.label_prompt:
-        train_set, name = add_label_captions(train_set, recipe.label_prompt)
-        learned.append(name)
-    return with_captions(train_set, learned), columns, learned
-
-
 class Run:
     """One recipe's model, data, optimizer and folder."""
 
@@ -143,13 +122,14 @@ class Run:
             )
         refuse_bad_start(recipe)
         set_seed(recipe.seed)
-        train_set, self.columns, learned = training_data(recipe)
-        self.data = CaptionedAudio(train_set, learned, recipe.max_seconds, recipe.seed, shuffle=True)
-        self.plan = self._plan(durations(train_set))
+        share = self.accelerator.process_index, self.accelerator.num_processes
+        self.feed = Stream(recipe, *share) if recipe.streaming else Epochs(recipe, *share)
+        self.steps = self.feed.steps
         self.validation_set = load_split(recipe.validation_data or recipe.data, recipe.validation_split)
-        model, self.processor = build(recipe, train_set, learned)
+        shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
+        self.columns = caption_columns(self.validation_set, shared)
+        model, self.processor = build(recipe, self.feed.captions)
         self.accelerator.print(describe(model))
-        self.steps = recipe.max_steps or len(self.plan)
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
         warmup = math.ceil(recipe.warmup_ratio * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
@@ -158,32 +138,13 @@ class Run:
         self.best = -1.0
         self.accelerator.register_for_checkpointing(self.schedule, self)
 
-    def _plan(self, lengths: Sequence[float]) -> BatchPlan:
-        recipe = self.recipe
-        lengths = [min(seconds, recipe.max_seconds) for seconds in lengths]
-        share = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
-        plan = BatchPlan(lengths, recipe.batch_size, recipe.epochs, recipe.seed, **share)
-        if recipe.max_steps:
-            plan.epochs = math.ceil(recipe.max_steps / plan.batches_per_epoch)
-        return plan
-
     def state_dict(self) -> dict:
-        return {"step": self.step, "best": self.best}
+        """Every process's place in the data goes along, since only the main process's state is written."""
+        return {"step": self.step, "best": self.best, "feeds": gather_object([self.feed.state_dict()])}
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.best = state["step"], state["best"]
-
-    def batches(self) -> DataLoader:
-        self.plan.start = self.step
-        masked = self.recipe.mask_false_negatives
-        return DataLoader(
-            self.data,
-            batch_sampler=self.plan,
-            collate_fn=AudioTextCollator(self.processor, padding=self.recipe.padding, with_caption_ids=masked),
-            num_workers=self.recipe.num_workers,
-            generator=torch.Generator(),  # its own, so that a resumed run does not draw from the model's chance again
-            pin_memory=torch.cuda.is_available(),
-        )
+        self.feed.load_state_dict(state["feeds"][self.accelerator.process_index])
 
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
         """One optimizer step; the loss as a mean over processes, and whether one of them was told to stop."""
@@ -191,17 +152,15 @@ class Run:
         loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size)
         value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
         if not math.isfinite(value):
-            raise ValueError(f"the loss is {value} at step {self.step}; its clips: {', '.join(self._names())}")
+            raise ValueError(
+                f"the loss is {value} at step {self.step}; its clips: {', '.join(self.feed.names(self.step))}"
+            )
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
         return value, stops > 0
-
-    def _names(self) -> list[str]:
-        epoch, position = divmod(self.step, self.plan.batches_per_epoch)
-        return [self.data.name(index) for index in self.plan.epoch(epoch)[position]]
 
     def score(self) -> dict:
         """Validation scores at every nested dim; `best/` is the model with the best mean R@10 of both directions."""
@@ -238,9 +197,6 @@ class Run:
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
             self.accelerator.load_state(str(checkpoints[-1]))
-
-    def is_epoch_end(self) -> bool:
-        return self.step % self.plan.batches_per_epoch == 0 or self.step == self.steps
 
 
 class StopSignal:
@@ -335,15 +291,15 @@ def train(recipe: Recipe) -> Path:
     log = Log(run)
     run.model.train()
     with StopSignal() as signal_received:
-        for batch in run.batches():
+        for batch in run.feed.batches(run.processor, run.step):
             if run.step == run.steps:
                 break
             learning_rate = run.schedule.get_last_lr()[0]
             loss, stop = run.learn(batch, signal_received)
             log.step(loss, run.accelerator.unwrap_model(run.model).scale.item(), learning_rate)
-            if run.is_epoch_end():
+            if run.feed.is_epoch_end(run.step):
                 log.validation(run.score())
-            if stop or run.is_epoch_end() or (recipe.save_steps and run.step % recipe.save_steps == 0):
+            if stop or run.feed.is_epoch_end(run.step) or (recipe.save_steps and run.step % recipe.save_steps == 0):
                 run.save_checkpoint()
             if stop:
                 tqdm.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")

@@ -1,6 +1,7 @@
 """From a recipe to a model and its processor: pretrained towers, a WavLink to go on from, or small new towers."""
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -8,7 +9,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedTokenizerFast
 
 from processing import WavLinkFeatureExtractor, WavLinkProcessor
-from processing.data import captions_of
 
 from .configuration_wavlink import WavLinkConfig
 from .modeling_wavlink import WavLinkModel
@@ -39,7 +39,7 @@ def refuse_bad_start(recipe: Recipe) -> None:
 
 def _fields(recipe: Recipe) -> dict:
     """What the recipe says of the config; the rest is the towers' own."""
-    fields = {"loss_type": recipe.loss_type}
+    fields = {"loss_type": recipe.loss_type, "label_smoothing": recipe.label_smoothing}
     if recipe.projection_dim:
         fields["projection_dim"] = recipe.projection_dim
     if recipe.matryoshka_dims:
@@ -47,19 +47,23 @@ def _fields(recipe: Recipe) -> dict:
     return fields
 
 
-def build(recipe: Recipe, train_set, columns) -> tuple[WavLinkModel, WavLinkProcessor]:
-    """The model in fp32, of which learns what the recipe says, and the processor with the recipe's padding."""
+def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLinkModel, WavLinkProcessor]:
+    """The model in fp32, of which learns what the recipe says, and the processor with the recipe's padding.
+
+    Args:
+        captions: gives every caption to learn from, whose words a new text tower's tokenizer needs.
+    """
     if recipe.init:
         model = AutoModel.from_pretrained(recipe.init, trust_remote_code=True)
         processor = AutoProcessor.from_pretrained(recipe.init, trust_remote_code=True)
         processor.feature_extractor.padding = recipe.padding
+        model.config.label_smoothing = recipe.label_smoothing
     elif recipe.audio_model:
         towers = recipe.audio_model, recipe.text_model
         processor = WavLinkProcessor.from_audio_text_pretrained(*towers, padding=recipe.padding)
         model = WavLinkModel.from_audio_text_pretrained(*towers, **_fields(recipe))
     else:
-        captions = (text for row in train_set.remove_columns("audio") for text in captions_of(row, columns))
-        tokenizer = word_tokenizer(captions, recipe.text_config["max_position_embeddings"])
+        tokenizer = word_tokenizer(captions(), recipe.text_config["max_position_embeddings"])
         mel_bins = recipe.audio_config["num_mel_bins"]
         processor = WavLinkProcessor(WavLinkFeatureExtractor(mel_bins, padding=recipe.padding), tokenizer)
         text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}

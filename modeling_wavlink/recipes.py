@@ -36,6 +36,7 @@ class Recipe:
     data: str = "synthetic"  # "synthetic", an audiofolder, a Hub id, or one of the paper's sets
     mixture: dict = dataclasses.field(default_factory=dict)  # instead of `data`: {source: weight}
     audio_folder: str = ""  # sounds named by YouTube id, for sets that are captions only
+    streaming: bool = False  # read shards (tar, parquet, Hub) as they come; needs max_steps
     train_split: str = "train"
     validation_data: str = ""  # default: `data`
     validation_split: str = "validation"

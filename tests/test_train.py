@@ -16,11 +16,11 @@ from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
 from .conftest import RATE, tone
 
 OPTIONS = """
-data mixture audio_folder train_split validation_data validation_split caption_columns label_prompt init audio_model
-text_model audio_config text_config projection_dim matryoshka_dims regime scope lora_rank lora_alpha lora_targets
-loss_type label_smoothing all_captions padding max_seconds mask_false_negatives batch_size micro_batch_size epochs
-max_steps learning_rate warmup_ratio weight_decay max_grad_norm mixed_precision attn_implementation
-gradient_checkpointing num_workers save_steps checkpoints_kept trackers seed output_dir
+data mixture audio_folder streaming train_split validation_data validation_split caption_columns label_prompt init
+audio_model text_model audio_config text_config projection_dim matryoshka_dims regime scope lora_rank lora_alpha
+lora_targets loss_type label_smoothing all_captions padding max_seconds mask_false_negatives batch_size
+micro_batch_size epochs max_steps learning_rate warmup_ratio weight_decay max_grad_norm mixed_precision
+attn_implementation gradient_checkpointing num_workers save_steps checkpoints_kept trackers seed output_dir
 """.split()
 
 
@@ -171,7 +171,9 @@ def test_only_the_newest_checkpoints_are_kept(folder, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_clips(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(WavLinkModel, "loss", lambda self, audio, text, ids: (audio.sum() + text.sum()) * float("nan"))
+    monkeypatch.setattr(
+        WavLinkModel, "loss", lambda self, audio, text, *_, **__: (audio.sum() + text.sum()) * float("nan")
+    )
     with pytest.raises(ValueError, match=r"the loss is nan at step 0; its clips: .*\.wav"):
         train.train(recipe(folder, tmp_path / "run"))
 
