@@ -77,10 +77,10 @@ def captions_by_id(name: str, split: str) -> dict[str, list[str]]:
     clips = group(clip_keys(table["id"])["key"], table["caption"], table["id"])
     names = clip_keys(clips["name"]).to_pandas()
     captions = clips["captions"].to_pylist()
-    found = dict(zip(names["key"], captions, strict=True))
     lone = ~names["video"].duplicated(keep=False)
-    second = names["video"] + np.where(names["has_start"], "", "_")
-    return {key: captions[row] for row, key in second[lone].items()} | found
+    second = (names["video"] + np.where(names["has_start"], "", "_"))[lone]
+    keys = [*second.to_list(), *names["key"].to_list()]
+    return dict(zip(keys, [*(captions[row] for row in second.index), *captions], strict=True))
 
 
 def find_captions(captions: dict[str, list[str]], name: str) -> list[str] | None:
