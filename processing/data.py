@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 from transformers.utils import logging
 
 from .audio import load_column
+from .paper_data import NAMES, load_paper_data
 from .synthetic import synthetic_dataset
 
 logger = logging.get_logger(__name__)
@@ -25,17 +26,25 @@ _SYNTHETIC_CLIPS_PER_KIND = {"train": 60, "validation": 5, "test": 10}
 _CAPTION_COLUMN = re.compile(r"captions?(_?\d+)?|text")
 
 
-def load_split(data: str, split: str) -> datasets.Dataset:
+def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
     """One split as a `datasets.Dataset` whose `audio` column holds undecoded bytes or a path.
 
     Args:
         data: `"synthetic"` (made by code), a folder in the `audiofolder` layout (`SPLIT/metadata.csv` or
-            `.jsonl` with a `file_name` column, or the same without split folders), a Hub id, or a copy of a Hub
-            repository with parquet files.
+            `.jsonl` with a `file_name` column, or the same without split folders), a Hub id, a copy of a Hub
+            repository with parquet files, or a data set of the paper by name: `auto_acd`, `audiosetcaps`, `audiocaps`,
+            `clotho`. Clips over 30 s stay in; what is missing or broken is logged.
         split: such as `"train"`.
+        audio: for a data set of the paper, the folder of its sounds.
     """
     if not data:
         raise ValueError("name the data set: an audiofolder, a Hub id, or 'synthetic' (train.py --data)")
+    if data in NAMES:
+        dataset, report = load_paper_data(data, split, audio, max_seconds=None)
+        logger.log(logging.WARNING if report.missing or report.broken else logging.INFO, str(report))
+        return dataset
+    if audio:
+        raise ValueError(f"a folder of sounds belongs to a data set of the paper ({', '.join(NAMES)}), not to {data}")
     if data == SYNTHETIC:
         return synthetic_dataset(split, _SYNTHETIC_CLIPS_PER_KIND.get(split, 1))
     if Path(data).is_dir() and not any(Path(data).rglob("*.parquet")):

@@ -24,6 +24,8 @@ from transformers import (
 from modeling_wavlink import WavLinkModel
 from processing import WavLinkProcessor
 
+from .hub_server import Hub
+
 RATE = 16000
 WORDS = "a the dog cat bell rain barks meows rings falls this is sound of . low high loud quiet".split()
 
@@ -189,6 +191,14 @@ def wavlink_folder(model, processor, tmp_path) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub on loopback, without repositories yet."""
+    hub = Hub(tmp_path_factory.mktemp("hub"))
+    yield hub
+    hub.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,134 @@
+"""Sound files by the YouTube id in their names, and what their headers say."""
+
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
+import numpy as np
+import pandas
+import pyarrow
+import pyarrow.compute as pc
+import soundfile
+
+EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+_ID = "[A-Za-z0-9_-]{11}"
+_SECONDS = r"\d{1,6}(?:\.\d+)?"
+# No name fits both alternatives: where the first ends after 11 characters, the second has its twelfth.
+_NAME = f"^(?:(?P<video>{_ID})|Y(?P<prefixed>{_ID}))(?:_(?P<start>{_SECONDS})(?:_{_SECONDS})?)?$"
+_FILES_A_TASK = 256
+
+
+def clip_keys(names: pyarrow.Array) -> pyarrow.Table:
+    """What clips are called, whatever their data set's or file's habit.
+
+    A clip is a YouTube id and, where the name tells it, the second it starts at. Known forms of `mAJAqzo-Y_Y`:
+
+    | form | who writes it |
+    |---|---|
+    | `mAJAqzo-Y_Y` | AudioCaps |
+    | `YmAJAqzo-Y_Y` | Auto-ACD, AudioSetCaps and WavCaps for clips of AudioSet |
+    | `mAJAqzo-Y_Y_000030` | Auto-ACD, AudioSetCaps and VGGSound |
+    | `mAJAqzo-Y_Y_30.000` | downloaders of AudioSet |
+    | `mAJAqzo-Y_Y_84_10`, `mAJAqzo-Y_Y_84_94` | AudioSetCaps for YouTube-8M; start and duration or end |
+
+    and `Y` before any of the last three. Milliseconds are not guessed: such a name is another clip.
+
+    Args:
+        names: `[n]` strings, without a file's extension.
+
+    Returns:
+        `[n]` rows of `key` (`mAJAqzo-Y_Y` or `mAJAqzo-Y_Y_30`), `video` (`mAJAqzo-Y_Y`) and `has_start`. A name of
+        no known form is its own key and video.
+    """
+    names = names.cast("string")
+    parts = pc.extract_regex(names, _NAME)
+    video, prefixed, start = (pc.struct_field(parts, name) for name in ("video", "prefixed", "start"))
+    video = pc.if_else(pc.equal(video, ""), prefixed, video)  # of the alternatives one is empty
+    start = pc.replace_substring_regex(start, r"^0+(\d)", r"\1")
+    start = pc.replace_substring_regex(start, r"\.0+$|(\.\d*[1-9])0+$", r"\1")
+    has_start = pc.fill_null(pc.not_equal(start, ""), False)
+    key = pc.if_else(has_start, pc.binary_join_element_wise(video, start, "_"), video)
+    columns = {"key": pc.coalesce(key, names), "video": pc.coalesce(video, names), "has_start": has_start}
+    return pyarrow.table(columns)
+
+
+def clip_key(name: str) -> str:
+    """The key of one clip, as `clip_keys` gives it: `"Yxs-9cT9sHTs"` is `"xs-9cT9sHTs"`."""
+    return clip_keys(pyarrow.array([name], pyarrow.string()))["key"][0].as_py()
+
+
+def index_folder(folder: str | os.PathLike) -> pyarrow.Table:
+    """All sound files below a folder, in order of their paths: columns `stem`, `name` (with extension) and `path`.
+
+    Raises:
+        ValueError: there is no such folder, or it holds no sound files; it says so of a folder of tars.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder} is not a folder: name the folder that holds the sound files")
+    paths, tars, folders = [], 0, [os.fspath(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
+                    paths.append(entry.path)
+                else:
+                    tars += entry.name.lower().endswith(".tar")
+    if not paths and tars:
+        raise ValueError(f"{folder} holds tar shards: stream them, or unpack them to load clips by their names")
+    if not paths:
+        raise ValueError(f"{folder} holds no sound files ({', '.join(EXTENSIONS)})")
+    paths = pyarrow.array(sorted(paths), pyarrow.large_string())
+    names = pc.replace_substring_regex(paths, f"(?s)^.*{re.escape(os.sep)}", "")
+    stems = pc.replace_substring_regex(names, r"\.[^.]*$", "")
+    columns = {"stem": stems.cast("string"), "name": names.cast("string"), "path": paths}
+    return pyarrow.table(columns)
+
+
+def find_clips(clips: pyarrow.Table, files: pyarrow.Table) -> np.ndarray:
+    """For each clip the row of its file, -1 where there is none.
+
+    Both are tables of `clip_keys`, `clips` without doubles. A file belongs to the clip of the same key (the first of
+    several files). A start that only one of the two names is no obstacle if nothing else has that id: neither
+    another clip, whose sound it could be, nor another file.
+    """
+    clips, files = clips.to_pandas(), files.to_pandas()
+    rows = np.arange(len(files))
+    first = ~files["key"].duplicated().to_numpy()
+    found = _rows(pandas.Index(files["key"][first]), rows[first], clips["key"])
+    lone_file = first & ~files["video"].where(first).duplicated(keep=False).to_numpy()
+    lone_clip = ~clips["video"].duplicated(keep=False).to_numpy()
+    nearly = _rows(pandas.Index(files["video"][lone_file]), rows[lone_file], clips["video"])
+    one_start = clips["has_start"].to_numpy() != files["has_start"].to_numpy()[nearly]
+    return np.where((found < 0) & (nearly >= 0) & lone_clip & one_start, nearly, found)
+
+
+def _rows(index: pandas.Index, rows: np.ndarray, wanted: pandas.Series) -> np.ndarray:
+    """The row of each wanted value, -1 where it is not in the index."""
+    positions = index.get_indexer(wanted)
+    return np.append(rows, -1)[positions]
+
+
+def seconds_of(sounds: Iterable, workers: int = 16) -> np.ndarray:
+    """float64 `[n]`: how long each sound lasts by its header; NaN where that is unreadable or names no frames.
+
+    Args:
+        sounds: paths, or files open for reading.
+        workers: threads; reading many small headers waits for the disk or the network.
+    """
+    sounds = list(sounds)
+    tasks = [sounds[start : start + _FILES_A_TASK] for start in range(0, len(sounds), _FILES_A_TASK)]
+    with ThreadPoolExecutor(workers) as pool:
+        seconds = pool.map(lambda task: [_header_seconds(sound) for sound in task], tasks)
+        return np.fromiter(chain.from_iterable(seconds), np.float64, len(sounds))
+
+
+def _header_seconds(sound) -> float:
+    try:
+        info = soundfile.info(sound)
+    except (soundfile.SoundFileError, OSError, TypeError):
+        return float("nan")
+    return info.frames / info.samplerate if info.frames > 0 else float("nan")

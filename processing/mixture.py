@@ -1,0 +1,63 @@
+"""Several data sets as one, in stated proportions."""
+
+import math
+from collections.abc import Mapping
+
+import datasets
+import numpy as np
+
+
+def mixture(parts: Mapping[str, datasets.Dataset], weights: Mapping[str, float], seed: int = 0) -> datasets.Dataset:
+    """One data set of which each part is a given share.
+
+    A weight is a part's share of the clips of an epoch, up to a common factor: `{"clotho": 1, "audiocaps": 3}` makes
+    every fourth clip one of Clotho. Shares are met exactly, not on average, but for rounding to whole clips.
+
+    An epoch (one pass over the result) is as short as it can be without leaving out a clip:
+    `max(len(part) / share)` clips. The part that decides it comes once, the others are repeated: of a part that
+    comes 2.4 times, every clip comes twice and four in ten, drawn at random, a third time. With the parts' lengths as
+    weights every clip comes once. The order is shuffled, so that any stretch of it is mixed like the whole.
+
+    Args:
+        parts: data sets with the same columns, by name.
+        weights: a positive weight for each of them, by the same names.
+        seed: of the order and of which clips come once more; the same seed gives the same result.
+
+    Raises:
+        ValueError: names that differ, a weight that is not a positive number, an empty part, or other columns.
+    """
+    _check(parts, weights)
+    total = sum(weights.values())
+    share = {name: weights[name] / total for name in parts}
+    epoch = max(len(part) / share[name] for name, part in parts.items())
+    rng = np.random.default_rng(seed)
+    rows, start = [], 0
+    for name, part in parts.items():
+        whole, rest = divmod(max(round(epoch * share[name]), len(part)), len(part))
+        rows += [np.tile(np.arange(len(part)), whole) + start, rng.permutation(len(part))[:rest] + start]
+        start += len(part)
+    return datasets.concatenate_datasets(list(parts.values())).select(rng.permutation(np.concatenate(rows)))
+
+
+def _check(parts: Mapping[str, datasets.Dataset], weights: Mapping[str, float]) -> None:
+    if not parts:
+        raise ValueError("a mixture needs at least one data set")
+    if unknown := [name for name in weights if name not in parts]:
+        raise ValueError(f"weights for {', '.join(unknown)}, but the data sets are {', '.join(parts)}")
+    if missing := [name for name in parts if name not in weights]:
+        raise ValueError(f"no weight for {', '.join(missing)}: give each data set one, or leave it out")
+    if wrong := [f"{name}={weights[name]}" for name in parts if not 0 < weights[name] < math.inf]:
+        raise ValueError(f"a weight is a positive number, got {', '.join(wrong)}; leave out what should not be there")
+    if empty := [name for name, part in parts.items() if not len(part)]:
+        raise ValueError(f"{', '.join(empty)} holds no clips")
+    (first, model), *others = parts.items()
+    for name, part in others:
+        if part.features != model.features:
+            raise ValueError(
+                f"the columns of {name} ({_columns(part)}) are not those of {first} ({_columns(model)}): select and "
+                "cast them alike"
+            )
+
+
+def _columns(part: datasets.Dataset) -> str:
+    return ", ".join(part.column_names)
