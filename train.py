@@ -110,7 +110,8 @@ class Run:
             learned.append(name)
         self.validation_set = load_split(recipe.data, recipe.validation_split)
         model, self.processor = build(recipe, train_set, learned)
-        self.data = CaptionedAudio(train_set, learned, recipe.max_seconds, recipe.seed, shuffle=True)
+        rate = self.processor.feature_extractor.sampling_rate
+        self.data = CaptionedAudio(train_set, learned, recipe.max_seconds, recipe.seed, shuffle=True, rate=rate)
         self.plan = self._plan(durations(train_set))
         self.steps = recipe.max_steps or len(self.plan)
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)

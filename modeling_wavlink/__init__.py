@@ -2,6 +2,13 @@
 
 from .configuration_wavlink import WavLinkConfig
 from .losses_wavlink import truncate_embeddings
-from .modeling_wavlink import WavLinkAudioModel, WavLinkModel, WavLinkOutput
+from .modeling_wavlink import WavLinkAudioModel, WavLinkClapAudioModel, WavLinkModel, WavLinkOutput
 
-__all__ = ["WavLinkAudioModel", "WavLinkConfig", "WavLinkModel", "WavLinkOutput", "truncate_embeddings"]
+__all__ = [
+    "WavLinkAudioModel",
+    "WavLinkClapAudioModel",
+    "WavLinkConfig",
+    "WavLinkModel",
+    "WavLinkOutput",
+    "truncate_embeddings",
+]

@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoProcessor, PreTrainedTokenizerFast
 
-from processing import WavLinkFeatureExtractor, WavLinkProcessor
+from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
 from processing.data import captions_of
 
 from .configuration_wavlink import WavLinkConfig
@@ -31,7 +31,9 @@ def build(recipe: Recipe, train_set, columns) -> tuple[WavLinkModel, WavLinkProc
         captions = (text for row in train_set.remove_columns("audio") for text in captions_of(row, columns))
         tokenizer = word_tokenizer(captions, recipe.text_config["max_position_embeddings"])
         mel_bins = recipe.audio_config["num_mel_bins"]
-        processor = WavLinkProcessor(WavLinkFeatureExtractor(mel_bins, padding=recipe.padding), tokenizer)
+        htsat = recipe.audio_config.get("model_type") == "clap_audio_model"
+        extractor = WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor
+        processor = WavLinkProcessor(extractor(mel_bins, padding=recipe.padding), tokenizer)
         text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         config = WavLinkConfig(recipe.audio_config, text_config, text_pooling="mean", **fields)
         model = WavLinkModel(config)
