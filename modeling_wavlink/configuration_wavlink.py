@@ -112,7 +112,7 @@ class WavLinkConfig(PretrainedConfig):
     def _check(self):
         if self.audio_config.model_type not in AUDIO_TOWERS:
             raise ValueError(
-                f"audio_config must be of model_type {' or '.join(AUDIO_TOWERS)}, got {self.audio_config.model_type!r}"
+                f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {self.audio_config.model_type!r}"
             )
         if self.audio_config.model_type == "clap_audio_model":
             _check_htsat(self.audio_config)

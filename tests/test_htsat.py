@@ -23,6 +23,7 @@ from transformers import (
 )
 
 import train
+from hub_cards import push
 from modeling_wavlink import WavLinkClapAudioModel, WavLinkConfig, WavLinkModel
 from modeling_wavlink.grad_cache import backward, trim
 from processing import WavLinkClapFeatureExtractor, WavLinkProcessor
@@ -320,6 +321,16 @@ def test_sentence_transformer_encodes_at_48_khz(model, processor, tmp_path):
     np.testing.assert_allclose(sounds, embed(model, processor, clips).numpy(), atol=1e-6)
     with pytest.raises(ValueError, match="16000"):
         door.encode([{"array": clips[0], "sampling_rate": 16000}])
+
+
+def test_it_is_pushed_with_a_card_of_its_own(model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    push.main([str(tmp_path / "model"), "user/name", "--dry_run", "--output_dir", str(tmp_path / "out")])
+    text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "- Audio tower: HTS-AT of CLAP, width 32, without a global token\n- Text tower: bert, width 32\n" in text
+    assert "in windows of 2 s, whose vectors are averaged, up to 30 s\n" in text and "# 48 kHz mono" in text
+    assert "Whisper encoder" not in text
 
 
 @pytest.fixture(scope="module")
