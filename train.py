@@ -33,8 +33,8 @@ from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
 from modeling_wavlink.run_folder import Metrics, note_environment, refuse_unknown_trackers, whole
 from modeling_wavlink.sweep import sweep, sweep_parser
-from processing.data import caption_columns, load_split
-from processing.feeds import Epochs, Stream
+from processing.data import caption_columns
+from processing.feeds import Epochs, Stream, load_source
 
 MAY_CHANGE = (
     "output_dir",
@@ -125,7 +125,7 @@ class Run:
         share = self.accelerator.process_index, self.accelerator.num_processes
         self.feed = Stream(recipe, *share) if recipe.streaming else Epochs(recipe, *share)
         self.steps = self.feed.steps
-        self.validation_set = load_split(recipe.validation_data or recipe.data, recipe.validation_split)
+        self.validation_set = load_source(recipe, recipe.validation_data or recipe.data, recipe.validation_split)
         shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
         self.columns = caption_columns(self.validation_set, shared)
         model, self.processor = build(recipe, self.feed.captions)

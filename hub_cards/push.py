@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.evaluation import KS, percent
-from processing import WavLinkFeatureExtractor, WavLinkProcessor
+from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 PROBE_TEXTS = ["a dog barks", "rain falls on a roof"]
@@ -35,7 +35,8 @@ from transformers import AutoModel, AutoProcessor, pipeline
 model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 clip = np.load(probe + "/clip.npy")
-inputs = processor(text=texts, audio=clip, sampling_rate=16000, return_tensors="pt")
+rate = processor.feature_extractor.sampling_rate
+inputs = processor(text=texts, audio=clip, sampling_rate=rate, return_tensors="pt")
 with torch.no_grad():
     output = model(**inputs)
 np.savez(probe + "/vectors.npz", audio=output.audio_embeds.numpy(), text=output.text_embeds.numpy())
@@ -46,15 +47,16 @@ pipeline("zero-shot-audio-classification", model=folder, trust_remote_code=True)
 def prepare(source: str, repo_id: str, folder: Path, scores: Sequence[dict] = (), licence: str | None = None) -> None:
     """Writes everything that is to be on the Hub into `folder`, and verifies it in a clean process."""
     model = WavLinkModel.from_pretrained(source).eval()
-    extractor = WavLinkFeatureExtractor.from_pretrained(source)
+    htsat = model.config.audio_config.model_type == "clap_audio_model"
+    extractor = (WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor).from_pretrained(source)
     processor = WavLinkProcessor(extractor, AutoTokenizer.from_pretrained(source, config=model.config.text_config))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    card(model, extractor.padding, repo_id, scores, licence).save(folder / "README.md")
+    card(model, extractor, repo_id, scores, licence).save(folder / "README.md")
     verify(model, processor, folder)
 
 
-def card(model: WavLinkModel, padding: str, repo_id: str, scores: Sequence[dict], licence: str | None) -> ModelCard:
+def card(model: WavLinkModel, extractor, repo_id: str, scores: Sequence[dict], licence: str | None) -> ModelCard:
     """The card from its one template; it shows no number that is not in `scores`, the evaluation's JSON."""
     data = ModelCardData(
         library_name="transformers",
@@ -68,7 +70,7 @@ def card(model: WavLinkModel, padding: str, repo_id: str, scores: Sequence[dict]
         repo_id=repo_id,
         config=model.config,
         dims=sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True),
-        padding=padding,
+        extractor=extractor,
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M",
         results=[{**score, "rows": rows(score)} for score in scores],
     )
@@ -94,7 +96,8 @@ def verify(model: WavLinkModel, processor: WavLinkProcessor, folder: Path) -> No
         if done.returncode:
             raise ValueError(f"{folder} does not load with transformers and torch alone:\n{done.stderr[-2000:]}")
         found = np.load(f"{probe}/vectors.npz")
-        inputs = processor(text=PROBE_TEXTS, audio=clip, sampling_rate=16000, return_tensors="pt")
+        rate = processor.feature_extractor.sampling_rate
+        inputs = processor(text=PROBE_TEXTS, audio=clip, sampling_rate=rate, return_tensors="pt")
         with torch.no_grad():
             output = model(**inputs)
         for name, expected in (("audio", output.audio_embeds), ("text", output.text_embeds)):

@@ -1,7 +1,15 @@
 """The WavLink model, its losses, recipes, evaluation and search."""
 
+from .clap_audio_wavlink import WavLinkClapAudioModel
 from .configuration_wavlink import WavLinkConfig
 from .losses_wavlink import truncate_embeddings
 from .modeling_wavlink import WavLinkAudioModel, WavLinkModel, WavLinkOutput
 
-__all__ = ["WavLinkAudioModel", "WavLinkConfig", "WavLinkModel", "WavLinkOutput", "truncate_embeddings"]
+__all__ = [
+    "WavLinkAudioModel",
+    "WavLinkClapAudioModel",
+    "WavLinkConfig",
+    "WavLinkModel",
+    "WavLinkOutput",
+    "truncate_embeddings",
+]

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedTokenizerFast
 
-from processing import WavLinkFeatureExtractor, WavLinkProcessor
+from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
 
 from .configuration_wavlink import WavLinkConfig
 from .modeling_wavlink import WavLinkModel
@@ -65,7 +65,9 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
     else:
         tokenizer = word_tokenizer(captions(), recipe.text_config["max_position_embeddings"])
         mel_bins = recipe.audio_config["num_mel_bins"]
-        processor = WavLinkProcessor(WavLinkFeatureExtractor(mel_bins, padding=recipe.padding), tokenizer)
+        htsat = recipe.audio_config.get("model_type") == "clap_audio_model"
+        extractor = WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor
+        processor = WavLinkProcessor(extractor(mel_bins, padding=recipe.padding), tokenizer)
         text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         config = WavLinkConfig(recipe.audio_config, text_config, text_pooling="mean", **_fields(recipe))
         model = WavLinkModel(config)

@@ -1,9 +1,10 @@
-"""WavLinkConfig: a Whisper audio tower, any text tower, and one shared space with nested dims."""
+"""WavLinkConfig: a Whisper or HTS-AT audio tower, any text tower, and one shared space with nested dims."""
 
 import math
 
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PretrainedConfig, WhisperConfig
 
+AUDIO_TOWERS = ("whisper", "clap_audio_model")
 LOSS_TYPES = ("info_nce", "sigmoid")
 TEXT_POOLINGS = ("eos", "cls", "mean")
 
@@ -26,8 +27,9 @@ def nested_dims(projection_dim: int, levels: int = 4) -> list[int]:
 class WavLinkConfig(PretrainedConfig):
     """
     Args:
-        audio_config (`WhisperConfig` or `dict`, *optional*): the audio tower; only its encoder half is used.
-            Defaults to the sizes of `openai/whisper-base.en`.
+        audio_config (`WhisperConfig`, `ClapAudioConfig` or `dict`, *optional*): the audio tower: a Whisper, of which
+            only the encoder half is used, or CLAP's HTS-AT (`"clap_audio_model"`) without fusion. Defaults to the
+            sizes of `openai/whisper-base.en`.
         text_config (`PretrainedConfig` or `dict`, *optional*): the text tower, any encoder that
             `AutoModel.from_config` builds (CLIP text, ModernBERT, BERT-like). Defaults to the text half of
             `openai/clip-vit-base-patch32`.
@@ -112,8 +114,12 @@ class WavLinkConfig(PretrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def _check(self):
-        if self.audio_config.model_type != "whisper":
-            raise ValueError(f"audio_config must be a Whisper config, got {self.audio_config.model_type!r}")
+        if self.audio_config.model_type not in AUDIO_TOWERS:
+            raise ValueError(
+                f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {self.audio_config.model_type!r}"
+            )
+        if self.audio_config.model_type == "clap_audio_model":
+            _check_htsat(self.audio_config)
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}")
         if not 0 <= self.label_smoothing < 1:
@@ -135,6 +141,28 @@ class WavLinkConfig(PretrainedConfig):
             raise ValueError(
                 f"matryoshka_dims must be distinct and between 1 and projection_dim={self.projection_dim}, got {dims}"
             )
+
+
+def _check_htsat(config: PretrainedConfig) -> None:
+    if config.enable_fusion:
+        raise ValueError(
+            "this HTS-AT has enable_fusion=True: its vectors depend on random crops, so take a checkpoint without "
+            "fusion, such as laion/clap-htsat-unfused"
+        )
+    stages = len(config.depths)
+    width = config.patch_embeds_hidden_size * 2 ** (stages - 1)
+    if config.hidden_size != width:
+        raise ValueError(
+            f"hidden_size must be the last stage's width, {width} (patch_embeds_hidden_size="
+            f"{config.patch_embeds_hidden_size} doubled {stages - 1} times), got {config.hidden_size}"
+        )
+    stride = config.patch_stride if isinstance(config.patch_stride, int) else config.patch_stride[0]
+    grid = config.spec_size // stride >> stages - 1
+    if grid < config.window_size:
+        raise ValueError(
+            f"the last stage has {grid} x {grid} patches (spec_size / patch_stride, halved {stages - 1} times), fewer "
+            f"than an attention window of {config.window_size} x {config.window_size}: lower window_size or depths"
+        )
 
 
 def text_max_length(text_config: PretrainedConfig) -> int | None:

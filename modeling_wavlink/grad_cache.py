@@ -71,7 +71,7 @@ def _cut(batch: dict[str, Tensor], clips: slice, texts: slice) -> dict[str, Tens
 
 
 def trim(chunk: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drops the frames and tokens that are padding for every row of a chunk; masks make that change no vector."""
+    """Drops what is padding (frames, windows, tokens) for every row of a chunk; masks make that change no vector."""
     chunk = dict(chunk)
     for mask, names in {
         "input_features_mask": ("input_features", "input_features_mask"),
@@ -79,7 +79,12 @@ def trim(chunk: dict[str, Tensor]) -> dict[str, Tensor]:
     }.items():
         if mask in chunk:
             longest = int(chunk[mask].sum(1).max())
-            chunk |= {name: chunk[name][..., :longest] for name in names if name in chunk}
+            # Whisper's log-mel [B, F, T] is the only input whose masked axis is not its second.
+            chunk |= {
+                name: chunk[name].narrow(2 if chunk[name].dim() == 3 else 1, 0, longest)
+                for name in names
+                if name in chunk
+            }
     return chunk
 
 

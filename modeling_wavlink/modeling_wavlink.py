@@ -1,4 +1,5 @@
-"""WavLink: a Whisper encoder with one learned global token beside a text encoder, in one space (arXiv 2601.15118)."""
+"""WavLink: a Whisper encoder with one learned global token (or, for comparison, CLAP's HTS-AT) beside a text encoder,
+in one space (arXiv 2601.15118)."""
 
 import inspect
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput, logging
 
-from .configuration_wavlink import WavLinkConfig, text_max_length
+from .clap_audio_wavlink import WavLinkClapAudioModel
+from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pretrained_wavlink import (
+    load_htsat,
     load_text_tower,
     load_whisper_encoder,
     refuse_wrong_weights,
@@ -145,9 +148,9 @@ def _loss_by_default(forward):
 class WavLinkModel(PreTrainedModel):
     """Audio and text towers, their projections, and the contrastive loss over nested dims.
 
-    `torch.compile` (with `dynamic=True` one graph for all batches) and `torch.export` (dynamic batch and length) work.
-    Export with at least 3 mel frames (one position after the convolutions is a case of its own to `torch.export`) and
-    with `return_loss=False`, which keeps the numbers of clips and texts independent.
+    With a Whisper, `torch.compile` (with `dynamic=True` one graph for all batches) and `torch.export` (dynamic batch
+    and length) work. Export with at least 3 mel frames (one position after the convolutions is a case of its own to
+    `torch.export`) and with `return_loss=False`, which keeps the numbers of clips and texts independent.
 
     ```python
     >>> from modeling_wavlink import WavLinkModel
@@ -168,11 +171,14 @@ class WavLinkModel(PreTrainedModel):
     def __init__(self, config: WavLinkConfig):
         super().__init__(config)
         dtype = torch.get_default_dtype()  # what from_pretrained was asked for; the towers' configs may say another
-        self.audio_model = WavLinkAudioModel._from_config(config.audio_config, dtype=dtype)
+        htsat = config.audio_config.model_type == "clap_audio_model"
+        tower = WavLinkClapAudioModel if htsat else WavLinkAudioModel
+        self.audio_model = tower._from_config(config.audio_config, dtype=dtype)
+        self.supports_gradient_checkpointing = tower.supports_gradient_checkpointing
         self.text_model = AutoModel.from_config(config.text_config, dtype=dtype)
         if hasattr(self.text_model, "pooler"):  # BERT's has weights that no text pooling of ours uses
             self.text_model.pooler = None
-        self.audio_projection = nn.Linear(config.audio_config.d_model, config.projection_dim, bias=False)
+        self.audio_projection = nn.Linear(config.audio_config.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init_value)))
@@ -190,7 +196,8 @@ class WavLinkModel(PreTrainedModel):
 
     def freeze_constants(self):
         """Whisper's positions are fixed sinusoids; a constant moves no softmax, so only SigLIP's bias learns."""
-        self.audio_model.encoder.embed_positions.requires_grad_(False)
+        if isinstance(self.audio_model, WavLinkAudioModel):
+            self.audio_model.encoder.embed_positions.requires_grad_(False)
         self.logit_bias.requires_grad_(self.config.loss_type == "sigmoid")
 
     @classmethod
@@ -205,8 +212,12 @@ class WavLinkModel(PreTrainedModel):
     def config_from_audio_text(cls, audio: str, text: str, **config) -> WavLinkConfig:
         """The config of `from_audio_text_pretrained` with the same arguments, from the towers' configs alone."""
         audio_config = AutoConfig.from_pretrained(audio)
-        if audio_config.model_type != "whisper":
-            raise ValueError(f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper")
+        if audio_config.model_type == "clap":
+            audio_config = audio_config.audio_config
+        if audio_config.model_type not in AUDIO_TOWERS:
+            raise ValueError(
+                f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper or a CLAP"
+            )
         text_config = AutoConfig.from_pretrained(text)
         if text_config.model_type == "clip":  # its two halves may each say another projection_dim, which it ignores
             text_config.text_config.projection_dim = text_config.projection_dim
@@ -221,13 +232,18 @@ class WavLinkModel(PreTrainedModel):
         """Builds a WavLink from two pretrained towers; only the global token, new projections, scale and bias are new.
 
         Args:
-            audio: Hub id or folder of a Whisper, whole or encoder only (the decoder is left out).
+            audio: Hub id or folder of a Whisper, whole or encoder only (the decoder is left out), or of a CLAP
+                without fusion, whole or its audio half (its text tower and projections are left out).
             text: Hub id or folder of a CLIP (whole or its text half; its text projection is kept), a ModernBERT or
                 a BERT-like encoder. The pooling of a sentence-transformers folder is kept.
             config: fields of `WavLinkConfig`. `projection_dim` defaults to CLIP's or the text tower's width.
         """
         model = cls(cls.config_from_audio_text(audio, text, **config))
-        model.audio_model.encoder.load_state_dict(load_whisper_encoder(audio).state_dict())
+        audio_config = model.config.audio_config
+        if audio_config.model_type == "whisper":
+            model.audio_model.encoder.load_state_dict(load_whisper_encoder(audio).state_dict())
+        else:
+            model.audio_model.load_state_dict(load_htsat(audio, audio_config).state_dict())
         tower, projection = load_text_tower(text, model.config.text_config)
         model.text_model.load_state_dict(tower.state_dict())
         if projection is not None and projection.shape == model.text_projection.weight.shape:
@@ -244,11 +260,12 @@ class WavLinkModel(PreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """
         Args:
-            input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s).
-            input_features_mask: `[B, T]`, 1 for the clip's own frames.
+            input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s); of HTS-AT `[B, W, T, F]`.
+            input_features_mask: `[B, T]`, 1 for the clip's own frames; of HTS-AT `[B, W]`, for its own windows.
 
         Returns:
-            `pooler_output` `[B, projection_dim]`, L2-normalised, and `last_hidden_state` `[B, ceil(T / 2), D]`.
+            `pooler_output` `[B, projection_dim]`, L2-normalised, and `last_hidden_state` `[B, ceil(T / 2), D]`, of
+            HTS-AT the patches `[B, W * P, D]`.
         """
         output = self.audio_model(input_features, input_features_mask)
         output["pooler_output"] = self._embed(self.audio_projection, output.pooler_output)
@@ -306,7 +323,7 @@ class WavLinkModel(PreTrainedModel):
         """
         Args:
             input_ids, attention_mask, token_type_ids: `[B_text, L]`.
-            input_features, input_features_mask: `[B_audio, F, T]` and `[B_audio, T]`.
+            input_features, input_features_mask: `[B_audio, F, T]` and `[B_audio, T]`, see `get_audio_features`.
             caption_ids: `[B, K]`, see `losses_wavlink.false_negatives`: clips that share a caption are then no
                 negatives of each other.
             return_loss: by default a loss wherever there are as many clips as texts, or a `text_owner`; True refuses

@@ -5,7 +5,7 @@ import re
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, CLIPTextModelWithProjection, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, ClapAudioModel, CLIPTextModelWithProjection, PretrainedConfig, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
@@ -31,6 +31,10 @@ class _WhisperEncoderAlone(WhisperEncoder):
     _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]
 
 
+class _ClapAudioAlone(ClapAudioModel):
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|audio)_projection\.", r"^logit_scale_[at]$"]
+
+
 class _CLIPTextAlone(CLIPTextModelWithProjection):
     _keys_to_ignore_on_load_unexpected = [_NO_TEXT_TOWER.pattern]
 
@@ -41,6 +45,15 @@ def load_whisper_encoder(source: str) -> WhisperEncoder:
     )
     refuse_wrong_weights(source, info)
     return encoder
+
+
+def load_htsat(source: str, config: PretrainedConfig) -> ClapAudioModel:
+    """The audio half, with its batch norm's statistics, of a CLAP that may be whole."""
+    tower, info = _ClapAudioAlone.from_pretrained(
+        source, config=config, output_loading_info=True, dtype=torch.float32, key_mapping={r"^audio_model\.": ""}
+    )
+    refuse_wrong_weights(source, info)
+    return tower
 
 
 def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedModel, Tensor | None]:

@@ -35,7 +35,9 @@ class Recipe:
     name: str
     data: str = "synthetic"  # "synthetic", an audiofolder, a Hub id, or one of the paper's sets
     mixture: dict = dataclasses.field(default_factory=dict)  # instead of `data`: {source: weight}
-    audio_folder: str = ""  # sounds named by YouTube id, for sets that are captions only
+    audio_folder: str = (
+        ""  # the paper's sets' sounds: files or, streamed, tars named by YouTube id; Clotho's in clotho/
+    )
     streaming: bool = False  # read shards (tar, parquet, Hub) as they come; needs max_steps
     train_split: str = "train"
     validation_data: str = ""  # default: `data`
@@ -43,7 +45,9 @@ class Recipe:
     caption_columns: tuple[str, ...] = ()  # default: every column named like a caption
     label_prompt: str = ""  # such as "This is a sound of {}.": the label so worded is one more training caption
     init: str = ""  # a WavLink folder or Hub id to start from, with its dims, instead of two towers
-    audio_model: str = ""  # a Whisper; without it, towers of `audio_config` and `text_config` from scratch
+    audio_model: str = (
+        ""  # a Whisper or a CLAP (HTS-AT); without it, towers of `audio_config` and `text_config` from scratch
+    )
     text_model: str = ""  # a CLIP, ModernBERT or BERT-like encoder
     audio_config: dict = dataclasses.field(default_factory=dict)
     text_config: dict = dataclasses.field(default_factory=dict)

@@ -1,13 +1,55 @@
-"""WavLinkFeatureExtractor: Whisper's log-mel at the clip's own length, or at the paper's 30 s."""
+"""Log-mels of checked clips: Whisper's at the clip's own length or the paper's 30 s, and CLAP's in windows of 10 s."""
 
 import numpy as np
 import torch
-from transformers import BatchFeature, WhisperFeatureExtractor
+from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtractor
 
 PADDINGS = ("longest", "max_length")
 
 
-class WavLinkFeatureExtractor(WhisperFeatureExtractor):
+class _CheckedClips:
+    """What is refused before a log-mel is computed."""
+
+    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
+        if sampling_rate is None:
+            raise ValueError(
+                f"sampling_rate is missing: say the clips' rate in Hz, sampling_rate={self.sampling_rate} if they "
+                "have this model's"
+            )
+        if sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"the clips have {sampling_rate} Hz but this model hears {self.sampling_rate} Hz: resample them, for "
+                f"example with soxr.resample(clip, {sampling_rate}, {self.sampling_rate})"
+            )
+
+    def _check_clip(self, clip, number: int) -> np.ndarray:
+        if isinstance(clip, torch.Tensor):
+            clip = clip.detach().cpu()
+            clip = clip.float() if clip.dtype == torch.bfloat16 else clip  # numpy has no bfloat16
+        clip = np.asarray(clip)
+        if clip.ndim != 1:
+            raise ValueError(
+                f"clip {number} has shape {list(clip.shape)}, a mono clip is [samples]: average the channels of "
+                "stereo, and give several clips as a list"
+            )
+        if not len(clip):
+            raise ValueError(f"clip {number} is empty")
+        if not np.issubdtype(clip.dtype, np.floating):
+            raise ValueError(
+                f"clip {number} holds {clip.dtype}, not floats in [-1, 1]: divide 16-bit samples by 32768"
+            )
+        clip = clip.astype(np.float32, copy=False)
+        if not np.isfinite(clip).all():
+            raise ValueError(f"clip {number} holds NaN or infinite samples")
+        if len(clip) > self.n_samples:
+            raise ValueError(
+                f"clip {number} has {len(clip)} samples, {len(clip) / self.sampling_rate:.2f} s, the limit is "
+                f"{self.n_samples}, {self.chunk_length} s: cut it into windows and embed each"
+            )
+        return clip
+
+
+class WavLinkFeatureExtractor(_CheckedClips, WhisperFeatureExtractor):
     """Whisper's log-mel spectrogram of each clip by itself, so that it never depends on the clip's batch-mates.
 
     The first frames of a clip are those of `WhisperFeatureExtractor`, which pads to 30 s: at native length only the
@@ -89,44 +131,6 @@ class WavLinkFeatureExtractor(WhisperFeatureExtractor):
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, True or False, got {padding!r}")
         return padding
 
-    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
-        if sampling_rate is None:
-            raise ValueError(
-                f"sampling_rate is missing: say the clips' rate in Hz, sampling_rate={self.sampling_rate} if they "
-                "have this model's"
-            )
-        if sampling_rate != self.sampling_rate:
-            raise ValueError(
-                f"the clips have {sampling_rate} Hz but this model hears {self.sampling_rate} Hz: resample them, for "
-                f"example with soxr.resample(clip, {sampling_rate}, {self.sampling_rate})"
-            )
-
-    def _check_clip(self, clip, number: int) -> np.ndarray:
-        if isinstance(clip, torch.Tensor):
-            clip = clip.detach().cpu()
-            clip = clip.float() if clip.dtype == torch.bfloat16 else clip  # numpy has no bfloat16
-        clip = np.asarray(clip)
-        if clip.ndim != 1:
-            raise ValueError(
-                f"clip {number} has shape {list(clip.shape)}, a mono clip is [samples]: average the channels of "
-                "stereo, and give several clips as a list"
-            )
-        if not len(clip):
-            raise ValueError(f"clip {number} is empty")
-        if not np.issubdtype(clip.dtype, np.floating):
-            raise ValueError(
-                f"clip {number} holds {clip.dtype}, not floats in [-1, 1]: divide 16-bit samples by 32768"
-            )
-        clip = clip.astype(np.float32, copy=False)
-        if not np.isfinite(clip).all():
-            raise ValueError(f"clip {number} holds NaN or infinite samples")
-        if len(clip) > self.n_samples:
-            raise ValueError(
-                f"clip {number} has {len(clip)} samples, {len(clip) / self.sampling_rate:.2f} s, the limit is "
-                f"{self.n_samples}, {self.chunk_length} s: cut it into windows and embed each"
-            )
-        return clip
-
     def _log_mel(self, clip: np.ndarray, samples: int) -> np.ndarray:
         """`[F, frames]` of the clip followed by zeros up to `samples`, at most 30 s, normalised by its own maximum."""
         padded = np.zeros(min(samples, self.n_samples), dtype=np.float32)
@@ -145,6 +149,100 @@ class WavLinkFeatureExtractor(WhisperFeatureExtractor):
         return {"input_features": features, "input_features_mask": masks}
 
 
+class WavLinkClapFeatureExtractor(_CheckedClips, ClapFeatureExtractor):
+    """CLAP's log-mel in dB, in windows of 10 s, for an HTS-AT tower. Nothing of it is left to chance.
+
+    A clip of at most one window gets what `ClapFeatureExtractor` gives it: repeated as often as it fits whole, then
+    zeros ("repeatpad"). A longer one gets as few windows as cover it, evenly placed, the first at its start and the
+    last at its end, of which the model averages the vectors; `ClapFeatureExtractor` would hear 10 s at random.
+
+    Args:
+        padding (`str`): `"longest"`, the only way: clips are padded with masked windows to the most of the batch.
+        chunk_length (`int`): the longest clip, in seconds.
+        kwargs: as for `ClapFeatureExtractor`; the defaults are those of `laion/clap-htsat-unfused`.
+    """
+
+    model_input_names = ["input_features", "input_features_mask"]
+
+    def __init__(self, feature_size=64, padding="longest", chunk_length=30, frequency_min=50, **kwargs):
+        # "rand_trunc" only names the mel filters here (Slaney's): no clip gets as far as being cut.
+        kwargs["truncation"] = "rand_trunc"
+        super().__init__(feature_size=feature_size, frequency_min=frequency_min, padding="repeatpad", **kwargs)
+        if padding != "longest":
+            raise ValueError(f"padding must be 'longest' for an HTS-AT tower, whose windows are full, got {padding!r}")
+        self.padding = padding
+        self.chunk_length = chunk_length
+
+    @classmethod
+    def from_clap(cls, extractor: ClapFeatureExtractor, **kwargs) -> "WavLinkClapFeatureExtractor":
+        """With the log-mel of a pretrained CLAP.
+
+        Args:
+            extractor: of a CLAP without fusion.
+            kwargs: fields of this class, such as `chunk_length`.
+        """
+        if extractor.truncation != "rand_trunc" or extractor.padding != "repeatpad":
+            raise ValueError(
+                "the feature extractor must have truncation='rand_trunc' and padding='repeatpad', as those of CLAPs "
+                f"without fusion (laion/clap-htsat-unfused), got {extractor.truncation!r} and {extractor.padding!r}"
+            )
+        names = ("feature_size", "sampling_rate", "hop_length", "max_length_s", "fft_window_size")
+        names += ("frequency_min", "frequency_max")
+        return cls(**{name: getattr(extractor, name) for name in names}, **kwargs)
+
+    @property
+    def n_samples(self) -> int:
+        return self.chunk_length * self.sampling_rate
+
+    def __call__(
+        self,
+        raw_speech,
+        sampling_rate: int | None = None,
+        padding: bool | str | None = None,
+        return_tensors: str | None = None,
+        truncation: bool | None = None,
+    ) -> BatchFeature:
+        """
+        Args:
+            raw_speech: one mono clip `[samples]` of floats in [-1, 1] (numpy, torch or a list), or a list of clips.
+            sampling_rate: of the clips, in Hz; required, and must be this extractor's.
+            padding: `"longest"`, None and True are one; False gives a list of unpadded clips `[W, T, F]`.
+            return_tensors: `"pt"` or `"np"`.
+            truncation: taken and ignored, as by `WavLinkFeatureExtractor`: a clip over the limit is an error.
+
+        Returns:
+            `input_features` `[B, W, T, F]` float32, W windows of T frames (1001 for 10 s), and
+            `input_features_mask` `[B, W]` int64.
+
+        Raises:
+            ValueError: as for `WavLinkFeatureExtractor`.
+        """
+        if padding not in (None, True, "longest", False, "do_not_pad"):
+            raise ValueError(f"padding must be 'longest', True or False for an HTS-AT tower, got {padding!r}")
+        self._check_sampling_rate(sampling_rate)
+        clips = [self._check_clip(clip, number) for number, clip in enumerate(_as_list(raw_speech))]
+        features = [self._windows(clip) for clip in clips]
+        if padding in (False, "do_not_pad"):
+            return BatchFeature({"input_features": features}, tensor_type=return_tensors)
+        counts = np.array([len(windows) for windows in features])
+        most = counts.max()
+        padded = [np.pad(windows, ((0, most - len(windows)), (0, 0), (0, 0))) for windows in features]
+        mask = (np.arange(most) < counts[:, None]).astype(np.int64)
+        batch = {"input_features": np.stack(padded), "input_features_mask": mask}
+        return BatchFeature(batch, tensor_type=return_tensors)
+
+    def _windows(self, clip: np.ndarray) -> np.ndarray:
+        """`[samples]` to `[W, T, F]`."""
+        window = self.nb_max_samples
+        count = -(-len(clip) // window)
+        starts = [number * (len(clip) - window) // max(count - 1, 1) for number in range(count)]
+        windows = [
+            self._get_input_mel(clip[start : start + window], window, self.truncation, "repeatpad")[0]
+            for start in starts
+        ]
+        return np.concatenate(windows).astype(np.float32, copy=False)
+
+
 def _as_list(raw_speech) -> list:
     """One clip becomes a list of one. A 2-D array is left as it is: it may be a batch, but also stereo."""
     if isinstance(raw_speech, (list, tuple)):
@@ -155,3 +253,4 @@ def _as_list(raw_speech) -> list:
 
 
 WavLinkFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+WavLinkClapFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from .captions import CAPTION_FILES, captions_by_id, find_captions
 from .data import (
     AudioTextCollator,
     BatchPlan,
@@ -17,8 +20,26 @@ from .data import (
     load_split,
     with_captions,
 )
+from .mixture import mixture
+from .paper_data import NAMES
 from .shards import load_stream
 from .streaming import StreamedBatches
+
+
+def load_training_set(recipe) -> Dataset:
+    """A recipe's `data`, or its `mixture`: a clip of a source with weight 2 comes twice for one with weight 1."""
+    if not recipe.mixture:
+        return load_source(recipe, recipe.data, recipe.train_split)
+    parts = {source: load_source(recipe, source, recipe.train_split) for source in recipe.mixture}
+    shares = {source: weight * len(parts[source]) for source, weight in recipe.mixture.items()}
+    return mixture(parts, shares, recipe.seed)
+
+
+def load_source(recipe, source: str, split: str) -> Dataset:
+    """One source; its sounds lie in the audio folder's subfolder of its name, or in the folder that all share."""
+    own = Path(recipe.audio_folder) / source
+    shared = recipe.audio_folder if source in CAPTION_FILES else ""
+    return load_split(source, split, str(own) if source in NAMES and own.is_dir() else shared)
 
 
 class Epochs:
@@ -31,7 +52,7 @@ class Epochs:
 
     def __init__(self, recipe, rank: int, world_size: int):
         self.recipe = recipe
-        train_set = load_split(recipe.data, recipe.train_split)
+        train_set = load_training_set(recipe)
         learned = caption_columns(train_set, recipe.caption_columns)
         if recipe.label_prompt:
             train_set, name = add_label_captions(train_set, recipe.label_prompt)
@@ -87,8 +108,10 @@ class Stream:
         if recipe.label_prompt:
             raise ValueError("label_prompt needs a data set held whole: leave --streaming or --label_prompt out")
         self.recipe = recipe
-        self.source = load_stream(recipe.data, recipe.train_split)
-        self.columns = caption_columns(self.source, recipe.caption_columns)
+        sources = recipe.mixture or {recipe.data: 1.0}
+        self.captions_by_id = joined_captions(recipe, sources) if recipe.audio_folder else None
+        self.source = load_stream(recipe.audio_folder or recipe.data, recipe.train_split)
+        self.columns = [] if recipe.audio_folder else caption_columns(self.source, recipe.caption_columns)
         self.share = {"rank": rank, "world_size": world_size}
         self.steps = recipe.max_steps
         self.stream, self.resumed = None, None
@@ -107,6 +130,7 @@ class Stream:
             max_seconds=recipe.max_seconds,
             rate=processor.feature_extractor.sampling_rate,
             num_workers=recipe.num_workers,
+            captions_by_id=self.captions_by_id,
             **self.share,
         )
         if self.resumed is not None:
@@ -124,6 +148,25 @@ class Stream:
 
     def load_state_dict(self, state: dict) -> None:
         self.resumed = state
+
+
+def joined_captions(recipe, sources: dict) -> "JoinedCaptions":
+    if not all(source in CAPTION_FILES and weight == 1 for source, weight in sources.items()):
+        raise ValueError(
+            f"an audio folder is streamed with the captions of {' and '.join(CAPTION_FILES)}, each of weight 1, got "
+            f"{sources}"
+        )
+    return JoinedCaptions([captions_by_id(source, recipe.train_split) for source in sources])
+
+
+class JoinedCaptions:
+    """All captions of a clip in several caption-only sets, by its key in a tar."""
+
+    def __init__(self, parts: list[dict[str, list[str]]]):
+        self.parts = parts
+
+    def get(self, key: str) -> list[str] | None:
+        return [text for part in self.parts for text in find_captions(part, key) or ()] or None
 
 
 def collator(recipe, processor) -> AudioTextCollator:

@@ -1,10 +1,17 @@
 """WavLinkProcessor: clips and sentences in, the model's inputs out."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    BatchFeature,
+    ClapFeatureExtractor,
+    ProcessorMixin,
+)
 from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import logging
 
-from .feature_extraction_wavlink import WavLinkFeatureExtractor
+from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 
 logger = logging.get_logger(__name__)
 
@@ -32,12 +39,16 @@ class WavLinkProcessor(ProcessorMixin):
         """The processor for `WavLinkModel.from_audio_text_pretrained(audio, text)`.
 
         Args:
-            audio: Hub id or folder of a Whisper; its mel bins are taken over.
+            audio: Hub id or folder of a Whisper, whose mel bins are taken over, or of a CLAP without fusion, whose
+                whole log-mel is.
             text: Hub id or folder with the text tower's tokenizer.
-            kwargs: of `WavLinkFeatureExtractor`, such as `padding="max_length"`.
+            kwargs: of `WavLinkFeatureExtractor`, such as `padding="max_length"`, or of `WavLinkClapFeatureExtractor`.
         """
-        whisper = AutoFeatureExtractor.from_pretrained(audio)
-        feature_extractor = WavLinkFeatureExtractor(feature_size=whisper.feature_size, **kwargs)
+        pretrained = AutoFeatureExtractor.from_pretrained(audio)
+        if isinstance(pretrained, ClapFeatureExtractor):
+            feature_extractor = WavLinkClapFeatureExtractor.from_clap(pretrained, **kwargs)
+        else:
+            feature_extractor = WavLinkFeatureExtractor(feature_size=pretrained.feature_size, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(text)
         text_config = AutoConfig.from_pretrained(text)
         text_config = getattr(text_config, "text_config", text_config)
@@ -75,7 +86,8 @@ class WavLinkProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask` `[B_text, L]` and/or `input_features` `[B_audio, F, T]`,
-            `input_features_mask` `[B_audio, T]` (native length only).
+            `input_features_mask` `[B_audio, T]` (native length only); for HTS-AT `[B_audio, W, T, F]` and
+            `[B_audio, W]`.
         """
         if text is None and audio is None:
             raise ValueError("give text, audio or both")

@@ -1,0 +1,74 @@
+"""CLAP's audio tower, HTS-AT, as the paper's ablation and as the peer under our own recipe."""
+
+import torch
+from torch import Tensor, nn
+from transformers import ClapAudioConfig, ClapAudioModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+
+class WavLinkClapAudioModel(ClapAudioModel):
+    """CLAP's HTS-AT (arXiv 2211.06687) over a clip's windows, whose pooled outputs are averaged.
+
+    It has no global token. A clip of one window gets what `ClapAudioModel` gives, bit for bit. Its batch norm keeps
+    its stored statistics in training too, so that no clip ever depends on its batch-mates; only its weight and bias
+    learn. `ClapAudioModel` has one attention, so `attn_implementation` speaks of the text tower alone.
+    """
+
+    config: ClapAudioConfig
+    config_class = ClapAudioConfig
+
+    # Statistics of a new tower, in dB. Log-mels of 80 real clips had mean -49 and a deviation within a band of 27,
+    # those of the synthetic clips -58 and 23; ClapAudioModel starts from 0 and 1.
+    new_mean, new_std = -50.0, 25.0
+
+    def __init__(self, config: ClapAudioConfig):
+        super().__init__(config)
+        self.audio_encoder.batch_norm.eval()
+
+    def train(self, mode: bool = True) -> "WavLinkClapAudioModel":
+        super().train(mode)
+        self.audio_encoder.batch_norm.eval()
+        return self
+
+    def get_correct_attn_implementation(self, *args, **kwargs) -> str:
+        return "eager"
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.BatchNorm2d):
+            init.constant_(module.running_mean, self.new_mean)
+            init.constant_(module.running_var, self.new_std**2)
+
+    def forward(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_features: log-mel in dB `[B, W, T, F]`, W windows of a clip (of 10 s and 1001 frames each).
+            input_features_mask: `[B, W]`, 1 for the clip's own windows; without it all W are heard.
+
+        Returns:
+            `last_hidden_state` `[B, W * P, D]`, the windows' P patches (zeros for a masked window), and
+            `pooler_output` `[B, D]`, the mean over the clip's windows.
+        """
+        encoder = self.audio_encoder
+        longest = encoder.spec_size * encoder.freq_ratio
+        bins = self.config.num_mel_bins
+        shape = tuple(input_features.shape)
+        if len(shape) != 4 or shape[3] != bins or not 1 <= shape[2] <= longest:
+            raise ValueError(
+                f"input_features must be [batch, windows, 1 to {longest} frames, {bins}], got {list(shape)}: take "
+                "them from WavLinkClapFeatureExtractor"
+            )
+        mask = input_features.new_ones(shape[:2]) if input_features_mask is None else input_features_mask
+        heard = mask.bool()
+        windows = input_features[heard][:, None].to(encoder.patch_embed.proj.weight.dtype)  # (N, 1, T, F)
+        output = super().forward(windows)
+        patches = output.last_hidden_state.flatten(2).transpose(1, 2)  # (N, P, D)
+        states = patches.new_zeros(*shape[:2], *patches.shape[1:])
+        states[heard] = patches
+        pooled = output.pooler_output.new_zeros(*shape[:2], patches.shape[2])
+        pooled[heard] = output.pooler_output
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states.flatten(1, 2), pooler_output=pooled.sum(1) / heard.sum(1, keepdim=True)
+        )
