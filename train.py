@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from modeling_wavlink import sharding
 from modeling_wavlink.building import build
 from modeling_wavlink.evaluation import evaluate_dataset, table
 from modeling_wavlink.grad_cache import backward
@@ -85,12 +85,17 @@ def _boolean(text: str) -> bool:
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices and convolutions; none on biases, norms, the global token, scale and bias."""
+    """Weight decay on matrices and convolutions; none on biases, norms, the global token, scale and bias.
+
+    Scale and bias (0-dim) are a group apart: FSDP2 leaves them whole, and AdamW steps through a group in one call
+    that takes no mixture of whole and sharded tensors.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = {name for name, p in named if p.ndim >= 2 and not name.endswith("global_token")}
     return [
         {"params": [p for name, p in named if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
+        {"params": [p for name, p in named if name not in decayed and p.ndim], "weight_decay": 0.0},
+        {"params": [p for name, p in named if not p.ndim], "weight_decay": 0.0},
     ]
 
 
@@ -100,7 +105,7 @@ class Run:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
-        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+        self.accelerator = sharding.start(recipe.mixed_precision)
         set_seed(recipe.seed)
         train_set = load_split(recipe.data, recipe.train_split)
         self.columns = caption_columns(train_set, recipe.caption_columns)
@@ -112,11 +117,15 @@ class Run:
         model, self.processor = build(recipe, train_set, learned)
         self.data = CaptionedAudio(train_set, learned, recipe.max_seconds, recipe.seed, shuffle=True)
         self.plan = self._plan(durations(train_set))
+        sharding.refuse_unequal_chunks(self.accelerator, self.plan.batch_size, recipe.micro_batch_size)
         self.steps = recipe.max_steps or len(self.plan)
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
         warmup = math.ceil(recipe.warmup_ratio * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if recipe.compile:
+            for tower in (model.audio_model, model.text_model):
+                tower.compile(dynamic=True)  # in place: the names of weights stay
+        self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
         self.step = 0
         self.best = -1.0
         self.accelerator.register_for_checkpointing(self.schedule, self)
@@ -168,16 +177,22 @@ class Run:
 
     def evaluate(self) -> dict:
         model = self.accelerator.unwrap_model(self.model)
-        return evaluate_dataset(model, self.processor, self.validation_set, self.columns, progress=False)
+        with sharding.gathering_features(model):
+            scores = evaluate_dataset(
+                model, self.processor, self.validation_set, self.columns, progress=False, shared=True
+            )
+        return broadcast_object_list([scores])[0]
 
     def save_model(self, name: str) -> None:
-        """Writes `name/` whole or not at all."""
+        """Writes `name/` whole or not at all; all processes must call it."""
         unfinished = self.folder / f".{name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(unfinished)
-        self.processor.save_pretrained(unfinished)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        os.replace(unfinished, self.folder / name)
+        if self.accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        sharding.save_pretrained(self.accelerator, self.model, unfinished)
+        if self.accelerator.is_main_process:
+            self.processor.save_pretrained(unfinished)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            os.replace(unfinished, self.folder / name)
 
     def save_checkpoint(self) -> None:
         folder = self.folder / "checkpoints"
@@ -239,26 +254,30 @@ def train(recipe: Recipe) -> Path:
         bar.set_postfix(loss=f"{loss:.3f}", scale=f"{scale:.1f}", lr=f"{learning_rate:.1e}", clips_s=f"{clips:.0f}")
         if main_process:
             metrics.write(step=run.step, loss=loss, scale=scale, learning_rate=learning_rate)
-        if run.is_epoch_end() and main_process:
+        if run.is_epoch_end():
             score(run, metrics)
         if run.is_epoch_end() or (recipe.save_steps and run.step % recipe.save_steps == 0):
             run.save_checkpoint()
     bar.close()
+    run.save_model("last")
     if main_process:
-        run.save_model("last")
         metrics.draw()
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return run.folder
 
 
-def score(run: Run, metrics: "Metrics") -> None:
-    """Validation scores at every nested dim; the model with the best mean R@10 of both directions is kept."""
+def score(run: Run, metrics: "Metrics | None") -> None:
+    """Validation scores at every nested dim; the model with the best mean R@10 of both directions is kept.
+
+    All processes embed their share of the clips; the main one alone has `metrics` to write to.
+    """
     scores = run.evaluate()
     full = str(run.accelerator.unwrap_model(run.model).config.projection_dim)
     quality = sum(scores[way][full]["R@10"]["value"] for way in ("text_to_audio", "audio_to_text")) / 2
-    tqdm.write(f"step {run.step}, validation: {table(scores)}")
-    metrics.write(step=run.step, validation=scores)
+    if metrics:
+        tqdm.write(f"step {run.step}, validation: {table(scores)}")
+        metrics.write(step=run.step, validation=scores)
     if quality > run.best:
         run.best = quality
         run.save_model("best")

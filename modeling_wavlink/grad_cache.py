@@ -5,6 +5,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from .sharding import average_whole
+
 
 def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int = 0) -> Tensor:
     """Adds the batch's gradients to `.grad`, and returns its loss, detached.
@@ -25,6 +27,7 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
         with accelerator.autocast():
             loss = model(**batch, return_loss=True).loss
         accelerator.backward(loss)
+        average_whole(model)
         return loss.detach()
     starts = range(0, size, micro_batch_size)
     chunks = [trim({name: x[start : start + micro_batch_size] for name, x in inputs.items()}) for start in starts]
@@ -54,6 +57,7 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
                 if wavlink.logit_bias.requires_grad:
                     surrogate = surrogate + wavlink.logit_bias * bias_grad
             surrogate.backward()
+    average_whole(model)
     return loss.detach()
 
 

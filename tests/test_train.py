@@ -19,7 +19,7 @@ OPTIONS = """
 data train_split validation_split caption_columns label_prompt init audio_model text_model audio_config text_config
 projection_dim matryoshka_dims loss_type padding max_seconds mask_false_negatives batch_size micro_batch_size epochs
 max_steps learning_rate warmup_ratio weight_decay max_grad_norm mixed_precision attn_implementation
-gradient_checkpointing num_workers save_steps seed output_dir
+gradient_checkpointing compile num_workers save_steps seed output_dir
 """.split()
 
 
