@@ -20,29 +20,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from modeling_wavlink import sharding
 from modeling_wavlink.building import build, refuse_bad_start
-from modeling_wavlink.evaluation import evaluate_dataset, table
+from modeling_wavlink.evaluation import Embedded, embed_dataset, scores_of, table
 from modeling_wavlink.grad_cache import backward
-from modeling_wavlink.pictures import draw_loss, draw_recall
+from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
-from modeling_wavlink.run_folder import Metrics, note_environment, refuse_unknown_trackers, whole
+from modeling_wavlink.run_folder import Metrics, note_environment, refuse_unknown_trackers, whole, write_whole
 from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import caption_columns
 from processing.feeds import Epochs, Stream, load_source
 
-MAY_CHANGE = (
-    "output_dir",
-    "num_workers",
-    "save_steps",
-    "checkpoints_kept",
-    "trackers",
-)  # without any effect on a resumed run's weights
+# Without any effect on a resumed run's weights.
+MAY_CHANGE = ("output_dir", "num_workers", "save_steps", "checkpoints_kept", "trackers")
 
 
 def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
@@ -97,12 +93,17 @@ def _boolean(text: str) -> bool:
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices and convolutions; none on biases, norms, the global token, scale and bias."""
+    """Weight decay on matrices and convolutions; none on biases, norms, the global token, scale and bias.
+
+    Scale and bias (0-dim) are a group apart: FSDP2 leaves them whole, and AdamW steps through a group in one call
+    that takes no mixture of whole and sharded tensors.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decayed = {name for name, p in named if p.ndim >= 2 and not name.endswith("global_token")}
     return [
         {"params": [p for name, p in named if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
+        {"params": [p for name, p in named if name not in decayed and p.ndim], "weight_decay": 0.0},
+        {"params": [p for name, p in named if not p.ndim], "weight_decay": 0.0},
     ]
 
 
@@ -113,13 +114,13 @@ class Run:
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
         refuse_unknown_trackers(recipe.trackers)
-        logs = {"log_with": list(recipe.trackers), "project_dir": recipe.output_dir} if recipe.trackers else {}
-        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, **logs)
+        self.accelerator = sharding.start(recipe.mixed_precision, recipe.trackers, recipe.output_dir)
         if recipe.batch_size < self.accelerator.num_processes:
             raise ValueError(
                 f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
                 "nothing for some: raise it, or use fewer"
             )
+        sharding.refuse_unequal_chunks(self.accelerator, recipe.batch_size, recipe.micro_batch_size)
         refuse_bad_start(recipe)
         set_seed(recipe.seed)
         share = self.accelerator.process_index, self.accelerator.num_processes
@@ -133,7 +134,10 @@ class Run:
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
         warmup = math.ceil(recipe.warmup_ratio * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if recipe.compile:
+            for tower in (model.audio_model, model.text_model):
+                tower.compile(dynamic=True)  # in place: the names of weights stay
+        self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
         self.step = 0
         self.best = -1.0
         self.accelerator.register_for_checkpointing(self.schedule, self)
@@ -162,27 +166,32 @@ class Run:
         self.step += 1
         return value, stops > 0
 
-    def score(self) -> dict:
+    def score(self) -> tuple[dict, Embedded]:
         """Validation scores at every nested dim; `best/` is the model with the best mean R@10 of both directions."""
-        if not self.accelerator.is_main_process:
-            return {}
         model = self.accelerator.unwrap_model(self.model)
-        scores = evaluate_dataset(model, self.processor, self.validation_set, self.columns, progress=False)
+        with sharding.gathering_features(model):
+            split = self.validation_set, self.columns
+            embedded = embed_dataset(model, self.processor, *split, progress=False, shared=True)
+            scores = scores_of(embedded, model, self.processor, self.validation_set)
+        scores = broadcast_object_list([scores])[0]
         full = str(model.config.projection_dim)
         quality = sum(scores[way][full]["R@10"]["value"] for way in ("text_to_audio", "audio_to_text")) / 2
         if quality > self.best:
             self.best = quality
             self.save_model("best")
-        return scores
+        return scores, embedded
 
     def save_model(self, name: str) -> None:
-        """`name/` with the merged weights, and with LoRA `name/adapter/` beside them."""
-        model = self.accelerator.unwrap_model(self.model)
+        """`name/` with the merged weights, and with LoRA `name/adapter/` beside them; all processes must call it."""
+        model, weights = sharding.savable(self.accelerator, self.model)
+        if not self.accelerator.is_main_process:
+            return
+        learned = self.accelerator.unwrap_model(self.model)
         with whole(self.folder / name) as folder:
-            model.save_pretrained(folder, state_dict=merged_state_dict(model))
+            model.save_pretrained(folder, state_dict=merged_state_dict(learned, weights))
             self.processor.save_pretrained(folder)
-            if has_lora(model):
-                save_adapter(model, folder / "adapter", base=self.recipe.init)
+            if has_lora(learned):
+                save_adapter(learned, folder / "adapter", base=self.recipe.init, state=weights)
 
     def save_checkpoint(self) -> None:
         folder = self.folder / "checkpoints"
@@ -225,11 +234,20 @@ def refuse_another_run(recipe: Recipe) -> None:
     if not any((folder / "checkpoints").glob("step-*")):
         return
     begun = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    defaults = dataclasses.asdict(Recipe("", init="default"))  # of fields that the folder's version did not know
+    begun = json.loads(json.dumps(defaults)) | begun
     asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
     changed = [name for name in asked if asked[name] != begun.get(name) and name not in MAY_CHANGE]
     if changed:
         changes = ", ".join(f"{name} was {begun.get(name)!r} and is now {asked[name]!r}" for name in changed)
         raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
+
+
+def distinct_pairs(embedded: Embedded, most: int = 24) -> list[int]:
+    """Clips from all over the split whose first captions differ."""
+    first = {row[0]: index for index, row in reversed(list(enumerate(embedded.captions)))}
+    rows = sorted(first.values())
+    return rows[:: -(-len(rows) // most)]
 
 
 class Log:
@@ -243,7 +261,7 @@ class Log:
         self.began, self.first = time.perf_counter(), run.step
         recipe = dataclasses.asdict(run.recipe)
         if self.active:
-            (run.folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+            write_whole(run.folder / "recipe.json", json.dumps(recipe, indent=2) + "\n")
             note_environment(run.folder, step=run.step, processes=run.accelerator.num_processes)
         if run.recipe.trackers:
             run.accelerator.init_trackers("wavlink", {name: str(value) for name, value in recipe.items()})
@@ -260,7 +278,7 @@ class Log:
         if self.active:
             self.metrics.write(step=run.step, **values)
 
-    def validation(self, scores: dict) -> None:
+    def validation(self, scores: dict, embedded: Embedded) -> None:
         if not self.active:
             return
         tqdm.write(f"step {self.run.step}, validation: {table(scores)}")
@@ -274,6 +292,10 @@ class Log:
         self.run.accelerator.log(flat, step=self.run.step)
         draw_loss(self.metrics.read(), self.run.folder / "loss.png")
         draw_recall(self.metrics.read(), self.run.folder / "recall.png")
+        pairs = distinct_pairs(embedded)
+        texts = [embedded.texts.index(embedded.captions[row][0]) for row in pairs]
+        similarities = embedded.audio[pairs] @ embedded.text[texts].T
+        draw_similarities(similarities.numpy(), [embedded.texts[i] for i in texts], self.run.folder / "similarity.png")
 
     def end(self) -> None:
         self.bar.close()
@@ -298,14 +320,13 @@ def train(recipe: Recipe) -> Path:
             loss, stop = run.learn(batch, signal_received)
             log.step(loss, run.accelerator.unwrap_model(run.model).scale.item(), learning_rate)
             if run.feed.is_epoch_end(run.step):
-                log.validation(run.score())
+                log.validation(*run.score())
             if stop or run.feed.is_epoch_end(run.step) or (recipe.save_steps and run.step % recipe.save_steps == 0):
                 run.save_checkpoint()
             if stop:
                 tqdm.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
                 sys.exit(128 + signal.SIGTERM)
-    if run.accelerator.is_main_process:
-        run.save_model("last")
+    run.save_model("last")
     run.accelerator.wait_for_everyone()
     log.end()
     return run.folder
@@ -316,12 +337,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if argv[:1] == ["sweep"]:
             folder = sweep(parse(sweep_parser(recipe_parser(sweep.__doc__)), argv[1:]), train)
-            print(f"done: {folder}/figure1.png and {folder}/sweep.md")
+            done = f"done: {folder}/figure1.png and {folder}/sweep.md"
         else:
             folder = train(parse_recipe(argv))
-            print(f"done: {folder}/best and {folder}/last")
+            done = f"done: {folder}/best and {folder}/last"
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
+    if PartialState().is_main_process:
+        print(done)
 
 
 if __name__ == "__main__":

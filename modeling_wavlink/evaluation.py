@@ -6,12 +6,16 @@ python -m modeling_wavlink.evaluation --model FOLDER_OR_ID --benchmark synthetic
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
 from tqdm import tqdm
+
+from .losses_wavlink import gather
 
 KS = (1, 5, 10)
 PROMPT = "This is a sound of {}."  # of transformers' zero-shot audio pipeline
@@ -120,65 +124,104 @@ def compute_metrics(prediction) -> dict[str, float]:
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed_audio(
-    model, processor, clips, lengths: Sequence[float], batch_size: int = 32, progress=True
+    model, processor, clips, lengths: Sequence[float], batch_size: int = 32, progress=True, shared=False
 ) -> torch.Tensor:
     """`[clips, D]` fp32, in the order of `clips` (indexable, of samples at the model's rate).
 
-    Clips of like length share a batch, which changes the cost but no vector.
+    Clips of like length share a batch, which changes the cost but no vector. With `shared` each process embeds its
+    part and all get all of them; all must call it.
     """
     rate = processor.feature_extractor.sampling_rate
     order = np.argsort(lengths, kind="stable")
-    embeds = [None] * len(order)
-    for start in tqdm(range(0, len(order), batch_size), desc="sounds", disable=not progress):
-        batch = order[start : start + batch_size]
-        inputs = processor(audio=[clips[int(i)] for i in batch], sampling_rate=rate, return_tensors="pt")
-        for index, embed in zip(batch, _features(model.get_audio_features, inputs, model.device), strict=True):
-            embeds[index] = embed
-    return torch.stack(embeds)
+    mine = _share(order) if shared else order
+    embeds = []
+    for start in tqdm(range(0, len(mine), batch_size), desc="sounds", disable=not progress):
+        batch = [clips[int(i)] for i in mine[start : start + batch_size]]
+        inputs = processor(audio=batch, sampling_rate=rate, return_tensors="pt")
+        embeds.append(_features(model.get_audio_features, inputs, model.device))
+    embeds = torch.cat(embeds)
+    if shared:
+        everyone, _ = gather(embeds)  # (processes * share, D)
+        embeds = everyone.view(-1, *embeds.shape).transpose(0, 1).flatten(0, 1)[: len(order)]
+    return embeds[np.argsort(order)].cpu()
 
 
-@torch.inference_mode()
+def _share(order: np.ndarray) -> np.ndarray:
+    """Every n-th for one of n processes, equally many for each: the last is repeated to fill up."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return order
+    processes = dist.get_world_size()
+    filled = np.concatenate([order, np.repeat(order[-1:], -len(order) % processes)])
+    return filled[dist.get_rank() :: processes]
+
+
+@torch.no_grad()
 def embed_text(model, processor, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
     """`[texts, D]` fp32."""
     batches = [
         processor(text=list(texts[start : start + batch_size]), return_tensors="pt")
         for start in range(0, len(texts), batch_size)
     ]
-    return torch.cat([_features(model.get_text_features, inputs, model.device) for inputs in batches])
+    return torch.cat([_features(model.get_text_features, inputs, model.device) for inputs in batches]).cpu()
 
 
 def _features(method, inputs, device) -> torch.Tensor:
-    return method(**inputs.to(device)).pooler_output.float().cpu()
+    return method(**inputs.to(device)).pooler_output.float()
 
 
-def evaluate_dataset(model, processor, dataset, columns: Sequence[str], prompt: str = PROMPT, progress=True) -> dict:
-    """Retrieval and, where there is a `label` column, zero-shot scores of one split.
+@dataclass
+class Embedded:
+    """A split, embedded: `audio [clips, D]`, `text [texts, D]` of its distinct captions, and who belongs to whom."""
 
-    Texts are the distinct captions; a clip and a caption correspond if it is one of the clip's captions, so clips
-    that share a caption answer for each other.
+    audio: torch.Tensor
+    text: torch.Tensor
+    captions: list[list[str]]  # of each clip
+    texts: list[str]
+    correspondence: np.ndarray  # bool [clips, texts]
+
+
+def embed_dataset(model, processor, dataset, columns: Sequence[str], progress=True, shared=False) -> Embedded:
+    """Embeds clips and distinct captions. A clip and a caption correspond if it is one of the clip's captions, so
+    clips that share a caption answer for each other. With `shared` the processes divide the clips; all must call it.
     """
-    from processing.data import CaptionedAudio, captions_of, durations, label_names
+    from processing.data import CaptionedAudio, captions_of, durations
 
     was_training = model.training
     model.eval()
     sounds = CaptionedAudio(dataset, columns, rate=processor.feature_extractor.sampling_rate)
-    audio_embeds = embed_audio(model, processor, _Arrays(sounds), durations(dataset), progress=progress)
+    audio = embed_audio(model, processor, _Arrays(sounds), durations(dataset), progress=progress, shared=shared)
     captions = [captions_of(row, columns) for row in dataset.remove_columns("audio")]
     texts = sorted({text for row in captions for text in row})
     position = {text: index for index, text in enumerate(texts)}
     correspondence = np.zeros((len(captions), len(texts)), dtype=bool)
     for index, row in enumerate(captions):
         correspondence[index, [position[text] for text in row]] = True
+    text = embed_text(model, processor, texts)
+    model.train(was_training)
+    return Embedded(audio, text, captions, texts, correspondence)
+
+
+def evaluate_dataset(model, processor, dataset, columns: Sequence[str], prompt: str = PROMPT, progress=True) -> dict:
+    """Retrieval and, where there is a `label` column, zero-shot scores of one split (see `embed_dataset`)."""
+    embedded = embed_dataset(model, processor, dataset, columns, progress)
+    return scores_of(embedded, model, processor, dataset, prompt)
+
+
+def scores_of(embedded: Embedded, model, processor, dataset, prompt: str = PROMPT) -> dict:
+    from processing.data import label_names
+
+    was_training = model.training
+    model.eval()
     dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
-    scores = {"clips": len(captions), "captions": len(texts), "chance": {}}
-    for direction, relevant in (("text_to_audio", correspondence.T), ("audio_to_text", correspondence)):
-        scores["chance"][direction] = {f"R@{k}": chance_recall(relevant, k) for k in KS}
-    scores |= retrieval_scores(audio_embeds, embed_text(model, processor, texts), correspondence, dims)
+    relevant = {"text_to_audio": embedded.correspondence.T, "audio_to_text": embedded.correspondence}
+    chance = {way: {f"R@{k}": chance_recall(rows, k) for k in KS} for way, rows in relevant.items()}
+    scores = {"clips": len(embedded.captions), "captions": len(embedded.texts), "chance": chance}
+    scores |= retrieval_scores(embedded.audio, embedded.text, embedded.correspondence, dims)
     labels = label_names(dataset)
     if any(labels):
-        scores["zero_shot"] = _zero_shot(model, processor, audio_embeds, labels, prompt, dims)
+        scores["zero_shot"] = _zero_shot(model, processor, embedded.audio, labels, prompt, dims)
     model.train(was_training)
     return scores
 

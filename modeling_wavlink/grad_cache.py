@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .sharding import average_whole
+
 LOSS_INPUTS = ("caption_ids", "text_owner")  # of a batch, what concerns no tower
 
 
@@ -26,6 +28,7 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
         with accelerator.autocast():
             loss = model(**batch, return_loss=True).loss
         accelerator.backward(loss)
+        average_whole(model)
         return loss.detach()
     places = _places(len(batch["input_features"]), len(batch["input_ids"]), micro_batch_size)
     chunks = [trim(_cut(batch, *place)) for place in places]
@@ -55,6 +58,7 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
                 if wavlink.logit_bias.requires_grad:
                     surrogate = surrogate + wavlink.logit_bias * bias_grad
             surrogate.backward()
+    average_whole(model)
     return loss.detach()
 
 

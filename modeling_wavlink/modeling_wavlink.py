@@ -200,6 +200,10 @@ class WavLinkModel(PreTrainedModel):
             self.audio_model.encoder.embed_positions.requires_grad_(False)
         self.logit_bias.requires_grad_(self.config.loss_type == "sigmoid")
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The text tower's, for libraries that treat token embeddings apart (FSDP2 in Accelerate, PEFT)."""
+        return self.text_model.get_input_embeddings()
+
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         """As transformers', but weights that are missing or unexpected are an error, never a random start."""

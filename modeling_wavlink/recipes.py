@@ -75,6 +75,7 @@ class Recipe:
     mixed_precision: str = "bf16"  # "bf16", "fp16" or "no"
     attn_implementation: str = "sdpa"  # or "eager", "flash_attention_2"
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of both towers: minutes at the start, then faster steps
     num_workers: int = 1
     save_steps: int = 0  # 0: a checkpoint at the end of each epoch
     checkpoints_kept: int = 2

@@ -47,6 +47,12 @@ def whole(folder: Path, process_index: int = 0, barrier=lambda: None) -> Iterato
     barrier()
 
 
+def write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
 def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -66,9 +72,7 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        unfinished = self.path.with_suffix(".unfinished")
-        unfinished.write_text("".join(kept), encoding="utf-8")
-        os.replace(unfinished, self.path)
+        write_whole(self.path, "".join(kept))
 
     def write(self, **record) -> None:
         try:

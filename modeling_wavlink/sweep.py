@@ -12,6 +12,7 @@ import numpy as np
 
 from .pictures import DIRECTIONS, draw_sweep
 from .recipes import SWEEP_TEXTS, Recipe, design_sweep
+from .run_folder import write_whole
 
 AXES = ("text_model", "loss_type", "regime", "scope")  # of the sweep, so no options of it
 
@@ -39,8 +40,8 @@ def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
             train(recipe)
             shutil.rmtree(Path(recipe.output_dir) / "checkpoints", ignore_errors=True)
         rows.append(result(recipe))
-        (folder / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    (folder / "sweep.md").write_text(table(rows), encoding="utf-8")
+        write_whole(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
+    write_whole(folder / "sweep.md", table(rows))
     recalls = {
         name: {way: [recall(row, way, 1) for row in group] for way in DIRECTIONS}
         for name, group in by_name(rows).items()

@@ -11,14 +11,14 @@ import pytest
 from .test_train import folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-TWO = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+TWO = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2.yaml"]
 
 
 def losses(launcher: list[str], data, output, *options) -> list[float]:
     """The losses of six steps; the mean over processes is the loss of the whole batch."""
     command = ["train.py", "quickstart", "--data", str(data), "--output_dir", str(output), "--label_prompt", ""]
     command += ["--batch_size", "5", "--max_steps", "6", "--num_workers", "0", "--mixed_precision", "no", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, *launcher, *command],
         cwd=ROOT,
