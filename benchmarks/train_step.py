@@ -1,0 +1,169 @@
+"""What the training loop costs over a bare step, and what cached gradients cost for an eighth of the memory.
+
+    python benchmarks/train_step.py [--repeats 5] [--batch_size 64] [--mixed_precision no]
+
+Towers of the sizes of Whisper-tiny and MiniLM with random weights, on clips made by code. All ways take the same
+batches in turn, in one run; the ratios of their medians count, the seconds are those of this machine today.
+
+- bare: forward, backward, AdamW step on a batch that is ready.
+- loop: what train.py does for a step (reductions, clipping, schedule, metrics, progress bar) on a batch that is ready.
+- loop + data: the same with the batch from the loader, whose worker decodes the next one at the same time.
+- cached: bare with `micro_batch_size` an eighth of the batch. Memory is what autograd keeps for the backward pass, but
+  for parameters (in bf16 their casts count, which no micro batch makes smaller).
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+
+import train
+from modeling_wavlink.grad_cache import backward
+from modeling_wavlink.recipes import Recipe
+
+AUDIO = {
+    "d_model": 384,
+    "encoder_layers": 4,
+    "encoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "num_mel_bins": 80,
+}
+TEXT = {
+    "model_type": "bert",
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 128,
+}
+
+
+class Kept:
+    """Bytes that autograd keeps, at their most, while the context is on."""
+
+    def __init__(self):
+        self.now = self.most = 0
+        self.storages = {}
+
+    def __enter__(self) -> "Kept":
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept.tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.hooks.__exit__(*error)
+
+    def _pack(self, tensor: torch.Tensor) -> "_KeptTensor":
+        return _KeptTensor(self, tensor)
+
+
+class _KeptTensor:
+    """One saved tensor; a storage that several share counts once, parameters not at all."""
+
+    def __init__(self, kept: Kept, tensor: torch.Tensor):
+        self.kept, self.tensor = kept, tensor
+        self.key = tensor.untyped_storage().data_ptr()
+        self.bytes = 0 if tensor.is_leaf and tensor.requires_grad else tensor.untyped_storage().nbytes()
+        kept.storages[self.key] = kept.storages.get(self.key, 0) + 1
+        if kept.storages[self.key] == 1:
+            kept.now += self.bytes
+            kept.most = max(kept.most, kept.now)
+
+    def __del__(self):
+        self.kept.storages[self.key] -= 1
+        if not self.kept.storages[self.key]:
+            self.kept.now -= self.bytes
+
+
+def bare(run: train.Run, batch: dict, micro_batch_size: int = 0) -> None:
+    if micro_batch_size:
+        backward(run.accelerator, run.model, batch, micro_batch_size)
+    else:
+        with run.accelerator.autocast():
+            loss = run.model(**batch, return_loss=True).loss
+        loss.backward()
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+
+
+def loop(run: train.Run, log: train.Log, batch: dict) -> None:
+    learning_rate = run.schedule.get_last_lr()[0]
+    loss, _ = run.learn(batch)
+    log.step(loss, run.model.scale.item(), learning_rate)
+
+
+def seconds(step, *arguments) -> float:
+    began = time.perf_counter()
+    step(*arguments)
+    return time.perf_counter() - began
+
+
+def measure(run: train.Run, log: train.Log, ready: list[dict], micro_batch_size: int, repeats: int) -> dict:
+    """Seconds a step of each way, one figure a repeat; the ways take turns."""
+    times = {name: [] for name in ("bare", "loop", "loop + data", "cached")}
+
+    def with_data(batches, steps: int) -> None:
+        for _ in range(steps):
+            loop(run, log, next(batches))
+
+    for number in range(repeats + 1):  # the first warms up
+        turn = {
+            "bare": sum(seconds(bare, run, batch) for batch in ready),
+            "loop": sum(seconds(loop, run, log, batch) for batch in ready),
+            "cached": sum(seconds(bare, run, batch, micro_batch_size) for batch in ready),
+        }
+        batches = iter(run.feed.batches(run.processor, 0))
+        with_data(batches, 1)  # the worker's start belongs to an epoch, not to a step
+        turn["loop + data"] = seconds(with_data, batches, len(ready))
+        del batches
+        if number:
+            for name, value in turn.items():
+                times[name].append(value / len(ready))
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--mixed_precision", default="no")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Recipe(
+            "train_step",
+            audio_config=AUDIO,
+            text_config=TEXT,
+            batch_size=options.batch_size,
+            mixed_precision=options.mixed_precision,
+            output_dir=folder,
+        )
+        run = train.Run(recipe)
+        log = train.Log(run)
+        run.model.train()
+        batches = iter(run.feed.batches(run.processor, 0))
+        ready = [next(batches) for _ in range(4)]
+        del batches
+        micro_batch_size = options.batch_size // 8
+        memory = {}
+        for name, size in (("whole", 0), ("cached", micro_batch_size)):
+            with Kept() as kept:
+                backward(run.accelerator, run.model, ready[0], size)
+            memory[name] = kept.most / 1e6
+            run.optimizer.zero_grad()
+        times = measure(run, log, ready, micro_batch_size, options.repeats)
+        log.end()
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    print(f"{torch.get_num_threads()} threads, {options.mixed_precision}, batch {options.batch_size}")
+    for name, values in times.items():
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        print(f"{name:12} {middle[name]:6.2f} s a step ({spread}), {middle[name] / middle['bare']:.3f} x bare")
+    print(
+        f"kept for backward: {memory['whole']:.0f} MB whole, {memory['cached']:.0f} MB cached in pieces of "
+        f"{micro_batch_size}: 1/{memory['whole'] / memory['cached']:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

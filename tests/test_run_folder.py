@@ -1,0 +1,113 @@
+"""What a run leaves behind: nothing half-written, wherever it stops, and a record of how it came about."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import train
+from modeling_wavlink.run_folder import Metrics, environment, refuse_unknown_trackers, whole
+
+from .test_train import folder, recipe  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    target = tmp_path / "best"
+    with whole(target) as unfinished:
+        (unfinished / "weights").write_text("first")
+        assert not target.exists()
+    with pytest.raises(OSError, match=r"could not write .*best: no space.*free space"), whole(target) as unfinished:
+        (unfinished / "weights").write_text("half")
+        raise RuntimeError("no space")
+    assert (target / "weights").read_text() == "first"
+    with whole(target) as unfinished:
+        (unfinished / "other").write_text("second")
+    assert [path.name for path in target.iterdir()] == ["other"]  # nothing of the older one stays
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_metrics_forget_what_lies_beyond_a_step_and_half_a_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 2, "valid')
+    metrics = Metrics(tmp_path, 2)
+    metrics.write(step=3, loss=1.5)
+    assert metrics.read() == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 1.5}]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_metrics_that_cannot_be_written_name_their_file(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    metrics.path = Path("/dev/full")
+    with pytest.raises(OSError, match="could not write /dev/full: .*No space left"):
+        metrics.write(step=1)
+
+
+def test_environment_names_versions_and_machine():
+    facts = environment(step=3)
+    assert facts["step"] == 3 and facts["packages"]["torch"].startswith("2.") and facts["cpus"] == os.cpu_count()
+    json.dumps(facts)
+
+
+def test_every_start_of_a_run_is_noted_with_pictures_beside_it(folder, tmp_path):  # noqa: F811
+    for steps in ("2", "2"):
+        train.train(recipe(folder, tmp_path / "run", "--max_steps", steps, "--save_steps", "1"))
+    starts = [json.loads(line) for line in (tmp_path / "run/environment.jsonl").read_text().splitlines()]
+    assert [start["step"] for start in starts] == [0, 2]
+    for name in ("loss.png", "recall.png", "similarity.png"):
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_unknown_trackers_are_refused_before_any_work():
+    with pytest.raises(ValueError, match=r"no tracker paper here .*pip install"):
+        refuse_unknown_trackers(["paper"])
+
+
+def test_trackers_get_loss_and_recall(folder, tmp_path):  # noqa: F811
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train.train(recipe(folder, tmp_path / "run", "--trackers", "tensorboard", "--max_steps", "3"))
+    (events,) = (run / "wavlink").glob("events*")
+    log = reader.EventAccumulator(str(events))
+    log.Reload()
+    losses = [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [event.value for event in log.Scalars("loss")] == pytest.approx([x for x in losses if x], rel=1e-6)
+    assert "text_to_audio/128/R@1" in log.Tags()["scalars"]
+
+
+def start(data, output, *options, limit: int | None = None) -> subprocess.Popen:
+    command = [sys.executable, "train.py", "quickstart", "--data", str(data), "--output_dir", str(output)]
+    command += ["--batch_size", "4", "--num_workers", "0", "--mixed_precision", "no", "--label_prompt", "", *options]
+    if limit is not None:  # a file may not grow beyond it: what a full disk does, without one
+        command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "limited", *command]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_path):  # noqa: F811
+    options = ["--max_steps", "40", "--epochs", "2"]
+    process = start(folder, tmp_path / "run", *options)
+    metrics = tmp_path / "run/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("loss") > 1):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    stopped = int(re.search(r"stopped by SIGTERM after step (\d+)", output)[1])
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    assert checkpoint.name == f"step-{stopped:08d}" and stopped < 40
+
+    process = start(folder, tmp_path / "run", *options, limit=100)  # kB; a checkpoint has some MB
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 1 and re.search(r"train.py: could not write .*tmp.*run/.*free space", output), output
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [checkpoint.name]
+
+    resumed = train.train(recipe(folder, tmp_path / "run", *options, "--label_prompt", ""))
+    unbroken = train.train(recipe(folder, tmp_path / "unbroken", *options, "--label_prompt", ""))
+    got, expected = (load_file(run / "last/model.safetensors") for run in (resumed, unbroken))
+    assert all(bool((got[name] == expected[name]).all()) for name in expected)
