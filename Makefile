@@ -16,12 +16,13 @@ demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a 
 	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 	$(RUN) examples/demo.py runs/quickstart/best
 
-test: $(VENV)/.installed  ## the whole test suite
-	$(RUN) -m pytest
+test: $(VENV)/.installed  ## the whole test suite, a file at a time on every core
+	$(RUN) -m pytest -n logical --dist loadfile
 
 lint: $(VENV)/.installed  ## ruff
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-bench: $(VENV)/.installed  ## speed
+bench: $(VENV)/.installed  ## speed of embedding and of training
 	$(RUN) benchmarks/embed.py
+	$(RUN) benchmarks/train_step.py

@@ -39,10 +39,7 @@ def test_two_processes_train_as_one(folder, tmp_path, loss_type):  # noqa: F811
     alone = losses([], folder, tmp_path / "alone", *options)
     together = losses(TWO, folder, tmp_path / "together", *options)
     cached = losses(TWO, folder, tmp_path / "cached", *options, "--micro_batch_size", "1")
-    # The first two steps have the same weights (warm-up starts at 0) and the same gradients; Adam then turns the
-    # signs of near-zero gradients into steps, so later ones may differ a little more.
-    assert together[:2] == pytest.approx(alone[:2], rel=1e-5) and cached[:2] == pytest.approx(alone[:2], rel=1e-5)
-    assert together == pytest.approx(alone, rel=2e-3) and cached == pytest.approx(alone, rel=2e-3)
+    assert together == pytest.approx(alone, rel=1e-5) and cached == pytest.approx(alone, rel=1e-5)
     assert len(alone) == 6 and alone[-1] != alone[0]
 
 

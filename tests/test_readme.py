@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 
 import train
+from modeling_wavlink.sweep import configurations, sweep_parser
 
 from .conftest import RATE, tone
 
@@ -35,6 +37,8 @@ def workplace(tmp_path_factory) -> Path:
     options = ["--data", str(root / "my_sounds"), "--label_prompt", "", "--max_steps", "2", "--num_workers", "0"]
     options += ["--mixed_precision", "no"]
     train.train(train.parse_recipe(["quickstart", *options, "--output_dir", str(root / "runs/quickstart")]))
+    lora = ["--init", str(root / "runs/quickstart/best"), "--regime", "lora", "--output_dir", str(root / "runs/lora")]
+    train.train(train.parse_recipe(["quickstart", *options, *lora]))
     return root
 
 
@@ -47,7 +51,7 @@ def run(command: list[str], cwd: Path) -> str:
 
 
 def test_there_are_five_snippets_and_both_commands():
-    assert len(PYTHON) == 4 and any("python train.py" in block for block in BASH)
+    assert len(PYTHON) == 5 and any("python train.py" in block for block in BASH)
     assert any(block.startswith("make demo") for block in BASH) and any(
         block.startswith("make test") for block in BASH
     )
@@ -55,7 +59,7 @@ def test_there_are_five_snippets_and_both_commands():
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_python_snippets_run(number, workplace):
-    assert run([sys.executable, "-c", PYTHON[number]], workplace) or number == 2
+    assert run([sys.executable, "-c", PYTHON[number]], workplace) or "print" not in PYTHON[number]
 
 
 def test_the_training_and_publishing_commands_run(workplace, whisper_folder, bert_folder):
@@ -68,6 +72,18 @@ def test_the_training_and_publishing_commands_run(workplace, whisper_folder, ber
     publish = next(block for block in BASH if "hub_cards.push" in block).split()
     run([sys.executable, *publish[1:], "--dry_run", "--output_dir", "published"], workplace)
     assert "your-name/wavlink-sounds" in (workplace / "published/README.md").read_text()
+
+
+@pytest.mark.parametrize("command", re.findall(r"^accelerate launch .*|^python train.py .*", README, re.MULTILINE))
+def test_training_commands_are_understood(command):
+    launcher, arguments = command.rstrip("\\").split("train.py ")
+    if config := re.search(r"--config_file (\S+)", launcher):
+        assert (ROOT / config[1]).exists()
+    name, *options = shlex.split(arguments)
+    if name == "sweep":
+        assert configurations(train.parse(sweep_parser(train.recipe_parser()), options))
+    else:
+        assert train.parse_recipe([name, *options]).name == name
 
 
 def test_the_index_names_files_that_exist():

@@ -182,7 +182,8 @@ def test_compiled_towers_train_as_eager_ones(odd, tmp_path, monkeypatch):
     for choice in ("false", "true"):
         run = train.Run(train.parse_recipe(command(odd, tmp_path, "--batch_size", "4", "--compile", choice)))
         run.model.train()
-        losses.append([run.learn(batch) for _, batch in zip(range(2), run.batches(), strict=False)])
+        batches = run.feed.batches(run.processor, 0)
+        losses.append([run.learn(batch)[0] for _, batch in zip(range(2), batches, strict=False)])
         names.append(set(run.model.state_dict()))
         assert len(compiled) == (2 if choice == "true" else 0)
     assert compiled == ["WavLinkAudioModel", "BertModel"]
