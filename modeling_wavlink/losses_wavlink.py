@@ -8,8 +8,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-CHUNK = 4096  # texts whose SigLIP logits are in memory at once
+from .processes_wavlink import gather, gather_caption_ids, receive, sizes_of, world_size
+
+CHUNK = 4096  # texts whose SigLIP logits are in memory at once; its square is InfoNCE's number of logits
 
 
 def truncate_embeddings(embeds: Tensor, dim: int) -> Tensor:
@@ -186,68 +189,6 @@ def matryoshka(
     return total / len(dims)
 
 
-class _AllGather(torch.autograd.Function):
-    """`torch.distributed.nn.all_gather` sends no gradient through gloo; the backward of a gather is a sum."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad[dist.get_rank()]
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _sizes(rows: Tensor, world: int) -> list[int]:
-    """How many rows each process has."""
-    if world == 1:
-        return [len(rows)]
-    size = torch.tensor(len(rows), device=rows.device)
-    sizes = [torch.empty_like(size) for _ in range(world)]
-    dist.all_gather(sizes, size)
-    return torch.stack(sizes).tolist()
-
-
-def gather(rows: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, with gradients back to each: `[b, ...] -> [B, ...]` and where the local ones start.
-
-    Batches may differ in size between processes. Without a process group it returns its input and 0.
-    """
-    world = _world_size()
-    if world == 1:
-        return rows, 0
-    sizes = _sizes(rows, world)
-    padding = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
-    parts = _AllGather.apply(torch.cat([rows, padding]))
-    together = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-    return together, sum(sizes[: dist.get_rank()])
-
-
-def _gather_caption_ids(caption_ids: Tensor) -> Tensor:
-    """`[b, K] -> [B, max K]`: processes may know of different numbers of captions."""
-    width = torch.tensor(caption_ids.shape[1], device=caption_ids.device)
-    dist.all_reduce(width, dist.ReduceOp.MAX)
-    return gather(F.pad(caption_ids, (0, int(width) - caption_ids.shape[1]), value=-1))[0]
-
-
-def _receive(rows: Tensor, source: int | None, start: int, stop: int) -> Tensor:
-    """Rows `start` to `stop` of process `source`, in every process, or (`None`) of this one; no gradient."""
-    if source is None:
-        return rows[start:stop]
-    own = source == dist.get_rank()
-    block = rows[start:stop].contiguous() if own else rows.new_empty(stop - start, *rows.shape[1:])
-    dist.broadcast(block, source)
-    return block
-
-
 class _Blockwise(torch.autograd.Function):
     """The sum of all losses of all the blocks that `blocks(texts)` yields: (source, start, stop, block, losses).
 
@@ -305,7 +246,7 @@ def blockwise_sigmoid(
     if text_owner is None:
         text_owner = torch.arange(len(text_embeds), device=text_embeds.device)
     rank, sources = (None, [None]) if world == 1 else (dist.get_rank(), range(world))
-    sizes = _sizes(text_embeds, world)
+    sizes = sizes_of(text_embeds, world)
 
     def blocks(texts):
         for source, size in zip(sources, sizes, strict=True):
@@ -314,14 +255,53 @@ def blockwise_sigmoid(
                 owner = text_owner[start : place[2]]
                 if source != rank:  # no clip here owns a foreign text
                     owner = text_owner.new_full((place[2] - start,), -1)
-                shared = None if ids is None else _shared(caption_ids, _receive(ids, *place), owner)
+                shared = None if ids is None else _shared(caption_ids, receive(ids, *place), owner)
                 options = {"text_owner": owner, "ignore": None if shared is None else (shared, None)}
                 losses = [partial(matryoshka, sigmoid, [dim], **options) for dim in dims]
-                yield *place, _receive(texts, *place), losses
+                yield *place, receive(texts, *place), losses
 
     scale, bias = (torch.as_tensor(x).to(audio_embeds) for x in (logit_scale, logit_bias))
     total = _Blockwise.apply(audio_embeds, text_embeds, scale, bias, blocks)
-    return total * (len(audio_embeds) / (len(dims) * sum(_sizes(audio_embeds, world))))
+    return total * (len(audio_embeds) / (len(dims) * sum(sizes_of(audio_embeds, world))))
+
+
+def piecewise_info_nce(
+    pair: tuple[Tensor, Tensor],
+    everyone: tuple[Tensor, Tensor],
+    logit_scale: Tensor | float,
+    dims: Sequence[int],
+    first: tuple[int, int],
+    text_owner: Tensor | None,
+    ids: tuple[Tensor, Tensor, Tensor] | None,
+    label_smoothing: float,
+    rows: int,
+) -> Tensor:
+    """`matryoshka(info_nce, dims, ...)`, `rows` clips and their texts at a time; backward computes the logits anew.
+
+    Args:
+        pair, everyone: local and all clips and texts; the local ones start at `first` (a row, a text).
+        text_owner: as for `info_nce`, and rising: the texts of a clip follow each other.
+        ids: local and all `caption_ids`, and all texts' ids, for the masks of false negatives.
+    """
+    clips = len(pair[0])
+    owner = torch.arange(clips, device=pair[0].device) if text_owner is None else text_owner
+    cuts = [(start, min(start + rows, clips)) for start in range(0, clips, rows)]
+    texts = [torch.searchsorted(owner, torch.tensor(cut, device=owner.device)).tolist() for cut in cuts]
+
+    def piece(audio, text, all_audio, all_text, clip_cut, text_cut):
+        place = first[0] + clip_cut[0], owner[slice(*text_cut)] - clip_cut[0], first[1] + text_cut[0]
+        ignore = None
+        if ids is not None:
+            ignore = false_negatives(ids[0][slice(*clip_cut)], ids[1], place[0], place[1], ids[2], place[2])
+        local = audio[slice(*clip_cut)], text[slice(*text_cut)], logit_scale, 0.0
+        return info_nce(*local, all_audio, all_text, place[0], ignore, *place[1:], label_smoothing)
+
+    total = 0.0
+    for dim in dims:
+        cut = [truncate_embeddings(x, dim) for x in (*pair, *everyone)]
+        for place in zip(cuts, texts, strict=True):
+            total = total + checkpoint(piece, *cut, *place, use_reentrant=False, preserve_rng_state=False)
+    return total / len(dims)
 
 
 LOSSES = {"info_nce": info_nce, "sigmoid": sigmoid}
@@ -343,9 +323,10 @@ def contrastive_loss(
     """What training minimises: `loss_type` over the nested dims, with the negatives of all processes.
 
     Each process scores its own rows against everyone's: InfoNCE against gathered rows, so that memory is linear in the
-    local batch; SigLIP against `chunk` texts of one process at a time (`blockwise_sigmoid`; with one process, where
-    there are more texts than that). The value is scaled so that its *mean over processes*, which is what DDP's
-    averaging differentiates, is the loss of the whole batch.
+    local batch, and at most `chunk` x `chunk` logits at a time (`piecewise_info_nce`); SigLIP against `chunk` texts of
+    one process at a time (`blockwise_sigmoid`; with one process, where there are more texts than that). The value is
+    scaled so that its *mean over processes*, which is what DDP's averaging differentiates, is the loss of the whole
+    batch.
 
     Args:
         audio_embeds, text_embeds: `[b, d]`, `[t, d]`, local; t = b without `text_owner`.
@@ -356,23 +337,31 @@ def contrastive_loss(
     check_text_owner(text_owner, len(audio_embeds), len(text_embeds))
     if loss_type == "sigmoid" and label_smoothing:
         raise ValueError(f"label_smoothing={label_smoothing} needs loss_type='info_nce': SigLIP's has no softmax")
-    world = _world_size() if gather_negatives else 1
+    world = world_size() if gather_negatives else 1
+    if text_owner is not None:  # the texts of a clip one after the other
+        order = text_owner.argsort(stable=True)
+        text_embeds, text_owner = text_embeds[order], text_owner[order]
     pair = audio_embeds, text_embeds, logit_scale, logit_bias
     if loss_type == "sigmoid" and (world > 1 or len(text_embeds) > chunk):
         return world * blockwise_sigmoid(*pair, dims, caption_ids, text_owner, chunk, world)
-    options = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    all_audio_embeds, all_text_embeds = audio_embeds, text_embeds
     first_row, first_text = 0, 0
-    all_caption_ids = caption_ids
-    all_text_ids = None if caption_ids is None else text_ids(caption_ids, text_owner)
+    ids = None if caption_ids is None else (caption_ids, caption_ids, text_ids(caption_ids, text_owner))
     if world > 1:
-        options["all_audio_embeds"], first_row = gather(audio_embeds)
-        options["all_text_embeds"], first_text = gather(text_embeds)
-        if caption_ids is not None:
-            all_caption_ids, all_text_ids = _gather_caption_ids(caption_ids), gather(all_text_ids)[0]
-    if caption_ids is not None:
-        options["ignore"] = false_negatives(
-            caption_ids, all_caption_ids, first_row, text_owner, all_text_ids, first_text
+        all_audio_embeds, first_row = gather(audio_embeds)
+        all_text_embeds, first_text = gather(text_embeds)
+        ids = ids and (caption_ids, gather_caption_ids(caption_ids), gather(ids[2])[0])
+    rows = max(chunk**2 // len(all_text_embeds), 1)
+    if loss_type == "info_nce" and len(audio_embeds) > rows:
+        everyone, first = (all_audio_embeds, all_text_embeds), (first_row, first_text)
+        return world * piecewise_info_nce(
+            pair[:2], everyone, logit_scale, dims, first, text_owner, ids, label_smoothing, rows
         )
+    options = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    if world > 1:
+        options |= {"all_audio_embeds": all_audio_embeds, "all_text_embeds": all_text_embeds}
+    if ids is not None:
+        options["ignore"] = false_negatives(*ids[:2], first_row, text_owner, ids[2], first_text)
     options |= {"first_row": first_row, "first_text": first_text, "text_owner": text_owner}
     return world * matryoshka(LOSSES[loss_type], dims, *pair, **options)
 

@@ -190,7 +190,7 @@ _STAGE1 = {
 }
 _STAGE2 = {
     "data": "",
-    "mixture": {"audiocaps": 1.0, "clotho": 1.0},
+    "mixture": {"audiocaps": 1.0, "clotho": 5.0},  # a clip of Clotho has five captions, of AudioCaps one: 0.11M pairs
     "validation_data": "audiocaps",
 }
 

@@ -1,4 +1,4 @@
-"""SigLIP a block of texts at a time, and several texts a clip: two processes are one, blocks are the whole."""
+"""Losses a block of pairs at a time, and several texts a clip: two processes are one, blocks are the whole."""
 
 from datetime import timedelta
 from functools import partial
@@ -118,8 +118,9 @@ def work(rank, folder):
         loss = contrastive_loss(*inputs, "sigmoid", [dim], gather_negatives=True, **about)
         found["blocks", dim] = results(loss, inputs, factor=rank + 1.0)
         found["gathered", dim] = gathered_sigmoid(rank, dim)
-    for chunk in (1, 2):
-        found["chunk", chunk] = of_a_case(rank, ("sigmoid", True, True), chunk=chunk)
+    for chunk in (1, 2, 4):
+        for case in CASES:
+            found["chunk", chunk, case] = of_a_case(rank, case, chunk=chunk)
     for loss_type in LOSSES:
         found["largest", loss_type] = largest_tensor(loss_type, 20, 20, 64, gather_negatives=True)
     found["evaluation"] = contrastive_loss(*local(rank, False, False)[0], "sigmoid", DIMS).detach()
@@ -162,9 +163,10 @@ def test_blocks_are_the_gathered_loss_in_each_process(dim, two_processes):
         same(found["blocks", dim], found["gathered", dim])
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_smaller_blocks_of_two_processes(chunk, two_processes):
-    same(together([found["chunk", chunk] for found in two_processes]), of_a_case(None, ("sigmoid", True, True)))
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_smaller_blocks_of_two_processes(chunk, case, two_processes):
+    same(together([found["chunk", chunk, case] for found in two_processes]), of_a_case(None, case))
 
 
 def test_no_process_holds_all_texts(two_processes):
@@ -179,17 +181,25 @@ def test_evaluation_asks_no_other_process(two_processes):
         assert torch.equal(found["evaluation"], matryoshka(sigmoid, DIMS, *inputs).detach())
 
 
-@pytest.mark.parametrize("several", [False, True])
-@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("chunk", [1, 2, 4])
-def test_blocks_of_one_process(several, with_ids, chunk):
-    case = ("sigmoid", several, with_ids)
+def test_blocks_of_one_process(case, chunk):
     same(of_a_case(None, case, chunk=chunk), of_a_case(None, case))
 
 
 def test_blocks_keep_memory_linear_in_the_batch():
     assert largest_tensor("sigmoid", 64, 64, 4) == 64 * 64
     assert largest_tensor("sigmoid", 64, 64, 4, chunk=8) == 64 * 8
+    assert largest_tensor("info_nce", 64, 64, 4) == 64 * 64
+    assert largest_tensor("info_nce", 64, 64, 2, chunk=16) == 16 * 16
+
+
+def test_pieces_of_info_nce_keep_no_logits_for_backward():
+    inputs = [torch.randn(64, 4).requires_grad_() for _ in range(2)] + [torch.tensor(3.0), torch.tensor(0.0)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        contrastive_loss(*inputs, "info_nce", [4, 2], chunk=16)
+    assert max(kept) == 64 * 4
 
 
 def test_blocks_keep_nothing_but_the_inputs_for_backward():
