@@ -1,5 +1,8 @@
 """One gradient through `transformers.Trainer`: on two processes, in small chunks, with shares of unequal size."""
 
+import copy
+import functools
+import gc
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -59,13 +62,19 @@ def rows(clips: int) -> list[dict]:
     ]
 
 
+@functools.cache
+def pretrained(folder) -> WavLinkModel:
+    return WavLinkModel.from_pretrained(folder)
+
+
+@functools.cache
 def collator(folder) -> AudioTextCollator:
     return AudioTextCollator(WavLinkProcessor.from_pretrained(folder, trust_remote_code=True), ["caption"])
 
 
 def prepared(folder, loss_type: str, regime: str = "full", dims=DIMS) -> WavLinkModel:
     """Without dropout, since chance differs by process; LoRA's second factor is not at its zero."""
-    model = WavLinkModel.from_pretrained(folder)
+    model = copy.deepcopy(pretrained(folder))
     model.config.loss_type = loss_type
     model.config.matryoshka_dims = list(dims)
     torch.nn.init.zeros_(model.logit_scale)  # a scale of 1: gradients of at most 10, of which fp32 knows 1e-5
@@ -156,6 +165,7 @@ def work(rank: int, folder: str) -> None:
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {**ranks, "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
+    gc.freeze()  # each Trainer collects garbage at its start, which need not look through all that was imported
     dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=2)
     found = {}
     for loss_type in LOSSES:
@@ -178,13 +188,15 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def wavlink(whisper_folder, bert_folder, processor, tmp_path_factory) -> Path:
     """A tiny WavLink on disk."""
+    gc.freeze()  # as in `work`
     folder = tmp_path_factory.mktemp("wavlink")
     torch.manual_seed(0)
     model = WavLinkModel.from_audio_text_pretrained(str(whisper_folder), str(bert_folder), text_pooling="mean")
     torch.nn.init.normal_(model.audio_model.global_token)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return folder
+    yield folder
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
