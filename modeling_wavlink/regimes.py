@@ -128,7 +128,9 @@ def load_adapter(model: nn.Module, folder) -> None:
     """Puts what `save_adapter` wrote back into a model that `set_trainable` has prepared as the saved one was."""
     path = Path(folder) / "adapter_model.safetensors"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: only a folder written with LoRA can be loaded into a model with LoRA")
+        raise ValueError(
+            f"{path} does not exist: only a folder written with LoRA can be loaded into a model with LoRA"
+        )
     state = {name.removeprefix("base_model.model."): value for name, value in load_file(path).items()}
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     learned = {name.replace(".default.", "."): parameter.shape for name, parameter in named}

@@ -47,8 +47,8 @@ class WavLinkTrainer(Trainer):
     share it, if need be unevenly. What does not fill a batch is left out of that epoch, and no row is ever heard twice
     (`processing.data.BatchPlan`). `train_sampling_strategy` is `"random"` or `"group_by_length"`.
 
-    Of a model with the LoRA of `regimes.set_trainable`, a saved folder holds the merged weights, which AutoModel loads,
-    and `adapter/`, from which `resume_from_checkpoint` goes on; give it the model built as it was at first.
+    Of a model with the LoRA of `regimes.set_trainable`, a saved folder holds the merged weights, which AutoModel
+    loads, and `adapter/`, from which `resume_from_checkpoint` goes on; give it the model built as it was at first.
 
     Args:
         args, kwargs: Trainer's. `processing_class` is by default the collator's processor.
@@ -137,11 +137,13 @@ def _refuse(args: TrainingArguments, micro_batch_size: int) -> None:
         )
     if args.n_gpu > 1:
         raise ValueError(
-            f"one process with {args.n_gpu} GPUs (DataParallel) has no negatives across them: start a process for each "
-            "with accelerate launch or torchrun, or show it one with CUDA_VISIBLE_DEVICES"
+            f"one process with {args.n_gpu} GPUs (DataParallel) has no negatives across them: start a process for "
+            "each with accelerate launch or torchrun, or show it one with CUDA_VISIBLE_DEVICES"
         )
     if args.remove_unused_columns:
-        raise ValueError("the collator needs the data set's columns: give TrainingArguments remove_unused_columns=False")
+        raise ValueError(
+            "the collator needs the data set's columns: give TrainingArguments remove_unused_columns=False"
+        )
     if args.train_sampling_strategy not in STRATEGIES:
         raise ValueError(
             f"train_sampling_strategy must be one of {', '.join(STRATEGIES)}, got {args.train_sampling_strategy!r}"

@@ -12,17 +12,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from datasets import Audio, Dataset
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.regimes import set_trainable
-from modeling_wavlink.trainer import EpochBatches, WavLinkTrainer
+from modeling_wavlink.trainer import WavLinkTrainer
 from processing import WavLinkProcessor
-from processing.data import AudioTextCollator, BatchPlan, CaptionedAudio
+from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
 
@@ -33,15 +30,9 @@ CAPTIONS = ["a dog", "the cat", "the bell rings", "a dog", "low rain", "a low so
 # Clips in the data set, trainer, and its options, for two processes; each epoch is one batch.
 TOGETHER = {
     "stock, 3 + 3": (6, Trainer, {}),
-    "ours, 3 + 3": (6, WavLinkTrainer, {}),
     "ours, 3 + 2": (5, WavLinkTrainer, {}),
-    "ours, 3 + 2, chunks of 1": (5, WavLinkTrainer, {"micro_batch_size": 1}),
-    "ours, 3 + 2, chunks of 2": (5, WavLinkTrainer, {"micro_batch_size": 2}),
-    "ours, 3 + 2, chunks of 2, no search for unused parameters": (
-        5,
-        WavLinkTrainer,
-        {"micro_batch_size": 2, "ddp_find_unused_parameters": False},
-    ),
+    # Without its search for unused parameters DDP also talks at the second forward; so in train.py.
+    "ours, 3 + 2, chunks of 2": (5, WavLinkTrainer, {"micro_batch_size": 2, "ddp_find_unused_parameters": False}),
 }
 ALONE = {
     "stock": (5, Trainer, {}),
@@ -125,6 +116,7 @@ def trainer(folder, model, dataset, kind=WavLinkTrainer, micro_batch_size=None, 
         args=TrainingArguments(**{**defaults, **options}),
         data_collator=collator(folder),
         train_dataset=dataset,
+        eval_dataset=dataset,
         callbacks=list(callbacks),
         **chunks,
     )
@@ -175,11 +167,11 @@ def work(rank: int, folder: str) -> None:
                 found[loss_type, regime, name] = train(folder, model, rows(clips), kind, **options)
         for dim in DIMS:
             model = prepared(folder, loss_type, dims=[dim])
-            found[loss_type, dim] = train(folder, model, rows(5), micro_batch_size=2)
+            found[loss_type, dim] = train(folder, model, rows(5), micro_batch_size=2, max_steps=1)
         options = {"per_device_train_batch_size": 4, "max_steps": -1, "num_train_epochs": 1}
         options["accelerator_config"] = {"even_batches": False}
         found[loss_type, "13 clips"] = train(folder, prepared(folder, loss_type), rows(13), Trainer, **options)
-        options = {"per_device_train_batch_size": 4, "max_steps": 3}
+        options = {"per_device_train_batch_size": 4, "max_steps": 2}
         found[loss_type, "plan"] = train(folder, prepared(folder, loss_type), rows(13), **options)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -241,7 +233,7 @@ def test_one_process(wavlink, expected, loss_type, regime, name):
 @pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("dim", DIMS)
 def test_each_nested_dim(wavlink, together, loss_type, dim):
-    assert_same(together[loss_type, dim], reference(wavlink, loss_type, "full", 5, [dim]))
+    assert_same(together[loss_type, dim], reference(wavlink, loss_type, "full", 5, [dim])[:1])
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
@@ -255,8 +247,8 @@ def test_stock_trainer_with_an_uneven_last_batch(wavlink, together, loss_type):
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_the_plan_is_that_of_one_process(wavlink, together, loss_type):
-    """Three epochs of one batch of 8 out of 13."""
-    options = {"per_device_train_batch_size": 8, "max_steps": 3}
+    """Two epochs of one batch of 8 out of 13."""
+    options = {"per_device_train_batch_size": 8, "max_steps": 2}
     assert_same(together[loss_type, "plan"], train(wavlink, prepared(wavlink, loss_type), rows(13), **options))
 
 
@@ -271,4 +263,6 @@ def test_the_tolerance_would_notice_missing_negatives(wavlink, expected, loss_ty
     whole = expected[loss_type, regime, 6][0]
     apart = {name: (gradient - whole[name]).abs().max().item() for name, gradient in snapshot(model).items()}
     for part in ("audio_model", "text_model", "audio_projection", "text_projection", "logit_scale"):
-        assert max(value for name, value in apart.items() if name.startswith(part)) > 3e-4, part  # thirty times the tolerance
+        assert max(value for name, value in apart.items() if name.startswith(part)) > 3e-4, (
+            part
+        )  # thirty times the tolerance
