@@ -24,7 +24,7 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
         batch: what `WavLinkModel.forward` takes, as many clips as texts, or a `text_owner`.
         micro_batch_size: clips a chunk, with texts in proportion; 0 takes the batch in one piece.
     """
-    if not micro_batch_size or micro_batch_size >= len(batch["input_features"]):
+    if not micro_batch_size or _fits(accelerator, len(batch["input_features"]), micro_batch_size):
         with accelerator.autocast():
             loss = model(**batch, return_loss=True).loss
         accelerator.backward(loss)
@@ -60,6 +60,14 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
             surrogate.backward()
     average_whole(model)
     return loss.detach()
+
+
+def _fits(accelerator, clips: int, micro_batch_size: int) -> bool:
+    """Whether one chunk is enough on every process: DDP hangs where some take a batch in one piece and others do not,
+    since it may talk before a forward with a graph, which is then on either side of the loss's own talk."""
+    if accelerator.num_processes > 1:
+        clips = int(accelerator.gather(torch.tensor([clips], device=accelerator.device)).max())
+    return clips <= micro_batch_size
 
 
 def _places(clips: int, texts: int, micro_batch_size: int) -> list[tuple[slice, slice]]:

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .recipes import REGIMES, SCOPES
@@ -122,3 +122,23 @@ def save_adapter(model: nn.Module, folder, base: str = "", state: dict[str, Tens
     config.inference_mode = True
     config.save_pretrained(folder)
     config.inference_mode = False
+
+
+def load_adapter(model: nn.Module, folder) -> None:
+    """Puts what `save_adapter` wrote back into a model that `set_trainable` has prepared as the saved one was."""
+    path = Path(folder) / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist: only a folder written with LoRA can be loaded into a model with LoRA"
+        )
+    state = {name.removeprefix("base_model.model."): value for name, value in load_file(path).items()}
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    learned = {name.replace(".default.", "."): parameter.shape for name, parameter in named}
+    saved = {name: value.shape for name, value in state.items() if name in learned or ".lora_" in name}
+    other = sorted(name for name in {*learned, *saved} if learned.get(name) != saved.get(name))
+    if other:
+        raise ValueError(
+            f"{folder} was trained with another LoRA (rank, targets or scope) than this model has: its "
+            f"{', '.join(other[:3])} differ; call set_trainable as before"
+        )
+    set_peft_model_state_dict(model, state)
