@@ -34,11 +34,12 @@ def losses(launcher: list[str], data, output, *options) -> list[float]:
 
 @pytest.mark.parametrize("loss_type", ["info_nce", "sigmoid"])
 def test_two_processes_train_as_one(folder, tmp_path, loss_type):  # noqa: F811
-    """Five clips a batch: three on one process, two on the other. Dropout is off, since chance differs by process."""
+    """Five clips a batch: three on one process, which chunks of two cut, and two on the other. Dropout is off, since
+    chance differs by process."""
     options = ["--loss_type", loss_type, "--text_config", json.dumps(TEXT_CONFIG)]
     alone = losses([], folder, tmp_path / "alone", *options)
     together = losses(TWO, folder, tmp_path / "together", *options)
-    cached = losses(TWO, folder, tmp_path / "cached", *options, "--micro_batch_size", "1")
+    cached = losses(TWO, folder, tmp_path / "cached", *options, "--micro_batch_size", "2")
     assert together == pytest.approx(alone, rel=1e-5) and cached == pytest.approx(alone, rel=1e-5)
     assert len(alone) == 6 and alone[-1] != alone[0]
 
