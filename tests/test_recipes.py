@@ -20,6 +20,7 @@ from .test_htsat import AUDIO as HTSAT
 from .test_train import folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
+PRECISION = ["--mixed_precision", "no"]  # Accelerate takes one a process, which all tests share
 # From arXiv 2601.15118: the towers, and R@1/5/10 of AudioCaps T2A, A2T, Clotho T2A, A2T after stage 2.
 PAPER = {
     "base": (
@@ -134,7 +135,8 @@ def no_weights(monkeypatch):
 
 
 def quick(data, output, *options) -> Recipe:
-    return train.parse_recipe(["quickstart", "--data", str(data), "--output_dir", str(output), *options])
+    start = ["quickstart", "--data", str(data), "--output_dir", str(output), *PRECISION]
+    return train.parse_recipe([*start, *options])
 
 
 def clips(root: Path, count: int) -> Path:
@@ -162,7 +164,7 @@ def test_the_guard_of_these_tests_is_awake(no_weights, folder, tmp_path):  # noq
 @pytest.mark.parametrize("name", ["base_stage2", "small_stage2", "large_stage2"])
 def test_stage_2_needs_its_stage_1(no_weights, tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = train.parse_recipe([name, "--audio_folder", "sounds"])
+    recipe = train.parse_recipe([name, "--audio_folder", "sounds", *PRECISION])
     refused(recipe, f"{name} starts from runs/{name[:-1]}1/best, .*: train its first stage, or give --init")
 
 
@@ -247,5 +249,5 @@ def test_a_recipe_alone_refuses_its_own_faults(options, capsys):
 def test_main_says_why_in_one_line(no_weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        train.main(["base_stage2"])
+        train.main(["base_stage2", *PRECISION])
     assert re.fullmatch(r"train.py: base_stage2 starts from [^\n]*, or give --init", stopped.value.code)

@@ -1,6 +1,9 @@
 """The sweep: any configurations under any seeds, gone on with where it stopped, and a table and a figure of them."""
 
+import dataclasses
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -205,3 +208,28 @@ def test_the_last_validation_is_the_result(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = sweep.result(Recipe("x", init="y", seed=4, output_dir=str(tmp_path)))
     assert found == {"name": "x", "seed": 4, "step": 4, "validation": {"a": 2}}
+
+
+def test_a_finished_run_leaves_the_memory_before_the_next_begins(small, tmp_path):
+    """A run and its Accelerator hold each other, so nothing but the collector frees a model."""
+    runs = []
+
+    class Held:
+        def __init__(self):
+            self.itself = self
+
+    def fake(recipe: Recipe) -> Path:
+        assert all(run() is None for run in runs)
+        runs.append(weakref.ref(Held()))
+        output = Path(recipe.output_dir)
+        (output / "last").mkdir(parents=True)
+        (output / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe)))
+        (output / "metrics.jsonl").write_text(json.dumps(row("x", 0, 0.1)) + "\n")
+        return output
+
+    gc.disable()
+    try:
+        sweep.sweep(parse(*small, *PROJECTOR, "--output_dir", str(tmp_path)), fake)
+    finally:
+        gc.enable()
+    assert len(runs) == 2
