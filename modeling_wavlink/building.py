@@ -18,23 +18,39 @@ from .regimes import lora_config, set_trainable
 
 def refuse_bad_start(recipe: Recipe) -> None:
     """Finds in seconds, from configs alone, a model that cannot be built and LoRA that matches nothing."""
-    if recipe.init and not Path(recipe.init).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", recipe.init):
-        raise ValueError(
-            f"{recipe.name} starts from {recipe.init}, which is neither a folder nor a Hub id: train its first stage, "
-            "or give --init"
-        )
+    if not (recipe.data or recipe.mixture):
+        raise ValueError("name the data set: an audiofolder, a Hub id, or 'synthetic' (train.py --data)")
     if recipe.init:
-        config = AutoConfig.from_pretrained(recipe.init, trust_remote_code=True)
-        if config.loss_type != recipe.loss_type:
-            raise ValueError(f"{recipe.init} has learned with {config.loss_type}: give --loss_type {config.loss_type}")
-        config = WavLinkConfig.from_dict(config.to_dict())
+        config = _config_to_start_from(recipe)
     elif recipe.audio_model:
         config = WavLinkModel.config_from_audio_text(recipe.audio_model, recipe.text_model, **_fields(recipe))
     else:
         config = WavLinkConfig(recipe.audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
-    if recipe.regime == "lora":
+    try:
         with torch.device("meta"):
-            lora_config(WavLinkModel(config), recipe.scope, targets=recipe.lora_targets)
+            model = _set_up(WavLinkModel(config), recipe)
+    except ImportError as error:
+        raise ValueError(f"--attn_implementation {recipe.attn_implementation}: {error}") from error
+    if recipe.regime == "lora":
+        lora_config(model, recipe.scope, targets=recipe.lora_targets)
+
+
+def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
+    if not Path(recipe.init).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", recipe.init):
+        raise ValueError(
+            f"{recipe.name} starts from {recipe.init}, which is neither a folder nor a Hub id: train its first stage, "
+            "or give --init"
+        )
+    config = AutoConfig.from_pretrained(recipe.init, trust_remote_code=True)
+    config = WavLinkConfig.from_dict(config.to_dict())
+    if config.loss_type != recipe.loss_type:
+        raise ValueError(f"{recipe.init} has learned with {config.loss_type}: give --loss_type {config.loss_type}")
+    if recipe.matryoshka_dims and list(recipe.matryoshka_dims) != config.matryoshka_dims:
+        raise ValueError(
+            f"{recipe.init} brings its nested dims, {config.matryoshka_dims}, not {list(recipe.matryoshka_dims)}: "
+            "leave --matryoshka_dims out"
+        )
+    return config
 
 
 def _fields(recipe: Recipe) -> dict:
@@ -74,12 +90,18 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
     return _prepared(model, recipe), processor
 
 
-def _prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
+def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     model.set_attn_implementation(recipe.attn_implementation)
     if recipe.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ValueError("HTS-AT has no gradient_checkpointing: leave it out, or lower --micro_batch_size")
         model.gradient_checkpointing_enable()
+    return model
+
+
+def _prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     lora = recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets
-    return set_trainable(model, recipe.regime, recipe.scope, *lora)
+    return set_trainable(_set_up(model, recipe), recipe.regime, recipe.scope, *lora)
 
 
 def word_tokenizer(captions, max_length: int) -> PreTrainedTokenizerFast:

@@ -55,8 +55,9 @@ def draw_similarities(similarities: np.ndarray, names: Sequence[str], path: Path
     with _axes(path, (1.3 * size, size)) as axes:
         picture = axes.imshow(similarities, cmap="viridis")
         short = [name if len(name) <= 40 else name[:39] + "…" for name in names]
-        axes.set_xticks(range(len(names)), short, rotation=90, fontsize=6)
-        axes.set_yticks(range(len(names)), short, fontsize=6)
+        plain = {"fontsize": 6, "parse_math": False}  # a $ in a caption begins no formula
+        axes.set_xticks(range(len(names)), short, rotation=90, **plain)
+        axes.set_yticks(range(len(names)), short, **plain)
         axes.set(xlabel="caption", ylabel="clip")
         axes.figure.colorbar(picture, label="cosine")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 REGIMES = ("projector", "lora", "full")
 SCOPES = ("audio", "both")
+# Fields without any effect on a run's weights and scores.
+MAY_CHANGE = ("output_dir", "num_workers", "save_steps", "checkpoints_kept", "trackers")
 _CHOICES = {
     "regime": REGIMES,
     "scope": SCOPES,
@@ -251,7 +253,8 @@ def design_sweep() -> list[Recipe]:
 
     accelerate launch --config_file accelerate_configs/ddp_8gpu.yaml train.py sweep --audio_folder SOUNDS
 
-    The paper reports as the winner clip-info_nce-full-both. With `regime="projector"` both scopes train the same
+    The paper reports as the winner clip-info_nce-full-both. ModernBERT's new projection is as wide as CLIP's own, so
+    that all have the paper's nested dims, 768, 384, 192 and 96. With `regime="projector"` both scopes train the same
     parameters, so their two runs must agree.
     """
     base = _paper("large", name="sweep", data="auto_acd", validation_data="audiocaps", gradient_checkpointing=True)
@@ -263,7 +266,8 @@ def design_sweep() -> list[Recipe]:
 
 
 def _difference(text: str, loss_type: str, regime: str, scope: str) -> dict:
-    return {"text_model": SWEEP_TEXTS[text], "loss_type": loss_type, "regime": regime, "scope": scope}
+    width = {"projection_dim": 768} if text == "modernbert" else {}
+    return {"text_model": SWEEP_TEXTS[text], "loss_type": loss_type, "regime": regime, "scope": scope, **width}
 
 
 SWEEP_TEXTS = {"clip": "openai/clip-vit-large-patch14", "modernbert": "answerdotai/ModernBERT-large"}

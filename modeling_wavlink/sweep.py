@@ -3,18 +3,21 @@
 import argparse
 import dataclasses
 import fnmatch
+import gc
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 
+from .building import refuse_bad_start
 from .pictures import DIRECTIONS, draw_sweep
-from .recipes import SWEEP_TEXTS, Recipe, design_sweep
+from .recipes import MAY_CHANGE, SWEEP_TEXTS, Recipe, design_sweep
 from .run_folder import write_whole
 
-AXES = ("text_model", "loss_type", "regime", "scope")  # of the sweep, so no options of it
+AXES = ("text_model", "loss_type", "regime", "scope", "init")  # of the sweep, so no options of it
 
 
 def sweep_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -34,25 +37,52 @@ def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
     """
     recipes = configurations(dict(options))
     folder = Path(recipes[0].output_dir).parent
+    for recipe in {recipe.name: recipe for recipe in recipes if not finished(recipe)}.values():
+        refuse_bad_start(recipe)  # all of them now, rather than the last one after days
     rows = []
     for recipe in recipes:
-        if not (Path(recipe.output_dir) / "last").is_dir():  # the last thing a run writes
+        begun = not finished(recipe)
+        if begun:
             train(recipe)
-            shutil.rmtree(Path(recipe.output_dir) / "checkpoints", ignore_errors=True)
+            gc.collect()  # a run and its Accelerator hold each other, and the next one needs their memory
+        shutil.rmtree(Path(recipe.output_dir) / "checkpoints", ignore_errors=True)
         rows.append(result(recipe))
-        write_whole(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
+        if begun and PartialState().is_main_process:
+            write_whole(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
+    if PartialState().is_main_process:
+        report(rows, folder)
+    return folder
+
+
+def finished(recipe: Recipe) -> bool:
+    """Whether its folder holds its end. Another run's end there is refused: its scores would pass for this one's."""
+    folder = Path(recipe.output_dir)
+    if not (folder / "last").is_dir():  # the last thing a run writes
+        return False
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    done = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    changed = [name for name in asked.keys() & done if asked[name] != done[name] and name not in MAY_CHANGE]
+    if changed:
+        changes = ", ".join(f"{name} was {done[name]!r} and is now {asked[name]!r}" for name in sorted(changed))
+        raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
+    return True
+
+
+def report(rows: Sequence[dict], folder: Path) -> None:
+    """Writes sweep.json, sweep.md and figure1.png."""
+    write_whole(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
     write_whole(folder / "sweep.md", table(rows))
     recalls = {
         name: {way: [recall(row, way, 1) for row in group] for way in DIRECTIONS}
         for name, group in by_name(rows).items()
     }
     draw_sweep(recalls, folder / "figure1.png")
-    return folder
 
 
 def configurations(options: dict) -> list[Recipe]:
     """The recipes that a sweep's options ask for, seed after seed."""
-    patterns, seeds = options.pop("only").split(","), options.pop("seeds").split(",")
+    patterns = options.pop("only").split(",")
+    seeds = list(dict.fromkeys(options.pop("seeds").split(",")))
     texts = {source: options.pop(name) for name, source in SWEEP_TEXTS.items()}
     fixed = [name for name in (*AXES, "seed") if name in options]
     if fixed:
@@ -60,10 +90,12 @@ def configurations(options: dict) -> list[Recipe]:
             f"the sweep varies {', '.join(fixed)} itself: choose with --only, --clip, --modernbert, --seeds"
         )
     folder = options.pop("output_dir", "runs/sweep")
-    chosen = [r for r in design_sweep() if any(fnmatch.fnmatch(r.name, pattern) for pattern in patterns)]
-    if not chosen or not all(seed.isdigit() for seed in seeds):
-        names = ", ".join(recipe.name for recipe in design_sweep())
-        raise ValueError(f"--only {','.join(patterns)} --seeds {','.join(seeds)} asks for nothing; there are {names}")
+    names = [recipe.name for recipe in design_sweep()]
+    idle = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    if idle:
+        raise ValueError(f"--only {','.join(idle)} asks for nothing; there are {', '.join(names)}")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ValueError(f"--seeds must be whole numbers such as 0,1,2, got {','.join(seeds)}")
     return [
         dataclasses.replace(
             recipe,
@@ -73,7 +105,8 @@ def configurations(options: dict) -> list[Recipe]:
             output_dir=f"{folder}/{recipe.name}-seed{seed}",
         )
         for seed in seeds
-        for recipe in chosen
+        for recipe in design_sweep()
+        if any(fnmatch.fnmatch(recipe.name, pattern) for pattern in patterns)
     ]
 
 

@@ -1,0 +1,53 @@
+"""Pictures: each is drawn from records made by hand, whatever a caption holds."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities, draw_sweep
+
+
+def validation(step: int, value: float) -> dict:
+    dims = {dim: {f"R@{k}": {"value": value * k / 10} for k in (1, 5, 10)} for dim in ("32", "16", "8", "4")}
+    return {"step": step, "validation": {"text_to_audio": dims, "audio_to_text": dims}}
+
+
+def is_picture(path) -> bool:
+    """A PNG at least 300 pixels wide and high, and not of one colour."""
+    with Image.open(path) as picture:
+        return (
+            picture.format == "PNG" and min(picture.size) >= 300 and len(picture.convert("RGB").getcolors(10**6)) > 9
+        )
+
+
+def test_loss_and_scale_are_drawn(tmp_path):
+    steps = [{"step": step, "loss": 1 / step, "scale": 14 + step} for step in range(1, 6)]
+    draw_loss([*steps, validation(5, 0.4)], tmp_path / "loss.png")
+    assert is_picture(tmp_path / "loss.png")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_recall_is_drawn(tmp_path, count):
+    records = [validation(step, 0.2 * step) for step in range(1, count + 1)]
+    draw_recall([{"step": 1, "loss": 2.0, "scale": 14.3}, *records], tmp_path / "recall.png")
+    assert is_picture(tmp_path / "recall.png")
+
+
+@pytest.mark.parametrize("names", [["a dog"], ["$5 and $_x", "a " * 40, "rain\nand wind"]])
+def test_similarities_are_drawn_with_any_captions(tmp_path, names):
+    cosines = np.linspace(-1, 1, len(names) ** 2).reshape(len(names), len(names))
+    draw_similarities(cosines, names, tmp_path / "similarity.png")
+    assert is_picture(tmp_path / "similarity.png")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_sweep_is_drawn(tmp_path, seeds):
+    ways = {
+        "text_to_audio": [40.0 + seed for seed in range(seeds)],
+        "audio_to_text": [50.0 - seed for seed in range(seeds)],
+    }
+    draw_sweep({f"clip-{number}": ways for number in range(24)}, tmp_path / "figure1.png")
+    draw_sweep({"clip-0": ways}, tmp_path / "one.png")
+    with Image.open(tmp_path / "figure1.png") as all_of_them, Image.open(tmp_path / "one.png") as one:
+        assert all_of_them.height > 3 * one.height  # a row each
+    assert is_picture(tmp_path / "figure1.png")
