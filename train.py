@@ -30,15 +30,12 @@ from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.evaluation import Embedded, embed_dataset, scores_of, table
 from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
-from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
+from modeling_wavlink.recipes import RECIPES, Recipe, differences, get_recipe
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
 from modeling_wavlink.run_folder import Metrics, note_environment, refuse_unknown_trackers, whole, write_whole
 from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import caption_columns
 from processing.feeds import Epochs, Stream, load_source
-
-# Without any effect on a resumed run's weights.
-MAY_CHANGE = ("output_dir", "num_workers", "save_steps", "checkpoints_kept", "trackers")
 
 
 def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
@@ -127,6 +124,8 @@ class Run:
         self.feed = Stream(recipe, *share) if recipe.streaming else Epochs(recipe, *share)
         self.steps = self.feed.steps
         self.validation_set = load_source(recipe, recipe.validation_data or recipe.data, recipe.validation_split)
+        if not len(self.validation_set):
+            raise ValueError(f"the split {recipe.validation_split!r} to validate on is empty: give --validation_split")
         shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
         self.columns = caption_columns(self.validation_set, shared)
         model, self.processor = build(recipe, self.feed.captions)
@@ -233,13 +232,7 @@ def refuse_another_run(recipe: Recipe) -> None:
     folder = Path(recipe.output_dir)
     if not any((folder / "checkpoints").glob("step-*")):
         return
-    begun = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    defaults = dataclasses.asdict(Recipe("", init="default"))  # of fields that the folder's version did not know
-    begun = json.loads(json.dumps(defaults)) | begun
-    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    changed = [name for name in asked if asked[name] != begun.get(name) and name not in MAY_CHANGE]
-    if changed:
-        changes = ", ".join(f"{name} was {begun.get(name)!r} and is now {asked[name]!r}" for name in changed)
+    if changes := differences(json.loads((folder / "recipe.json").read_text(encoding="utf-8")), recipe):
         raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
 
 

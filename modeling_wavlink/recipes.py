@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from dataclasses import dataclass
 
 REGIMES = ("projector", "lora", "full")
@@ -282,6 +283,21 @@ _MADE_BY = (
     _large_stage2,
 )
 RECIPES = {recipe().name: recipe for recipe in _MADE_BY}
+
+
+def differences(begun: dict, recipe: Recipe) -> str:
+    """How a run that was begun with the fields `begun` differs from `recipe`, in words; empty if it can go on as it.
+
+    A field that `begun` lacks, since its version did not know it, had its default.
+    """
+    begun = _as_json(Recipe("", init="any")) | begun
+    asked = _as_json(recipe)
+    changed = [name for name in asked if asked[name] != begun[name] and name not in MAY_CHANGE]
+    return ", ".join(f"{name} was {begun[name]!r} and is now {asked[name]!r}" for name in changed)
+
+
+def _as_json(recipe: Recipe) -> dict:
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
 def get_recipe(name: str) -> Recipe:

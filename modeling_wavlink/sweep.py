@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from .building import refuse_bad_start
 from .pictures import DIRECTIONS, draw_sweep
-from .recipes import MAY_CHANGE, SWEEP_TEXTS, Recipe, design_sweep
+from .recipes import SWEEP_TEXTS, Recipe, design_sweep, differences
 from .run_folder import write_whole
 
 AXES = ("text_model", "loss_type", "regime", "scope", "init")  # of the sweep, so no options of it
@@ -59,11 +59,7 @@ def finished(recipe: Recipe) -> bool:
     folder = Path(recipe.output_dir)
     if not (folder / "last").is_dir():  # the last thing a run writes
         return False
-    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    done = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    changed = [name for name in asked.keys() & done if asked[name] != done[name] and name not in MAY_CHANGE]
-    if changed:
-        changes = ", ".join(f"{name} was {done[name]!r} and is now {asked[name]!r}" for name in sorted(changed))
+    if changes := differences(json.loads((folder / "recipe.json").read_text(encoding="utf-8")), recipe):
         raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
     return True
 

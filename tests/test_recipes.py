@@ -119,8 +119,14 @@ def test_a_configuration_states_only_its_difference():
     assert changed == {"name", "text_model", "loss_type", "regime", "scope", "projection_dim"}
 
 
-def test_a_run_ends_alike_whatever_may_change():
-    assert set(recipes.MAY_CHANGE) == set(train.MAY_CHANGE)
+def test_differences_of_a_run_begun_name_both_values_and_know_defaults():
+    recipe = get_recipe("quickstart")
+    begun = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    del begun["compile"]  # by a version that had no such field
+    assert recipes.differences(begun, recipe) == ""
+    changed = dataclasses.replace(recipe, num_workers=7, output_dir="elsewhere", seed=5, compile=True)
+    expected = "compile was False and is now True, seed was 0 and is now 5"
+    assert recipes.differences(begun, changed) == expected
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import train
@@ -83,7 +84,8 @@ def test_trackers_get_loss_and_recall(folder, tmp_path):  # noqa: F811
 
 def start(data, output, *options, limit: int | None = None) -> subprocess.Popen:
     command = [sys.executable, "train.py", "quickstart", "--data", str(data), "--output_dir", str(output)]
-    command += ["--batch_size", "4", "--num_workers", "0", "--mixed_precision", "no", "--label_prompt", "", *options]
+    command += ["--batch_size", "4", "--num_workers", "0", "--mixed_precision", "no", "--label_prompt", ""]
+    command += options
     if limit is not None:  # a file may not grow beyond it: what a full disk does, without one
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "limited", *command]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -111,3 +113,21 @@ def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_pa
     unbroken = train.train(recipe(folder, tmp_path / "unbroken", *options, "--label_prompt", ""))
     got, expected = (load_file(run / "last/model.safetensors") for run in (resumed, unbroken))
     assert all(bool((got[name] == expected[name]).all()) for name in expected)
+
+
+def test_checkpoints_carry_all_state_that_training_has(folder, tmp_path):  # noqa: F811
+    """The scaler of fp16 by a stand-in: Accelerate makes one on GPUs alone."""
+    run = train.Run(recipe(folder, tmp_path / "run", "--max_steps", "2"))
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=32.0)
+    run.save_checkpoint()
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    names = {"model.safetensors", "optimizer.bin", "scaler.pt", "random_states_0.pkl"}
+    own = {
+        "custom_checkpoint_0.pkl",
+        "custom_checkpoint_1.pkl",
+    }  # the schedule, and the run's step and place in its data
+    assert {path.name for path in checkpoint.iterdir()} == names | own
+    again = train.Run(recipe(folder, tmp_path / "run", "--max_steps", "2"))
+    again.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    again.resume()
+    assert again.accelerator.scaler.state_dict()["scale"] == 32.0
