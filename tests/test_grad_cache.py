@@ -94,7 +94,7 @@ def work(rank, folder):
     os.environ |= {**ranks, "ACCELERATE_USE_CPU": "true"}
     dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=2)
     accelerator = Accelerator(cpu=True)
-    batch = share(torch.load(f"{folder}/batch.pt"), rank)
+    batch = share(torch.load(f"{folder}/batch.pt", weights_only=True), rank)
     found = {}
     for loss_type in ("info_nce", "sigmoid"):
         for micro_batch_size in (0, 2):
@@ -121,7 +121,7 @@ def test_several_texts_a_clip_on_two_processes_and_in_chunks(model, captioned, t
     model.save_pretrained(tmp_path)
     torch.save(captioned, tmp_path / "batch.pt")
     mp.spawn(work, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for (loss_type, micro_batch_size), (loss, together) in ranks[0].items():
         alone, expected = gradients(without_chance(model, loss_type), captioned, 0)
         assert loss.item() == pytest.approx(alone, rel=1e-6)

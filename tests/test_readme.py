@@ -87,5 +87,14 @@ def test_training_commands_are_understood(command):
 
 
 def test_the_index_names_files_that_exist():
-    for name in re.findall(r"^\| `([^`]+)`", README, re.MULTILINE):
+    index = README.partition("## Where things are")[2]
+    names = [
+        name for row in re.findall(r"^\| (`.*?) \|", index, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
+    ]
+    assert len(names) > 30
+    for name in names:
         assert (ROOT / name).exists(), name
+    modules = {
+        str(path.relative_to(ROOT)) for top in ("modeling_wavlink", "processing") for path in (ROOT / top).glob("*.py")
+    }
+    assert {name for name in modules if "__init__" not in name} <= set(names)

@@ -319,7 +319,7 @@ import json, sys, torch
 sys.path.remove("")
 from peft import PeftModel
 from transformers import AutoModel
-found, batch = {}, torch.load("BATCH")
+found, batch = {}, torch.load("BATCH", weights_only=True)
 def load(source):
     return AutoModel.from_pretrained(source, trust_remote_code=True)
 models = {

@@ -195,7 +195,7 @@ def wavlink(whisper_folder, bert_folder, processor, tmp_path_factory) -> Path:
 def together(wavlink) -> dict:
     """The gradients of every case on two processes."""
     mp.spawn(work, (str(wavlink),), nprocs=2)
-    ranks = [torch.load(wavlink / f"{rank}.pt") for rank in range(2)]
+    ranks = [torch.load(wavlink / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for case, steps in ranks[0].items():
         for one, other in zip(steps, ranks[1][case], strict=True):
             assert all(torch.equal(one[name], other[name]) for name in one), case
