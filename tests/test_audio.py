@@ -98,8 +98,9 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [(name, *case) for name, case in BAD_FILES.items()])
-def test_bad_files_are_named(name, content, message, tmp_path):
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_named(name, tmp_path):
+    content, message = BAD_FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
     for load in (load_audio, load_column):
