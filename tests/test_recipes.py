@@ -50,7 +50,7 @@ SETTINGS = {
     "all_captions": False,
     "max_steps": 0,
 }
-DATA = {1: {"auto_acd": 1.0, "audiosetcaps": 1.0}, 2: {"audiocaps": 1.0, "clotho": 1.0}}
+DATA = {1: {"auto_acd": 1.0, "audiosetcaps": 1.0}, 2: {"audiocaps": 1.0, "clotho": 5.0}}
 
 
 def values(recipe: Recipe, names) -> dict:

@@ -88,7 +88,9 @@ def start(data, output, *options, limit: int | None = None) -> subprocess.Popen:
     command += options
     if limit is not None:  # a file may not grow beyond it: what a full disk does, without one
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "limited", *command]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums depend on the number of threads
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
 def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_path):  # noqa: F811
