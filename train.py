@@ -34,7 +34,7 @@ from modeling_wavlink.recipes import RECIPES, Recipe, differences, get_recipe
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
 from modeling_wavlink.run_folder import Metrics, note_environment, refuse_unknown_trackers, whole, write_whole
 from modeling_wavlink.sweep import sweep, sweep_parser
-from processing.data import caption_columns
+from processing.data import caption_columns, with_captions
 from processing.feeds import Epochs, Stream, load_source
 
 
@@ -128,6 +128,7 @@ class Run:
             raise ValueError(f"the split {recipe.validation_split!r} to validate on is empty: give --validation_split")
         shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
         self.columns = caption_columns(self.validation_set, shared)
+        self.validation_set = with_captions(self.validation_set, self.columns)
         model, self.processor = build(recipe, self.feed.captions)
         self.accelerator.print(describe(model))
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)

@@ -95,7 +95,19 @@ def test_rows_without_a_caption_are_left_out(folder, tmp_path):  # noqa: F811
     (tmp_path / "metadata.csv").write_text("\n".join([lines[0], *bare, *lines[4:]]))
     for path in (folder / "train").glob("*.wav"):
         (tmp_path / path.name).symlink_to(path)
-    assert len(Epochs(small(data=str(tmp_path), caption_columns=("caption_2",)), 0, 1).data) == 11
+    given = [
+        "--data",
+        str(tmp_path),
+        "--caption_columns",
+        "caption_2",
+        "--label_prompt",
+        "",
+        "--mixed_precision",
+        "no",
+    ]
+    given += ["--mixed_precision", "no", "--output_dir", str(tmp_path / "run")]
+    run = train.Run(train.parse_recipe(["quickstart", *given]))
+    assert len(run.feed.data) == len(run.validation_set) == 11
 
 
 def options(shards, folder, output, *more):  # noqa: F811
