@@ -30,7 +30,7 @@ from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.evaluation import Embedded, embed_dataset, scores_of, table
 from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
-from modeling_wavlink.recipes import RECIPES, Recipe, differences, get_recipe
+from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
 from modeling_wavlink.run_folder import Metrics, note_environment, refuse_unknown_trackers, whole, write_whole
 from modeling_wavlink.sweep import sweep, sweep_parser
@@ -228,15 +228,6 @@ class StopSignal:
         self.received = True
 
 
-def refuse_another_run(recipe: Recipe) -> None:
-    """A folder with checkpoints goes on only as the run it is."""
-    folder = Path(recipe.output_dir)
-    if not any((folder / "checkpoints").glob("step-*")):
-        return
-    if changes := differences(json.loads((folder / "recipe.json").read_text(encoding="utf-8")), recipe):
-        raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
-
-
 def distinct_pairs(embedded: Embedded, most: int = 24) -> list[int]:
     """Clips from all over the split whose first captions differ."""
     first = {row[0]: index for index, row in reversed(list(enumerate(embedded.captions)))}
@@ -284,8 +275,9 @@ class Log:
             for name, figure in row.items()
         }
         self.run.accelerator.log(flat, step=self.run.step)
-        draw_loss(self.metrics.read(), self.run.folder / "loss.png")
-        draw_recall(self.metrics.read(), self.run.folder / "recall.png")
+        records = self.metrics.read()
+        draw_loss(records, self.run.folder / "loss.png")
+        draw_recall(records, self.run.folder / "recall.png")
         pairs = distinct_pairs(embedded)
         texts = [embedded.texts.index(embedded.captions[row][0]) for row in pairs]
         similarities = embedded.audio[pairs] @ embedded.text[texts].T
@@ -301,7 +293,8 @@ def train(recipe: Recipe) -> Path:
 
     On SIGTERM it finishes its step, writes a checkpoint and exits with 143.
     """
-    refuse_another_run(recipe)
+    if any((Path(recipe.output_dir) / "checkpoints").glob("step-*")):
+        refuse_another_run(recipe)
     run = Run(recipe)
     run.resume()
     log = Log(run)

@@ -4,6 +4,9 @@ import dataclasses
 import itertools
 import json
 from dataclasses import dataclass
+from pathlib import Path
+
+from .configuration_wavlink import LOSS_TYPES
 
 REGIMES = ("projector", "lora", "full")
 SCOPES = ("audio", "both")
@@ -12,7 +15,7 @@ MAY_CHANGE = ("output_dir", "num_workers", "save_steps", "checkpoints_kept", "tr
 _CHOICES = {
     "regime": REGIMES,
     "scope": SCOPES,
-    "loss_type": ("info_nce", "sigmoid"),
+    "loss_type": LOSS_TYPES,
     "padding": ("longest", "max_length"),
     "mixed_precision": ("bf16", "fp16", "no"),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
@@ -294,6 +297,13 @@ def differences(begun: dict, recipe: Recipe) -> str:
     asked = _as_json(recipe)
     changed = [name for name in asked if asked[name] != begun[name] and name not in MAY_CHANGE]
     return ", ".join(f"{name} was {begun[name]!r} and is now {asked[name]!r}" for name in changed)
+
+
+def refuse_another_run(recipe: Recipe) -> None:
+    """A run's folder goes on, or counts as done, only as the run it is."""
+    folder = Path(recipe.output_dir)
+    if changes := differences(json.loads((folder / "recipe.json").read_text(encoding="utf-8")), recipe):
+        raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
 
 
 def _as_json(recipe: Recipe) -> dict:

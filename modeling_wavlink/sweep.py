@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from .building import refuse_bad_start
 from .pictures import DIRECTIONS, draw_sweep
-from .recipes import SWEEP_TEXTS, Recipe, design_sweep, differences
+from .recipes import SWEEP_TEXTS, Recipe, design_sweep, refuse_another_run
 from .run_folder import write_whole
 
 AXES = ("text_model", "loss_type", "regime", "scope", "init")  # of the sweep, so no options of it
@@ -59,8 +59,7 @@ def finished(recipe: Recipe) -> bool:
     folder = Path(recipe.output_dir)
     if not (folder / "last").is_dir():  # the last thing a run writes
         return False
-    if changes := differences(json.loads((folder / "recipe.json").read_text(encoding="utf-8")), recipe):
-        raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
+    refuse_another_run(recipe)
     return True
 
 

@@ -157,6 +157,13 @@ def add_label_captions(dataset: datasets.Dataset, prompt: str) -> tuple[datasets
     return dataset.add_column("label_caption", captions), "label_caption"
 
 
+def drawn(array: np.ndarray, captions: list[str], max_samples: int, rng) -> tuple[np.ndarray, list[str]]:
+    """What training hears and reads of a clip: at most `max_samples` from anywhere, and its captions in any order."""
+    start = rng.integers(max(len(array) - max_samples, 0) + 1)
+    captions = [captions[position] for position in rng.permutation(len(captions))]
+    return array[start : start + max_samples], captions
+
+
 class CaptionedAudio(torch.utils.data.Dataset):
     """Decoded rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}`, the caption to learn from first.
 
@@ -187,9 +194,7 @@ class CaptionedAudio(torch.utils.data.Dataset):
         array = load_column(row["audio"], self.rate)
         if self.shuffle:
             rng = np.random.default_rng((self.seed, epoch, index))
-            start = rng.integers(max(len(array) - self.max_samples, 0) + 1)
-            captions = [captions[position] for position in rng.permutation(len(captions))]
-            array = array[start : start + self.max_samples]
+            array, captions = drawn(array, captions, self.max_samples, rng)
         elif len(array) > self.max_samples:
             raise ValueError(
                 f"{self.name(index)} lasts {len(array) / self.rate:.2f} s, the limit is "

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from transformers.utils import logging
 
 from .audio import load_column
-from .data import AudioTextCollator, captions_of
+from .data import AudioTextCollator, captions_of, drawn
 
 logger = logging.get_logger(__name__)
 
@@ -275,10 +275,9 @@ class _Rows:
             return self._skip(example, key, report, "skipped_broken", error)
         epoch, shard, number = key
         rng = np.random.default_rng((self.seed, epoch, shard, number))
-        start = rng.integers(max(len(array) - self.max_samples, 0) + 1)
-        captions = [captions[position] for position in rng.permutation(len(captions))]
+        heard, captions = drawn(array, captions, self.max_samples, rng)
         # a copy of what is heard, or the rest of a long file would stay in memory with it
-        array = array[start : start + self.max_samples].copy() if len(array) > self.max_samples else array
+        array = heard.copy() if len(array) > self.max_samples else array
         return {"audio": {"array": array, "sampling_rate": self.rate}, "captions": captions}
 
     def _captions(self, example: dict) -> list[str]:
