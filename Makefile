@@ -1,14 +1,26 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+MINIMUM := .venv-minimum
 
-.PHONY: help demo test lint bench
+# What meets the libraries whose versions move: the model and its files, processor, the Hub, training, evaluation. Left
+# out is what is numpy and torch alone (losses, metrics, pooling, sweeps), compilation, and the README's own commands.
+AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weights feature_extraction processing \
+	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
+	run_folder embedding evaluation evaluate_modules constraints)
+
+.PHONY: help demo test test-minimum lint bench
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -c constraints.txt -e '.[train,eval,dev]'
+	touch $@
+
+$(MINIMUM)/.installed: setup.cfg pyproject.toml constraints-minimum.txt
+	$(PYTHON) -m venv $(MINIMUM)
+	$(MINIMUM)/bin/python -m pip install -c constraints-minimum.txt -e '.[train,eval,dev]'
 	touch $@
 
 demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a stranger would, and use it
@@ -18,6 +30,9 @@ demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a 
 
 test: $(VENV)/.installed  ## the whole test suite, a file at a time on every core
 	$(RUN) -m pytest -n logical --dist loadfile
+
+test-minimum: $(MINIMUM)/.installed  ## what depends on versions, on the oldest that setup.cfg allows
+	$(MINIMUM)/bin/python -m pytest -n logical --dist loadfile $(AT_MINIMUM)
 
 lint: $(VENV)/.installed  ## ruff
 	$(RUN) -m ruff check .

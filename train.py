@@ -27,12 +27,21 @@ from transformers import get_cosine_schedule_with_warmup
 
 from modeling_wavlink import WavLinkAudioModel, sharding
 from modeling_wavlink.building import build, refuse_bad_start
+from modeling_wavlink.checkpoints import load_state, save_state
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
-from modeling_wavlink.run_folder import Metrics, note_environment, refuse_unknown_trackers, whole, write_whole
+from modeling_wavlink.run_folder import (
+    Metrics,
+    note_environment,
+    note_seconds,
+    on_disk,
+    refuse_unknown_trackers,
+    whole,
+    write_whole,
+)
 from modeling_wavlink.scoring import Protocol, scores_of, table
 from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import caption_columns, with_captions
@@ -66,7 +75,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     parser.add_argument("recipe", metavar="RECIPE", help=", ".join(RECIPES))
     changes = parse(parser, argv)
     if "init" in changes:
-        changes.setdefault("pooling", "")  # the recipe's own is for new models
+        changes = {"pooling": "", "frame_pooling": 0} | changes  # the recipe's own are for new models
     try:
         recipe = dataclasses.replace(get_recipe(changes.pop("recipe")), **changes)
     except ValueError as error:
@@ -145,14 +154,15 @@ class Run:
         self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
         self.step = 0
         self.best = -1.0
-        self.accelerator.register_for_checkpointing(self.schedule, self)
 
     def state_dict(self) -> dict:
         """Every process's place in the data goes along, since only the main process's state is written."""
-        return {"step": self.step, "best": self.best, "feeds": gather_object([self.feed.state_dict()])}
+        feeds = gather_object([self.feed.state_dict()])
+        return {"step": self.step, "best": self.best, "schedule": self.schedule.state_dict(), "feeds": feeds}
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.best = state["step"], state["best"]
+        self.schedule.load_state_dict(state["schedule"])
         self.feed.load_state_dict(state["feeds"][self.accelerator.process_index])
 
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
@@ -203,7 +213,7 @@ class Run:
         folder = self.folder / "checkpoints"
         share = self.accelerator.process_index, self.accelerator.wait_for_everyone
         with whole(folder / f"step-{self.step:08d}", *share) as unfinished:
-            self.accelerator.save_state(str(unfinished))
+            save_state(self.accelerator, unfinished, self.state_dict())
         if self.accelerator.is_main_process:
             for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
                 shutil.rmtree(old)
@@ -211,7 +221,7 @@ class Run:
     def resume(self) -> None:
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
-            self.accelerator.load_state(str(checkpoints[-1]))
+            self.load_state_dict(load_state(self.accelerator, checkpoints[-1]))
 
 
 class StopSignal:
@@ -260,7 +270,8 @@ class Log:
         recipe = dataclasses.asdict(run.recipe)
         if self.active:
             write_whole(run.folder / "recipe.json", json.dumps(recipe, indent=2) + "\n")
-            note_environment(run.folder, step=run.step, processes=run.accelerator.num_processes)
+            facts = {"processes": run.accelerator.num_processes, "on_disk": on_disk(recipe)}
+            note_environment(run.folder, step=run.step, **facts)
         if run.recipe.trackers:
             run.accelerator.init_trackers("wavlink", {name: str(value) for name, value in recipe.items()})
 
@@ -296,7 +307,12 @@ class Log:
         similarities = embedded.audio[pairs] @ embedded.text[texts].T
         draw_similarities(similarities.numpy(), [embedded.texts[i] for i in texts], self.run.folder / "similarity.png")
 
+    def note_seconds(self) -> None:
+        if self.active:
+            note_seconds(self.run.folder, self.run.step, time.perf_counter() - self.began)
+
     def end(self) -> None:
+        self.note_seconds()
         self.bar.close()
         self.run.accelerator.end_training()
 
@@ -324,6 +340,7 @@ def train(recipe: Recipe) -> Path:
             if stop or run.feed.is_epoch_end(run.step) or (recipe.save_steps and run.step % recipe.save_steps == 0):
                 run.save_checkpoint()
             if stop:
+                log.note_seconds()
                 tqdm.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
                 sys.exit(128 + signal.SIGTERM)
     run.save_model("last")

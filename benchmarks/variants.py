@@ -7,12 +7,17 @@ belongs in the recipe, so everything here is a change that does not.
 """
 
 import argparse
+import functools
 import math
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 import train
+from modeling_wavlink import WavLinkModel
+from modeling_wavlink.losses_wavlink import false_negatives
 from processing.data import CaptionedAudio
 
 
@@ -108,7 +113,36 @@ def rooms(share: float = 0.5, rate: int = 16000) -> None:
     CaptionedAudio.__getitem__ = played
 
 
-VARIANTS = {variant.__name__: variant for variant in (token_rate, spec_augment, mixing, rooms)}
+def frame_loss(weight: float = 0.5, sharpness: float = 10.0) -> None:
+    """A second InfoNCE in which each text listens for itself: its cosines with a clip's frames, averaged by their own
+    softmax over time (fine-grained alignment, as FILIP's, arXiv 2111.07783, with a soft maximum)."""
+    forward, hear = WavLinkModel.forward, WavLinkModel.get_audio_features
+
+    def with_frames(self, *args, **options):
+        return hear(self, *args, **options | {"output_frames": self.training})
+
+    @functools.wraps(forward)  # with its signature, which Trainer and `train.py` read
+    def forward_with_frames(self, **batch):
+        output = forward(self, **batch)
+        if not self.training:
+            return output
+        frames = self.audio_projection(output.audio_model_output.last_hidden_state).float()
+        cosines = torch.einsum("bld,td->btl", F.normalize(frames, dim=-1), output.text_embeds.float())
+        places = 2 * torch.arange(cosines.shape[-1])
+        silent = batch["input_features_mask"][:, None, places] == 0
+        heard = (sharpness * cosines).masked_fill(silent, -torch.inf).softmax(-1)
+        logits = self.scale.float() * (heard * cosines).sum(-1)
+        no_clip, no_text = false_negatives(batch["caption_ids"], batch["caption_ids"])
+        pairs = torch.arange(len(logits))
+        losses = F.cross_entropy(logits.masked_fill(no_clip, -torch.inf), pairs)
+        losses = losses + F.cross_entropy(logits.T.masked_fill(no_text, -torch.inf), pairs)
+        output["loss"] = output.loss + weight * losses / 2
+        return output
+
+    WavLinkModel.get_audio_features, WavLinkModel.forward = with_frames, forward_with_frames
+
+
+VARIANTS = {variant.__name__: variant for variant in (token_rate, spec_augment, mixing, rooms, frame_loss)}
 
 if __name__ == "__main__":
     main()

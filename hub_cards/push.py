@@ -1,152 +1,126 @@
-"""Publishes a WavLink folder: flat code and safetensors, a card from measured scores, verified before it is uploaded.
+"""Publishes a WavLink: one merged checkpoint, flat code and a card from measured scores, verified, in one commit.
 
-python -m hub_cards.push FOLDER REPO_ID [--scores SCORES.json ...] [--dry_run --output_dir DIR] [--private]
+    python -m hub_cards.push FOLDER REPO_ID [--scores SCORES.json ...] [--private] [--revision BRANCH | --create_pr]
+    python -m hub_cards.push FOLDER REPO_ID --dry_run --output_dir DIR
+    python -m hub_cards.push --init base|small|large REPO_ID
+
+FOLDER is a WavLink (RUN/best) or a LoRA adapter of one (RUN/best/adapter), or the Hub id of either. --init builds the
+paper's model of a size from pretrained towers, ready for its first stage of training. The token and its right to write
+are asked first; nothing changes on the Hub before the folder works in a process with transformers and torch alone.
 """
 
 import argparse
-import json
-import os
-import subprocess
+import gc
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData
-from transformers import AutoTokenizer
+from huggingface_hub import HfApi
 
-from modeling_wavlink import WavLinkModel
-from modeling_wavlink.metrics import percent
-from modeling_wavlink.retrieval import DIRECTIONS, RANKED
-from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+from .card import write_card
+from .measured import read_scores, scores_of
+from .source import SIZES, merged, open_checkpoint, open_paper_model, run_of
+from .upload import Target, check_access, upload, without_token
+from .verify import vectors, verify
 
-TEMPLATE = Path(__file__).with_name("model_card.md")
-PROBE_TEXTS = ["a dog barks", "rain falls on a roof"]
-
-# What a stranger has: torch and transformers. This repository must not be needed, so it must not be importable.
-_STRANGER = """
-import sys
-folder, probe, *texts = sys.argv[1:]
-sys.path = [path for path in sys.path if path]
-sys.modules.update(dict.fromkeys(("modeling_wavlink", "processing", "hub_cards", "train")))
-import numpy as np, torch
-from transformers import AutoModel, AutoProcessor, pipeline
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-clip = np.load(probe + "/clip.npy")
-rate = processor.feature_extractor.sampling_rate
-inputs = processor(text=texts, audio=clip, sampling_rate=rate, return_tensors="pt")
-with torch.no_grad():
-    output = model(**inputs)
-np.savez(probe + "/vectors.npz", audio=output.audio_embeds.numpy(), text=output.text_embeds.numpy())
-pipeline("zero-shot-audio-classification", model=folder, trust_remote_code=True)(clip, candidate_labels=["a", "b"])
-"""
-
-
-def prepare(source: str, repo_id: str, folder: Path, scores: Sequence[dict] = (), licence: str | None = None) -> None:
-    """Writes everything that is to be on the Hub into `folder`, and verifies it in a clean process."""
-    model = WavLinkModel.from_pretrained(source).eval()
-    htsat = model.config.audio_config.model_type == "clap_audio_model"
-    extractor = (WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor).from_pretrained(source)
-    processor = WavLinkProcessor(extractor, AutoTokenizer.from_pretrained(source, config=model.config.text_config))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    card(model, extractor, repo_id, scores, licence).save(folder / "README.md")
-    verify(model, processor, folder)
-
-
-def card(model: WavLinkModel, extractor, repo_id: str, scores: Sequence[dict], licence: str | None) -> ModelCard:
-    """The card from its one template; it shows no number that is not in `scores`, the evaluation's JSON."""
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="zero-shot-audio-classification",
-        tags=["audio-text-retrieval", "feature-extraction", "wavlink", "custom_code"],
-        license=licence,
-    )
-    return ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        repo_id=repo_id,
-        config=model.config,
-        dims=sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True),
-        extractor=extractor,
-        parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M",
-        results=[{**x, "retrieval": retrieval_rows(x), "others": other_rows(x)} for x in scores],
-    )
-
-
-def retrieval_rows(score: dict) -> list[list[str]]:
-    return [
-        [words, dim, *(percent(figures[name]) for name in RANKED), f"{figures['median_rank']['value']:g}"]
-        for way, words in DIRECTIONS.items()
-        for dim, figures in score.get(way, {}).items()
-    ]
-
-
-def other_rows(score: dict) -> list[list[str]]:
-    """Zero-shot accuracy and multiple choice, at every nested dim."""
-    table = []
-    tasks = (
-        ("zero_shot", "zero-shot", "labels", "accuracy"),
-        ("multiple_choice", "multiple choice", "questions", "total"),
-    )
-    for key, words, counted, name in tasks:
-        part = score.get(key, {})
-        for dim in (dim for dim in part if dim.isdigit()):
-            title = f"{words}, {part[counted]} {counted}"
-            table.append([title, dim, percent(part[dim][name]), f"{100 * part['chance']:.1f}"])
-    return table
-
-
-def verify(model: WavLinkModel, processor: WavLinkProcessor, folder: Path) -> None:
-    """Loads `folder` in a process without this repository, and compares its vectors with the model's."""
-    clip = np.random.default_rng(0).normal(scale=0.1, size=16000).astype(np.float32)
-    with tempfile.TemporaryDirectory() as probe:
-        np.save(f"{probe}/clip.npy", clip)
-        environment = {**os.environ, "PYTHONPATH": "", "HF_HOME": probe, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", _STRANGER, str(folder.resolve()), probe, *PROBE_TEXTS]
-        done = subprocess.run(command, cwd=probe, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"{folder} does not load with transformers and torch alone:\n{done.stderr[-2000:]}")
-        found = np.load(f"{probe}/vectors.npz")
-        rate = processor.feature_extractor.sampling_rate
-        inputs = processor(text=PROBE_TEXTS, audio=clip, sampling_rate=rate, return_tensors="pt")
-        with torch.no_grad():
-            output = model(**inputs)
-        for name, expected in (("audio", output.audio_embeds), ("text", output.text_embeds)):
-            difference = np.abs(found[name] - expected.numpy()).max()
-            if not difference < 1e-5:
-                raise ValueError(f"loaded from {folder}, the {name} vectors differ by {difference:.2g}")
+SHARD_SIZE = "5GB"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    options = _options(argv)
+    try:
+        done = push(options)
+    except (ValueError, OSError) as error:
+        failure = without_token(" ".join(str(error).split()))
+    else:
+        return print(done)
+    gc.collect()  # an upload that fails leaves its progress bar open, which would have the last word
+    sys.exit(f"hub_cards.push: {failure}")
+
+
+def push(options: argparse.Namespace) -> str:
+    """Checks, prepares, verifies and uploads; returns what to tell."""
+    target = Target(options.repo_id, options.private, options.revision, options.create_pr, options.tag)
+    scores = read_scores(options.scores)
+    api = HfApi()
+    if not options.dry_run:
+        check_access(api, target)
+    with _workplace(options.output_dir) as folder:
+        expected = prepare(options, folder, scores)
+        verify(folder, expected)
+        return f"verified, not uploaded: {folder}" if options.dry_run else upload(api, folder, target)
+
+
+def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> dict[str, np.ndarray]:
+    """Writes everything that is to be on the Hub into `folder`; returns the vectors that it must give."""
+    source = options.folder or f"the untrained {options.init} model"
+    model, processor = open_paper_model(options.init) if options.init else open_checkpoint(options.folder)
+    expected = vectors(model, processor)
+    model = merged(model)
+    measured = scores_of(model, source, scores)
+    try:
+        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+        processor.save_pretrained(folder)
+        write_card(
+            folder,
+            model,
+            processor.feature_extractor,
+            options.repo_id,
+            scores=measured,
+            run=run_of(source),
+            licence=options.license,
+            untrained=options.init,
+            score_files=options.scores,
+        )
+    except ValueError:
+        raise
+    except Exception as error:  # safetensors, tokenizers and the system each have their own for a full disk
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(
+            f"could not write {folder}: {error}; nothing was uploaded: free space on its disk, or give --output_dir "
+            "on another"
+        ) from error
+    return expected
+
+
+@contextmanager
+def _workplace(output_dir: str | None) -> Iterator[Path]:
+    """An empty folder, so that nothing is pushed that was not written here; a temporary one if none is named."""
+    if not output_dir:
+        with tempfile.TemporaryDirectory(prefix="wavlink-push-", ignore_cleanup_errors=True) as temporary:
+            yield Path(temporary)
+        return
+    folder = Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--output_dir {folder} is not an empty folder: all in it would be pushed, so name a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="a WavLink folder, such as runs/sounds/best")
-    parser.add_argument("repo_id", help="user/name")
-    parser.add_argument("--scores", nargs="*", default=[], help="JSON files of modeling_wavlink.evaluation")
-    parser.add_argument("--output_dir", help="where to write what is pushed (default: a temporary folder)")
-    parser.add_argument("--dry_run", action="store_true", help="write and verify, upload nothing")
-    parser.add_argument("--license", help="of the weights, as the Hub names it; the towers' and the data's decide it")
-    parser.add_argument("--private", action="store_true")
-    options = parser.parse_args(argv)
+    add = parser.add_argument
+    add("folder", nargs="?", help="a WavLink or a LoRA adapter, a folder or a Hub id; left out with --init")
+    add("repo_id", help="user/name")
+    add("--init", choices=SIZES, help="instead of FOLDER, the paper's model of this size before its training")
+    add("--scores", nargs="+", default=[], help="JSON files of modeling_wavlink.evaluation, of these very weights")
+    add("--license", help="of the weights, as the Hub names it; the towers' and the data's decide it")
+    add("--output_dir", help="an empty or new folder for what is pushed (default: a temporary one)")
+    add("--dry_run", action="store_true", help="write and verify, upload nothing")
+    add("--private", action="store_true", help="a new repository is one that only its owners see")
+    add("--revision", default="", metavar="BRANCH", help="default: main; a new branch starts there")
+    add("--create_pr", action="store_true", help="open a pull request instead of writing to main")
+    add("--tag", default="", help="of the new commit")
+    options = parser.parse_intermixed_args(argv)
+    if bool(options.folder) == bool(options.init):
+        parser.error("give either FOLDER and REPO_ID, or --init and REPO_ID")
     if options.dry_run and not options.output_dir:
         parser.error("--dry_run needs --output_dir, or nothing would be left to look at")
-    scores = [json.loads(Path(path).read_text(encoding="utf-8")) for path in options.scores]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(options.output_dir or temporary)
-        try:
-            prepare(options.folder, options.repo_id, folder, scores, options.license)
-        except ValueError as error:
-            sys.exit(f"hub_cards.push: {error}")
-        if options.dry_run:
-            print(f"verified, not uploaded: {folder}")
-            return
-        api = HfApi()
-        api.create_repo(options.repo_id, private=options.private, exist_ok=True)
-        commit = api.upload_folder(repo_id=options.repo_id, folder_path=folder, commit_message="WavLink")
-        print(commit.commit_url)
+    return options
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from .clap_audio_wavlink import WavLinkClapAudioModel
 from .configuration_wavlink import WavLinkConfig
 from .losses_wavlink import truncate_embeddings
-from .modeling_wavlink import WavLinkAudioModel, WavLinkModel, WavLinkOutput
+from .modeling_wavlink import WavLinkModel, WavLinkOutput
+from .whisper_audio_wavlink import WavLinkAudioModel
 
 __all__ = [
     "WavLinkAudioModel",

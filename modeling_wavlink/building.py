@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedTokeniz
 
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
 
-from .configuration_wavlink import WavLinkConfig
+from .configuration_wavlink import WavLinkConfig, frame_pooling
 from .modeling_wavlink import WavLinkModel
 from .recipes import Recipe
 from .regimes import lora_config, set_trainable
@@ -23,9 +23,11 @@ def refuse_bad_start(recipe: Recipe) -> None:
     if recipe.init:
         config = _config_to_start_from(recipe)
     elif recipe.audio_model:
-        config = WavLinkModel.config_from_audio_text(recipe.audio_model, recipe.text_model, **_fields(recipe))
+        towers = recipe.audio_model, recipe.text_model
+        config = WavLinkModel.config_from_audio_text(*towers, **_frames(recipe), **_fields(recipe))
     else:
-        config = WavLinkConfig(recipe.audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
+        audio_config = {**recipe.audio_config, **_frames(recipe)}
+        config = WavLinkConfig(audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
     try:
         with torch.device("meta"):
             model = _set_up(WavLinkModel(config), recipe)
@@ -47,6 +49,9 @@ def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
         raise ValueError(f"{recipe.init} has learned with {config.loss_type}: give --loss_type {config.loss_type}")
     if recipe.pooling and recipe.pooling != config.pooling:
         raise ValueError(f"{recipe.init} brings its pooling, {config.pooling}: leave --pooling out")
+    own = frame_pooling(config.audio_config)
+    if recipe.frame_pooling and (recipe.frame_pooling, recipe.frame_pooling_layer) != own:
+        raise ValueError(f"{recipe.init} brings its frame_pooling, {own[0]} after layer {own[1]}: leave it out")
     if recipe.matryoshka_dims and list(recipe.matryoshka_dims) != config.matryoshka_dims:
         raise ValueError(
             f"{recipe.init} brings its nested dims, {config.matryoshka_dims}, not {list(recipe.matryoshka_dims)}: "
@@ -67,6 +72,15 @@ def _fields(recipe: Recipe) -> dict:
     return fields
 
 
+def _frames(recipe: Recipe) -> dict:
+    """What the recipe says of a Whisper's frames; HTS-AT pools its patches itself."""
+    if not recipe.frame_pooling:
+        return {}
+    if recipe.audio_model and AutoConfig.from_pretrained(recipe.audio_model).model_type != "whisper":
+        return {}
+    return {"frame_pooling": recipe.frame_pooling, "frame_pooling_layer": recipe.frame_pooling_layer}
+
+
 def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLinkModel, WavLinkProcessor]:
     """The model in fp32, of which learns what the recipe says, and the processor with the recipe's padding.
 
@@ -81,7 +95,7 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
     elif recipe.audio_model:
         towers = recipe.audio_model, recipe.text_model
         processor = WavLinkProcessor.from_audio_text_pretrained(*towers, padding=recipe.padding)
-        model = WavLinkModel.from_audio_text_pretrained(*towers, **_fields(recipe))
+        model = WavLinkModel.from_audio_text_pretrained(*towers, **_frames(recipe), **_fields(recipe))
     else:
         tokenizer = word_tokenizer(captions(), recipe.text_config["max_position_embeddings"])
         mel_bins = recipe.audio_config["num_mel_bins"]
@@ -89,7 +103,8 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
         extractor = WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor
         processor = WavLinkProcessor(extractor(mel_bins, padding=recipe.padding), tokenizer)
         text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        config = WavLinkConfig(recipe.audio_config, text_config, text_pooling="mean", **_fields(recipe))
+        audio_config = {**recipe.audio_config, **_frames(recipe)}
+        config = WavLinkConfig(audio_config, text_config, text_pooling="mean", **_fields(recipe))
         model = WavLinkModel(config)
     return _prepared(model, recipe), processor
 

@@ -30,7 +30,8 @@ class WavLinkConfig(PretrainedConfig):
     Args:
         audio_config (`WhisperConfig`, `ClapAudioConfig` or `dict`, *optional*): the audio tower: a Whisper, of which
             only the encoder half is used, or CLAP's HTS-AT (`"clap_audio_model"`) without fusion. Defaults to the
-            sizes of `openai/whisper-base.en`.
+            sizes of `openai/whisper-base.en`. A Whisper's may have two fields of ours: with `frame_pooling=n` every
+            n neighbouring frames become their mean after the first `frame_pooling_layer` layers (default 1).
         text_config (`PretrainedConfig` or `dict`, *optional*): the text tower, any encoder that
             `AutoModel.from_config` builds (CLIP text, ModernBERT, BERT-like). Defaults to the text half of
             `openai/clip-vit-base-patch32`.
@@ -123,6 +124,7 @@ class WavLinkConfig(PretrainedConfig):
             raise ValueError(
                 f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {self.audio_config.model_type!r}"
             )
+        _check_frame_pooling(self.audio_config)
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
         if self.audio_config.model_type == "clap_audio_model":
@@ -150,6 +152,24 @@ class WavLinkConfig(PretrainedConfig):
             raise ValueError(
                 f"matryoshka_dims must be distinct and between 1 and projection_dim={self.projection_dim}, got {dims}"
             )
+
+
+def frame_pooling(audio_config: PretrainedConfig) -> tuple[int, int]:
+    """How many neighbouring frames become one, and after how many layers; 1 keeps every frame, as the paper does."""
+    return getattr(audio_config, "frame_pooling", 1), getattr(audio_config, "frame_pooling_layer", 1)
+
+
+def _check_frame_pooling(config: PretrainedConfig) -> None:
+    factor, layer = frame_pooling(config)
+    if not isinstance(factor, int) or factor < 1:
+        raise ValueError(f"frame_pooling must be a whole number of frames, 1 or more, got {factor!r}")
+    if factor > 1 and config.model_type != "whisper":
+        raise ValueError(f"frame_pooling={factor} is for a Whisper: HTS-AT pools its patches itself, so leave it out")
+    if factor > 1 and (not isinstance(layer, int) or not 0 <= layer < config.encoder_layers):
+        raise ValueError(
+            f"frame_pooling_layer must be one of 0 to {config.encoder_layers - 1}, the number of layers that hear "
+            f"every frame, got {layer!r}"
+        )
 
 
 def _check_htsat(config: PretrainedConfig) -> None:

@@ -7,22 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    PreTrainedModel,
-    WhisperConfig,
-)
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput, logging
 
 from .clap_audio_wavlink import WavLinkClapAudioModel
 from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pretrained_wavlink import (
+    from_safetensors,
     load_htsat,
     load_text_tower,
     load_whisper_encoder,
@@ -30,6 +24,7 @@ from .pretrained_wavlink import (
     sentence_transformers_pooling,
 )
 from .processes_wavlink import gather as gather  # the older transformers 5 bring along only what this file imports
+from .whisper_audio_wavlink import WavLinkAudioModel, masked_mean
 
 logger = logging.get_logger(__name__)
 
@@ -56,112 +51,6 @@ class WavLinkOutput(ModelOutput):
 
     def to_tuple(self):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-class WavLinkAudioModel(PreTrainedModel):
-    """Whisper's encoder at the clip's own length, with a learned global token appended to its frames.
-
-    With 3000 mel frames, no mask and `use_global_token=False` it computes what `WhisperEncoder` does, bit for bit.
-    """
-
-    config: WhisperConfig
-    config_class = WhisperConfig
-    main_input_name = "input_features"
-    input_modalities = ("audio",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["WhisperEncoderLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-
-    def __init__(self, config: WhisperConfig):
-        super().__init__(config)
-        self.encoder = WhisperEncoder._from_config(config, dtype=torch.get_default_dtype())
-        self.global_token = nn.Parameter(torch.empty(1, 1, config.d_model))
-        self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, WavLinkAudioModel):
-            init.normal_(module.global_token, std=self.config.init_std)
-
-    def forward(
-        self,
-        input_features: Tensor,
-        input_features_mask: Tensor | None = None,
-        use_global_token: bool = True,
-        pooling: str = "token",
-    ) -> BaseModelOutputWithPooling:
-        """
-        Args:
-            input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s).
-            input_features_mask: `[B, T]`, 1 for the clip's own frames; without it all T frames are heard.
-            use_global_token: False leaves the token out; the pooled output is then None.
-            pooling: `"token"`, `"mean"` (the token is left out) or `"token_mean"`, see `WavLinkConfig`.
-
-        Returns:
-            `last_hidden_state` `[B, ceil(T / 2), D]`, the frames (20 ms each), and `pooler_output` `[B, D]`.
-        """
-        hidden_states, mask = self._convolve(input_features, input_features_mask)  # (B, T', D), (B, T')
-        frames, with_token = hidden_states.shape[1], use_global_token and pooling != "mean"
-        frame_mask = mask
-        if with_token:
-            token = self.global_token.expand(hidden_states.shape[0], -1, -1).to(hidden_states.dtype)
-            hidden_states = torch.cat([hidden_states, token], dim=1)
-            mask = None if mask is None else F.pad(mask, (0, 1), value=1)
-        attention_mask = create_bidirectional_mask(self.config, hidden_states, mask)
-        for layer in self.encoder.layers:
-            # Older transformers 5 give (hidden_states, weights).
-            output = layer(hidden_states, attention_mask)
-            hidden_states = output[0] if isinstance(output, tuple) else output
-        hidden_states = self.encoder.layer_norm(hidden_states)
-        token, hidden_states = hidden_states[:, frames:], hidden_states[:, :frames]
-        if not use_global_token:
-            return BaseModelOutputWithPooling(last_hidden_state=hidden_states)
-        if pooling == "token":
-            pooled = token[:, 0]
-        else:
-            pooled = _masked_mean(hidden_states, frame_mask)
-            pooled = pooled + token[:, 0] if with_token else pooled
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
-
-    @torch.no_grad()
-    def start_token(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> None:
-        """Lets the global token start as the mean frame of some clips as it enters the layers (arguments as for
-        `forward`): a pretrained encoder then treats it as it treats frames, which noise it does not."""
-        frames, mask = self._convolve(input_features, input_features_mask)
-        self.global_token.copy_(_masked_mean(frames, mask).mean(0))
-
-    def _convolve(self, input_features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Whisper's two convolutions and positions. Past a clip's end both see the zeros they would see alone."""
-        encoder = self.encoder
-        longest = encoder.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
-        if input_features.dim() != 3 or not 1 <= input_features.shape[-1] <= longest:
-            raise ValueError(
-                f"input_features must be [batch, {encoder.num_mel_bins}, 1 to {longest} frames], "
-                f"got {list(input_features.shape)}; one window holds {longest // 100} s"
-            )
-        hidden_states = input_features.to(encoder.conv1.weight.dtype)
-        if mask is not None:
-            hidden_states = hidden_states * mask[:, None].to(hidden_states.dtype)
-        hidden_states = F.gelu(encoder.conv1(hidden_states))
-        if mask is not None:
-            hidden_states = hidden_states * mask[:, None].to(hidden_states.dtype)
-        # torch.export cannot prove the strides of the transpose without its copy.
-        hidden_states = F.gelu(encoder.conv2(hidden_states)).transpose(1, 2).contiguous()  # (B, T', D)
-        positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-        if mask is not None:
-            mask = mask[:, encoder.conv2.stride[0] * positions].long()
-        hidden_states = hidden_states + encoder.embed_positions(positions)
-        return F.dropout(hidden_states, p=encoder.dropout, training=self.training), mask
-
-
-def _masked_mean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """`[B, L, D] -> [B, D]`, the mean where `mask` `[B, L]` is 1."""
-    if mask is None:
-        return hidden_states.mean(1)
-    mask = mask[..., None].to(hidden_states.dtype)
-    return (hidden_states * mask).sum(1) / mask.sum(1)
 
 
 def _loss_by_default(forward):
@@ -235,19 +124,25 @@ class WavLinkModel(PreTrainedModel):
         return self.text_model.get_input_embeddings()
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As transformers', but weights that are missing or unexpected are an error, never a random start."""
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        refuse_wrong_weights(str(args[0]) if args else "the checkpoint", info)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As transformers', but of safetensors alone, and weights that are missing or unexpected are an error, never
+        a random start."""
+        source, kwargs = pretrained_model_name_or_path, {**kwargs, "output_loading_info": True}
+        model, info = from_safetensors(super().from_pretrained, source, *args, **kwargs)
+        refuse_wrong_weights(str(source), info)
         model.freeze_constants()
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def config_from_audio_text(cls, audio: str, text: str, **config) -> WavLinkConfig:
+    def config_from_audio_text(
+        cls, audio: str, text: str, frame_pooling: int = 1, frame_pooling_layer: int = 1, **config
+    ) -> WavLinkConfig:
         """The config of `from_audio_text_pretrained` with the same arguments, from the towers' configs alone."""
         audio_config = AutoConfig.from_pretrained(audio)
         if audio_config.model_type == "clap":
             audio_config = audio_config.audio_config
+        if frame_pooling != 1:
+            audio_config.frame_pooling, audio_config.frame_pooling_layer = frame_pooling, frame_pooling_layer
         if audio_config.model_type not in AUDIO_TOWERS:
             raise ValueError(
                 f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper or a CLAP"
@@ -270,7 +165,8 @@ class WavLinkModel(PreTrainedModel):
                 without fusion, whole or its audio half (its text tower and projections are left out).
             text: Hub id or folder of a CLIP (whole or its text half; its text projection is kept), a ModernBERT or
                 a BERT-like encoder. The pooling of a sentence-transformers folder is kept.
-            config: fields of `WavLinkConfig`. `projection_dim` defaults to CLIP's or the text tower's width.
+            config: fields of `WavLinkConfig`, and `frame_pooling` and `frame_pooling_layer` of its audio config.
+                `projection_dim` defaults to CLIP's or the text tower's width.
         """
         model = cls(cls.config_from_audio_text(audio, text, **config))
         audio_config = model.config.audio_config
@@ -290,19 +186,25 @@ class WavLinkModel(PreTrainedModel):
         return model
 
     def get_audio_features(
-        self, input_features: Tensor, input_features_mask: Tensor | None = None, return_dict: bool = True
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor | None = None,
+        return_dict: bool = True,
+        output_frames: bool = False,
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s); of HTS-AT `[B, W, T, F]`.
             input_features_mask: `[B, T]`, 1 for the clip's own frames; of HTS-AT `[B, W]`, for its own windows.
+            output_frames: True gives a Whisper's frames too, for which its last layer has all its work to do.
 
         Returns:
-            `pooler_output` `[B, projection_dim]`, L2-normalised, and `last_hidden_state` `[B, ceil(T / 2), D]`, of
-            HTS-AT the patches `[B, W * P, D]`.
+            `pooler_output` `[B, projection_dim]`, L2-normalised. With `output_frames` also `last_hidden_state`, see
+            `WavLinkAudioModel`; HTS-AT always gives its patches, `[B, W * P, D]`.
         """
-        pooling = {"pooling": self.config.pooling} if isinstance(self.audio_model, WavLinkAudioModel) else {}
-        output = self.audio_model(input_features, input_features_mask, **pooling)
+        whisper = isinstance(self.audio_model, WavLinkAudioModel)
+        options = {"pooling": self.config.pooling, "output_frames": output_frames} if whisper else {}
+        output = self.audio_model(input_features, input_features_mask, **options)
         output["pooler_output"] = self._embed(self.audio_projection, output.pooler_output)
         return output if return_dict else output.to_tuple()
 
@@ -437,7 +339,7 @@ class WavLinkModel(PreTrainedModel):
         if self.config.text_pooling == "cls":
             return hidden_states[:, 0]
         if self.config.text_pooling == "mean":
-            return _masked_mean(hidden_states, attention_mask)
+            return masked_mean(hidden_states, attention_mask)
         eos = self.config.text_config.eos_token_id
         # CLIP configs from before transformers 4.31 say 2; the end of text is then the highest id.
         ends = input_ids.argmax(-1) if eos == 2 else (input_ids == eos).int().argmax(-1)

@@ -30,6 +30,8 @@ from transformers import (
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
+from .pretrained_wavlink import from_safetensors
+
 logger = logging.get_logger(__name__)
 
 ACCEPTED = (
@@ -284,7 +286,7 @@ def _pretrained(source: str, model_type: str, commit: str | None) -> PreTrainedM
     options = {"trust_remote_code": model_type == "wavlink", "dtype": torch.float32, "output_loading_info": True}
     if commit:
         options["revision"] = commit
-    model, info = AutoModel.from_pretrained(source, **options)
+    model, info = from_safetensors(AutoModel.from_pretrained, source, **options)
     missing = sorted(key for key in info["missing_keys"] if not _CONSTANT.search(key))
     if missing:
         raise ValueError(f"{source} lacks weights, which would start random: {', '.join(missing)}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ _NO_TEXT_TOWER = re.compile(
     r"|^(cls|lm_head|head|decoder|classifier|qa_outputs)\.|position_ids$"
 )
 
+_IN_FP32 = {"output_loading_info": True, "dtype": torch.float32}
+
 
 def refuse_wrong_weights(source: str, info: dict, left_out: re.Pattern | None = None, new: tuple = ()) -> None:
     unexpected = [key for key in info["unexpected_keys"] if not (left_out and left_out.search(key))]
@@ -25,6 +28,23 @@ def refuse_wrong_weights(source: str, info: dict, left_out: re.Pattern | None = 
             f"the weights of {source} do not fit: missing {sorted(missing)}, unexpected {sorted(unexpected)}; "
             "a missing weight would start random, so load a checkpoint that has it"
         )
+
+
+def from_safetensors(load: Callable, source: str | None, *args, use_safetensors: bool | None = None, **options):
+    """`load(source, ...)`, a `from_pretrained`, of safetensors alone: a pickled file can run code when it is read."""
+    advice = (
+        f"{source} offers no weights in safetensors, and WavLink reads no others, since a pickled file such as "
+        "pytorch_model.bin can run code: where you trust it, load it with its own class in transformers, and give "
+        "the folder that its save_pretrained writes"
+    )
+    if use_safetensors is False:
+        raise ValueError(advice)
+    try:
+        return load(source, *args, use_safetensors=True, **options)
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise ValueError(advice) from error
 
 
 class _WhisperEncoderAlone(WhisperEncoder):
@@ -40,18 +60,16 @@ class _CLIPTextAlone(CLIPTextModelWithProjection):
 
 
 def load_whisper_encoder(source: str) -> WhisperEncoder:
-    encoder, info = _WhisperEncoderAlone.from_pretrained(
-        source, output_loading_info=True, dtype=torch.float32, key_mapping={r"^(model\.)?encoder\.": ""}
-    )
+    mapping = {r"^(model\.)?encoder\.": ""}
+    encoder, info = from_safetensors(_WhisperEncoderAlone.from_pretrained, source, key_mapping=mapping, **_IN_FP32)
     refuse_wrong_weights(source, info)
     return encoder
 
 
 def load_htsat(source: str, config: PretrainedConfig) -> ClapAudioModel:
     """The audio half, with its batch norm's statistics, of a CLAP that may be whole."""
-    tower, info = _ClapAudioAlone.from_pretrained(
-        source, config=config, output_loading_info=True, dtype=torch.float32, key_mapping={r"^audio_model\.": ""}
-    )
+    options = {"config": config, "key_mapping": {r"^audio_model\.": ""}, **_IN_FP32}
+    tower, info = from_safetensors(_ClapAudioAlone.from_pretrained, source, **options)
     refuse_wrong_weights(source, info)
     return tower
 
@@ -60,7 +78,7 @@ def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedMo
     """The encoder without a pooler, and CLIP's pretrained text projection `[projection_dim, hidden_size]`."""
     clip_text = config.model_type == "clip_text_model"
     loader = _CLIPTextAlone if clip_text else AutoModel
-    tower, info = loader.from_pretrained(source, config=config, output_loading_info=True, dtype=torch.float32)
+    tower, info = from_safetensors(loader.from_pretrained, source, config=config, **_IN_FP32)
     refuse_wrong_weights(source, info, _NO_TEXT_TOWER, new=("text_projection.", "pooler."))
     if not clip_text:
         if hasattr(tower, "pooler"):

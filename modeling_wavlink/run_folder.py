@@ -16,6 +16,7 @@ import torch
 from accelerate.tracking import get_available_trackers
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "soundfile", "soxr")
+SOURCES = ("data", "validation_data", "init", "audio_model", "text_model")  # fields of a recipe: Hub ids or folders
 
 
 @contextmanager
@@ -110,9 +111,21 @@ def environment(**facts) -> dict:
 
 
 def note_environment(folder: Path, **facts) -> None:
-    """One more line in `environment.jsonl`: every start and resumption of the run."""
+    """One more line in `environment.jsonl`: every start and resumption of the run (its end: `note_seconds`)."""
     with open(folder / "environment.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(environment(**facts)) + "\n")
+
+
+def note_seconds(folder: Path, step: int, seconds: float) -> None:
+    """A short line in `environment.jsonl` where a start ends: how long it took by the clock. A killed one has none."""
+    with open(folder / "environment.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "seconds": round(seconds, 1)}) + "\n")
+
+
+def on_disk(recipe: dict) -> list[str]:
+    """Which of a recipe's sources are files or folders here: `owner/name` can be a folder or a Hub id."""
+    sources = {recipe[name] for name in SOURCES} | set(recipe["mixture"])
+    return sorted(source for source in sources if source and Path(source).exists())
 
 
 def refuse_unknown_trackers(names: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ class EpochBatches(Sampler):
         self.plan = plan
         self.by_epoch = isinstance(dataset, CaptionedAudio)  # its captions and crops depend on the epoch
         self.epoch = 0
+        self.sampler = self  # there Accelerate tells the epoch where a resumed one skips batches (transformers 5.6)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -1,8 +1,7 @@
 """A Hub on loopback: what huggingface_hub asks of it to download and to push, with the standard library alone.
 
-`ROOT/<models|datasets|spaces>/<owner>/<name>/<commit>/` holds the files of each commit, `refs.json` beside them the
-commit of each branch, `ROOT/lfs/<sha256>` the large files. Those are handed out, as on the Hub, by another origin.
-Clients read their settings at import: run them as processes, with `Hub.environment`.
+Large files are handed in and out, as on the Hub, by another origin, which refuses tokens. Clients read their settings
+at import: run them as processes, with `Hub.environment`.
 """
 
 import base64
@@ -10,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,33 +16,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".parquet", ".bin", ".wav", ".flac", ".mp3", ".ogg", ".tar")
-TOKEN = "hf_loopback"
-TYPES = ("models", "datasets", "spaces")
+from .hub_repositories import LARGE, PIECE, Refused, Repositories, describe, digests
+
+TOKEN = "hf_loopback"  # of `user`, who may write to user/ and team/ and read the private repositories there
+READ_TOKEN = "hf_readonly"  # of the same user
+OTHER_TOKEN = "hf_stranger"  # of `stranger`
+_USERS = {TOKEN: ("user", "write"), READ_TOKEN: ("user", "read"), OTHER_TOKEN: ("stranger", "write")}
+_TEAMS = {"user": ["team"], "stranger": []}
 _ID = r"(?P<id>[^/]+/[^/]+)"
 _RESOLVE = re.compile(rf"/(?:(?P<type>datasets|spaces)/)?{_ID}/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
 _LFS_BATCH = re.compile(rf"/(?:(?P<type>datasets|spaces)/)?{_ID}\.git/info/lfs/objects/batch")
 _API = re.compile(
     rf"/api/(?P<type>models|datasets|spaces)/{_ID}(?:/(?P<call>[a-z-]+)(?:/(?P<rev>[^/]+)(?:/(?P<path>.+))?)?)?"
 )
+_OF_A_CARD = re.compile(r"^(pipeline_tag|library_name): (\S+)$", re.MULTILINE)  # what a pipeline wants to know
 
 
-class Missing(Exception):
-    """Answered with a status and the `X-Error-Code` that the client's exceptions are made from."""
+class Hub(Repositories):
+    """The server of the repositories in a folder."""
 
-    def __init__(self, code: str, commit: str = "", status: int = 404):
-        self.code, self.commit, self.status = code, commit, status
-
-
-class Hub:
-    """The server and the repositories in its folder."""
-
-    def __init__(self, root: Path):
-        self.root = Path(root)
-        (self.root / "lfs").mkdir(parents=True, exist_ok=True)
+    def __init__(self, root: Path, handler: type | None = None):
+        super().__init__(root)
         self.requests = []  # (method, path) of all that was asked
-        self.lock = threading.Lock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
+        self.storage_log = []  # all that the storage's origin was told: request lines and headers
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler or Handler,), {"hub": self}))
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
         self.other_origin = f"http://localhost:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -67,63 +62,6 @@ class Hub:
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
 
-    def add_repo(self, repo_id: str, folder: Path, repo_type: str = "dataset") -> str:
-        """Puts a folder's files into a repository as a new commit of main; returns the commit."""
-        files = {str(path.relative_to(folder)): path for path in Path(folder).rglob("*") if path.is_file()}
-        repo = self.root / f"{repo_type}s" / repo_id
-        return self.commit(repo if repo.exists() else self.create(repo_id, repo.parts[-3]), "main", files, clean=True)
-
-    def create(self, repo_id: str, kind: str = "models") -> Path:
-        repo = self.root / kind / repo_id
-        if (repo / "refs.json").exists():
-            raise Missing("RepoExists", status=409)
-        repo.mkdir(parents=True)
-        (repo / "refs.json").write_text("{}")
-        self.commit(repo, "main", {})
-        return repo
-
-    def commit(self, repo: Path, branch: str, files: dict[str, Path | bytes], deleted=(), clean=False) -> str:
-        """A new commit: the branch's files (none if `clean`) with `files` put over them and `deleted` taken away."""
-        with self.lock:
-            refs = json.loads((repo / "refs.json").read_text())
-            parent = refs.get(branch, "")
-            commit = hashlib.sha1(f"{parent}{repo}{len(list(repo.iterdir()))}".encode()).hexdigest()
-            folder = repo / commit
-            if parent and not clean:
-                shutil.copytree(repo / parent, folder, copy_function=os.link)
-            folder.mkdir(exist_ok=True)
-            for name in [*deleted, *files]:
-                path = folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)  # a link: never written through
-            for name, content in files.items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-            (repo / "refs.json").write_text(json.dumps(refs | {branch: commit}))
-            return commit
-
-    def find(self, kind: str, repo_id: str, revision: str) -> tuple[str, Path]:
-        """The commit a revision means and the folder of its files."""
-        repo = self.root / kind / repo_id
-        if not (repo / "refs.json").exists():
-            raise Missing("RepoNotFound")
-        revision = unquote(revision)
-        commit = json.loads((repo / "refs.json").read_text()).get(revision, revision)
-        if not (repo / commit).is_dir():
-            raise Missing("RevisionNotFound")
-        return commit, repo / commit
-
-
-def describe(folder: Path, path: Path) -> dict:
-    """A tree's line about a file or folder. Files have git's id, large ones the sha256 of their content too."""
-    if path.is_dir():
-        return {"type": "directory", "path": str(path.relative_to(folder)), "size": 0, "oid": "0" * 40}
-    content = path.read_bytes()
-    line = {"type": "file", "path": str(path.relative_to(folder)), "size": len(content)}
-    line["oid"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    if path.suffix in LARGE:
-        line["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-    return line
-
 
 class Handler(BaseHTTPRequestHandler):
     hub: Hub
@@ -137,22 +75,30 @@ class Handler(BaseHTTPRequestHandler):
         self.url = urlsplit(self.path)
         self.query = parse_qs(self.url.query)
         self.hub.requests.append((self.command, self.url.path))
-        length = int(self.headers.get("Content-Length") or 0)
-        self.body = self.rfile.read(length) if length else self.chunks()
         try:
+            if self.url.path.startswith("/lfs/"):
+                self.hub.storage_log.append(f"{self.requestline}\n{self.headers}")
+                return self.large(self.hub.root / self.url.path.removeprefix("/"))
+            self.body = b"".join(self.pieces())
             self.route()
-        except Missing as missing:
-            more = {"X-Error-Code": missing.code, "X-Repo-Commit": missing.commit}
-            self.send(missing.status, {"error": missing.code}, {name: value for name, value in more.items() if value})
+        except Refused as refused:
+            more = {"X-Error-Code": refused.code, "X-Repo-Commit": refused.commit, "X-Error-Message": refused.message}
+            more = {name: value for name, value in more.items() if value}
+            self.send(refused.status, {"error": refused.message or refused.code}, more)
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
-    def chunks(self) -> bytes:
-        body = b""
-        while self.headers.get("Transfer-Encoding") == "chunked" and (size := int(self.rfile.readline(), 16)):
-            body += self.rfile.read(size)
+    def pieces(self):
+        """The body, piece by piece."""
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                yield self.rfile.read(size)
+                self.rfile.readline()
             self.rfile.readline()
-        return body
+        left = int(self.headers.get("Content-Length") or 0)
+        while left and (piece := self.rfile.read(min(left, PIECE))):
+            left -= len(piece)
+            yield piece
 
     def send(self, status: int, content, headers: dict | None = None) -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -164,44 +110,76 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def send_file(self, content: bytes, headers: dict) -> None:
+    def send_file(self, path: Path, headers: dict) -> None:
         """All of it, or the part the client asks for."""
+        size = path.stat().st_size
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        first, last = (int(asked[1]), min(int(asked[2] or size), size - 1)) if asked else (0, size - 1)
         headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers
-        if not asked:
-            return self.send(200, content, headers)
-        first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        self.send(206, content[first : last + 1], headers)
+        headers |= {"Content-Range": f"bytes {first}-{last}/{size}"} if asked else {}
+        self.send(206 if asked else 200, b"", headers | {"Content-Length": last + 1 - first})
+        if self.command == "HEAD":
+            return
+        with open(path, "rb") as file:
+            file.seek(first)
+            for start in range(first, last + 1, PIECE):
+                self.wfile.write(file.read(min(PIECE, last + 1 - start)))
 
     def route(self) -> None:
         path = self.url.path
         simple = {"/api/whoami-v2": self.whoami, "/api/repos/create": self.create, "/api/validate-yaml": self.yaml}
+        self.user, self.role = self.who()
         if path in simple:
             simple[path]()
-        elif path.startswith("/lfs/"):
-            self.large(self.hub.root / path.removeprefix("/"))
         elif found := _LFS_BATCH.fullmatch(path):
-            self.authorized()
-            self.lfs_batch()
+            self.lfs_batch(found["type"] or "models", found["id"])
         elif found := _RESOLVE.fullmatch(path):
+            self.readable(found["type"] or "models", found["id"])
             self.resolve(found["type"] or "models", found["id"], found["rev"], unquote(found["path"]))
         elif found := _API.fullmatch(path):
             calls = {None: self.info, "revision": self.info, "tree": self.tree, "paths-info": self.paths_info}
-            calls |= {"refs": self.refs, "preupload": self.preupload, "commit": self.commit}
+            calls |= {"refs": self.refs, "preupload": self.preupload, "commit": self.commit, "branch": self.branch}
+            calls |= {"tag": self.tag, "auth-check": self.auth_check}
             if found["call"] not in calls:
-                raise Missing("EntryNotFound")
+                raise Refused("EntryNotFound")
+            self.readable(found["type"], found["id"])
             calls[found["call"]](found["type"], found["id"], found["rev"] or "main", unquote(found["path"] or ""))
         else:
-            raise Missing("EntryNotFound")
+            raise Refused("EntryNotFound")
 
-    def authorized(self) -> None:
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            raise Missing("", status=401)
+    def who(self) -> tuple[str, str]:
+        """The user and the role of the request's token; without one, nobody."""
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token and token not in _USERS:
+            raise Refused("", status=401, message="Invalid credentials in Authorization header")
+        return _USERS.get(token, ("", ""))
+
+    def owns(self, repo_id: str) -> bool:
+        return bool(self.user) and repo_id.split("/")[0] in (self.user, *_TEAMS[self.user])
+
+    def readable(self, kind: str, repo_id: str) -> None:
+        settings = self.hub.root / kind / repo_id / "settings.json"
+        if not settings.exists() or (json.loads(settings.read_text())["private"] and not self.owns(repo_id)):
+            raise Refused("RepoNotFound", status=404 if self.user else 401)  # a private one does not show that it is
+
+    def writable(self, repo_id: str, create_pr: bool = False) -> None:
+        """A pull request needs no right to write, but somebody."""
+        if not self.user:
+            raise Refused("", status=401, message="Invalid username or password.")
+        if not create_pr and not (self.owns(repo_id) and self.role == "write"):
+            raise Refused("", status=403, message=f"You don't have the rights to write to {repo_id}")
 
     def whoami(self) -> None:
-        self.authorized()
-        self.send(200, {"type": "user", "name": "user", "auth": {"accessToken": {"role": "write"}}, "orgs": []})
+        if not self.user:
+            raise Refused("", status=401, message="Invalid username or password.")
+        teams = [{"type": "org", "name": name, "roleInOrg": "write"} for name in _TEAMS[self.user]]
+        auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": self.role}}
+        self.send(200, {"type": "user", "name": self.user, "auth": auth, "orgs": teams})
+
+    def auth_check(self, kind: str, repo_id: str, level: str, _) -> None:
+        if level == "write":
+            self.writable(repo_id)
+        self.send(200, {})
 
     def yaml(self) -> None:
         content = json.loads(self.body)["content"]
@@ -209,58 +187,68 @@ class Handler(BaseHTTPRequestHandler):
         self.send(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def create(self) -> None:
-        self.authorized()
         asked = json.loads(self.body)
-        repo_id = f"{asked.get('organization') or 'user'}/{asked['name']}"
+        repo_id = f"{asked.get('organization') or self.user}/{asked['name']}"
+        self.writable(repo_id)
         kind = f"{asked.get('type') or 'model'}s"
         address = f"{self.hub.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}"
         try:
-            self.hub.create(repo_id, kind)
-        except Missing as exists:
-            return self.send(exists.status, {"error": "You already created this repo", "url": address})
+            self.hub.create(repo_id, kind, asked.get("visibility") == "private" or bool(asked.get("private")))
+        except Refused as exists:
+            return self.send(exists.status, {"error": exists.message, "url": address})
         self.send(200, {"url": address, "name": repo_id, "id": repo_id})
 
     def info(self, kind: str, repo_id: str, revision: str, _) -> None:
         commit, folder = self.hub.find(kind, repo_id, revision)
-        files = [{"rfilename": line["path"]} for line in self.lines(folder) if line["type"] == "file"]
-        answer = {"_id": commit[:24], "id": repo_id, "sha": commit, "siblings": files, "private": False, "tags": []}
-        self.send(200, answer | {"gated": False, "disabled": False, "downloads": 0, "likes": 0})
-
-    def lines(self, folder: Path, below: str = "", recursive: bool = True) -> list[dict]:
-        top = folder / below
-        paths = top.rglob("*") if recursive else top.iterdir()
-        return [describe(folder, path) for path in sorted(paths)]
+        files = [{"rfilename": str(x.relative_to(folder))} for x in sorted(folder.rglob("*")) if x.is_file()]
+        card = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
+        answer = json.loads((folder.parent / "settings.json").read_text()) | {"_id": commit[:24], "id": repo_id}
+        answer |= {"sha": commit, "siblings": files, "tags": [], "gated": False, "disabled": False}
+        self.send(200, answer | dict(_OF_A_CARD.findall(card)) | {"downloads": 0, "likes": 0})
 
     def tree(self, kind: str, repo_id: str, revision: str, below: str) -> None:
         commit, folder = self.hub.find(kind, repo_id, revision)
         if not (folder / below).is_dir():
-            raise Missing("EntryNotFound", commit)
+            raise Refused("EntryNotFound", commit)
         recursive = self.query.get("recursive", ["false"])[0].lower() == "true"
-        self.send(200, self.lines(folder, below, recursive), {"X-Repo-Commit": commit})
+        paths = (folder / below).rglob("*") if recursive else (folder / below).iterdir()
+        self.send(200, [describe(folder, path) for path in sorted(paths)], {"X-Repo-Commit": commit})
 
     def paths_info(self, kind: str, repo_id: str, revision: str, _) -> None:
         _, folder = self.hub.find(kind, repo_id, revision)
-        asked = self.form("paths")
+        json_body = "json" in (self.headers.get("Content-Type") or "")
+        asked = json.loads(self.body)["paths"] if json_body else parse_qs(self.body.decode()).get("paths", [])
         self.send(200, [describe(folder, folder / path) for path in asked if (folder / path).exists()])
 
-    def form(self, name: str) -> list[str]:
-        if "json" in (self.headers.get("Content-Type") or ""):
-            return json.loads(self.body)[name]
-        return parse_qs(self.body.decode()).get(name, [])
-
     def refs(self, kind: str, repo_id: str, *_) -> None:
-        commit, _ = self.hub.find(kind, repo_id, "main")
-        branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit}
-        self.send(200, {"branches": [branch], "tags": [], "converts": []})
+        answer = {"branches": [], "tags": [], "converts": [], "pullRequests": []}
+        for ref, commit in self.hub.refs(self.hub.root / kind / repo_id).items():
+            group = {"refs/tags": "tags", "refs/pr": "pullRequests"}.get(ref.rpartition("/")[0], "branches")
+            name = ref.removeprefix("refs/").removeprefix("tags/")
+            full = ref if ref.startswith("refs/") else f"refs/heads/{ref}"
+            answer[group].append({"name": name, "ref": full, "targetCommit": commit})
+        self.send(200, answer)
+
+    def branch(self, kind: str, repo_id: str, name: str, _) -> None:
+        self.writable(repo_id)
+        start, folder = self.hub.find(kind, repo_id, (json.loads(self.body or b"{}")).get("startingPoint") or "main")
+        self.hub.new_ref(folder.parent, unquote(name), start)
+        self.send(200, {})
+
+    def tag(self, kind: str, repo_id: str, revision: str, _) -> None:
+        self.writable(repo_id)
+        commit, folder = self.hub.find(kind, repo_id, revision)
+        self.hub.new_ref(folder.parent, f"refs/tags/{json.loads(self.body)['tag']}", commit)
+        self.send(200, {})
 
     def resolve(self, kind: str, repo_id: str, revision: str, name: str) -> None:
         commit, folder = self.hub.find(kind, repo_id, revision)
         if not (folder / name).is_file():
-            raise Missing("EntryNotFound", commit)
+            raise Refused("EntryNotFound", commit)
         line = describe(folder, folder / name)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{line["oid"]}"'}
         if "lfs" not in line:
-            return self.send_file((folder / name).read_bytes(), headers)
+            return self.send_file(folder / name, headers)
         oid = line["lfs"]["oid"]
         with self.hub.lock:
             if not (self.hub.root / "lfs" / oid).exists():
@@ -269,18 +257,30 @@ class Handler(BaseHTTPRequestHandler):
         self.send(302, b"", headers | {"Location": f"{self.hub.other_origin}/lfs/{oid}"})
 
     def large(self, path: Path) -> None:
+        """The storage: another origin, which must not learn the token."""
+        if self.headers.get("Authorization"):
+            raise Refused("", status=400, message="a token was sent to another origin")
         if self.command == "PUT":
-            if hashlib.sha256(self.body).hexdigest() != path.name:
-                return self.send(400, {"error": "the content is not what its name says"})
-            path.write_bytes(self.body)
-            return self.send(200, b"")
-        if self.headers.get("Authorization"):  # the other origin must not learn the token
-            return self.send(400, {"error": "a token was sent to another origin"})
+            return self.store(path)
         if not path.is_file():
-            raise Missing("EntryNotFound")
-        self.send_file(path.read_bytes(), {"ETag": f'"{path.name}"'})
+            raise Refused("EntryNotFound")
+        self.send_file(path, {"ETag": f'"{path.name}"'})
 
-    def lfs_batch(self) -> None:
+    def store(self, path: Path) -> None:
+        sha256, unfinished = hashlib.sha256(), path.with_name(f"{path.name}.{threading.get_ident()}")
+        with open(unfinished, "wb") as file:
+            for piece in self.pieces():
+                sha256.update(piece)
+                file.write(piece)
+        if sha256.hexdigest() != path.name:
+            unfinished.unlink()
+            raise Refused("", status=400, message="the content is not what its sha256 says")
+        os.replace(unfinished, path)
+        self.send(200, b"")
+
+    def lfs_batch(self, kind: str, repo_id: str) -> None:
+        self.readable(kind, repo_id)
+        self.writable(repo_id, create_pr=True)  # the client does not say for what
         objects = json.loads(self.body)["objects"]
         for thing in objects:
             if not (self.hub.root / "lfs" / thing["oid"]).exists():
@@ -288,25 +288,46 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"})
 
     def preupload(self, kind: str, repo_id: str, revision: str, _) -> None:
-        self.authorized()
-        self.hub.find(kind, repo_id, revision)
-        files = json.loads(self.body)["files"]
-        modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in files}
-        self.send(200, {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
+        self.writable(repo_id, "create_pr" in self.query)
+        _, folder = self.hub.find(kind, repo_id, revision)
+        answer = []
+        for name in (file["path"] for file in json.loads(self.body)["files"]):
+            large = name.endswith(LARGE)
+            known = digests(folder / name)[large] if (folder / name).is_file() else None
+            answer.append({"path": name, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False})
+            answer[-1]["oid"] = known
+        self.send(200, {"files": answer})
 
     def commit(self, kind: str, repo_id: str, revision: str, _) -> None:
-        self.authorized()
-        self.hub.find(kind, repo_id, revision)
-        files, deleted = {}, []
+        """All of it or nothing."""
+        asks_pr = "create_pr" in self.query
+        self.writable(repo_id, asks_pr)
+        head, folder = self.hub.find(kind, repo_id, revision)
+        repo, ref = folder.parent, unquote(revision)
+        files, deleted, header = {}, [], {}
         for line in map(json.loads, self.body.splitlines()):
             value = line["value"]
-            if line["key"] == "file":
+            if line["key"] == "header":
+                header = value
+            elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.root / "lfs" / value["oid"]
             elif line["key"] in ("deletedFile", "deletedFolder"):
                 deleted.append(value["path"].rstrip("/"))
-        commit = self.hub.commit(self.hub.root / kind / repo_id, revision, files, deleted)
+        missing = [name for name, content in files.items() if isinstance(content, Path) and not content.exists()]
+        if missing:
+            raise Refused("", status=400, message=f"LFS objects were not uploaded: {', '.join(missing)}")
+        if not asks_pr and header.get("parentCommit", head) != head:
+            raise Refused("", status=412, message="A commit has happened since. Please refresh and try again.")
         prefix = "" if kind == "models" else f"{kind}/"
-        url = f"{self.hub.endpoint}/{prefix}{repo_id}/commit/{commit}"
-        self.send(200, {"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
+        answer = {"success": True, "hookOutput": ""}
+        if asks_pr:
+            number = 1 + sum(name.startswith("refs/pr/") for name in self.hub.refs(repo))
+            ref, answer["pullRequestUrl"] = (
+                f"refs/pr/{number}",
+                f"{self.hub.endpoint}/{prefix}{repo_id}/discussions/{number}",
+            )
+        commit = self.hub.commit(repo, ref, files, deleted, title=header.get("summary", ""), parent=head)
+        answer |= {"commitOid": commit, "commitUrl": f"{self.hub.endpoint}/{prefix}{repo_id}/commit/{commit}"}
+        self.send(200, answer)

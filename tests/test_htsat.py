@@ -328,8 +328,10 @@ def test_it_is_pushed_with_a_card_of_its_own(model, processor, tmp_path):
     processor.save_pretrained(tmp_path / "model")
     push.main([str(tmp_path / "model"), "user/name", "--dry_run", "--output_dir", str(tmp_path / "out")])
     text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
-    assert "- Audio tower: HTS-AT of CLAP, width 32, without a global token\n- Text tower: bert, width 32\n" in text
-    assert "in windows of 2 s, whose vectors are averaged, up to 30 s\n" in text and "# 48 kHz mono" in text
+    assert (
+        "| audio tower | HTS-AT of CLAP, width 32, without a global token |\n| text tower | bert, width 32 |\n" in text
+    )
+    assert "| a clip is heard | in windows of 2 s, whose vectors are averaged; 48 kHz mono, up to 30 s |\n" in text
     assert "Whisper encoder" not in text
 
 

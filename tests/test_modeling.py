@@ -187,6 +187,8 @@ def test_return_dict(model, processor):
     parts = model(**inputs, return_dict=False)
     assert len(whole) == len(parts) == 7 and all(torch.equal(a, b) for a, b in zip(whole[:5], parts[:5], strict=True))
     audio = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"], return_dict=False)
+    assert [tuple(x.shape) for x in audio] == [(3, 32)]
+    audio = model.get_audio_features(inputs["input_features"], return_dict=False, output_frames=True)
     assert [tuple(x.shape) for x in audio] == [(3, 21, 32), (3, 32)]
 
 

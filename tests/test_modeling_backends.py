@@ -29,15 +29,17 @@ def test_eager_and_sdpa_agree(sharp_model, processor):
 
 
 def test_flash_attention_gets_a_2d_mask_of_frames_and_token(sharp_model, processor, monkeypatch):
-    """A stand-in for the kernel: like it, it unpads by a 2-D mask, which here has a hole before the token."""
+    """A stand-in for the kernel: like it, it unpads by a 2-D mask, which here has a hole before the token, and takes a
+    query that is alone as it is."""
     masks = []
 
     def unpadded_attention(module, query, key, value, attention_mask, scaling, **kwargs):
         masks.append(attention_mask)
         out = torch.zeros_like(query)
         for row, kept in enumerate(attention_mask.bool()):
-            parts = (x[row, :, kept] for x in (query, key, value))  # (heads, kept, head_dim)
-            out[row, :, kept] = F.scaled_dot_product_attention(*parts, scale=scaling)
+            asking = kept if query.shape[2] > 1 else slice(None)
+            parts = query[row, :, asking], key[row, :, kept], value[row, :, kept]  # (heads, kept, head_dim)
+            out[row, :, asking] = F.scaled_dot_product_attention(*parts, scale=scaling)
         return out.transpose(1, 2), None
 
     clips = sounds(0.5, 0.33, 0.11)

@@ -199,6 +199,14 @@ def test_a_tower_of_something_else_is_refused(whisper_folder, bert_folder):
         WavLinkModel.from_audio_text_pretrained(str(bert_folder), str(whisper_folder))
 
 
+def settings(config) -> dict:
+    """All but the dtype of the towers, which older transformers 5 write down only when they load."""
+    found = config.to_diff_dict()
+    for tower in ("audio_config", "text_config"):
+        found[tower] = {name: value for name, value in found[tower].items() if name != "dtype"}
+    return found
+
+
 @pytest.mark.parametrize("tower", ["clip", "modernbert", "bert"])
 @pytest.mark.parametrize("loss_type", ["info_nce", "sigmoid"])
 def test_save_and_load_give_equal_outputs(tower, loss_type, request, tmp_path):
@@ -214,4 +222,4 @@ def test_save_and_load_give_equal_outputs(tower, loss_type, request, tmp_path):
         expected, actual = model(**inputs).to_tuple(), loaded(**inputs).to_tuple()
     assert all(torch.equal(a, b) for a, b in zip(expected[:5], actual[:5], strict=True))
     assert same(loaded, model) and same(model, loaded)
-    assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
+    assert settings(loaded.config) == settings(model.config)

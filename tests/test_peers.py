@@ -274,7 +274,7 @@ def test_a_control_needs_no_weights(unfused, tmp_path):
     (folder / "model.safetensors").unlink()
     model, processor = load_for_evaluation(f"random:{folder}")
     assert describe(model, processor)["seed"] == 0
-    with pytest.raises(ValueError, match=f"{folder} cannot be loaded"):
+    with pytest.raises(ValueError, match=f"{folder} offers no weights in safetensors"):
         load_for_evaluation(str(folder))
 
 

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 import train
+from hub_cards import push
 from modeling_wavlink import evaluation
 from modeling_wavlink.sweep import configurations, sweep_parser
 
@@ -96,6 +97,11 @@ def test_scoring_commands_are_understood(command):
     assert options.model and options.benchmark
 
 
+@pytest.mark.parametrize("command", re.findall(r"^python -m hub_cards.push .*", README, re.MULTILINE))
+def test_publishing_commands_are_understood(command):
+    assert push._options(shlex.split(command)[3:]).repo_id.startswith("your-name/")
+
+
 def test_the_index_names_files_that_exist():
     index = README.partition("## Where things are")[2]
     names = [
@@ -104,7 +110,6 @@ def test_the_index_names_files_that_exist():
     assert len(names) > 30
     for name in names:
         assert (ROOT / name).exists(), name
-    modules = {
-        str(path.relative_to(ROOT)) for top in ("modeling_wavlink", "processing") for path in (ROOT / top).glob("*.py")
-    }
+    folders = [ROOT / name for name in ("modeling_wavlink", "processing", "hub_cards")]
+    modules = {str(path.relative_to(ROOT)) for folder in folders for path in folder.glob("*.py")}
     assert {name for name in modules if "__init__" not in name} <= set(names)

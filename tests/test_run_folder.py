@@ -60,8 +60,10 @@ def test_environment_names_versions_and_machine():
 def test_every_start_of_a_run_is_noted_with_pictures_beside_it(folder, tmp_path):  # noqa: F811
     for steps in ("2", "2"):
         train.train(recipe(folder, tmp_path / "run", "--max_steps", steps, "--save_steps", "1"))
-    starts = [json.loads(line) for line in (tmp_path / "run/environment.jsonl").read_text().splitlines()]
-    assert [start["step"] for start in starts] == [0, 2]
+    lines = [json.loads(line) for line in (tmp_path / "run/environment.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "python" in line] == [0, 2]
+    assert [line["step"] for line in lines if "seconds" in line] == [2, 2] and lines[1]["seconds"] > 0
+    assert lines[0]["on_disk"] == [str(folder)]
     for name in ("loss.png", "recall.png", "similarity.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
 
@@ -124,10 +126,7 @@ def test_checkpoints_carry_all_state_that_training_has(folder, tmp_path):  # noq
     run.save_checkpoint()
     (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
     names = {"model.safetensors", "optimizer.bin", "scaler.pt", "random_states_0.pkl"}
-    own = {
-        "custom_checkpoint_0.pkl",
-        "custom_checkpoint_1.pkl",
-    }  # the schedule, and the run's step and place in its data
+    own = {"place.json"}  # the run's step, its schedule and its place in its data
     assert {path.name for path in checkpoint.iterdir()} == names | own
     again = train.Run(recipe(folder, tmp_path / "run", "--max_steps", "2"))
     again.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)

@@ -1,0 +1,310 @@
+"""The model card: one template, and no figure without the JSON it came from beside it."""
+
+import json
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from modeling_wavlink import WavLinkConfig, WavLinkModel
+from modeling_wavlink.metrics import KS, percent
+from modeling_wavlink.pictures import draw_confusion, draw_dims, draw_loss, draw_recall
+from modeling_wavlink.retrieval import DIRECTIONS, RANKED
+
+from . import training
+from .foreign_text import escape, last_part, table, without_paths
+from .known import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
+from .metadata import card_data, data_name, hub_data, write_eval_results
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+_CONFUSED_LABELS = 20  # more do not fit a card's width
+
+
+def write_card(
+    folder: Path,
+    model: WavLinkModel,
+    extractor,
+    repo_id: str,
+    *,
+    scores: Sequence[dict] = (),
+    run: Path | None = None,
+    licence: str | None = None,
+    untrained: str | None = None,
+    score_files: Sequence[str] = (),
+) -> None:
+    """Writes `folder/README.md`, and beside it what it shows and links: scores, results, recipe and pictures.
+
+    Args:
+        model: its config and its number of parameters are told; its weights are not looked at.
+        extractor: the checkpoint's feature extractor.
+        scores: what `modeling_wavlink.evaluation` wrote of these weights.
+        run: the folder that `train.py` wrote, if it is there.
+        licence: of the weights, as the Hub names it.
+        untrained: the paper's size, `"base"`, `"small"` or `"large"`, of pretrained towers with new projections.
+        score_files: the file names of `scores`.
+    """
+    if untrained not in (None, *SIZES):
+        raise ValueError(f"untrained must be one of {', '.join(SIZES)}, got {untrained!r}")
+    if score_files and len(score_files) != len(scores):
+        raise ValueError(f"{len(scores)} scores need as many file names, got {len(score_files)}")
+    if (scores or run) and find_spec("matplotlib") is None:
+        raise ValueError("the card's pictures need matplotlib: pip install matplotlib")
+    folder, scores = Path(folder), [without_paths(score) for score in scores]
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    found = training.stages(None if run is None else Path(run))
+    files = _ship_scores(folder, scores, score_files, repo_id)
+    shipped = training.ship(found, folder)
+    write_eval_results(folder, scores, files, repo_id)
+    ModelCard.from_template(
+        card_data(repo_id, scores, found, licence, untrained),
+        template_path=str(TEMPLATE),
+        repo_id=repo_id,
+        rate=extractor.sampling_rate,
+        longest=extractor.chunk_length,
+        untrained=untrained,
+        architecture=_architecture(model, extractor),
+        dims=_dims(model.config),
+        nested=_nested(model.config, scores, files),
+        results=[_result(folder, score, file) for score, file in zip(scores, files, strict=True)],
+        stages=_stages(folder, found, shipped),
+        paper=_paper(untrained or paper_size(model.config)),
+        licences=_licences(licence, untrained, found),
+    ).save(folder / "README.md")
+    if not any((folder / "pictures").iterdir()):
+        (folder / "pictures").rmdir()
+
+
+def _ship_scores(folder: Path, scores: Sequence[dict], names: Sequence[str], repo_id: str) -> list[str]:
+    """`scores/NAME.json` of each, which holds no paths any more, with the model's and the data's public names."""
+    files = []
+    for number, score in enumerate(scores):
+        name = Path(names[number]).stem if names else last_part(data_name(score))
+        stem = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "scores"
+        file = f"scores/{stem}.json"
+        if file in files:
+            file = f"scores/{stem}-{number + 1}.json"
+        public = score | {"model": repo_id, "benchmark": data_name(score)}
+        if "data" in score:
+            public["data"] = score["data"] | {"source": data_name(score)}
+        (folder / "scores").mkdir(parents=True, exist_ok=True)
+        text = json.dumps(public, indent=2)  # in ASCII: nothing in it is invisible
+        (folder / file).write_text(text + "\n", encoding="utf-8")
+        files.append(file)
+    return files
+
+
+def _dims(config) -> list[int]:
+    return sorted({config.projection_dim, *config.matryoshka_dims}, reverse=True)
+
+
+def _architecture(model: WavLinkModel, extractor) -> list[list[str]]:
+    config = model.config
+    if config.audio_config.model_type == "clap_audio_model":
+        audio = f"HTS-AT of CLAP, width {config.audio_config.hidden_size}, without a global token"
+        heard = f"in windows of {extractor.max_length_s} s, whose vectors are averaged"
+    else:
+        pooled = {
+            "token": "one learned global token",
+            "mean": "the mean of its frames",
+            "token_mean": "one learned global token plus the mean of its frames",
+        }
+        sizes = f"width {config.audio_config.d_model}, {config.audio_config.encoder_layers} layers"
+        audio = f"Whisper encoder, {sizes}, {pooled[config.pooling]}"
+        heard = "at its own length" if extractor.padding == "longest" else "padded to 30 s, the silence included"
+    text = f"{escape(config.text_config.model_type)}, width {config.text_config.hidden_size}"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return [
+        ["audio tower", audio],
+        ["text tower", text],
+        ["parameters", f"{parameters / 1e6:.1f}M"],
+        ["loss", f"{config.loss_type}, the mean over the nested dims"],
+        ["a clip is heard", f"{heard}; {extractor.sampling_rate // 1000} kHz mono, up to {extractor.chunk_length} s"],
+    ]
+
+
+def _widths(part: dict) -> list[str]:
+    return [dim for dim in part if dim.isdigit()]
+
+
+def retrieval_rows(score: dict) -> list[list[str]]:
+    """Every nested dim, and what chance would find."""
+    rows = []
+    for way, words in DIRECTIONS.items():
+        for dim in _widths(score.get(way, {})):
+            figures = score[way][dim]
+            rank = f"{figures['median_rank']['value']:g}"
+            rows.append([words, dim, *(percent(figures[name]) for name in RANKED), rank])
+        if chance := score.get("chance", {}).get(way):
+            rows.append([words, "chance", *(f"{100 * chance[f'R@{k}']:.1f}" for k in KS), "", ""])
+    return rows
+
+
+def other_rows(score: dict) -> list[list[str]]:
+    """Zero-shot accuracy and multiple choice, at every nested dim."""
+    rows = []
+    tasks = (
+        ("zero_shot", "zero-shot", "labels", "accuracy"),
+        ("multiple_choice", "multiple choice", "questions", "total"),
+    )
+    for key, words, counted, name in tasks:
+        part = score.get(key, {})
+        for dim in _widths(part):
+            title = f"{words}, {part[counted]:d} {counted}"
+            rows.append([title, dim, percent(part[dim][name]), f"{100 * part['chance']:.1f}"])
+    return rows
+
+
+def group_rows(score: dict) -> list[list[str]]:
+    """R@10 both ways and zero-shot accuracy of each group of clips, at full width."""
+    groups, zero_shot = score.get("groups", {}), score.get("zero_shot", {})
+    widest = max(_widths(zero_shot), key=int, default="")
+    labelled = zero_shot.get(widest, {}).get("groups", {})
+    rows = []
+    for name in dict.fromkeys([*groups, *labelled]):
+        recalls = [groups.get(name, {}).get(way, {}).get("R@10") for way in DIRECTIONS]
+        rows.append([escape(name), *(percent(x) if x else "" for x in (*recalls, labelled.get(name)))])
+    return rows
+
+
+def _result(folder: Path, score: dict, file: str) -> dict:
+    """A benchmark's section."""
+    retrieval, others, groups = retrieval_rows(score), other_rows(score), group_rows(score)
+    both = [f"{words} R@10" for words in DIRECTIONS.values()]
+    tables = [
+        table(["direction", "dims", *RANKED, "median rank"], retrieval) if retrieval else "",
+        table(["task", "dims", "accuracy", "chance"], others) if others else "",
+        table(["group", *both, "zero-shot"], groups) if groups else "",
+    ]
+    known = hub_data(score)
+    name = escape(data_name(score))
+    return {
+        "title": f"{name}, {escape(score['split'])}",
+        "facts": _facts(score),
+        "data": f"[{name}](https://huggingface.co/datasets/{known})" if known else f"{name} (local data)",
+        "file": file,
+        "tables": [part for part in tables if part],
+        "pictures": _draw_scores(folder, score, Path(file).stem),
+    }
+
+
+def _facts(score: dict) -> str:
+    facts = [f"{score['clips']:d} clips, {score['captions']:d} captions"]
+    if unreadable := score.get("unreadable", {}).get("count"):
+        facts.append(f"unreadable and left out: {unreadable:d}")
+    if windowed := score.get("windowed"):
+        facts.append(f"longer than one input, so heard in windows: {windowed:d}")
+    if prompt := score.get("zero_shot", {}).get("prompt"):
+        facts.append(f"labels are asked for as “{escape(prompt)}”")
+    return "; ".join(facts)
+
+
+def _draw_scores(folder: Path, score: dict, stem: str) -> list[list[str]]:
+    pictures = []
+    if all(_widths(score.get(way, {})) for way in DIRECTIONS):
+        ways = {way: {dim: score[way][dim] for dim in _widths(score[way])} for way in DIRECTIONS}
+        draw_dims({data_name(score).replace("$", r"\$"): ways}, folder / f"pictures/{stem}.recall.png")
+        pictures.append(["Recall by the dims kept", f"pictures/{stem}.recall.png"])
+    if confusion := score.get("zero_shot", {}).get("confusion"):
+        draw_confusion(confusion, folder / f"pictures/{stem}.confusion.png", most=_CONFUSED_LABELS)
+        pictures.append(["Which labels are taken for which", f"pictures/{stem}.confusion.png"])
+    return pictures
+
+
+def _nested(config, scores: Sequence[dict], files: Sequence[str]) -> dict:
+    """What each nested dim takes in memory and, where it was measured, what it costs in recall."""
+    header, rows = ["dims", "bytes a vector (fp32)"], [[str(dim), str(4 * dim)] for dim in _dims(config)]
+    measured = ((score, file) for score, file in zip(scores, files, strict=True) if "difference" in score)
+    score, file = next(measured, (None, ""))
+    if score is None:
+        return {"table": table(header, rows), "file": ""}
+    difference = score["difference"]
+    smallest, largest = difference["dims"]
+    for way, words in DIRECTIONS.items():
+        header += [f"{words} R@10", f"against {largest:d}"]
+        for row in rows:
+            figures = score[way].get(row[0])
+            row.append(percent(figures["R@10"]) if figures else "")
+            row.append(percent(difference[way]["R@10"], signed=True) if row[0] == str(smallest) else "")
+    changes = [f"{words} {percent(difference[way]['R@1'], signed=True)}" for way, words in DIRECTIONS.items()]
+    words = f"R@1 at {smallest:d} dims against {largest:d}: {', '.join(changes)}."
+    return {"table": table(header, rows), "file": file, "data": escape(data_name(score)), "first": words}
+
+
+def _stages(folder: Path, found: list[training.Stage], shipped: list[str]) -> list[dict]:
+    """Each training stage with its recipe, its pictures and its files."""
+    sections = []
+    for number, stage in enumerate(found):
+        before = found[number - 1] if number else None
+        ours = [name for name in shipped if len(found) == 1 or f"/stage{number + 1}/" in name]
+        stem = f"stage{number + 1}." if len(found) > 1 else ""
+        sections.append(
+            {
+                "table": table(["", ""], training.rows(stage, before)),
+                "files": ours,
+                "pictures": _draw_training(folder, stage, stem),
+                "hours": escape(training.hours(stage)),
+                "machine": escape(training.machine(stage)),
+            }
+        )
+    return sections
+
+
+def _draw_training(folder: Path, stage: training.Stage, stem: str) -> list[list[str]]:
+    pictures = []
+    if any("loss" in line for line in stage.metrics):
+        draw_loss(stage.metrics, folder / f"pictures/{stem}loss.png")
+        pictures.append(["Loss and scale by step", f"pictures/{stem}loss.png"])
+    if any(line.get("validation", {}).get(way) for line in stage.metrics for way in DIRECTIONS):
+        draw_recall(stage.metrics, folder / f"pictures/{stem}recall.png")
+        pictures.append(["Recall on the validation split by step", f"pictures/{stem}recall.png"])
+    return pictures
+
+
+def paper_size(config) -> str | None:
+    """Which of the paper's sizes this architecture is, if any."""
+    if config.audio_config.model_type == "clap_audio_model" or config.text_config.model_type != "clip_text_model":
+        return None
+    shape = _shape(config)
+    return next((size for size in SIZES if _shape(WavLinkConfig.for_size(size)) == shape), None)
+
+
+def _shape(config) -> tuple:
+    audio, text = config.audio_config, config.text_config
+    return (audio.d_model, audio.encoder_layers, text.hidden_size, text.num_hidden_layers, config.pooling)
+
+
+def _paper(size: str | None) -> dict | None:
+    """The paper's own figures for a size."""
+    if size is None:
+        return None
+    full, eighth = PAPER_RETRIEVAL[size]
+    rows = [[str(full), *PAPER_RETRIEVAL[size][full]], [f"{eighth}, change", *PAPER_RETRIEVAL[size][eighth]]]
+    zero_shot = dict(zip(("VGGSound", "UrbanSound8K", "ESC-50"), PAPER_ZERO_SHOT[size], strict=True))
+    return {
+        "size": size.capitalize(),
+        "table": table(["dims", *PAPER_COLUMNS], rows),
+        "zero_shot": ", ".join(f"{name} {value}" for name, value in zero_shot.items()),
+    }
+
+
+def _licences(licence: str | None, untrained: str | None, found: list[training.Stage]) -> str:
+    """A row for the weights, each tower they started from and each training set."""
+    rows = [["these weights", escape(licence) if licence else "not stated: the rows below decide what is possible"]]
+    data = card_data("", (), found, None, untrained)
+    rows += [[_model_link(name), TOWER_LICENCES.get(name, "see its card")] for name in data.base_model or ()]
+    if found:
+        local = [tower for tower in found[0].towers() if not found[0].hub_id(tower)]
+        rows += [[f"started from {escape(found[0].name(tower))}", "see where it was published"] for tower in local]
+    sources = {source: stage for stage in found for source in stage.data()}
+    for source, stage in sources.items():
+        name, known = escape(stage.name(source)), stage.hub_id(source)
+        url = f"https://huggingface.co/datasets/{known}" if known else DATA[source].url if source in DATA else ""
+        words = DATA[source].licence if source in DATA else "see its card" if known else "not published with this card"
+        rows.append([f"data: [{name}]({url})" if url else f"data: {name}", words])
+    return table(["what", "licence"], rows)
+
+
+def _model_link(name: str) -> str:
+    return f"started from [{escape(name)}](https://huggingface.co/{name})"

@@ -1,0 +1,92 @@
+"""Out of the evaluation's JSON files, the scores of exactly the weights that are pushed."""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+
+from modeling_wavlink import WavLinkModel
+from modeling_wavlink.peers import revision
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def read_scores(paths: Sequence[str]) -> dict[str, list[dict]]:
+    """Of each file the scores in it, one for each model that was scored."""
+    read = {}
+    for path in paths:
+        try:
+            scores = json.loads(Path(path).read_text(encoding="utf-8"))
+            read[path] = scores.get("models") or [scores]
+            [(row["model"], row["about"]["revision"]) for row in read[path]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not what python -m modeling_wavlink.evaluation --output writes "
+                f"({type(error).__name__}: {error}): without the weights it was measured on it shows nothing"
+            ) from error
+    return read
+
+
+def scores_of(model: WavLinkModel, source: str, read: dict[str, list[dict]]) -> list[dict]:
+    """From each file of `read_scores` the scores of these weights; a file without any is refused.
+
+    Args:
+        model: as it is pushed.
+        source: the folder or Hub id it comes from.
+    """
+    own = fingerprint(model) if read else ""
+    found = []
+    for path, rows in read.items():
+        same = [row for row in rows if _is_of(row, own, model, source)]
+        if not same:
+            others = ", ".join(f"{row['model']} ({row['about']['revision']})" for row in rows)
+            raise ValueError(
+                f"{path} was measured on other weights, {others}, than those of {source} ({own}): measure these with "
+                f"python -m modeling_wavlink.evaluation --model {source}"
+            )
+        found.append(same[0])
+    return found
+
+
+def fingerprint(model: WavLinkModel) -> str:
+    """As the evaluation has it on record, which scores in fp32 whatever is stored."""
+    if any(value.is_floating_point() and value.dtype != torch.float32 for value in model.state_dict().values()):
+        model = copy.deepcopy(model).float()
+    return revision(model)
+
+
+def _is_of(row: dict, own: str, model: WavLinkModel, source: str) -> bool:
+    measured = row["about"]["revision"]
+    if not _COMMIT.fullmatch(measured):
+        return measured == own
+    if row["about"].get("seed") is not None:  # a control: the architecture of that commit with new weights
+        return False
+    commit = getattr(model.config, "_commit_hash", None)
+    if Path(source).is_dir():
+        return _weights_in(Path(source)) == _weights_on_hub(row["model"], measured)
+    # A commit that changed the card alone has the same weights.
+    return bool(commit) and (
+        commit == measured or _weights_on_hub(source, commit) == _weights_on_hub(row["model"], measured)
+    )
+
+
+def _weights_on_hub(repo_id: str, commit: str | None) -> dict[str, str]:
+    """The weights' files in a commit and their sha256, which need no download."""
+    files = HfApi().list_repo_tree(repo_id, revision=commit)
+    return {file.path: file.lfs.sha256 for file in files if file.path.endswith(".safetensors") and file.lfs}
+
+
+def _weights_in(folder: Path) -> dict[str, str]:
+    names = {}
+    for path in folder.glob("*.safetensors"):
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        names[path.name] = digest.hexdigest()
+    return names

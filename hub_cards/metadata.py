@@ -1,0 +1,144 @@
+"""A card's metadata and its results in the Hub's two forms: `model-index` in the card, and `.eval_results/*.yaml`.
+
+Values are percent of 0 to 100. `.eval_results` belong to data sets on the Hub, so a score on local data is in
+`model-index` alone, under the name of its folder. A task id says what was measured; the Hub puts an entry on a data
+set's leaderboard only where that data set declares the task.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
+from modeling_wavlink.metrics import percent
+from modeling_wavlink.retrieval import DIRECTIONS
+
+from .foreign_text import clean, last_part
+from .known import BENCHMARK_IDS, ENGLISH, towers_of
+from .training import Stage, base_models, data_ids
+
+TAGS = ["audio", "audio-text-retrieval", "feature-extraction", "matryoshka", "wavlink", "custom_code"]
+
+
+def card_data(
+    repo_id: str, scores: Sequence[dict], stages: list[Stage], licence: str | None, untrained: str | None
+) -> ModelCardData:
+    """The YAML block. What is not known is left out."""
+    sources = {source for stage in stages for source in stage.data()}
+    results = [result for score in scores for result in model_index(score)]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="zero-shot-audio-classification",
+        tags=TAGS,
+        license=licence,
+        language="en" if sources and sources <= set(ENGLISH) else None,
+        base_model=(list(towers_of(untrained)) if untrained else base_models(stages)) or None,
+        datasets=data_ids(stages) or None,
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+
+
+def hub_data(score: dict) -> str | None:
+    """The Hub id of the data a score was measured on, None of a folder: `owner/name` may be either.
+
+    A benchmark by name without a copy comes from the Hub; of any other data from there the commit is on record.
+    """
+    source = score.get("data", {}).get("source", score["benchmark"])
+    if source in BENCHMARK_IDS:
+        return BENCHMARK_IDS[source]
+    from_hub = re.fullmatch("[0-9a-f]{40}", str(score.get("data", {}).get("revision")))
+    return source if from_hub and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None
+
+
+def data_name(score: dict) -> str:
+    """How a card calls the data: its Hub id, or the last name of its folder."""
+    if known := hub_data(score):
+        return known
+    benchmark = score["benchmark"]
+    return f"{benchmark} (a local copy)" if benchmark in BENCHMARK_IDS else clean(last_part(benchmark))
+
+
+def headlines(score: dict) -> Iterator[tuple[str, str, str, int, dict]]:
+    """`(task, metric, words, dims, figure)` of what is told as metadata, at the widest and the narrowest dim."""
+    for way, words in DIRECTIONS.items():
+        for dim in _ends(score.get(way, {})):
+            for name in ("R@1", "R@5", "R@10"):
+                metric = f"{way}_recall_at_{name.removeprefix('R@')}"
+                yield "audio-text-retrieval", metric, f"{words} {name}", dim, score[way][str(dim)][name]
+    tasks = (
+        ("zero_shot", "zero-shot-audio-classification", "accuracy"),
+        ("multiple_choice", "multiple-choice", "total"),
+    )
+    for part, task, name in tasks:
+        for dim in _ends(score.get(part, {})):
+            words = f"{part.replace('_', '-').replace('multiple-', 'multiple ')} accuracy"
+            yield task, f"{part}_accuracy", words, dim, score[part][str(dim)][name]
+
+
+def _ends(part: dict) -> list[int]:
+    dims = sorted((int(dim) for dim in part if dim.isdigit()), reverse=True)
+    return list(dict.fromkeys([*dims[:1], *dims[-1:]]))
+
+
+def model_index(score: dict) -> list[EvalResult]:
+    """The results of one evaluation. Local data has the type `audiofolder`, its name as configuration."""
+    known, name = hub_data(score), data_name(score)
+    data = {"dataset_type": known or "audiofolder", "dataset_name": name, "dataset_split": clean(score["split"])}
+    data |= {"dataset_revision": score.get("data", {}).get("revision") if known else None}
+    if not known:
+        data["dataset_config"] = name  # the Hub tells results apart by type, configuration and split, not by name
+    return [
+        EvalResult(
+            task_type=task,
+            metric_type=metric,
+            metric_name=f"{words}, {dim} dims (%)",
+            metric_value=round(100 * figure["value"], 1),
+            metric_args={"dims": dim, "interval_95": [round(100 * x, 1) for x in figure["interval"]]},
+            **data,
+        )
+        for task, metric, words, dim, figure in headlines(score)
+    ]
+
+
+def write_eval_results(folder: Path, scores: Sequence[dict], files: Sequence[str], repo_id: str) -> list[Path]:
+    """`.eval_results/DATA.yaml`, a file a data set of the Hub, at full width; of two scores of one task the first.
+
+    Files of an earlier card are removed.
+    """
+    place = folder / ".eval_results"
+    for old in place.glob("*.yaml"):
+        old.unlink()
+    entries: dict[str, dict[str, EvalResultEntry]] = {}
+    for score, file in zip(scores, files, strict=True):
+        if known := hub_data(score):
+            for entry in _entries(score, known, file, repo_id):
+                entries.setdefault(known, {}).setdefault(entry.task_id, entry)
+    written = []
+    for known, tasks in entries.items():
+        place.mkdir(parents=True, exist_ok=True)
+        written.append(place / f"{known.replace('/', '--')}.yaml")
+        written[-1].write_text(yaml_dump(eval_result_entries_to_yaml(list(tasks.values()))), encoding="utf-8")
+    return written
+
+
+def _entries(score: dict, known: str, file: str, repo_id: str) -> list[EvalResultEntry]:
+    seen, entries = set(), []
+    for _, metric, words, dim, figure in headlines(score):
+        if metric in seen:  # the narrowest dim comes second
+            continue
+        seen.add(metric)
+        entries.append(
+            EvalResultEntry(
+                dataset_id=known,
+                task_id=f"{metric}_{clean(score['split'])}",
+                value=round(100 * figure["value"], 1),
+                dataset_revision=score.get("data", {}).get("revision"),
+                source_url=f"https://huggingface.co/{repo_id}/blob/main/{file}",
+                source_name="Scores with intervals and protocol",
+                notes=f"{words} in percent with its 95 % interval, {percent(figure)}, at {dim} dims; self-measured",
+            )
+        )
+    return entries

@@ -1,0 +1,100 @@
+"""What can be pushed, opened: a WavLink, a LoRA adapter on its base, or the paper's model before any training."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors import safe_open
+from transformers import AutoTokenizer, set_seed
+from transformers.utils import cached_file
+
+from modeling_wavlink import WavLinkModel
+from modeling_wavlink.building import build
+from modeling_wavlink.recipes import get_recipe
+from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+
+SIZES = ("base", "small", "large")
+
+
+def open_checkpoint(source: str) -> tuple[WavLinkModel | PeftModel, WavLinkProcessor]:
+    """A WavLink, or LoRA that is not merged yet, in eval mode, and its processor.
+
+    Args:
+        source: a folder or Hub id of a WavLink, such as runs/sounds/best, or of a PEFT adapter of one.
+    """
+    folder = Path(source)
+    if _file(source, "adapter_config.json"):
+        return _open_adapter(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        best = folder / "best"
+        hint = f"did you mean {best}?" if (best / "config.json").is_file() else "give a WavLink's folder or Hub id"
+        raise ValueError(f"{source} has neither a config.json nor an adapter_config.json: {hint}")
+    model = WavLinkModel.from_pretrained(source, use_safetensors=True).eval()
+    return model, _open_processor(source, model)
+
+
+def open_paper_model(size: str) -> tuple[WavLinkModel, WavLinkProcessor]:
+    """What the size's first stage starts from: pretrained towers, and what is new drawn from the recipe's seed."""
+    recipe = get_recipe(f"{size}_stage1")
+    set_seed(recipe.seed)
+    model, processor = build(recipe, lambda: ())
+    return model.eval(), processor
+
+
+def merged(model: WavLinkModel | PeftModel) -> WavLinkModel:
+    return model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
+
+
+def run_of(source: str) -> Path | None:
+    """The folder of the training run that wrote `source` (RUN/best, RUN/best/adapter), if it is one's."""
+    near = Path(source).resolve().parents[:2] if Path(source).is_dir() else ()
+    return next((folder for folder in near if (folder / "recipe.json").is_file()), None)
+
+
+def _file(source: str, name: str) -> str | None:
+    return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+
+
+def _open_processor(source: str, model: WavLinkModel) -> WavLinkProcessor:
+    htsat = model.config.audio_config.model_type == "clap_audio_model"
+    extractor = (WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor).from_pretrained(source)
+    return WavLinkProcessor(extractor, AutoTokenizer.from_pretrained(source, config=model.config.text_config))
+
+
+def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
+    base = PeftConfig.from_pretrained(source).base_model_name_or_path
+    weights = _file(source, "adapter_model.safetensors")
+    if not weights:
+        raise ValueError(f"{source} has no adapter_model.safetensors: save it with peft's safe_serialization=True")
+    if not base:
+        raise ValueError(
+            f"{source} does not name the model it was trained on: push the merged folder it lies in, or write its "
+            "folder or Hub id into adapter_config.json as base_model_name_or_path"
+        )
+    try:
+        bare = WavLinkModel.from_pretrained(base, use_safetensors=True)
+    except OSError as error:
+        raise ValueError(f"{base}, which {source} was trained on, does not load: {error}") from error
+    bare.config._commit_hash = None  # what was scored under that commit had no adapter
+    model = PeftModel.from_pretrained(bare, source).eval()
+    _refuse_forgotten(source, weights, model)
+    # The run's own processor, which lies beside its merged weights: the recipe may pad otherwise than the base.
+    above = Path(source).parent
+    places = [place for place in (source, str(above)) if Path(place, "processor_config.json").is_file()]
+    return model, _open_processor([*places, base][0], bare)
+
+
+def _refuse_forgotten(source: str, weights: str, model: PeftModel) -> None:
+    """PEFT loads what fits and is silent about the rest."""
+    state = model.state_dict()
+    adapted = {name.split(".lora_")[0] for name in state if ".lora_" in name}
+    with safe_open(weights, "pt") as file:
+        names = file.keys()
+        lost = [name for name in names if ".lora_" in name and name.split(".lora_")[0] not in adapted]
+        for name in (name for name in names if ".lora_" not in name):
+            stem, _, last = name.rpartition(".")
+            loaded = state.get(name, state.get(f"{stem}.modules_to_save.default.{last}"))
+            if loaded is None or not torch.equal(loaded, file.get_tensor(name).to(loaded.dtype)):
+                lost.append(name)
+    if lost:
+        raise ValueError(f"{source} does not fit the model it names as its base: {', '.join(sorted(lost)[:3])}")

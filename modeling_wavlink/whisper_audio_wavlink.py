@@ -1,0 +1,164 @@
+"""The audio tower: Whisper's encoder at a clip's own length, with one learned global token beside its frames."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, WhisperConfig
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
+
+from .configuration_wavlink import frame_pooling
+
+
+class WavLinkLastLayer(WhisperEncoderLayer):
+    """Whisper's layer for where only the states from some place on are read: they alone ask and are fed forward, while
+    keys and values are those of all."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, first: int = 0) -> Tensor:
+        """`[B, L, D] -> [B, L - first, D]`, the layer's states from `first` on."""
+        heard = {}
+        if first:
+            heard["key_value_states"] = self.self_attn_layer_norm(hidden_states)
+            hidden_states = hidden_states[:, first:]
+            if attention_mask is not None and attention_mask.dim() == 4:  # (B, 1, asking, heard); flash has (B, heard)
+                attention_mask = attention_mask[:, :, first:]
+        output = super().forward(hidden_states, attention_mask, **heard)
+        return output[0] if isinstance(output, tuple) else output
+
+
+class WavLinkAudioModel(PreTrainedModel):
+    """Whisper's encoder at the clip's own length, with a learned global token appended to its frames.
+
+    With 3000 mel frames, no mask and `use_global_token=False` it computes what `WhisperEncoder` does, bit for bit.
+    With `frame_pooling=n` in its config, every n neighbouring frames become their mean after the first
+    `frame_pooling_layer` layers (1 unless it says otherwise); the rest of the layers then have 1/n of the work.
+    """
+
+    config: WhisperConfig
+    config_class = WhisperConfig
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WhisperEncoderLayer", "WavLinkLastLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__(config)
+        self.encoder = WhisperEncoder._from_config(config, dtype=torch.get_default_dtype())
+        self.encoder.layers[-1].__class__ = WavLinkLastLayer  # which has the same weights: they are not drawn twice
+        self.global_token = nn.Parameter(torch.empty(1, 1, config.d_model))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, WavLinkAudioModel):
+            init.normal_(module.global_token, std=self.config.init_std)
+
+    def forward(
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor | None = None,
+        use_global_token: bool = True,
+        pooling: str = "token",
+        output_frames: bool = True,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s).
+            input_features_mask: `[B, T]`, 1 for the clip's own frames; without it all T frames are heard.
+            use_global_token: False leaves the token out; the pooled output is then None.
+            pooling: `"token"`, `"mean"` (the token is left out) or `"token_mean"`, see `WavLinkConfig`.
+            output_frames: False leaves `last_hidden_state` None; where the token alone is pooled, the last layer then
+                computes the token alone, which changes it by rounding only.
+
+        Returns:
+            `last_hidden_state` `[B, ceil(T / 2), D]`, the frames of 20 ms each (with `frame_pooling=n` an n-th of
+            them, each n times as long), and `pooler_output` `[B, D]`.
+        """
+        with_token = use_global_token and pooling != "mean"
+        hidden_states, mask = self._convolve(input_features, input_features_mask)  # (B, T', D), (B, T')
+        frames = hidden_states.shape[1]
+        token = self.global_token[:, : int(with_token)].expand(hidden_states.shape[0], -1, -1)
+        hidden_states, attention_mask = self._join(hidden_states, token, mask)
+        token_alone = with_token and pooling == "token" and not output_frames
+        factor, pooled_after = frame_pooling(self.config)
+        for place, layer in enumerate(self.encoder.layers):
+            if factor > 1 and place == pooled_after:
+                token = hidden_states[:, frames:]
+                hidden_states, mask = _pool_frames(hidden_states[:, :frames], mask, factor)
+                frames = hidden_states.shape[1]
+                hidden_states, attention_mask = self._join(hidden_states, token, mask)
+            if token_alone and layer is self.encoder.layers[-1]:
+                hidden_states, frames = layer(hidden_states, attention_mask, frames), 0
+                continue
+            output = layer(hidden_states, attention_mask)
+            hidden_states = output[0] if isinstance(output, tuple) else output  # of older transformers 5
+        hidden_states = self.encoder.layer_norm(hidden_states)
+        token, hidden_states = hidden_states[:, frames:], hidden_states[:, :frames]
+        pooled = token[:, 0] if with_token else None
+        if use_global_token and pooling != "token":
+            mean = masked_mean(hidden_states, mask)
+            pooled = mean if pooled is None else pooled + mean
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states if output_frames else None, pooler_output=pooled
+        )
+
+    def _join(self, frames: Tensor, token: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`[B, T', D]` and `[B, 0 or 1, D]` -> `[B, T' + 0 or 1, D]`, and the layers' form of who hears whom."""
+        hidden_states = torch.cat([frames, token.to(frames.dtype)], dim=1)
+        mask = None if mask is None else F.pad(mask, (0, token.shape[1]), value=1)
+        return hidden_states, create_bidirectional_mask(self.config, hidden_states, mask)
+
+    @torch.no_grad()
+    def start_token(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> None:
+        """Lets the global token start as the mean frame of some clips as it enters the layers (arguments as for
+        `forward`): a pretrained encoder then treats it as it treats frames, which noise it does not."""
+        frames, mask = self._convolve(input_features, input_features_mask)
+        self.global_token.copy_(masked_mean(frames, mask).mean(0))
+
+    def _convolve(self, input_features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Whisper's two convolutions and positions. Past a clip's end both see the zeros they would see alone."""
+        encoder = self.encoder
+        longest = encoder.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+        if input_features.dim() != 3 or not 1 <= input_features.shape[-1] <= longest:
+            raise ValueError(
+                f"input_features must be [batch, {encoder.num_mel_bins}, 1 to {longest} frames], "
+                f"got {list(input_features.shape)}; one window holds {longest // 100} s"
+            )
+        hidden_states = input_features.to(encoder.conv1.weight.dtype)
+        if mask is not None:
+            hidden_states = hidden_states * mask[:, None].to(hidden_states.dtype)
+        hidden_states = F.gelu(encoder.conv1(hidden_states))
+        if mask is not None:
+            hidden_states = hidden_states * mask[:, None].to(hidden_states.dtype)
+        # torch.export cannot prove the strides of the transpose without its copy.
+        hidden_states = F.gelu(encoder.conv2(hidden_states)).transpose(1, 2).contiguous()  # (B, T', D)
+        positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        if mask is not None:
+            mask = mask[:, encoder.conv2.stride[0] * positions].long()
+        hidden_states = hidden_states + encoder.embed_positions(positions)
+        return F.dropout(hidden_states, p=encoder.dropout, training=self.training), mask
+
+
+def _pool_frames(frames: Tensor, mask: Tensor | None, factor: int) -> tuple[Tensor, Tensor | None]:
+    """`[B, L, D] -> [B, ceil(L / factor), D]`, the means of neighbours where `mask` `[B, L]` is 1, and their mask."""
+
+    def total(states):  # no view as (groups, factor), whose sizes torch.export could not prove to fit
+        return sum(F.pad(states, (0, 0, 0, place))[:, place::factor] for place in range(factor))
+
+    heard = torch.ones_like(frames[:1, :, :1]) if mask is None else mask[..., None].to(frames.dtype)
+    count = total(heard)
+    pooled = total(frames * heard) / count.clamp(min=1)
+    return pooled, None if mask is None else (count[..., 0] > 0).long()
+
+
+def masked_mean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    """`[B, L, D] -> [B, D]`, the mean where `mask` `[B, L]` is 1."""
+    if mask is None:
+        return hidden_states.mean(1)
+    mask = mask[..., None].to(hidden_states.dtype)
+    return (hidden_states * mask).sum(1) / mask.sum(1)
