@@ -29,9 +29,10 @@ from .peers import RepeatableClapProcessor, load_for_evaluation, revision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Seconds of sound a batch holds, padding included. More only leaves the caches; see benchmarks/speed.py.
+# Seconds of sound a batch holds, padding included. Base gains nothing from more, and little from more than 10.
 _BATCH_SECONDS = 60
-_BATCHES_AHEAD = 2
+_BATCHES_AHEAD = 2  # ready for the model
+_BATCHES_SORTED = 10  # hold no more sound than this, however large the lookahead
 
 
 class Embedder:
@@ -93,7 +94,8 @@ class Embedder:
         """
         Args:
             clips: mono `[samples]` of floats in [-1, 1] at `sampling_rate`, taken lazily, in a thread of their own.
-            lookahead: how many clips are sorted by length; at most about twice as many are in memory.
+            lookahead: up to how many clips, of ten minutes together, are sorted by length. About twice as many are in
+                memory at most.
 
         Yields:
             Of each clip, in order, its vector, `[dims]` fp32, L2-normalised.
@@ -184,13 +186,19 @@ class Embedder:
     def _batches(self, clips: Iterator[np.ndarray], lookahead: int) -> Iterator[tuple[list[int], dict | list]]:
         """The places of a batch's clips, and the model's inputs, or where that does not overlap the clips."""
         checked = (self._check(clip, place) for place, clip in enumerate(clips))
-        start = 0
-        while window := list(itertools.islice(checked, lookahead)):
-            costs = [self._cost(clip) for clip in window]
-            for batch in cut_batches(costs, _BATCH_SECONDS * self.sampling_rate):
+        budget, start = _BATCH_SECONDS * self.sampling_rate, 0
+        while window := self._take(checked, lookahead, _BATCHES_SORTED * budget):
+            for batch in cut_batches([self._cost(clip) for clip in window], budget):
                 heard = [window[place] for place in batch]
                 yield [start + place for place in batch], self._inputs(heard) if self._overlaps else heard
             start += len(window)
+
+    def _take(self, clips: Iterator[np.ndarray], most: int, cost: int) -> list[np.ndarray]:
+        taken = []
+        while cost > 0 and len(taken) < most and (clip := next(clips, None)) is not None:
+            taken.append(clip)
+            cost -= self._cost(clip)
+        return taken
 
     def _inputs(self, clips: list[np.ndarray]) -> dict:
         return self.processor(audio=clips, sampling_rate=self.sampling_rate, return_tensors="pt")
