@@ -72,10 +72,13 @@ def _pieces(path_or_bytes, length: int, rate: int, name: str) -> Iterator[np.nda
     with opened(path_or_bytes, name) as (sound, name):
         # resampling rounds a clip's length, so two samples more than a window are needed to know it is longer than one
         enough = (length + 2) * sound.samplerate / rate
-        coming, head = mono_blocks(sound), [np.empty(0, np.float32)]
-        while sum(map(len, head)) < enough and len(block := next(coming, head[0])):
+        coming, head, samples = mono_blocks(sound), [np.empty(0, np.float32)], 0
+        for block in coming:
             head.append(block)
-        if sum(map(len, head)) < enough:
+            samples += len(block)
+            if samples >= enough:
+                break
+        else:
             yield at_rate(np.concatenate(head), sound.samplerate, rate, name)
             return
         resampler = soxr.ResampleStream(sound.samplerate, rate, num_channels=1, dtype="float32")
