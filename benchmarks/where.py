@@ -39,13 +39,13 @@ FIGURES = {"hit@1": "%", "hit@5": "%", "iou": "%", "error": "s"}
 
 @dataclass(frozen=True)
 class Planted:
-    """A clip in a recording, from `start` to `end` s; `like` is another clip's row with its label, if there is one."""
+    """A clip in a recording, from `start` to `end` s; `like` is the row of another clip with its label."""
 
     start: float
     end: float
     caption: str
     label: str
-    like: int | None
+    like: int
 
 
 def compose(rows, minutes: float, snr: float, rng: np.random.Generator, rate: int) -> tuple[np.ndarray, list[Planted]]:
@@ -63,7 +63,7 @@ def compose(rows, minutes: float, snr: float, rng: np.random.Generator, rate: in
     return 0.5 * samples / np.abs(samples).max(), planted
 
 
-def _choose(rows, count: int, rng: np.random.Generator) -> list[tuple[int, int | None]]:
+def _choose(rows, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Rows of distinct labels and captions, the labels drawn first, each with another row of its label."""
     of_label = defaultdict(list)
     for index, (label, caption, seconds) in enumerate(
@@ -72,13 +72,14 @@ def _choose(rows, count: int, rng: np.random.Generator) -> list[tuple[int, int |
         if label and caption and SHORTEST <= seconds <= LONGEST:
             of_label[label].append(index)
     chosen, captions = [], set()
-    for label in rng.permutation(sorted(of_label)):
-        row, *others = rng.permutation(of_label[label]).tolist()
+    several = sorted(label for label, clips in of_label.items() if len(clips) > 1)
+    for label in rng.permutation(several):
+        row, like = rng.choice(of_label[label], 2, replace=False).tolist()
         if len(chosen) < count and rows[row]["caption"] not in captions:
-            chosen.append((row, others[0] if others else None))
+            chosen.append((row, like))
             captions.add(rows[row]["caption"])
     if len(chosen) < count:
-        raise ValueError(f"{count} clips of distinct labels are needed, there are {len(chosen)}: make it shorter")
+        raise ValueError(f"{count} labels of two clips or more are needed, there are {len(chosen)}: lower --minutes")
     return [chosen[place] for place in rng.permutation(count)]
 
 
@@ -104,15 +105,14 @@ def _level(clip: np.ndarray, decibels: float) -> np.ndarray:
     return clip * np.float32(0.1 * 10 ** (decibels / 20) / max(np.sqrt(np.mean(clip**2)), 1e-6))
 
 
-def questions(embedder: Embedder, rows, planted: list[Planted]) -> dict[str, list[np.ndarray | None]]:
-    """How it is asked -> of each planted clip the query `[D]`, or None."""
+def questions(embedder: Embedder, rows, planted: list[Planted]) -> dict[str, list[np.ndarray]]:
+    """How it is asked -> of each planted clip the query `[D]`."""
     texts = label_texts([clip.label for clip in planted])
-    like = [clip.like for clip in planted if clip.like is not None]
-    heard = dict(zip(like, embedder.embed_files([rows[row]["audio"] for row in like]), strict=True))
+    sounds = [load_column(rows[clip.like]["audio"], embedder.sampling_rate) for clip in planted]
     return {
         "caption": list(embedder.embed_text([clip.caption for clip in planted])),
         "label": list(embedder.embed_text([PROMPT.replace("{}", text) for text in texts])),
-        "sound": [heard.get(clip.like) for clip in planted],
+        "sound": list(embedder.embed_clips(sounds)),
     }
 
 
@@ -141,10 +141,9 @@ def ask(recording: Recording, planted: list[Planted], queries: dict, number: int
     rows = []
     for kind, vectors in queries.items():
         for clip, vector in zip(planted, vectors, strict=True):
-            if vector is not None and not isinstance(vector, ValueError):
-                spans = locate(recording, vector, TOP_K)
-                chance = scores(turned(spans, recording.duration, rng), clip)
-                rows.append({"kind": kind, "recording": number, "found": scores(spans, clip), "chance": chance})
+            spans = locate(recording, vector, TOP_K)
+            chance = scores(turned(spans, recording.duration, rng), clip)
+            rows.append({"kind": kind, "recording": number, "found": scores(spans, clip), "chance": chance})
     return rows
 
 
