@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from sentence_transformers.util import quantize_embeddings
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util.quantization import quantize_embeddings, semantic_search_faiss
 
 from modeling_wavlink.losses_wavlink import truncate_embeddings
+
+from .conftest import RATE, WORDS, tone
 
 pytest.importorskip("faiss")
 from modeling_wavlink import vectors  # noqa: E402
@@ -232,3 +235,96 @@ def test_nothing_is_added_of_codes_with_a_fault(collection, monkeypatch):
     with pytest.raises(ValueError, match="vector 500"):
         index.add(codes)
     assert len(index) == 0
+
+
+@pytest.fixture
+def door(sharp_model, processor, tmp_path) -> SentenceTransformer:
+    sharp_model.save_pretrained(tmp_path / "wavlink")
+    processor.save_pretrained(tmp_path / "wavlink")
+    return SentenceTransformer(str(tmp_path / "wavlink"), trust_remote_code=True, device="cpu")
+
+
+@pytest.fixture
+def clips() -> list[dict]:
+    return [{"array": tone(120 * 1.2**i, 0.2 + 0.05 * i, i), "sampling_rate": RATE} for i in range(14)]
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, 3 + i % 4, replace=False)) for i in range(11)]
+
+
+def fixed_ranges(dim: int) -> np.ndarray:
+    """As the README has it: ours, `[2, dim]`."""
+    return np.outer([-1, 1], np.full(dim, min(1, 6 / dim**0.5)))
+
+
+def test_sentence_transformer_cuts_normalises_and_then_quantises(door, clips, texts):
+    """In this order, for sounds as for texts."""
+    for inputs in (clips, texts):
+        full = door.encode(inputs)
+        cut = truncate_embeddings(torch.from_numpy(full), 16).numpy()
+        options = {"truncate_dim": 16, "normalize_embeddings": True}
+        np.testing.assert_allclose(door.encode(inputs, **options), cut, atol=1e-6)
+        bits = door.encode(inputs, precision="ubinary", **options)
+        np.testing.assert_array_equal(bits, encode(full, 16, "binary"))
+        signed = door.encode(inputs, precision="binary", **options)
+        np.testing.assert_array_equal(signed.view(np.uint8) ^ 128, bits)
+        codes = door.encode(inputs, precision="int8", **options)
+        steps = codes.astype(int) - quantize_embeddings(cut, "int8")
+        assert (codes.shape, codes.dtype) == ((len(inputs), 16), np.int8)
+        assert abs(steps).max() <= 1 and (steps != 0).mean() < 0.1  # the last bits of fp32, at the edge of a step
+
+
+def test_int8_of_sentence_transformer_is_measured_on_what_is_encoded_at_once(door, clips):
+    """Why the README gives the ranges: codes of two calls do not compare, and one clip alone has none."""
+    together = door.encode(clips, precision="int8")
+    assert abs(door.encode(clips[:5], precision="int8").astype(int) - together[:5]).max() > 20
+    with pytest.raises(ValueError, match="single embedding"):
+        door.encode(clips[:1], precision="int8")
+    cut = door.encode(clips, truncate_dim=16, normalize_embeddings=True)
+    alone = quantize_embeddings(cut[:1], "int8", ranges=fixed_ranges(16))
+    np.testing.assert_array_equal(alone, quantize_embeddings(cut, "int8", ranges=fixed_ranges(16))[:1])
+    back = (alone + 128.5) * 2 * fixed_ranges(16)[1] / 255 - fixed_ranges(16)[1]
+    np.testing.assert_allclose(back, cut[:1], atol=fixed_ranges(16)[1, 0] / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("dim", [16, 32])
+def test_semantic_search_faiss_finds_what_we_find_by_signs(dim, door, clips, texts):
+    corpus = door.encode(clips, truncate_dim=dim, precision="ubinary")
+    for asked in (texts, clips):
+        queries = door.encode(asked, truncate_dim=dim, normalize_embeddings=True)
+        found, _ = semantic_search_faiss(
+            queries, corpus_embeddings=corpus, corpus_precision="ubinary", top_k=5, rescore_multiplier=3
+        )
+        index = FlatIndex(dim, "binary")
+        index.add(corpus)
+        scores, rows = index.search(queries, 5, 3)
+        theirs = [[hit["corpus_id"] for hit in hits] for hits in found]
+        cosines = (queries @ decode(corpus, dim, "binary").T)[np.arange(len(queries))[:, None], theirs]
+        np.testing.assert_allclose(cosines, scores, atol=1e-6)  # of equal signs they may name another
+
+
+def test_semantic_search_faiss_retrieves_by_eight_bits(door, clips, texts):
+    options = {"truncate_dim": 16, "normalize_embeddings": True}
+    ranges, vectors = fixed_ranges(16), door.encode(clips, **options)
+    corpus = quantize_embeddings(vectors, "uint8", ranges=ranges)
+    for asked in (texts, clips):
+        queries = door.encode(asked, **options)
+        found, _ = semantic_search_faiss(
+            queries,
+            corpus_embeddings=corpus,
+            corpus_precision="uint8",
+            ranges=ranges,
+            top_k=5,
+            rescore_multiplier=3,
+        )
+        expected = queries @ vectors.T
+        index = FlatIndex(16, "int8")
+        index.add(encode(vectors, 16, "int8"))
+        ours = index.search(queries, 5)[1]
+        for rows in (np.array([[hit["corpus_id"] for hit in hits] for hits in found]), ours):
+            lost = -np.sort(-expected)[:, :5] - np.take_along_axis(expected, rows, 1)
+            assert abs(lost).max() < 0.02
+        assert asked is texts or (ours[:, 0] == np.arange(len(clips))).all()
