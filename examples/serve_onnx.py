@@ -25,7 +25,7 @@ MAX_BYTES, MAX_TEXTS = 32 * 2**20, 256  # of one request
 
 
 class WavLink:
-    """What `modeling_wavlink.onnx_export` wrote. One input at a time: in int8 its batch-mates would change a vector."""
+    """What `modeling_wavlink.onnx_export` wrote. One input at a time: in int8 batch-mates change a vector."""
 
     def __init__(self, folder: Path):
         self.about = json.loads((folder / "wavlink_onnx.json").read_text(encoding="utf-8"))
