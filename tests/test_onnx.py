@@ -1,9 +1,11 @@
 """ONNX: torch's vectors in onnxruntime at any batch and length, what int8 costs, and serving them without torch."""
 
+import copy
 import importlib.util
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -15,11 +17,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import ClapAudioConfig
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from modeling_wavlink import WavLinkModel, onnx_export  # noqa: E402
+from modeling_wavlink import WavLinkConfig, WavLinkModel, onnx_export  # noqa: E402
 from modeling_wavlink.onnx_export import CONFIG, export_onnx, load, main, measured, run  # noqa: E402
 from processing import WavLinkProcessor  # noqa: E402
 from processing.audio import load_audio  # noqa: E402
@@ -27,12 +31,13 @@ from processing.data import captions_of, load_split  # noqa: E402
 from processing.synthetic import KINDS, render  # noqa: E402
 
 from .conftest import RATE, tone  # noqa: E402
+from .test_htsat import AUDIO  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_onnx.py"
 SECONDS = (1.111, 0.0123, 0.5, 2.0)  # 112 frames, 2, 50 and 200
 TEXTS = ["a dog barks", "the loud bell rings . the low cat meows", "rain"]
-# (text tower, its pooling, the audio pooling, frames pooled to one)
-TOWERS = [("clip", "eos", "token", 1), ("modernbert", "cls", "mean", 1), ("bert", "mean", "token_mean", 3)]
+# (text tower, its pooling, the audio pooling, frames pooled to one, opset); `served` is another, with BERT
+TOWERS = [("clip", "eos", "token_mean", 3, None), ("modernbert", "cls", "mean", 1, 18)]
 
 
 def build(request, text, text_pooling, pooling="token", frame_pooling=1) -> tuple[WavLinkModel, WavLinkProcessor]:
@@ -53,15 +58,32 @@ def heard(processor, clips, **options):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory, whisper_folder, bert_folder) -> tuple[Path, WavLinkModel, WavLinkProcessor]:
-    """An exported folder, and what it was exported from."""
+def exported(tmp_path_factory, whisper_folder, bert_folder) -> dict:
+    """An export of a model in half precision and in training, that model, the same in fp32, and the processor."""
     folders = str(whisper_folder), str(bert_folder)
     torch.manual_seed(0)
-    model = WavLinkModel.from_audio_text_pretrained(*folders, text_pooling="mean").eval()
+    half = WavLinkModel.from_audio_text_pretrained(*folders, text_pooling="mean").bfloat16().train()
     processor = WavLinkProcessor.from_audio_text_pretrained(*folders)
     folder = tmp_path_factory.mktemp("onnx") / "served"
-    export_onnx(model, processor, folder)
-    return folder, model, processor
+    about = export_onnx(half, processor, folder)
+    model = copy.deepcopy(half).float().eval()
+    return {"folder": folder, "half": half, "model": model, "processor": processor, "about": about}
+
+
+@pytest.fixture
+def served(exported) -> tuple[Path, WavLinkModel, WavLinkProcessor]:
+    return exported["folder"], exported["model"], exported["processor"]
+
+
+@pytest.fixture
+def graphs_at_hand(served, monkeypatch):
+    """Spares tests of what is done with a graph the seconds in which torch writes it."""
+
+    def copy_graph(tower, path, *_):
+        shutil.copy(served[0] / path.name, path)
+        return 20
+
+    monkeypatch.setattr(onnx_export, "_write_graph", copy_graph)
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +95,9 @@ def example():
     return module
 
 
-@pytest.mark.parametrize(("text", "text_pooling", "pooling", "frame_pooling"), TOWERS)
-def test_onnxruntime_agrees_with_torch_at_any_batch_and_length(
-    text, text_pooling, pooling, frame_pooling, request, tmp_path
-):
-    model, processor = build(request, text, text_pooling, pooling, frame_pooling)
-    about = export_onnx(model, processor, tmp_path / "onnx")
-    audio, texts = load(tmp_path / "onnx" / "audio.onnx"), load(tmp_path / "onnx" / "text.onnx")
-    assert about == json.loads((tmp_path / "onnx" / CONFIG).read_text()) and about["precision"] == "fp32"
+def agrees(folder, about, model, processor):
+    audio, texts = load(folder / "audio.onnx"), load(folder / "text.onnx")
+    assert about == json.loads((folder / CONFIG).read_text()) and about["precision"] == "fp32"
     assert set(about["agreement"]) == {"audio", "text"} and max(about["agreement"].values()) < 1e-4
     with torch.no_grad():
         for batch in ([tone(seconds=30)], clips(), clips()[::-1], [tone(seconds=0.01)]):
@@ -92,6 +109,18 @@ def test_onnxruntime_agrees_with_torch_at_any_batch_and_length(
             expected = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output.numpy()
             np.testing.assert_allclose(run(texts, inputs), expected, atol=1e-4)
             np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-5)
+
+
+def test_onnxruntime_agrees_with_torch_at_any_batch_and_length(exported):
+    agrees(*(exported[name] for name in ("folder", "about", "model", "processor")))
+
+
+@pytest.mark.parametrize(("text", "text_pooling", "pooling", "frame_pooling", "opset"), TOWERS)
+def test_with_every_text_tower_and_pooling(text, text_pooling, pooling, frame_pooling, opset, request, tmp_path):
+    model, processor = build(request, text, text_pooling, pooling, frame_pooling)
+    about = export_onnx(model, processor, tmp_path / "onnx", opset=opset)
+    assert about["opset"] == (opset or 20)
+    agrees(tmp_path / "onnx", about, model, processor)
 
 
 def test_batch_mates_and_padding_change_nothing(served):
@@ -128,14 +157,11 @@ def test_the_folder_says_how_to_hear_and_read(served):
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_the_exported_model_stays_as_it_is(served, tmp_path):
-    _, model, processor = served
-    half = model.__class__(model.config).to(torch.bfloat16).train()
-    export_onnx(half, processor, tmp_path / "onnx")
-    assert half.training and half.dtype == torch.bfloat16
+def test_the_exported_model_stays_as_it_is(exported):
+    assert exported["half"].training and exported["half"].dtype == torch.bfloat16
 
 
-def test_int8_states_its_cosine_to_fp32(served, tmp_path):
+def test_int8_states_its_cosine_to_fp32(served, graphs_at_hand, tmp_path):
     folder, model, processor = served
     about = export_onnx(model, processor, tmp_path / "int8", int8=True)
     assert about["precision"] == "int8" and json.loads((tmp_path / "int8" / CONFIG).read_text()) == about
@@ -148,38 +174,36 @@ def test_int8_states_its_cosine_to_fp32(served, tmp_path):
         assert stated["mean"] == pytest.approx(np.mean(cosines), abs=1e-5)
         assert stated["min"] == pytest.approx(np.min(cosines), abs=1e-5)
         assert 0.98 < stated["min"] < 0.999999  # close, and not fp32 under another name
-        assert not (tmp_path / "int8" / "int8").exists()
 
 
-def test_weights_beside_the_graph(served, tmp_path, monkeypatch):
-    """As Large has them, over 2 GB; int8 leaves nothing of them behind."""
-    from torch.onnx import _internal
-
+def test_int8_of_weights_beside_their_graph(served, monkeypatch, tmp_path):
+    """As Large has them, over 2 GB; in int8 they fit into the graph, and nothing is left beside it."""
     folder, model, processor = served
-    monkeypatch.setattr(_internal.exporter._onnx_program, "_LARGE_MODEL_THRESHOLD", 1000)
-    export_onnx(model, processor, tmp_path / "big")
-    assert (tmp_path / "big" / "audio.onnx.data").is_file() and (tmp_path / "big" / "text.onnx.data").is_file()
-    inputs = heard(processor, clips())
-    found, expected = (run(load(place / "audio.onnx"), inputs) for place in (tmp_path / "big", folder))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    export_onnx(model, processor, tmp_path / "big", int8=True)
-    assert not list((tmp_path / "big").glob("*.data"))
-    assert run(load(tmp_path / "big" / "audio.onnx"), inputs).shape == expected.shape
+    beside = []
+
+    def write_graph(tower, path, *_):
+        graph = onnx.load(folder / path.name)
+        onnx.save(graph, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
+        beside.append((path.parent / f"{path.name}.data").stat().st_size)
+        return 20
+
+    monkeypatch.setattr(onnx_export, "_write_graph", write_graph)
+    export_onnx(model, processor, tmp_path / "int8", int8=True)
+    assert len(beside) == 2 and min(beside) > 10000 and not list((tmp_path / "int8").glob("*.data*"))
+    assert not [path for path in (tmp_path / "int8").iterdir() if path.is_dir()]
+    assert run(load(tmp_path / "int8" / "audio.onnx"), heard(processor, clips())).shape == (len(SECONDS), 32)
 
 
-def test_a_wrong_graph_leaves_nothing_and_spares_what_was_there(served, tmp_path, monkeypatch):
+@pytest.mark.parametrize("wrong", [lambda vectors: vectors + 2e-4, lambda vectors: vectors * np.nan])
+def test_a_wrong_graph_leaves_nothing_and_spares_what_was_there(wrong, served, graphs_at_hand, tmp_path, monkeypatch):
     _, model, processor = served
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / CONFIG).write_text("{}")
-    monkeypatch.setattr(onnx_export, "run", lambda session, inputs: run(session, inputs) + 2e-4)
+    monkeypatch.setattr(onnx_export, "run", lambda session, inputs: wrong(run(session, inputs)))
     with pytest.raises(ValueError, match="audio vectors in onnxruntime differ"):
         export_onnx(model, processor, kept)
     assert [path.name for path in tmp_path.rglob("*")] == ["kept", CONFIG]
-    monkeypatch.setattr(onnx_export, "run", lambda session, inputs: run(session, inputs) * np.nan)
-    with pytest.raises(ValueError, match="differ"):
-        export_onnx(model, processor, tmp_path / "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_what_cannot_be_exported_is_refused(served, tmp_path):
@@ -191,8 +215,16 @@ def test_what_cannot_be_exported_is_refused(served, tmp_path):
     with pytest.raises(ValueError, match="give a new folder"):
         export_onnx(model, processor, tmp_path / "photos")
     (tmp_path / "photos" / "me.jpg").unlink()
-    with pytest.raises(ValueError, match="cannot be exported"):
-        export_onnx(model, processor, tmp_path / "onnx", opset=1)
+    htsat = WavLinkModel(WavLinkConfig(ClapAudioConfig(**AUDIO), model.config.text_config))
+    with pytest.raises(ValueError, match="must be a Whisper"):
+        export_onnx(htsat, processor, tmp_path / "onnx")
+
+    class Untraceable(WavLinkModel):
+        def get_audio_features(self, input_features, mask=None):
+            raise RuntimeError("no kernel")
+
+    with pytest.raises(ValueError, match="audio tower cannot be exported"):
+        export_onnx(Untraceable(model.config), processor, tmp_path / "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
@@ -209,11 +241,12 @@ def test_a_tokenizer_that_does_more_than_its_file_is_refused(served, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command(wavlink_folder, tmp_path, capsys):
-    main([str(wavlink_folder), str(tmp_path / "onnx"), "--int8", "--opset", "18"])
-    printed = capsys.readouterr().out
+def test_the_command(served, graphs_at_hand, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_export, "load_for_evaluation", {"runs/best": served[1:]}.__getitem__)
+    main(["runs/best", str(tmp_path / "onnx"), "--int8"])
     about = json.loads((tmp_path / "onnx" / CONFIG).read_text())
-    assert about["opset"] == 18 and "int8" in printed and f"min {about['int8_cosine']['text']['min']:.4f}" in printed
+    printed = capsys.readouterr().out
+    assert "int8" in printed and f"min {about['int8_cosine']['text']['min']:.4f}" in printed
 
 
 # Serving.
