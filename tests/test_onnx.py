@@ -183,7 +183,7 @@ def test_int8_of_weights_beside_their_graph(served, monkeypatch, tmp_path):
 
     def write_graph(tower, path, *_):
         graph = onnx.load(folder / path.name)
-        onnx.save(graph, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
+        onnx.save(graph, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=256)
         beside.append((path.parent / f"{path.name}.data").stat().st_size)
         return 20
 
