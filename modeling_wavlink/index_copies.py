@@ -5,15 +5,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pyarrow
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 
 from hub_cards.foreign_text import escape
 from hub_cards.upload import reason
+from processing.sources import file_of
 
-from .index_folder import CARD, IndexFolder, Manifest, write_durably
+from .index_folder import CARD, FILES, IndexFolder, Manifest, write_durably
 from .vectors import decode, encode
 
 _OURS = ("index.json", "embeddings/part-*.parquet", "files/part-*.parquet")
@@ -105,7 +107,8 @@ def pull(
     Args:
         model: the one it was made by, where you have it. What a stranger's index names is not loaded, as loading a
             model can run its code; without it each query asks for it.
-        root: the folder here that holds the sounds, if it does.
+        root: the folder here that holds the sounds, if it does. A file in it that has the size it had is taken for the
+            same, as its time of change seldom survives the way.
         revision: a branch, tag or commit.
 
     Raises:
@@ -125,6 +128,21 @@ def pull(
             _refuse_damaged(index)
             write_durably(unfinished / "README.md", CARD.encode())
             index.change(model=model or index.manifest.model, foreign=not model, root=root and os.path.abspath(root))
+            if root:
+                _take_times(index)
+
+
+def _take_times(index: IndexFolder) -> None:
+    """Each file's time of change here."""
+    parts = []
+    for part in index.manifest.parts:
+        files = index.read(part, "files").to_pylist()
+        for row in files:
+            with suppress(OSError, TypeError):  # there is no such file
+                there = os.stat(file_of(index.manifest.root, row["path"]))
+                row["version"] = there.st_mtime_ns if there.st_size == row["size"] else row["version"]
+        parts.append((index.read(part, "embeddings"), pyarrow.Table.from_pylist(files, schema=FILES)))
+    index.replace(parts)
 
 
 def _contents(index: IndexFolder, repo_id: str) -> dict[str, bytes | str]:

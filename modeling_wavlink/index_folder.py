@@ -193,7 +193,7 @@ class IndexFolder:
 
     def append(self, windows: pyarrow.Table, files: pyarrow.Table) -> None:
         """Both on the disk, and then both count."""
-        self._replace([*self.manifest.parts, (windows, files)])
+        self.replace([*self.manifest.parts, (windows, files)])
 
     def drop(self, paths: Iterable[str]) -> None:
         """Without all that is known of these files; the parts that tell of them are written anew."""
@@ -207,10 +207,10 @@ class IndexFolder:
                 windows = self.read(part, "embeddings")
                 parts.append((windows.filter(pc.invert(pc.is_in(windows["path"], paths))), kept))
         if len(paths):
-            self._replace(parts)
+            self.replace(parts)
 
     def drop_parts(self, names: Iterable[str]) -> None:
-        self._replace([part for part in self.manifest.parts if part.name not in set(names)])
+        self.replace([part for part in self.manifest.parts if part.name not in set(names)])
 
     def merge(self) -> None:
         """Neighbouring parts as one, as long as it stays small."""
@@ -220,7 +220,7 @@ class IndexFolder:
                 groups.append([])
             groups[-1].append(part)
         if any(len(group) > 1 for group in groups):
-            self._replace([group[0] if len(group) == 1 else self._merged(group) for group in groups if group])
+            self.replace([group[0] if len(group) == 1 else self._merged(group) for group in groups if group])
 
     def change(self, **fields) -> None:
         """Other fields of the manifest."""
@@ -230,8 +230,8 @@ class IndexFolder:
     def _merged(self, parts: list[Part]) -> tuple[pyarrow.Table, ...]:
         return tuple(pyarrow.concat_tables([self.read(part, kind) for part in parts]) for kind in _KINDS)
 
-    def _replace(self, parts: list) -> None:
-        """`parts`: those that stay, and tables of those to come."""
+    def replace(self, parts: list) -> None:
+        """These parts alone: those that stay, and the two tables of those to come."""
         number, committed = self.manifest.next_part, []
         for part in parts:
             if not isinstance(part, Part):

@@ -96,8 +96,7 @@ def index_sounds(
         embedder = _embedder(model, device, dtype)
         writing = IndexFolder.create(out, _new_manifest(embedder, listing.root, wanted))
     with writing as index:
-        if listing.root != index.manifest.root:
-            index.change(root=listing.root)
+        _note(index, listing.root, embedder.name if embedder and isinstance(model, str) else "")
         todo, new, report = _compare(index, listing, retry)
         broken = [task for task in todo if task.sound.error]
         if broken:
@@ -112,7 +111,7 @@ def index_sounds(
             )
         if not report.stopped:
             index.merge()
-        return _finished(report, index, new)
+        return _finished(report, index, new, listing.unreadable)
 
 
 def embedder_of(
@@ -173,6 +172,14 @@ def _refuse_other_options(manifest: Manifest, wanted: dict) -> None:
             raise ValueError(f"the index has {name}={own}, not {value}: leave it out, or index into another folder")
 
 
+def _note(index: IndexFolder, root: str, model: str) -> None:
+    """Where the sounds are and, if a user has named it, the model, whose name is trusted from then on."""
+    manifest = index.manifest
+    now = {"root": root, "model": model or manifest.model, "foreign": manifest.foreign and not model}
+    if any(getattr(manifest, name) != value for name, value in now.items()):
+        index.change(**now)
+
+
 class _Task(NamedTuple):
     sound: Sound
     first: int  # of its windows, the first that is not in the index
@@ -217,7 +224,7 @@ def _compare(index: IndexFolder, listing: Listing, retry: bool) -> tuple[list[_T
     return todo, {task.sound.path for task in todo} - set(changed), report
 
 
-def _finished(report: Report, index: IndexFolder, new: set[str]) -> Report:
+def _finished(report: Report, index: IndexFolder, new: set[str], unreadable: dict[str, str]) -> Report:
     known = _known(index)
     report.skipped = {path: there.error for path, there in known.items() if there.error}
     report.sounds, report.windows = len(known) - len(report.skipped), index.manifest.rows
@@ -225,6 +232,7 @@ def _finished(report: Report, index: IndexFolder, new: set[str]) -> Report:
     if not report.sounds and not report.stopped:
         path, error = next(iter(report.skipped.items()))
         raise ValueError(f"none of {len(known)} sounds can be read; the first, {path}: {error}")
+    report.skipped |= unreadable
     return report
 
 
@@ -264,6 +272,7 @@ class _Rows:
     def __init__(self, index: IndexFolder, bar: tqdm, commit_seconds: float):
         self.index, self.bar, self.commit_seconds = index, bar, commit_seconds
         self.events = deque()
+        self.windows = 0
         self.task, self.error = None, ""  # the file that has begun
         self._clear()
 
@@ -281,6 +290,8 @@ class _Rows:
             self._forget()
         if self.error:
             return
+        self.windows += 1
+        self.bar.set_postfix(windows=self.windows, refresh=False)
         self.paths.append(self.task.sound.path)
         self.times.append(times)
         self.vectors.append(vector)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow
+import pyarrow.compute as pc
 
 from processing.sources import file_of
 from processing.windows import stream_windows
@@ -115,7 +116,7 @@ class Index:
         normalised, n that of the unwanted ones. A sound's vector is the normalised mean of its windows'.
 
         Args:
-            text, sound: what is wanted, one or several; sounds are files.
+            text, sound: what is wanted, one or several; sounds are files, or paths of the index.
             without, without_sound: what is not.
             weight: 0 or more.
             top_k: how many, fewer where there are no more.
@@ -165,7 +166,7 @@ class Index:
             there = os.stat(file)
         except OSError:
             return Hit(path, score, start, end, file, missing=True)
-        row = pyarrow.compute.index(self._files["path"], path).as_py()
+        row = pc.index(self._files["path"], path).as_py()
         was = [self._files[name][row].as_py() for name in ("size", "version")]
         return Hit(path, score, start, end, file, changed=was != [there.st_size, there.st_mtime_ns])
 
@@ -182,6 +183,8 @@ class Index:
 
     def _sound(self, file) -> np.ndarray:
         manifest = self.manifest
+        if not os.path.exists(file):  # it may be named as in the results
+            file = file_of(manifest.root, os.fspath(file)) or file
         windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
         return mean_direction(list(self.embedder.embed_clips(window.samples for window in windows)))
 
