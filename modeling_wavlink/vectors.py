@@ -63,8 +63,8 @@ def decode(codes: np.ndarray, dim: int, storage: str) -> np.ndarray:
 class FlatIndex:
     """Every code is compared with every query: `index.add(codes)`, `scores, rows = index.search(queries, k)`.
 
-    FAISS finds `k * rescore` candidates: by the inner product with the codes, of binary by Hamming distance to the
-    query's signs. Of these the k with the largest cosine are returned.
+    FAISS finds about `k * rescore` candidates: by the inner product with the codes, of binary by Hamming distance to
+    the query's signs. Of these the k with the largest cosine are returned.
     """
 
     def __init__(self, dim: int, storage: str):
@@ -109,19 +109,36 @@ class FlatIndex:
         queries = encode(queries, self.dim, "fp32")
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
-        kept, count = min(k, len(self)), min(k * rescore, len(self))
-        block = max(1, _ELEMENTS // max(1, count * self.dim))
-        for start in range(0, len(queries) if count else 0, block):
-            part = slice(start, start + block)
-            scores[part, :kept], rows[part, :kept] = self._best(queries[part], kept, count)
+        kept, count, left = min(k, len(self)), min(k * rescore, len(self)), np.arange(len(queries) if len(self) else 0)
+        while len(left):
+            blocks, left = np.array_split(left, -(-len(left) * count * self.dim // _ELEMENTS)), []
+            for block in blocks:
+                scores[block, :kept], rows[block, :kept], enough = self._best(queries[block], kept, count)
+                left += block[~enough].tolist()
+            left, count = np.array(left, np.int64), min(8 * count, len(self))
         return scores, rows
 
-    def _best(self, queries: np.ndarray, k: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._index.search(self._asked(queries), count)[1]
+    def _best(self, queries: np.ndarray, k: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores and rows `[Q, k]`, and of each query whether these are what any order of the rows would give.
+
+        The candidates are what FAISS finds nearer than the (count + 1)-th. Of those as near as that it knows only
+        some, and which depends on where they are.
+        """
+        nearness, rows = self._find(queries, min(count + 1, len(self)))
         found = decode(self._codes(rows.ravel()), self.dim, self.storage).reshape(*rows.shape, self.dim)
         scores = (found * queries[:, None]).sum(-1, dtype=np.float64).astype(np.float32)
-        order = np.lexsort((rows, -scores))[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        same = 1e-6 if self.storage in ("fp32", "fp16") else 0.5  # of int8 and binary they are whole numbers
+        nearer = (nearness > nearness[:, -1:] + same) | (count == len(self))
+        order = np.lexsort((rows, np.where(nearer, -scores, np.inf)))[:, :k]
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1), nearer.sum(1) >= k
+
+    def _find(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """FAISS's own scores, higher for nearer, and rows, both `[Q, count]`."""
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(min(threads, len(queries)))  # a second thread for one query only waits
+        scores, rows = self._index.search(self._asked(queries), count)
+        faiss.omp_set_num_threads(threads)
+        return (-scores if self.storage == "binary" else scores), rows
 
     def _asked(self, queries: np.ndarray) -> np.ndarray:
         """What FAISS compares with the codes."""
