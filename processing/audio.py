@@ -25,13 +25,13 @@ def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16
         ValueError: the file cannot be read, is empty, or holds NaN or infinite samples; it names the file.
     """
     with opened(path_or_bytes, name) as (sound, name):
-        samples = sound.read(dtype="float32", always_2d=True)  # (samples, channels)
-    return at_rate(samples.mean(axis=1), sound.samplerate, sampling_rate, name)
+        mono = np.concatenate([np.empty(0, np.float32), *mono_blocks(sound)])
+    return at_rate(mono, sound.samplerate, sampling_rate, name)
 
 
 @contextmanager
 def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator[tuple[soundfile.SoundFile, str]]:
-    """The open file and what errors call it; what goes wrong with it inside the `with` is a ValueError with that name."""
+    """The open file and what errors call it; what goes wrong with the file is a ValueError with that name."""
     if isinstance(path_or_bytes, bytes):
         name = name or f"a clip of {len(path_or_bytes)} bytes"
         file = io.BytesIO(path_or_bytes)
@@ -47,6 +47,17 @@ def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator
             yield sound, name
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise ValueError(f"cannot read {name} as sound: {getattr(error, 'error_string', error)}") from error
+
+
+def mono_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """The mean of the channels, float32 `[samples]` at the file's own rate, at most a second at a time.
+
+    The file is read until nothing comes. What its header says of its length is not believed: a FLAC that was written
+    as a stream tells none, and memory is not taken for samples that are not there.
+    """
+    sound.seekable = lambda: False  # else every read is cut to the header's length, and followed by a seek
+    while len(block := sound.read(min(sound.samplerate, 2**16), dtype="float32", always_2d=True)):
+        yield block.mean(axis=1)  # (samples, channels) -> (samples)
 
 
 def load_column(value, sampling_rate: int = 16000) -> np.ndarray:

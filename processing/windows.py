@@ -4,12 +4,12 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
-import soundfile
 import soxr
 
-from .audio import at_rate, check_finite, opened
+from .audio import at_rate, check_finite, mono_blocks, opened
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,21 @@ def _windows(path_or_bytes, window: float, hop: float, rate: int, name: str) -> 
 
 
 def _pieces(path_or_bytes, length: int, rate: int, name: str) -> Iterator[np.ndarray]:
-    """Mono samples `[n]` at `rate`: all at once if about `length` of them is all there is, otherwise as they come."""
+    """Mono samples `[n]` at `rate`: all at once if `length` of them is about all there is, otherwise as they come."""
     with opened(path_or_bytes, name) as (sound, name):
         # resampling rounds a clip's length, so two samples more than a window are needed to know it is longer than one
-        frames = math.ceil((length + 2) * sound.samplerate / rate)
-        mono = _read(sound, frames)
-        if len(mono) < frames:
-            yield at_rate(mono, sound.samplerate, rate, name)
+        enough = (length + 2) * sound.samplerate / rate
+        coming, head, samples = mono_blocks(sound), [np.empty(0, np.float32)], 0
+        for block in coming:
+            head.append(block)
+            samples += len(block)
+            if samples >= enough:
+                break
+        else:
+            yield at_rate(np.concatenate(head), sound.samplerate, rate, name)
             return
         resampler = soxr.ResampleStream(sound.samplerate, rate, num_channels=1, dtype="float32")
-        while len(mono):
-            check_finite(mono, name)
-            yield mono if sound.samplerate == rate else resampler.resample_chunk(mono)
-            mono = _read(sound, frames)
-        yield resampler.resample_chunk(mono, last=True)
-
-
-def _read(sound: soundfile.SoundFile, frames: int) -> np.ndarray:
-    return sound.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+        for block in chain(head, coming):
+            check_finite(block, name)
+            yield block if sound.samplerate == rate else resampler.resample_chunk(block)
+        yield resampler.resample_chunk(head[0], last=True)
