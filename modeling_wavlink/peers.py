@@ -137,13 +137,14 @@ class RepeatableClapProcessor:
         return {"input_features": inputs["input_features"], "is_longer": longer}
 
 
-def load_for_evaluation(name: str, device: str | torch.device = "cpu"):
+def load_for_evaluation(name: str, device: str | torch.device = "cpu", revision: str | None = None):
     """A model, in fp32 and eval mode on `device`, and its processor, which `evaluation` cannot tell from a WavLink's.
 
     Args:
         name: a folder or Hub id of a WavLink, whose code is run, or of a CLAP of transformers, with or without
             fusion; or `random:NAME@SEED`, one of these with new weights (see `random_control`), `random:NAME` with
             seed 0. A number after the last `@` is always the seed.
+        revision: of a Hub id, a branch, tag or commit (default: its main branch).
 
     Returns:
         The model, with `get_audio_features`, `get_text_features` (`pooler_output` `[B, D]`, L2-normalised),
@@ -154,10 +155,12 @@ def load_for_evaluation(name: str, device: str | torch.device = "cpu"):
         ValueError: a name that is none of these, before any of its code is run, or weights that are missing.
     """
     source, seed = _parse(name)
-    model_type, commit = _look_up(source)
+    model_type, commit = _look_up(source, revision)
+    if revision and not commit:
+        raise ValueError(f"revision={revision!r} is of a Hub id, {source} is a folder: leave it out")
     pinned = {"revision": commit} if commit else {}  # so that what is recorded is what was loaded
     try:
-        model = _pretrained(source, model_type, commit) if seed is None else random_control(source, seed)
+        model = _pretrained(source, model_type, commit) if seed is None else random_control(source, seed, commit)
         if model_type == "clap":
             own = ClapProcessor.from_pretrained(source, **pinned)
             processor = RepeatableClapProcessor(own, model.config.text_config)
@@ -171,7 +174,9 @@ def load_for_evaluation(name: str, device: str | torch.device = "cpu"):
     return model.to(device), processor
 
 
-def random_control(name_or_model: str | PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+def random_control(
+    name_or_model: str | PreTrainedModel, seed: int = 0, revision: str | None = None
+) -> PreTrainedModel:
     """The same architecture, in eval mode, with new weights as its own initialisation draws them from `seed`.
 
     What such a model scores is owed to nothing that was learned. torch's generator is put back afterwards.
@@ -179,14 +184,15 @@ def random_control(name_or_model: str | PreTrainedModel, seed: int = 0) -> PreTr
     Args:
         name_or_model: a folder or Hub id, of which only the config is read (and the code, of a WavLink), or a model
             of either kind, which stays as it is; the control is then on the CPU.
+        revision: of a Hub id.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' generators too
         if isinstance(name_or_model, PreTrainedModel):
             model = type(name_or_model)(copy.deepcopy(name_or_model.config))
         else:
-            remote = _look_up(name_or_model)[0] == "wavlink"
-            config = AutoConfig.from_pretrained(name_or_model, trust_remote_code=remote)
+            remote = _look_up(name_or_model, revision)[0] == "wavlink"
+            config = AutoConfig.from_pretrained(name_or_model, trust_remote_code=remote, revision=revision)
             model = AutoModel.from_config(config, trust_remote_code=remote, dtype=torch.float32)
     model.control_seed = seed
     return _ready(model)
@@ -260,7 +266,7 @@ def _parse(name: str) -> tuple[str, int | None]:
     return found["source"], int(found["seed"] or 0)
 
 
-def _look_up(source: str) -> tuple[str, str | None]:
+def _look_up(source: str, revision: str | None = None) -> tuple[str, str | None]:
     """The model type, and the commit if it is the Hub's, from the config alone."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -268,7 +274,7 @@ def _look_up(source: str) -> tuple[str, str | None]:
         hint = f"did you mean {best}?" if (best / "config.json").is_file() else ACCEPTED
         raise ValueError(f"{source} has no config.json: {hint}")
     try:
-        path = cached_file(source, "config.json")
+        path = cached_file(source, "config.json", revision=revision)
     except OSError as error:
         raise ValueError(
             f"{source!r} is neither a folder here nor to be had from the Hub: {ACCEPTED} ({error})"

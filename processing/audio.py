@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import soundfile
@@ -22,6 +24,14 @@ def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16
     Raises:
         ValueError: the file cannot be read, is empty, or holds NaN or infinite samples; it names the file.
     """
+    with opened(path_or_bytes, name) as (sound, name):
+        mono = np.concatenate([np.empty(0, np.float32), *mono_blocks(sound)])
+    return at_rate(mono, sound.samplerate, sampling_rate, name)
+
+
+@contextmanager
+def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator[tuple[soundfile.SoundFile, str]]:
+    """The open file and what errors call it; what goes wrong with the file is a ValueError with that name."""
     if isinstance(path_or_bytes, bytes):
         name = name or f"a clip of {len(path_or_bytes)} bytes"
         file = io.BytesIO(path_or_bytes)
@@ -33,10 +43,21 @@ def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16
     else:
         raise ValueError(f"a sound is a file's path or its bytes, not {type(path_or_bytes).__name__}")
     try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)  # (samples, channels)
+        with soundfile.SoundFile(file) as sound:
+            yield sound, name
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise ValueError(f"cannot read {name} as sound: {getattr(error, 'error_string', error)}") from error
-    return _at_rate(samples.mean(axis=1), rate, sampling_rate, name)
+
+
+def mono_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """The mean of the channels, float32 `[samples]` at the file's own rate, at most a second at a time.
+
+    The file is read until nothing comes. What its header says of its length is not believed: a FLAC that was written
+    as a stream tells none, and memory is not taken for samples that are not there.
+    """
+    sound.seekable = lambda: False  # else every read is cut to the header's length, and followed by a seek
+    while len(block := sound.read(min(sound.samplerate, 2**16), dtype="float32", always_2d=True)):
+        yield block.mean(axis=1)  # (samples, channels) -> (samples)
 
 
 def load_column(value, sampling_rate: int = 16000) -> np.ndarray:
@@ -56,14 +77,19 @@ def load_column(value, sampling_rate: int = 16000) -> np.ndarray:
             f"{name} holds {array.dtype}, a clip is [samples] of floats in [-1, 1]: average the channels of stereo, "
             "and divide 16-bit samples by 32768"
         )
-    return _at_rate(array.astype(np.float32, copy=False), rate, sampling_rate, name)
+    return at_rate(array.astype(np.float32, copy=False), rate, sampling_rate, name)
 
 
-def _at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
-    if not np.isfinite(mono).all():
-        raise ValueError(f"{name} holds NaN or infinite samples")
+def at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
+    """A whole clip `[samples]`, checked and resampled; see `load_audio` for the errors."""
+    check_finite(mono, name)
     if rate != wanted and len(mono):
         mono = soxr.resample(mono, rate, wanted)
     if not len(mono):
         raise ValueError(f"{name} holds no samples at {wanted} Hz")
     return mono
+
+
+def check_finite(mono: np.ndarray, name: str) -> None:
+    if not np.isfinite(mono).all():
+        raise ValueError(f"{name} holds NaN or infinite samples")

@@ -1,0 +1,292 @@
+"""Embedder: clips, files and texts to vectors, as fast as one process can and with no other vectors than the model's.
+
+```python
+>>> embedder = Embedder("your-name/wavlink-base")  # or a folder, or a CLAP such as laion/clap-htsat-unfused
+>>> for vector in embedder.embed_files(["a.wav", "b.flac"]):
+...     print(vector.shape)
+>>> embedder.embed_text(["a dog barks"]) @ vector
+```
+"""
+
+import copy
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from processing.audio import load_column
+
+from .cpu_kernels import use_fast_linears
+from .peers import load_for_evaluation, revision
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Seconds of sound a batch holds, padding included. More only leaves the caches; see benchmarks/speed.py.
+_BATCH_SECONDS = 60
+_BATCHES_AHEAD = 2
+
+
+class Embedder:
+    """A model and its processor, ready to embed many sounds.
+
+    Sounds are decoded and their log-mels computed in a thread beside the model. Clips of like length share a batch, of
+    as many as `_BATCH_SECONDS` holds. Neither changes a vector: a clip has that of the model alone (fp32: to 1e-5).
+
+    Args:
+        model: a folder or Hub id of a WavLink, whose code is run, or of a CLAP of transformers; or such a model, which
+            stays as it is: it is copied, and what becomes of it later does not reach this copy.
+        processor: of a model that is given, and only then.
+        revision: of a Hub id, a branch, tag or commit.
+        device: such as `"cpu"` or `"cuda"`.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`, of weights and states; the vectors are always fp32.
+        fast_kernels: on a CPU, linear layers by oneDNN with packed weights where that is faster (see `cpu_kernels`).
+
+    Attributes:
+        model, processor: `model` computes, and is not for training.
+        name, revision: what was loaded, and the Hub's commit or a digest of the weights (see `peers.revision`).
+        sampling_rate: of clips, in Hz.
+        dims, matryoshka_dims: of the vectors, and the nested ones that were trained.
+        max_seconds: the longest clip that the model takes; None where it has no limit (a CLAP hears 10 s of it).
+
+    Raises:
+        ValueError: a model that is neither, or an unknown dtype.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        processor=None,
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        fast_kernels: bool = True,
+    ):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        model, self.processor = _load(model, processor, revision)
+        self.name, self.revision = model.name_or_path or type(model).__name__, _revision(model)
+        self.model = model.to(device, DTYPES[dtype]).eval()
+        if fast_kernels and torch.device(device).type == "cpu":
+            use_fast_linears(self.model)
+        extractor = self.processor.feature_extractor
+        self.sampling_rate = extractor.sampling_rate
+        self.dims = model.config.projection_dim
+        self.matryoshka_dims = list(model.config.matryoshka_dims)
+        self._limit = getattr(extractor, "n_samples", None)
+        self.max_seconds = self._limit and self._limit / self.sampling_rate
+
+    def embed_clips(self, clips: Iterable[np.ndarray], lookahead: int = 256) -> Iterator[np.ndarray]:
+        """
+        Args:
+            clips: mono `[samples]` of floats in [-1, 1] at `sampling_rate`, taken lazily, in a thread of their own.
+            lookahead: how many clips are sorted by length; at most about twice as many are in memory.
+
+        Yields:
+            Of each clip, in order, its vector, `[dims]` fp32, L2-normalised.
+
+        Raises:
+            ValueError: a clip that is empty, not mono, not of finite floats or longer than `max_seconds`. Whatever
+                `clips` raises is raised as it is.
+        """
+        if lookahead < 1:
+            raise ValueError(f"lookahead must be 1 clip or more, got {lookahead}")
+        with closing(_beside(lambda taken: self._batches(taken, lookahead), clips, _BATCHES_AHEAD)) as batches:
+            waiting, place = {}, 0
+            for places, inputs in batches:
+                waiting.update(zip(places, self._vectors(inputs), strict=True))
+                while place in waiting:
+                    yield waiting.pop(place)
+                    place += 1
+
+    def embed_files(self, files: Iterable) -> Iterator[np.ndarray | ValueError]:
+        """
+        Args:
+            files: paths, or what else an `audio` column holds (see `processing.audio.load_column`), or bytes.
+
+        Yields:
+            Of each file, in order, its vector `[dims]` fp32, or the error why it cannot be read. A file over
+            `max_seconds` is heard in as few windows as cover it, evenly placed, and has their mean.
+        """
+        counts = deque()  # of each file taken: its windows, or the error
+
+        def windows():
+            for file in files:
+                try:
+                    heard = cover(load_column(file, self.sampling_rate), self._limit)
+                except ValueError as error:
+                    counts.append(error)
+                    continue
+                counts.append(len(heard))
+                yield from heard
+
+        with closing(self.embed_clips(windows())) as vectors:
+            for vector in vectors:
+                while isinstance(counts[0], ValueError):
+                    yield counts.popleft()
+                rest = itertools.islice(vectors, counts.popleft() - 1)
+                yield mean_direction([vector, *rest])
+            yield from counts
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """`[texts, dims]` fp32, L2-normalised. Texts of like length share a batch."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("texts must be a list of strings")
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        found = np.empty((len(texts), self.dims), dtype=np.float32)
+        for start in range(0, len(order), 256):
+            batch = order[start : start + 256]
+            inputs = self.processor(text=[texts[place] for place in batch], return_tensors="pt")
+            found[batch] = self._vectors(inputs, "get_text_features")
+        return found
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """For `map_batches` of Ray Data and `map(batched=True)` of datasets.
+
+        Args:
+            batch: with a column `audio` (paths, bytes, or what datasets has there) or else `path`.
+
+        Returns:
+            The batch with `embedding` `[B, dims]` fp32, NaN where a sound cannot be read, and `error`, which says why
+            (`""` where it can).
+        """
+        column = "audio" if "audio" in batch else "path"
+        if column not in batch:
+            raise ValueError(f"the batch needs a column 'path' or 'audio', it has {', '.join(batch) or 'none'}")
+        found = list(self.embed_files(batch[column]))
+        errors = [str(value) if isinstance(value, ValueError) else "" for value in found]
+        embedding = np.full((len(found), self.dims), np.nan, dtype=np.float32)
+        for row, value in enumerate(found):
+            if not errors[row]:
+                embedding[row] = value
+        return {**batch, "embedding": embedding, "error": np.array(errors, dtype=str)}
+
+    def _batches(self, clips: Iterator[np.ndarray], lookahead: int) -> Iterator[tuple[list[int], dict]]:
+        """The places of a batch's clips, and the model's inputs."""
+        checked = (self._check(clip, place) for place, clip in enumerate(clips))
+        start = 0
+        while window := list(itertools.islice(checked, lookahead)):
+            costs = [self._cost(clip) for clip in window]
+            for batch in cut_batches(costs, _BATCH_SECONDS * self.sampling_rate):
+                heard = [window[place] for place in batch]
+                inputs = self.processor(audio=heard, sampling_rate=self.sampling_rate, return_tensors="pt")
+                yield [start + place for place in batch], inputs
+            start += len(window)
+
+    def _check(self, clip: np.ndarray, place: int) -> np.ndarray:
+        clip = np.asarray(clip)
+        if clip.ndim != 1 or not len(clip) or clip.dtype.kind != "f" or not np.isfinite(clip).all():
+            raise ValueError(
+                f"clip {place} must be mono, [samples], of finite floats in [-1, 1] and not empty, got "
+                f"{list(clip.shape)} of {clip.dtype}"
+            )
+        if self._limit and len(clip) > self._limit:
+            raise ValueError(
+                f"clip {place} has {len(clip) / self.sampling_rate:.2f} s, the limit is {self.max_seconds:g} s: cut "
+                "it into windows and embed each, or use embed_files"
+            )
+        return clip.astype(np.float32, copy=False)
+
+    def _cost(self, clip: np.ndarray) -> int:
+        """Samples that the model hears for a clip: its own at native length, else whole windows."""
+        extractor = self.processor.feature_extractor
+        if getattr(extractor, "padding", None) == "max_length":
+            return extractor.n_samples
+        window = getattr(extractor, "nb_max_samples", 1)  # a CLAP's
+        return -(-len(clip) // window) * window
+
+    @torch.inference_mode()
+    def _vectors(self, inputs: dict, method: str = "get_audio_features") -> np.ndarray:
+        """`[B, dims]` fp32."""
+        model = self.model
+        inputs = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+        return F.normalize(getattr(model, method)(**inputs).pooler_output.float(), dim=-1).cpu().numpy()
+
+
+def cover(clip: np.ndarray, limit: int | None) -> list[np.ndarray]:
+    """As few windows of `limit` samples as cover a clip `[samples]`, evenly placed; one of at most `limit` is its own
+    only window."""
+    count = -(-len(clip) // (limit or len(clip)))
+    starts = [number * (len(clip) - limit) // (count - 1) for number in range(count)] if count > 1 else [0]
+    return [clip[start : start + limit] for start in starts] if count > 1 else [clip]
+
+
+def mean_direction(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of a file's windows, L2-normalised; of one window its vector as it is."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return F.normalize(torch.from_numpy(np.sum(vectors, axis=0)), dim=-1).numpy()
+
+
+def cut_batches(costs: Sequence[int], budget: int, padding: float = 0.25) -> list[list[int]]:
+    """Indices in batches, shortest first, of which none costs (clips x longest) more than `budget`, unless it is one
+    clip alone, nor pads its shortest clip to more than 1 + `padding` of its length."""
+    batches = []
+    for index in sorted(range(len(costs)), key=costs.__getitem__):
+        batch = batches[-1] if batches else []
+        fits = batch and (len(batch) + 1) * costs[index] <= budget
+        if fits and costs[index] <= (1 + padding) * costs[batch[0]]:
+            batch.append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _load(model, processor, revision: str | None):
+    if isinstance(model, str):
+        if processor is not None:
+            raise ValueError(f"{model} brings its own processor: leave processor out, or give the loaded model")
+        return load_for_evaluation(model, revision=revision)
+    if processor is None:
+        raise ValueError("a loaded model needs its processor: Embedder(model, processor)")
+    if revision is not None:
+        raise ValueError(f"revision={revision!r} is of a Hub id, not of a loaded model")
+    return copy.deepcopy(model), processor
+
+
+def _revision(model: PreTrainedModel) -> str:  # the constructor's argument has that name
+    return revision(model)
+
+
+def _beside(work: Callable[[Iterator], Iterator], items: Iterable, ahead: int) -> Iterator:
+    """What `work` makes of `items`, made by a thread up to `ahead` in advance. Closing it ends the thread."""
+    room, made, closed = threading.Semaphore(ahead), queue.SimpleQueue(), threading.Event()
+    end = object()
+
+    def run():
+        error = None
+        try:
+            for result in work(itertools.takewhile(lambda _: not closed.is_set(), items)):
+                made.put((result, None))
+                room.acquire()
+                if closed.is_set():
+                    break
+        except BaseException as caught:  # for the caller, whatever it is
+            error = caught
+        made.put((end, error))
+
+    thread = threading.Thread(target=run, name="embedder", daemon=True)
+    thread.start()
+    try:
+        while True:
+            result, error = made.get()
+            if error is not None:
+                raise error
+            if result is end:
+                return
+            room.release()
+            yield result
+    finally:
+        closed.set()
+        room.release()
+        thread.join()

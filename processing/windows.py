@@ -1,0 +1,88 @@
+"""A recording of any length as a stream of overlapping windows, in the memory of two of them."""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import soxr
+
+from .audio import at_rate, check_finite, mono_blocks, opened
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a recording: `samples` float32 mono `[n]`, from `start` to `end` in seconds of the recording."""
+
+    start: float
+    end: float
+    samples: np.ndarray
+
+
+def stream_windows(
+    path_or_bytes: str | os.PathLike | bytes, window: float, hop: float, sampling_rate: int = 16000, name: str = ""
+) -> Iterator[Window]:
+    """Cuts a sound file into windows while it is decoded.
+
+    A clip of at most `window` seconds is one window, whose samples are `load_audio`'s to the last bit. In a longer one
+    windows begin at 0, hop, 2 hop, ... (each to the nearest sample); the last one is moved back to end with the clip.
+    What a file's header says of its length is not believed: only what was decoded takes memory.
+
+    Args:
+        path_or_bytes, sampling_rate, name: as in `load_audio`.
+        window: in seconds.
+        hop: in seconds, from one window's start to the next one's; at most `window`, so that no sample is left out.
+
+    Raises:
+        ValueError: `window` or `hop` is none, at once; or, as the stream comes to it, what `load_audio` raises.
+    """
+    check_window(window, hop, sampling_rate)
+    return _windows(path_or_bytes, window, hop, sampling_rate, name)
+
+
+def check_window(window: float, hop: float, sampling_rate: int = 16000) -> None:
+    """ValueError unless 0 < hop <= window < inf and both, in seconds, hold a sample or more."""
+    if not 0 < hop <= window < math.inf:
+        raise ValueError(
+            f"a window of {window} s every {hop} s: give a window over 0 s, and a hop over 0 s and up to it"
+        )
+    if hop * sampling_rate < 1:
+        raise ValueError(f"a hop of {hop} s is no sample at {sampling_rate} Hz: give {1 / sampling_rate} s or more")
+
+
+def _windows(path_or_bytes, window: float, hop: float, rate: int, name: str) -> Iterator[Window]:
+    length = round(window * rate)
+    kept, first = np.empty(0, np.float32), 0  # samples since the latest window's start, which is sample `first`
+    number, end = 0, 0  # of the window to come; where the latest one ended
+    for piece in _pieces(path_or_bytes, length, rate, name):
+        kept = np.concatenate([kept, piece])
+        while (start := round(number * hop * rate)) + length <= first + len(kept):
+            kept, first, end = kept[start - first :], start, start + length
+            yield Window(start / rate, end / rate, kept[:length].copy())
+            number += 1
+    total = first + len(kept)
+    if total > end:  # the last window, full wherever the clip is long enough for one
+        yield Window(max(0, total - length) / rate, total / rate, kept[-length:].copy())
+
+
+def _pieces(path_or_bytes, length: int, rate: int, name: str) -> Iterator[np.ndarray]:
+    """Mono samples `[n]` at `rate`: all at once if `length` of them is about all there is, otherwise as they come."""
+    with opened(path_or_bytes, name) as (sound, name):
+        # resampling rounds a clip's length, so two samples more than a window are needed to know it is longer than one
+        enough = (length + 2) * sound.samplerate / rate
+        coming, head, samples = mono_blocks(sound), [np.empty(0, np.float32)], 0
+        for block in coming:
+            head.append(block)
+            samples += len(block)
+            if samples >= enough:
+                break
+        else:
+            yield at_rate(np.concatenate(head), sound.samplerate, rate, name)
+            return
+        resampler = soxr.ResampleStream(sound.samplerate, rate, num_channels=1, dtype="float32")
+        for block in chain(head, coming):
+            check_finite(block, name)
+            yield block if sound.samplerate == rate else resampler.resample_chunk(block)
+        yield resampler.resample_chunk(head[0], last=True)
