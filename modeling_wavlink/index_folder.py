@@ -1,0 +1,334 @@
+"""An index on disk, whole at any moment: a manifest, and what it names.
+
+    INDEX/index.json                       model, storage, windows; the parts that count, with their checksums
+    INDEX/embeddings/part-000003.parquet   a row a window: path, start, end (seconds), embedding
+    INDEX/files/part-000003.parquet        a row a file: what it was when these of its windows were embedded, or why not
+    INDEX/README.md                        tells `datasets.load_dataset(INDEX)` which parquet is what
+
+A part takes its name once it is on the disk, and counts once the manifest that names it has replaced the one before.
+What a killed process leaves behind is named by no manifest: the next one to write removes it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pyarrow
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .vectors import STORAGES, bytes_per_vector
+
+_FORMAT = 1
+_MANIFEST, _LOCK, _CARD = "index.json", ".lock", "README.md"
+_KINDS = ("embeddings", "files")
+_PART = re.compile(r"part-\d{6,}\.parquet")
+_PART_BYTES = 1 << 26  # parts are merged up to this size
+_CODES = {"fp32": pyarrow.float32(), "fp16": pyarrow.float16(), "int8": pyarrow.int8(), "binary": pyarrow.uint8()}
+FILES = pyarrow.schema(
+    {
+        "path": pyarrow.string(),
+        "size": pyarrow.int64(),  # bytes
+        "version": pyarrow.int64(),  # see processing.sources.Sound
+        "first": pyarrow.int64(),  # of the file's windows, which is the first of this part
+        "rows": pyarrow.int64(),  # how many of them are in this part
+        "windows": pyarrow.int64(),  # how many there are, once that is known; until then -1
+        "error": pyarrow.string(),  # why the file was skipped, "" of others
+    }
+)
+CARD = """---
+configs:
+- config_name: default
+  data_files: embeddings/*.parquet
+- config_name: files
+  data_files: files/*.parquet
+---
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of each kind, of one name."""
+
+    name: str
+    rows: int
+    files: int
+    bytes: int
+    sha256: dict[str, str]  # of each kind
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """How an index was made, and of what it is made up."""
+
+    model: str
+    revision: str  # of the weights, see `peers.revision`
+    dims: int  # of the model's vectors
+    matryoshka_dims: list[int]
+    dim: int  # kept of them
+    storage: str
+    window: float  # seconds
+    hop: float
+    sampling_rate: int
+    root: str  # that paths are below, see `processing.sources.Listing`; "" in an index from elsewhere
+    foreign: bool = False  # from elsewhere: its model's name is believed only when a user repeats it
+    next_part: int = 0
+    parts: list[Part] = dataclasses.field(default_factory=list)
+    format: int = _FORMAT
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def schema(self) -> pyarrow.Schema:
+        """Of `embeddings`."""
+        width = bytes_per_vector(self.dim, self.storage) * 8 // _CODES[self.storage].bit_width
+        codes = pyarrow.list_(_CODES[self.storage], width)
+        seconds = pyarrow.float64()
+        return pyarrow.schema({"path": pyarrow.string(), "start": seconds, "end": seconds, "embedding": codes})
+
+    def windows(self, paths: Sequence[str], starts, ends, codes: np.ndarray) -> pyarrow.Table:
+        """Rows of `embeddings`; `codes` `[N, ...]` of `vectors.encode`."""
+        schema = self.schema
+        values = pyarrow.array(np.ascontiguousarray(codes).reshape(-1), schema.field("embedding").type.value_type)
+        codes = pyarrow.FixedSizeListArray.from_arrays(values, type=schema.field("embedding").type)
+        columns = [pyarrow.array(paths, pyarrow.string()), np.float64(starts), np.float64(ends), codes]
+        return pyarrow.table([pyarrow.array(column) for column in columns], schema=schema)
+
+    def codes(self, windows: pyarrow.Table) -> np.ndarray:
+        """`[N, ...]` as `vectors.encode` gives them."""
+        kind = self.schema.field("embedding").type
+        chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in windows["embedding"].chunks]
+        empty = np.empty(0, kind.value_type.to_pandas_dtype())
+        return np.concatenate([empty, *chunks]).reshape(-1, kind.list_size)
+
+
+class IndexFolder:
+    """`IndexFolder.open(folder)`, or a new one by `create`; to change it, `with index.writing(): ...`.
+
+    Raises:
+        ValueError: a manifest or a part is missing, damaged, or of a later format; another process writes.
+        OSError: the disk is full, or there is no right to write. What was there before still counts.
+    """
+
+    def __init__(self, folder: str | os.PathLike, manifest: Manifest):
+        self.folder, self.manifest = Path(folder), manifest
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> "IndexFolder":
+        return cls(folder, _read_manifest(Path(folder)))
+
+    @classmethod
+    @contextmanager
+    def create(cls, folder: str | os.PathLike, manifest: Manifest) -> Iterator["IndexFolder"]:
+        """An empty index, for writing."""
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(_is_foreign(name) for name in os.listdir(folder))):
+            raise ValueError(f"{folder} is there already and is no index: name a folder that is new or empty")
+        folder.mkdir(parents=True, exist_ok=True)
+        index = cls(folder, manifest)
+        with index._locked():
+            if (folder / _MANIFEST).exists():
+                raise ValueError(f"{folder} has just become the index of another process: start again")
+            for kind in _KINDS:
+                (folder / kind).mkdir(exist_ok=True)
+            write_durably(folder / _CARD, CARD.encode())
+            index._commit([], manifest.next_part)
+            index._remove_strays()
+            yield index
+
+    @contextmanager
+    def writing(self) -> Iterator["IndexFolder"]:
+        """Locked against other writers, at the state the last one left; readers may go on reading."""
+        with self._locked():
+            self.manifest = _read_manifest(self.folder)
+            self._remove_strays()
+            yield self
+
+    def read(self, part: Part, kind: str) -> pyarrow.Table:
+        """A part's `"embeddings"` or `"files"`, its checksum verified."""
+        path = self.folder / kind / part.name
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise ValueError(f"{path} is missing from the index: {_REPAIR}") from error
+        if hashlib.sha256(content).hexdigest() != part.sha256[kind]:
+            raise ValueError(f"{path} is damaged, its checksum is not the one written: {_REPAIR}")
+        table = pq.read_table(pyarrow.BufferReader(content))
+        schema, rows = (self.manifest.schema, part.rows) if kind == "embeddings" else (FILES, part.files)
+        if not table.schema.equals(schema) or len(table) != rows:
+            raise ValueError(f"{path} has other columns or rows than the index says: it is none of this program's")
+        return table
+
+    def damaged(self) -> dict[str, str]:
+        """Of each part that cannot be read, why."""
+        found = {}
+        for part in self.manifest.parts:
+            try:
+                for kind in _KINDS:
+                    self.read(part, kind)
+            except ValueError as error:
+                found[part.name] = str(error)
+        return found
+
+    def files(self) -> pyarrow.Table:
+        """The rows of all parts' `files`."""
+        return pyarrow.concat_tables(
+            [FILES.empty_table(), *(self.read(part, "files") for part in self.manifest.parts)]
+        )
+
+    def append(self, windows: pyarrow.Table, files: pyarrow.Table) -> None:
+        """Both on the disk, and then both count."""
+        self._replace([*self.manifest.parts, (windows, files)])
+
+    def drop(self, paths: Iterable[str]) -> None:
+        """Without all that is known of these files; the parts that tell of them are written anew."""
+        paths, parts = pyarrow.array(paths, pyarrow.string()), []
+        for part in self.manifest.parts if len(paths) else []:
+            files = self.read(part, "files")
+            kept = files.filter(pc.invert(pc.is_in(files["path"], paths)))
+            if len(kept) == len(files):
+                parts.append(part)
+            elif len(kept):
+                windows = self.read(part, "embeddings")
+                parts.append((windows.filter(pc.invert(pc.is_in(windows["path"], paths))), kept))
+        if len(paths):
+            self._replace(parts)
+
+    def drop_parts(self, names: Iterable[str]) -> None:
+        self._replace([part for part in self.manifest.parts if part.name not in set(names)])
+
+    def merge(self) -> None:
+        """Neighbouring parts as one, as long as it stays small."""
+        groups = [[]]
+        for part in self.manifest.parts:
+            if sum(member.bytes for member in [*groups[-1], part]) > _PART_BYTES:
+                groups.append([])
+            groups[-1].append(part)
+        if any(len(group) > 1 for group in groups):
+            self._replace([group[0] if len(group) == 1 else self._merged(group) for group in groups if group])
+
+    def change(self, **fields) -> None:
+        """Other fields of the manifest."""
+        self.manifest = dataclasses.replace(self.manifest, **fields)
+        self._commit(self.manifest.parts, self.manifest.next_part)
+
+    def _merged(self, parts: list[Part]) -> tuple[pyarrow.Table, ...]:
+        return tuple(pyarrow.concat_tables([self.read(part, kind) for part in parts]) for kind in _KINDS)
+
+    def _replace(self, parts: list) -> None:
+        """`parts`: those that stay, and tables of those to come."""
+        number, committed = self.manifest.next_part, []
+        for part in parts:
+            if not isinstance(part, Part):
+                part, number = self._write(f"part-{number:06d}.parquet", *part), number + 1
+            committed.append(part)
+        self._commit(committed, number)
+        self._remove_strays()
+
+    def _write(self, name: str, windows: pyarrow.Table, files: pyarrow.Table) -> Part:
+        sizes, digests = 0, {}
+        for kind, table in zip(_KINDS, (windows, files), strict=True):
+            sink = pyarrow.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            content = sink.getvalue()
+            write_durably(self.folder / kind / name, content)
+            sizes, digests[kind] = sizes + content.size, hashlib.sha256(content).hexdigest()
+        return Part(name, len(windows), len(files), sizes, digests)
+
+    def _commit(self, parts: list[Part], next_part: int) -> None:
+        manifest = dataclasses.replace(self.manifest, parts=parts, next_part=next_part)
+        write_durably(self.folder / _MANIFEST, _as_json(manifest).encode())
+        self.manifest = manifest
+
+    def _remove_strays(self) -> None:
+        named = {part.name for part in self.manifest.parts}
+        for kind in _KINDS:
+            for path in (self.folder / kind).iterdir():
+                if path.name not in named and _PART.search(path.name):
+                    path.unlink()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = filelock.FileLock(self.folder / _LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise ValueError(f"another process is writing to {self.folder}: wait until it has ended") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+_REPAIR = "`python -m modeling_wavlink.search verify INDEX --drop` forgets what is damaged, after which `index` embeds it anew"
+
+
+def _is_foreign(name: str) -> bool:
+    return name not in (_CARD, *_KINDS) and not name.startswith(".")  # ours of a process killed early
+
+
+def write_durably(path: Path, content) -> None:
+    """A file that is whole or as it was before, also after a power cut."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _as_json(manifest: Manifest) -> str:
+    """With a checksum over all else."""
+    fields = dataclasses.asdict(manifest)
+    return json.dumps(fields | {"sha256": _digest(fields)}, indent=2) + "\n"
+
+
+def _digest(fields: dict) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / _MANIFEST
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is no index, it has no {_MANIFEST}: make one with `index SOUNDS --model M --out {folder}`"
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        checksum = fields.pop("sha256")
+        if fields["format"] > _FORMAT:
+            raise ValueError(f"it is of format {fields['format']}, this program knows {_FORMAT}: update it")
+        if checksum != _digest(fields):
+            raise ValueError("its checksum is not the one written")
+        parts = [Part(**part) for part in fields.pop("parts")]
+        manifest = Manifest(**fields, parts=parts)
+        if not all(_PART.fullmatch(part.name) and set(part.sha256) == set(_KINDS) for part in parts):
+            raise ValueError("it names parts that are none")
+        if manifest.storage not in STORAGES or not 0 < manifest.dim <= manifest.dims:
+            raise ValueError(f"there is no storage {manifest.storage!r} of {manifest.dim} dims")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): put a copy of it back, or index the sounds into another folder"
+        ) from error
+    return manifest

@@ -1,0 +1,204 @@
+"""Index sounds once, and search them by text or by sound.
+
+    python -m modeling_wavlink.search index SOUNDS --model your-name/wavlink-base --out INDEX
+    python -m modeling_wavlink.search query INDEX "a dog barks far away" --top_k 5
+    python -m modeling_wavlink.search query INDEX --by_sound bark.wav --without "a person talks" --json
+    python -m modeling_wavlink.search info INDEX
+
+The first command again, with the same INDEX, goes on where it was killed and takes in what has changed meanwhile.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from hub_cards.foreign_text import clean
+
+from .embedder import DTYPES
+from .index_folder import IndexFolder
+from .indexing import HOP, STORAGE, WINDOW, index_sounds
+from .querying import WEIGHT, Index, as_dict
+from .vectors import STORAGES
+
+_SHOWN = 10  # skipped files
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0, 130 or 143 after SIGINT or SIGTERM."""
+    options = vars(_parser().parse_args(arguments))
+    return options.pop("run")(**options) or 0
+
+
+def index(**options) -> int:
+    stop, caught = threading.Event(), []
+    with _stopped_by(stop, caught):
+        report = index_sounds(options.pop("sounds"), stop=stop, **options)
+    _say_skipped(report.skipped, all_of_them=False)
+    print(f"{'stopped; ' if report.stopped else ''}{report}")
+    return 128 + caught[0] if caught else 0
+
+
+def query(folder, text, by_sound, without, without_sound, weight, top_k, windows, as_json, **options) -> None:
+    found = Index.open(folder, **options).query(
+        text, by_sound, without, without_sound, weight=weight, top_k=top_k, windows=windows
+    )
+    if as_json:
+        print(json.dumps([as_dict(hit) for hit in found], indent=2))
+        return
+    for hit in found:
+        mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
+        print(f"{hit.score:6.3f}  {hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}")
+
+
+def info(folder, as_json) -> None:
+    about = IndexFolder.open(folder)
+    files = about.files()
+    skipped = {
+        path: error for path, error in zip(*(files[n].to_pylist() for n in ("path", "error")), strict=True) if error
+    }
+    sounds = len(files["path"].unique()) - len(skipped)
+    manifest = about.manifest
+    names = "model revision dims dim storage window hop sampling_rate root".split()
+    facts = {name: getattr(manifest, name) for name in names} | {
+        "sounds": sounds,
+        "windows": manifest.rows,
+        "parts": len(manifest.parts),
+        "bytes": sum(part.bytes for part in manifest.parts),
+    }
+    if as_json:
+        print(json.dumps(facts | {"skipped": skipped}, indent=2))
+        return
+    for name, value in facts.items():
+        print(f"{name:14} {clean(value, 1000)}")
+    _say_skipped(skipped, all_of_them=True)
+
+
+def verify(folder, drop) -> None:
+    with IndexFolder.open(folder).writing() if drop else _reading(folder) as about:
+        damaged = about.damaged()
+        if damaged and drop:
+            about.drop_parts(damaged)
+            print(f"forgotten: {', '.join(damaged)}; `index` embeds their sounds anew")
+        elif damaged:
+            raise ValueError("; ".join(damaged.values()))
+        else:
+            print(f"{len(about.manifest.parts)} parts with {about.manifest.rows} windows are as they were written")
+
+
+@contextmanager
+def _reading(folder):
+    yield IndexFolder.open(folder)
+
+
+def remove(folder, paths) -> None:
+    with IndexFolder.open(folder).writing() as about:
+        known = set(about.files()["path"].to_pylist())
+        gone = {path for path in known for name in paths if path == name or path.startswith(name.rstrip("/") + "/")}
+        unknown = [
+            name for name in paths if not any(path == name or path.startswith(name.rstrip("/") + "/") for path in gone)
+        ]
+        if unknown:
+            raise ValueError(
+                f"the index has no {clean(', '.join(unknown), 1000)}: its paths are told from {about.manifest.root}"
+            )
+        about.drop(sorted(gone))
+    print(f"{len(gone)} sounds removed; where their files stay, the next `index` adds them again")
+
+
+def _say_skipped(skipped: dict[str, str], all_of_them: bool) -> None:
+    for number, (path, why) in enumerate(skipped.items()):
+        if number == _SHOWN and not all_of_them:
+            print(f"... and {len(skipped) - _SHOWN} more skipped: `info INDEX` names them all", file=sys.stderr)
+            break
+        print(f"skipped {clean(path, 1000)}: {clean(why, 1000)}", file=sys.stderr if not all_of_them else sys.stdout)
+
+
+@contextmanager
+def _stopped_by(stop: threading.Event, caught: list[int]):
+    """SIGINT and SIGTERM set `stop`; a second one ends the process as ever."""
+
+    def ask(number, _):
+        caught.append(number)
+        stop.set()
+        signal.signal(number, before[number])
+        tqdm.write("stopping: writing what is embedded", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_wavlink.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run, does: str, folder=True):
+        added = commands.add_parser(run.__name__, help=does, description=does)
+        added.set_defaults(run=run)
+        if folder:
+            added.add_argument("folder", metavar="INDEX")
+        return added.add_argument
+
+    add = command(index, "embed sounds into an index, new or not", folder=False)
+    add("sounds", nargs="+", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
+    add("--out", required=True, metavar="INDEX")
+    add("--model", default="", help="a folder or a Hub id; an index that there is knows its own")
+    add("--dim", type=int, help="of the nested dims (default: the least from 48 on)")
+    add("--storage", choices=STORAGES, help=f"of a new index (default: {STORAGE})")
+    add("--window", type=float, help=f"seconds embedded at once, of a new index (default: {WINDOW:g})")
+    add("--hop", type=float, help=f"seconds from window to window, of a new index (default: {HOP:g})")
+    add("--root", default="", help="the folder that paths are told from, also: where the sounds have moved to")
+    add("--split", default="train", help="of a data set (%(default)s)")
+    add("--retry", action="store_true", help="also what was skipped before")
+    add("--commit_seconds", type=float, default=30.0, help="what a kill costs at most (%(default)s)")
+    _add_model_options(add)
+
+    add = command(query, "find sounds")
+    add("text", nargs="*", help="what is wanted, in words")
+    add("--by_sound", nargs="+", default=[], metavar="FILE", help="a sound that is alike")
+    add("--without", nargs="+", default=[], metavar="TEXT", help="what is not wanted")
+    add("--without_sound", nargs="+", default=[], metavar="FILE")
+    add("--weight", type=float, default=WEIGHT, help="of what is not wanted (%(default)s)")
+    add("--top_k", type=int, default=10, help="(%(default)s)")
+    add("--windows", action="store_true", help="every window for itself, not each file's best alone")
+    add("--json", action="store_true", dest="as_json")
+    add("--model", default="", help="the index's own, if it is elsewhere now")
+    add("--dim", type=int, help="fewer of the nested dims than the index has")
+    _add_model_options(add)
+
+    add = command(info, "what an index is and holds, and what was skipped")
+    add("--json", action="store_true", dest="as_json")
+
+    add = command(verify, "compare every part with its checksum")
+    add("--drop", action="store_true", help="forget damaged parts; the next `index` embeds their sounds anew")
+
+    add = command(remove, "take sounds out")
+    add("paths", nargs="+", metavar="PATH", help="as `query` tells them, or a folder of them")
+    return parser
+
+
+def _add_model_options(add) -> None:
+    add("--device", default="cpu", help="such as cuda (%(default)s)")
+    add("--dtype", default="float32", choices=DTYPES, help="(%(default)s)")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        print(f"modeling_wavlink.search: {clean(error, 2000)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
