@@ -9,6 +9,7 @@
 """
 
 import copy
+import functools
 import itertools
 import queue
 import threading
@@ -23,14 +24,15 @@ from transformers import PreTrainedModel
 
 from processing.audio import load_column
 
-from .cpu_kernels import use_fast_linears
-from .peers import load_for_evaluation, revision
+from .cpu_kernels import pack_linears
+from .peers import RepeatableClapProcessor, load_for_evaluation, revision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Seconds of sound a batch holds, padding included. More only leaves the caches; see benchmarks/speed.py.
+# Seconds of sound a batch holds, padding included. Base gains nothing from more, and little from more than 10.
 _BATCH_SECONDS = 60
-_BATCHES_AHEAD = 2
+_BATCHES_AHEAD = 2  # ready for the model
+_BATCHES_SORTED = 10  # hold no more sound than this, however large the lookahead
 
 
 class Embedder:
@@ -71,23 +73,29 @@ class Embedder:
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self._arguments = {"revision": revision, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
+        self._source = model if isinstance(model, str) else None
         model, self.processor = _load(model, processor, revision)
         self.name, self.revision = model.name_or_path or type(model).__name__, _revision(model)
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu":
-            use_fast_linears(self.model)
+            pack_linears(self.model.audio_model)
+            pack_linears(self.model.text_model)
         extractor = self.processor.feature_extractor
         self.sampling_rate = extractor.sampling_rate
         self.dims = model.config.projection_dim
         self.matryoshka_dims = list(model.config.matryoshka_dims)
         self._limit = getattr(extractor, "n_samples", None)
+        # A CLAP's processor borrows numpy's global generator, which belongs to the caller's thread.
+        self._overlaps = not isinstance(self.processor, RepeatableClapProcessor)
         self.max_seconds = self._limit and self._limit / self.sampling_rate
 
     def embed_clips(self, clips: Iterable[np.ndarray], lookahead: int = 256) -> Iterator[np.ndarray]:
         """
         Args:
             clips: mono `[samples]` of floats in [-1, 1] at `sampling_rate`, taken lazily, in a thread of their own.
-            lookahead: how many clips are sorted by length; at most about twice as many are in memory.
+            lookahead: up to how many clips, of ten minutes together, are sorted by length. About twice as many are in
+                memory at most.
 
         Yields:
             Of each clip, in order, its vector, `[dims]` fp32, L2-normalised.
@@ -100,7 +108,8 @@ class Embedder:
             raise ValueError(f"lookahead must be 1 clip or more, got {lookahead}")
         with closing(_beside(lambda taken: self._batches(taken, lookahead), clips, _BATCHES_AHEAD)) as batches:
             waiting, place = {}, 0
-            for places, inputs in batches:
+            for places, heard in batches:
+                inputs = heard if self._overlaps else self._inputs(heard)
                 waiting.update(zip(places, self._vectors(inputs), strict=True))
                 while place in waiting:
                     yield waiting.pop(place)
@@ -168,17 +177,31 @@ class Embedder:
                 embedding[row] = value
         return {**batch, "embedding": embedding, "error": np.array(errors, dtype=str)}
 
-    def _batches(self, clips: Iterator[np.ndarray], lookahead: int) -> Iterator[tuple[list[int], dict]]:
-        """The places of a batch's clips, and the model's inputs."""
+    def __reduce_ex__(self, protocol):
+        """By its arguments, so that another process (or `datasets`, which hashes it) gets no weights but a name."""
+        if self._source is None:
+            return super().__reduce_ex__(protocol)
+        return functools.partial(Embedder, self._source, **self._arguments), ()
+
+    def _batches(self, clips: Iterator[np.ndarray], lookahead: int) -> Iterator[tuple[list[int], dict | list]]:
+        """The places of a batch's clips, and the model's inputs, or where that does not overlap the clips."""
         checked = (self._check(clip, place) for place, clip in enumerate(clips))
-        start = 0
-        while window := list(itertools.islice(checked, lookahead)):
-            costs = [self._cost(clip) for clip in window]
-            for batch in cut_batches(costs, _BATCH_SECONDS * self.sampling_rate):
+        budget, start = _BATCH_SECONDS * self.sampling_rate, 0
+        while window := self._take(checked, lookahead, _BATCHES_SORTED * budget):
+            for batch in cut_batches([self._cost(clip) for clip in window], budget):
                 heard = [window[place] for place in batch]
-                inputs = self.processor(audio=heard, sampling_rate=self.sampling_rate, return_tensors="pt")
-                yield [start + place for place in batch], inputs
+                yield [start + place for place in batch], self._inputs(heard) if self._overlaps else heard
             start += len(window)
+
+    def _take(self, clips: Iterator[np.ndarray], most: int, cost: int) -> list[np.ndarray]:
+        taken = []
+        while cost > 0 and len(taken) < most and (clip := next(clips, None)) is not None:
+            taken.append(clip)
+            cost -= self._cost(clip)
+        return taken
+
+    def _inputs(self, clips: list[np.ndarray]) -> dict:
+        return self.processor(audio=clips, sampling_rate=self.sampling_rate, return_tensors="pt")
 
     def _check(self, clip: np.ndarray, place: int) -> np.ndarray:
         clip = np.asarray(clip)

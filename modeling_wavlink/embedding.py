@@ -20,6 +20,7 @@ from transformers.utils import logging
 from processing.audio import load_column
 from processing.data import captions_of, clip_name, durations
 
+from .embedder import cover
 from .losses_wavlink import gather
 from .metrics import Correspondence
 from .run_folder import write_whole
@@ -96,7 +97,7 @@ def _embed_part(model, processor, rows, indices, batch_size: int, update) -> tup
             except ValueError as error:
                 notes["unreadable"][str(index)] = str(error)
                 continue
-            windows = _windows(clip, limit or len(clip))
+            windows = cover(clip, limit)
             if len(windows) > 1:
                 notes["windowed"][str(index)] = len(windows)
             heard += windows
@@ -110,12 +111,6 @@ def _embed_part(model, processor, rows, indices, batch_size: int, update) -> tup
             vectors[chosen] = torch.where(alone[:, None], found, F.normalize(sums, dim=-1))
         update(min(batch_size, len(indices) - start))
     return vectors, notes
-
-
-def _windows(clip: np.ndarray, limit: int) -> list[np.ndarray]:
-    count = -(-len(clip) // limit)
-    starts = [number * (len(clip) - limit) // max(count - 1, 1) for number in range(count)]
-    return [clip[start : start + limit] for start in starts] if count > 1 else [clip]
 
 
 def _write_part(path: Path, vectors: torch.Tensor, notes: dict) -> None:

@@ -2,7 +2,7 @@
 
     INDEX/index.json                       model, storage, windows; the parts that count, with their checksums
     INDEX/embeddings/part-000003.parquet   a row a window: path, start, end (seconds), embedding
-    INDEX/files/part-000003.parquet        a row a file: what it was when these of its windows were embedded, or why not
+    INDEX/files/part-000003.parquet        a row a file: what it was when it was embedded, or why not
     INDEX/README.md                        tells `datasets.load_dataset(INDEX)` which parquet is what
 
 A part takes its name once it is on the disk, and counts once the manifest that names it has replaced the one before.
@@ -32,6 +32,7 @@ _MANIFEST, _LOCK, _CARD = "index.json", ".lock", "README.md"
 _KINDS = ("embeddings", "files")
 _PART = re.compile(r"part-\d{6,}\.parquet")
 _PART_BYTES = 1 << 26  # parts are merged up to this size
+_REPAIR = "`verify INDEX --drop` forgets what is damaged, and `index` then embeds it anew"
 _CODES = {"fp32": pyarrow.float32(), "fp16": pyarrow.float16(), "int8": pyarrow.int8(), "binary": pyarrow.uint8()}
 FILES = pyarrow.schema(
     {
@@ -96,13 +97,17 @@ class Manifest:
         seconds = pyarrow.float64()
         return pyarrow.schema({"path": pyarrow.string(), "start": seconds, "end": seconds, "embedding": codes})
 
-    def windows(self, paths: Sequence[str], starts, ends, codes: np.ndarray) -> pyarrow.Table:
+    def to_json(self) -> str:
+        """With a checksum over all else."""
+        fields = dataclasses.asdict(self)
+        return json.dumps(fields | {"sha256": _digest(fields)}, indent=2) + "\n"
+
+    def windows(self, paths: Sequence, starts: Sequence, ends: Sequence, codes: np.ndarray) -> pyarrow.Table:
         """Rows of `embeddings`; `codes` `[N, ...]` of `vectors.encode`."""
         schema = self.schema
         values = pyarrow.array(np.ascontiguousarray(codes).reshape(-1), schema.field("embedding").type.value_type)
         codes = pyarrow.FixedSizeListArray.from_arrays(values, type=schema.field("embedding").type)
-        columns = [pyarrow.array(paths, pyarrow.string()), np.float64(starts), np.float64(ends), codes]
-        return pyarrow.table([pyarrow.array(column) for column in columns], schema=schema)
+        return pyarrow.table([paths, starts, ends, codes], schema=schema)
 
     def codes(self, windows: pyarrow.Table) -> np.ndarray:
         """`[N, ...]` as `vectors.encode` gives them."""
@@ -247,7 +252,7 @@ class IndexFolder:
 
     def _commit(self, parts: list[Part], next_part: int) -> None:
         manifest = dataclasses.replace(self.manifest, parts=parts, next_part=next_part)
-        write_durably(self.folder / _MANIFEST, _as_json(manifest).encode())
+        write_durably(self.folder / _MANIFEST, manifest.to_json().encode())
         self.manifest = manifest
 
     def _remove_strays(self) -> None:
@@ -268,9 +273,6 @@ class IndexFolder:
             yield
         finally:
             lock.release()
-
-
-_REPAIR = "`python -m modeling_wavlink.search verify INDEX --drop` forgets what is damaged, after which `index` embeds it anew"
 
 
 def _is_foreign(name: str) -> bool:
@@ -296,12 +298,6 @@ def write_durably(path: Path, content) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _as_json(manifest: Manifest) -> str:
-    """With a checksum over all else."""
-    fields = dataclasses.asdict(manifest)
-    return json.dumps(fields | {"sha256": _digest(fields)}, indent=2) + "\n"
 
 
 def _digest(fields: dict) -> str:

@@ -98,7 +98,7 @@ def index_sounds(
     with writing as index:
         if listing.root != index.manifest.root:
             index.change(root=listing.root)
-        todo, report = _compare(index, listing, retry)
+        todo, new, report = _compare(index, listing, retry)
         broken = [task for task in todo if task.sound.error]
         if broken:
             index.append(
@@ -112,7 +112,7 @@ def index_sounds(
             )
         if not report.stopped:
             index.merge()
-        return _finished(report, index)
+        return _finished(report, index, new)
 
 
 def embedder_of(
@@ -198,8 +198,8 @@ def _known(index: IndexFolder) -> dict[str, _Known]:
     return known
 
 
-def _compare(index: IndexFolder, listing: Listing, retry: bool) -> tuple[list[_Task], Report]:
-    """What is to be done; what has changed or vanished is forgotten already."""
+def _compare(index: IndexFolder, listing: Listing, retry: bool) -> tuple[list[_Task], set[str], Report]:
+    """What is to be done, and of that what is new; what has changed or vanished is forgotten already."""
     known, report, todo, changed = _known(index), Report(), [], []
     for sound in listing.sounds:
         there = known.get(sound.path)
@@ -207,20 +207,21 @@ def _compare(index: IndexFolder, listing: Listing, retry: bool) -> tuple[list[_T
             todo.append(_Task(sound, 0))
             changed += [sound.path] if there else []
         elif there.error or there.rows == there.windows:
-            report.unchanged += 1
+            report.unchanged += not there.error
         else:
             todo.append(_Task(sound, there.rows))
     listed = {sound.path for sound in listing.sounds}
     gone = [path for path in known if path not in listed and listing.covers(path)]
     index.drop(changed + gone)
-    report.added, report.changed, report.removed = len(todo) - len(changed), len(changed), len(gone)
-    return todo, report
+    report.changed, report.removed = len(changed), len(gone)
+    return todo, {task.sound.path for task in todo} - set(changed), report
 
 
-def _finished(report: Report, index: IndexFolder) -> Report:
+def _finished(report: Report, index: IndexFolder, new: set[str]) -> Report:
     known = _known(index)
     report.skipped = {path: there.error for path, there in known.items() if there.error}
     report.sounds, report.windows = len(known) - len(report.skipped), index.manifest.rows
+    report.added = sum(path in known and path not in report.skipped for path in new)
     if not report.sounds and not report.stopped:
         path, error = next(iter(report.skipped.items()))
         raise ValueError(f"none of {len(known)} sounds can be read; the first, {path}: {error}")
@@ -320,17 +321,13 @@ class _Rows:
             self.task = self.task._replace(first=self.task.first + rows)
         if records:
             manifest = self.index.manifest
-            starts, ends = np.array(self.times, np.float64).reshape(-1, 2).T
-            vectors = np.array(self.vectors, np.float32).reshape(len(self.vectors), -1)
-            codes = encode(vectors, manifest.dim, manifest.storage) if len(vectors) else np.empty(0)
-            windows = (
-                manifest.windows(self.paths, starts, ends, codes) if len(vectors) else manifest.schema.empty_table()
-            )
-            self.index.append(windows, _records(records))
+            starts, ends = np.reshape(self.times, (-1, 2)).T
+            codes = encode(np.reshape(self.vectors, (-1, manifest.dims)), manifest.dim, manifest.storage)
+            self.index.append(manifest.windows(self.paths, starts, ends, codes), _records(records))
         self._clear()
 
 
 def _records(rows: list[tuple]) -> pyarrow.Table:
     """Rows of `files`, of (sound, first, rows, windows, error)."""
     rows = [(sound.path, sound.size, sound.version, *rest) for sound, *rest in rows]
-    return pyarrow.table([pyarrow.array(column, kind) for column, kind in zip(zip(*rows), FILES.types)], schema=FILES)
+    return pyarrow.Table.from_pylist([dict(zip(FILES.names, row, strict=True)) for row in rows], schema=FILES)

@@ -1,8 +1,9 @@
 """Pictures of a run: its loss, its recall over time, the similarities of a few pairs, its confusions, and the sweep's
-Figure 1.
+Figure 1. And of a long recording: where in it a sound is.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,15 +15,17 @@ COLORS = ("tab:blue", "tab:orange")
 
 
 @contextmanager
-def _axes(path: Path, size: tuple[float, float], columns: int = 1):
-    """One figure with `columns` axes, written to `path` without a display."""
+def _axes(path: Path, size: tuple[float, float], columns: int = 1, rows: int = 1):
+    """One figure with `rows` x `columns` axes, those of a column over one x, written to `path` without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    yield figure.subplots(1, columns)
-    figure.savefig(path, dpi=120)
+    yield figure.subplots(rows, columns, sharex="col")
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    figure.savefig(unfinished, dpi=120, format=path.suffix[1:])
+    os.replace(unfinished, path)
 
 
 def draw_loss(records: Sequence[dict], path: Path) -> None:
@@ -85,10 +88,14 @@ def draw_similarities(similarities: np.ndarray, names: Sequence[str], path: Path
 
 
 def _name_rows_and_columns(axes, names: Sequence[str], fontsize: int) -> None:
-    short = [name if len(name) <= 40 else name[:39] + "…" for name in names]
+    short = [_shortened(name) for name in names]
     plain = {"fontsize": fontsize, "parse_math": False}  # a $ in a name begins no formula
     axes.set_xticks(range(len(names)), short, rotation=90, **plain)
     axes.set_yticks(range(len(names)), short, **plain)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 40 else name[:39] + "…"
 
 
 def draw_confusion(confusion: dict, path: Path, most: int = 50) -> None:
@@ -143,3 +150,28 @@ def draw_sweep(recalls: dict[str, dict[str, list[float]]], path: Path) -> None:
         axes.invert_yaxis()
         axes.set(xlabel="R@1 (%)", title="Design sweep")
         axes.legend()
+
+
+def draw_timeline(peaks: np.ndarray, duration: float, curves: Mapping[str, tuple], path: Path) -> None:
+    """A recording's loudness over its time, and below it how much each step is like each query; their spans shaded.
+
+    Args:
+        peaks: `[points]`, the largest absolute samples of equal parts of the recording.
+        duration: in seconds.
+        curves: what is looked for -> `edges [S + 1]` in seconds, `scores [S]`, spans `[(start, end), ...]`.
+    """
+    unit, seconds = ("hours", 3600) if duration > 7200 else ("minutes", 60) if duration > 120 else ("seconds", 1)
+    with _axes(path, (12, 4.5), rows=2) as (loudness, likeness):
+        times = np.linspace(0, duration / seconds, len(peaks) + 1)
+        loudness.stairs(peaks, times, baseline=-peaks, fill=True, color="tab:gray")
+        loudness.set(ylabel="sample values", xlim=(0, duration / seconds))
+        for number, (name, (edges, scores, spans)) in enumerate(curves.items()):
+            likeness.stairs(scores, edges / seconds, baseline=None, color=f"C{number}", label=_shortened(name))
+            for place, (start, end) in enumerate(spans):
+                for axes in (loudness, likeness):
+                    axes.axvspan(start / seconds, end / seconds, color=f"C{number}", alpha=0.15, linewidth=0)
+                where = (start + end) / 2 / seconds, 0.02 + 0.08 * number  # a line of ranks for each query
+                likeness.annotate(f"{place + 1}", where, xycoords=("data", "axes fraction"), color=f"C{number}")
+        likeness.set(xlabel=unit, ylabel="cosine")
+        for text in likeness.legend(fontsize=8, loc="upper right").get_texts():
+            text.set_parse_math(False)

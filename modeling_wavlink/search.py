@@ -16,9 +16,11 @@ import threading
 from contextlib import contextmanager
 
 from tqdm import tqdm
+from transformers.utils import logging
 
 from hub_cards.foreign_text import clean
 
+from . import index_copies
 from .embedder import DTYPES
 from .index_folder import IndexFolder
 from .indexing import HOP, STORAGE, WINDOW, index_sounds
@@ -30,7 +32,13 @@ _SHOWN = 10  # skipped files
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0, 130 or 143 after SIGINT or SIGTERM."""
-    options = vars(_parser().parse_args(arguments))
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    options = vars(options)
+    if rest and ("text" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options["text"] += rest  # words after options, which argparse cannot place
     return options.pop("run")(**options) or 0
 
 
@@ -110,6 +118,20 @@ def remove(folder, paths) -> None:
     print(f"{len(gone)} sounds removed; where their files stay, the next `index` adds them again")
 
 
+def reindex(folder, out, **options) -> None:
+    index_copies.reindex(folder, out, **options)
+    print(f"{out} holds {IndexFolder.open(out).manifest.rows} windows")
+
+
+def push(folder, repo_id, private) -> None:
+    print(index_copies.push(folder, repo_id, private))
+
+
+def pull(repo_id, out, **options) -> None:
+    index_copies.pull(repo_id, out, **options)
+    print(f"{out} holds {IndexFolder.open(out).manifest.rows} windows")
+
+
 def _say_skipped(skipped: dict[str, str], all_of_them: bool) -> None:
     for number, (path, why) in enumerate(skipped.items()):
         if number == _SHOWN and not all_of_them:
@@ -167,9 +189,15 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command(query, "find sounds")
     add("text", nargs="*", help="what is wanted, in words")
-    add("--by_sound", nargs="+", default=[], metavar="FILE", help="a sound that is alike")
-    add("--without", nargs="+", default=[], metavar="TEXT", help="what is not wanted")
-    add("--without_sound", nargs="+", default=[], metavar="FILE")
+    add(
+        "--by_sound",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a sound that is alike (more: again)",
+    )
+    add("--without", action="append", default=[], metavar="TEXT", help="what is not wanted")
+    add("--without_sound", action="append", default=[], metavar="FILE")
     add("--weight", type=float, default=WEIGHT, help="of what is not wanted (%(default)s)")
     add("--top_k", type=int, default=10, help="(%(default)s)")
     add("--windows", action="store_true", help="every window for itself, not each file's best alone")
@@ -186,6 +214,22 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command(remove, "take sounds out")
     add("paths", nargs="+", metavar="PATH", help="as `query` tells them, or a folder of them")
+
+    add = command(reindex, "the same index with fewer dims or another storage, from its own vectors")
+    add("--out", required=True, metavar="OTHER")
+    add("--dim", type=int)
+    add("--storage", choices=STORAGES)
+
+    add = command(push, "put an index on the Hub as a data set; the sounds stay here")
+    add("repo_id", help="user/name or organisation/name")
+    add("--private", action="store_true")
+
+    add = command(pull, "take an index from the Hub", folder=False)
+    add("repo_id")
+    add("--out", required=True, metavar="INDEX")
+    add("--model", default="", help="the one it was made by, where you trust and have it")
+    add("--root", default="", help="the folder here that holds the sounds")
+    add("--revision", help="a branch, tag or commit")
     return parser
 
 
@@ -195,6 +239,7 @@ def _add_model_options(add) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable_progress_bar()  # of the weights being loaded
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:

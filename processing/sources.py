@@ -128,7 +128,7 @@ def _list_files(paths: list[str], root: str) -> Listing:
 
 
 def _walk(top: str, listing: Listing) -> Iterable[Sound]:
-    """All files named like sounds. A folder that links lead to twice is listed once, under its own name if it has one."""
+    """All files named like sounds. A folder that links lead to is listed once, by its own name if there is one."""
     listing.covered.append(_below(listing.root, top))
     folders, links, seen = [top], [], set()
     while folders or links:

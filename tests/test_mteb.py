@@ -22,7 +22,8 @@ from modeling_wavlink.metrics import mean_average_precision, recall_at_k, zero_s
 from .conftest import RATE, WORDS, tone
 
 mteb = pytest.importorskip("mteb")
-from mteb.models import SentenceTransformerEncoderWrapper  # noqa: E402
+from mteb.models import CompressionWrapper, SentenceTransformerEncoderWrapper  # noqa: E402
+from mteb.types import OutputDType  # noqa: E402
 
 CLIPS, CAPTIONS = 14, 2  # captions of each clip
 LABELS = ["a dog", "the cat", "bell rings", "rain falls", "low sound"]
@@ -61,9 +62,9 @@ def texts() -> list[str]:
     return texts
 
 
-def wrapped(folder: Path, **options) -> SentenceTransformerEncoderWrapper:
+def wrapped(folder: Path, kind=SentenceTransformerEncoderWrapper, **options) -> SentenceTransformerEncoderWrapper:
     """As the README has it."""
-    encoder = SentenceTransformerEncoderWrapper(str(folder), trust_remote_code=True, device="cpu", **options)
+    encoder = kind(str(folder), trust_remote_code=True, device="cpu", **options)
     encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update={"modalities": ["audio", "text"]})
     return encoder
 
@@ -96,8 +97,9 @@ def retrieval_task(name: str, folder: Path, clips: list[np.ndarray], texts: list
     return pointed(name, folder, "test", corpus=corpus, queries=queries, qrels=qrels)
 
 
-def run(encoder, task, tmp_path, **options) -> tuple[dict, dict | list]:
+def run(encoder, task, tmp_path, precision: str | None = None, **options) -> tuple[dict, dict | list]:
     """Scores, and what they were made of."""
+    encode_kwargs = {"batch_size": 4, "show_progress_bar": False, **({"precision": precision} if precision else {})}
     result = mteb.evaluate(
         encoder,
         task,
@@ -105,7 +107,7 @@ def run(encoder, task, tmp_path, **options) -> tuple[dict, dict | list]:
         co2_tracker=False,
         show_progress_bar=False,
         prediction_folder=tmp_path / "predictions",
-        encode_kwargs={"batch_size": 4, "show_progress_bar": False},
+        encode_kwargs=encode_kwargs,
         **options,
     ).task_results[0]
     ((split, (scores,)),) = result.scores.items()
@@ -185,3 +187,52 @@ def test_mteb_must_be_told_that_the_model_hears(folder, clips, texts, tmp_path):
     encoder = SentenceTransformerEncoderWrapper(str(folder), trust_remote_code=True, device="cpu")
     with pytest.raises(ValueError, match=r"supports \['text'\]"):
         run(encoder, task, tmp_path)
+
+
+def similarities_of(found: dict) -> np.ndarray:
+    """`[texts, clips]`."""
+    return np.array([[found[f"text-{i}"][f"clip-{j}"] for j in range(CLIPS)] for i in range(len(found))])
+
+
+@pytest.mark.parametrize("storage", ["int8", "binary"])
+def test_retrieval_of_stored_codes(storage, folder, sharp_model, processor, clips, texts, tmp_path):
+    """As the README has it: what is searched is kept as codes, what is asked is not."""
+    vectors_module = pytest.importorskip("modeling_wavlink.vectors")
+
+    class Stored(SentenceTransformerEncoderWrapper):
+        def encode(self, inputs, *, prompt_type=None, **options):
+            embeds = super().encode(inputs, prompt_type=prompt_type, **options)
+            if prompt_type != "document":
+                return embeds
+            codes = vectors_module.encode(embeds, 16, storage)
+            return vectors_module.decode(codes, 16, storage)
+
+    task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
+    scores, found = run(wrapped(folder, Stored, embed_dim=16), task, tmp_path)
+    audio, text = vectors(sharp_model, processor, clips), vectors(sharp_model, processor, texts=texts)
+    index = vectors_module.FlatIndex(16, storage)
+    index.add(vectors_module.encode(audio.numpy(), 16, storage))
+    cosines, rows = index.search(text.numpy(), CLIPS)
+    theirs = similarities_of(found)
+    np.testing.assert_allclose(np.take_along_axis(theirs, rows, 1), cosines, atol=1e-5)
+    right = rows[:, :5] == np.arange(len(texts))[:, None] // CAPTIONS
+    assert scores["hit_rate_at_5"] == pytest.approx(right.any(1).mean(), abs=1e-5)
+
+
+def test_compression_of_mteb_takes_our_vectors(folder, sharp_model, processor, clips, texts, tmp_path):
+    """Its binary is 0 and 1, of queries too."""
+    task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
+    encoder = CompressionWrapper(wrapped(folder, embed_dim=16), OutputDType.BINARY)
+    _, found = run(encoder, task, tmp_path)
+    audio, text = (
+        torch.nn.functional.normalize((vectors(sharp_model, processor, **inputs)[:, :16] > 0).float(), dim=-1)
+        for inputs in ({"clips": clips}, {"texts": texts})
+    )
+    np.testing.assert_allclose(similarities_of(found), (text @ audio.T).numpy(), atol=1e-5)
+
+
+def test_mteb_cannot_score_the_precision_of_sentence_transformers(folder, clips, texts, tmp_path):
+    """Why the README does not say `encode_kwargs={"precision": "int8"}`: mteb takes no cosine of whole numbers."""
+    task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
+    with pytest.raises(RuntimeError, match="floating point"):
+        run(wrapped(folder), task, tmp_path, precision="int8")

@@ -12,6 +12,7 @@ from modeling_wavlink.pictures import (
     draw_recall,
     draw_similarities,
     draw_sweep,
+    draw_timeline,
 )
 
 
@@ -87,3 +88,11 @@ def test_the_most_confused_labels_are_those_of_the_largest_confusions():
     assert _most_confused(clips, 2).tolist() == [2, 5]
     assert _most_confused(clips, 4).tolist() == [1, 2, 4, 5]
     assert _most_confused(clips, 9).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("duration", [0.5, 600, 36000])
+def test_a_recording_is_drawn_with_what_was_found_in_it(tmp_path, duration):
+    edges, scores = np.linspace(0, duration, 21), np.sin(np.arange(20))
+    curves = {"a siren": (edges, scores, [(edges[1], edges[3])]), "$x^" * 30: (edges, -scores, [])}
+    draw_timeline(np.abs(np.sin(np.arange(2000))), duration, curves, tmp_path / "timeline.png")
+    assert is_picture(tmp_path / "timeline.png") and len(list(tmp_path.iterdir())) == 1

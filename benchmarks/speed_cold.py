@@ -1,0 +1,59 @@
+"""What a fresh process takes from its start to a first vector, and its peak memory. speed.py starts it:
+
+    python benchmarks/speed_cold.py clap|wavlink FOLDER DTYPE WAV ...
+
+The first file is embedded alone, then all of them. Prints one line of JSON: seconds since this file began of
+`imported`, `loaded` and `first`, and MiB of memory at most, `first_memory` by then and `memory` at the end.
+"""
+
+import json
+import resource
+import sys
+import time
+
+
+def wavlink(folder: str, dtype: str):
+    from modeling_wavlink.embedder import Embedder
+
+    yield
+    embedder = Embedder(folder, dtype=dtype)
+    yield lambda paths: list(embedder.embed_files(paths))
+
+
+def clap(folder: str, dtype: str):
+    import torch
+    from transformers import ClapFeatureExtractor, ClapModel
+
+    from processing.audio import load_audio
+
+    yield
+    extractor = ClapFeatureExtractor.from_pretrained(folder)
+    model = ClapModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+
+    @torch.inference_mode()
+    def embed(paths: list[str], size: int = 4):
+        for start in range(0, len(paths), size):
+            clips = [load_audio(path, extractor.sampling_rate) for path in paths[start : start + size]]
+            inputs = extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+            model.get_audio_features(inputs["input_features"].to(model.dtype), inputs["is_longer"])
+
+    yield embed
+
+
+def main(kind: str, folder: str, dtype: str, *paths: str) -> None:
+    began, found = time.perf_counter(), {}
+    steps = {"clap": clap, "wavlink": wavlink}[kind](folder, dtype)
+    next(steps)
+    found["imported"] = time.perf_counter() - began
+    embed = next(steps)
+    found["loaded"] = time.perf_counter() - began
+    embed([*paths[:1]])
+    found["first"] = time.perf_counter() - began
+    found["first_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    embed([*paths])
+    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

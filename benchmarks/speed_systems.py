@@ -1,0 +1,109 @@
+"""The rows of speed.py: what is compared, built with random weights."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
+
+from modeling_wavlink import WavLinkConfig, WavLinkModel
+from modeling_wavlink.cpu_kernels import packing_pays
+from modeling_wavlink.embedder import DTYPES, Embedder
+from modeling_wavlink.peers import RepeatableClapProcessor, load_for_evaluation
+from processing import WavLinkFeatureExtractor, WavLinkProcessor
+from processing.audio import load_audio
+
+PEER, BASE, POOLED, PLAIN = "CLAP", "WavLink Base", "WavLink Base, frame_pooling 2", "WavLink Base, torch's kernels"
+
+
+@dataclass
+class System:
+    """One row: `model` and `processor` embed log-mels, `embed_files(paths, batch size)` files."""
+
+    name: str
+    model: torch.nn.Module
+    processor: Callable
+    embed_files: Callable[[list[Path], int], list[np.ndarray]] | None = None
+    options: dict = field(default_factory=dict)  # of the processor
+
+    @property
+    def rate(self) -> int:
+        return self.processor.feature_extractor.sampling_rate
+
+    def features(self, clips: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        inputs = self.processor(audio=clips, sampling_rate=self.rate, return_tensors="pt", **self.options)
+        return {name: t.to(self.model.dtype if t.is_floating_point() else t.dtype) for name, t in inputs.items()}
+
+    @torch.inference_mode()
+    def embed(self, features: dict[str, torch.Tensor]) -> np.ndarray:
+        return self.model.get_audio_features(**features).pooler_output.float().numpy()
+
+    def one_after_the_other(self, paths: list[Path], size: int) -> list[np.ndarray]:
+        """As a user of the peer would: decode a batch, its log-mels, the model."""
+        batches = [paths[start : start + size] for start in range(0, len(paths), size)]
+        return [self.embed(self.features([load_audio(path, self.rate) for path in batch])) for batch in batches]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Without a vocabulary: only sounds are embedded here."""
+    options = {"unk_token": "?", "pad_token": "?", "model_max_length": 77}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")), **options)
+
+
+def new_clap(text_layers: int = 1) -> tuple[ClapModel, ClapProcessor]:
+    """Of the size of laion/clap-htsat-unfused, whose audio tower ClapConfig's defaults are."""
+    model = ClapModel(ClapConfig(text_config={"num_hidden_layers": text_layers})).eval()
+    model.config.matryoshka_dims = [model.config.projection_dim]  # as load_for_evaluation says it
+    return model, ClapProcessor(ClapFeatureExtractor(truncation="rand_trunc", frequency_min=50), tokenizer())
+
+
+def new_wavlink(frame_pooling: int = 1, text_layers: int = 1) -> tuple[WavLinkModel, WavLinkProcessor]:
+    """Base, as in the paper but for its text tower's layers."""
+    config = WavLinkConfig.for_size("base")
+    config.text_config.num_hidden_layers = text_layers
+    config.audio_config.frame_pooling = frame_pooling
+    return WavLinkModel(config).eval(), WavLinkProcessor(WavLinkFeatureExtractor(), tokenizer())
+
+
+def build(dtype: str, trained: str | None) -> dict[str, System]:
+    """All rows by name. `trained` is a WavLink whose weights Base has in place of random ones."""
+    clap, clap_processor = new_clap()
+    repeatable = RepeatableClapProcessor(clap_processor, clap.config.text_config)
+    wavlink, processor = load_for_evaluation(trained) if trained else new_wavlink()
+    embedders = {
+        "CLAP, our Embedder": Embedder(clap, repeatable, dtype=dtype),
+        BASE: Embedder(wavlink, processor, dtype=dtype),
+        POOLED: Embedder(*new_wavlink(frame_pooling=2), dtype=dtype),
+        PLAIN: Embedder(wavlink, processor, dtype=dtype, fast_kernels=False),
+    }
+    if dtype == "float32" and packing_pays(torch.bfloat16):
+        embedders[f"{BASE}, bf16"] = Embedder(wavlink, processor, dtype="bfloat16")
+    peer = System(PEER, clap.to(DTYPES[dtype]), clap_processor)
+    peer.embed_files = peer.one_after_the_other
+    rows = [peer]
+    for name, embedder in embedders.items():
+        rows.append(System(name, embedder.model, embedder.processor, partial(_files, embedder)))
+    rows.append(System(f"{BASE}, padded to 30 s", embedders[BASE].model, processor, options={"padding": "max_length"}))
+    rows.append(System(f"{BASE}, int8", _int8(wavlink), processor))
+    return {row.name: row for row in rows}
+
+
+def _files(embedder: Embedder, paths: list[Path], size: int) -> list[np.ndarray]:
+    return list(embedder.embed_files(paths))  # which cuts its own batches
+
+
+def _int8(model: WavLinkModel) -> WavLinkModel:
+    """A copy with the audio tower's linear layers dynamically quantised. `Embedder` does not offer it: a clip's vector
+    hangs on its batch-mates."""
+    from torch.ao import quantization
+
+    model, layers = copy.deepcopy(model), {torch.nn.Linear: quantization.per_channel_dynamic_qconfig}
+    with warnings.catch_warnings(action="ignore"):
+        model.audio_model = quantization.quantize_dynamic(model.audio_model, layers)
+    return model

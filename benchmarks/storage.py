@@ -1,0 +1,266 @@
+"""What a clip's vector costs to keep and what is lost by it: every nested dim in every storage, and a million of them.
+
+    python benchmarks/storage.py MODEL FOLDER [--cache FILE] [--output storage.json] [--picture storage.png]
+        [--million 1000000]
+
+MODEL is whatever `modeling_wavlink.evaluation` takes, FOLDER an audiofolder with captions, whose test split is used.
+
+Clips are kept as codes, texts are not: text → audio asks codes by the fp32 vector of a text, audio → text asks the
+fp32 vectors of the texts by what a clip's code stands for. Differences are to all dims in fp32, on the same draws of
+clips. Latency is that of one query alone, from its fp32 vector to scores and rows.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from modeling_wavlink.embedding import embed_dataset, fingerprint
+from modeling_wavlink.metrics import Correspondence, figure, percent
+from modeling_wavlink.peers import load_for_evaluation, revision
+from modeling_wavlink.retrieval import DIRECTIONS
+from modeling_wavlink.run_folder import write_whole
+from modeling_wavlink.vectors import STORAGES, FlatIndex, bytes_per_vector, decode, encode
+from processing.data import caption_columns, load_split
+
+KS = (1, 10)
+NEIGHBOURS = 10  # of a clip, whose differences to it are the directions of its jitter
+QUERIES = 200
+_CHUNK = 1 << 14
+
+
+@dataclasses.dataclass
+class Split:
+    """`audio [clips, D]`, `text [texts, D]`, fp32, whose they are, and the dims that the model was trained for."""
+
+    audio: np.ndarray
+    text: np.ndarray
+    correspondence: Correspondence  # [clips, texts]
+    dims: list[int]  # the largest first
+
+
+def embedded(name: str, folder: str, cache: str | None) -> tuple[Split, dict]:
+    """The split, from `cache` if it holds this model's vectors of these sounds, and what to record of both."""
+    model, processor = load_for_evaluation(name)
+    dataset = load_split(folder, "test")
+    about = {"model": name, "revision": revision(model), "data": folder, "fingerprint": fingerprint(dataset)}
+    key = about["revision"] + about["fingerprint"]
+    dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
+    if cache and Path(cache).is_file():
+        held = np.load(cache)
+        if str(held["key"]) == key:
+            answers = np.split(held["answers"], np.cumsum(held["counts"])[:-1])
+            return Split(held["audio"], held["text"], Correspondence(answers, len(held["text"])), dims), about
+        print(f"{cache} holds vectors of another model or data set: they are made anew")
+    found = embed_dataset(model, processor, dataset, caption_columns(dataset))
+    pairs = found.correspondence
+    split = Split(found.audio.numpy(), found.text.numpy(), pairs, dims)
+    if cache:
+        with open(f"{cache}.unfinished", "wb") as file:
+            np.savez(file, key=key, audio=split.audio, text=split.text, answers=pairs.indices, counts=pairs.counts)
+        os.replace(f"{cache}.unfinished", cache)
+    return split, about
+
+
+def recall_by_storage(split: Split) -> list[dict]:
+    """A record for each dim and storage: bytes, and of both directions R@1 and R@10 with what they lose."""
+    asking = np.flatnonzero(split.correspondence.counts)
+    answers = {"text_to_audio": split.correspondence.T, "audio_to_text": split.correspondence.select(asking)}
+    clips = {
+        "text_to_audio": split.correspondence.T,
+        "audio_to_text": Correspondence(asking[:, None], len(split.audio)),
+    }  # of each query, as in modeling_wavlink.retrieval
+    records, whole = [], {}
+    for dim in tqdm(split.dims, desc="dims"):
+        for storage in STORAGES:
+            record = {"dim": dim, "storage": storage, "bytes": bytes_per_vector(dim, storage)}
+            for way, rows in _found(split, asking, dim, storage).items():
+                hits = _hits(rows, answers[way])
+                whole.setdefault(way, hits)  # the first: all dims, fp32
+                record[way] = {
+                    f"R@{k}": {
+                        **figure(hits[k], clips[way]),
+                        "difference": figure(hits[k].astype(float) - whole[way][k], clips[way]),
+                    }
+                    for k in KS
+                }
+            records.append(record)
+    return records
+
+
+def _found(split: Split, asking: np.ndarray, dim: int, storage: str) -> dict[str, np.ndarray]:
+    """`[queries, 10]` rows of each direction."""
+    codes = encode(split.audio, dim, storage)
+    sounds, texts = FlatIndex(dim, storage), FlatIndex(dim, "fp32")
+    sounds.add(codes)
+    texts.add(encode(split.text, dim, "fp32"))
+    return {
+        "text_to_audio": sounds.search(split.text, max(KS))[1],
+        "audio_to_text": texts.search(decode(codes[asking], dim, storage), max(KS))[1],
+    }
+
+
+def _hits(rows: np.ndarray, answers: Correspondence) -> dict[int, np.ndarray]:
+    """Of each query whether an answer is among the first k."""
+    candidates = answers.shape[1]
+    pairs = answers.queries * candidates + answers.indices
+    right = np.isin(np.arange(len(rows))[:, None] * candidates + rows, pairs) & (rows >= 0)
+    return {k: right[:, :k].any(1) for k in KS}
+
+
+def jittered(vectors: np.ndarray, count: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """`count` vectors made from real ones, in chunks `[n, D]`: each clip in turn, moved towards and away from its ten
+    nearest, `x + sum(g * (neighbour - x)) / sqrt(10)` with g ~ N(0, 1), and normalised.
+
+    So a made vector is about as far from its clip as the clip's nearest are (the root of their mean squared distance),
+    and in the directions in which real clips differ there. Noise of all directions alike would not do: what nested
+    dims keep of it has nothing to do with what they keep of the difference between two sounds.
+    """
+    unit = encode(vectors, vectors.shape[1], "fp32")
+    near = np.argsort(-unit @ unit.T, axis=1)[:, 1 : NEIGHBOURS + 1]
+    rng = np.random.default_rng(seed)
+    for start in range(0, count, _CHUNK):
+        clips = np.arange(start, min(start + _CHUNK, count)) % len(unit)
+        steps = rng.normal(size=(len(clips), near.shape[1])).astype(np.float32) / near.shape[1] ** 0.5
+        made = unit[clips] * (1 - steps.sum(1, keepdims=True))
+        for place in range(near.shape[1]):
+            made += steps[:, place : place + 1] * unit[near[clips, place]]
+        yield made
+
+
+def large_search(split: Split, count: int) -> dict:
+    """Latency of a query and recall@10, against all dims in fp32, of `count` made vectors, and their nearness."""
+    dims, texts = split.dims, split.text
+    pairs = [(dims[0], "fp32"), (dims[0], "fp16"), *((dim, storage) for dim in dims for storage in ("int8", "binary"))]
+    indexes = {pair: FlatIndex(*pair) for pair in pairs}
+    for chunk in tqdm(jittered(split.audio, count), desc="made vectors", total=-(-count // _CHUNK), unit="chunk"):
+        for pair, index in indexes.items():
+            index.add(encode(chunk, *pair))
+    chosen = np.random.default_rng(0).permutation(len(texts))[:QUERIES]
+    records, truth = [], None
+    for (dim, storage), index in indexes.items():
+        record, rows = _timed(index, texts[chosen])
+        truth = rows if truth is None else truth
+        overlap = np.mean([np.isin(found, right).mean() for found, right in zip(rows, truth, strict=True)])
+        size = bytes_per_vector(dim, storage)
+        sizes = {"bytes": size, "megabytes": size * count / 1e6}
+        records.append({"dim": dim, "storage": storage, **sizes, "recall@10": float(overlap), **record})
+    return {"vectors": count, "queries": len(chosen), "jitter": _jitter(split.audio), "rows": records}
+
+
+def _timed(index: FlatIndex, queries: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Milliseconds of one query at a time, on the clock and of the processor, and the rows found."""
+    index.search(queries[:1], 10)
+    clock, processor, rows = [], [], []
+    for query in queries:
+        began = time.perf_counter(), time.thread_time()
+        rows.append(index.search(query[None], 10)[1][0])
+        clock.append(1000 * (time.perf_counter() - began[0]))
+        processor.append(1000 * (time.thread_time() - began[1]))
+    times = {"median_ms": np.median(clock), "p95_ms": np.percentile(clock, 95), "cpu_ms": np.median(processor)}
+    return {name: float(value) for name, value in times.items()}, np.stack(rows)
+
+
+def _jitter(audio: np.ndarray) -> dict[str, float]:
+    """The median cosine of a made vector to its clip, and of a clip to its nearest and its tenth."""
+    unit = encode(audio, audio.shape[1], "fp32")
+    made = encode(next(jittered(audio, min(len(audio), _CHUNK))), audio.shape[1], "fp32")
+    cosines = -np.sort(-unit @ unit.T, axis=1)[:, [1, min(NEIGHBOURS, len(unit) - 1)]]
+    return {
+        "made to its clip": float(np.median((made * unit[: len(made)]).sum(1))),
+        "clip to its nearest": float(np.median(cosines[:, 0])),
+        "clip to its tenth": float(np.median(cosines[:, 1])),
+    }
+
+
+def int8_range(split: Split) -> dict[int, dict[str, float]]:
+    """Of each dim the largest component in standard deviations, 1 / sqrt(dim), and the share that is over six."""
+    found = {}
+    for dim in split.dims:
+        components = np.abs(encode(split.audio, dim, "fp32")) * dim**0.5
+        found[dim] = {"largest": float(components.max()), "clipped": float((components > max(6, dim**0.5)).mean())}
+    return found
+
+
+def recall_table(records: list[dict]) -> str:
+    """In markdown: percent with 95 % intervals, and differences to all dims in fp32."""
+    titles = [f"{words} R@{k}" for words in DIRECTIONS.values() for k in KS]
+    lines = [f"| dims | storage | bytes | {' | '.join(f'{title} | difference' for title in titles)} |"]
+    lines.append("|" + "---|" * (3 + 2 * len(titles)))
+    for row in records:
+        figures = [row[way][f"R@{k}"] for way in DIRECTIONS for k in KS]
+        cells = [cell for x in figures for cell in (percent(x), percent(x["difference"], signed=True))]
+        lines.append(f"| {row['dim']} | {row['storage']} | {row['bytes']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def large_table(large: dict) -> str:
+    lines = ["| dims | storage | MB | recall@10 | median | p95 | of the processor |", "|" + "---|" * 7]
+    for row in large["rows"]:
+        times = " | ".join(f"{row[name]:.1f} ms" for name in ("median_ms", "p95_ms", "cpu_ms"))
+        kept = f"{row['megabytes']:.0f} | {100 * row['recall@10']:.1f}"
+        lines.append(f"| {row['dim']} | {row['storage']} | {kept} | {times} |")
+    return "\n".join(lines)
+
+
+def draw(records: list[dict], path: Path) -> None:
+    """Bytes a clip against R@10 with its interval, a line a storage."""
+    picture = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(picture)
+    for axes, (way, words) in zip(picture.subplots(1, 2), DIRECTIONS.items(), strict=True):
+        for storage in STORAGES:
+            rows = sorted((row for row in records if row["storage"] == storage), key=lambda row: row["bytes"])
+            figures = [row[way]["R@10"] for row in rows]
+            values, low, high = 100 * np.array([[x["value"], *x["interval"]] for x in figures]).T
+            sizes = [row["bytes"] for row in rows]
+            bars = np.maximum([values - low, high - values], 0)
+            axes.errorbar(sizes, values, bars, fmt="o-", capsize=3, label=storage)
+            for row, value in zip(rows, values, strict=True):
+                axes.annotate(row["dim"], (row["bytes"], value), (3, -10), textcoords="offset points", fontsize=7)
+        axes.set_xscale("log", base=2)
+        sizes = [2**power for power in range(min(row["bytes"] for row in records).bit_length() - 1, 12)]
+        axes.set_xticks(sizes, sizes)
+        axes.set(xlabel="bytes a clip (beside the dots: dims)", ylabel="R@10 (%)", title=words)
+        axes.legend()
+    picture.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("--cache", help="a .npz file, in which the split's vectors are kept")
+    parser.add_argument("--output", default="storage.json")
+    parser.add_argument("--picture", default="storage.png")
+    parser.add_argument("--million", type=int, default=1_000_000, help="made vectors to search; 0: none (%(default)s)")
+    options = parser.parse_args()
+    split, about = embedded(options.model, options.folder, options.cache)
+    about |= {"clips": len(split.audio), "texts": len(split.text), "int8_range": int8_range(split)}
+    records = recall_by_storage(split)
+    print(recall_table(records), flush=True)
+    draw(records, Path(options.picture))
+    scores = {**about, "recall": records}
+    if options.million:
+        busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "load": busy}
+        machine |= {"faiss": version("faiss-cpu"), "instructions": faiss.get_compile_options().strip()}
+        scores |= {"machine": machine, "large": large_search(split, options.million)}
+        print(f"{machine}\n{scores['large']['jitter']}\n{large_table(scores['large'])}")
+    write_whole(Path(options.output), json.dumps(scores, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(os.cpu_count())
+    main()

@@ -1,0 +1,220 @@
+"""Where in a recording is this sound? Recordings made of real clips at known times, asked for each of them.
+
+    python benchmarks/where.py MODEL FOLDER [--windows 10/5 5/2.5 4/2] [--count 40] [--minutes 5] [--out where.json]
+
+FOLDER is an audiofolder whose metadata has `caption` and `label`; its test split is used. A recording is a background
+of clips end to end, and over it, in every quarter of a minute, one clip of up to 12 s at a random place, `--snr` dB
+louder. No two of these have the same label or caption, and none in the background has theirs. Each is asked for by its
+caption, by its label in the zero-shot prompt, and by another clip of its label.
+
+A span hits if its middle is inside the clip or the clip's middle is inside it. `error` is the median distance of the
+middles of the best span and the clip, `iou` how much the two share. Chance is the same spans, turned about the
+recording by a random time. Intervals are 95 % bootstrap intervals over recordings.
+"""
+
+import argparse
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from modeling_wavlink.embedder import Embedder
+from modeling_wavlink.long import Recording, Span, hear, locate
+from modeling_wavlink.metrics import Correspondence, figure
+from modeling_wavlink.run_folder import write_whole
+from modeling_wavlink.zero_shot import PROMPT, label_texts
+from processing.audio import load_column
+from processing.data import load_split
+
+SLOT, LONGEST, SHORTEST = 15.0, 12.0, 0.5  # seconds
+TOP_K = 5
+FIGURES = {"hit@1": "%", "hit@5": "%", "iou": "%", "error": "s"}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A clip in a recording, from `start` to `end` s; `like` is the row of another clip with its label."""
+
+    start: float
+    end: float
+    caption: str
+    label: str
+    like: int
+
+
+def compose(rows, minutes: float, snr: float, rng: np.random.Generator, rate: int) -> tuple[np.ndarray, list[Planted]]:
+    """A recording `[samples]` and what is planted in it."""
+    samples = np.zeros(round(60 * minutes * rate), np.float32)
+    chosen = _choose(rows, round(60 * minutes / SLOT), rng)
+    planted = []
+    for number, (row, like) in enumerate(chosen):
+        clip = _level(load_column(rows[row]["audio"], rate), 0)
+        start = round((number + rng.uniform(0, 1 - len(clip) / rate / SLOT)) * SLOT * rate)
+        samples[start : start + len(clip)] += clip
+        times = start / rate, (start + len(clip)) / rate
+        planted.append(Planted(*times, rows[row]["caption"], rows[row]["label"], like))
+    _lay_background(samples, rows, planted, snr, rng, rate)
+    return 0.5 * samples / np.abs(samples).max(), planted
+
+
+def _choose(rows, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Rows of distinct labels and captions, the labels drawn first, each with another row of its label."""
+    of_label = defaultdict(list)
+    for index, (label, caption, seconds) in enumerate(
+        zip(rows["label"], rows["caption"], rows["duration"], strict=True)
+    ):
+        if label and caption and SHORTEST <= seconds <= LONGEST:
+            of_label[label].append(index)
+    chosen, captions = [], set()
+    several = sorted(label for label, clips in of_label.items() if len(clips) > 1)
+    for label in rng.permutation(several):
+        row, like = rng.choice(of_label[label], 2, replace=False).tolist()
+        if len(chosen) < count and rows[row]["caption"] not in captions:
+            chosen.append((row, like))
+            captions.add(rows[row]["caption"])
+    if len(chosen) < count:
+        raise ValueError(f"{count} labels of two clips or more are needed, there are {len(chosen)}: lower --minutes")
+    return [chosen[place] for place in rng.permutation(count)]
+
+
+def _lay_background(samples: np.ndarray, rows, planted: list[Planted], snr: float, rng, rate: int) -> None:
+    """Adds clips of other labels and captions, end to end, `snr` dB below those planted."""
+    labels, captions = {clip.label for clip in planted}, {clip.caption for clip in planted}
+    others = [
+        index
+        for index, (label, caption) in enumerate(zip(rows["label"], rows["caption"], strict=True))
+        if label not in labels and caption not in captions
+    ]
+    if not others:
+        raise ValueError("every clip has a label of those planted: none is left for the background")
+    place = 0
+    while place < len(samples):
+        clip = _level(load_column(rows[int(rng.choice(others))]["audio"], rate), -snr)[: len(samples) - place]
+        samples[place : place + len(clip)] += clip
+        place += len(clip)
+
+
+def _level(clip: np.ndarray, decibels: float) -> np.ndarray:
+    """A clip at -20 dB (RMS) and so many more; one of silence stays one."""
+    return clip * np.float32(0.1 * 10 ** (decibels / 20) / max(np.sqrt(np.mean(clip**2)), 1e-6))
+
+
+def questions(embedder: Embedder, rows, planted: list[Planted]) -> dict[str, list[np.ndarray]]:
+    """How it is asked -> of each planted clip the query `[D]`."""
+    texts = label_texts([clip.label for clip in planted])
+    sounds = [load_column(rows[clip.like]["audio"], embedder.sampling_rate) for clip in planted]
+    return {
+        "caption": list(embedder.embed_text([clip.caption for clip in planted])),
+        "label": list(embedder.embed_text([PROMPT.replace("{}", text) for text in texts])),
+        "sound": list(embedder.embed_clips(sounds)),
+    }
+
+
+def scores(spans: Sequence[Span], clip: Planted) -> dict[str, float]:
+    hits = [
+        span.start <= (clip.start + clip.end) / 2 <= span.end or clip.start <= (span.start + span.end) / 2 <= clip.end
+        for span in spans
+    ]
+    best = spans[0]
+    shared = max(0.0, min(best.end, clip.end) - max(best.start, clip.start))
+    iou = shared / (best.end - best.start + clip.end - clip.start - shared)
+    error = abs(best.start + best.end - clip.start - clip.end) / 2
+    return {"hit@1": float(hits[0]), "hit@5": float(any(hits)), "iou": iou, "error": error}
+
+
+def turned(spans: Sequence[Span], duration: float, rng: np.random.Generator) -> list[Span]:
+    """The same spans, all later by one random time; those past the end go on at the beginning."""
+    by = rng.uniform(0, duration)
+    starts = [(span.start + by) % duration for span in spans]
+    return [Span(start, start + span.end - span.start, span.score) for start, span in zip(starts, spans, strict=True)]
+
+
+def ask(recording: Recording, planted: list[Planted], queries: dict, number: int, seed: int) -> list[dict]:
+    """A row of scores for each question of recording `number`, and beside them those of chance."""
+    rng = np.random.default_rng([seed, number, 1])
+    rows = []
+    for kind, vectors in queries.items():
+        for clip, vector in zip(planted, vectors, strict=True):
+            spans = locate(recording, vector, TOP_K)
+            chance = scores(turned(spans, recording.duration, rng), clip)
+            rows.append({"kind": kind, "recording": number, "found": scores(spans, clip), "chance": chance})
+    return rows
+
+
+def summary(rows: list[dict]) -> dict:
+    """kind -> figure -> `{"found", "chance"}`, each with its interval over recordings; "error" is a median."""
+    result = {}
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        asked = [row for row in rows if row["kind"] == kind]
+        recordings = Correspondence([[row["recording"]] for row in asked], 1 + max(row["recording"] for row in asked))
+        result[kind] = {"questions": len(asked)}
+        for name in FIGURES:
+            result[kind][name] = {
+                who: figure([row[who][name] for row in asked], recordings, median=name == "error")
+                for who in ("found", "chance")
+            }
+    return result
+
+
+def measure(embedder: Embedder, rows, options: argparse.Namespace) -> dict:
+    """window/hop -> `summary`."""
+    asked = defaultdict(list)
+    for number in tqdm(range(options.count), desc="recordings"):
+        rng = np.random.default_rng([options.seed, number])
+        samples, planted = compose(rows, options.minutes, options.snr, rng, embedder.sampling_rate)
+        queries = questions(embedder, rows, planted)
+        file = io.BytesIO()
+        soundfile.write(file, samples, embedder.sampling_rate, format="WAV", subtype="FLOAT")
+        for windows in options.windows:
+            window, hop = map(float, windows.split("/"))
+            recording = hear(embedder, file.getvalue(), window, hop)
+            asked[windows] += ask(recording, planted, queries, number, options.seed)
+    return {windows: summary(found) for windows, found in asked.items()}
+
+
+def table(results: dict) -> str:
+    lines = [f"{'window/hop':>10} {'asked by':>8} " + " ".join(f"{name:>22} {'chance':>6}" for name in FIGURES)]
+    for windows, kinds in results.items():
+        for kind, figures in kinds.items():
+            cells = []
+            for name, unit in FIGURES.items():
+                factor = 100 if unit == "%" else 1
+                value, low, high = (
+                    factor * x for x in (figures[name]["found"]["value"], *figures[name]["found"]["interval"])
+                )
+                chance = factor * figures[name]["chance"]["value"]
+                cells.append(f"{f'{value:.1f} [{low:.1f}, {high:.1f}] {unit}':>22} {chance:6.1f}")
+            lines.append(f"{windows:>10} {kind:>8} " + " ".join(cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a folder or Hub id")
+    parser.add_argument("folder", help="an audiofolder with a test split")
+    parser.add_argument("--windows", nargs="+", default=["10/5", "5/2.5", "4/2"], help="window/hop, in seconds")
+    parser.add_argument("--count", type=int, default=40, help="recordings")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each")
+    parser.add_argument("--snr", type=float, default=10.0, help="dB by which a planted clip is louder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", help="a JSON file")
+    options = parser.parse_args()
+    rows = load_split(options.folder, "test")
+    if missing := {"caption", "label", "duration"} - set(rows.column_names):
+        parser.error(f"{options.folder} has no column {', '.join(sorted(missing))}")
+    embedder = Embedder(options.model)
+    results = measure(embedder, rows, options)
+    print(table(results))
+    if options.out:
+        about = {"model": embedder.name, "revision": embedder.revision, **vars(options)}
+        write_whole(Path(options.out), json.dumps({**about, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

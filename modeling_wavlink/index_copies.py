@@ -1,0 +1,168 @@
+"""An index elsewhere: on the Hub as a data set, from the Hub, or here with smaller vectors; each whole or absent."""
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+
+from hub_cards.foreign_text import escape
+from hub_cards.upload import reason
+
+from .index_folder import CARD, IndexFolder, Manifest, write_durably
+from .vectors import decode, encode
+
+_OURS = ("index.json", "embeddings/part-*.parquet", "files/part-*.parquet")
+_PART = re.compile(r"(embeddings|files)/part-\d+\.parquet")
+
+_TEXT = """
+# An index of sounds
+
+{rows} windows of {window:g} s, one every {hop:g} s, with the vectors of {model} at `{revision}`: {dim} of {dims} dims
+as {storage}. `default` has a row a window (`path`, `start` and `end` in seconds, `embedding`), `files` a row a file.
+
+```python
+from datasets import load_dataset
+
+windows = load_dataset("{repo_id}", split="train")
+```
+
+```
+python -m modeling_wavlink.search pull {repo_id} --out INDEX --model {model}
+python -m modeling_wavlink.search query INDEX "a dog barks far away"
+```
+"""
+
+
+def reindex(folder: str | os.PathLike, out: str | os.PathLike, *, dim: int | None = None, storage: str | None = None):
+    """The same index, from its own vectors, with fewer dims or another storage.
+
+    Args:
+        dim: of the nested dims, up to the index's; default: its own.
+        storage: see `vectors.STORAGES`; one that is finer than the index's own adds no precision.
+
+    Raises:
+        ValueError: no such dim or storage, `out` is there already, or the index is damaged.
+    """
+    source = IndexFolder.open(folder)
+    own = source.manifest
+    new = dataclasses.replace(own, dim=dim or own.dim, storage=storage or own.storage, parts=[], next_part=0)
+    if new.dim != own.dim and (new.dim not in own.matryoshka_dims or new.dim > own.dim):
+        nested = ", ".join(str(dim) for dim in own.matryoshka_dims if dim <= own.dim)
+        raise ValueError(f"dim={dim} is none of the index's nested dims: {nested}")
+    with _beside(out) as unfinished, IndexFolder.create(unfinished, new) as made:
+        for part in own.parts:
+            windows = source.read(part, "embeddings")
+            if len(windows):
+                codes = encode(decode(own.codes(windows), own.dim, own.storage), new.dim, new.storage)
+                windows = new.windows(windows["path"], windows["start"], windows["end"], codes)
+            else:
+                windows = new.schema.empty_table()
+            made.append(windows, source.read(part, "files"))
+
+
+def push(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
+    """Puts an index on the Hub, in place of an older one there, in one commit; returns its address.
+
+    Its sounds' paths below the root go with it, the root and where the model is do not.
+
+    Raises:
+        ValueError: a damaged index, a name that is none, or a public repository where a private one is asked for.
+        OSError: the Hub refuses, or does not answer.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"the repository must be user/name or organisation/name, got {repo_id!r}")
+    api = HfApi()
+    with IndexFolder.open(folder).writing() as index:
+        _refuse_damaged(index)
+        contents = _contents(index, repo_id)
+        try:
+            api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
+            head = api.dataset_info(repo_id)
+            there = [file.rfilename for file in head.siblings]
+            if private and not head.private:
+                raise ValueError(f"{repo_id} exists and is public: make it private in its settings, then push")
+            stale = [CommitOperationDelete(name) for name in there if _PART.fullmatch(name) and name not in contents]
+            added = [CommitOperationAdd(name, content) for name, content in contents.items()]
+            # not upload_folder, which may make several commits, so that a cut upload leaves half an index
+            options = {"repo_type": "dataset", "commit_message": "An index of sounds", "parent_commit": head.sha}
+            return api.create_commit(repo_id, [*added, *stale], **options).commit_url
+        except ValueError:
+            raise
+        except Exception as error:  # huggingface_hub's own and its HTTP library's
+            raise OSError(f"the push to {api.endpoint}/datasets/{repo_id} failed: {reason(error)}") from error
+
+
+def pull(
+    repo_id: str, out: str | os.PathLike, *, model: str = "", root: str = "", revision: str | None = None
+) -> None:
+    """An index from the Hub, verified.
+
+    Args:
+        model: the one it was made by, where you have it. What a stranger's index names is not loaded, as loading a
+            model can run its code; without it each query asks for it.
+        root: the folder here that holds the sounds, if it does.
+        revision: a branch, tag or commit.
+
+    Raises:
+        ValueError: there is no index, it is damaged, `out` is there already, or `root` is no folder.
+        OSError: the Hub refuses, or does not answer.
+    """
+    if root and not os.path.isdir(root):
+        raise ValueError(f"{root} is not a folder: name the one that holds the sounds")
+    with _beside(out) as unfinished:
+        options = {"repo_type": "dataset", "revision": revision, "allow_patterns": list(_OURS)}
+        try:
+            snapshot_download(repo_id, local_dir=unfinished, **options)
+        except Exception as error:
+            raise OSError(f"{repo_id} cannot be had from the Hub: {reason(error)}") from error
+        shutil.rmtree(unfinished / ".cache", ignore_errors=True)
+        with IndexFolder.open(unfinished).writing() as index:
+            _refuse_damaged(index)
+            write_durably(unfinished / "README.md", CARD.encode())
+            index.change(model=model or index.manifest.model, foreign=not model, root=root and os.path.abspath(root))
+
+
+def _contents(index: IndexFolder, repo_id: str) -> dict[str, bytes | str]:
+    """What is pushed: bytes, or the path of a file."""
+    model = index.manifest.model
+    model = os.path.basename(model) if os.path.isabs(model) else model
+    manifest = dataclasses.replace(index.manifest, model=model, root="", foreign=True)
+    parts = {f"{kind}/{part.name}" for part in manifest.parts for kind in part.sha256}
+    return {
+        "index.json": manifest.to_json().encode(),
+        "README.md": _card(manifest, repo_id).encode(),
+        **{name: str(index.folder / name) for name in sorted(parts)},
+    }
+
+
+def _card(manifest: Manifest, repo_id: str) -> str:
+    facts = dataclasses.asdict(manifest) | {"rows": manifest.rows, "model": escape(manifest.model), "repo_id": repo_id}
+    return CARD.replace("configs:", "tags:\n- audio\n- wavlink\nconfigs:") + _TEXT.format(**facts)
+
+
+def _refuse_damaged(index: IndexFolder) -> None:
+    damaged = index.damaged()
+    if damaged:
+        raise ValueError("; ".join(damaged.values()))
+
+
+@contextmanager
+def _beside(out: str | os.PathLike) -> Iterator[Path]:
+    """A folder that takes the name `out` once all went well."""
+    out = Path(os.path.abspath(out))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: name a folder that is new or empty")
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        os.replace(unfinished, out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

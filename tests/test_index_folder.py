@@ -1,0 +1,266 @@
+"""The index on disk: what is written is read, what is damaged is told, and a stop at any step leaves it whole."""
+
+import dataclasses
+import errno
+import json
+import os
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pyarrow
+import pytest
+from datasets import load_dataset
+
+from modeling_wavlink import index_folder
+from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
+from modeling_wavlink.vectors import STORAGES, encode
+
+DIM = 12
+
+
+class Stopped(BaseException):
+    """As SIGKILL: nothing catches it."""
+
+
+def manifest(storage: str = "int8") -> Manifest:
+    return Manifest("model", "sha256:0", 24, [24, DIM], DIM, storage, 10.0, 5.0, 16000, "/sounds")
+
+
+def tables(made: Manifest, names, windows: int = 2) -> tuple[pyarrow.Table, pyarrow.Table]:
+    """Some rows of each file, drawn by its name."""
+    paths = [name for name in names for _ in range(windows)]
+    starts = np.tile(5.0 * np.arange(windows), len(names))
+    drawn = [np.random.default_rng(list(name.encode())).normal(size=(windows, DIM)) for name in names]
+    codes = encode(np.concatenate(drawn), DIM, made.storage)
+    rows = [dict(zip(FILES.names, (name, 100, 7, 0, windows, windows, ""), strict=True)) for name in names]
+    return made.windows(paths, starts, starts + 10, codes), pyarrow.Table.from_pylist(rows, schema=FILES)
+
+
+def contents(folder) -> dict[str, list]:
+    """Of each file its rows, as (start, end, codes)."""
+    index, found = IndexFolder.open(folder), {}
+    for part in index.manifest.parts:
+        windows = index.read(part, "embeddings")
+        for row, code in zip(windows.to_pylist(), index.manifest.codes(windows), strict=True):
+            found.setdefault(row["path"], []).append((row["start"], row["end"], code.tobytes()))
+    assert sorted(found) == sorted(index.files()["path"].to_pylist())
+    assert sum(map(len, found.values())) == index.manifest.rows
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three parts: a and b; c; d."""
+    with IndexFolder.create(tmp_path / "index", manifest()) as index:
+        for names in ("ab", "c", "d"):
+            index.append(*tables(index.manifest, names))
+    return tmp_path / "index"
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_what_is_written_is_read(tmp_path, storage):
+    with IndexFolder.create(tmp_path / "index", manifest(storage)) as index:
+        windows, files = tables(index.manifest, ["x", "y"])
+        index.append(windows, files)
+    read = IndexFolder.open(tmp_path / "index")
+    assert read.manifest == index.manifest
+    (part,) = read.manifest.parts
+    assert read.read(part, "embeddings").equals(windows) and read.files().equals(files)
+    codes = read.manifest.codes(read.read(part, "embeddings"))
+    expected = np.concatenate([np.random.default_rng([ord(name)]).normal(size=(2, DIM)) for name in "xy"])
+    np.testing.assert_array_equal(codes, encode(expected, DIM, storage))
+    assert codes.dtype == encode(expected, DIM, storage).dtype
+
+
+def test_datasets_opens_it(folder):
+    windows = load_dataset(str(folder), split="train")
+    assert windows["path"][:] == list("aabbccdd") and np.shape(windows["embedding"][:]) == (8, DIM)
+    files = load_dataset(str(folder), "files", split="train")
+    assert files["path"][:] == list("abcd") and set(files["windows"]) == {2}
+
+
+def test_drop_and_merge_keep_all_else(folder):
+    before = contents(folder)
+    with IndexFolder.open(folder).writing() as index:
+        index.drop(["a", "d", "unknown"])
+        assert [part.rows for part in index.manifest.parts] == [2, 2]
+        assert contents(folder) == {name: before[name] for name in "bc"}
+        index.append(*tables(index.manifest, "e"))
+        index.merge()
+    assert [part.rows for part in index.manifest.parts] == [6]
+    assert contents(folder) == {name: before[name] for name in "bc"} | {"e": contents(folder)["e"]}
+    on_disk = {path.name for path in folder.rglob("part-*")}
+    assert on_disk == {part.name for part in index.manifest.parts}  # what it replaced is gone
+
+
+def test_merge_stops_at_the_size_of_a_part(folder, monkeypatch):
+    index = IndexFolder.open(folder)
+    monkeypatch.setattr(index_folder, "_PART_BYTES", sum(part.bytes for part in index.manifest.parts[:2]))
+    before = contents(folder)
+    with index.writing():
+        index.merge()
+        assert [part.rows for part in index.manifest.parts] == [6, 2]
+        index.merge()
+    assert [part.rows for part in index.manifest.parts] == [6, 2] and contents(folder) == before
+
+
+@contextmanager
+def failing(error: BaseException, number: int):
+    """The call of that number, of those that bring something to the disk, raises; None follow a SIGKILL."""
+    left = [number]
+
+    def after(real):
+        def call(*arguments):
+            left[0] -= 1
+            if left[0] < 0:
+                raise error
+            return real(*arguments)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("replace", "fsync"):
+            patch.setattr(os, name, after(getattr(os, name)))
+        yield
+
+
+@pytest.mark.parametrize(
+    "error", [Stopped(), OSError(errno.ENOSPC, "No space left on device")], ids=["killed", "full"]
+)
+def test_stopped_at_any_step_it_is_as_before_or_as_after(tmp_path, error):
+    states, ended = [], False
+    while not ended:
+        folder = tmp_path / str(len(states))
+        with IndexFolder.create(folder, manifest()) as index:
+            index.append(*tables(index.manifest, "abc"))
+        before = contents(folder)
+        after = {name: before[name] for name in "ac"}
+        try:
+            with failing(error, len(states)), IndexFolder.open(folder).writing() as index:
+                index.drop(["b"])
+            ended = True
+        except type(error):
+            pass
+        states.append(contents(folder))
+        assert states[-1] in (before, after)
+        with IndexFolder.open(folder).writing() as index:
+            index.drop(["b"])
+        assert contents(folder) == after
+        assert {path.name for path in folder.rglob("*part-*")} == {part.name for part in index.manifest.parts}
+        assert not list(folder.rglob("*unfinished"))
+    assert len(states) > 9 and before in states[:-1] and after in states[:-1]
+
+
+def test_an_index_half_made_is_made_again(tmp_path):
+    for number in range(4):
+        with suppress(Stopped), failing(Stopped(), number), IndexFolder.create(tmp_path / "index", manifest()):
+            pass
+        if not (tmp_path / "index/index.json").exists():
+            with pytest.raises(ValueError, match="is no index, it has no index.json"):
+                IndexFolder.open(tmp_path / "index")
+    with IndexFolder.create(tmp_path / "index", manifest()) as index:
+        index.append(*tables(index.manifest, "a"))
+    assert set(contents(tmp_path / "index")) == {"a"}
+
+
+def damage(path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        del content[len(content) // 2 :]
+    elif how == "emptied":
+        content.clear()
+    else:
+        content[len(content) // 2] ^= 1
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "files"])
+@pytest.mark.parametrize("how", ["truncated", "emptied", "flipped", "missing"])
+def test_a_damaged_part_is_named_and_can_be_forgotten(folder, kind, how):
+    before = contents(folder)
+    part = IndexFolder.open(folder).manifest.parts[1]
+    damage(folder / kind / part.name, how)
+    index = IndexFolder.open(folder)
+    with pytest.raises(ValueError, match=f"{kind}/{part.name} is (damaged|missing)"):
+        index.read(part, kind)
+    assert list(index.damaged()) == [part.name]
+    with index.writing():
+        index.drop_parts(index.damaged())
+    assert contents(folder) == {name: before[name] for name in "abd"}
+    assert index.damaged() == {}
+
+
+def test_a_manifest_cut_anywhere_or_changed_is_refused_and_nothing_is_touched(folder):
+    path = folder / "index.json"
+    whole = path.read_bytes()
+    parts = {part: part.read_bytes() for part in folder.rglob("part-*")}
+    wrong = [whole[:length] for length in range(0, len(whole) - 1, 37)]
+    wrong += [whole.replace(b'"dim": 12', b'"dim": 11'), whole.replace(b"model", b"m0del", 1), b"[]", b"null", b"\xff"]
+    for content in wrong:
+        assert content != whole
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"index\.json is damaged"):
+            IndexFolder.open(folder)
+        with pytest.raises(ValueError, match=r"is there already|damaged"), IndexFolder.create(folder, manifest()):
+            pass
+    assert parts == {part: part.read_bytes() for part in folder.rglob("part-*")}
+    path.write_bytes(whole)
+    assert set(contents(folder)) == set("abcd")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("format", 2), ("storage", "int4"), ("dim", 0), ("dim", 25), ("parts", [{"name": "../x"}]), ("extra", 1)],
+)
+def test_a_manifest_that_a_stranger_made_up_is_refused(folder, field, value):
+    """Its checksum right: whoever writes the file can write that too."""
+    fields = json.loads((folder / "index.json").read_text())
+    del fields["sha256"]
+    if field == "parts":
+        value = [fields["parts"][0] | value[0]]
+    fields[field] = value
+    (folder / "index.json").write_text(json.dumps(fields | {"sha256": index_folder._digest(fields)}))
+    with pytest.raises(
+        ValueError, match="it is of format 2, this program knows 1" if field == "format" else "damaged"
+    ):
+        IndexFolder.open(folder)
+
+
+def test_a_part_with_other_columns_is_refused(folder):
+    """Though its checksum is that of the manifest: dims that are not the index's."""
+    index = IndexFolder.open(folder)
+    wider = dataclasses.replace(index.manifest, dim=DIM * 2)
+    with index.writing():
+        values = np.ones((2, DIM * 2), np.int8)
+        index.append(wider.windows("ee", [0.0, 5.0], [10.0, 15.0], values), tables(index.manifest, "e")[1])
+    with pytest.raises(ValueError, match="has other columns or rows"):
+        index.read(index.manifest.parts[-1], "embeddings")
+
+
+def test_two_do_not_write_at_once_but_others_read(folder):
+    with IndexFolder.open(folder).writing() as first:
+        with pytest.raises(ValueError, match="another process is writing"), IndexFolder.open(folder).writing():
+            pass
+        assert set(contents(folder)) == set("abcd")
+        first.drop(["a"])
+        assert set(contents(folder)) == set("bcd")
+    with IndexFolder.open(folder).writing() as second:
+        assert second.manifest == first.manifest
+
+
+def test_the_second_to_write_starts_from_what_the_first_left(folder):
+    late = IndexFolder.open(folder)
+    with IndexFolder.open(folder).writing() as index:
+        index.drop(["a"])
+    with late.writing():
+        late.drop(["b"])
+    assert set(contents(folder)) == set("cd")
+
+
+def test_a_folder_of_something_else_is_not_taken(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is there already and is no index"), IndexFolder.create(tmp_path, manifest()):
+        pass
+    assert os.listdir(tmp_path) == ["notes.txt"]
