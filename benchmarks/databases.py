@@ -3,7 +3,7 @@
     python benchmarks/databases.py [--vectors 200000] [--dim 48] [--queries 100]
 
 Vectors are random, in clusters as sounds are: 1000 directions, and noise of half their length around each. Compare
-ratios; the absolute numbers are those of this machine today. About 2 minutes on 2 cores.
+ratios; the absolute numbers are those of this machine today. About 40 s on 2 cores.
 """
 
 import argparse

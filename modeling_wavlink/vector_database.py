@@ -27,7 +27,7 @@ from .querying import Hit, as_dict
 from .ray_embedding import fixed_size_list, parts_of
 from .vectors import encode
 
-INDEX_ROWS = 1 << 18  # up to here comparing with all takes some 10 ms, and finds all
+INDEX_ROWS = 1 << 18  # up to here comparing with all takes some 20 ms, and finds all
 _ABOUT = b"wavlink"  # in the schema's metadata
 _PATHS_AT_ONCE = 1000
 _PROBES, _REFINE = 40, 10  # partitions looked into; candidates per hit that are rescored
