@@ -1,0 +1,313 @@
+"""A collection embedded by a Ray cluster: an `Embedder` an actor, Ray Data between them, rows of parquet at the end.
+
+    python -m modeling_wavlink.ray_embedding SOUNDS --model your-name/wavlink-base --out FOLDER --address auto
+
+The same command again goes on where it was killed. `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`
+reads the rows; `python -m modeling_wavlink.vector_database load FOLDER` takes them into a vector database.
+
+Sounds and model are read by the workers: both must be there under the same name on every machine (a shared disk, a
+Hub id), and this package installed. The rows come to the machine that the command runs on.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from processing.sources import Sound, list_sounds
+from processing.windows import check_window, stream_windows
+
+from .embedder import DTYPES, Embedder
+from .index_folder import write_durably
+from .indexing import HOP, WINDOW
+
+_ABOUT = b"wavlink"  # in the parquet schema's metadata: how the rows were made, as JSON
+_ROWS_A_PART = 1 << 16
+
+
+class FileEmbedder(Embedder):
+    """The `Embedder` that all else uses, as Ray's actor: takes files, gives a row a window.
+
+    Args:
+        model, revision, device, dtype: of `Embedder`.
+        window, hop: in seconds, see `processing.windows.stream_windows`.
+        expected: the revision that the weights must have, on whatever machine this is.
+    """
+
+    def __init__(self, model: str, *, window: float, hop: float, expected: str, **options):
+        super().__init__(model, **options)
+        self.window, self.hop = window, hop
+        if self.revision != expected:
+            raise ValueError(f"{model} is at {self.revision} on this machine, not at {expected}: copy it anew")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """
+        Args:
+            batch: `path` is what the rows call a file, `place` where it is, as bytes.
+
+        Returns:
+            `path`, `start` and `end` in seconds, `embedding` `[rows, dims]` fp32, `error`, and `windows`: how many
+            rows the file has. One that cannot be read to its end has one row, of NaN, and the error.
+        """
+        taken, errors = [], {}
+        vectors = list(self.embed_clips(self._windows(batch, taken, errors)))
+        for (number, *_), vector in zip(taken, vectors, strict=True):
+            if not np.isfinite(vector).all():
+                errors.setdefault(number, f"the model gives {batch['path'][number]} a vector that is not finite")
+        rows = [(*window, vector) for window, vector in zip(taken, vectors, strict=True) if window[0] not in errors]
+        rows += [(number, np.nan, np.nan, np.full(self.dims, np.nan, np.float32)) for number in errors]
+        numbers, starts, ends, vectors = zip(*rows, strict=True)
+        return {
+            "path": batch["path"][list(numbers)],
+            "start": np.array(starts, np.float64),
+            "end": np.array(ends, np.float64),
+            "embedding": np.stack(vectors),
+            "error": np.array([errors.get(number, "") for number in numbers], dtype=str),
+            "windows": np.bincount(numbers)[list(numbers)],
+        }
+
+    def _windows(self, batch: dict, taken: list, errors: dict) -> Iterator[np.ndarray]:
+        """Of each file, whose number in the batch and times go to `taken`, the windows' samples."""
+        for number, (path, place) in enumerate(zip(batch["path"], batch["place"], strict=True)):
+            try:
+                for window in stream_windows(os.fsdecode(place), self.window, self.hop, self.sampling_rate, path):
+                    taken.append((number, window.start, window.end))
+                    yield window.samples
+            except ValueError as error:
+                errors[number] = str(error)
+
+
+@dataclass
+class Report:
+    """What a run did; `unreadable` is of all runs into the folder: why, by path."""
+
+    embedded: int = 0  # files
+    there: int = 0  # files of an earlier run
+    rows: int = 0  # of this run
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def embed_with_ray(
+    sources: str | Sequence[str],
+    model: str,
+    out: str | os.PathLike,
+    *,
+    actors: int = 2,
+    batch_size: int = 64,
+    address: str | None = None,
+    window: float = WINDOW,
+    hop: float = HOP,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    commit_seconds: float = 30.0,
+    progress: bool = True,
+) -> Report:
+    """Embeds every sound that has no rows in `out` yet. Killed at any moment, the same call goes on.
+
+    Rows are written by whole files. A worker that dies is replaced by Ray, and what it was at is done again.
+
+    Args:
+        sources: folders and files, see `processing.sources.list_sounds`; rows have paths below their common folder.
+        model, revision, device, dtype: see `Embedder`; each actor on "cuda" has a GPU of its own.
+        out: a folder of this machine, for parquet files of `path`, `start` and `end` (seconds), `embedding` (fp32
+            `[dims]`, L2-normalised) and `error`, which is "" unless the file cannot be read: then it has one row, with
+            null for the times and NaN for the vector.
+        actors: models in the cluster.
+        batch_size: files that an actor takes at a time.
+        address: of the cluster, or "auto"; without, that of RAY_ADDRESS, else one is started on this machine.
+        window, hop: in seconds.
+        commit_seconds: what has come back is on the disk after about so long.
+
+    Raises:
+        ValueError: wrong options, no sounds, a data set, or a folder with rows of another model or other windows.
+    """
+    if actors < 1 or batch_size < 1:
+        raise ValueError(f"actors and batch_size must be 1 or more, got {actors} and {batch_size}")
+    listing = list_sounds([sources] if isinstance(sources, str | os.PathLike) else sources)
+    if listing.rows is not None:
+        raise ValueError(f"{listing.root} is a data set; workers read files: save its sounds as such on a shared disk")
+    model = os.path.abspath(model) if os.path.isdir(model) else model
+    embedder = Embedder(model, revision=revision, device="cpu", dtype=dtype, fast_kernels=False)
+    check_window(window, hop, embedder.sampling_rate)
+    if embedder.max_seconds and window > embedder.max_seconds:
+        raise ValueError(f"a window of {window:g} s is more than the model's {embedder.max_seconds:g} s")
+    about = {"model": model, "revision": embedder.revision, "dims": embedder.dims}
+    about |= {"matryoshka_dims": embedder.matryoshka_dims, "window": window, "hop": hop, "root": listing.root}
+    options = {"device": device, "dtype": dtype, "window": window, "hop": hop, "expected": embedder.revision}
+    if revision:
+        options["revision"] = embedder.revision  # the commit that a branch was at
+    with _Rows(Path(out), about, commit_seconds) as rows:
+        todo = [sound for sound in listing.sounds if sound.path not in rows.whole]
+        rows.report.there = len(listing.sounds) - len(todo)
+        if todo:
+            _start(address)
+            with tqdm(total=len(todo), desc="sounds", unit="file", disable=not progress) as bar:
+                for batch in _embedded(todo, model, options, actors, batch_size):
+                    bar.update(rows.take(batch))
+            rows.write()
+    return rows.report
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home unless it is told not to
+    if not ray.is_initialized():
+        ray.init(address=address, log_to_driver=False, **({} if address else {"include_dashboard": False}))
+
+
+def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
+    """Batches of rows as `FileEmbedder` gives them, in the order in which they are ready."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    files = [{"path": sound.path, "place": os.fsencode(sound.place)} for sound in sounds]
+    blocks = -(-len(files) // batch_size)
+    embedded = ray.data.from_items(files, override_num_blocks=blocks).map_batches(
+        FileEmbedder,
+        fn_constructor_args=(model,),
+        fn_constructor_kwargs=options,
+        batch_size=batch_size,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, blocks)),
+        num_cpus=1,
+        num_gpus=int(options["device"].startswith("cuda")),
+    )
+    return embedded.iter_batches(batch_size=None, batch_format="numpy")
+
+
+class _Rows:
+    """The folder: files count once all their rows are in a part, and a part once it has its name."""
+
+    def __init__(self, folder: Path, about: dict, commit_seconds: float):
+        self.folder, self.about, self.commit_seconds = folder, about, commit_seconds
+        self.report, self.whole = Report(), set()
+        self.coming, self.unwritten, self.written = {}, [], time.monotonic()
+
+    def __enter__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(self.folder / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise ValueError(f"another process is writing to {self.folder}: wait until it has ended") from error
+        try:
+            self._read()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._lock.release()
+
+    def _read(self) -> None:
+        """What earlier runs have written."""
+        for path, there in parts_of(self.folder):
+            for name, value in self.about.items():
+                if there[name] != value:
+                    raise ValueError(f"{path} has {name}={there[name]}, not {value}: give that, or another folder")
+            rows = pq.read_table(path, columns=["path", "error"])
+            for name, error in zip(*(rows[column].to_pylist() for column in rows.column_names), strict=True):
+                self.whole.add(name)
+                if error:
+                    self.report.unreadable[name] = error
+
+    def take(self, batch: dict[str, np.ndarray]) -> int:
+        """How many files have ended with these rows."""
+        before = len(self.whole)
+        names = ("path", "start", "end", "embedding", "error")
+        for windows, path, *row in zip(batch["windows"], *(batch[name] for name in names), strict=True):
+            if path in self.whole:
+                continue
+            rows = self.coming.setdefault(path, {})
+            rows[row[0]] = (path, *row)  # by its start: what comes twice is there once
+            if len(rows) == windows:
+                self._end(path, self.coming.pop(path))
+        if len(self.unwritten) >= _ROWS_A_PART or time.monotonic() - self.written > self.commit_seconds:
+            self.write()
+        return len(self.whole) - before
+
+    def _end(self, path: str, rows: dict) -> None:
+        self.whole.add(path)
+        self.unwritten += [rows[start] for start in sorted(rows)]
+        self.report.embedded += 1
+        self.report.rows += len(rows)
+        error = self.unwritten[-1][-1]
+        if error:
+            self.report.unreadable[path] = str(error)
+
+    def write(self) -> None:
+        self.written = time.monotonic()
+        if not self.unwritten:
+            return
+        paths, starts, ends, vectors, errors = zip(*self.unwritten, strict=True)
+        columns = {
+            "path": pyarrow.array(paths, pyarrow.string()),
+            "start": pyarrow.array(starts, pyarrow.float64(), from_pandas=True),  # null for NaN
+            "end": pyarrow.array(ends, pyarrow.float64(), from_pandas=True),
+            "embedding": fixed_size_list(np.stack(vectors)),
+            "error": pyarrow.array(errors, pyarrow.string()),
+        }
+        sink = pyarrow.BufferOutputStream()
+        about = {_ABOUT: json.dumps(self.about)}
+        pq.write_table(pyarrow.table(columns).replace_schema_metadata(about), sink, compression="zstd")
+        number = max((int(path.stem[5:]) for path, _ in parts_of(self.folder)), default=-1) + 1
+        write_durably(self.folder / f"part-{number:06d}.parquet", sink.getvalue())
+        self.unwritten = []
+
+
+def fixed_size_list(vectors: np.ndarray) -> pyarrow.FixedSizeListArray:
+    """`[N, D]` fp32 as an Arrow column."""
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def parts_of(folder: str | os.PathLike) -> Iterator[tuple[Path, dict]]:
+    """The parquet files that `embed_with_ray` has written, and how: `model`, `revision`, `dims`, `window`, ...
+
+    Raises:
+        ValueError: a parquet file that it has not, or that is damaged.
+    """
+    for path in sorted(Path(folder).glob("part-*.parquet")):
+        try:
+            yield path, json.loads(pq.read_schema(path).metadata[_ABOUT])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged or none of this program's: remove it, and embed its sounds anew"
+            ) from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sounds", nargs="+", help="folders, files or @list.txt")
+    parser.add_argument("--model", required=True, help="a folder or Hub id")
+    parser.add_argument("--revision", help="of a Hub id")
+    parser.add_argument("--out", required=True, help="folder for the rows")
+    parser.add_argument("--actors", type=int, default=2, help="models in the cluster")
+    parser.add_argument("--batch_size", type=int, default=64, help="files that an actor takes at a time")
+    parser.add_argument("--address", help="of the cluster, or auto; without, one is started on this machine")
+    parser.add_argument("--window", type=float, default=WINDOW, help="seconds")
+    parser.add_argument("--hop", type=float, default=HOP, help="seconds")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    options = vars(parser.parse_args(arguments))
+    report = embed_with_ray(options.pop("sounds"), **options)
+    print(
+        f"{report.embedded} sounds embedded in {report.rows} rows, {report.there} were there; "
+        f"{len(report.unreadable)} cannot be read"
+    )
+    for path, error in report.unreadable.items():
+        print(f"  {path}: {error}")
+
+
+if __name__ == "__main__":
+    main()
