@@ -7,7 +7,7 @@ MINIMUM := .venv-minimum
 # out is what is numpy and torch alone (losses, metrics, pooling, sweeps), compilation, and the README's own commands.
 AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weights feature_extraction processing \
 	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
-	run_folder embedding evaluation evaluate_modules constraints)
+	run_folder embedding evaluation evaluate_modules audio windows embedder vectors index_folder constraints)
 
 .PHONY: help demo test test-minimum lint bench
 help:  ## this list
@@ -15,12 +15,12 @@ help:  ## this list
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -c constraints.txt -e '.[train,eval,dev]'
+	$(RUN) -m pip install -c constraints.txt -e '.[all]'
 	touch $@
 
 $(MINIMUM)/.installed: setup.cfg pyproject.toml constraints-minimum.txt
 	$(PYTHON) -m venv $(MINIMUM)
-	$(MINIMUM)/bin/python -m pip install -c constraints-minimum.txt -e '.[train,eval,dev]'
+	$(MINIMUM)/bin/python -m pip install -c constraints-minimum.txt -e '.[train,eval,search,dev]'
 	touch $@
 
 demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a stranger would, and use it
@@ -39,5 +39,5 @@ lint: $(VENV)/.installed  ## ruff
 	$(RUN) -m ruff format --check .
 
 bench: $(VENV)/.installed  ## speed of embedding and of training
-	$(RUN) benchmarks/embed.py
+	$(RUN) benchmarks/speed.py
 	$(RUN) benchmarks/train_step.py
