@@ -82,7 +82,8 @@ def _others(figures: dict, times: dict) -> list[str]:
         best[product["library"]] = max(product["gflops"], best.get(product["library"], 0))
     starts = [
         f"{name}: {run['imported']:.1f} s import, {run['loaded'] - run['imported']:.1f} s load, "
-        f"{run['first'] - run['loaded']:.2f} s first vector, {run['first']:.1f} s in all; up to {run['memory']:.0f} MiB"
+        f"{run['first'] - run['loaded']:.2f} s first vector, {run['first']:.1f} s in all; "
+        f"up to {run['memory']:.0f} MiB"
         for name, run in ((PEER, cold["clap"]), (BASE, cold["wavlink"]))
     ]
     spreads = sorted(spread for _, spread in times.values())
