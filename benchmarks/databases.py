@@ -1,6 +1,9 @@
 """LanceDB beside FAISS in memory: rows a second taken in, milliseconds a query, hits among the ten nearest.
 
-    python benchmarks/databases.py [--vectors 200000] [--dim 48] [--queries 100]
+    python benchmarks/databases.py [--vectors 200000] [--dim 48] [--queries 100] [--milvus]
+
+`--milvus` adds Milvus Lite, the embedded form of the other database that was tried (`pip install pymilvus
+milvus-lite`).
 
 Vectors are random, in clusters as sounds are: 1000 directions, and noise of half their length around each. Compare
 ratios; the absolute numbers are those of this machine today. About 40 s on 2 cores.
@@ -17,6 +20,7 @@ from modeling_wavlink.vector_database import VectorDatabase
 from modeling_wavlink.vectors import FlatIndex, encode
 
 AT_ONCE, K = 1 << 14, 10
+MILVUS_AT_ONCE = 1 << 12  # more than some 64 MB a call its server refuses
 
 
 def make_vectors(count: int, dim: int, seed: int, centres: np.ndarray) -> np.ndarray:
@@ -34,6 +38,29 @@ def fill(database: VectorDatabase, vectors: np.ndarray) -> float:
         paths = [str(number) for number in range(start, start + len(part))]
         database.add(paths, np.zeros(len(part)), np.full(len(part), 10.0), part)
     return len(vectors) / (time.perf_counter() - began)
+
+
+def milvus(folder: str, vectors: np.ndarray, queries: np.ndarray, right: np.ndarray) -> None:
+    """The same of Milvus Lite: one vector a row, known by its number, compared with all."""
+    from pymilvus import DataType, MilvusClient
+
+    client = MilvusClient(f"{folder}/milvus.db")
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("path", DataType.VARCHAR, is_primary=True, max_length=64)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=vectors.shape[1])
+    index = client.prepare_index_params()
+    index.add_index("vector", index_type="FLAT", metric_type="COSINE")
+    client.create_collection("sounds", schema=schema, index_params=index)
+    began = time.perf_counter()
+    for start in range(0, len(vectors), MILVUS_AT_ONCE):
+        part = enumerate(vectors[start : start + MILVUS_AT_ONCE], start)
+        client.upsert("sounds", [{"path": str(number), "vector": vector} for number, vector in part])
+    rate = len(vectors) / (time.perf_counter() - began)
+
+    def nearest(query: np.ndarray) -> list[int]:
+        return [int(hit["path"]) for hit in client.search("sounds", data=query, limit=K)[0]]
+
+    print(f"Milvus Lite, added    {rate:9.0f} rows/s, {ask(nearest, queries, right)}", flush=True)
 
 
 def ask(search: Callable[[np.ndarray], Sequence[int]], queries: np.ndarray, right: np.ndarray) -> str:
@@ -54,6 +81,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=48)
     parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--milvus", action="store_true", help="Milvus Lite too")
     options = parser.parse_args()
     centres = np.random.default_rng(0).normal(scale=1 / options.dim**0.5, size=(1000, options.dim))
     vectors = make_vectors(options.vectors, options.dim, 1, centres)
@@ -68,6 +96,8 @@ def main() -> None:
         f"FlatIndex, in memory  {rate:9.0f} rows/s, {ask(lambda query: flat.search(query, K)[1][0], queries, right)}"
     )
     with tempfile.TemporaryDirectory() as folder:
+        if options.milvus:
+            milvus(folder, vectors, queries, right)
         database = VectorDatabase(folder, "sounds", model="random", revision="0", dim=options.dim)
 
         def nearest(query: np.ndarray) -> list[int]:

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from .configuration_wavlink import LOSS_TYPES, POOLINGS
 
 REGIMES = ("projector", "lora", "full")
@@ -19,7 +21,7 @@ _CHOICES = {
     "pooling": ("", *POOLINGS),
     "token_start": ("noise", "mean_frame"),
     "padding": ("longest", "max_length"),
-    "mixed_precision": ("bf16", "fp16", "no"),
+    "mixed_precision": ("auto", "bf16", "fp16", "no"),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
 }
 _AT_LEAST = {
@@ -86,7 +88,7 @@ class Recipe:
     warmup_ratio: float = 0.05
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    mixed_precision: str = "bf16"  # "bf16", "fp16" or "no"
+    mixed_precision: str = "auto"  # "bf16", "fp16" or "no"; "auto" becomes bf16 where the device computes in it
     attn_implementation: str = "sdpa"  # or "eager", "flash_attention_2"
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of both towers: minutes at the start, then faster steps
@@ -105,6 +107,8 @@ class Recipe:
         for name, least in _AT_LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.mixed_precision == "auto":
+            object.__setattr__(self, "mixed_precision", "bf16" if computes_in_bf16() else "no")
         dims, width = self.matryoshka_dims, self.projection_dim
         if any(dim < 1 or (width and dim > width) for dim in dims):
             raise ValueError(f"matryoshka_dims must be between 1 and projection_dim={width}, got {dims}")
@@ -121,6 +125,16 @@ class Recipe:
             )
         if self.mixture and any(not isinstance(x, int | float) or x <= 0 for x in self.mixture.values()):
             raise ValueError(f"mixture must give every source a weight above 0, got {self.mixture}")
+
+
+def computes_in_bf16() -> bool:
+    """Whether this machine's device has kernels for it. Elsewhere torch multiplies bf16 in plain loops, tens of times
+    as slow as fp32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.accelerator.is_available():
+        return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _quickstart() -> Recipe:

@@ -1,5 +1,8 @@
 """Every snippet of the README runs, in a folder that looks like a user's."""
 
+import argparse
+import importlib
+import json
 import os
 import re
 import shlex
@@ -45,6 +48,9 @@ def workplace(tmp_path_factory) -> Path:
     return root
 
 
+real = argparse.ArgumentParser.parse_args
+
+
 def run(command: list[str], cwd: Path) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "hf"), "PYTHONPATH": str(ROOT)}
     environment |= {"ACCELERATE_USE_CPU": "true", "DISABLE_MLFLOW_INTEGRATION": "true"}
@@ -53,8 +59,8 @@ def run(command: list[str], cwd: Path) -> str:
     return done.stdout
 
 
-def test_there_are_six_snippets_and_both_commands():
-    assert len(PYTHON) == 6 and any("python train.py" in block for block in BASH)
+def test_there_are_snippets_and_both_commands():
+    assert len(PYTHON) == 9 and any("python train.py" in block for block in BASH)
     assert any(block.startswith("make demo") for block in BASH) and any(
         block.startswith("make test") for block in BASH
     )
@@ -77,6 +83,14 @@ def test_the_training_and_publishing_commands_run(workplace, whisper_folder, ber
     assert "your-name/wavlink-sounds" in (workplace / "published/README.md").read_text()
 
 
+@pytest.mark.parametrize("module", ["search", "long"])
+def test_the_commands_that_search_run(module, workplace):
+    block = next(block for block in BASH if block.startswith(f"python -m modeling_wavlink.{module} "))
+    for line in block.splitlines():
+        out = run([sys.executable, *shlex.split(line)[1:]], workplace)
+    assert json.loads(out) if module == "search" else (workplace / "timeline.png").stat().st_size
+
+
 @pytest.mark.parametrize("command", re.findall(r"^accelerate launch .*|^python train.py .*", README, re.MULTILINE))
 def test_training_commands_are_understood(command):
     launcher, arguments = command.rstrip("\\").split("train.py ")
@@ -95,6 +109,21 @@ def test_training_commands_are_understood(command):
 def test_scoring_commands_are_understood(command):
     options = evaluation._parser().parse_args(shlex.split(command)[3:])
     assert options.model and options.benchmark
+
+
+@pytest.mark.parametrize(
+    "command",
+    re.findall(r"^python -m modeling_wavlink.(?:ray_embedding|vector_database|onnx_export) .*", README, re.M),
+)
+def test_other_commands_are_understood(command, monkeypatch):
+    module = importlib.import_module(shlex.split(command)[2])
+    parsed = []
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "parse_args", lambda self, argv: parsed.append(real(self, argv)) or sys.exit()
+    )
+    with pytest.raises(SystemExit):
+        module.main(shlex.split(command)[3:])
+    assert parsed
 
 
 @pytest.mark.parametrize("command", re.findall(r"^python -m hub_cards.push .*", README, re.MULTILINE))

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import soundfile
+import torch
 from transformers import PreTrainedModel
 
 import train
 from modeling_wavlink import WavLinkModel, recipes
 from modeling_wavlink.building import refuse_bad_start
-from modeling_wavlink.recipes import Recipe, design_sweep, get_recipe
+from modeling_wavlink.recipes import Recipe, computes_in_bf16, design_sweep, get_recipe
 
 from .conftest import RATE, tone
 from .test_htsat import AUDIO as HTSAT
@@ -257,3 +258,20 @@ def test_main_says_why_in_one_line(no_weights, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         train.main(["base_stage2", *PRECISION])
     assert re.fullmatch(r"train.py: base_stage2 starts from [^\n]*, or give --init", stopped.value.code)
+
+
+@pytest.mark.parametrize("native, precision", [(True, "bf16"), (False, "no")])
+def test_auto_is_bf16_only_where_the_device_computes_in_it(monkeypatch, native, precision):
+    monkeypatch.setattr("modeling_wavlink.recipes.computes_in_bf16", lambda: native)
+    assert get_recipe("quickstart").mixed_precision == precision  # a recipe never holds "auto", so a run records it
+    assert get_recipe("base_stage1").mixed_precision == "bf16"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="of CPUs")
+def test_bf16_on_a_cpu_needs_its_kernels(monkeypatch):
+    for native in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        assert computes_in_bf16() == native
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not computes_in_bf16()
