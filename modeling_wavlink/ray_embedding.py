@@ -12,6 +12,7 @@ Hub id), and this package installed. The rows come to the machine that the comma
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import pyarrow
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from hub_cards.foreign_text import clean
 from processing.sources import Sound, list_sounds
 from processing.windows import check_window, stream_windows
 
@@ -306,8 +308,11 @@ def main(arguments: list[str] | None = None) -> None:
         f"{len(report.unreadable)} cannot be read"
     )
     for path, error in report.unreadable.items():
-        print(f"  {path}: {error}")
+        print(f"  {clean(path, 1000)}: {clean(error, 1000)}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"modeling_wavlink.ray_embedding: {clean(error, 2000)}")

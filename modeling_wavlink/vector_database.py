@@ -10,6 +10,7 @@ ROWS is what `modeling_wavlink.ray_embedding` has written. URI is a folder, `s3:
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 
 import lancedb
@@ -219,4 +220,7 @@ def _schema(dim: int, about: dict | None = None) -> pyarrow.Schema:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"modeling_wavlink.vector_database: {clean(error, 2000)}")
