@@ -125,12 +125,16 @@ class FlatIndex:
         some, and which depends on where they are.
         """
         nearness, rows = self._find(queries, min(count + 1, len(self)))
-        found = decode(self._codes(rows.ravel()), self.dim, self.storage).reshape(*rows.shape, self.dim)
+        found = self.vectors(rows.ravel()).reshape(*rows.shape, self.dim)
         scores = (found * queries[:, None]).sum(-1, dtype=np.float64).astype(np.float32)
         same = 1e-6 if self.storage in ("fp32", "fp16") else 0.5  # of int8 and binary they are whole numbers
         nearer = (nearness > nearness[:, -1:] + same) | (count == len(self))
         order = np.lexsort((rows, np.where(nearer, -scores, np.inf)))[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1), nearer.sum(1) >= k
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """`[N, dim]` fp32, L2-normalised: what the codes of `rows` `[N]` stand for."""
+        return decode(self._codes(rows), self.dim, self.storage)
 
     def _find(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """FAISS's own scores, higher for nearer, and rows, both `[Q, count]`."""
