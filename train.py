@@ -28,6 +28,7 @@ from transformers import get_cosine_schedule_with_warmup
 from modeling_wavlink import WavLinkAudioModel, sharding
 from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.checkpoints import load_state, save_state
+from modeling_wavlink.cli import stdout_for
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
@@ -350,18 +351,26 @@ def train(recipe: Recipe) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        if argv[:1] == ["sweep"]:
-            folder = sweep(parse(sweep_parser(recipe_parser(sweep.__doc__)), argv[1:]), train)
-            done = f"done: {folder}/figure1.png and {folder}/sweep.md"
-        else:
-            folder = train(parse_recipe(argv))
-            done = f"done: {folder}/best and {folder}/last"
-    except (ValueError, OSError) as error:
-        sys.exit(f"train.py: {error}")
-    if PartialState().is_main_process:
-        print(done)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    given = [option for option in argv if option != "--json"]  # the one option that is no field of a recipe
+    with stdout_for(given != argv) as print_json:
+        try:
+            done = _sweep(given[1:]) if given[:1] == ["sweep"] else _train(given)
+        except (ValueError, OSError) as error:
+            sys.exit(f"train.py: {error}")
+        if PartialState().is_main_process:
+            print(f"done: {' and '.join(str(done[name]) for name in [*done][-2:])}")
+            print_json({name: str(path) for name, path in done.items()})
+
+
+def _train(argv: Sequence[str]) -> dict[str, Path]:
+    folder = train(parse_recipe(argv))
+    return {"metrics": folder / "metrics.jsonl", "best": folder / "best", "last": folder / "last"}
+
+
+def _sweep(argv: Sequence[str]) -> dict[str, Path]:
+    folder = Path(sweep(parse(sweep_parser(recipe_parser(sweep.__doc__)), argv), train))
+    return {"picture": folder / "figure1.png", "table": folder / "sweep.md"}
 
 
 if __name__ == "__main__":

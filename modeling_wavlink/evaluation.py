@@ -26,6 +26,7 @@ from processing.benchmark_data import BENCHMARKS, load_benchmark
 from processing.data import SYNTHETIC, caption_columns, load_split
 from processing.paper_data import load_paper_data
 
+from .cli import stdout_for
 from .embedding import fingerprint, open_store
 from .metrics import multiple_choice_accuracy as multiple_choice_accuracy
 from .metrics import percent
@@ -137,6 +138,12 @@ def draw(models: Sequence[dict], output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(argv)
+    with stdout_for(options.json) as print_json:
+        print_json(_score(options))
+
+
+def _score(options: argparse.Namespace) -> dict:
+    """The scores, which are printed and written as they come."""
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     dataset, about = load(options.benchmark, options.split, options.data)
@@ -150,11 +157,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}\n{table(models[-1])}", flush=True)
     if len(models) > 1:
         print(side_by_side(models))
+    scores = models[0] if len(models) == 1 else {**head, "models": models}
     if options.output:
-        scores = models[0] if len(models) == 1 else {**head, "models": models}
         write_whole(Path(options.output), json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
         draw(models, Path(options.output))
         shutil.rmtree(parts)
+    return scores
 
 
 def _columns(dataset, wanted: Sequence[str]) -> list[str]:
@@ -206,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=default.seed, help="of the choices drawn (%(default)s)")
     add("--batch_size", type=int, default=32)
     add("--output", help="a JSON file for the scores; pictures go beside it")
+    add("--json", action="store_true", help="the same JSON on stdout, tables on stderr")
     return parser
 
 

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -167,8 +167,8 @@ def envelope(path_or_bytes: str | os.PathLike | bytes, duration: float, points: 
     return np.array([np.abs(part.samples).max() for part in stream_windows(path_or_bytes, step, step)])
 
 
-def main() -> None:
-    options = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(argv)
     if not options.query and not options.by_sound:
         raise ValueError('nothing to look for: give --query "a siren" or --by_sound FILE')
     if options.picture:

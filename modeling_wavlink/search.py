@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from tqdm import tqdm
 from transformers.utils import logging
@@ -42,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     return options.pop("run")(**options) or 0
 
 
-def index(**options) -> int:
+def index(as_json, **options) -> int:
     stop, caught = threading.Event(), []
     with _stopped_by(stop, caught):
         report = index_sounds(options.pop("sounds"), stop=stop, **options)
     _say_skipped(report.skipped, all_of_them=False)
-    print(f"{'stopped; ' if report.stopped else ''}{report}")
+    print(json.dumps(asdict(report), indent=2) if as_json else f"{'stopped; ' if report.stopped else ''}{report}")
     return 128 + caught[0] if caught else 0
 
 
@@ -185,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", default="train", help="of a data set (%(default)s)")
     add("--retry", action="store_true", help="also what was skipped before")
     add("--commit_seconds", type=float, default=30.0, help="what a kill costs at most (%(default)s)")
+    add("--json", action="store_true", dest="as_json")
     _add_model_options(add)
 
     add = command(query, "find sounds")

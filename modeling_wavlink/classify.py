@@ -1,0 +1,110 @@
+"""Name sounds: which of the labels, each put into a prompt, is most like a sound.
+
+    wavlink classify dog.wav rain.flac --model your-name/wavlink-base --labels dog "church bell" rain
+
+Sounds of any length; one over the model's 30 s is heard in windows and has their mean. A label's share is the softmax
+of its logits among the labels, as in transformers' zero-shot pipeline; several prompts are averaged as vectors.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hub_cards.foreign_text import clean
+
+from .cli import stdout_for
+from .embedder import DTYPES, Embedder
+from .losses_wavlink import truncate_embeddings
+from .zero_shot import CLEAN_UPS, PROMPT, ensemble, label_texts
+
+
+def classify(
+    embedder: Embedder,
+    files: Sequence[str],
+    labels: Sequence[str],
+    prompts: Sequence[str] = (PROMPT,),
+    clean_up: str = "spaces",
+    dim: int | None = None,
+) -> list[dict]:
+    """Of each file `path` and `labels`, from the likeliest on `{"label", "score", "cosine"}`, or `path` and `error`.
+
+    Args:
+        labels: two or more, no two with the same words.
+        prompts: texts with `{}` where the label goes.
+        clean_up: what becomes of labels before they go there, see `zero_shot.label_texts`.
+        dim: of the nested dims (default: all).
+
+    Raises:
+        ValueError: no prompt with a `{}`, a label given twice or only one, or a dim that is none.
+    """
+    if len(set(labels)) < 2 or len(set(labels)) < len(labels):
+        raise ValueError(f"give two labels or more, each once, got {', '.join(map(repr, labels)) or 'none'}")
+    if not prompts or any("{}" not in prompt for prompt in prompts):
+        raise ValueError(f"a prompt says where the label goes, as in {PROMPT!r}, got {list(prompts)}")
+    if dim not in (None, embedder.dims, *embedder.matryoshka_dims):
+        raise ValueError(f"dim must be one of the nested dims {embedder.matryoshka_dims}, got {dim}")
+    dim = dim or embedder.dims
+    texts = [prompt.replace("{}", words) for words in label_texts(labels, clean_up) for prompt in prompts]
+    said = torch.from_numpy(embedder.embed_text(texts)).unflatten(0, (len(labels), len(prompts)))
+    said, scale = ensemble(said, dim), _scale(embedder.model)
+    return [
+        {"path": str(file), "error": str(vector)}
+        if isinstance(vector, ValueError)
+        else {"path": str(file), "labels": _ranked(vector, said, scale, labels)}
+        for file, vector in zip(files, embedder.embed_files(files), strict=True)
+    ]
+
+
+def _ranked(vector: np.ndarray, said: torch.Tensor, scale: torch.Tensor, labels: Sequence[str]) -> list[dict]:
+    cosines = said @ truncate_embeddings(torch.from_numpy(vector[None]), said.shape[1])[0]  # (labels)
+    scores = (scale * cosines).softmax(0)
+    order = torch.argsort(cosines, descending=True, stable=True).tolist()
+    return [{"label": labels[n], "score": scores[n].item(), "cosine": cosines[n].item()} for n in order]
+
+
+def _scale(model: torch.nn.Module) -> torch.Tensor:
+    """The factor of the logits, of a WavLink or a CLAP; SigLIP's bias changes no softmax."""
+    return (model.scale if hasattr(model, "scale") else model.logit_scale_a.exp()).detach().float().cpu()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """2 where a sound could not be read; the others are told all the same."""
+    options = _parser().parse_args(argv)
+    with stdout_for(options.json) as print_json:
+        embedder = Embedder(options.model, revision=options.revision, device=options.device, dtype=options.dtype)
+        found = classify(embedder, options.files, options.labels, options.prompt, options.clean_up, options.dim)
+        for row in found:
+            row["labels"] = row.get("labels", [])[: options.top_k]
+            print(f"{clean(row['path'], 1000)}{': ' + clean(row['error'], 1000) if 'error' in row else ''}")
+            for one in row["labels"]:
+                print(f"  {100 * one['score']:5.1f} %  {one['cosine']:6.3f}  {clean(one['label'])}")
+        print_json({"model": embedder.name, "revision": embedder.revision, "prompts": options.prompt, "sounds": found})
+    return 2 if any("error" in row for row in found) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="whatever libsndfile reads")
+    add("--model", required=True, help="a folder or a Hub id of a WavLink or a CLAP")
+    add("--labels", required=True, nargs="+", help="to choose from")
+    add("--prompt", nargs="+", default=[PROMPT], help="{} is the label; several are averaged (%(default)s)")
+    add("--clean_up", default="spaces", choices=CLEAN_UPS, help="underscores in labels (%(default)s)")
+    add("--dim", type=int, help="of the nested dims (default: all)")
+    add("--top_k", type=int, default=5, help="labels told of each sound (%(default)s)")
+    add("--json", action="store_true", help="one JSON document on stdout")
+    add("--revision", help="of a Hub id: a branch, tag or commit")
+    add("--device", default="cpu")
+    add("--dtype", default="float32", choices=DTYPES)
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        print(f"modeling_wavlink.classify: {clean(error, 2000)}", file=sys.stderr)
+        sys.exit(2)
