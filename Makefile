@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 MINIMUM := .venv-minimum
+WHEEL := .venv-wheel
 
 # What meets the libraries whose versions move: the model and its files, processor, the Hub, training, evaluation. Left
 # out is what is numpy and torch alone (losses, metrics, pooling, sweeps), compilation, and the README's own commands.
@@ -9,7 +10,7 @@ AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weigh
 	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
 	run_folder embedding evaluation evaluate_modules audio windows embedder vectors index_folder constraints)
 
-.PHONY: help demo test test-minimum lint bench
+.PHONY: help demo test test-minimum test-wheel lint bench
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -33,6 +34,16 @@ test: $(VENV)/.installed  ## the whole test suite, a file at a time on every cor
 
 test-minimum: $(MINIMUM)/.installed  ## what depends on versions, on the oldest that setup.cfg allows
 	$(MINIMUM)/bin/python -m pytest -n logical --dist loadfile $(AT_MINIMUM)
+
+test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed where no checkout can be imported
+	rm -rf build dist $(WHEEL)
+	$(RUN) -m pip wheel --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install -c constraints.txt pytest pytest-timeout sentence-transformers \
+		"$$(echo dist/*.whl)[train,eval,search]"
+	elsewhere=$$(mktemp -d) && cp -r tests setup.cfg $$elsewhere && cd $$elsewhere && \
+		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli); \
+		status=$$?; rm -rf $$elsewhere; exit $$status
 
 lint: $(VENV)/.installed  ## ruff
 	$(RUN) -m ruff check .

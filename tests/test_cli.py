@@ -37,10 +37,13 @@ def test_help_is_there_before_torch_is_and_tells_every_command_and_exit_code():
     assert all(f"\n  {code} " in out for code in (0, 1, 2, 130)) and "143" in out
 
 
-@pytest.mark.parametrize("name", sorted(set(cli.COMMANDS) - {"space"}))
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help_of_its_own(name, capsys):
-    assert cli.main([name, "--help"]) == 0
-    out = capsys.readouterr().out
+    code = cli.main([name, "--help"])
+    out, err = capsys.readouterr()
+    if code == 2 and "is not installed: pip install" in err:
+        pytest.skip(err.strip())
+    assert code == 0
     assert out.startswith("usage: wavlink ") or out.startswith("usage: python -m"), out[:80]
 
 

@@ -1,0 +1,41 @@
+"""The wheel, where it is installed and no checkout can be imported (`make test-wheel`)."""
+
+import importlib.metadata
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import hub_cards
+import modeling_wavlink
+import processing
+import train
+
+SITE = Path(sysconfig.get_path("purelib"))
+pytestmark = pytest.mark.skipif(
+    SITE not in Path(modeling_wavlink.__file__).parents,
+    reason="the checkout is imported, not a wheel: make test-wheel",
+)
+
+
+def test_everything_comes_from_the_wheel():
+    assert {SITE in Path(module.__file__).parents for module in (hub_cards, modeling_wavlink, processing, train)} == {
+        True
+    }
+
+
+def test_what_is_no_python_is_there_too():
+    files = {str(file) for file in importlib.metadata.files("wavlink")}
+    assert {"hub_cards/model_card.md", "train.py"} <= files
+    assert not {name for name in files if name.startswith(("tests/", "benchmarks/", "examples/"))}
+    about = importlib.metadata.metadata("wavlink")
+    assert "Apache-2.0" in (about["License-Expression"], about["License"]) and "pip install" in about.get_payload()
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["query", "--help"], ["push", "--help"]])
+def test_the_command_is_there(command, tmp_path):
+    program = Path(sys.executable).with_name("wavlink")
+    done = subprocess.run([program, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
