@@ -103,7 +103,9 @@ def fuzz(target: str, options: argparse.Namespace) -> Tally:
             state.write(_STATE.pack(first, 0, 0, 0, 0))
             state.flush()
             words = ["--first", str(first), "--state", state.name, "--targets", target]
-            done = subprocess.run([*_command(options), *words], capture_output=True, text=True, errors="replace")
+            offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+            options_of_run = {"capture_output": True, "text": True, "errors": "replace", "env": offline}
+            done = subprocess.run([*_command(options), *words], **options_of_run)
             first, refused, decoded, slowest, peak = _STATE.unpack(Path(state.name).read_bytes())
         total.refused, total.decoded = total.refused + refused, total.decoded + decoded
         total.slowest, total.peak = max(total.slowest, slowest), max(total.peak, peak)

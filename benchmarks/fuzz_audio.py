@@ -179,11 +179,13 @@ def make(folder: Path, sounds: str, name: str) -> tuple[Callable, Callable]:
 
 
 def attempt(work: Callable, name: str):
-    """What `work` gives, and `""`; or None and the ValueError's text, which must name the file."""
+    """What `work` gives, and `""`; or None and the text of the ValueError, or of transformers' OSError for a file that
+    is no JSON, which must name the file."""
     try:
         return work(), ""
-    except ValueError as error:
-        assert type(error) is ValueError and name in str(error), f"{type(error).__name__} without a name: {error}"
+    except (ValueError, OSError) as error:
+        kind = type(error) in (ValueError, OSError)
+        assert kind and name in str(error), f"{type(error).__name__} without a name: {error}"
         return None, str(error)
 
 
