@@ -34,9 +34,10 @@ test: $(VENV)/.installed  ## the whole test suite, a file at a time on every cor
 test-minimum: $(MINIMUM)/.installed  ## what depends on versions, on the oldest that setup.cfg allows
 	$(MINIMUM)/bin/python -m pytest -n logical --dist loadfile $(AT_MINIMUM)
 
-lint: $(VENV)/.installed  ## ruff
+lint: $(VENV)/.installed  ## ruff, and known vulnerabilities where their service can be reached
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) .ci/audit.py constraints.txt
 
 bench: $(VENV)/.installed  ## speed of embedding and of training
 	$(RUN) benchmarks/speed.py

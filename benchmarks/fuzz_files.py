@@ -304,7 +304,7 @@ def make_shard(folder: Path, sounds: str) -> tuple[Callable, Callable]:
     files = [
         (f"{n}.{s}", c) for n in range(3) for s, c in (("wav", clip.getvalue()), ("json", b'{"caption": "a dog"}'))
     ]
-    seeds = [_tar(files, "w"), _tar(files, "w:gz"), _tar([*files, ("9.wav", bytes(1 << 30))], "w:gz")]
+    seeds = [_tar(files, "w"), _tar(files, "w:gz"), _tar([*files, ("9.json", bytes(1 << 26))], "w:gz")]
     path = folder / "train-000.tar"
 
     def draw(rng) -> bytes:

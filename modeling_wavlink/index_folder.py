@@ -334,6 +334,8 @@ def _read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"it is of format {fields['format']}, this program knows {_FORMAT}: update it")
         if checksum != _digest(fields):
             raise ValueError("its checksum is not the one written")
+        if not isinstance(fields["parts"], list):
+            raise ValueError("its parts are no list")
         parts = [Part(**part) for part in fields.pop("parts")]
         manifest = Manifest(**fields, parts=parts)
         _check_manifest(manifest)

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from processing import audio
-from processing.audio import MAX_SAMPLES, load_audio, load_column
+from processing.audio import load_audio, load_column
 
 from .conftest import RATE, tone
 
