@@ -45,9 +45,10 @@ test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed wher
 		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli); \
 		status=$$?; rm -rf $$elsewhere; exit $$status
 
-lint: $(VENV)/.installed  ## ruff
+lint: $(VENV)/.installed  ## ruff, and known vulnerabilities where their service can be reached
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) .ci/audit.py constraints.txt
 
 bench: $(VENV)/.installed  ## speed of embedding and of training
 	$(RUN) benchmarks/speed.py

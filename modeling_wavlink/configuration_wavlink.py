@@ -8,6 +8,7 @@ AUDIO_TOWERS = ("whisper", "clap_audio_model")
 LOSS_TYPES = ("info_nce", "sigmoid")
 POOLINGS = ("token", "mean", "token_mean")
 TEXT_POOLINGS = ("eos", "cls", "mean")
+MOST_LAYERS = 1000  # of a tower; a config that says more would be built for hours before its weights do not fit
 
 # RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
@@ -109,6 +110,18 @@ class WavLinkConfig(PretrainedConfig):
         return cls(**kwargs)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As transformers', but whatever is wrong with what a file says is a ValueError that names it."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (OSError, ImportError):  # which name it
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"the config of {pretrained_model_name_or_path} is not a WavLink's: {one_line(error)}"
+            ) from error
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """Refuses the config of another model, which transformers would only warn about."""
         model_type = config_dict.get("model_type", cls.model_type)
@@ -124,6 +137,9 @@ class WavLinkConfig(PretrainedConfig):
             raise ValueError(
                 f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {self.audio_config.model_type!r}"
             )
+        _check_numbers(self)
+        _check_layers(self.audio_config)
+        _check_layers(self.text_config)
         _check_frame_pooling(self.audio_config)
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
@@ -152,6 +168,34 @@ class WavLinkConfig(PretrainedConfig):
             raise ValueError(
                 f"matryoshka_dims must be distinct and between 1 and projection_dim={self.projection_dim}, got {dims}"
             )
+
+
+def _check_numbers(config: WavLinkConfig) -> None:
+    for value in (config.projection_dim, *config.matryoshka_dims):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"projection_dim and matryoshka_dims must be whole numbers, got {value!r}")
+    for name in ("logit_scale_init_value", "logit_bias_init_value", "logit_scale_max", "initializer_range"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if config.logit_scale_max <= 0 or config.initializer_range < 0:
+        raise ValueError(
+            "logit_scale_max must be above 0 and initializer_range 0 or more, got "
+            f"{config.logit_scale_max} and {config.initializer_range}"
+        )
+
+
+def _check_layers(config: PretrainedConfig) -> None:
+    depths = getattr(config, "depths", None) or []
+    layers = [getattr(config, name, None) or 0 for name in ("num_hidden_layers", "encoder_layers")]
+    if max(*layers, *depths, len(depths)) > MOST_LAYERS:
+        raise ValueError(f"a {config.model_type!r} tower of more than {MOST_LAYERS} layers cannot be meant")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, for a message about a file: one line, not long, without control characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in line[:300])
 
 
 def frame_pooling(audio_config: PretrainedConfig) -> tuple[int, int]:

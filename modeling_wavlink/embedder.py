@@ -31,6 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # Seconds of sound a batch holds, padding included. Base gains nothing from more, and little from more than 10.
 _BATCH_SECONDS = 60
+_NO_DIRECTION = "the model gives {} a vector that is zero or holds NaN or infinite values"
 _BATCHES_AHEAD = 2  # ready for the model
 _BATCHES_SORTED = 10  # hold no more sound than this, however large the lookahead
 
@@ -141,7 +142,8 @@ class Embedder:
                 while isinstance(counts[0], ValueError):
                     yield counts.popleft()
                 rest = itertools.islice(vectors, counts.popleft() - 1)
-                yield mean_direction([vector, *rest])
+                whole = mean_direction([vector, *rest])
+                yield whole if _has_direction(whole) else ValueError(_NO_DIRECTION.format("this sound"))
             yield from counts
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -154,6 +156,9 @@ class Embedder:
             batch = order[start : start + 256]
             inputs = self.processor(text=[texts[place] for place in batch], return_tensors="pt")
             found[batch] = self._vectors(inputs, "get_text_features")
+        for text, vector in zip(texts, found, strict=True):
+            if not _has_direction(vector):
+                raise ValueError(_NO_DIRECTION.format(f"the text {text!r:.80}"))
         return found
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -249,6 +254,10 @@ def mean_direction(vectors: Sequence[np.ndarray]) -> np.ndarray:
     if len(vectors) == 1:
         return vectors[0]
     return F.normalize(torch.from_numpy(np.sum(vectors, axis=0)), dim=-1).numpy()
+
+
+def _has_direction(vector: np.ndarray) -> bool:
+    return bool(np.isfinite(vector).all() and vector.any())
 
 
 def cut_batches(costs: Sequence[int], budget: int, padding: float = 0.25) -> list[list[int]]:

@@ -25,13 +25,14 @@ import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .index_parts import read_part
 from .vectors import STORAGES, bytes_per_vector
 
 _FORMAT = 1
 _MANIFEST, _LOCK, _CARD = "index.json", ".lock", "README.md"
 _KINDS = ("embeddings", "files")
 _PART = re.compile(r"part-\d{6,}\.parquet")
-_PART_BYTES = 1 << 26  # parts are merged up to this size
+_PART_BYTES, _PART_ROWS = 1 << 26, 1 << 20  # parts are merged up to this size
 _REPAIR = "`verify INDEX --drop` forgets what is damaged, and `index` then embeds it anew"
 _CODES = {"fp32": pyarrow.float32(), "fp16": pyarrow.float16(), "int8": pyarrow.int8(), "binary": pyarrow.uint8()}
 FILES = pyarrow.schema(
@@ -168,11 +169,11 @@ class IndexFolder:
             raise ValueError(f"{path} is missing from the index: {_REPAIR}") from error
         if hashlib.sha256(content).hexdigest() != part.sha256[kind]:
             raise ValueError(f"{path} is damaged, its checksum is not the one written: {_REPAIR}")
-        table = pq.read_table(pyarrow.BufferReader(content))
         schema, rows = (self.manifest.schema, part.rows) if kind == "embeddings" else (FILES, part.files)
-        if not table.schema.equals(schema) or len(table) != rows:
-            raise ValueError(f"{path} has other columns or rows than the index says: it is none of this program's")
-        return table
+        try:
+            return read_part(content, schema, rows)
+        except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} is none of this program's: {error}") from error
 
     def damaged(self) -> dict[str, str]:
         """Of each part that cannot be read, why."""
@@ -216,7 +217,9 @@ class IndexFolder:
         """Neighbouring parts as one, as long as it stays small."""
         groups = [[]]
         for part in self.manifest.parts:
-            if sum(member.bytes for member in [*groups[-1], part]) > _PART_BYTES:
+            together = [*groups[-1], part]
+            rows = sum(member.rows + member.files for member in together)
+            if rows > _PART_ROWS or sum(member.bytes for member in together) > _PART_BYTES:
                 groups.append([])
             groups[-1].append(part)
         if any(len(group) > 1 for group in groups):
@@ -300,6 +303,20 @@ def write_durably(path: Path, content) -> None:
             os.close(handle)
 
 
+def _check_manifest(manifest: Manifest) -> None:
+    """Of its fields, what else would go wrong later and elsewhere, or be believed."""
+    numbers = {"window": manifest.window, "hop": manifest.hop, "sampling_rate": manifest.sampling_rate}
+    wrong = [name for name, value in numbers.items() if not isinstance(value, int | float) or not 0 < value < 1e6]
+    counts = [manifest.dims, manifest.dim, manifest.next_part, *manifest.matryoshka_dims]
+    counts += [count for part in manifest.parts for count in (part.rows, part.files, part.bytes)]
+    wrong += [f"the count {count!r}" for count in counts if type(count) is not int or not 0 <= count < 2**53]
+    texts = [manifest.model, manifest.revision, manifest.root]
+    wrong += [f"the text {text!r:.40}" for text in texts if not isinstance(text, str) or "\0" in text]
+    wrong += ["parts of one name"] * (len({part.name for part in manifest.parts}) < len(manifest.parts))
+    if wrong:
+        raise ValueError(f"there cannot be {', '.join(wrong[:3])}")
+
+
 def _digest(fields: dict) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -317,13 +334,16 @@ def _read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"it is of format {fields['format']}, this program knows {_FORMAT}: update it")
         if checksum != _digest(fields):
             raise ValueError("its checksum is not the one written")
+        if not isinstance(fields["parts"], list):
+            raise ValueError("its parts are no list")
         parts = [Part(**part) for part in fields.pop("parts")]
         manifest = Manifest(**fields, parts=parts)
+        _check_manifest(manifest)
         if not all(_PART.fullmatch(part.name) and set(part.sha256) == set(_KINDS) for part in parts):
             raise ValueError("it names parts that are none")
         if manifest.storage not in STORAGES or not 0 < manifest.dim <= manifest.dims:
             raise ValueError(f"there is no storage {manifest.storage!r} of {manifest.dim} dims")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): put a copy of it back, or index the sounds into another folder"
         ) from error

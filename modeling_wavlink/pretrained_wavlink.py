@@ -10,6 +10,8 @@ from transformers import AutoModel, ClapAudioModel, CLIPTextModelWithProjection,
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file
 
+from .configuration_wavlink import one_line
+
 # Weights of a pretrained text checkpoint that we leave out: CLIP's vision tower and temperature, the pooler and the
 # pretraining heads of a text encoder, and buffers that old checkpoints stored.
 _NO_TEXT_TOWER = re.compile(
@@ -30,6 +32,16 @@ def refuse_wrong_weights(source: str, info: dict, left_out: re.Pattern | None = 
         )
 
 
+def refuse_broken_weights(source: str, model: PreTrainedModel) -> None:
+    """NaN or infinite weights, which would give every clip a vector of NaN."""
+    for name, weight in model.named_parameters():
+        checked = not weight.is_meta and weight.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+        if checked and not torch.isfinite(weight).all():
+            raise ValueError(
+                f"{name} of {source} holds NaN or infinite weights in {weight.dtype}: take another checkpoint or dtype"
+            )
+
+
 def from_safetensors(load: Callable, source: str | None, *args, use_safetensors: bool | None = None, **options):
     """`load(source, ...)`, a `from_pretrained`, of safetensors alone: a pickled file can run code when it is read."""
     advice = (
@@ -40,11 +52,21 @@ def from_safetensors(load: Callable, source: str | None, *args, use_safetensors:
     if use_safetensors is False:
         raise ValueError(advice)
     try:
-        return load(source, *args, use_safetensors=True, **options)
+        loaded = load(source, *args, use_safetensors=True, **options)
     except OSError as error:
         if "safetensors" not in str(error):
             raise
         raise ValueError(advice) from error
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(source) in str(error):
+            raise
+        shapes = isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error)
+        why = "they have other shapes than its config says" if shapes else one_line(error)
+        raise ValueError(f"the weights of {source} cannot be loaded: {why}") from error
+    refuse_broken_weights(str(source), loaded[0] if isinstance(loaded, tuple) else loaded)
+    return loaded
 
 
 class _WhisperEncoderAlone(WhisperEncoder):

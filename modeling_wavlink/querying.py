@@ -49,7 +49,10 @@ class Index:
         parts = []
         for part in self.manifest.parts:
             windows = folder.read(part, "embeddings")
-            self._found.add(self._codes(windows, dim))
+            try:
+                self._found.add(self._codes(windows, dim))
+            except ValueError as error:
+                raise ValueError(f"{folder.folder / 'embeddings' / part.name}: {error}") from error
             parts.append(windows.select(["path", "start", "end"]))
         self._rows = pyarrow.concat_tables([self.manifest.schema.empty_table().select([0, 1, 2]), *parts])
         files = folder.files()

@@ -4,14 +4,20 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 import numpy as np
 import soundfile
 import soxr
 
+RATES = 1000, 2**20  # Hz: what is resampled; nothing that is sound has less, FLAC can say no more
+MAX_SAMPLES = 3600 * 48000  # of a clip in memory, 691 MB: an hour at 48 kHz, three at 16 kHz
+LOUDEST = 32.0  # 30 dB over full scale; only integers taken for floats are louder
+_BLOCK = 2**16, 2**20  # samples read at once: of a channel, of all channels
+
 
 def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16000, name: str = "") -> np.ndarray:
-    """Decodes any format libsndfile reads (wav, flac, ogg, opus, mp3, ...).
+    """Decodes any format libsndfile reads (wav, flac, ogg, opus, mp3, ...); the content says which, not the name.
 
     Args:
         path_or_bytes: a file's path, or its content.
@@ -22,10 +28,20 @@ def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16
         float32 `[samples]` in [-1, 1], the mean of the channels.
 
     Raises:
-        ValueError: the file cannot be read, is empty, or holds NaN or infinite samples; it names the file.
+        ValueError: the file cannot be read, is empty, has more than `MAX_SAMPLES` at its own or the wanted rate, a
+            rate outside `RATES`, or samples that are NaN, infinite or beyond `LOUDEST`; it names the file.
     """
     with opened(path_or_bytes, name) as (sound, name):
-        mono = np.concatenate([np.empty(0, np.float32), *mono_blocks(sound)])
+        blocks, room = [np.empty(0, np.float32)], MAX_SAMPLES * min(1, sound.samplerate / sampling_rate)
+        for block in mono_blocks(sound):
+            room -= len(block)
+            if room < 0:  # a few kB can claim to be hours of silence, and be that
+                raise ValueError(
+                    f"{name} has more than {MAX_SAMPLES} samples, too many to be held at once: hear it in windows "
+                    "(processing.windows.stream_windows, as the index and modeling_wavlink.long do), or cut it"
+                )
+            blocks.append(block)
+        mono = np.concatenate(blocks)
     return at_rate(mono, sound.samplerate, sampling_rate, name)
 
 
@@ -34,16 +50,19 @@ def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator
     """The open file and what errors call it; what goes wrong with the file is a ValueError with that name."""
     if isinstance(path_or_bytes, bytes):
         name = name or f"a clip of {len(path_or_bytes)} bytes"
-        file = io.BytesIO(path_or_bytes)
     elif isinstance(path_or_bytes, (str, os.PathLike)):
-        file = os.fspath(path_or_bytes)
-        name = name or file
-        if not os.path.isfile(file):
+        name = name or os.fspath(path_or_bytes)
+        if not os.path.isfile(path_or_bytes):
             raise ValueError(f"{name} does not exist or is not a file")
     else:
         raise ValueError(f"a sound is a file's path or its bytes, not {type(path_or_bytes).__name__}")
     try:
-        with soundfile.SoundFile(file) as sound:
+        # Not by its path: of what libsndfile does not know it would believe the name, and hear a web page named x.au.
+        file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else open(path_or_bytes, "rb")
+        with file, soundfile.SoundFile(file) as sound:
+            check_rate(sound.samplerate, name)
+            if sound.format == "SDS":  # libsndfile prints a line for each damaged word of one
+                raise ValueError(f"{name} is a MIDI sample dump: convert it to wav")
             yield sound, name
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise ValueError(f"cannot read {name} as sound: {getattr(error, 'error_string', error)}") from error
@@ -56,7 +75,8 @@ def mono_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
     as a stream tells none, and memory is not taken for samples that are not there.
     """
     sound.seekable = lambda: False  # else every read is cut to the header's length, and followed by a seek
-    while len(block := sound.read(min(sound.samplerate, 2**16), dtype="float32", always_2d=True)):
+    frames = min(sound.samplerate, _BLOCK[0], _BLOCK[1] // sound.channels)
+    while len(block := sound.read(frames, dtype="float32", always_2d=True)):
         yield block.mean(axis=1)  # (samples, channels) -> (samples)
 
 
@@ -82,7 +102,8 @@ def load_column(value, sampling_rate: int = 16000) -> np.ndarray:
 
 def at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
     """A whole clip `[samples]`, checked and resampled; see `load_audio` for the errors."""
-    check_finite(mono, name)
+    check_rate(rate, name)
+    check_samples(mono, name)
     if rate != wanted and len(mono):
         mono = soxr.resample(mono, rate, wanted)
     if not len(mono):
@@ -90,6 +111,15 @@ def at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
     return mono
 
 
-def check_finite(mono: np.ndarray, name: str) -> None:
+def check_rate(rate: int, name: str) -> None:
+    if not isinstance(rate, Real) or not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"{name} has a sampling rate of {rate!r} Hz, not one of {RATES[0]} to {RATES[1]} Hz")
+
+
+def check_samples(mono: np.ndarray, name: str) -> None:
     if not np.isfinite(mono).all():
         raise ValueError(f"{name} holds NaN or infinite samples")
+    if len(mono) and max(mono.max(), -mono.min()) > LOUDEST:
+        raise ValueError(
+            f"{name} holds samples beyond {LOUDEST:g}, a clip's are in [-1, 1]: divide 16-bit samples by 32768"
+        )

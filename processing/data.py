@@ -2,12 +2,15 @@
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
+import pyarrow.compute as pc
 import soundfile
 import torch
 from torch.utils.data import Sampler
@@ -50,7 +53,23 @@ def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
     dataset = datasets.load_dataset(data, split=split)
     if "audio" not in dataset.column_names:
         raise ValueError(f"{data} has no column 'audio', only {', '.join(dataset.column_names)}")
-    return dataset.cast_column("audio", datasets.Audio(decode=False))
+    dataset = dataset.cast_column("audio", datasets.Audio(decode=False))
+    _refuse_other_places(dataset, data)
+    return dataset
+
+
+def _refuse_other_places(dataset: datasets.Dataset, data: str) -> None:
+    """A row without bytes names a file: below the data set's folder or the Hub's cache, or it is none of its own."""
+    audio = dataset.data.column("audio")
+    paths = pc.struct_field(audio, "path").filter(pc.is_null(pc.struct_field(audio, "bytes"))).to_pylist()
+    folders = [data, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
+    own = tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
+    for path in paths:
+        if path and not (os.path.isabs(path) and os.path.normpath(path).startswith(own)):
+            raise ValueError(
+                f"{data} holds no sound in a row but names {path[:300]!r}, which is not below its folder: load the "
+                "files as an audiofolder, or write the data set with their bytes in it"
+            )
 
 
 def caption_columns(dataset: datasets.Dataset, wanted: Sequence[str] = ()) -> list[str]:
@@ -239,7 +258,7 @@ def _header_seconds(audio) -> float:
     content = audio.get("bytes")
     try:
         return soundfile.info(audio["path"] if content is None else io.BytesIO(content)).duration
-    except (soundfile.SoundFileError, TypeError):
+    except (soundfile.SoundFileError, OSError, TypeError):
         return 0.0
 
 

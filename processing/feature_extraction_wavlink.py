@@ -5,6 +5,7 @@ import torch
 from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtractor
 
 PADDINGS = ("longest", "max_length")
+LOUDEST = 32.0  # as processing.audio has it: 30 dB over full scale
 
 
 class _CheckedClips:
@@ -41,6 +42,10 @@ class _CheckedClips:
         clip = clip.astype(np.float32, copy=False)
         if not np.isfinite(clip).all():
             raise ValueError(f"clip {number} holds NaN or infinite samples")
+        if max(clip.max(), -clip.min()) > LOUDEST:
+            raise ValueError(
+                f"clip {number} holds samples beyond {LOUDEST:g}, not in [-1, 1]: divide 16-bit samples by 32768"
+            )
         if len(clip) > self.n_samples:
             raise ValueError(
                 f"clip {number} has {len(clip)} samples, {len(clip) / self.sampling_rate:.2f} s, the limit is "
@@ -103,7 +108,7 @@ class WavLinkFeatureExtractor(_CheckedClips, WhisperFeatureExtractor):
 
         Raises:
             ValueError: a missing or different sampling rate; a clip that is empty, not mono, not floating point, not
-                finite, or longer than 30 s.
+                finite, far louder than [-1, 1], or longer than 30 s.
         """
         padding = self._resolve_padding(padding)
         self._check_sampling_rate(sampling_rate)

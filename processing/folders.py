@@ -2,9 +2,12 @@
 
 import csv
 import json
+import math
+import os
 from pathlib import Path
 
 import datasets
+import pyarrow
 from transformers.utils import logging
 
 from .clip_files import EXTENSIONS
@@ -26,17 +29,35 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
     metadata = found[0]
     rows = _read_metadata(metadata)
     if metadata.parent == folder and (folder / split).is_dir():  # one list for all split folders
-        rows = [row for row in rows if Path(row["file_name"]).parts[0] == split]
+        rows = [row for row in rows if Path(row["file_name"]).parts[:1] == (split,)]
     elif metadata.parent == folder:
         logger.warning(f"{folder} has no split folders: all of its rows are taken as {split!r}")
     if not rows:
         raise ValueError(f"{metadata} has no rows for {split}")
     for row in rows:
-        path = metadata.parent / row.pop("file_name")
-        if not path.is_file():
-            raise ValueError(f"{metadata} names {path}, which does not exist")
-        row["audio"] = {"bytes": None, "path": str(path)}
-    return _as_dataset(rows)
+        row["audio"] = {"bytes": None, "path": _file_of(metadata, row.pop("file_name"))}
+    try:
+        return _as_dataset(rows)
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{metadata} has a column whose values are of several kinds: {error}") from error
+
+
+def _file_of(metadata: Path, name: str) -> str:
+    """The file that a row names, at or below its metadata: data from elsewhere may name no other. Links are followed,
+    as folders of the Hub's cache are made of them."""
+    if os.path.isabs(name) or ".." in Path(name).parts:
+        raise ValueError(
+            f"{metadata} names {name!r}, which may lie outside its folder: put the sounds (or links to them) below "
+            f"{metadata.parent}, and name them from there"
+        )
+    path = metadata.parent / name
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        found = False
+    if not found:
+        raise ValueError(f"{metadata} names {str(path)[:300]!r}, which does not exist")
+    return str(path)
 
 
 def _as_dataset(rows: list[dict]) -> datasets.Dataset:
@@ -64,18 +85,41 @@ def _read_metadata(path: Path) -> list[dict]:
         lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
         try:
             rows = list(lines)
-            for row in [row for row in rows if "duration" in row]:
-                row["duration"] = float(row["duration"]) if row["duration"] else None
-        except ValueError as error:
+            for row in rows:
+                _check_row(row)
+        except (ValueError, RecursionError, csv.Error) as error:
             raise ValueError(f"cannot read {path}: {error}") from error
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name is not None]
     if rows and "file_name" not in names:
         raise ValueError(f"{path} has no column 'file_name', only {', '.join(names)}")
     for number, row in enumerate(rows, start=1):
-        if not row.get("file_name"):
+        if not row.get("file_name") or not isinstance(row["file_name"], str):
             raise ValueError(f"{path} has no file_name in row {number}")
         if None in row:
             raise ValueError(
                 f"{path} has more cells than columns for {row['file_name']}: put a text that holds a comma in quotes"
             )
     return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _check_row(row) -> None:
+    """Of JSON, any value may have come; `duration` becomes a number."""
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is an object such as {{'file_name': ...}}, not {str(row)[:40]!r}")
+    texts = [text for text in (*row, *row.values()) if isinstance(text, str)]
+    if any(_has_half_pair(text) for text in texts):
+        raise ValueError("a text holds half of a surrogate pair, which is no character")
+    if row.get("duration") not in (None, ""):
+        try:
+            seconds = float(row["duration"])
+        except (TypeError, ValueError, OverflowError):
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"the duration {row['duration']!r:.40} is no number of seconds")
+        row["duration"] = seconds
+    elif "duration" in row:
+        row["duration"] = None
+
+
+def _has_half_pair(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)

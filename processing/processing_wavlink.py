@@ -121,6 +121,12 @@ class WavLinkProcessor(ProcessorMixin):
         texts = list(text) if several else [text]
         if not texts or not all(isinstance(sentence, str) for sentence in texts):
             raise ValueError("text must be a string or a list of at least one string")
+        for number, sentence in enumerate(texts):
+            if any("\ud800" <= character <= "\udfff" for character in sentence):
+                raise ValueError(
+                    f"text {number} {ascii(sentence[:80])} holds half of a surrogate pair, which is no character: "
+                    "decode it anew, for example with errors='replace'"
+                )
         limit = min(max_length or LARGE_INTEGER, self.tokenizer.model_max_length)
         truncation = bool(truncation) and limit < LARGE_INTEGER  # a tokenizer without a limit has int(1e30)
         options = {"padding": padding, "truncation": truncation, "max_length": limit if truncation else max_length}

@@ -16,6 +16,8 @@ logger = logging.get_logger(__name__)
 
 SOUNDS = ("wav", "flac", "mp3", "ogg", "opus")
 _SPLIT = re.compile(r"(?<![a-z0-9])(train|training|valid|validation|val|dev|test|eval|evaluation)(?![a-z])")
+_MOST_BYTES = {"json": 1 << 24, "txt": 1 << 24}  # of a file in a tar; a compressed tar can hold far more than it is
+_MOST_SOUND = 1 << 29
 _CLIPS_LOOKED_AT = 5  # of the first tar, to learn what the shards hold
 
 
@@ -120,6 +122,9 @@ def _clips(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                     files = {}
                 if suffix in files:
                     raise ValueError(f"{path} holds two {suffix} files of key {key}; a key ends at its first dot")
+                most = _MOST_BYTES.get(suffix, _MOST_SOUND)
+                if member.size > most:
+                    raise ValueError(f"{path} holds {member.name[:80]!r}, of more than {most >> 20} MB: take it out")
                 current, files[suffix] = key, tar.extractfile(member).read()
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"cannot read {path}: {error}; write this shard again or take it out") from error
@@ -143,6 +148,6 @@ def _texts(files: dict[str, bytes]) -> dict[str, list[str]]:
                 texts[name] = value
         if "txt" in files:
             texts["text"] = [*texts.get("text", []), *files["txt"].decode().splitlines()]
-    except ValueError:  # of JSON or UTF-8
+    except (ValueError, RecursionError):  # of JSON or UTF-8
         return {}
     return texts

@@ -9,7 +9,9 @@ from itertools import chain
 import numpy as np
 import soxr
 
-from .audio import at_rate, check_finite, mono_blocks, opened
+from .audio import at_rate, check_samples, mono_blocks, opened
+
+MAX_HOURS = 48  # of one recording; a file of 1 MB can hold weeks of silence, and would be heard to the end
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ def stream_windows(
 
     A clip of at most `window` seconds is one window, whose samples are `load_audio`'s to the last bit. In a longer one
     windows begin at 0, hop, 2 hop, ... (each to the nearest sample); the last one is moved back to end with the clip.
-    What a file's header says of its length is not believed: only what was decoded takes memory.
+    What a file's header says of its length is not believed: only what was decoded takes memory, and over `MAX_HOURS`
+    of that are an error.
 
     Args:
         path_or_bytes, sampling_rate, name: as in `load_audio`.
@@ -81,8 +84,12 @@ def _pieces(path_or_bytes, length: int, rate: int, name: str) -> Iterator[np.nda
         else:
             yield at_rate(np.concatenate(head), sound.samplerate, rate, name)
             return
+        left = MAX_HOURS * 3600 * sound.samplerate
         resampler = soxr.ResampleStream(sound.samplerate, rate, num_channels=1, dtype="float32")
         for block in chain(head, coming):
-            check_finite(block, name)
+            left -= len(block)
+            if left < 0:
+                raise ValueError(f"{name} lasts over {MAX_HOURS} hours: cut it into files of that at most")
+            check_samples(block, name)
             yield block if sound.samplerate == rate else resampler.resample_chunk(block)
         yield resampler.resample_chunk(head[0], last=True)

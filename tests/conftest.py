@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -28,6 +29,14 @@ from .hub_server import Hub
 
 RATE = 16000
 WORDS = "a the dog cat bell rain barks meows rings falls this is sound of . low high loud quiet".split()
+
+# The same examples in every run. `pytest --hypothesis-profile=search` looks at new ones, and at many more.
+_FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # models, which no example changes
+settings.register_profile(
+    "repeatable", derandomize=True, max_examples=25, deadline=None, database=None, suppress_health_check=_FIXTURES
+)
+settings.register_profile("search", settings.get_profile("repeatable"), derandomize=False, max_examples=1000)
+settings.load_profile("repeatable")
 
 torch.set_num_threads(1)  # tiny operations gain nothing from a second thread and wait for it on a busy machine
 

@@ -1,11 +1,13 @@
 """Files of the common formats decode to what was written, and what cannot be decoded is named."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 
+from processing import audio
 from processing.audio import load_audio, load_column
 
 from .conftest import RATE, tone
@@ -172,3 +174,85 @@ def test_arrays_of_another_rate_are_resampled_as_files_are():
 def test_bad_arrays_are_refused_with_what_to_do(value, message):
     with pytest.raises(ValueError, match=message):
         load_column(value)
+
+
+PAGE = b"<html>Not a sound, but a page of text.</html> " * 100
+
+
+@pytest.mark.parametrize("name", ["page.au", "page.snd", "page.vox", "page.gsm", "page.mp3"])
+def test_the_content_says_what_a_file_is_and_not_its_name(name, tmp_path):
+    """libsndfile takes whatever is named so for samples without a header."""
+    (tmp_path / name).write_bytes(PAGE)
+    with pytest.raises(ValueError, match=f"cannot read .*{name}"):
+        load_audio(tmp_path / name)
+    (tmp_path / name).write_bytes(encoded(tone()))
+    np.testing.assert_array_equal(load_audio(tmp_path / name), tone())
+
+
+def repeated_flac(seconds: float, rate: int = RATE) -> bytes:
+    """Digital silence: a header, and the same frame of 4096 samples in 12 bytes again and again."""
+    one, two = (encoded(np.zeros(4096 * frames), "FLAC", "PCM_16", rate) for frames in (1, 2))
+    start = one.rindex(b"\xff\xf8")
+    assert len(two) - len(one) == len(one) - start <= 14
+    told = (int.from_bytes(one[18:26], "big") >> 36 << 36).to_bytes(8, "big")  # of its length: nothing
+    return one[:18] + told + one[26:start] + one[start:] * (round(seconds * rate) // 4096)
+
+
+def test_a_small_file_that_is_hours_of_silence_is_refused_before_it_is_all_in_memory(tmp_path, monkeypatch):
+    path = tmp_path / "silence.flac"
+    path.write_bytes(repeated_flac(4 * 3600, rate=1000))  # at 16 kHz it would be an hour too long
+    assert path.stat().st_size < 50_000
+    with pytest.raises(ValueError, match=r"silence.flac has more than 172800000 samples.* hear it in windows"):
+        load_audio(path)
+    monkeypatch.setattr(audio, "MAX_SAMPLES", 16 * RATE)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="silence.flac has more than 256000 samples"):
+        load_audio(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * RATE + 2**20
+
+
+def test_what_resampling_makes_of_a_clip_counts_too(monkeypatch):
+    monkeypatch.setattr(audio, "MAX_SAMPLES", 2 * RATE)
+    assert load_audio(encoded(pure(100, 1000, 2.0), rate=1000)).shape == (2 * RATE,)
+    with pytest.raises(ValueError, match="more than 32000 samples"):
+        load_audio(encoded(pure(100, 1000, 2.001), rate=1000))
+
+
+@pytest.mark.parametrize("rate", [1, 999, 2**20 + 1, 2**31 - 1])
+def test_rates_that_no_sound_has_are_refused(rate):
+    with pytest.raises(ValueError, match=f"clip of .* bytes has a sampling rate of {rate} Hz, not one of 1000 to"):
+        load_audio(encoded(tone(), rate=rate))
+    with pytest.raises(ValueError, match=f"x.wav has a sampling rate of {rate} Hz"):
+        load_column({"array": tone(), "sampling_rate": rate, "path": "x.wav"})
+
+
+@pytest.mark.parametrize("rate", ["16000", np.nan, 0, -16000, [16000]])
+def test_rates_that_are_none_are_refused(rate):
+    with pytest.raises(ValueError, match="has a sampling rate of"):
+        load_column({"array": tone(), "sampling_rate": rate})
+
+
+def test_a_thousand_channels_take_no_more_memory_than_two():
+    wide = encoded(np.tile(tone(seconds=0.5)[:, None], 1000), "WAV", "PCM_U8", 48000)
+    tracemalloc.start()
+    clip = load_audio(wide)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(clip) == len(load_audio(encoded(tone(seconds=0.5), rate=48000))) and peak < 16 * 2**20
+
+
+def test_integers_taken_for_floats_are_refused():
+    loud = tone() * 32767
+    for wrong in (encoded(loud), encoded(loud, rate=44100)):
+        with pytest.raises(ValueError, match=r"samples beyond 32, .* divide 16-bit samples by 32768"):
+            load_audio(wrong)
+    with pytest.raises(ValueError, match="x.wav holds samples beyond 32"):
+        load_column({"array": -np.abs(loud), "sampling_rate": RATE, "path": "x.wav"})
+    assert abs(load_audio(encoded(3 * tone()))).max() > 1.4  # codecs overshoot, mixes clip
+
+
+def test_a_midi_sample_dump_is_refused():
+    with pytest.raises(ValueError, match="is a MIDI sample dump: convert it to wav"):
+        load_audio(encoded(tone(), "SDS", "PCM_16"))

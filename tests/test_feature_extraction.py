@@ -176,6 +176,7 @@ BAD_CLIPS = {
     "empty": (np.zeros(0, np.float32), "clip 0 is empty"),
     "empty among others": ([tone(), np.zeros(0, np.float32)], "clip 1 is empty"),
     "NaN": (spoilt(np.nan), "clip 0 holds NaN"),
+    "too loud": ([tone(), tone() * 32767], "clip 1 holds samples beyond 32.*divide 16-bit samples by 32768"),
     "inf": ([tone(), spoilt(np.inf)], "clip 1 holds NaN or infinite"),
     "stereo, channels first": (STEREO, r"\[2, 16000\].*average the channels"),
     "stereo, channels last": (STEREO.T, r"\[16000, 2\].*average the channels"),

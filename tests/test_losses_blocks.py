@@ -3,6 +3,7 @@
 from datetime import timedelta
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +20,9 @@ from modeling_wavlink.losses_wavlink import (
     matryoshka,
     sigmoid,
 )
+
+from .test_properties_losses import Batch, gradients
+from .test_properties_losses import same as nearly
 
 CLIPS = [slice(0, 3), slice(3, 5)]  # of each process
 TEXTS = [slice(0, 6), slice(6, 9)]
@@ -107,6 +111,29 @@ def largest_tensor(loss_type, clips, texts, width, **options) -> int:
     return seen.elements
 
 
+# Batches of any size, cut at any place.
+PAIRS = [(several, with_ids) for several in (False, True) for with_ids in (False, True)]
+CUT = [
+    Batch(loss_type, 2 + 3 * place, 6, 8.0, -3.0, *PAIRS[(place + number) % 4], 0.1, seed=place)
+    for number, loss_type in enumerate(LOSSES)
+    for place in range(4)
+]
+
+
+def share(batch: Batch, rank: int) -> tuple[list[torch.Tensor], dict]:
+    """The leaves and what belongs to them of one of two processes, at a place that the seed draws."""
+    cut = int(np.random.default_rng((batch.seed, 3)).integers(1, batch.clips))
+    rows = slice(0, cut) if rank == 0 else slice(cut, batch.clips)
+    clips, texts, scale, bias = (x.detach() for x in batch.leaves())
+    owner = batch.owner()
+    own = torch.tensor((owner >= rows.start) & (owner < rows.stop))
+    about = {
+        "text_owner": torch.tensor(owner)[own] - rows.start if batch.several else None,
+        "caption_ids": torch.tensor(batch.captions())[rows] if batch.with_ids else None,
+    }
+    return [x.clone().requires_grad_() for x in (clips[rows], texts[own], scale, bias)], about
+
+
 def work(rank, folder):
     dist.init_process_group(
         "gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=len(CLIPS)
@@ -123,6 +150,11 @@ def work(rank, folder):
             found["chunk", chunk, case] = of_a_case(rank, case, chunk=chunk)
     for loss_type in LOSSES:
         found["largest", loss_type] = largest_tensor(loss_type, 20, 20, 64, gather_negatives=True)
+    found["cut"] = []
+    for batch in CUT:
+        inputs, about = share(batch, rank)
+        loss = batch.loss(inputs, gather_negatives=True, chunk=3, **about)
+        found["cut"].append([loss.detach(), *gradients(loss, inputs)])
     found["evaluation"] = contrastive_loss(*local(rank, False, False)[0], "sigmoid", DIMS).detach()
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -154,6 +186,19 @@ def test_two_processes_are_one(case, two_processes):
     same(together([found[case] for found in two_processes]), alone)
     unmasked = of_a_case(None, (*case[:2], False))["loss"]
     assert (abs(alone["loss"] - unmasked) > 1e-2) == case[2]
+
+
+def test_two_processes_are_one_however_a_batch_is_cut(two_processes):
+    """The mean over processes, as DDP takes it, is the loss and the gradient of the whole."""
+    for batch, *both in zip(CUT, *(found["cut"] for found in two_processes), strict=True):
+        leaves = batch.leaves()
+        clips, texts, *rest = gradients(loss := batch.loss(leaves), leaves)
+        owner, cut = batch.owner(), int(np.random.default_rng((batch.seed, 3)).integers(1, batch.clips))
+        order = np.concatenate([np.flatnonzero(owner < cut), np.flatnonzero(owner >= cut)])
+        (loss0, clips0, texts0, *rest0), (loss1, clips1, texts1, *rest1) = both
+        means = [(one + other) / 2 for one, other in zip([loss0, *rest0], [loss1, *rest1], strict=True)]
+        rows = [torch.cat([clips0, clips1]) / 2, torch.cat([texts0, texts1]) / 2]
+        nearly([*means, *rows], [loss, *rest, clips, texts[order]])
 
 
 @pytest.mark.parametrize("dim", DIMS)

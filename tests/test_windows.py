@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from processing import windows
 from processing.audio import load_audio
 from processing.windows import stream_windows
 
 from .conftest import RATE, tone
-from .test_audio import BAD_FILES, FORMATS, encoded
+from .test_audio import BAD_FILES, FORMATS, encoded, repeated_flac
 
 
 def stereo(seconds: float, rate: int = 44100) -> np.ndarray:
@@ -186,3 +187,28 @@ def test_a_piece_of_a_file_that_claims_hours_is_named_and_takes_no_memory(claime
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * 2**20
+
+
+def test_a_recording_without_end_is_refused_when_its_time_is_over(monkeypatch):
+    monkeypatch.setattr(windows, "MAX_HOURS", 60 / 3600)
+    assert len(list(stream_windows(repeated_flac(59), 10, 10))) == 6
+    endless, heard = stream_windows(repeated_flac(3600), 10, 10, name="endless.flac"), 0
+    with pytest.raises(ValueError, match="endless.flac lasts over .* hours: cut it"):
+        for _ in endless:
+            heard += 1
+    assert heard in (5, 6)
+
+
+def test_an_hour_of_silence_in_a_small_file_takes_the_memory_of_two_windows():
+    content = repeated_flac(3600)
+    tracemalloc.start()
+    assert sum(1 for _ in stream_windows(content, 10, 10)) in (360, 361)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 4 * 10 * RATE + 2**20
+
+
+@pytest.mark.parametrize("rate", [1, 2**31 - 1])
+def test_rates_that_no_sound_has_are_refused(rate):
+    with pytest.raises(ValueError, match=f"has a sampling rate of {rate} Hz"):
+        next(stream_windows(encoded(tone(), rate=rate), 1, 1))
