@@ -1,0 +1,170 @@
+"""Memory, file descriptors and threads of an hour's work on real sounds, which must stay flat.
+
+    python benchmarks/soak.py embed FOLDER --audio_model WHISPER_TINY_EN --text_model ALL_MINILM_L6_V2 [--minutes 60]
+    python benchmarks/soak.py train FOLDER --audio_model WHISPER_TINY_EN --text_model ALL_MINILM_L6_V2 [--minutes 60]
+
+The work is a process of its own, on one thread, watched from outside. `embed` embeds clips drawn at random by
+`embed_files`, makes an index of others and searches it, over and over. `train` is `train.py sounds` with a worker,
+validations, pictures and checkpoints. Exits with 1 if resident memory grows by more than `--bound` MiB an hour for
+sure, that is if the lower end of the slope's 95 % interval is above it, or if the least of descriptors or threads is
+higher in the last twelfth of the time than in all before.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+from scipy import stats
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+ALONE = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+BLOCKS = 12  # neighbouring samples are alike; the means of blocks are nearly independent
+NAMES = ("seconds", "MiB", "MiB with workers", "descriptors", "threads")
+
+
+def embed_forever(model: str, sounds: Path, workplace: Path, seed: int) -> None:
+    from modeling_wavlink.embedder import Embedder
+    from modeling_wavlink.indexing import index_sounds
+    from modeling_wavlink.querying import Index
+
+    embedder, chance = Embedder(model), random.Random(seed)
+    files = sorted(str(path) for path in sounds.glob("*/*.ogg"))
+    while True:
+        drawn = chance.sample(files, 200)
+        heard = sum(1 for _ in embedder.embed_files(drawn[:100]))
+        report = index_sounds(drawn[100:], workplace / "index", embedder, root=str(sounds), progress=False)
+        Index.open(workplace / "index", embedder).query("a dog barks", sound=drawn[0])
+        shutil.rmtree(workplace / "index")
+        with open(workplace / "done", "a", encoding="utf-8") as file:
+            file.write("sound\n" * (heard + report.sounds))
+
+
+def build(audio_model: str, text_model: str, folder: Path) -> None:
+    """A WavLink of pretrained towers, whose projections nobody has trained."""
+    from modeling_wavlink import WavLinkModel
+    from processing import WavLinkProcessor
+
+    WavLinkModel.from_audio_text_pretrained(audio_model, text_model, text_pooling="mean").save_pretrained(folder)
+    WavLinkProcessor.from_audio_text_pretrained(audio_model, text_model).save_pretrained(folder)
+
+
+def command(options: argparse.Namespace, workplace: Path) -> list[str]:
+    if options.work == "embed":
+        subprocess.run(
+            [sys.executable, __file__, "build", *towers(options), "--into", workplace / "model"], check=True
+        )
+        more = ["--model", workplace / "model", "--into", workplace, "--seed", options.seed]
+        return [sys.executable, __file__, "forever", options.sounds, *more]
+    recipe = ["--data", options.sounds, *towers(options), "--output_dir", workplace, "--seed", options.seed]
+    recipe += ["--batch_size", 8, "--max_seconds", 4, "--max_steps", 1_000_000, "--num_workers", 1]
+    recipe += ["--train_split", "validation", "--validation_split", "test"]  # small ones: many epochs
+    recipe += ["--attn_implementation", "eager", "--mixed_precision", "no"]
+    return [sys.executable, ROOT / "train.py", "sounds", *recipe]
+
+
+def towers(options: argparse.Namespace) -> list[str]:
+    return ["--audio_model", options.audio_model, "--text_model", options.text_model]
+
+
+def sample(process: psutil.Process, began: float) -> tuple[float, ...]:
+    own = process.memory_info().rss / 2**20
+    workers = [child.memory_info().rss / 2**20 for child in process.children(recursive=True)]
+    return time.monotonic() - began, own, own + sum(workers), process.num_fds(), process.num_threads()
+
+
+def watch(process: psutil.Process, minutes: float, every: float) -> np.ndarray:
+    """`[samples, NAMES]` of a process until the time is over or it has ended."""
+    began, samples = time.monotonic(), []
+    bar = tqdm(total=round(60 * minutes), unit="s", mininterval=60)
+    while (passed := time.monotonic() - began) < 60 * minutes and process.status() != psutil.STATUS_ZOMBIE:
+        try:
+            samples.append(sample(process, began))
+        except psutil.NoSuchProcess:  # a worker, or the process itself, has just ended
+            pass
+        bar.update(round(passed) - bar.n)
+        time.sleep(every)
+    bar.close()
+    return np.array(samples)
+
+
+def slope(hours: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """Of a line through the means of BLOCKS blocks: units an hour, and half its 95 % interval."""
+    means = [[part.mean() for part in np.array_split(column, BLOCKS)] for column in (hours, values)]
+    line = stats.linregress(*means)
+    return line.slope, stats.t.ppf(0.975, BLOCKS - 2) * line.stderr
+
+
+def report(samples: np.ndarray, bound: float) -> bool:
+    """Prints the figures; whether all is flat."""
+    flat = True
+    for place, name in enumerate(NAMES[1:], start=1):
+        values = samples[:, place]
+        told = f"{name}: {values.min():.0f} to {values.max():.0f}"
+        if "MiB" in name:
+            grows, half = slope(samples[:, 0] / 3600, values)
+            told += f", {grows:+.1f} ± {half:.1f} MiB an hour"
+            flat &= grows - half < bound
+        else:
+            least = [part.min() for part in np.array_split(values, BLOCKS)]
+            flat &= least[-1] <= max(least[:-1])
+        print(told)
+    return bool(flat)
+
+
+def soak(options: argparse.Namespace, workplace: Path) -> None:
+    line = [str(word) for word in command(options, workplace)]
+    with open(workplace / "log", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(line, cwd=ROOT, env=ALONE, stdout=log, stderr=subprocess.STDOUT)
+        samples = watch(psutil.Process(process.pid), options.minutes, options.every)
+    alive = process.poll() is None
+    process.terminate()
+    code = process.wait()
+    if options.samples:
+        np.savetxt(options.samples, samples, header=" ".join(NAMES), fmt="%.2f")
+    if not alive:
+        sys.exit(f"the work ended by itself with {code}:\n{(workplace / 'log').read_text(encoding='utf-8')[-3000:]}")
+    done, line = {"embed": ("done", b"sound\n"), "train": ("metrics.jsonl", b'"loss"')}[options.work]
+    count = (workplace / done).read_bytes().count(line)
+    warm = samples[samples[:, 0] > 60 * options.warm_up]
+    print(f"{count} {'sounds' if options.work == 'embed' else 'steps'} in {samples[-1, 0] / 60:.0f} minutes; after")
+    print(f"{options.warm_up:g} minutes of warm-up, {len(warm)} samples:")
+    if not report(warm, options.bound):
+        sys.exit(f"not flat (bound: {options.bound:g} MiB an hour)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("work", choices=("embed", "train", "build", "forever"), help="the last two are its own processes")
+    add("sounds", nargs="?", type=Path, help="an audiofolder with train, validation and test")
+    add("--audio_model", default="openai/whisper-tiny.en")
+    add("--text_model", default="sentence-transformers/all-MiniLM-L6-v2")
+    add("--minutes", type=float, default=60)
+    add("--warm_up", type=float, default=10, help="minutes that do not count (%(default)s)")
+    add("--every", type=float, default=3, help="seconds between samples (%(default)s)")
+    add("--bound", type=float, default=20, help="MiB an hour (%(default)s)")
+    add("--seed", type=int, default=0)
+    add("--samples", help="a file for them all")
+    add("--model", help=argparse.SUPPRESS)
+    add("--into", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work == "build":
+        return build(options.audio_model, options.text_model, options.into)
+    if options.work == "forever":
+        return embed_forever(options.model, options.sounds, options.into, options.seed)
+    with tempfile.TemporaryDirectory() as workplace:
+        soak(options, Path(workplace))
+
+
+if __name__ == "__main__":
+    main()
