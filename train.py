@@ -30,6 +30,7 @@ from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.checkpoints import load_state, save_state
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
+from modeling_wavlink.progress import Bar
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
@@ -265,7 +266,7 @@ class Log:
         self.run = run
         self.active = run.accelerator.is_main_process
         self.metrics = Metrics(run.folder, run.step) if self.active else None
-        self.bar = tqdm(total=run.steps, initial=run.step, desc=run.recipe.name, disable=not self.active, unit="step")
+        self.bar = Bar(total=run.steps, initial=run.step, desc=run.recipe.name, disable=not self.active, unit="step")
         self.began, self.first = time.perf_counter(), run.step
         recipe = dataclasses.asdict(run.recipe)
         if self.active:
