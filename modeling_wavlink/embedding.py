@@ -115,8 +115,14 @@ def _embed_part(model, processor, rows, indices, batch_size: int, update) -> tup
 
 def _write_part(path: Path, vectors: torch.Tensor, notes: dict) -> None:
     unfinished = path.with_suffix(".unfinished")
-    save_file({"vectors": vectors.contiguous()}, unfinished, metadata={"notes": json.dumps(notes)})
-    os.replace(unfinished, path)
+    try:
+        save_file({"vectors": vectors.contiguous()}, unfinished, metadata={"notes": json.dumps(notes)})
+        os.replace(unfinished, path)
+    except Exception as error:  # safetensors has its own for a full disk
+        unfinished.unlink(missing_ok=True)
+        raise OSError(
+            f"could not write {path}: {error}; free space on its disk, and start the same command again"
+        ) from error
 
 
 def _read_part(path: Path) -> tuple[torch.Tensor, dict]:

@@ -50,8 +50,12 @@ def whole(folder: Path, process_index: int = 0, barrier=lambda: None) -> Iterato
 
 def write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"could not write {path}: {error}; start the same command again when it can") from error
 
 
 def _to_disk(path: Path) -> None:
