@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import json
 import math
-import shutil
 import signal
 import sys
 import time
@@ -30,16 +29,19 @@ from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.checkpoints import load_state, save_state
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
-from modeling_wavlink.progress import Bar
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
+from modeling_wavlink.progress import Bar
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
 from modeling_wavlink.run_folder import (
     Metrics,
+    naming_dead_workers,
     note_environment,
     note_seconds,
     on_disk,
     refuse_unknown_trackers,
+    remove,
+    remove_unfinished,
     whole,
     write_whole,
 )
@@ -217,9 +219,12 @@ class Run:
             save_state(self.accelerator, unfinished, self.state_dict())
         if self.accelerator.is_main_process:
             for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
-                shutil.rmtree(old)
+                remove(old)
 
     def resume(self) -> None:
+        if self.accelerator.is_main_process:
+            for folder in (self.folder, self.folder / "checkpoints"):
+                remove_unfinished(folder)
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1]))
@@ -329,7 +334,7 @@ def train(recipe: Recipe) -> Path:
     run.resume()
     log = Log(run)
     run.model.train()
-    with StopSignal() as signal_received:
+    with StopSignal() as signal_received, naming_dead_workers():
         for batch in run.feed.batches(run.processor, run.step):
             if run.step == run.steps:
                 break
