@@ -1,13 +1,14 @@
 """Memory, file descriptors and threads of an hour's work on real sounds, which must stay flat.
 
-    python benchmarks/soak.py embed FOLDER --audio_model WHISPER_TINY_EN --text_model ALL_MINILM_L6_V2 [--minutes 60]
-    python benchmarks/soak.py train FOLDER --audio_model WHISPER_TINY_EN --text_model ALL_MINILM_L6_V2 [--minutes 60]
+    python benchmarks/soak.py embed FOLDER [--model WAVLINK] [--minutes 60]
+    python benchmarks/soak.py train FOLDER [--minutes 60]
 
 The work is a process of its own, on one thread, watched from outside. `embed` embeds clips drawn at random by
-`embed_files`, makes an index of others and searches it, over and over. `train` is `train.py sounds` with a worker,
-validations, pictures and checkpoints. Exits with 1 if resident memory grows by more than `--bound` MiB an hour for
-sure, that is if the lower end of the slope's 95 % interval is above it, or if the least of descriptors or threads is
-higher in the last twelfth of the time than in all before.
+`embed_files`, makes an index of others and searches it, over and over. `train` is `train.py quickstart` on FOLDER,
+with a worker, validations, pictures and checkpoints. Towers are quickstart's, so that an hour on one thread is much
+work. Exits with 1 if resident memory grows by more than `--bound` MiB an hour for sure, that is if the lower end of
+the slope's 95 % interval is above it, or if the least of descriptors or threads is higher in the last twelfth of the
+time than in all before.
 """
 
 import argparse
@@ -49,31 +50,21 @@ def embed_forever(model: str, sounds: Path, workplace: Path, seed: int) -> None:
             file.write("sound\n" * (heard + report.sounds))
 
 
-def build(audio_model: str, text_model: str, folder: Path) -> None:
-    """A WavLink of pretrained towers, whose projections nobody has trained."""
-    from modeling_wavlink import WavLinkModel
-    from processing import WavLinkProcessor
-
-    WavLinkModel.from_audio_text_pretrained(audio_model, text_model, text_pooling="mean").save_pretrained(folder)
-    WavLinkProcessor.from_audio_text_pretrained(audio_model, text_model).save_pretrained(folder)
+def recipe(options: argparse.Namespace, output: Path, steps: int) -> list:
+    words = [sys.executable, ROOT / "train.py", "quickstart", "--data", options.sounds, "--output_dir", output]
+    words += ["--seed", options.seed, "--max_steps", steps, "--batch_size", 16, "--max_seconds", 4, "--num_workers", 1]
+    words += ["--train_split", "validation", "--validation_split", "test"]  # small ones: many epochs
+    return [str(word) for word in [*words, "--mixed_precision", "no"]]
 
 
 def command(options: argparse.Namespace, workplace: Path) -> list[str]:
-    if options.work == "embed":
-        subprocess.run(
-            [sys.executable, __file__, "build", *towers(options), "--into", workplace / "model"], check=True
-        )
-        more = ["--model", workplace / "model", "--into", workplace, "--seed", options.seed]
-        return [sys.executable, __file__, "forever", options.sounds, *more]
-    recipe = ["--data", options.sounds, *towers(options), "--output_dir", workplace, "--seed", options.seed]
-    recipe += ["--batch_size", 8, "--max_seconds", 4, "--max_steps", 1_000_000, "--num_workers", 1]
-    recipe += ["--train_split", "validation", "--validation_split", "test"]  # small ones: many epochs
-    recipe += ["--attn_implementation", "eager", "--mixed_precision", "no"]
-    return [sys.executable, ROOT / "train.py", "sounds", *recipe]
-
-
-def towers(options: argparse.Namespace) -> list[str]:
-    return ["--audio_model", options.audio_model, "--text_model", options.text_model]
+    if options.work == "train":
+        return recipe(options, workplace, 1_000_000)
+    model = options.model or workplace / "run/last"
+    if not options.model:
+        subprocess.run(recipe(options, workplace / "run", 1), cwd=ROOT, env=ALONE, capture_output=True, check=True)
+    words = [sys.executable, __file__, "forever", options.sounds, "--model", model, "--into", workplace]
+    return [str(word) for word in [*words, "--seed", options.seed]]
 
 
 def sample(process: psutil.Process, began: float) -> tuple[float, ...]:
@@ -122,7 +113,7 @@ def report(samples: np.ndarray, bound: float) -> bool:
 
 
 def soak(options: argparse.Namespace, workplace: Path) -> None:
-    line = [str(word) for word in command(options, workplace)]
+    line = command(options, workplace)
     with open(workplace / "log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(line, cwd=ROOT, env=ALONE, stdout=log, stderr=subprocess.STDOUT)
         samples = watch(psutil.Process(process.pid), options.minutes, options.every)
@@ -145,21 +136,17 @@ def soak(options: argparse.Namespace, workplace: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("work", choices=("embed", "train", "build", "forever"), help="the last two are its own processes")
+    add("work", choices=("embed", "train", "forever"), help="the last one is what embed starts")
     add("sounds", nargs="?", type=Path, help="an audiofolder with train, validation and test")
-    add("--audio_model", default="openai/whisper-tiny.en")
-    add("--text_model", default="sentence-transformers/all-MiniLM-L6-v2")
+    add("--model", help="a WavLink to embed with (default: a new one)")
     add("--minutes", type=float, default=60)
     add("--warm_up", type=float, default=10, help="minutes that do not count (%(default)s)")
     add("--every", type=float, default=3, help="seconds between samples (%(default)s)")
     add("--bound", type=float, default=20, help="MiB an hour (%(default)s)")
     add("--seed", type=int, default=0)
     add("--samples", help="a file for them all")
-    add("--model", help=argparse.SUPPRESS)
     add("--into", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work == "build":
-        return build(options.audio_model, options.text_model, options.into)
     if options.work == "forever":
         return embed_forever(options.model, options.sounds, options.into, options.seed)
     with tempfile.TemporaryDirectory() as workplace:
