@@ -38,7 +38,7 @@ def embed_forever(model: str, sounds: Path, workplace: Path, seed: int) -> None:
     from modeling_wavlink.indexing import index_sounds
     from modeling_wavlink.querying import Index
 
-    embedder, chance = Embedder(model), random.Random(seed)
+    embedder, chance = Embedder(model) if model else new_embedder(), random.Random(seed)
     files = sorted(str(path) for path in sounds.glob("*/*.ogg"))
     while True:
         drawn = chance.sample(files, 200)
@@ -50,21 +50,24 @@ def embed_forever(model: str, sounds: Path, workplace: Path, seed: int) -> None:
             file.write("sound\n" * (heard + report.sounds))
 
 
-def recipe(options: argparse.Namespace, output: Path, steps: int) -> list:
-    words = [sys.executable, ROOT / "train.py", "quickstart", "--data", options.sounds, "--output_dir", output]
-    words += ["--seed", options.seed, "--max_steps", steps, "--batch_size", 16, "--max_seconds", 4, "--num_workers", 1]
-    words += ["--train_split", "validation", "--validation_split", "test"]  # small ones: many epochs
-    return [str(word) for word in [*words, "--mixed_precision", "no"]]
+def new_embedder():
+    from modeling_wavlink.building import build
+    from modeling_wavlink.embedder import Embedder
+    from modeling_wavlink.recipes import get_recipe
+
+    return Embedder(*build(get_recipe("quickstart"), lambda: ["a dog barks", "rain falls"]))
 
 
 def command(options: argparse.Namespace, workplace: Path) -> list[str]:
-    if options.work == "train":
-        return recipe(options, workplace, 1_000_000)
-    model = options.model or workplace / "run/last"
-    if not options.model:
-        subprocess.run(recipe(options, workplace / "run", 1), cwd=ROOT, env=ALONE, capture_output=True, check=True)
-    words = [sys.executable, __file__, "forever", options.sounds, "--model", model, "--into", workplace]
-    return [str(word) for word in [*words, "--seed", options.seed]]
+    if options.work == "embed":
+        words = [__file__, "forever", options.sounds, "--into", workplace]
+        words += ["--model", options.model] if options.model else []
+    else:
+        words = [ROOT / "train.py", "quickstart", "--data", options.sounds, "--output_dir", workplace]
+        words += ["--max_steps", 1_000_000, "--batch_size", 16, "--max_seconds", 4, "--num_workers", 1]
+        words += ["--mixed_precision", "no"]
+        words += ["--train_split", "validation", "--validation_split", "test"]  # small ones: many epochs
+    return [str(word) for word in [sys.executable, *words, "--seed", options.seed]]
 
 
 def sample(process: psutil.Process, began: float) -> tuple[float, ...]:
