@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import json
 import math
-import shutil
 import signal
 import sys
 import time
@@ -32,14 +31,18 @@ from modeling_wavlink.cli import stdout_for
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
+from modeling_wavlink.progress import Bar
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
 from modeling_wavlink.run_folder import (
     Metrics,
+    naming_dead_workers,
     note_environment,
     note_seconds,
     on_disk,
     refuse_unknown_trackers,
+    remove,
+    remove_unfinished,
     whole,
     write_whole,
 )
@@ -217,9 +220,12 @@ class Run:
             save_state(self.accelerator, unfinished, self.state_dict())
         if self.accelerator.is_main_process:
             for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
-                shutil.rmtree(old)
+                remove(old)
 
     def resume(self) -> None:
+        if self.accelerator.is_main_process:
+            for folder in (self.folder, self.folder / "checkpoints"):
+                remove_unfinished(folder)
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1]))
@@ -266,7 +272,7 @@ class Log:
         self.run = run
         self.active = run.accelerator.is_main_process
         self.metrics = Metrics(run.folder, run.step) if self.active else None
-        self.bar = tqdm(total=run.steps, initial=run.step, desc=run.recipe.name, disable=not self.active, unit="step")
+        self.bar = Bar(total=run.steps, initial=run.step, desc=run.recipe.name, disable=not self.active, unit="step")
         self.began, self.first = time.perf_counter(), run.step
         recipe = dataclasses.asdict(run.recipe)
         if self.active:
@@ -329,7 +335,7 @@ def train(recipe: Recipe) -> Path:
     run.resume()
     log = Log(run)
     run.model.train()
-    with StopSignal() as signal_received:
+    with StopSignal() as signal_received, naming_dead_workers():
         for batch in run.feed.batches(run.processor, run.step):
             if run.step == run.steps:
                 break

@@ -11,9 +11,10 @@ are asked first; nothing changes on the Hub before the folder works in a process
 
 import argparse
 import gc
+import os
 import shutil
+import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from .measured import read_scores, scores_of
 from .source import SIZES, merged, open_checkpoint, open_paper_model, run_of
 from .upload import Target, check_access, upload, without_token
 from .verify import vectors, verify
+from .workplace import temporary
 
 SHARD_SIZE = "5GB"
 
@@ -52,7 +54,7 @@ def push(options: argparse.Namespace) -> str:
     with _workplace(options.output_dir) as folder:
         expected = prepare(options, folder, scores)
         verify(folder, expected)
-        return f"verified, not uploaded: {folder}" if options.dry_run else upload(api, folder, target)
+        return f"verified, not uploaded: {options.output_dir}" if options.dry_run else upload(api, folder, target)
 
 
 def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> dict[str, np.ndarray]:
@@ -79,26 +81,32 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
     except ValueError:
         raise
     except Exception as error:  # safetensors, tokenizers and the system each have their own for a full disk
-        shutil.rmtree(folder, ignore_errors=True)
         raise OSError(
-            f"could not write {folder}: {error}; nothing was uploaded: free space on its disk, or give --output_dir "
-            "on another"
+            f"could not write {options.output_dir or folder}: {error}; nothing was uploaded: free space on its disk, "
+            "or give --output_dir on another"
         ) from error
     return expected
 
 
 @contextmanager
 def _workplace(output_dir: str | None) -> Iterator[Path]:
-    """An empty folder, so that nothing is pushed that was not written here; a temporary one if none is named."""
+    """An empty folder, so that nothing is pushed that was not written here: a temporary one, or one that takes the
+    name `output_dir` once all went well."""
     if not output_dir:
-        with tempfile.TemporaryDirectory(prefix="wavlink-push-", ignore_cleanup_errors=True) as temporary:
-            yield Path(temporary)
+        with temporary() as folder:
+            yield folder
         return
-    folder = Path(output_dir)
+    folder = Path(os.path.abspath(output_dir))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output_dir {folder} is not an empty folder: all in it would be pushed, so name a new one")
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -123,5 +131,25 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _main_or_stopped() -> int:
+    """The exit code. SIGTERM is taken as SIGINT is, so that what is temporary goes."""
+    caught = []
+
+    def stop(number, _):
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        main()
+    except KeyboardInterrupt:
+        gc.collect()  # as in `main`
+        told = "stopped; the Hub has all of its commit or none, and the same command starts again"
+        print(f"hub_cards.push: {told}", file=sys.stderr)
+        return 128 + caught[0]
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(_main_or_stopped())

@@ -4,11 +4,12 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from .workplace import temporary
 
 TEXTS = ("a dog barks", "rain falls on a roof")
 STRANGER = Path(__file__).with_name("stranger.py")
@@ -37,9 +38,9 @@ def verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
         raise ValueError(
             f"{', '.join(found)} in {folder} could run code where it is loaded: only safetensors are pushed"
         )
-    with tempfile.TemporaryDirectory() as workplace:
+    with temporary() as workplace:
         np.save(f"{workplace}/clip.npy", probe())
-        command = [sys.executable, str(STRANGER), str(folder.resolve()), workplace, *TEXTS]
+        command = [sys.executable, str(STRANGER), str(folder.resolve()), str(workplace), *TEXTS]
         done = subprocess.run(
             command, cwd=workplace, env=_environment(workplace), capture_output=True, text=True, check=False
         )
@@ -70,7 +71,7 @@ def pickled(folder: Path) -> list[str]:
     return names
 
 
-def _environment(workplace: str) -> dict[str, str]:
+def _environment(workplace: Path) -> dict[str, str]:
     """Without caches and without the Hub's token, which is nothing to the code that is tried."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return kept | {"PYTHONPATH": "", "HF_HOME": workplace, "HF_HUB_OFFLINE": "1"}
+    return kept | {"PYTHONPATH": "", "HF_HOME": str(workplace), "HF_HUB_OFFLINE": "1"}

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers.utils import logging
 
 from processing.audio import load_column
@@ -23,6 +22,7 @@ from processing.data import captions_of, clip_name, durations
 from .embedder import cover
 from .losses_wavlink import gather
 from .metrics import Correspondence
+from .progress import Bar
 from .run_folder import write_whole
 
 logger = logging.get_logger(__name__)
@@ -66,7 +66,7 @@ def embed_audio(
     mine = _share(order) if shared else order
     size = batch_size * _BATCHES_A_PART
     parts = []
-    with tqdm(total=len(mine), desc="sounds", unit="clip", disable=not progress) as bar:
+    with Bar(total=len(mine), desc="sounds", unit="clip", disable=not progress) as bar:
         for number, start in enumerate(range(0, len(mine), size)):
             path = store / f"part-{number:06d}.safetensors" if store else None
             if path and path.is_file():
@@ -115,8 +115,14 @@ def _embed_part(model, processor, rows, indices, batch_size: int, update) -> tup
 
 def _write_part(path: Path, vectors: torch.Tensor, notes: dict) -> None:
     unfinished = path.with_suffix(".unfinished")
-    save_file({"vectors": vectors.contiguous()}, unfinished, metadata={"notes": json.dumps(notes)})
-    os.replace(unfinished, path)
+    try:
+        save_file({"vectors": vectors.contiguous()}, unfinished, metadata={"notes": json.dumps(notes)})
+        os.replace(unfinished, path)
+    except Exception as error:  # safetensors has its own for a full disk
+        unfinished.unlink(missing_ok=True)
+        raise OSError(
+            f"could not write {path}: {error}; free space on its disk, and start the same command again"
+        ) from error
 
 
 def _read_part(path: Path) -> tuple[torch.Tensor, dict]:

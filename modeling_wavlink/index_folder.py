@@ -291,10 +291,10 @@ def write_durably(path: Path, content) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             unfinished.unlink()
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
     if os.name == "posix":  # elsewhere a folder cannot be opened
         handle = os.open(path.parent, os.O_RDONLY)
         try:

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow
-from tqdm import tqdm
 
 from processing.sources import Listing, Sound, list_sounds
 from processing.windows import check_window, stream_windows
 
 from .embedder import Embedder
 from .index_folder import FILES, IndexFolder, Manifest
+from .progress import Bar
 from .vectors import bytes_per_vector, encode
 
 STORAGE, WINDOW, HOP = "int8", 10.0, 5.0
@@ -238,7 +238,7 @@ def _finished(report: Report, index: IndexFolder, new: set[str], unreadable: dic
 
 def _embed(index, embedder, listing, todo: list[_Task], commit_seconds: float, progress: bool, stop) -> bool:
     """Whether it was stopped."""
-    rows = _Rows(index, tqdm(total=len(todo), desc="sounds", unit="file", disable=not progress), commit_seconds)
+    rows = _Rows(index, Bar(total=len(todo), desc="sounds", unit="file", disable=not progress), commit_seconds)
     with rows.bar, closing(embedder.embed_clips(_clips(listing, todo, index.manifest, rows.events))) as vectors:
         for vector in vectors:
             rows.take(vector)
@@ -269,7 +269,7 @@ def _clips(listing: Listing, todo: list[_Task], manifest: Manifest, events: dequ
 class _Rows:
     """What is embedded but not yet in the index, and where in a file the run is."""
 
-    def __init__(self, index: IndexFolder, bar: tqdm, commit_seconds: float):
+    def __init__(self, index: IndexFolder, bar: Bar, commit_seconds: float):
         self.index, self.bar, self.commit_seconds = index, bar, commit_seconds
         self.events = deque()
         self.windows = 0

@@ -24,8 +24,12 @@ def _axes(path: Path, size: tuple[float, float], columns: int = 1, rows: int = 1
     FigureCanvasAgg(figure)
     yield figure.subplots(rows, columns, sharex="col")
     unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, dpi=120, format=path.suffix[1:])
-    os.replace(unfinished, path)
+    try:
+        figure.savefig(unfinished, dpi=120, format=path.suffix[1:])
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"could not write {path}: {error}; start the same command again when it can") from error
 
 
 def draw_loss(records: Sequence[dict], path: Path) -> None:

@@ -22,7 +22,6 @@ import filelock
 import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from hub_cards.foreign_text import clean
 from processing.sources import Sound, list_sounds
@@ -31,6 +30,7 @@ from processing.windows import check_window, stream_windows
 from .embedder import DTYPES, Embedder
 from .index_folder import write_durably
 from .indexing import HOP, WINDOW
+from .progress import Bar
 
 _ABOUT = b"wavlink"  # in the parquet schema's metadata: how the rows were made, as JSON
 _ROWS_A_PART = 1 << 16
@@ -153,7 +153,7 @@ def embed_with_ray(
         rows.report.there = len(listing.sounds) - len(todo)
         if todo:
             _start(address)
-            with tqdm(total=len(todo), desc="sounds", unit="file", disable=not progress) as bar:
+            with Bar(total=len(todo), desc="sounds", unit="file", disable=not progress) as bar:
                 for batch in _embedded(todo, model, options, actors, batch_size):
                     bar.update(rows.take(batch))
             rows.write()

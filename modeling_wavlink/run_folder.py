@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +35,8 @@ def whole(folder: Path, process_index: int = 0, barrier=lambda: None) -> Iterato
         yield unfinished
     except Exception as error:  # safetensors, torch and the system each have their own for a full disk
         shutil.rmtree(unfinished, ignore_errors=True)
+        if worker_died(error):
+            raise
         raise OSError(
             f"could not write {folder}: {error}; what was there before is untouched: free space on its disk, and "
             "start the same command again"
@@ -43,15 +45,40 @@ def whole(folder: Path, process_index: int = 0, barrier=lambda: None) -> Iterato
     if process_index == 0:
         for path in unfinished.rglob("*"):
             _to_disk(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        older = _without_name(folder)
         os.replace(unfinished, folder)
+        shutil.rmtree(older, ignore_errors=True)
     barrier()
+
+
+def remove(folder: Path) -> None:
+    """A folder, which loses its name before its files: killed on the way, nothing is left that looks whole."""
+    shutil.rmtree(_without_name(folder), ignore_errors=True)
+
+
+def _without_name(folder: Path) -> Path:
+    """Where the folder, if there is one, is now."""
+    hidden = folder.with_name(f".{folder.name}.older.unfinished")
+    shutil.rmtree(hidden, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.replace(folder, hidden)
+    return hidden
+
+
+def remove_unfinished(folder: Path) -> None:
+    """What a killed process was writing here: its name may be that of a step that does not come again."""
+    for path in folder.glob(".*.unfinished"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"could not write {path}: {error}; start the same command again when it can") from error
 
 
 def _to_disk(path: Path) -> None:
@@ -112,14 +139,37 @@ def environment(**facts) -> dict:
 
 def note_environment(folder: Path, **facts) -> None:
     """One more line in `environment.jsonl`: every start and resumption of the run (its end: `note_seconds`)."""
-    with open(folder / "environment.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(environment(**facts)) + "\n")
+    _add_line(folder / "environment.jsonl", environment(**facts))
 
 
 def note_seconds(folder: Path, step: int, seconds: float) -> None:
     """A short line in `environment.jsonl` where a start ends: how long it took by the clock. A killed one has none."""
-    with open(folder / "environment.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "seconds": round(seconds, 1)}) + "\n")
+    _add_line(folder / "environment.jsonl", {"step": step, "seconds": round(seconds, 1)})
+
+
+def _add_line(path: Path, record: dict) -> None:
+    """To a short file; half a line, which an older version wrote where the disk was full, does not stay."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    write_whole(path, "".join(line for line in [*lines, json.dumps(record) + "\n"] if line.endswith("\n")))
+
+
+def worker_died(error: BaseException | None) -> bool:
+    """torch says so by an error of no type of its own, out of whatever the main process is doing."""
+    told = isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+    return told or bool(error and worker_died(error.__cause__))
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not worker_died(error):
+            raise
+        raise OSError(
+            f"a process that decodes sounds has died, often for want of memory ({error}): the same command goes on "
+            "from the last checkpoint; --num_workers 0 needs no such process"
+        ) from error
 
 
 def on_disk(recipe: dict) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from modeling_wavlink.run_folder import Metrics, environment, refuse_unknown_trackers, whole
+from modeling_wavlink.run_folder import Metrics, environment, note_seconds, refuse_unknown_trackers, remove, whole
 
 from .test_train import folder, recipe  # noqa: F401
 
@@ -34,6 +34,64 @@ def test_a_folder_is_whole_or_absent(tmp_path):
         (unfinished / "other").write_text("second")
     assert [path.name for path in target.iterdir()] == ["other"]  # nothing of the older one stays
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "removed"])
+def test_killed_at_any_moment_a_folder_is_whole_or_absent(tmp_path, replaced):
+    """The call of that number, of those that change a folder, does not come."""
+
+    def write(place: Path, content: str) -> None:
+        with whole(place) as unfinished:
+            for name in "abc":
+                (unfinished / name).write_text(content)
+
+    states, killed = [], True
+    while killed:
+        best, left = tmp_path / str(len(states)) / "best", [len(states)]
+        write(best, "old")
+
+        def after(real, left=left):
+            def call(*arguments, **options):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return real(*arguments, **options)
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("replace", "unlink", "rmdir"):
+                patch.setattr(os, name, after(getattr(os, name)))
+            try:
+                write(best, "new") if replaced else remove(best)
+                killed = False
+            except Killed:
+                pass
+        states.append("".join(path.name + path.read_text() for path in sorted(best.glob("*"))))
+        assert states[-1] in ("aoldboldcold", "anewbnewcnew", "")
+        write(best, "new")
+        assert [path.name for path in best.parent.iterdir()] == ["best"]
+    assert len(states) > 4 and "aoldboldcold" in states and states[-1] == ("anewbnewcnew" if replaced else "")
+
+
+def test_what_a_killed_run_was_writing_goes(folder, tmp_path):  # noqa: F811
+    """Also a checkpoint of a step, such as a SIGTERM's, at which the run writes none when it goes on."""
+    for name in ("checkpoints/.step-00000003.unfinished", ".last.older.unfinished"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "weights").write_text("half")
+    (tmp_path / "run/.loss.png.unfinished").write_text("half")
+    run = train.train(recipe(folder, tmp_path / "run", "--max_steps", "2"))
+    assert not list(run.rglob("*unfinished*"))
+
+
+def test_half_a_line_in_the_record_of_starts_does_not_stay(tmp_path):
+    (tmp_path / "environment.jsonl").write_text('{"step": 0}\n{"step": 1, "pack')
+    note_seconds(tmp_path, 2, 3.0)
+    assert (tmp_path / "environment.jsonl").read_text() == '{"step": 0}\n{"step": 2, "seconds": 3.0}\n'
 
 
 def test_metrics_forget_what_lies_beyond_a_step_and_half_a_line(tmp_path):

@@ -1,0 +1,72 @@
+"""A command as a process of its own, forked from one that has imported what it imports: it starts in no time."""
+
+import importlib
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+FORK = multiprocessing.get_context("fork")
+
+
+def call(function: Callable, words: list, log: Path) -> None:
+    """Runs in the child. SIGINT is heard even if this script was started where it is not, as by nohup."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open(log, "a", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    try:
+        function(*words)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def command(*words: str) -> None:
+    """As `python WORDS`."""
+    sys.argv = list(words)
+    if words[0] == "-m":
+        sys.argv = list(words[1:])
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def noting_modules(names: Path, *words: str) -> None:
+    try:
+        command(*words)
+    finally:
+        names.write_text("\n".join(sorted(sys.modules)), encoding="utf-8")
+
+
+def start(function: Callable, words: list, log: Path) -> multiprocessing.Process:
+    process = FORK.Process(target=call, args=(function, words, log))
+    process.start()
+    return process
+
+
+def finish(function: Callable, words: list, log: Path) -> float:
+    """Seconds that it took; it must end well."""
+    began, process = time.monotonic(), start(function, words, log)
+    process.join()
+    if process.exitcode:
+        fail(f"{words or function.__name__} ended with {process.exitcode}", log)
+    return time.monotonic() - began
+
+
+def finish_and_preload(words: list, log: Path) -> float:
+    """As `finish`; what it has imported, much of it only where it was needed, is imported from then on."""
+    names = log.with_name("modules")
+    seconds = finish(noting_modules, [names, *words], log)
+    for name in names.read_text(encoding="utf-8").split():
+        with suppress(Exception):
+            importlib.import_module(name)
+    return seconds
+
+
+def fail(why: str, log: Path) -> None:
+    sys.exit(f"{why}\n{log.read_text(encoding='utf-8')[-4000:]}")
