@@ -40,6 +40,7 @@ DIFFERENCES = (
     ("captions + frames", "captions + token"),
     ("captions + token", "token"),
 )
+WIDTH, LEARNING_RATE = 192, 1e-3  # of the language model
 FRAMES, NEIGHBOURS, TOKENS = 32, 3, 32  # TOKENS: of a caption, longer ones are cut
 SPECIAL = {"bos_token": "<caption>", "sep_token": "<like>", "eos_token": "<end>", "pad_token": "<pad>"}
 
@@ -52,23 +53,22 @@ class Clips:
         self.states = {"token": [], "frames": []}
         self.retrieved = []
         for row in tqdm(rows, desc="hearing"):
-            token, frames = self.hear(model, processor, load_column(row["audio"]))
-            vector = F.normalize(model.audio_projection(token), dim=-1)
-            hits = index.nearest(vector[0].numpy(), NEIGHBOURS + 1)  # a training clip finds itself, too
+            token, frames, vector = self.hear(model, processor, load_column(row["audio"]))
+            hits = index.nearest(vector, NEIGHBOURS + 1)  # a training clip finds itself, too
             others = [known[hit.file] for hit in hits if hit.file != os.path.abspath(row["audio"]["path"])]
             self.retrieved.append(others[:NEIGHBOURS])
-            self.states["token"].append(token.half())
-            self.states["frames"].append(frames.half())
+            self.states["token"].append(token)
+            self.states["frames"].append(frames)
 
     @staticmethod
-    @torch.inference_mode()
-    def hear(model, processor, clip: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The token's last state `[1, D]`, and at most FRAMES means `[n, D]` of neighbouring frames of the clip."""
+    @torch.no_grad()
+    def hear(model, processor, clip: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        """The token's last state `[1, D]`, at most FRAMES means of neighbouring frames `[n, D]`, the vector."""
         inputs = processor(audio=clip, sampling_rate=16000, return_tensors="pt")
         output = model.audio_model(**inputs, pooling=model.config.pooling)
-        frames = output.last_hidden_state[0]
-        means = [part.mean(0) for part in frames.split(-(-len(frames) // FRAMES))]
-        return output.pooler_output, torch.stack(means)
+        frames, token = output.last_hidden_state[0], output.pooler_output
+        means = torch.stack([part.mean(0) for part in frames.split(-(-len(frames) // FRAMES))])
+        return token.half(), means.half(), F.normalize(model.audio_projection(token), dim=-1)[0].numpy()
 
 
 class Captioner(nn.Module):
@@ -78,9 +78,9 @@ class Captioner(nn.Module):
         super().__init__()
         self.tokenizer, self.heard, self.with_captions = tokenizer, heard, with_captions
         special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = GPT2Config(len(tokenizer), n_positions=256, n_embd=192, n_layer=3, n_head=6, **special)
+        config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=WIDTH, n_layer=3, n_head=6, **special)
         self.lm = GPT2LMHeadModel(config)
-        self.projector = nn.Linear(width, config.n_embd)
+        self.projector = nn.Linear(width, WIDTH)
 
     def prompt(self, clips: Clips, chosen) -> tuple[Tensor, Tensor]:
         """Embeddings `[B, L, E]` of what comes before the caption, and their mask `[B, L]`."""
@@ -121,8 +121,8 @@ class Captioner(nn.Module):
 
 
 def train(captioner: Captioner, clips: Clips, steps: int, seed: int, batch_size: int = 32) -> None:
-    optimizer = torch.optim.AdamW(captioner.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(captioner.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.05)
     rng = np.random.default_rng(seed)
     captioner.train()
     for _ in tqdm(range(steps), desc="training"):
