@@ -157,11 +157,11 @@ def test_an_xlm_r_is_asked_in_six_languages(sharp_whisper, tmp_path, capsys):
     names = {"explosion": 200, "piano": 900, "Czech speech": 4000}
     said = {"Czech speech": 'A man says in Czech: "Dobrý den"'}
     columns = {"caption": lambda label: said.get(label, f"a sound of {label}"), "language": lambda label: label[:2]}
-    folder = write_sounds(tmp_path / "sounds", names, train=120, **columns)
+    folder = write_sounds(tmp_path / "sounds", names, train=96, **columns)
     multilingual = load("multilingual")
-    options = ["--max_steps", "36", "--num_workers", "0", "--mixed_precision", "no", "--learning_rate", "3e-3"]
+    options = ["--max_steps", "24", "--num_workers", "0", "--mixed_precision", "no", "--learning_rate", "3e-4"]
     command = [str(folder), "--audio_model", sharp_whisper, "--out", str(tmp_path / "out")]
-    scores = multilingual.main([*command, *options, "--batch_size", "40"])
+    scores = multilingual.main([*command, *options, "--batch_size", "24"])
     config = AutoConfig.from_pretrained(tmp_path / "out/run/best", trust_remote_code=True)
     assert config.text_config.model_type == "xlm-roberta" and config.text_pooling == "mean"
     rows = load_split(str(tmp_path / "out/data"), "test").remove_columns("audio")
