@@ -3,10 +3,9 @@
     python examples/audio_rag.py runs/sounds/best FOLDER --out runs/rag --steps 500
 
 The WavLink is frozen. An index finds for each clip the nearest clips of the training split, whose captions are the
-prompt (retrieval-augmented generation). Before the prompt the model hears, through a linear projector, the last state
-of the global token, one vector, or up to 32 means of neighbouring frames, or nothing. Each way trains a GPT-2 of its
-own from the same random weights (nothing pretrained is needed), on the same batches and for as many steps, and
-is scored on the test split.
+prompt (retrieval-augmented generation). Before it the model hears, through a linear projector, the last state of the
+global token, one vector, or up to 32 means of neighbouring frames, or nothing. Each way trains a GPT-2 of its own from
+the same random weights, on the same batches and for as many steps, and is scored on the test split.
 """
 
 import argparse
@@ -28,18 +27,10 @@ from modeling_wavlink.querying import Index
 from processing.audio import load_column
 from processing.data import caption_columns, captions_of, load_split, with_captions
 
-WAYS = {  # what is heard, and whether the prompt holds retrieved captions
-    "captions": (None, True),
-    "captions + token": ("token", True),
-    "captions + frames": ("frames", True),
-    "token": ("token", False),
-    "frames": ("frames", False),
-}
-DIFFERENCES = (
-    ("captions + token", "captions"),
-    ("captions + frames", "captions + token"),
-    ("captions + token", "token"),
-)
+# What is heard, and whether the prompt holds the retrieved captions.
+WAYS = {"text": (None, True), "text + token": ("token", True), "text + frames": ("frames", True)}
+WAYS |= {"token": ("token", False), "frames": ("frames", False)}
+DIFFERENCES = (("text + token", "text"), ("text + frames", "text + token"), ("text + token", "token"))
 WIDTH, LEARNING_RATE = 192, 1e-3  # of the language model
 FRAMES, NEIGHBOURS, TOKENS = 32, 3, 32  # TOKENS: of a caption, longer ones are cut
 SPECIAL = {"bos_token": "<caption>", "sep_token": "<like>", "eos_token": "<end>", "pad_token": "<pad>"}
@@ -48,27 +39,21 @@ SPECIAL = {"bos_token": "<caption>", "sep_token": "<like>", "eos_token": "<end>"
 class Clips:
     """Of each clip: the frozen tower's states, its own captions, and those of the nearest training clips."""
 
+    @torch.no_grad()
     def __init__(self, model, processor, rows, columns, index: Index, known: dict[str, str]):
         self.captions = [captions_of(row, columns) for row in rows]
-        self.states = {"token": [], "frames": []}
-        self.retrieved = []
+        self.retrieved, self.states = [], {"token": [], "frames": []}  # [1, D], [n, D]
         for row in tqdm(rows, desc="hearing"):
-            token, frames, vector = self.hear(model, processor, load_column(row["audio"]))
+            inputs = processor(audio=load_column(row["audio"]), sampling_rate=16000, return_tensors="pt")
+            output = model.audio_model(**inputs, pooling=model.config.pooling)
+            token, frames = output.pooler_output, output.last_hidden_state[0]
+            means = [part.mean(0) for part in frames.split(-(-len(frames) // FRAMES))]
+            self.states["token"].append(token.half())
+            self.states["frames"].append(torch.stack(means).half())
+            vector = F.normalize(model.audio_projection(token), dim=-1)[0].numpy()
             hits = index.nearest(vector, NEIGHBOURS + 1)  # a training clip finds itself, too
             others = [known[hit.file] for hit in hits if hit.file != os.path.abspath(row["audio"]["path"])]
             self.retrieved.append(others[:NEIGHBOURS])
-            self.states["token"].append(token)
-            self.states["frames"].append(frames)
-
-    @staticmethod
-    @torch.no_grad()
-    def hear(model, processor, clip: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
-        """The token's last state `[1, D]`, at most FRAMES means of neighbouring frames `[n, D]`, the vector."""
-        inputs = processor(audio=clip, sampling_rate=16000, return_tensors="pt")
-        output = model.audio_model(**inputs, pooling=model.config.pooling)
-        frames, token = output.last_hidden_state[0], output.pooler_output
-        means = torch.stack([part.mean(0) for part in frames.split(-(-len(frames) // FRAMES))])
-        return token.half(), means.half(), F.normalize(model.audio_projection(token), dim=-1)[0].numpy()
 
 
 class Captioner(nn.Module):
@@ -77,7 +62,7 @@ class Captioner(nn.Module):
     def __init__(self, tokenizer, width: int, heard: str | None, with_captions: bool):
         super().__init__()
         self.tokenizer, self.heard, self.with_captions = tokenizer, heard, with_captions
-        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=WIDTH, n_layer=3, n_head=6, **special)
         self.lm = GPT2LMHeadModel(config)
         self.projector = nn.Linear(width, WIDTH)
@@ -115,8 +100,7 @@ class Captioner(nn.Module):
     @torch.inference_mode()
     def write(self, clips: Clips, chosen) -> list[str]:
         embeds, mask = self.prompt(clips, chosen)
-        options = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": self.tokenizer.pad_token_id}
-        ids = self.lm.generate(inputs_embeds=embeds, attention_mask=mask, **options)
+        ids = self.lm.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
@@ -144,27 +128,52 @@ def overlap(written: str, captions: list[str]) -> float:
 
 
 @torch.inference_mode()
-def score(captioner: Captioner, clips: Clips) -> dict[str, np.ndarray]:
-    """Of each clip: nats a token of its first caption, the share of its tokens guessed right, and what is written."""
+def score(captioner: Captioner, clips: Clips) -> dict[str, list]:
+    """Of each clip: nats a token of its first caption, and what is written."""
     captioner.eval()
-    found = {"loss": [], "token accuracy": [], "written": []}
-    for start in range(0, len(clips.captions), 64):
-        chosen = range(start, min(start + 64, len(clips.captions)))
+    found = {"loss": [], "written": []}
+    for chosen in torch.arange(len(clips.captions)).split(64):
         targets, logits = captioner(clips, chosen, [clips.captions[i][0] for i in chosen])
         losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
-        count = (targets >= 0).sum(1)
-        found["loss"] += (losses.sum(1) / count).tolist()
-        found["token accuracy"] += ((logits.argmax(-1) == targets).sum(1) / count).tolist()
+        found["loss"] += (losses.sum(1) / (targets >= 0).sum(1)).tolist()
         found["written"] += captioner.write(clips, chosen)
-    return found | of_text(found["written"], clips)
+    return found
 
 
-def of_text(written: list[str], clips: Clips) -> dict[str, list[float]]:
-    pairs = list(zip(written, clips.captions, strict=True))
-    return {
-        "exact": [float(text in captions) for text, captions in pairs],
-        "word F1": [overlap(text, captions) for text, captions in pairs],
-    }
+def report(found: dict[str, dict], captions: list[list[str]], path: Path) -> dict:
+    """Each figure's mean and 95 % interval over clips, and differences of ways on the same draws of clips."""
+    scores = {}
+    for name, row in found.items():
+        pairs = list(zip(row["written"], captions, strict=True))
+        scores[name] = {"loss": np.array(row["loss"])} if "loss" in row else {}
+        scores[name]["exact"] = np.array([float(text in own) for text, own in pairs])
+        scores[name]["word F1"] = np.array([overlap(text, own) for text, own in pairs])
+    for more, less in DIFFERENCES:
+        scores[f"{more} - {less}"] = {key: x - scores[less][key] for key, x in scores[more].items()}
+    figures = {name: {key: figure(x) for key, x in row.items()} for name, row in scores.items()}
+    written = {name: row["written"][:50] for name, row in found.items()}
+    path.write_text(json.dumps({"figures": figures, "written": written}, indent=2, ensure_ascii=False) + "\n")
+    for name, row in figures.items():
+        cells = [f"{key} {x['value']:.3f} [{x['interval'][0]:.3f}, {x['interval'][1]:.3f}]" for key, x in row.items()]
+        print(f"{name:30}" + "  ".join(cells))
+    return figures
+
+
+def load(model, processor, options) -> tuple[dict[str, Clips], GPT2Tokenizer]:
+    splits = {name: load_split(options.folder, name) for name in ("train", "test")}
+    columns = caption_columns(splits["train"])
+    splits = {name: with_captions(rows, columns) for name, rows in splits.items()}
+    if options.clips:
+        splits["train"] = splits["train"].shuffle(options.seed).select(range(options.clips))
+    files = [os.path.abspath(audio["path"]) for audio in splits["train"]["audio"]]
+    folder = options.out / f"index_{len(files)}_{options.seed}"
+    print(index_sounds(files, folder, options.model))
+    captions = [captions_of(row, columns) for row in splits["train"].remove_columns("audio")]
+    known = {file: texts[0] for file, texts in zip(files, captions, strict=True)}
+    index = Index.open(folder)
+    clips = {name: Clips(model, processor, rows, columns, index, known) for name, rows in splits.items()}
+    tokenizer = GPT2Tokenizer(**SPECIAL).train_new_from_iterator(captions, 3000, show_progress=False)
+    return clips, tokenizer
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -176,45 +185,16 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--clips", type=int, default=0, help="of the training split; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-
     model = AutoModel.from_pretrained(options.model, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=True)
-    splits = {name: load_split(options.folder, name) for name in ("train", "test")}
-    columns = caption_columns(splits["train"])
-    splits = {name: with_captions(rows, columns) for name, rows in splits.items()}
-    if options.clips:
-        splits["train"] = splits["train"].shuffle(options.seed).select(range(options.clips))
-    files = [os.path.abspath(audio["path"]) for audio in splits["train"]["audio"]]
-    print(index_sounds(files, options.out / "index", options.model))
-    index = Index.open(options.out / "index")
-    captions = [captions_of(row, columns) for row in splits["train"].remove_columns("audio")]
-    known = {file: texts[0] for file, texts in zip(files, captions, strict=True)}
-    clips = {name: Clips(model, processor, rows, columns, index, known) for name, rows in splits.items()}
-
-    texts = [text for row in captions for text in row]
-    tokenizer = GPT2Tokenizer(**SPECIAL).train_new_from_iterator(texts, 3000, show_progress=False)
-    width = model.config.audio_config.hidden_size
-    found = {"nearest clip's caption": of_text([near[0] for near in clips["test"].retrieved], clips["test"])}
+    clips, tokenizer = load(model, processor, options)
+    found = {"nearest clip's caption": {"written": [near[0] for near in clips["test"].retrieved]}}
     for name, way in WAYS.items():
         torch.manual_seed(options.seed)
-        captioner = Captioner(tokenizer, width, *way)
+        captioner = Captioner(tokenizer, model.config.audio_config.hidden_size, *way)
         train(captioner, clips["train"], options.steps, options.seed)
         found[name] = score(captioner, clips["test"])
-    return report(found, options.out / "scores.json")
-
-
-def report(found: dict, path: Path) -> dict:
-    """Each figure's mean and 95 % interval over clips, and differences of ways on the same draws of clips."""
-    scores = {name: {key: np.array(x) for key, x in row.items() if key != "written"} for name, row in found.items()}
-    for more, less in DIFFERENCES:
-        scores[f"{more} - {less}"] = {key: x - scores[less][key] for key, x in scores[more].items()}
-    figures = {name: {key: figure(x) for key, x in row.items()} for name, row in scores.items()}
-    written = {name: row.get("written", [])[:50] for name, row in found.items()}
-    path.write_text(json.dumps({"figures": figures, "written": written}, indent=2, ensure_ascii=False) + "\n")
-    for name, row in figures.items():
-        cells = [f"{key} {x['value']:.3f} [{x['interval'][0]:.3f}, {x['interval'][1]:.3f}]" for key, x in row.items()]
-        print(f"{name:40}" + "  ".join(cells))
-    return figures
+    return report(found, clips["test"].captions, options.out / "scores.json")
 
 
 if __name__ == "__main__":

@@ -98,13 +98,13 @@ def test_search_finds_the_like_and_leaves_out_the_unlike(sharp_folder, tones, tm
 
 def test_the_language_model_learns_to_caption_tones(sharp_folder, tones, tmp_path):
     rag = load("audio_rag")
-    rag.WAYS = {name: rag.WAYS[name] for name in ("captions + token", "frames")}
-    rag.DIFFERENCES, rag.WIDTH, rag.LEARNING_RATE = (("frames", "captions + token"),), 96, 3e-3
+    rag.WAYS = {name: rag.WAYS[name] for name in ("text + token", "frames")}
+    rag.DIFFERENCES, rag.WIDTH, rag.LEARNING_RATE = (("frames", "text + token"),), 96, 3e-3
     figures = rag.main([sharp_folder, str(tones), "--out", str(tmp_path / "rag"), "--steps", "40"])
-    for name in ("captions + token", "frames"):
+    for name in ("text + token", "frames"):
         assert figures[name]["exact"]["value"] > 0.9, figures[name]  # of four captions
-    gained = figures["frames - captions + token"]["loss"]["value"]
-    parts = [figures[name]["loss"]["value"] for name in ("frames", "captions + token")]
+    gained = figures["frames - text + token"]["loss"]["value"]
+    parts = [figures[name]["loss"]["value"] for name in ("frames", "text + token")]
     assert gained == pytest.approx(parts[0] - parts[1])
 
 
