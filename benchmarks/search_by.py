@@ -4,7 +4,7 @@
 
 FOLDER is an audiofolder with a `label`; its test split is indexed. Each clip of a label with `--least` clips or more
 asks, and a hit is right if it has the clip's label. `without` takes away the wrong label that is most frequent among
-the hits of the clip itself (`This is a sound of {}.`), and, for control, a label drawn at random that is not among them.
+the hits of the clip itself (`This is a sound of {}.`), and, for control, a random label that is not among them.
 """
 
 import argparse

@@ -31,7 +31,7 @@ from processing.data import caption_columns, captions_of, load_split, with_capti
 WAYS = {"text": (None, True), "text + token": ("token", True), "text + frames": ("frames", True)}
 WAYS |= {"token": ("token", False), "frames": ("frames", False)}
 DIFFERENCES = (("text + token", "text"), ("text + frames", "text + token"), ("text + token", "token"))
-WIDTH, LEARNING_RATE = 192, 1e-3  # of the language model
+WIDTH, LEARNING_RATE = 128, 1e-3  # of the language model
 FRAMES, NEIGHBOURS, TOKENS = 32, 3, 32  # TOKENS: of a caption, longer ones are cut
 SPECIAL = {"bos_token": "<caption>", "sep_token": "<like>", "eos_token": "<end>", "pad_token": "<pad>"}
 
@@ -63,7 +63,7 @@ class Captioner(nn.Module):
         super().__init__()
         self.tokenizer, self.heard, self.with_captions = tokenizer, heard, with_captions
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=WIDTH, n_layer=3, n_head=6, **special)
+        config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=WIDTH, n_layer=2, n_head=4, **special)
         self.lm = GPT2LMHeadModel(config)
         self.projector = nn.Linear(width, WIDTH)
 
