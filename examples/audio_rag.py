@@ -1,0 +1,201 @@
+"""A small language model that hears: it captions a clip from a WavLink's states and the captions of like clips.
+
+    python examples/audio_rag.py runs/sounds/best FOLDER --out runs/rag --steps 500
+
+The WavLink is frozen. An index finds for each clip the nearest clips of the training split, whose captions are the
+prompt (retrieval-augmented generation). Before it the model hears, through a linear projector, the last state of the
+global token, one vector, or up to 32 means of neighbouring frames, or nothing. Each way trains a GPT-2 of its own from
+the same random weights, on the same batches and for as many steps, and is scored on the test split.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import AutoModel, AutoProcessor, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+
+from modeling_wavlink.indexing import index_sounds
+from modeling_wavlink.metrics import figure
+from modeling_wavlink.querying import Index
+from processing.audio import load_column
+from processing.data import caption_columns, captions_of, load_split, with_captions
+
+# What is heard, and whether the prompt holds the retrieved captions.
+WAYS = {"text": (None, True), "text + token": ("token", True), "text + frames": ("frames", True)}
+WAYS |= {"token": ("token", False), "frames": ("frames", False)}
+DIFFERENCES = (("text + token", "text"), ("text + frames", "text + token"), ("text + token", "token"))
+WIDTH, LEARNING_RATE = 128, 1e-3  # of the language model
+FRAMES, NEIGHBOURS, TOKENS = 32, 3, 32  # TOKENS: of a caption, longer ones are cut
+SPECIAL = {"bos_token": "<caption>", "sep_token": "<like>", "eos_token": "<end>", "pad_token": "<pad>"}
+
+
+class Clips:
+    """Of each clip: the frozen tower's states, its own captions, and those of the nearest training clips."""
+
+    @torch.no_grad()
+    def __init__(self, model, processor, rows, columns, index: Index, known: dict[str, str]):
+        self.captions = [captions_of(row, columns) for row in rows]
+        self.retrieved, self.states = [], {"token": [], "frames": []}  # [1, D], [n, D]
+        for row in tqdm(rows, desc="hearing"):
+            inputs = processor(audio=load_column(row["audio"]), sampling_rate=16000, return_tensors="pt")
+            output = model.audio_model(**inputs, pooling=model.config.pooling)
+            token, frames = output.pooler_output, output.last_hidden_state[0]
+            means = [part.mean(0) for part in frames.split(-(-len(frames) // FRAMES))]
+            self.states["token"].append(token.half())
+            self.states["frames"].append(torch.stack(means).half())
+            vector = F.normalize(model.audio_projection(token), dim=-1)[0].numpy()
+            hits = index.nearest(vector, NEIGHBOURS + 1)  # a training clip finds itself, too
+            others = [known[hit.file] for hit in hits if hit.file != os.path.abspath(row["audio"]["path"])]
+            self.retrieved.append(others[:NEIGHBOURS])
+
+
+class Captioner(nn.Module):
+    """GPT-2 over `sound, prompt, caption`; the sound's states enter through one linear map."""
+
+    def __init__(self, tokenizer, width: int, heard: str | None, with_captions: bool):
+        super().__init__()
+        self.tokenizer, self.heard, self.with_captions = tokenizer, heard, with_captions
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=WIDTH, n_layer=2, n_head=4, **special)
+        self.lm = GPT2LMHeadModel(config)
+        self.projector = nn.Linear(width, WIDTH)
+
+    def prompt(self, clips: Clips, chosen) -> tuple[Tensor, Tensor]:
+        """Embeddings `[B, L, E]` of what comes before the caption, and their mask `[B, L]`."""
+        texts = [clips.retrieved[i] if self.with_captions else [] for i in chosen]
+        ids = [[token for text in near for token in self.tokens("<like>", text)] for near in texts]
+        ids, mask = self.padded([[*row, self.tokenizer.bos_token_id] for row in ids], "left")
+        embeds = self.lm.transformer.wte(ids)
+        if not self.heard:
+            return embeds, mask
+        states = [clips.states[self.heard][i].float() for i in chosen]
+        heard = pad_sequence([torch.ones(len(state), dtype=torch.long) for state in states], batch_first=True)
+        sound = self.projector(pad_sequence(states, batch_first=True))  # (B, S, E)
+        return torch.cat([sound, embeds], dim=1), torch.cat([heard, mask], dim=1)
+
+    def tokens(self, *texts: str) -> list[int]:
+        return self.tokenizer("".join(texts), truncation=True, max_length=TOKENS)["input_ids"]
+
+    def padded(self, ids: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
+        batch = self.tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"]
+
+    def forward(self, clips: Clips, chosen, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """The caption's tokens `[B, T]`, -100 where there is none, and the logits for them `[B, T, V]`."""
+        before, mask = self.prompt(clips, chosen)
+        ids, own = self.padded([[*self.tokens(text), self.tokenizer.eos_token_id] for text in captions], "right")
+        mask = torch.cat([mask, own], dim=1)
+        embeds = torch.cat([before, self.lm.transformer.wte(ids)], dim=1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)  # what is padding takes no place, as in `generate`
+        logits = self.lm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
+        return ids.masked_fill(own == 0, -100), logits[:, before.shape[1] - 1 : -1]
+
+    @torch.inference_mode()
+    def write(self, clips: Clips, chosen) -> list[str]:
+        embeds, mask = self.prompt(clips, chosen)
+        ids = self.lm.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False)
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def train(captioner: Captioner, clips: Clips, steps: int, seed: int, batch_size: int = 32) -> None:
+    optimizer = torch.optim.AdamW(captioner.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.05)
+    rng = np.random.default_rng(seed)
+    captioner.train()
+    for _ in tqdm(range(steps), desc="training"):
+        chosen = rng.choice(len(clips.captions), min(batch_size, len(clips.captions)), replace=False)
+        targets, logits = captioner(clips, chosen, [rng.choice(clips.captions[i]) for i in chosen])
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def overlap(written: str, captions: list[str]) -> float:
+    """F1 of the words, as sets, with the caption that agrees most."""
+    words = {*written.lower().split()}
+    others = [{*caption.lower().split()} for caption in captions]
+    return max(2 * len(words & other) / (len(words) + len(other)) for other in others)
+
+
+@torch.inference_mode()
+def score(captioner: Captioner, clips: Clips) -> dict[str, list]:
+    """Of each clip: nats a token of its first caption, and what is written."""
+    captioner.eval()
+    found = {"loss": [], "written": []}
+    for chosen in torch.arange(len(clips.captions)).split(64):
+        targets, logits = captioner(clips, chosen, [clips.captions[i][0] for i in chosen])
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
+        found["loss"] += (losses.sum(1) / (targets >= 0).sum(1)).tolist()
+        found["written"] += captioner.write(clips, chosen)
+    return found
+
+
+def report(found: dict[str, dict], captions: list[list[str]], path: Path) -> dict:
+    """Each figure's mean and 95 % interval over clips, and differences of ways on the same draws of clips."""
+    scores = {}
+    for name, row in found.items():
+        pairs = list(zip(row["written"], captions, strict=True))
+        scores[name] = {"loss": np.array(row["loss"])} if "loss" in row else {}
+        scores[name]["exact"] = np.array([float(text in own) for text, own in pairs])
+        scores[name]["word F1"] = np.array([overlap(text, own) for text, own in pairs])
+    for more, less in DIFFERENCES:
+        scores[f"{more} - {less}"] = {key: x - scores[less][key] for key, x in scores[more].items()}
+    figures = {name: {key: figure(x) for key, x in row.items()} for name, row in scores.items()}
+    written = {name: row["written"][:50] for name, row in found.items()}
+    path.write_text(json.dumps({"figures": figures, "written": written}, indent=2, ensure_ascii=False) + "\n")
+    for name, row in figures.items():
+        cells = [f"{key} {x['value']:.3f} [{x['interval'][0]:.3f}, {x['interval'][1]:.3f}]" for key, x in row.items()]
+        print(f"{name:30}" + "  ".join(cells))
+    return figures
+
+
+def load(model, processor, options) -> tuple[dict[str, Clips], GPT2Tokenizer]:
+    splits = {name: load_split(options.folder, name) for name in ("train", "test")}
+    columns = caption_columns(splits["train"])
+    splits = {name: with_captions(rows, columns) for name, rows in splits.items()}
+    if options.clips:
+        splits["train"] = splits["train"].shuffle(options.seed).select(range(options.clips))
+    files = [os.path.abspath(audio["path"]) for audio in splits["train"]["audio"]]
+    folder = options.out / f"index_{len(files)}_{options.seed}"
+    print(index_sounds(files, folder, options.model))
+    captions = [captions_of(row, columns) for row in splits["train"].remove_columns("audio")]
+    known = {file: texts[0] for file, texts in zip(files, captions, strict=True)}
+    index = Index.open(folder)
+    clips = {name: Clips(model, processor, rows, columns, index, known) for name, rows in splits.items()}
+    tokenizer = GPT2Tokenizer(**SPECIAL).train_new_from_iterator(captions, 3000, show_progress=False)
+    return clips, tokenizer
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a WavLink: folder or Hub id")
+    parser.add_argument("folder", help="an audiofolder with captions, with train and test")
+    parser.add_argument("--out", type=Path, default=Path("runs/rag"))
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--clips", type=int, default=0, help="of the training split; 0: all")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    model = AutoModel.from_pretrained(options.model, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=True)
+    clips, tokenizer = load(model, processor, options)
+    found = {"nearest clip's caption": {"written": [near[0] for near in clips["test"].retrieved]}}
+    for name, way in WAYS.items():
+        torch.manual_seed(options.seed)
+        captioner = Captioner(tokenizer, model.config.audio_config.hidden_size, *way)
+        train(captioner, clips["train"], options.steps, options.seed)
+        found[name] = score(captioner, clips["test"])
+    return report(found, clips["test"].captions, options.out / "scores.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Searches a folder of sounds: by text, by a sound that is alike, and by what it should not be.
+
+    python examples/search_folder.py runs/sounds/best FOLDER --text "a dog barks"
+    python examples/search_folder.py runs/sounds/best FOLDER --like dog.wav --without "a person talks"
+
+The first search embeds the folder into --index (48 numbers of one byte for every 10 s); later ones embed what is new.
+"""
+
+import argparse
+
+from modeling_wavlink.indexing import index_sounds
+from modeling_wavlink.querying import Hit, Index
+
+
+def main(argv: list[str] | None = None) -> list[Hit]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a WavLink: folder or Hub id")
+    parser.add_argument("folder", help="with sounds, at any depth")
+    parser.add_argument("--text", nargs="+", default=[], help="what to find, in words")
+    parser.add_argument("--like", nargs="+", default=[], metavar="FILE", help="sounds it should be like")
+    parser.add_argument("--without", nargs="+", default=[], metavar="TEXT", help="what it should not be")
+    parser.add_argument("--index", default="sounds.index", help="where the vectors are kept")
+    parser.add_argument("--top_k", type=int, default=5)
+    options = parser.parse_args(argv)
+
+    print(index_sounds(options.folder, options.index, options.model))
+    index = Index.open(options.index, options.model)
+    hits = index.query(options.text, sound=options.like, without=options.without, top_k=options.top_k)
+    for hit in hits:
+        print(f"{hit.score:6.3f}  {hit.path}  {hit.start:.1f} to {hit.end:.1f} s")
+    return hits
+
+
+if __name__ == "__main__":
+    main()
