@@ -50,7 +50,7 @@ class Named:
     scale: float
 
     def at(self, dim: int) -> tuple[np.ndarray, np.ndarray]:
-        """The cosines `[L]` of the first `dim` numbers, and each label's share `[L]`, the softmax of scale * cosine."""
+        """The cosines `[L]` of the first `dim` numbers, and the labels' shares `[L]`, softmax(scale * cosine)."""
         cosines = _cut(self.said, dim) @ _cut(self.sound[None], dim)[0]
         return cosines, torch.from_numpy(self.scale * cosines.astype(np.float64)).softmax(0).numpy()
 

@@ -76,7 +76,9 @@ def costs(demo: Demo, dim: int) -> str:
             f'<tr><th scope="row">{storage}</th><td>{here}</td><td>{there}</td>'
             f'<td class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{width:.2f}%"></span></td></tr>'
         )
-    head = f'<tr><th scope="col">storage</th><th scope="col">{dim} dims</th><th scope="col">all {most}</th><th></th></tr>'
+    head = (
+        f'<tr><th scope="col">storage</th><th scope="col">{dim} dims</th><th scope="col">all {most}</th><th></th></tr>'
+    )
     caption = f"<caption>Bytes a vector: {dim} of {most} dims</caption>"
     return f'<table class="wl-costs">{caption}<thead>{head}</thead><tbody>{"".join(cells)}</tbody></table>'
 
@@ -125,7 +127,9 @@ def _hit(demo: Demo, number: int, hit: Hit, rank: int | None, whole: bool) -> st
     name = os.path.splitext(hit.path)[0]
     before = "" if whole else f", with all dims {f'number {rank}' if rank else 'not among them'}"
     note = f"{_clock(hit.start)} to {_clock(hit.end)}{before}"
-    heard = _player(clip, rate, hit.path) if clip is not None else '<p class="wl-note">The sound itself is not here.</p>'
+    heard = (
+        _player(clip, rate, hit.path) if clip is not None else '<p class="wl-note">The sound itself is not here.</p>'
+    )
     return (
         f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{escape(name)}</span>'
         f'<span class="wl-value">{hit.score:.3f}</span><span class="wl-note">{escape(note)}</span>{heard}</div></li>'
@@ -147,9 +151,7 @@ def _waveform(clip: np.ndarray, words: str) -> str:
     parts = np.array_split(np.abs(clip), min(_BARS, len(clip)))
     peaks = np.array([part.max() for part in parts])
     heights = 2 + 46 * peaks / max(peaks.max(), 1e-9)
-    bars = "".join(
-        f"M{5 * place + 2.5:g} {25 - height / 2:.1f}v{height:.1f}" for place, height in enumerate(heights)
-    )
+    bars = "".join(f"M{5 * place + 2.5:g} {25 - height / 2:.1f}v{height:.1f}" for place, height in enumerate(heights))
     box = f'viewBox="0 0 {5 * len(heights)} 50" preserveAspectRatio="none"'
     return f'<svg class="wl-wave" role="img" aria-label="{escape(words)}" {box}><path d="{bars}"/></svg>'
 
@@ -162,7 +164,9 @@ def places(demo: Demo, heard: Heard, dim: int) -> str:
     for number, span in enumerate(spans, 1):
         when = f"{_clock(span.start)} to {_clock(span.end)}"
         clip = part_of(heard.path, span.start, min(span.end, span.start + _PLAYED), rate)
-        player = _player(clip, rate, when) if clip is not None else '<p class="wl-note">This part cannot be played.</p>'
+        player = (
+            _player(clip, rate, when) if clip is not None else '<p class="wl-note">This part cannot be played.</p>'
+        )
         rows.append(
             f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{when}</span>'
             f'<span class="wl-value">{span.score:.3f}</span>{player}</div></li>'
