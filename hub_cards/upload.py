@@ -69,9 +69,8 @@ def check_access(api: HfApi, target: Target) -> None:
             _refuse_foreign_namespace(target, user)
         elif target.private and not existing.private:
             raise ValueError(f"{target.repo_id} exists and is public: make it private in its settings, then push")
-        if existing and target.tag in [
-            tag.name for tag in api.list_repo_refs(target.repo_id, repo_type=target.kind).tags
-        ]:
+        refs = api.list_repo_refs(target.repo_id, repo_type=target.kind) if existing and target.tag else None
+        if refs and target.tag in [tag.name for tag in refs.tags]:
             raise ValueError(f"{target.repo_id} has a tag {target.tag} already, which stays where it is: give another")
 
 

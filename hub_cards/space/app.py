@@ -36,11 +36,11 @@ def build(demo: Demo):
     with gr.Blocks(title="WavLink", analytics_enabled=False, delete_cache=(_SWEPT, _KEPT)) as page:
         gr.HTML(pages.header(demo))
         level = _dims(gr, demo)
-        with gr.Tab("Name a sound", id="name"):
+        with gr.Tab("Name", id="name"):
             _name_tab(gr, demo, level)
-        with gr.Tab("Find sounds", id="find"):
+        with gr.Tab("Find", id="find"):
             _find_tab(gr, demo, level)
-        with gr.Tab("Long recording", id="long"):
+        with gr.Tab("Locate", id="locate"):
             _long_tab(gr, demo, level)
     return page.queue(max_size=WAITING, default_concurrency_limit=WAITING)
 
@@ -57,8 +57,9 @@ def _dims(gr, demo: Demo):
                 + ". Fewer cost fewer bytes: move it, and see below what that changes.",
                 buttons=[],
                 elem_id="dims",
+                min_width=300,
             )
-        shown = gr.HTML(pages.costs(demo, demo.dims[-1]), elem_id="costs", padding=True)
+        shown = gr.HTML(pages.costs(demo, demo.dims[-1]), elem_id="costs", padding=True, min_width=300)
     level.change(
         lambda place: pages.costs(demo, _dim(demo, place)), level, shown, show_progress="hidden", api_name="bytes"
     )
@@ -70,7 +71,10 @@ def _name_tab(gr, demo: Demo, level) -> None:
         with gr.Column(scale=2, min_width=300):
             sound = _sound(gr, demo, "A sound")
             labels = gr.Textbox(
-                "a dog barks, a church bell, rain, a man speaks", label="Labels, parted by commas", lines=2
+                "a dog barks, a church bell, rain, a man speaks",
+                label="Labels, parted by commas",
+                lines=2,
+                max_lines=4,
             )
             button = gr.Button("Name it", variant="primary")
         answer = _answer(gr, "name")
@@ -105,13 +109,9 @@ def _answer(gr, name: str):
 
 
 def _sound(gr, demo: Demo, label: str):
-    return gr.Audio(
-        label=f"{label}: drop or record it, {pages.limits(demo)}",
-        sources=["upload", "microphone"],
-        type="filepath",
-        editable=False,
-        buttons=[],
-    )
+    sound = gr.Audio(label=label, sources=["upload", "microphone"], type="filepath", editable=False, buttons=[])
+    gr.HTML(f'<p class="wl-note">{pages.limits(demo)}</p>', padding=True)
+    return sound
 
 
 def _answered(gr, demo: Demo, level, starts: list, work: Callable, inputs: list, draw: Callable, shown) -> None:
@@ -210,6 +210,8 @@ def _theme(gr):
         button_primary_background_fill_hover_dark="*primary_600",
         button_primary_text_color="white",
         color_accent="*primary_600",
+        block_label_background_fill="*block_background_fill",
+        block_label_background_fill_dark="*block_background_fill",
         block_label_text_color="*body_text_color",
         block_label_text_color_dark="*body_text_color",
         **{f"block_title_{name}": value for name, value in titles.items()},

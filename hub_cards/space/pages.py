@@ -59,7 +59,7 @@ def _index(demo: Demo) -> str:
 
 def limits(demo: Demo) -> str:
     """Told beside a place to drop a sound."""
-    return f"up to {demo.limits.megabytes:g} MB and {_span(demo.limits.seconds)}"
+    return f"Drop a file of up to {demo.limits.megabytes:g} MB and {_span(demo.limits.seconds)}, or record one."
 
 
 def _span(seconds: float) -> str:
@@ -74,13 +74,13 @@ def costs(demo: Demo, dim: int) -> str:
         width = 100 * here / bytes_per_vector(most, "fp32")
         cells.append(
             f'<tr><th scope="row">{storage}</th><td>{here}</td><td>{there}</td>'
-            f'<td class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{width:.2f}%"></span></td></tr>'
+            f'<td class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{width:.1f}%"></span></td>'
+            "</tr>"
         )
-    head = (
-        f'<tr><th scope="col">storage</th><th scope="col">{dim} dims</th><th scope="col">all {most}</th><th></th></tr>'
-    )
+    columns = ("storage", f"{dim} dims", f"all {most}")
+    head = "".join(f'<th scope="col">{name}</th>' for name in columns)
     caption = f"<caption>Bytes a vector: {dim} of {most} dims</caption>"
-    return f'<table class="wl-costs">{caption}<thead>{head}</thead><tbody>{"".join(cells)}</tbody></table>'
+    return f'<table class="wl-costs">{caption}<thead><tr>{head}<td></td></tr></thead><tbody>{"".join(cells)}</tbody></table>'
 
 
 def labels(demo: Demo, named: Named, dim: int) -> str:
@@ -127,9 +127,7 @@ def _hit(demo: Demo, number: int, hit: Hit, rank: int | None, whole: bool) -> st
     name = os.path.splitext(hit.path)[0]
     before = "" if whole else f", with all dims {f'number {rank}' if rank else 'not among them'}"
     note = f"{_clock(hit.start)} to {_clock(hit.end)}{before}"
-    heard = (
-        _player(clip, rate, hit.path) if clip is not None else '<p class="wl-note">The sound itself is not here.</p>'
-    )
+    heard = '<p class="wl-note">The sound itself is not here.</p>' if clip is None else _player(clip, rate, hit.path)
     return (
         f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{escape(name)}</span>'
         f'<span class="wl-value">{hit.score:.3f}</span><span class="wl-note">{escape(note)}</span>{heard}</div></li>'
@@ -164,9 +162,7 @@ def places(demo: Demo, heard: Heard, dim: int) -> str:
     for number, span in enumerate(spans, 1):
         when = f"{_clock(span.start)} to {_clock(span.end)}"
         clip = part_of(heard.path, span.start, min(span.end, span.start + _PLAYED), rate)
-        player = (
-            _player(clip, rate, when) if clip is not None else '<p class="wl-note">This part cannot be played.</p>'
-        )
+        player = '<p class="wl-note">This part cannot be played.</p>' if clip is None else _player(clip, rate, when)
         rows.append(
             f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{when}</span>'
             f'<span class="wl-value">{span.score:.3f}</span>{player}</div></li>'
