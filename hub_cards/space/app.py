@@ -47,19 +47,20 @@ def build(demo: Demo):
 
 def _dims(gr, demo: Demo):
     """The slider, whose places are the nested dims, and what a vector costs at each."""
-    with gr.Row(equal_height=True):
-        level = gr.State(1)
-        if len(demo.dims) > 1:
-            level = gr.Slider(
-                *(1, len(demo.dims), len(demo.dims), 1),
-                label="Dims kept of each vector",
-                info=", ".join(f"{place}: {dim} dims" for place, dim in enumerate(demo.dims, 1))
-                + ". Fewer cost fewer bytes: move it, and see below what that changes.",
-                buttons=[],
-                elem_id="dims",
-                min_width=300,
-            )
-        shown = gr.HTML(pages.costs(demo, demo.dims[-1]), elem_id="costs", padding=True, min_width=300)
+    with gr.Row():
+        with gr.Column(min_width=300):
+            level = gr.State(1)
+            if len(demo.dims) > 1:
+                level = gr.Slider(
+                    *(1, len(demo.dims), len(demo.dims), 1),
+                    label="Dims kept of each vector",
+                    info=", ".join(f"{place}: {dim} dims" for place, dim in enumerate(demo.dims, 1))
+                    + ". Fewer cost fewer bytes: move it, and see below what that changes.",
+                    buttons=[],
+                    elem_id="dims",
+                )
+        with gr.Column(min_width=300):
+            shown = gr.HTML(pages.costs(demo, demo.dims[-1]), elem_id="costs", padding=True)
     level.change(
         lambda place: pages.costs(demo, _dim(demo, place)), level, shown, show_progress="hidden", api_name="bytes"
     )
@@ -229,26 +230,31 @@ def _checked(demo: Demo) -> int:
 
 
 def _serve(demo: Demo, options: argparse.Namespace) -> int:
-    import gradio as gr
-
     page = build(demo)
+    launch(page, options.port, options.max_mb)
+    print(f"serving   {page.local_url}", flush=True)
     with _stopped_by_signals():
-        page.launch(
-            server_port=options.port,
-            max_file_size=int(options.max_mb * 1e6),
-            theme=_theme(gr),
-            css_paths=STYLE,
-            footer_links=[],
-            ssr_mode=False,
-            quiet=True,
-            prevent_thread_lock=True,
-        )
-        print(f"serving   {page.local_url}", flush=True)
         try:
             page.block_thread()
         finally:
             page.close(verbose=False)
     return 0
+
+
+def launch(page, port: int | None, max_mb: float = Limits.megabytes) -> None:
+    """Serves a page in a thread."""
+    import gradio as gr
+
+    page.launch(
+        server_port=port,
+        max_file_size=int(max_mb * 1e6),
+        theme=_theme(gr),
+        css_paths=STYLE,
+        footer_links=[],
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
 
 
 @contextmanager

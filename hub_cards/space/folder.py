@@ -76,7 +76,57 @@ def check_space(folder: Path) -> None:
     command = [sys.executable, "app.py", "--check"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        on_hub = f"[{escape(model)}](https://huggingface.co/{model})"
+        said = done.stderr.strip().splitlines() or ["it was killed: is there memory for the model?"]
+        raise ValueError(f"the Space does not start: {said[-1]}")
+
+
+def _ship_package(package: str, folder: Path) -> None:
+    for path in sorted((ROOT / package).rglob("*")):
+        if path.suffix in (".py", ".md", ".css", ".txt") and "__pycache__" not in path.parts:
+            place = folder / path.relative_to(ROOT)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+
+
+def _ship_index(source: Path, folder: Path) -> None:
+    """The index without where it was made, and the sounds below `sounds/` by the paths they have in it."""
+    about = IndexFolder.open(source)
+    if damaged := about.damaged():
+        raise ValueError("; ".join(damaged.values()))
+    for part in about.manifest.parts:
+        for kind in part.sha256:
+            (folder / "index" / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / kind / part.name, folder / "index" / kind / part.name)
+    (folder / "sounds").mkdir()
+    model = about.manifest.model
+    model = os.path.basename(model) if os.path.isabs(model) else model
+    manifest = dataclasses.replace(about.manifest, model=model, root="", foreign=True)
+    (folder / "index/index.json").write_text(manifest.to_json(), encoding="utf-8")
+    _ship_sounds(about, folder / "sounds")
+
+
+def _ship_sounds(about: IndexFolder, folder: Path) -> None:
+    files, gone = about.files().to_pylist(), []
+    for path in sorted({row["path"] for row in files if not row["error"]}):
+        there, place = file_of(about.manifest.root, path), file_of(str(folder.resolve()), path)
+        if not there or not place or not os.path.isfile(there):
+            gone.append(path)
+            continue
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        shutil.copyfile(there, place)
+    if gone:
+        raise ValueError(
+            f"{len(gone)} of the index's sounds are not there, such as {clean(gone[0])}: a Space plays them, so index "
+            "a folder that has them"
+        )
+
+
+def _card(repo_id: str, model: str, revision: str) -> SpaceCard:
+    card = SpaceCard.load(HERE / "README.md")
+    card.data.title = repo_id.split("/")[1]
+    if revision:
+        card.data.models = [model]
+    on_hub = f"[{escape(model)}](https://huggingface.co/{model})"
     card.text = card.text.replace("{model}", on_hub if revision else "[the model in this repository](model/README.md)")
     return card
 

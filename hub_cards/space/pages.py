@@ -80,7 +80,8 @@ def costs(demo: Demo, dim: int) -> str:
     columns = ("storage", f"{dim} dims", f"all {most}")
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
     caption = f"<caption>Bytes a vector: {dim} of {most} dims</caption>"
-    return f'<table class="wl-costs">{caption}<thead><tr>{head}<td></td></tr></thead><tbody>{"".join(cells)}</tbody></table>'
+    head = f"{caption}<thead><tr>{head}<td></td></tr></thead>"
+    return f'<table class="wl-costs">{head}<tbody>{"".join(cells)}</tbody></table>'
 
 
 def labels(demo: Demo, named: Named, dim: int) -> str:
