@@ -3,6 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 MINIMUM := .venv-minimum
 WHEEL := .venv-wheel
+SPACE := .venv-space
 
 # What meets the libraries whose versions move: the model and its files, processor, the Hub, training, evaluation. Left
 # out is what is numpy and torch alone (losses, metrics, pooling, sweeps), compilation, and the README's own commands.
@@ -10,7 +11,7 @@ AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weigh
 	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
 	run_folder embedding evaluation evaluate_modules audio windows embedder vectors index_folder constraints)
 
-.PHONY: help demo test test-minimum test-wheel lint bench
+.PHONY: help demo space test test-minimum test-wheel test-space lint bench
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -24,10 +25,23 @@ $(MINIMUM)/.installed: setup.cfg pyproject.toml constraints-minimum.txt
 	$(MINIMUM)/bin/python -m pip install -c constraints-minimum.txt -e '.[train,eval,search,dev]'
 	touch $@
 
+# gradio takes no pillow 13, which the rest may have taken: it lies above .venv, in an environment that sees through to
+# that one and changes nothing in it.
+$(SPACE)/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(SPACE)
+	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$($(SPACE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
+	$(SPACE)/bin/python -m pip install -c constraints.txt -e '.[browser]'
+	touch $@
+
 demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a stranger would, and use it
 	$(RUN) train.py quickstart --output_dir runs/quickstart
 	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 	$(RUN) examples/demo.py runs/quickstart/best
+
+space: $(SPACE)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
+	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo
+	$(SPACE)/bin/python hub_cards/space/app.py --model runs/quickstart/best --index synthetic
 
 test: $(VENV)/.installed  ## the whole test suite, a file at a time on every core
 	$(RUN) -m pytest -n logical --dist loadfile
@@ -44,6 +58,9 @@ test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed wher
 	elsewhere=$$(mktemp -d) && cp -r tests setup.cfg $$elsewhere && cd $$elsewhere && \
 		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli); \
 		status=$$?; rm -rf $$elsewhere; exit $$status
+
+test-space: $(SPACE)/.installed  ## the demo with gradio, and where there is a chromium in a browser
+	$(SPACE)/bin/python -m pytest tests/test_space.py tests/test_space_push.py tests/test_space_browser.py
 
 lint: $(VENV)/.installed  ## ruff, and known vulnerabilities where their service can be reached
 	$(RUN) -m ruff check .

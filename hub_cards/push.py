@@ -3,10 +3,13 @@
     python -m hub_cards.push FOLDER REPO_ID [--scores SCORES.json ...] [--private] [--revision BRANCH | --create_pr]
     python -m hub_cards.push FOLDER REPO_ID --dry_run --output_dir DIR
     python -m hub_cards.push --init base|small|large REPO_ID
+    python -m hub_cards.push FOLDER SPACE_REPO_ID --space [--index INDEX]
 
 FOLDER is a WavLink (RUN/best) or a LoRA adapter of one (RUN/best/adapter), or the Hub id of either. --init builds the
 paper's model of a size from pretrained towers, ready for its first stage of training. The token and its right to write
 are asked first; nothing changes on the Hub before the folder works in a process with transformers and torch alone.
+--space pushes a demo of the model (hub_cards/space) instead: a Hub id is named there by its commit, a folder goes
+along, and so do an index and its sounds. Before the upload it has started in a process of its own.
 """
 
 import argparse
@@ -21,10 +24,15 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from modeling_wavlink.cli import stdout_for
 
 from .card import write_card
 from .measured import read_scores, scores_of
 from .source import SIZES, merged, open_checkpoint, open_paper_model, run_of
+from .space.folder import check_space, write_space
 from .upload import Target, check_access, upload, without_token
 from .verify import vectors, verify
 from .workplace import temporary
@@ -35,26 +43,31 @@ SHARD_SIZE = "5GB"
 def main(argv: Sequence[str] | None = None) -> None:
     options = _options(argv)
     try:
-        done = push(options)
+        with stdout_for(options.json) as print_json:
+            where = push(options)
+            print(f"verified, not uploaded: {where}" if options.dry_run else where)
+            print_json({"repo_id": options.repo_id, "uploaded": not options.dry_run, "where": where})
+        return
     except (ValueError, OSError) as error:
         failure = without_token(" ".join(str(error).split()))
-    else:
-        return print(done)
     gc.collect()  # an upload that fails leaves its progress bar open, which would have the last word
     sys.exit(f"hub_cards.push: {failure}")
 
 
 def push(options: argparse.Namespace) -> str:
-    """Checks, prepares, verifies and uploads; returns what to tell."""
-    target = Target(options.repo_id, options.private, options.revision, options.create_pr, options.tag)
+    """Checks, prepares, verifies and uploads; returns the address of the commit, or with --dry_run the folder."""
+    kind = "space" if options.space else "model"
+    target = Target(options.repo_id, options.private, options.revision, options.create_pr, options.tag, kind)
     scores = read_scores(options.scores)
     api = HfApi()
     if not options.dry_run:
         check_access(api, target)
     with _workplace(options.output_dir) as folder:
-        expected = prepare(options, folder, scores)
-        verify(folder, expected)
-        return f"verified, not uploaded: {options.output_dir}" if options.dry_run else upload(api, folder, target)
+        if options.space:
+            prepare_space(options, folder, scores)
+        else:
+            verify(folder, prepare(options, folder, scores))
+        return options.output_dir if options.dry_run else upload(api, folder, target)
 
 
 def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> dict[str, np.ndarray]:
@@ -88,6 +101,27 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
     return expected
 
 
+def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> None:
+    """Writes a Space into `folder`, with the model in it unless that is a whole one on the Hub; and starts it once."""
+    commit = _commit(options.folder)
+    if not commit:
+        verify(folder / "model", prepare(options, folder / "model", scores))
+    name = options.folder if commit else Path(options.folder).resolve().name
+    try:
+        write_space(folder, options.repo_id, name, commit, options.index)
+    except OSError as error:
+        raise OSError(f"could not write {folder}: {error}; nothing was uploaded") from error
+    check_space(folder)
+
+
+def _commit(source: str) -> str:
+    """Of a WavLink on the Hub; "" of a folder, and of an adapter, which has to be merged first."""
+    if Path(source).is_dir():
+        return ""
+    config = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
+    return (config and extract_commit_hash(config, None)) or ""
+
+
 @contextmanager
 def _workplace(output_dir: str | None) -> Iterator[Path]:
     """An empty folder, so that nothing is pushed that was not written here: a temporary one, or one that takes the
@@ -118,14 +152,25 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--scores", nargs="+", default=[], help="JSON files of modeling_wavlink.evaluation, of these very weights")
     add("--license", help="of the weights, as the Hub names it; the towers' and the data's decide it")
     add("--output_dir", help="an empty or new folder for what is pushed (default: a temporary one)")
+    add("--json", action="store_true", help="one JSON document on stdout")
     add("--dry_run", action="store_true", help="write and verify, upload nothing")
     add("--private", action="store_true", help="a new repository is one that only its owners see")
     add("--revision", default="", metavar="BRANCH", help="default: main; a new branch starts there")
     add("--create_pr", action="store_true", help="open a pull request instead of writing to main")
     add("--tag", default="", help="of the new commit")
+    add("--space", action="store_true", help="push a demo of the model, not the model; REPO_ID is the Space's")
+    add(
+        "--index",
+        default="",
+        help="with --space, of modeling_wavlink.search; its sounds go along, for all to hear",
+    )
     options = parser.parse_intermixed_args(argv)
     if bool(options.folder) == bool(options.init):
         parser.error("give either FOLDER and REPO_ID, or --init and REPO_ID")
+    if options.space and (options.init or options.scores):
+        parser.error("--space shows a trained model: leave --init and --scores out")
+    if options.index and not options.space:
+        parser.error("--index goes with --space; alone it is pushed by python -m modeling_wavlink.search push")
     if options.dry_run and not options.output_dir:
         parser.error("--dry_run needs --output_dir, or nothing would be left to look at")
     return options

@@ -10,13 +10,14 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 
 # What from_pretrained may read and what shows scores: an older push's would be loaded, or believed, with the new.
 REPLACED = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.json", "*.jinja"),
     *("*_wavlink.py", "vocab.txt", "merges.txt", "*.model", ".eval_results/*.yaml"),
 )
+SPACE_FOLDERS = ("model", "index", "sounds", "modeling_wavlink", "processing", "hub_cards")  # a push's as a whole
 # Older clients ask about reading alone; a missing right to write then shows at the upload.
 _WRITE = {"write": True} if "write" in inspect.signature(HfApi.auth_check).parameters else {}
 
@@ -30,6 +31,7 @@ class Target:
     revision: str = ""  # a branch, made from main if there is none, or refs/pr/N; default: main
     create_pr: bool = False
     tag: str = ""
+    kind: str = "model"  # or "space"
 
     def __post_init__(self):
         if self.repo_id.count("/") != 1:
@@ -42,6 +44,11 @@ class Target:
     @property
     def branch(self) -> str:
         return self.revision or constants.DEFAULT_REVISION
+
+    @property
+    def address(self) -> str:
+        """Below the Hub's own."""
+        return f"{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo_id}"
 
 
 def check_access(api: HfApi, target: Target) -> None:
@@ -62,14 +69,15 @@ def check_access(api: HfApi, target: Target) -> None:
             _refuse_foreign_namespace(target, user)
         elif target.private and not existing.private:
             raise ValueError(f"{target.repo_id} exists and is public: make it private in its settings, then push")
-        if existing and target.tag in [tag.name for tag in api.list_repo_refs(target.repo_id).tags]:
+        refs = api.list_repo_refs(target.repo_id, repo_type=target.kind) if existing and target.tag else None
+        if refs and target.tag in [tag.name for tag in refs.tags]:
             raise ValueError(f"{target.repo_id} has a tag {target.tag} already, which stays where it is: give another")
 
 
-def _existing(api: HfApi, target: Target, user: dict) -> ModelInfo | None:
+def _existing(api: HfApi, target: Target, user: dict) -> ModelInfo | SpaceInfo | None:
     try:
-        api.auth_check(target.repo_id, **({} if target.create_pr else _WRITE))
-        return api.model_info(target.repo_id)
+        api.auth_check(target.repo_id, repo_type=target.kind, **({} if target.create_pr else _WRITE))
+        return api.repo_info(target.repo_id, repo_type=target.kind)
     except RepositoryNotFoundError:
         return None
     except HfHubHTTPError as error:
@@ -101,48 +109,55 @@ def upload(api: HfApi, folder: Path, target: Target) -> str:
     """
     head = None
     existed = True
+    of_kind = {"repo_type": target.kind}
     try:
-        existed = api.repo_exists(target.repo_id)
+        existed = api.repo_exists(target.repo_id, **of_kind)
         if not existed:
-            api.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
+            sdk = {"space_sdk": "gradio"} if target.kind == "space" else {}
+            api.create_repo(target.repo_id, private=target.private or None, exist_ok=True, **of_kind, **sdk)
         if not target.branch.startswith("refs/") and target.branch != constants.DEFAULT_REVISION:
-            api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
-        head = api.model_info(target.repo_id, revision=target.branch)
+            api.create_branch(target.repo_id, branch=target.branch, exist_ok=True, **of_kind)
+        head = api.repo_info(target.repo_id, revision=target.branch, **of_kind)
         commit = api.create_commit(
             target.repo_id,
-            _operations(folder, [file.rfilename for file in head.siblings]),
+            _operations(folder, [file.rfilename for file in head.siblings], target.kind),
             commit_message="WavLink",
             revision=target.branch,
             parent_commit=head.sha,
             create_pr=target.create_pr,
+            **of_kind,
         )
     except Exception as error:  # huggingface_hub's own, its HTTP library's (not the same in all versions), the disk's
         left = _left_behind(api, target, head, existed)
-        raise OSError(f"the upload to {api.endpoint}/{target.repo_id} failed: {reason(error)}; {left}") from error
+        raise OSError(f"the upload to {api.endpoint}/{target.address} failed: {reason(error)}; {left}") from error
     if target.tag:
         with _explained(f"the commit was made, {commit.commit_url}, but not its tag {target.tag}"):
-            api.create_tag(target.repo_id, tag=target.tag, revision=commit.oid)
+            api.create_tag(target.repo_id, tag=target.tag, revision=commit.oid, **of_kind)
     return commit.pr_url or commit.commit_url
 
 
-def _operations(folder: Path, there: list[str]) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _operations(folder: Path, there: list[str], kind: str) -> list[CommitOperationAdd | CommitOperationDelete]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    stale = [
-        name
-        for name in there
-        if name not in paths
-        and any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in REPLACED)
-    ]
+    replaced = _replaced_in_a_space if kind == "space" else _replaced
+    stale = [name for name in there if name not in paths and replaced(name)]
     additions = [CommitOperationAdd(name, str(path)) for name, path in paths.items()]
     return [*additions, *(CommitOperationDelete(name) for name in stale)]
 
 
-def _left_behind(api: HfApi, target: Target, head: ModelInfo | None, existed: bool) -> str:
+def _replaced(name: str) -> bool:
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in REPLACED)
+
+
+def _replaced_in_a_space(name: str) -> bool:
+    return name.split("/")[0] in SPACE_FOLDERS and "/" in name
+
+
+def _left_behind(api: HfApi, target: Target, head: ModelInfo | SpaceInfo | None, existed: bool) -> str:
     """What a failed upload changed, asked of the Hub: the answer to a commit can be lost on the way back."""
     try:
         if head is None:
-            made = not existed and api.repo_exists(target.repo_id)
-        elif api.model_info(target.repo_id, revision=target.branch).sha != head.sha:
+            made = not existed and api.repo_exists(target.repo_id, repo_type=target.kind)
+        elif api.repo_info(target.repo_id, repo_type=target.kind, revision=target.branch).sha != head.sha:
             return f"but {target.branch} has a new commit, see there whether it is this one"
         else:
             made = not existed

@@ -29,18 +29,14 @@ COMMANDS = {
     "classify": Command(
         "modeling_wavlink.classify", (), "name sounds", "dog.wav --model runs/my/best --labels dog rain"
     ),
-    "index": Command(
-        SEARCH, ("index",), "index sounds", "my_sounds --model runs/my/best --out my_index"
-    ),
+    "index": Command(SEARCH, ("index",), "index sounds", "my_sounds --model runs/my/best --out my_index"),
     "query": Command(SEARCH, ("query",), "find sounds in an index", 'my_index "a dog barks" --without rain'),
     "info": Command(SEARCH, ("info",), "what an index holds, and what was skipped", "my_index"),
     "verify": Command(SEARCH, ("verify",), "compare an index with its checksums", "my_index --drop"),
     "remove": Command(SEARCH, ("remove",), "take sounds out of an index", "my_index dogs/old.wav"),
     "reindex": Command(SEARCH, ("reindex",), "a smaller copy of an index", "my_index --out small --storage binary"),
     "map": Command("modeling_wavlink.sound_map", (), "draw an index as a map to click on", "my_index --out map.html"),
-    "where": Command(
-        "modeling_wavlink.long", (), "where a sound is", "runs/my/best night.flac --query siren"
-    ),
+    "where": Command("modeling_wavlink.long", (), "where a sound is", "runs/my/best night.flac --query siren"),
     "export": Command("modeling_wavlink.onnx_export", (), "both towers as ONNX", "runs/my/best onnx/my --int8"),
     "push": Command("hub_cards.push", (), "publish a model with its card", "runs/my/best your-name/wavlink-my"),
     "space": Command("hub_cards.space.app", (), "a demo in the browser", "--model runs/my/best --index my_index"),

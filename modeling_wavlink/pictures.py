@@ -156,16 +156,23 @@ def draw_sweep(recalls: dict[str, dict[str, list[float]]], path: Path) -> None:
         axes.legend()
 
 
-def draw_timeline(peaks: np.ndarray, duration: float, curves: Mapping[str, tuple], path: Path) -> None:
+def draw_timeline(
+    peaks: np.ndarray,
+    duration: float,
+    curves: Mapping[str, tuple],
+    path: Path,
+    size: tuple[float, float] = (12, 4.5),
+) -> None:
     """A recording's loudness over its time, and below it how much each step is like each query; their spans shaded.
 
     Args:
         peaks: `[points]`, the largest absolute samples of equal parts of the recording.
         duration: in seconds.
         curves: what is looked for -> `edges [S + 1]` in seconds, `scores [S]`, spans `[(start, end), ...]`.
+        size: width and height in inches, of 120 points.
     """
     unit, seconds = ("hours", 3600) if duration > 7200 else ("minutes", 60) if duration > 120 else ("seconds", 1)
-    with _axes(path, (12, 4.5), rows=2) as (loudness, likeness):
+    with _axes(path, size, rows=2) as (loudness, likeness):
         times = np.linspace(0, duration / seconds, len(peaks) + 1)
         loudness.stairs(peaks, times, baseline=-peaks, fill=True, color="tab:gray")
         loudness.set(ylabel="sample values", xlim=(0, duration / seconds))

@@ -67,12 +67,12 @@ class Repositories:
         repo = repo if repo.exists() else self.create(repo_id, repo.parts[-3], private)
         return self.commit(repo, "main", files, clean=True)
 
-    def create(self, repo_id: str, kind: str = "models", private: bool = False) -> Path:
+    def create(self, repo_id: str, kind: str = "models", private: bool = False, **settings: str) -> Path:
         repo = self.root / kind / repo_id
         if (repo / "refs.json").exists():
             raise Refused("", status=409, message="You already created this repo")
         repo.mkdir(parents=True)
-        for name, content in (("refs", {}), ("history", []), ("settings", {"private": private})):
+        for name, content in (("refs", {}), ("history", []), ("settings", {"private": private} | settings)):
             (repo / f"{name}.json").write_text(json.dumps(content))
         self.commit(repo, "main", {}, title="initial commit")
         return repo

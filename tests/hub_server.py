@@ -192,8 +192,11 @@ class Handler(BaseHTTPRequestHandler):
         self.writable(repo_id)
         kind = f"{asked.get('type') or 'model'}s"
         address = f"{self.hub.endpoint}/{'' if kind == 'models' else kind + '/'}{repo_id}"
+        if kind == "spaces" and not asked.get("sdk"):
+            raise Refused("", status=400, message="a Space needs its sdk")
+        more = {"sdk": asked["sdk"]} if kind == "spaces" else {}
         try:
-            self.hub.create(repo_id, kind, asked.get("visibility") == "private" or bool(asked.get("private")))
+            self.hub.create(repo_id, kind, asked.get("visibility") == "private" or bool(asked.get("private")), **more)
         except Refused as exists:
             return self.send(exists.status, {"error": exists.message, "url": address})
         self.send(200, {"url": address, "name": repo_id, "id": repo_id})

@@ -1,0 +1,299 @@
+"""A demo of a WavLink in the browser: name a sound, find sounds for a sentence, find a place in a long recording.
+
+    python hub_cards/space/app.py --model runs/quickstart/best --index synthetic
+    python hub_cards/space/app.py --model your-name/wavlink-base --index INDEX --port 7860
+
+`python -m hub_cards.push MODEL USER/NAME --space [--index INDEX]` makes a Space of it on the Hub.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hub_cards.space import pages
+from hub_cards.space.answers import Demo, Limits, trained_on
+from modeling_wavlink.embedder import Embedder
+
+STYLE = Path(__file__).with_name("style.css")
+WAITING = 32  # visitors at once; one more is told to come back
+_KEPT = 900  # seconds that a dropped sound and an answer stay, so that more can be asked of them
+_SWEPT = 60  # seconds from one look for what is older to the next
+
+logger = logging.getLogger(__name__)
+
+
+def build(demo: Demo):
+    """The page, a `gr.Blocks`. It loads nothing from other origins and tells nobody that it runs."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+
+    with gr.Blocks(title="WavLink", analytics_enabled=False, delete_cache=(_SWEPT, _KEPT)) as page:
+        gr.HTML(pages.header(demo))
+        level = _dims(gr, demo)
+        with gr.Tab("Name", id="name"):
+            _name_tab(gr, demo, level)
+        with gr.Tab("Find", id="find"):
+            _find_tab(gr, demo, level)
+        with gr.Tab("Locate", id="locate"):
+            _long_tab(gr, demo, level)
+    return page.queue(max_size=WAITING, default_concurrency_limit=WAITING)
+
+
+def _dims(gr, demo: Demo):
+    """The slider, whose places are the nested dims, and what a vector costs at each."""
+    with gr.Row():
+        with gr.Column(min_width=300):
+            level = gr.State(1)
+            if len(demo.dims) > 1:
+                level = gr.Slider(
+                    *(1, len(demo.dims), len(demo.dims), 1),
+                    label="Dims kept of each vector",
+                    info=", ".join(f"{place}: {dim} dims" for place, dim in enumerate(demo.dims, 1))
+                    + ". Fewer cost fewer bytes: move it, and see below what that changes.",
+                    buttons=[],
+                    elem_id="dims",
+                )
+        with gr.Column(min_width=300):
+            shown = gr.HTML(pages.costs(demo, demo.dims[-1]), elem_id="costs", padding=True)
+    level.change(
+        lambda place: pages.costs(demo, _dim(demo, place)), level, shown, show_progress="hidden", api_name="bytes"
+    )
+    return level
+
+
+def _name_tab(gr, demo: Demo, level) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            sound = _sound(gr, demo, "A sound")
+            labels = gr.Textbox(
+                "a dog barks, a church bell, rain, a man speaks",
+                label="Labels, parted by commas",
+                lines=2,
+                max_lines=4,
+            )
+            button = gr.Button("Name it", variant="primary")
+        answer = _answer(gr, "name")
+    _answered(gr, demo, level, [button.click], demo.name, [sound, labels], pages.labels, answer)
+
+
+def _find_tab(gr, demo: Demo, level) -> None:
+    if not demo.indexes:
+        gr.HTML('<p class="wl-said">This demo was started without an index of sounds (<code>--index</code>).</p>')
+        return
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            text = gr.Textbox("a dog barks", label="A sentence", info="Its closest sounds of the index are found.")
+            button = gr.Button("Find sounds", variant="primary")
+        answer = _answer(gr, "find")
+    _answered(gr, demo, level, [button.click, text.submit], demo.ask, [text], pages.sounds, answer)
+
+
+def _long_tab(gr, demo: Demo, level) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            sound = _sound(gr, demo, "A recording")
+            text = gr.Textbox("a dog barks", label="What to look for", info="Where in the recording it is heard.")
+            button = gr.Button("Look for it", variant="primary")
+        answer = _answer(gr, "listen")
+    _answered(gr, demo, level, [button.click, text.submit], demo.listen, [sound, text], pages.places, answer)
+
+
+def _answer(gr, name: str):
+    with gr.Column(scale=3, min_width=300):
+        return gr.HTML(pages.waiting(name), elem_id=f"{name}-answer", padding=True)
+
+
+def _sound(gr, demo: Demo, label: str):
+    sound = gr.Audio(label=label, sources=["upload", "microphone"], type="filepath", editable=False, buttons=[])
+    gr.HTML(f'<p class="wl-note">{pages.limits(demo)}</p>', padding=True)
+    return sound
+
+
+def _answered(gr, demo: Demo, level, starts: list, work: Callable, inputs: list, draw: Callable, shown) -> None:
+    """`work` is done as one of `starts` is triggered, and what it finds is drawn anew as the dims change."""
+    answer, name = gr.State(time_to_live=_KEPT), shown.elem_id.removesuffix("-answer")
+
+    def ask(place, *given):
+        try:
+            found = work(*given)
+        except Exception as error:
+            return None, pages.failure(_told(error))
+        return found, redraw(place, found)
+
+    def redraw(place, found):
+        try:
+            return pages.waiting(name) if found is None else draw(demo, found, _dim(demo, place))
+        except Exception as error:
+            return pages.failure(_told(error))
+
+    gr.on(starts, ask, [level, *inputs], [answer, shown], api_name=name)
+    level.change(redraw, [level, answer], shown, show_progress="hidden", trigger_mode="always_last", api_name=False)
+
+
+def _dim(demo: Demo, place: float) -> int:
+    """Of the slider's place, 1 for the least."""
+    return demo.dims[min(max(round(place), 1), len(demo.dims)) - 1]
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, ValueError):
+        return str(error)
+    logger.error("an answer failed", exc_info=error)
+    return "Something went wrong here, not with what you gave: try again."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until it is stopped; the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        with _temporary() as folder:
+            demo = _demo(options, folder)
+            print("\n".join(_loaded(demo)), flush=True)
+            return _checked(demo) if options.check else _serve(demo, options)
+    except (ValueError, OSError) as error:
+        print(f"hub_cards.space: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _demo(options: argparse.Namespace, folder: Path) -> Demo:
+    limits = Limits(options.max_mb, options.max_seconds, options.max_wait)
+    embedder = Embedder(options.model, revision=options.revision, device=options.device)
+    index = options.index
+    if index == "synthetic":
+        index = _synthetic_index(embedder, folder)
+    return Demo(embedder, index, options.sounds, limits, trained_on(options.model, options.revision))
+
+
+def _synthetic_index(embedder: Embedder, folder: Path) -> str:
+    """Sounds made by code, two of each kind, and their index."""
+    from modeling_wavlink.indexing import index_sounds
+    from processing.synthetic import synthetic_dataset
+
+    (folder / "sounds").mkdir()
+    for number, row in enumerate(synthetic_dataset("test", clips_per_kind=2)):
+        name = f"{row['label'].replace('/', '-')} {number % 2 + 1}.wav"
+        (folder / "sounds" / name).write_bytes(row["audio"]["bytes"])
+    index_sounds(str(folder / "sounds"), folder / "index", embedder, progress=False)
+    return str(folder / "index")
+
+
+def _loaded(demo: Demo) -> Iterator[str]:
+    embedder = demo.embedder
+    yield f"model     {embedder.name}"
+    yield f"revision  {embedder.revision}"
+    yield f"dims      {', '.join(map(str, demo.dims))}"
+    yield f"trained   on {demo.trained}"
+    yield f"index     {len(next(iter(demo.indexes.values())))} windows" if demo.indexes else "index     none"
+
+
+def _theme(gr):
+    """Fonts of the visitor's own system, and colours with a contrast of 4.5 or more."""
+    system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
+    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospace"]
+    hues = {"primary_hue": "teal", "secondary_hue": "teal", "neutral_hue": "slate"}
+    titles = {"text_color": "*body_text_color", "background_fill": "transparent", "padding": "0"}
+    return gr.themes.Soft(**hues, font=system, font_mono=mono).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        color_accent="*primary_600",
+        block_label_background_fill="*block_background_fill",
+        block_label_background_fill_dark="*block_background_fill",
+        block_label_text_color="*body_text_color",
+        block_label_text_color_dark="*body_text_color",
+        **{f"block_title_{name}": value for name, value in titles.items()},
+        block_title_text_color_dark="*body_text_color",
+        block_title_background_fill_dark="transparent",
+    )
+
+
+def _checked(demo: Demo) -> int:
+    """Whether it would answer, without serving."""
+    asked = demo.ask("a dog barks")
+    if demo.indexes:
+        pages.sounds(demo, asked, demo.dims[0])
+    return 0
+
+
+def _serve(demo: Demo, options: argparse.Namespace) -> int:
+    page = build(demo)
+    launch(page, options.port, options.max_mb)
+    print(f"serving   {page.local_url}", flush=True)
+    with _stopped_by_signals():
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)
+    return 0
+
+
+def launch(page, port: int | None, max_mb: float = Limits.megabytes) -> None:
+    """Serves a page in a thread."""
+    import gradio as gr
+
+    page.launch(
+        server_port=port,
+        max_file_size=int(max_mb * 1e6),
+        theme=_theme(gr),
+        css_paths=STYLE,
+        footer_links=[],
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A folder for all that is written while it serves, gone afterwards: uploads, the synthetic index, pictures."""
+    with tempfile.TemporaryDirectory(prefix="wavlink-space-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
+        yield Path(folder)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hub_cards/space/app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="a WavLink, a folder or a Hub id; its code is run")
+    add("--revision", help="of a Hub id: a branch, tag or commit")
+    add("--index", default="", help="of modeling_wavlink.search; or synthetic, of sounds made by code at the start")
+    add("--sounds", default="", metavar="FOLDER", help="that holds the index's sounds now (default: where they were)")
+    add("--port", type=int, help="default: the first that is free from 7860 on, or GRADIO_SERVER_PORT")
+    add("--device", default="cpu", help="such as cuda (%(default)s)")
+    add("--max_mb", type=float, default=Limits.megabytes, help="of a visitor's file (%(default)s)")
+    add("--max_seconds", type=float, default=Limits.seconds, help="of a visitor's sound (%(default)s)")
+    add("--max_wait", type=float, default=Limits.wait, help="seconds for the visitors before (%(default)s)")
+    add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The folder that is a Space: the app, its code, its model unless that is on the Hub, and an index with its sounds.
+
+The code goes along because a Space installs its requirements from a package index, and WavLink is on none: what runs
+there is what was tried here, and stays so when the project goes on.
+"""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from huggingface_hub import SpaceCard
+
+from hub_cards.foreign_text import clean, escape
+from modeling_wavlink.index_folder import IndexFolder
+from processing.sources import file_of
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PACKAGES = ("modeling_wavlink", "processing", "hub_cards")
+LARGEST = 1e9  # bytes that the Hub lets a Space's repository hold
+
+_APP = '''"""Starts the demo; what it does is in hub_cards/space/app.py."""
+
+import sys
+from pathlib import Path
+
+from hub_cards.space.app import main
+
+HERE = Path(__file__).parent
+OPTIONS = [
+{options}
+]
+
+if __name__ == "__main__":
+    sys.exit(main([*OPTIONS, *sys.argv[1:]]))
+'''
+
+
+def write_space(folder: Path, repo_id: str, model: str, revision: str = "", index: str = "") -> None:
+    """Writes all of a Space but `folder/model`, which is there where the model is not on the Hub.
+
+    Args:
+        repo_id: of the Space.
+        model: what its card says it shows: a Hub id, or the name of a folder.
+        revision: the commit of a Hub id; without one the model is `folder/model`.
+        index: of this very model; its sounds go along, for all to hear.
+
+    Raises:
+        ValueError: an index that is none, is damaged, or without its sounds; more than a Space holds.
+    """
+    options = [f'"--model={model}"', f'"--revision={revision}"'] if revision else ['f"--model={HERE}/model"']
+    if index:
+        _ship_index(Path(index), folder)
+        options += ['f"--index={HERE}/index"', 'f"--sounds={HERE}/sounds"']
+    for package in PACKAGES:
+        _ship_package(package, folder)
+    for name in ("requirements.txt", "LICENSE"):
+        shutil.copyfile(ROOT / name if name == "LICENSE" else HERE / name, folder / name)
+    (folder / "app.py").write_text(
+        _APP.replace("{options}", "\n".join(f"    {option}," for option in options)), encoding="utf-8"
+    )
+    _card(repo_id, model, revision).save(folder / "README.md")
+    _refuse_too_large(folder)
+
+
+def check_space(folder: Path) -> None:
+    """Starts the Space's own app and code in a clean process, which loads all, answers once and serves nothing.
+
+    It has no token, as a Space has none.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
+    environment = kept | {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    command = [sys.executable, "app.py", "--check"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it was killed: is there memory for the model?"]
+        raise ValueError(f"the Space does not start: {said[-1]}")
+
+
+def _ship_package(package: str, folder: Path) -> None:
+    for path in sorted((ROOT / package).rglob("*")):
+        if path.suffix in (".py", ".md", ".css", ".txt") and "__pycache__" not in path.parts:
+            place = folder / path.relative_to(ROOT)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+
+
+def _ship_index(source: Path, folder: Path) -> None:
+    """The index without where it was made, and the sounds below `sounds/` by the paths they have in it."""
+    about = IndexFolder.open(source)
+    if damaged := about.damaged():
+        raise ValueError("; ".join(damaged.values()))
+    for part in about.manifest.parts:
+        for kind in part.sha256:
+            (folder / "index" / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / kind / part.name, folder / "index" / kind / part.name)
+    (folder / "sounds").mkdir()
+    model = about.manifest.model
+    model = os.path.basename(model) if os.path.isabs(model) else model
+    manifest = dataclasses.replace(about.manifest, model=model, root="", foreign=True)
+    (folder / "index/index.json").write_text(manifest.to_json(), encoding="utf-8")
+    _ship_sounds(about, folder / "sounds")
+
+
+def _ship_sounds(about: IndexFolder, folder: Path) -> None:
+    files, gone = about.files().to_pylist(), []
+    for path in sorted({row["path"] for row in files if not row["error"]}):
+        there, place = file_of(about.manifest.root, path), file_of(str(folder.resolve()), path)
+        if not there or not place or not os.path.isfile(there):
+            gone.append(path)
+            continue
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        shutil.copyfile(there, place)
+    if gone:
+        raise ValueError(
+            f"{len(gone)} of the index's sounds are not there, such as {clean(gone[0])}: a Space plays them, so index "
+            "a folder that has them"
+        )
+
+
+def _card(repo_id: str, model: str, revision: str) -> SpaceCard:
+    card = SpaceCard.load(HERE / "README.md")
+    card.data.title = repo_id.split("/")[1]
+    if revision:
+        card.data.models = [model]
+    on_hub = f"[{escape(model)}](https://huggingface.co/{model})"
+    card.text = card.text.replace("{model}", on_hub if revision else "[the model in this repository](model/README.md)")
+    return card
+
+
+def _refuse_too_large(folder: Path) -> None:
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if held > LARGEST:
+        raise ValueError(
+            f"the Space would hold {held / 1e9:.1f} GB, and the Hub allows {LARGEST / 1e9:g}: push the model by "
+            "itself and give its Hub id, or index fewer sounds"
+        )

@@ -1,0 +1,211 @@
+"""Answers as HTML: bars, waveforms, players and pictures that are in the page itself, so that no file is left behind.
+
+Whatever came from a visitor, a file or a model is escaped.
+"""
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from modeling_wavlink import long
+from modeling_wavlink.pictures import draw_timeline
+from modeling_wavlink.querying import Hit
+from modeling_wavlink.vectors import STORAGES, bytes_per_vector
+
+from .answers import PROMPT, Asked, Demo, Heard, Named, part_of
+
+_BARS = 72  # of a waveform
+_PLAYED = 30.0  # seconds at most: a player's sound is in the page
+
+
+def _clock(seconds: float) -> str:
+    """`02:03.4`, with hours where there are some."""
+    return long.clock(seconds).removeprefix("0:")
+
+
+def header(demo: Demo) -> str:
+    embedder = demo.embedder
+    revision = embedder.revision if embedder.revision.startswith("sha256:") else embedder.revision[:12]
+    facts = {
+        "Model": _name(embedder.name),
+        "Revision": revision,
+        "Dims": f"{embedder.dims}, nested: {', '.join(map(str, demo.dims))}",
+        "Trained on": demo.trained,
+        "Index": _index(demo),
+    }
+    rows = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    said = "A sound and a sentence become one short vector each; how near they are is one inner product."
+    return f'<header class="wl-head"><h1>WavLink</h1><p>{said}</p><dl>{rows}</dl></header>'
+
+
+def _name(model: str) -> str:
+    """Of a folder the last two names: the rest is nobody's business."""
+    return "/".join(Path(model).resolve().parts[-2:]) if os.path.isdir(model) else model
+
+
+def _index(demo: Demo) -> str:
+    if not demo.indexes:
+        return "none, so sounds cannot be searched"
+    kept, index = max(demo.indexes.items())
+    return f"{len(index)} windows of sound, {kept} dims as {index.manifest.storage}"
+
+
+def limits(demo: Demo) -> str:
+    """Told beside a place to drop a sound."""
+    return f"Drop a file of up to {demo.limits.megabytes:g} MB and {_span(demo.limits.seconds)}, or record one."
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:g} minutes" if seconds > 120 else f"{seconds:g} seconds"
+
+
+def costs(demo: Demo, dim: int) -> str:
+    """What a vector of `dim` takes in each storage, beside that of all dims."""
+    most, cells = demo.dims[-1], []
+    for storage in STORAGES:
+        here, there = bytes_per_vector(dim, storage), bytes_per_vector(most, storage)
+        width = 100 * here / bytes_per_vector(most, "fp32")
+        cells.append(
+            f'<tr><th scope="row">{storage}</th><td>{here}</td><td>{there}</td>'
+            f'<td class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{width:.1f}%"></span></td>'
+            "</tr>"
+        )
+    columns = ("storage", f"{dim} dims", f"all {most}")
+    head = "".join(f'<th scope="col">{name}</th>' for name in columns)
+    caption = f"<caption>Bytes a vector: {dim} of {most} dims</caption>"
+    head = f"{caption}<thead><tr>{head}<td></td></tr></thead>"
+    return f'<table class="wl-costs">{head}<tbody>{"".join(cells)}</tbody></table>'
+
+
+def labels(demo: Demo, named: Named, dim: int) -> str:
+    """The shares as bars, highest first; a mark where each is with all dims."""
+    most = demo.dims[-1]
+    (cosines, shares), (whole, marks) = named.at(dim), named.at(most)
+    order, rows = np.argsort(-shares, kind="stable"), []
+    for place in order:
+        change = "" if dim == most else f", {_signed(cosines[place] - whole[place])} against all {most} dims"
+        rows.append(
+            f'<li><span class="wl-label">{escape(named.labels[place])}</span>'
+            f'<span class="wl-value">{100 * shares[place]:.1f} %</span>'
+            f'<span class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{100 * shares[place]:.2f}%">'
+            f'</span><span class="wl-mark" style="left:{100 * marks[place]:.2f}%"></span></span>'
+            f'<span class="wl-note">cosine {cosines[place]:.3f}{change}</span></li>'
+        )
+    same = "the same label is first" if order[0] == np.argmax(marks) else "another label was first"
+    moved = f"with all {most} dims {same}, and cosines differ by at most {np.abs(cosines - whole).max():.3f}"
+    told = [f"Each label is read as “{PROMPT.format('(label)')}”. Shares add up to 100 % of these labels alone"]
+    told += [moved] if dim != most else []
+    return f'<ol class="wl-bars">{"".join(rows)}</ol><p class="wl-said">{escape("; ".join(told))}.</p>'
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def sounds(demo: Demo, asked: Asked, dim: int) -> str:
+    """The closest sounds with their waveforms and players, and whether all dims find the same."""
+    found, whole = demo.closest(asked, dim)
+    kept, most = max((x for x in demo.indexes if x <= dim), default=min(demo.indexes)), max(demo.indexes)
+    ranks = {hit.path: rank for rank, hit in enumerate(whole, 1)}
+    rows = [_hit(demo, number, hit, ranks.get(hit.path), kept == most) for number, hit in enumerate(found, 1)]
+    same = sum(hit.path in ranks for hit in found)
+    told = f"Compared at {kept} of the index's {most} dims"
+    told += "" if kept == most else f"; {same} of these {len(found)} sounds are also the closest with all of them"
+    title = f'<p class="wl-said">Closest to “{escape(asked.text)}”. {escape(told)}.</p>'
+    return f'{title}<ol class="wl-hits">{"".join(rows)}</ol>'
+
+
+def _hit(demo: Demo, number: int, hit: Hit, rank: int | None, whole: bool) -> str:
+    rate = demo.embedder.sampling_rate
+    clip = part_of(hit.file, hit.start, min(hit.end, hit.start + _PLAYED), rate) if hit.file else None
+    name = os.path.splitext(hit.path)[0]
+    before = "" if whole else f", with all dims {f'number {rank}' if rank else 'not among them'}"
+    note = f"{_clock(hit.start)} to {_clock(hit.end)}{before}"
+    heard = '<p class="wl-note">The sound itself is not here.</p>' if clip is None else _player(clip, rate, hit.path)
+    return (
+        f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{escape(name)}</span>'
+        f'<span class="wl-value">{hit.score:.3f}</span><span class="wl-note">{escape(note)}</span>{heard}</div></li>'
+    )
+
+
+def _player(clip: np.ndarray, rate: int, name: str) -> str:
+    """A waveform and a player of a clip `[samples]`: lossless, at the rate that the model hears."""
+    file = io.BytesIO()
+    soundfile.write(file, clip, rate, format="FLAC", subtype="PCM_16")
+    source = base64.b64encode(file.getvalue()).decode()
+    return (
+        f'{_waveform(clip, f"waveform of {name}, {len(clip) / rate:.1f} s")}<audio controls preload="metadata" '
+        f'aria-label="{escape(f"play {name}")}" src="data:audio/flac;base64,{source}"></audio>'
+    )
+
+
+def _waveform(clip: np.ndarray, words: str) -> str:
+    parts = np.array_split(np.abs(clip), min(_BARS, len(clip)))
+    peaks = np.array([part.max() for part in parts])
+    heights = 2 + 46 * peaks / max(peaks.max(), 1e-9)
+    bars = "".join(f"M{5 * place + 2.5:g} {25 - height / 2:.1f}v{height:.1f}" for place, height in enumerate(heights))
+    box = f'viewBox="0 0 {5 * len(heights)} 50" preserveAspectRatio="none"'
+    return f'<svg class="wl-wave" role="img" aria-label="{escape(words)}" {box}><path d="{bars}"/></svg>'
+
+
+def places(demo: Demo, heard: Heard, dim: int) -> str:
+    """A recording's timeline for a query, and its best places with players."""
+    edges, scores, spans = heard.at(dim)
+    most, rate = demo.dims[-1], demo.embedder.sampling_rate
+    rows = []
+    for number, span in enumerate(spans, 1):
+        when = f"{_clock(span.start)} to {_clock(span.end)}"
+        clip = part_of(heard.path, span.start, min(span.end, span.start + _PLAYED), rate)
+        player = '<p class="wl-note">This part cannot be played.</p>' if clip is None else _player(clip, rate, when)
+        rows.append(
+            f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{when}</span>'
+            f'<span class="wl-value">{span.score:.3f}</span>{player}</div></li>'
+        )
+    told = f"“{heard.query.text}” in {_clock(heard.recording.duration)}, heard in windows of "
+    told += f"{heard.recording.window:g} s, one every {heard.recording.hop:g} s"
+    if dim != most:
+        whole = heard.at(most)[1]
+        told += f". Against all {most} dims the curve differs by at most {np.abs(scores - whole).max():.3f}"
+        told += ", its highest place is " + ("the same" if scores.argmax() == whole.argmax() else "another")
+    picture = _timeline(heard, edges, scores, spans)
+    return f'<p class="wl-said">{escape(told)}.</p>{picture}<ol class="wl-hits">{"".join(rows)}</ol>'
+
+
+def _timeline(heard: Heard, edges: np.ndarray, scores: np.ndarray, spans: Sequence) -> str:
+    """Drawn twice, for wide and for narrow windows."""
+    duration, drawn = heard.recording.duration, {}
+    curves = {heard.query.text: (edges, scores, [(span.start, span.end) for span in spans])}
+    with tempfile.TemporaryDirectory(prefix="wavlink-space-") as folder:
+        for name, size in (("wide", (12, 4.5)), ("narrow", (5, 4.5))):
+            path = Path(folder, f"{name}.png")
+            draw_timeline(heard.peaks, duration, curves, path, size)
+            drawn[name] = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    best = f"; best from {_clock(spans[0].start)} to {_clock(spans[0].end)}" if spans else ""
+    words = f"loudness of the recording, and below it how much each step is like “{heard.query.text}”{best}"
+    return (
+        f'<picture class="wl-timeline"><source media="(max-width: 640px)" srcset="{drawn["narrow"]}">'
+        f'<img src="{drawn["wide"]}" alt="{escape(words)}"></picture>'
+    )
+
+
+WAITING = {
+    "name": "Drop or record a sound, type what it could be, and see which label is the most like it.",
+    "find": "Type a sentence, and hear the sounds that are the most like it.",
+    "listen": "Drop a long recording, type what to look for, and see when it is heard.",
+}
+
+
+def waiting(name: str) -> str:
+    """Where an answer will be."""
+    return f'<p class="wl-waiting">{WAITING[name]}</p>'
+
+
+def failure(text: str) -> str:
+    return f'<p class="wl-failure" role="alert">{escape(text)}</p>'
