@@ -41,6 +41,7 @@ COMMANDS = {
     "push": Command("hub_cards.push", (), "publish a model with its card", "runs/my/best your-name/wavlink-my"),
     "space": Command("hub_cards.space.app", (), "a demo in the browser", "--model runs/my/best --index my_index"),
 }
+_OWN = ("hub_cards", "modeling_wavlink", "processing", "train")
 EXIT_CODES = """exit codes:
   0    done
   1    a fault of wavlink's own, with its traceback: please report it
@@ -67,6 +68,8 @@ def _run(name: str, rest: list[str]) -> int:
     try:
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _OWN:
+            raise
         print(f"wavlink {name}: {error.name} is not installed: pip install 'wavlink[all]'", file=sys.stderr)
         return 2
     importlib.import_module("transformers.utils.logging").disable_progress_bar()  # of the weights being loaded
