@@ -17,7 +17,8 @@ from modeling_wavlink import vectors  # noqa: E402
 from modeling_wavlink.vectors import STORAGES, FlatIndex, bytes_per_vector, decode, encode  # noqa: E402
 
 as_measured = pytest.mark.skipif(
-    Version(sentence_transformers.__version__) < Version("6.2"), reason="its quantisation was another before 6.2"
+    Version(sentence_transformers.__version__) < Version("6.2"),
+    reason="compared with the quantisation of 6.2, which 5.4 has not",
 )
 DIMS = (5, 16, 48, 64, 128)  # FAISS computes int8 by other instructions where 32 divides them
 
