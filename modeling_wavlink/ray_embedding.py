@@ -23,6 +23,7 @@ import pyarrow
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from hub_cards.foreign_text import printable
 from processing.sources import Sound, list_sounds
 from processing.windows import check_window, stream_windows
 
@@ -306,7 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{len(report.unreadable)} cannot be read"
     )
     for path, error in report.unreadable.items():
-        print(f"  {path}: {error}")
+        print(f"  {printable(path)}: {printable(error)}")
 
 
 if __name__ == "__main__":
