@@ -1,4 +1,5 @@
-"""Words from elsewhere (labels, names, paths) made fit for a public card: inert in Markdown, and without paths."""
+"""Words from elsewhere (labels, names, paths) made fit for a terminal, and for a public card: inert in Markdown, and
+without paths."""
 
 import re
 import unicodedata
@@ -9,6 +10,11 @@ _START = r"(?:~|[A-Za-z]:|\.\.?|file:/{0,2})?[\\/]"
 _AUDIOSET = r"(?!/[a-z]/\w+(?![\w/]))"  # /m/0dgw9r is the id of a label
 _QUOTED = re.compile(rf"""(['"`])({_START}[^'"`\n]*)\1""")
 _BARE = re.compile(rf"""(?<![\w.:/\\~<]){_AUDIOSET}{_START}[^\s'"`,;:()<>|/\\]+(?:{_SEPARATOR}[^\s'"`,;:()<>|]*)""")
+
+
+def printable(text: str) -> str:
+    """One line that no terminal obeys: control characters and broken ones are written as escapes."""
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
 def clean(text: object, most: int = 120) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 import datasets
 import torch
 
+from hub_cards.foreign_text import printable
 from processing.benchmark_data import BENCHMARKS, load_benchmark
 from processing.data import SYNTHETIC, caption_columns, load_split
 from processing.paper_data import load_paper_data
@@ -70,7 +71,7 @@ def load(benchmark: str, split: str = "", data: str = "") -> tuple[datasets.Data
     about = {"source": data or benchmark, "split": getattr(report, "split", split or "test"), "rows": len(dataset)}
     about |= {"fingerprint": fingerprint(dataset), "revision": _commit(dataset)}
     if report is not None:
-        print(report)
+        _say(str(report))
         about["report"] = {name: x for name, x in vars(report).items() if isinstance(x, int) or name == "examples"}
         about["labels"] = getattr(report, "labels", ())
     return dataset, about
@@ -154,9 +155,9 @@ def _score(options: argparse.Namespace) -> dict:
     for number, name in enumerate(options.model):
         store = (parts / str(number), about["fingerprint"]) if options.output else None
         models.append({"model": name, **head, **score(name, dataset, columns, protocol, options.batch_size, store)})
-        print(f"{name}\n{table(models[-1])}", flush=True)
+        _say(f"{name}\n{table(models[-1])}")
     if len(models) > 1:
-        print(side_by_side(models))
+        _say(side_by_side(models))
     scores = models[0] if len(models) == 1 else {**head, "models": models}
     if options.output:
         write_whole(Path(options.output), json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
@@ -218,8 +219,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _say(lines: str) -> None:
+    """Labels and names in them are the data set's."""
+    print("\n".join(map(printable, lines.split("\n"))), flush=True)
+
+
 if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"modeling_wavlink.evaluation: {error}")
+        sys.exit(f"modeling_wavlink.evaluation: {printable(str(error))}")

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hub_cards.foreign_text import printable
 from processing.windows import stream_windows
 
 from .embedder import Embedder, mean_direction
@@ -231,11 +232,6 @@ def clock(seconds: float) -> str:
     """`1:02:03.4` of 3723.4 seconds."""
     tenths = round(10 * seconds)
     return f"{tenths // 36000}:{tenths // 600 % 60:02d}:{tenths // 10 % 60:02d}.{tenths % 10}"
-
-
-def printable(text: str) -> str:
-    """One line that no terminal obeys: control characters and broken ones are written as escapes."""
-    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
 
-from hub_cards.foreign_text import clean
+from hub_cards.foreign_text import clean, printable
 from processing.sources import Sound, list_sounds
 from processing.windows import check_window, stream_windows
 
@@ -308,7 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{len(report.unreadable)} cannot be read"
     )
     for path, error in report.unreadable.items():
-        print(f"  {clean(path, 1000)}: {clean(error, 1000)}")
+        print(f"  {printable(path)}: {printable(error)}")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def _file_of(metadata: Path, name: str) -> str:
     except (OSError, ValueError):  # too long, or with a NUL
         found = False
     if not found:
-        raise ValueError(f"{metadata} names {str(path)[:300]!r}, which does not exist")
+        raise ValueError(f"{metadata} names {str(path)[:300]}, which does not exist")
     return str(path)
 
 

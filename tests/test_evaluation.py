@@ -273,3 +273,17 @@ def test_the_command_refuses_what_cannot_be_scored(wavlink_folder, folder, argum
 def test_an_empty_split_is_refused(model, processor, folder):
     with pytest.raises(ValueError, match="the split is empty: name another --split"):
         evaluate_dataset(model, processor, load_split(str(folder), "test").select([]), ["caption"], progress=False)
+
+
+def test_labels_and_groups_of_a_data_set_command_no_terminal(wavlink_folder, tmp_path, capsys):
+    data = tmp_path / "evil"
+    (data / "test").mkdir(parents=True)
+    rows = [{"label": f"dog\x1b[{n}m", "group": "a\u202eb\x07", "caption": f"a \x9b{n}"} for n in range(3)]
+    for number, row in enumerate(rows):
+        soundfile.write(data / "test" / f"{number}.wav", tone(200, 0.1, number), RATE)
+        row["file_name"] = f"{number}.wav"
+    (data / "test/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    main(["--model", str(wavlink_folder), "--benchmark", str(data), "--output", str(tmp_path / "s.json")])
+    out = capsys.readouterr().out
+    assert "dog\\x1b[2m" in out and all(line.isprintable() for line in out.splitlines())
+    assert "dog\x1b[2m" in json.loads((tmp_path / "s.json").read_text())["zero_shot"]["per_class"]
