@@ -150,8 +150,8 @@ def show(scores: dict) -> None:
     print(f"zero-shot, {scores['clips']} clips, chance {100 * scores['chance']:.1f}:")
     print(*(f"  {name}  {percent(x)}" for name, x in scores["zero_shot"].items()), sep="\n")
     said = scores["said"]
-    print(f"what is said -> its clip, R@10, {said.pop('clips')} clips, chance {100 * said.pop('chance'):.1f}:")
-    for name, x in said.items():
+    print(f"what is said -> its clip, R@10, {said['clips']} clips, chance {100 * said['chance']:.1f}:")
+    for name, x in [item for item in said.items() if item[0] not in ("clips", "chance")]:
         known = f", if the language alone is heard {100 * x['language alone']:.1f}" if "language alone" in x else ""
         print(f"  {name:5} {percent(x)}{known}")
 

@@ -11,6 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor, WhisperModel
 
+from modeling_wavlink import WavLinkModel
+from processing import WavLinkProcessor
 from processing.data import load_split
 
 from .conftest import RATE, tone
@@ -170,6 +172,15 @@ def test_an_xlm_r_is_asked_in_six_languages(sharp_whisper, tmp_path, capsys):
     assert {*scores["zero_shot"]} == {"en", "de", "fr", "es", "ru", "zh"} and scores["chance"] == 1 / 3
     assert np.mean([x["value"] for x in scores["zero_shot"].values()]) > 0.6, scores
     assert "zero-shot, 9 clips, chance 33.3" in capsys.readouterr().out
+
+
+def test_a_small_xlm_r_takes_as_many_tokens_as_it_has_positions_for(whisper_folder, tmp_path):
+    load("multilingual").new_xlm_r(["a dog barks", "ein Hund bellt", "狗叫"], tmp_path / "xlm-r", width=32)
+    towers = str(whisper_folder), str(tmp_path / "xlm-r")
+    model = WavLinkModel.from_audio_text_pretrained(*towers).eval()
+    inputs = WavLinkProcessor.from_audio_text_pretrained(*towers)(text=["ein Hund bellt " * 200], return_tensors="pt")
+    assert model.config.text_pooling == "mean" and inputs["input_ids"].shape == (1, 128)
+    assert model.get_text_features(**inputs).pooler_output.norm().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_words_of_labels_are_told_apart_in_every_language():
