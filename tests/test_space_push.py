@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, SpaceCard, constants
+from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.requirements import Requirement
 
 from hub_cards import push, upload
@@ -101,7 +102,7 @@ def test_a_later_push_takes_away_what_an_older_one_left_and_nothing_else(hub, he
 
 def test_a_model_and_a_space_of_one_name_are_two_repositories(hub, here, made):
     here(made / "model", "user/demo", "--space")
-    with pytest.raises(Exception, match="404|RepoNotFound|(?i)not found"):
+    with pytest.raises(RepositoryNotFoundError):
         HfApi(endpoint=hub.endpoint, token=TOKEN).model_info("user/demo")
     assert HfApi(endpoint=hub.endpoint, token=TOKEN).space_info("user/demo").id == "user/demo"
     with pytest.raises(SystemExit, match="may not write to user/demo"):

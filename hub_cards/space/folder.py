@@ -29,7 +29,7 @@ from pathlib import Path
 
 from hub_cards.space.app import main
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 OPTIONS = [
 {options}
 ]
