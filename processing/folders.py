@@ -27,7 +27,7 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
     if not found:
         return _from_classes(folder, split)
     metadata = found[0]
-    rows = _read_metadata(metadata)
+    rows = read_metadata(metadata)
     if metadata.parent == folder and (folder / split).is_dir():  # one list for all split folders
         rows = [row for row in rows if Path(row["file_name"]).parts[:1] == (split,)]
     elif metadata.parent == folder:
@@ -79,7 +79,7 @@ def _from_classes(folder: Path, split: str) -> datasets.Dataset:
     return _as_dataset([{"label": path.parent.name, "audio": {"bytes": None, "path": str(path)}} for path in files])
 
 
-def _read_metadata(path: Path) -> list[dict]:
+def read_metadata(path: Path) -> list[dict]:
     """Rows that all have the same keys, None where a row has no such cell, and `duration` in seconds."""
     with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
         lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
