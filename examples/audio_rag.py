@@ -172,8 +172,7 @@ def load(model, processor, options) -> tuple[dict[str, Clips], GPT2Tokenizer]:
     known = {file: texts[0] for file, texts in zip(files, captions, strict=True)}
     index = Index.open(folder)
     clips = {name: Clips(model, processor, rows, columns, index, known) for name, rows in splits.items()}
-    tokenizer = GPT2Tokenizer(**SPECIAL).train_new_from_iterator(captions, 3000, show_progress=False)
-    return clips, tokenizer
+    return clips, GPT2Tokenizer(**SPECIAL).train_new_from_iterator(captions, 3000, show_progress=False)
 
 
 def main(argv: list[str] | None = None) -> dict:
