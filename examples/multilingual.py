@@ -99,8 +99,12 @@ def write_folder(source: str, out: Path) -> list[str]:
         with open(out / split / "metadata.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["file_name", *texts[0]])
             writer.writeheader()
-            for audio, row in zip(rows["audio"], texts, strict=True):
-                writer.writerow({"file_name": str(Path(audio["path"]).resolve()), **row})
+            for number, (audio, row) in enumerate(zip(rows["audio"], texts, strict=True)):
+                sound = Path(audio["path"]).resolve()
+                link = out / split / f"{number:06d}{sound.suffix}"  # metadata may name no file outside its folder
+                link.unlink(missing_ok=True)
+                link.symlink_to(sound)
+                writer.writerow({"file_name": link.name, **row})
     return [*english, *(f"caption_{name}" for name in PROMPTS), SAID]
 
 

@@ -4,7 +4,8 @@ away. It needs no network.
     python -m modeling_wavlink.sound_map INDEX --out map.html --labels sounds/metadata.csv
     python -m modeling_wavlink.sound_map INDEX --out map.html --labels_from_text dog rain "a person talks"
 
-The places are t-SNE's (van der Maaten and Hinton, 2008): what is near is alike, how far apart two groups are says little.
+The places are t-SNE's (van der Maaten and Hinton, 2008): what is near is alike; how far apart two groups are says
+little.
 """
 
 import argparse
@@ -119,7 +120,7 @@ def _chosen(index: IndexFolder, most: int, seed: int) -> list[str]:
 
 
 def file_vectors(index: IndexFolder, paths: Sequence[str]) -> np.ndarray:
-    """`[N, dim]` fp32, L2-normalised: of each file the mean direction of its windows, which may be in several parts."""
+    """`[N, dim]` fp32, L2-normalised: of each file the mean direction of its windows, whatever parts they are in."""
     manifest, wanted = index.manifest, pyarrow.array(paths, pyarrow.string())
     sums = np.zeros((len(paths), manifest.dim))
     for part in manifest.parts:
@@ -147,7 +148,7 @@ def layout(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: Sequence[str]) -> list[str]:
-    """The label of each path, "" of those without; names count from the metadata's folder, or as the index has them."""
+    """The label of each path, "" of those without. Names count from the metadata's folder, or are the index's."""
     metadata = Path(metadata)
     try:
         rows = read_metadata(metadata)
@@ -174,7 +175,7 @@ def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: S
 
 
 def nearest_labels(vectors: np.ndarray, labels: Sequence[str], embed_text) -> list[str]:
-    """Of each vector `[N, dim]` the label whose prompt is nearest; `embed_text` gives `[labels, dims]`, dims >= dim."""
+    """Of each vector `[N, dim]` the label whose prompt is nearest; `embed_text` gives `[labels, dim or more]`."""
     labels = list(dict.fromkeys(labels))
     said = encode(embed_text([PROMPT.replace("{}", text) for text in label_texts(labels)]), vectors.shape[1], "fp32")
     return [labels[n] for n in (vectors @ said.T).argmax(1)]

@@ -15,6 +15,7 @@ SHOWN = 20  # labels that have a colour of their own: ten colours times two shap
 _COLORS = "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #ee8866 #222255 #44bb99 #997700".split()
 _SHAPES = ("circle", "diamond")
 _REST = "#c8c8c8"
+_BUTTONS = ["pan2d", "zoom2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]
 _WEBGL = 3_000  # sounds from which on SVG is slow
 
 _PAGE = """<!doctype html>
@@ -24,7 +25,8 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ margin: 0; height: 100vh; display: flex; flex-direction: column; font: 15px/1.4 system-ui, sans-serif; color: #222; }}
+body {{ margin: 0; height: 100vh; display: flex; flex-direction: column; }}
+body {{ font: 15px/1.4 system-ui, sans-serif; color: #222; }}
 header, footer {{ padding: 8px 16px; display: flex; gap: 4px 16px; align-items: center; flex-wrap: wrap; }}
 header small {{ color: #666; }}
 h1 {{ font-size: 18px; margin: 0; }}
@@ -35,7 +37,9 @@ footer {{ border-top: 1px solid #ddd; min-height: 56px; }}
 </style>
 </head>
 <body>
-<header><h1>{title}</h1><small>Near is alike. Click a point to hear it, a label to hide it; scroll to zoom.</small></header>
+<header>
+<h1>{title}</h1><small>Near is alike. Click a point to hear it, a label to hide it; scroll to zoom.</small>
+</header>
 <main>{plot}</main>
 <footer><audio id="player" controls></audio><span id="sound" aria-live="polite">No sound chosen yet</span></footer>
 </body>
@@ -100,7 +104,7 @@ def page(title: str, places: np.ndarray, names: Sequence[str], labels: Sequence[
     chosen = kind(x=[None], y=[None], mode="markers", marker=ring, hoverinfo="skip", showlegend=False, zorder=2)
     plot = plotly.io.to_html(
         go.Figure([*traces, chosen], _look()),
-        config={"displaylogo": False, "scrollZoom": True, "responsive": True},
+        config={"displaylogo": False, "scrollZoom": True, "responsive": True, "modeBarButtons": [_BUTTONS]},
         include_plotlyjs=True,
         post_script=_PLAY,
         full_html=False,
@@ -133,7 +137,7 @@ def _look() -> dict:
         "xaxis": axis,
         "yaxis": axis | {"scaleanchor": "x"},
         "dragmode": "pan",
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "margin": {"l": 8, "r": 8, "t": 36, "b": 8},  # the buttons are above the legend
         "legend": {"title": {"text": "label (sounds)"}, "itemsizing": "constant"},
         "hoverlabel": {"align": "left"},
     }

@@ -65,7 +65,7 @@ def wav(seconds: float, hertz: float = 440, rate: int = RATE, kind: str = "WAV")
 
 def long_wav() -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, np.zeros(3001), 100, format="WAV", subtype="PCM_U8")  # 30.01 s in 3 kB
+    soundfile.write(file, np.zeros(30010), 1000, format="WAV", subtype="PCM_U8")  # 30.01 s in 30 kB
     return file.getvalue()
 
 

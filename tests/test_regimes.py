@@ -214,7 +214,9 @@ def test_checkpointing_gives_the_same_gradients(towers, batch, regime):
     for name, gradient in expected.items():
         torch.testing.assert_close(checkpointed[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
     if regime == "lora":
-        assert all(checkpointed[f"{name}.lora_A.default.weight"].abs().max() > 0 for name in text)
+        # CLIP's pooled token is the first here: it attends to itself alone, so that queries and keys change nothing
+        moved = [name for name in text if not name.endswith((".q_proj", ".k_proj"))]
+        assert moved and all(checkpointed[f"{name}.lora_A.default.weight"].abs().max() > 0 for name in moved)
 
 
 def test_an_adapter_fits_the_same_towers_with_any_new_parts(towers, tmp_path, whisper_folder, processor, batch):

@@ -631,7 +631,7 @@ def test_the_command_line_is_frozen():
     """What users have typed goes on to work: take nothing from here."""
     frozen = {
         "index": "--out --model --device --dtype --dim --storage --window --hop --root --split --retry "
-        "--commit_seconds",
+        "--commit_seconds --json",
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
         "--json",
         "info": "--json",
