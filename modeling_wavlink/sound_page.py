@@ -18,6 +18,7 @@ _REST = "#c8c8c8"
 _BUTTONS = ["pan2d", "zoom2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]
 _WEBGL = 3_000  # sounds from which on SVG is slow
 
+# The player is shown below the plot but comes first: plotly runs `_PLAY` before the browser has read what follows.
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -32,7 +33,7 @@ header small {{ color: #666; }}
 h1 {{ font-size: 18px; margin: 0; }}
 main {{ flex: 1; min-height: 0; }}
 main > div {{ height: 100%; }}
-footer {{ border-top: 1px solid #ddd; min-height: 56px; }}
+footer {{ order: 1; border-top: 1px solid #ddd; min-height: 56px; }}
 #sound {{ overflow-wrap: anywhere; }}
 </style>
 </head>
@@ -40,8 +41,8 @@ footer {{ border-top: 1px solid #ddd; min-height: 56px; }}
 <header>
 <h1>{title}</h1><small>Near is alike. Click a point to hear it, a label to hide it; scroll to zoom.</small>
 </header>
-<main>{plot}</main>
 <footer><audio id="player" controls></audio><span id="sound" aria-live="polite">No sound chosen yet</span></footer>
+<main>{plot}</main>
 </body>
 </html>
 """

@@ -53,7 +53,7 @@ def sound_files(root: Path, names: list[str]) -> Path:
 
 def traces(html: str) -> list[dict]:
     """The data of the plot, as the browser would read them; the last trace is the ring around the chosen one."""
-    start = html.index("[", html.index("Plotly.newPlot(", html.rindex("</footer>") - 60_000))
+    start = html.index("[", html.rindex("Plotly.newPlot("))
     return json.JSONDecoder().raw_decode(html[start:])[0]
 
 
@@ -247,6 +247,17 @@ def test_the_page_needs_no_network(tmp_path):
     assert not any("src" in attributes or tag == "link" for tag, attributes in tags)
     assert out.stat().st_size > 1_000_000  # plotly.js is in it
     assert os.listdir(tmp_path) and not list(tmp_path.glob(".*unfinished"))
+
+
+def test_the_player_is_there_before_the_script_that_takes_it(tmp_path):
+    """Plotly runs that script while the browser has yet to read what follows the plot."""
+    out = tmp_path / "map.html"
+    sound_map.draw_map(write_index(tmp_path / "index", ["a.wav"]), out)
+    html = out.read_text()
+    taken = re.findall(r'getElementById\("(\w+)"\)', html[html.rindex("Plotly.newPlot(") :])
+    assert {"map", "player", "sound"} <= set(taken)
+    for name in taken:
+        assert 0 <= html.find(f'id="{name}"') < html.rindex("Plotly.newPlot(")
 
 
 # --- what is refused
