@@ -31,8 +31,8 @@ from modeling_wavlink.embedding import embed_dataset, fingerprint
 from modeling_wavlink.metrics import Correspondence, figure, percent
 from modeling_wavlink.peers import load_for_evaluation, revision
 from modeling_wavlink.retrieval import DIRECTIONS
-from modeling_wavlink.run_folder import write_whole
 from modeling_wavlink.vectors import STORAGES, FlatIndex, bytes_per_vector, decode, encode
+from modeling_wavlink.whole_files import write_whole
 from processing.data import caption_columns, load_split
 
 KS = (1, 10)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from modeling_wavlink.embedder import Embedder
 from modeling_wavlink.long import Recording, Span, hear, locate
 from modeling_wavlink.metrics import Correspondence, figure
-from modeling_wavlink.run_folder import write_whole
+from modeling_wavlink.whole_files import write_whole
 from modeling_wavlink.zero_shot import PROMPT, label_texts
 from processing.audio import load_column
 from processing.data import load_split

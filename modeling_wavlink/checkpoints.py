@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from .run_folder import write_whole
+from .whole_files import write_whole
 
 _PLACE = "place.json"
 

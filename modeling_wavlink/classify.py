@@ -15,10 +15,10 @@ import torch
 
 from hub_cards.foreign_text import clean
 
-from .cli import stdout_for
+from .cli import run_command, stdout_for
 from .embedder import DTYPES, Embedder
 from .losses_wavlink import truncate_embeddings
-from .zero_shot import CLEAN_UPS, PROMPT, ensemble, label_texts
+from .zero_shot import CLEAN_UPS, PROMPT, checked_prompts, embed_prompted, ensemble, label_texts
 
 
 def classify(
@@ -42,13 +42,13 @@ def classify(
     """
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise ValueError(f"give two labels or more, each once, got {', '.join(map(repr, labels)) or 'none'}")
-    if not prompts or any("{}" not in prompt for prompt in prompts):
-        raise ValueError(f"a prompt says where the label goes, as in {PROMPT!r}, got {list(prompts)}")
+    prompts = checked_prompts(list(prompts))
     if dim not in (None, embedder.dims, *embedder.matryoshka_dims):
         raise ValueError(f"dim must be one of the nested dims {embedder.matryoshka_dims}, got {dim}")
     dim = dim or embedder.dims
-    texts = [prompt.replace("{}", words) for words in label_texts(labels, clean_up) for prompt in prompts]
-    said = torch.from_numpy(embedder.embed_text(texts)).unflatten(0, (len(labels), len(prompts)))
+    said = embed_prompted(
+        label_texts(labels, clean_up), prompts, lambda texts: torch.from_numpy(embedder.embed_text(texts))
+    )
     said, scale = ensemble(said, dim), _scale(embedder.model)
     return [
         {"path": str(file), "error": str(vector)}
@@ -103,8 +103,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        print(f"modeling_wavlink.classify: {clean(error, 2000)}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command("modeling_wavlink.classify", main))

@@ -23,7 +23,7 @@ from .embedder import cover
 from .losses_wavlink import gather
 from .metrics import Correspondence
 from .progress import Bar
-from .run_folder import write_whole
+from .whole_files import write_whole
 
 logger = logging.get_logger(__name__)
 

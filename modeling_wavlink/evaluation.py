@@ -37,8 +37,8 @@ from .peers import describe, load_for_evaluation
 from .pictures import draw_confusion, draw_dims
 from .retrieval import DIRECTIONS
 from .retrieval import compute_metrics as compute_metrics
-from .run_folder import write_whole
 from .scoring import Protocol, evaluate_dataset, table
+from .whole_files import write_whole
 from .zero_shot import CLEAN_UPS
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "soundfile", "soxr")

@@ -17,6 +17,7 @@ from processing.sources import file_of
 
 from .index_folder import CARD, FILES, IndexFolder, Manifest, write_durably
 from .vectors import decode, encode
+from .whole_files import new_folder
 
 _OURS = ("index.json", "embeddings/part-*.parquet", "files/part-*.parquet")
 _PART = re.compile(r"(embeddings|files)/part-\d+\.parquet")
@@ -80,7 +81,7 @@ def push(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
         raise ValueError(f"the repository must be user/name or organisation/name, got {repo_id!r}")
     api = HfApi()
     with IndexFolder.open(folder).writing() as index:
-        _refuse_damaged(index)
+        refuse_damaged(index)
         contents = _contents(index, repo_id)
         try:
             api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
@@ -125,7 +126,7 @@ def pull(
             raise OSError(f"{repo_id} cannot be had from the Hub: {reason(error)}") from error
         shutil.rmtree(unfinished / ".cache", ignore_errors=True)
         with IndexFolder.open(unfinished).writing() as index:
-            _refuse_damaged(index)
+            refuse_damaged(index)
             write_durably(unfinished / "README.md", CARD.encode())
             index.change(model=model or index.manifest.model, foreign=not model, root=root and os.path.abspath(root))
             if root:
@@ -145,11 +146,15 @@ def _take_times(index: IndexFolder) -> None:
     index.replace(parts)
 
 
+def away(manifest: Manifest) -> Manifest:
+    """As it leaves this machine: without where the model and the sounds are on it."""
+    model = os.path.basename(manifest.model) if os.path.isabs(manifest.model) else manifest.model
+    return dataclasses.replace(manifest, model=model, root="", foreign=True)
+
+
 def _contents(index: IndexFolder, repo_id: str) -> dict[str, bytes | str]:
     """What is pushed: bytes, or the path of a file."""
-    model = index.manifest.model
-    model = os.path.basename(model) if os.path.isabs(model) else model
-    manifest = dataclasses.replace(index.manifest, model=model, root="", foreign=True)
+    manifest = away(index.manifest)
     parts = {f"{kind}/{part.name}" for part in manifest.parts for kind in part.sha256}
     return {
         "index.json": manifest.to_json().encode(),
@@ -163,7 +168,7 @@ def _card(manifest: Manifest, repo_id: str) -> str:
     return CARD.replace("configs:", "tags:\n- audio\n- wavlink\nconfigs:") + _TEXT.format(**facts)
 
 
-def _refuse_damaged(index: IndexFolder) -> None:
+def refuse_damaged(index: IndexFolder) -> None:
     damaged = index.damaged()
     if damaged:
         raise ValueError("; ".join(damaged.values()))
@@ -175,12 +180,5 @@ def _beside(out: str | os.PathLike) -> Iterator[Path]:
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: name a folder that is new or empty")
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with new_folder(out) as unfinished:
         yield unfinished
-        os.replace(unfinished, out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

@@ -2,7 +2,6 @@
 Figure 1. And of a long recording: where in it a sound is.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .retrieval import DIRECTIONS
+from .whole_files import whole_file
 
 COLORS = ("tab:blue", "tab:orange")
 
@@ -23,13 +23,8 @@ def _axes(path: Path, size: tuple[float, float], columns: int = 1, rows: int = 1
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     yield figure.subplots(rows, columns, sharex="col")
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
+    with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format=path.suffix[1:])
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {error}; start the same command again when it can") from error
 
 
 def draw_loss(records: Sequence[dict], path: Path) -> None:

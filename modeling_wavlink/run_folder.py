@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from accelerate.tracking import get_available_trackers
 
+from .whole_files import write_whole
+
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "soundfile", "soxr")
 SOURCES = ("data", "validation_data", "init", "audio_model", "text_model")  # fields of a recipe: Hub ids or folders
 
@@ -69,16 +71,6 @@ def remove_unfinished(folder: Path) -> None:
     """What a killed process was writing here: its name may be that of a step that does not come again."""
     for path in folder.glob(".*.unfinished"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {error}; start the same command again when it can") from error
 
 
 def _to_disk(path: Path) -> None:

@@ -28,12 +28,13 @@ from hub_cards.foreign_text import clean
 from processing.folders import read_metadata
 from processing.sources import file_of
 
+from .cli import run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
 from .indexing import embedder_of
-from .run_folder import write_whole
 from .sound_page import page
 from .vectors import decode, encode
+from .whole_files import write_whole
 from .zero_shot import PROMPT, label_texts
 
 MOST = 20_000  # sounds of a map: beyond, browsers are slow to draw and t-SNE takes long
@@ -44,12 +45,12 @@ _PERPLEXITY = 30.0
 _SLOW = 5_000  # sounds that take more than a minute or so
 
 
-def main(arguments: list[str] | None = None) -> int | None:
+def main(arguments: list[str] | None = None) -> None:
     options = vars(_parser().parse_args(arguments))
     as_json = options.pop("as_json")
     made = draw_map(options.pop("folder"), options.pop("out"), **options)
-    shown = json.dumps(made, indent=2) if as_json else f"{made['file']}: {made['sounds']} sounds, labels: "
-    print(shown if as_json else f"{shown}{len(made['labels'])}")
+    told = f"{made['file']}: {made['sounds']} sounds, labels: {len(made['labels'])}"
+    print(json.dumps(made, indent=2) if as_json else told)
 
 
 def draw_map(
@@ -83,11 +84,11 @@ def draw_map(
         ValueError: an empty or damaged index, labels that cannot be had, too much sound to embed.
     """
     out = Path(out)
-    if out.is_dir() or most < 1 or embed_audio < 0 or not 0 <= seed < 1 << 32:
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name a file, such as {out / 'map.html'}")
+    if most < 1 or embed_audio < 0 or not 0 <= seed < 1 << 32:
         raise ValueError(
-            f"{out} is a folder: name a file, such as {out / 'map.html'}"
-            if out.is_dir()
-            else f"most={most} must be 1 or more, embed_audio={embed_audio} 0 or more, seed={seed} 0 to 2^32 - 1"
+            f"most={most} must be 1 or more, embed_audio={embed_audio} 0 or more, seed={seed} 0 to 2^32 - 1"
         )
     index = IndexFolder.open(folder)
     paths = _chosen(index, most, seed)
@@ -256,10 +257,4 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     logging.disable_progress_bar()  # of the weights being loaded
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        print(f"modeling_wavlink.sound_map: {clean(error, 2000)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(run_command("modeling_wavlink.sound_map", main))

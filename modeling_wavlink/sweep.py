@@ -16,7 +16,7 @@ from .building import refuse_bad_start
 from .pictures import draw_sweep
 from .recipes import SWEEP_TEXTS, Recipe, design_sweep, refuse_another_run
 from .retrieval import DIRECTIONS
-from .run_folder import write_whole
+from .whole_files import write_whole
 
 AXES = ("text_model", "loss_type", "regime", "scope", "init")  # of the sweep, so no options of it
 

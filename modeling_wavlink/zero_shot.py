@@ -49,7 +49,7 @@ def zero_shot_scores(
     for name, column in {"labels": labels, "groups": groups}.items():
         if column is not None and len(column) != len(audio_embeds):
             raise ValueError(f"give {name} for each of the {len(audio_embeds)} clips, got {len(column)}")
-    prompts = _checked([prompts] if isinstance(prompts, str) else list(prompts))
+    prompts = checked_prompts([prompts] if isinstance(prompts, str) else list(prompts))
     names = sorted({label for label in labels if label}) if candidates is None else list(dict.fromkeys(candidates))
     position = {name: index for index, name in enumerate(names)}
     absent = Counter(label for label in labels if label and label not in position)
@@ -57,8 +57,7 @@ def zero_shot_scores(
     if not rows:
         raise ValueError(_nothing_to_score(len(labels), absent, names))
     texts = label_texts(names, clean_up, renames)
-    said = embed_texts([prompt.replace("{}", text) for text in texts for prompt in prompts])
-    said = said.float().unflatten(0, (len(names), len(prompts)))  # (labels, prompts, D)
+    said = embed_prompted(texts, prompts, embed_texts)  # (labels, prompts, D)
     targets = np.array([position[labels[row]] for row in rows])
     groups = None if groups is None else [groups[row] for row in rows]
     return {
@@ -95,6 +94,12 @@ def label_texts(
     return list(texts.values())
 
 
+def embed_prompted(texts: Sequence[str], prompts: Sequence[str], embed_texts: Callable) -> torch.Tensor:
+    """`[labels, prompts, D]` fp32: each label's words in each prompt; `embed_texts` as for `zero_shot_scores`."""
+    said = embed_texts([prompt.replace("{}", text) for text in texts for prompt in prompts])
+    return said.float().unflatten(0, (len(texts), len(prompts)))
+
+
 def ensemble(said: torch.Tensor, dim: int) -> torch.Tensor:
     """`[labels, prompts, D]` to `[labels, dim]`: the mean of the prompts' cut and L2-normalised vectors, normalised
     (CLIP, arXiv 2103.00020, section 3.1.4).
@@ -102,7 +107,7 @@ def ensemble(said: torch.Tensor, dim: int) -> torch.Tensor:
     return F.normalize(F.normalize(said[..., :dim], dim=-1).mean(1), dim=-1)
 
 
-def _checked(prompts: list[str]) -> list[str]:
+def checked_prompts(prompts: list[str]) -> list[str]:
     for prompt in prompts:
         if "{}" not in prompt:
             raise ValueError(f"the prompt must say where the label goes, as in {PROMPT!r}, got {prompt!r}")

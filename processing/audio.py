@@ -10,9 +10,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from .feature_extraction_wavlink import LOUDEST
+
 RATES = 1000, 2**20  # Hz: what is resampled; nothing that is sound has less, FLAC can say no more
 MAX_SAMPLES = 3600 * 48000  # of a clip in memory, 691 MB: an hour at 48 kHz, three at 16 kHz
-LOUDEST = 32.0  # 30 dB over full scale; only integers taken for floats are louder
 _BLOCK = 2**16, 2**20  # samples read at once: of a channel, of all channels
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtractor
 
 PADDINGS = ("longest", "max_length")
-LOUDEST = 32.0  # as processing.audio has it: 30 dB over full scale
+LOUDEST = 32.0  # 30 dB over full scale; only integers taken for floats are louder
 
 
 class _CheckedClips:

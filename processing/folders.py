@@ -11,6 +11,7 @@ import pyarrow
 from transformers.utils import logging
 
 from .clip_files import EXTENSIONS
+from .processing_wavlink import has_half_pair
 
 logger = logging.get_logger(__name__)
 
@@ -107,7 +108,7 @@ def _check_row(row) -> None:
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object such as {{'file_name': ...}}, not {str(row)[:40]!r}")
     texts = [text for text in (*row, *row.values()) if isinstance(text, str)]
-    if any(_has_half_pair(text) for text in texts):
+    if any(has_half_pair(text) for text in texts):
         raise ValueError("a text holds half of a surrogate pair, which is no character")
     if row.get("duration") not in (None, ""):
         try:
@@ -119,7 +120,3 @@ def _check_row(row) -> None:
         row["duration"] = seconds
     elif "duration" in row:
         row["duration"] = None
-
-
-def _has_half_pair(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)

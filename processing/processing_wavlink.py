@@ -122,7 +122,7 @@ class WavLinkProcessor(ProcessorMixin):
         if not texts or not all(isinstance(sentence, str) for sentence in texts):
             raise ValueError("text must be a string or a list of at least one string")
         for number, sentence in enumerate(texts):
-            if any("\ud800" <= character <= "\udfff" for character in sentence):
+            if has_half_pair(sentence):
                 raise ValueError(
                     f"text {number} {ascii(sentence[:80])} holds half of a surrogate pair, which is no character: "
                     "decode it anew, for example with errors='replace'"
@@ -140,6 +140,11 @@ class WavLinkProcessor(ProcessorMixin):
         if max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]) > limit:
             # Once means once for the same message, so it holds nothing of the batch.
             logger.warning_once(f"texts over the text tower's limit of {limit} tokens are truncated (said once)")
+
+
+def has_half_pair(text: str) -> bool:
+    """Of surrogates, which are no characters by themselves."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 WavLinkProcessor.register_for_auto_class("AutoProcessor")

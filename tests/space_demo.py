@@ -46,6 +46,13 @@ def write_index(folder: Path, model: Path, sounds: Path) -> Path:
     return folder
 
 
+def write_all(folder: Path, whisper: Path, bert: Path) -> Path:
+    """`model`, `sounds` and `index` in `folder`."""
+    write_model(folder / "model", whisper, bert)
+    write_index(folder / "index", folder / "model", write_sounds(folder / "sounds"))
+    return folder
+
+
 def demo_in(folder: Path, limits: Limits | None = None) -> Demo:
     embedder = Embedder(str(folder / "model"))
     return Demo(embedder, str(folder / "index"), limits=limits or Limits(), trained="tones")

@@ -16,7 +16,7 @@ import train
 from modeling_wavlink import evaluation
 from modeling_wavlink.index_folder import IndexFolder
 from modeling_wavlink.pictures import draw_loss
-from modeling_wavlink.run_folder import write_whole
+from modeling_wavlink.whole_files import write_whole
 
 from .test_evaluation import folder as five  # noqa: F401
 from .test_search import assert_same_rows, embedder, index, models, sounds, write  # noqa: F401

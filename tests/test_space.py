@@ -19,15 +19,12 @@ from modeling_wavlink.querying import Index
 from processing.audio import load_audio
 
 from .conftest import RATE, tone
-from .space_demo import demo_in, write_index, write_model, write_sounds
+from .space_demo import demo_in, write_all
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, whisper_folder, bert_folder):
-    folder = tmp_path_factory.mktemp("space")
-    write_model(folder / "model", whisper_folder, bert_folder)
-    write_index(folder / "index", folder / "model", write_sounds(folder / "sounds"))
-    return folder
+    return write_all(tmp_path_factory.mktemp("space"), whisper_folder, bert_folder)
 
 
 @pytest.fixture(scope="module")

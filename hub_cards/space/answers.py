@@ -125,8 +125,13 @@ class Demo:
         if not self.indexes:
             raise ValueError("This demo has no index of sounds.")
         with self.turn():
-            kept = max((known for known in self.indexes if known <= dim), default=min(self.indexes))
-            return tuple(self.indexes[place].nearest(asked.vector, TOP_K) for place in (kept, max(self.indexes)))
+            return tuple(
+                self.indexes[place].nearest(asked.vector, TOP_K) for place in (self.kept(dim), max(self.indexes))
+            )
+
+    def kept(self, dim: int) -> int:
+        """The dims that the index is compared at when `dim` are asked for."""
+        return max((known for known in self.indexes if known <= dim), default=min(self.indexes))
 
     def listen(self, path: str | None, text: str) -> Heard:
         clip = self.sound(path)

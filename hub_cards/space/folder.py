@@ -4,7 +4,6 @@ The code goes along because a Space installs its requirements from a package ind
 there is what was tried here, and stays so when the project goes on.
 """
 
-import dataclasses
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCard
 
 from hub_cards.foreign_text import clean, escape
+from modeling_wavlink.index_copies import away, refuse_damaged
 from modeling_wavlink.index_folder import IndexFolder
 from processing.sources import file_of
 
@@ -91,17 +91,13 @@ def _ship_package(package: str, folder: Path) -> None:
 def _ship_index(source: Path, folder: Path) -> None:
     """The index without where it was made, and the sounds below `sounds/` by the paths they have in it."""
     about = IndexFolder.open(source)
-    if damaged := about.damaged():
-        raise ValueError("; ".join(damaged.values()))
+    refuse_damaged(about)
     for part in about.manifest.parts:
         for kind in part.sha256:
             (folder / "index" / kind).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / kind / part.name, folder / "index" / kind / part.name)
     (folder / "sounds").mkdir()
-    model = about.manifest.model
-    model = os.path.basename(model) if os.path.isabs(model) else model
-    manifest = dataclasses.replace(about.manifest, model=model, root="", foreign=True)
-    (folder / "index/index.json").write_text(manifest.to_json(), encoding="utf-8")
+    (folder / "index/index.json").write_text(away(about.manifest).to_json(), encoding="utf-8")
     _ship_sounds(about, folder / "sounds")
 
 

@@ -112,7 +112,7 @@ def _signed(value: float) -> str:
 def sounds(demo: Demo, asked: Asked, dim: int) -> str:
     """The closest sounds with their waveforms and players, and whether all dims find the same."""
     found, whole = demo.closest(asked, dim)
-    kept, most = max((x for x in demo.indexes if x <= dim), default=min(demo.indexes)), max(demo.indexes)
+    kept, most = demo.kept(dim), max(demo.indexes)
     ranks = {hit.path: rank for rank, hit in enumerate(whole, 1)}
     rows = [_hit(demo, number, hit, ranks.get(hit.path), kept == most) for number, hit in enumerate(found, 1)]
     same = sum(hit.path in ranks for hit in found)
