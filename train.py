@@ -44,19 +44,20 @@ from modeling_wavlink.run_folder import (
     remove,
     remove_unfinished,
     whole,
-    write_whole,
 )
 from modeling_wavlink.scoring import Protocol, scores_of, table
 from modeling_wavlink.sweep import sweep, sweep_parser
+from modeling_wavlink.whole_files import write_whole
 from processing.data import caption_columns, with_captions
 from processing.feeds import Epochs, Stream, load_source
 
 
 def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
-    """An option for each field of a recipe."""
+    """An option for each field of a recipe; `--json` is the one that is none (see `main`)."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON document on stdout")
     for field in dataclasses.fields(Recipe):
         if field.name != "name":
             parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **_argument(field))
@@ -358,7 +359,7 @@ def train(recipe: Recipe) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    given = [option for option in argv if option != "--json"]  # the one option that is no field of a recipe
+    given = [option for option in argv if option != "--json"]
     with stdout_for(given != argv) as print_json:
         try:
             done = _sweep(given[1:]) if given[:1] == ["sweep"] else _train(given)

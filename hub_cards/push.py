@@ -15,8 +15,6 @@ along, and so do an index and its sounds. Before the upload it has started in a 
 import argparse
 import gc
 import os
-import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +25,8 @@ from huggingface_hub import HfApi
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from modeling_wavlink.cli import stdout_for
+from modeling_wavlink.cli import signals_as_interrupts, stdout_for
+from modeling_wavlink.whole_files import new_folder
 
 from .card import write_card
 from .measured import read_scores, scores_of
@@ -40,18 +39,25 @@ from .workplace import temporary
 SHARD_SIZE = "5GB"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of one that went well or was stopped; what went wrong is said by SystemExit."""
     options = _options(argv)
     try:
-        with stdout_for(options.json) as print_json:
+        with signals_as_interrupts(), stdout_for(options.json) as print_json:
             where = push(options)
             print(f"verified, not uploaded: {where}" if options.dry_run else where)
             print_json({"repo_id": options.repo_id, "uploaded": not options.dry_run, "where": where})
-        return
+        return 0
     except (ValueError, OSError) as error:
-        failure = without_token(" ".join(str(error).split()))
+        stopped_by, failure = 0, without_token(" ".join(str(error).split()))
+    except KeyboardInterrupt as stopped:
+        stopped_by = stopped.args[0]
+        failure = "stopped; the Hub has all of its commit or none, and the same command starts again"
     gc.collect()  # an upload that fails leaves its progress bar open, which would have the last word
-    sys.exit(f"hub_cards.push: {failure}")
+    if not stopped_by:
+        sys.exit(f"hub_cards.push: {failure}")
+    print(f"hub_cards.push: {failure}", file=sys.stderr)
+    return 128 + stopped_by
 
 
 def push(options: argparse.Namespace) -> str:
@@ -133,14 +139,8 @@ def _workplace(output_dir: str | None) -> Iterator[Path]:
     folder = Path(os.path.abspath(output_dir))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output_dir {folder} is not an empty folder: all in it would be pushed, so name a new one")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with new_folder(folder) as unfinished:
         yield unfinished
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -176,25 +176,5 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _main_or_stopped() -> int:
-    """The exit code. SIGTERM is taken as SIGINT is, so that what is temporary goes."""
-    caught = []
-
-    def stop(number, _):
-        caught.append(number)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        main()
-    except KeyboardInterrupt:
-        gc.collect()  # as in `main`
-        told = "stopped; the Hub has all of its commit or none, and the same command starts again"
-        print(f"hub_cards.push: {told}", file=sys.stderr)
-        return 128 + caught[0]
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(_main_or_stopped())
+    sys.exit(main())

@@ -8,9 +8,12 @@ import contextlib
 import difflib
 import importlib
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+from hub_cards.foreign_text import clean
 
 
 class Command(NamedTuple):
@@ -60,38 +63,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         print(f"wavlink: no command {name!r}; {advice}", file=sys.stderr)
         return 2
-    return _run(name, rest)
+    return _handed_on(name, rest)
 
 
-def _run(name: str, rest: list[str]) -> int:
+def _handed_on(name: str, rest: list[str]) -> int:
     command = COMMANDS[name]
+    sys.argv[0] = f"wavlink {name}"  # what the command's own help calls it
+
+    def imported_and_called(arguments: list[str]) -> int | None:
+        main = importlib.import_module(command.module).main
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()  # of the weights being loaded
+        return main(arguments)
+
+    return run_command(f"wavlink {name}", imported_and_called, [*command.first, *rest])
+
+
+def run_command(name: str, command: Callable, arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a command's `main`, by `EXIT_CODES`; what the user can mend is one line on stderr."""
     try:
-        module = importlib.import_module(command.module)
+        return command(arguments) or 0
+    except (ValueError, OSError) as error:
+        print(f"{name}: {clean(error, 2000)}", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in _OWN:
             raise
-        print(f"wavlink {name}: {error.name} is not installed: pip install 'wavlink[all]'", file=sys.stderr)
-        return 2
-    importlib.import_module("transformers.utils.logging").disable_progress_bar()  # of the weights being loaded
-    sys.argv[0] = f"wavlink {name}"  # what the command's own help calls it
-    try:
-        return module.main([*command.first, *rest]) or 0
-    except (ValueError, OSError) as error:
-        print(f"wavlink {name}: {_line(error)}", file=sys.stderr)
+        extra = "space" if error.name == "gradio" else "all"
+        print(f"{name}: {error.name} is not installed: pip install 'wavlink[{extra}]'", file=sys.stderr)
         return 2
     except SystemExit as stopped:
         if not isinstance(stopped.code, str):
             return stopped.code or 0
         print(stopped.code, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-
-
-def _line(error: Exception) -> str:
-    from hub_cards.foreign_text import clean
-
-    return clean(error, 2000)
+    except KeyboardInterrupt as stopped:
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
 
 
 def _help() -> str:
@@ -104,6 +110,21 @@ def _help() -> str:
     for name, command in COMMANDS.items():
         lines += [f"  {name:9} {command.does}", f"            wavlink {name} {command.example}"]
     return "\n".join([*lines, "", "wavlink COMMAND --help tells a command's options.", "", EXIT_CODES])
+
+
+@contextlib.contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """SIGINT and SIGTERM raise a KeyboardInterrupt that holds their number, so that what is temporary goes."""
+
+    def stop(number, _):
+        raise KeyboardInterrupt(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

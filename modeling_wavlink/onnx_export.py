@@ -27,6 +27,7 @@ from torch.export import Dim
 
 from processing.synthetic import KINDS, render
 
+from .cli import run_command, stdout_for
 from .configuration_wavlink import text_max_length
 from .peers import load_for_evaluation, revision
 
@@ -269,18 +270,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", help="to write")
     parser.add_argument("--int8", action="store_true", help="8 bits a weight, and what that costs")
     parser.add_argument("--opset", type=int, help="of ONNX; default: torch's own")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(argv)
-    about = export_onnx(*load_for_evaluation(options.model), options.folder, options.int8, options.opset)
-    size = sum(path.stat().st_size for path in Path(options.folder).glob("*.onnx*")) / 1e6
-    print(f"{options.folder}: {about['precision']}, {size:.1f} MB, opset {about['opset']}")
-    for name, difference in about["agreement"].items():
-        cosine = about.get("int8_cosine", {}).get(name)
-        cost = f"; int8's cosine to it: mean {cosine['mean']:.4f}, min {cosine['min']:.4f}" if cosine else ""
-        print(f"  {name}: fp32 within {difference:.1e} of torch{cost}")
+    with stdout_for(options.json) as print_json:
+        about = export_onnx(*load_for_evaluation(options.model), options.folder, options.int8, options.opset)
+        size = sum(path.stat().st_size for path in Path(options.folder).glob("*.onnx*")) / 1e6
+        print(f"{options.folder}: {about['precision']}, {size:.1f} MB, opset {about['opset']}")
+        for name, difference in about["agreement"].items():
+            cosine = about.get("int8_cosine", {}).get(name)
+            cost = f"; int8's cosine to it: mean {cosine['mean']:.4f}, min {cosine['min']:.4f}" if cosine else ""
+            print(f"  {name}: fp32 within {difference:.1e} of torch{cost}")
+        print_json({"folder": options.folder} | about)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"modeling_wavlink.onnx_export: {error}")
+    sys.exit(run_command("modeling_wavlink.onnx_export", main))

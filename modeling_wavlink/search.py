@@ -22,6 +22,7 @@ from transformers.utils import logging
 from hub_cards.foreign_text import clean
 
 from . import index_copies
+from .cli import run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
 from .indexing import HOP, STORAGE, WINDOW, index_sounds
@@ -48,7 +49,7 @@ def index(as_json, **options) -> int:
     with _stopped_by(stop, caught):
         report = index_sounds(options.pop("sounds"), stop=stop, **options)
     _say_skipped(report.skipped, all_of_them=False)
-    print(json.dumps(asdict(report), indent=2) if as_json else f"{'stopped; ' if report.stopped else ''}{report}")
+    _tell(asdict(report), f"{'stopped; ' if report.stopped else ''}{report}", as_json)
     return 128 + caught[0] if caught else 0
 
 
@@ -87,16 +88,17 @@ def info(folder, as_json) -> None:
     _say_skipped(skipped, all_of_them=True)
 
 
-def verify(folder, drop) -> None:
+def verify(folder, drop, as_json) -> None:
     with IndexFolder.open(folder).writing() if drop else _reading(folder) as about:
         damaged = about.damaged()
-        if damaged and drop:
-            about.drop_parts(damaged)
-            print(f"forgotten: {', '.join(damaged)}; `index` embeds their sounds anew")
-        elif damaged:
+        if damaged and not drop:
             raise ValueError("; ".join(damaged.values()))
-        else:
-            print(f"{len(about.manifest.parts)} parts with {about.manifest.rows} windows are as they were written")
+        if damaged:
+            about.drop_parts(damaged)
+        facts = {"parts": len(about.manifest.parts), "windows": about.manifest.rows, "forgotten": [*damaged]}
+    told = f"{facts['parts']} parts with {facts['windows']} windows are as they were written"
+    forgotten = f"forgotten: {', '.join(damaged)}; `index` embeds their sounds anew"
+    _tell(facts, forgotten if damaged else told, as_json)
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def _reading(folder):
     yield IndexFolder.open(folder)
 
 
-def remove(folder, paths) -> None:
+def remove(folder, paths, as_json) -> None:
     with IndexFolder.open(folder).writing() as about:
         known = set(about.files()["path"].to_pylist())
         gone = {path for path in known for name in paths if path == name or path.startswith(name.rstrip("/") + "/")}
@@ -116,21 +118,32 @@ def remove(folder, paths) -> None:
                 f"the index has no {clean(', '.join(unknown), 1000)}: its paths are told from {about.manifest.root}"
             )
         about.drop(sorted(gone))
-    print(f"{len(gone)} sounds removed; where their files stay, the next `index` adds them again")
+    told = f"{len(gone)} sounds removed; where their files stay, the next `index` adds them again"
+    _tell({"removed": sorted(gone)}, told, as_json)
 
 
-def reindex(folder, out, **options) -> None:
+def reindex(folder, out, as_json, **options) -> None:
     index_copies.reindex(folder, out, **options)
-    print(f"{out} holds {IndexFolder.open(out).manifest.rows} windows")
+    _tell_windows(out, as_json)
 
 
-def push(folder, repo_id, private) -> None:
-    print(index_copies.push(folder, repo_id, private))
+def push(folder, repo_id, private, as_json) -> None:
+    where = index_copies.push(folder, repo_id, private)
+    _tell({"repo_id": repo_id, "where": where}, where, as_json)
 
 
-def pull(repo_id, out, **options) -> None:
+def pull(repo_id, out, as_json, **options) -> None:
     index_copies.pull(repo_id, out, **options)
-    print(f"{out} holds {IndexFolder.open(out).manifest.rows} windows")
+    _tell_windows(out, as_json)
+
+
+def _tell_windows(out, as_json: bool) -> None:
+    windows = IndexFolder.open(out).manifest.rows
+    _tell({"index": out, "windows": windows}, f"{out} holds {windows} windows", as_json)
+
+
+def _tell(facts: dict, line: str, as_json: bool) -> None:
+    print(json.dumps(facts, indent=2) if as_json else line)
 
 
 def _say_skipped(skipped: dict[str, str], all_of_them: bool) -> None:
@@ -170,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(run, does: str, folder=True):
         added = commands.add_parser(run.__name__, help=does, description=does)
         added.set_defaults(run=run)
+        added.add_argument("--json", action="store_true", dest="as_json", help="one JSON document on stdout")
         if folder:
             added.add_argument("folder", metavar="INDEX")
         return added.add_argument
@@ -186,7 +200,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", default="train", help="of a data set (%(default)s)")
     add("--retry", action="store_true", help="also what was skipped before")
     add("--commit_seconds", type=float, default=30.0, help="what a kill costs at most (%(default)s)")
-    add("--json", action="store_true", dest="as_json")
     _add_model_options(add)
 
     add = command(query, "find sounds")
@@ -203,13 +216,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--weight", type=float, default=WEIGHT, help="of what is not wanted (%(default)s)")
     add("--top_k", type=int, default=10, help="(%(default)s)")
     add("--windows", action="store_true", help="every window for itself, not each file's best alone")
-    add("--json", action="store_true", dest="as_json")
     add("--model", default="", help="the index's own, if it is elsewhere now")
     add("--dim", type=int, help="fewer of the nested dims than the index has")
     _add_model_options(add)
 
-    add = command(info, "what an index is and holds, and what was skipped")
-    add("--json", action="store_true", dest="as_json")
+    command(info, "what an index is and holds, and what was skipped")
 
     add = command(verify, "compare every part with its checksum")
     add("--drop", action="store_true", help="forget damaged parts; the next `index` embeds their sounds anew")
@@ -242,10 +253,4 @@ def _add_model_options(add) -> None:
 
 if __name__ == "__main__":
     logging.disable_progress_bar()  # of the weights being loaded
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        print(f"modeling_wavlink.search: {clean(error, 2000)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(run_command("modeling_wavlink.search", main))

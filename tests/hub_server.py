@@ -99,6 +99,8 @@ class Handler(BaseHTTPRequestHandler):
         while left and (piece := self.rfile.read(min(left, PIECE))):
             left -= len(piece)
             yield piece
+        if left:
+            raise ConnectionError(f"the client went away {left} bytes before the end")
 
     def send(self, status: int, content, headers: dict | None = None) -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -44,7 +44,7 @@ def test_every_command_has_help_of_its_own(name, capsys):
     if code == 2 and "is not installed: pip install" in err:
         pytest.skip(err.strip())
     assert code == 0
-    assert out.startswith("usage: ")
+    assert out.startswith("usage: ") and "--json" in out
 
 
 def test_every_example_is_one_its_command_understands(monkeypatch):
@@ -70,6 +70,7 @@ def raising(error):
     [
         (ValueError("no such\nmodel\x1b[2J"), 2),
         (OSError("the disk is full"), 2),
+        (ModuleNotFoundError("No module named 'gradio'", name="gradio"), 2),
         (SystemExit("train.py: said already"), 2),
         (SystemExit(143), 143),
         (SystemExit(None), 0),
@@ -194,3 +195,12 @@ def test_scores_and_reports_are_one_json(files, wavlink_folder, tmp_path, capsys
     assert cli.main(["query", str(tmp_path / "index"), "a tone", "--json"]) == 0
     hits = json.loads(capsys.readouterr().out)
     assert len(hits) == 3 and np.isfinite([hit["score"] for hit in hits]).all()
+    index, small = str(tmp_path / "index"), str(tmp_path / "small")
+
+    def told(*words: str) -> dict:
+        assert cli.main([*words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert told("verify", index) == {"parts": 1, "windows": 3, "forgotten": []}
+    assert told("reindex", index, "--out", small, "--storage", "binary") == {"index": small, "windows": 3}
+    assert told("remove", index, "0.wav") == {"removed": ["0.wav"]}

@@ -1,6 +1,7 @@
 """The demo in a browser, on a phone and on a desk; for ten visitors at once; and what is left when it ends."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import pytest
 
 from hub_cards.space import app, pages
 
-from .space_demo import demo_in, write_index, write_model, write_sounds
+from .space_demo import demo_in, write_all
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -41,10 +42,7 @@ NAMELESS = """() => [...document.querySelectorAll('input, textarea, button, audi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, whisper_folder, bert_folder):
-    folder = tmp_path_factory.mktemp("space")
-    write_model(folder / "model", whisper_folder, bert_folder)
-    write_index(folder / "index", folder / "model", write_sounds(folder / "sounds"))
-    return folder
+    return write_all(tmp_path_factory.mktemp("space"), whisper_folder, bert_folder)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +251,7 @@ def test_the_command_serves_until_it_is_stopped_and_leaves_no_file(folder, tmp_p
     assert b"WavLink" in urlopen(f"http://127.0.0.1:{port}/", timeout=60).read()
     assert [path.name for path in tmp_path.iterdir()][0].startswith("wavlink-space-")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,9 +261,12 @@ def test_the_command_says_what_is_wrong_and_what_it_takes(folder, tmp_path, caps
     assert "has no config.json" in capsys.readouterr().err
     assert app.main(["--model", str(folder / "model"), "--index", str(folder), "--check"]) == 2
     assert "is no index" in capsys.readouterr().err
-    assert app.main(["--model", str(folder / "model"), "--index", str(folder / "index"), "--check"]) == 0
-    assert "index     7 windows" in capsys.readouterr().out
+    given = ["--model", str(folder / "model"), "--index", str(folder / "index"), "--check"]
+    assert app.main(given) == 0
+    assert "windows   7\n" in capsys.readouterr().out
+    assert app.main([*given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["windows"] == 7
     assert list(tmp_path.iterdir()) == []
     options = {name for action in app._parser()._actions for name in action.option_strings}
-    expected = "help h model revision index sounds port device max_mb max_seconds max_wait check".split()
+    expected = "help h model revision index sounds port device max_mb max_seconds max_wait json check".split()
     assert options == {"-h" if name == "h" else f"--{name}" for name in expected}

@@ -20,7 +20,7 @@ from modeling_wavlink.querying import Index
 
 from .hub_faults import FaultyHub
 from .hub_server import READ_TOKEN, TOKEN
-from .space_demo import write_index, write_model, write_sounds
+from .space_demo import write_all, write_index, write_sounds
 
 ROOT = Path(__file__).parents[1]
 # A machine that has what the Space's requirements name, and no more; run in the Space's folder.
@@ -43,10 +43,7 @@ def hub(tmp_path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, whisper_folder, bert_folder):
     """`model`, `sounds` and `index`."""
-    folder = tmp_path_factory.mktemp("space")
-    write_model(folder / "model", whisper_folder, bert_folder)
-    write_index(folder / "index", folder / "model", write_sounds(folder / "sounds"))
-    return folder
+    return write_all(tmp_path_factory.mktemp("space"), whisper_folder, bert_folder)
 
 
 @pytest.fixture
@@ -138,7 +135,7 @@ def test_what_was_pushed_starts_with_its_requirements_alone_and_answers_alike(ma
         [sys.executable, "-c", AS_ON_THE_HUB], cwd=out, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"model     {out}/model" in done.stdout and "index     7 windows" in done.stdout
+    assert f"model     {out}/model" in done.stdout and "windows   7\n" in done.stdout
     here, there = (Index.open(folder / "index", str(made / "model")) for folder in (made, out))
     answers = [[(hit.path, hit.score) for hit in index.query("a low bell", top_k=7)] for index in (here, there)]
     assert answers[0] == answers[1]

@@ -9,15 +9,17 @@
 import argparse
 import logging
 import os
-import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hub_cards.foreign_text import clean
 from hub_cards.space import pages
 from hub_cards.space.answers import Demo, Limits, trained_on
+from modeling_wavlink.cli import run_command, signals_as_interrupts, stdout_for
 from modeling_wavlink.embedder import Embedder
 
 STYLE = Path(__file__).with_name("style.css")
@@ -150,17 +152,21 @@ def _told(error: Exception) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until it is stopped; the exit code."""
+    return run_command("hub_cards.space", _main, argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
-    try:
-        with _temporary() as folder:
-            demo = _demo(options, folder)
-            print("\n".join(_loaded(demo)), flush=True)
-            return _checked(demo) if options.check else _serve(demo, options)
-    except (ValueError, OSError) as error:
-        print(f"hub_cards.space: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with signals_as_interrupts(), stdout_for(options.json) as print_json, _temporary() as folder:
+        demo = _demo(options, folder)
+        loaded = _loaded(demo)
+        print("\n".join(f"{name:9} {clean(value, 1000)}" for name, value in loaded.items()), flush=True)
+        if options.check:
+            _check(demo)
+            print_json(loaded)
+        else:
+            _serve(demo, options, lambda url: print_json(loaded | {"url": url}))
+    return 0
 
 
 def _demo(options: argparse.Namespace, folder: Path) -> Demo:
@@ -185,13 +191,15 @@ def _synthetic_index(embedder: Embedder, folder: Path) -> str:
     return str(folder / "index")
 
 
-def _loaded(demo: Demo) -> Iterator[str]:
+def _loaded(demo: Demo) -> dict:
     embedder = demo.embedder
-    yield f"model     {embedder.name}"
-    yield f"revision  {embedder.revision}"
-    yield f"dims      {', '.join(map(str, demo.dims))}"
-    yield f"trained   on {demo.trained}"
-    yield f"index     {len(next(iter(demo.indexes.values())))} windows" if demo.indexes else "index     none"
+    return {
+        "model": embedder.name,
+        "revision": embedder.revision,
+        "dims": demo.dims,
+        "trained": f"on {demo.trained}",
+        "windows": len(next(iter(demo.indexes.values()), ())),
+    }
 
 
 def _theme(gr):
@@ -221,24 +229,23 @@ def _theme(gr):
     )
 
 
-def _checked(demo: Demo) -> int:
+def _check(demo: Demo) -> None:
     """Whether it would answer, without serving."""
     asked = demo.ask("a dog barks")
     if demo.indexes:
         pages.sounds(demo, asked, demo.dims[0])
-    return 0
 
 
-def _serve(demo: Demo, options: argparse.Namespace) -> int:
+def _serve(demo: Demo, options: argparse.Namespace, tell: Callable[[str], None]) -> None:
+    """`tell` is told the address once it can be asked."""
     page = build(demo)
     launch(page, options.port, options.max_mb)
     print(f"serving   {page.local_url}", flush=True)
-    with _stopped_by_signals():
-        try:
-            page.block_thread()
-        finally:
-            page.close(verbose=False)
-    return 0
+    tell(page.local_url)
+    try:
+        threading.Event().wait()  # for a signal, which the page's own wait would take for an ordinary end
+    finally:
+        page.close(verbose=False)
 
 
 def launch(page, port: int | None, max_mb: float = Limits.megabytes) -> None:
@@ -265,18 +272,6 @@ def _temporary() -> Iterator[Path]:
         yield Path(folder)
 
 
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hub_cards/space/app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -291,6 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max_mb", type=float, default=Limits.megabytes, help="of a visitor's file (%(default)s)")
     add("--max_seconds", type=float, default=Limits.seconds, help="of a visitor's sound (%(default)s)")
     add("--max_wait", type=float, default=Limits.wait, help="seconds for the visitors before (%(default)s)")
+    add("--json", action="store_true", help="one JSON document on stdout, with the address once it serves")
     add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
     return parser
 
