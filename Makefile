@@ -9,7 +9,7 @@ SPACE := .venv-space
 # out is what is numpy and torch alone (losses, metrics, pooling, sweeps), compilation, and the README's own commands.
 AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weights feature_extraction processing \
 	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
-	run_folder embedding evaluation evaluate_modules audio windows embedder vectors index_folder constraints)
+	run_folder embedding evaluation evaluate_modules audio windows embedder vectors index_folder sound_map hostile_files constraints)
 
 .PHONY: help demo space test test-minimum test-wheel test-space lint bench
 help:  ## this list
@@ -22,7 +22,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 
 $(MINIMUM)/.installed: setup.cfg pyproject.toml constraints-minimum.txt
 	$(PYTHON) -m venv $(MINIMUM)
-	$(MINIMUM)/bin/python -m pip install -c constraints-minimum.txt -e '.[train,eval,search,dev]'
+	$(MINIMUM)/bin/python -m pip install -c constraints-minimum.txt -e '.[train,eval,search,map,dev]'
 	touch $@
 
 # gradio takes no pillow 13, which the rest may have taken: it lies above .venv, in an environment that sees through to
@@ -53,7 +53,7 @@ test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed wher
 	rm -rf build dist $(WHEEL)
 	$(RUN) -m pip wheel --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv $(WHEEL)
-	$(WHEEL)/bin/python -m pip install -c constraints.txt pytest pytest-timeout sentence-transformers \
+	$(WHEEL)/bin/python -m pip install -c constraints.txt hypothesis pytest pytest-timeout sentence-transformers \
 		"$$(echo dist/*.whl)[train,eval,search]"
 	elsewhere=$$(mktemp -d) && cp -r tests setup.cfg $$elsewhere && cd $$elsewhere && \
 		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli); \
