@@ -112,19 +112,24 @@ def _help() -> str:
     return "\n".join([*lines, "", "wavlink COMMAND --help tells a command's options.", "", EXIT_CODES])
 
 
-@contextlib.contextmanager
-def signals_as_interrupts() -> Iterator[None]:
+def signals_as_interrupts() -> contextlib.AbstractContextManager:
     """SIGINT and SIGTERM raise a KeyboardInterrupt that holds their number, so that what is temporary goes."""
 
     def stop(number, _):
         raise KeyboardInterrupt(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    return on_stop_signals(stop)
+
+
+@contextlib.contextmanager
+def on_stop_signals(handler: Callable) -> Iterator[dict]:
+    """SIGINT and SIGTERM call `handler`; yields by number what they did before, and do again afterwards."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield before
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, own in before.items():
+            signal.signal(number, own)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from hub_cards.foreign_text import clean
 
 from . import index_copies
-from .cli import run_command
+from .cli import on_stop_signals, run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
 from .indexing import HOP, STORAGE, WINDOW, index_sounds
@@ -164,12 +164,8 @@ def _stopped_by(stop: threading.Event, caught: list[int]):
         signal.signal(number, before[number])
         tqdm.write("stopping: writing what is embedded", file=sys.stderr)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_stop_signals(ask) as before:
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
