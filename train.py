@@ -10,6 +10,7 @@ goes on, `metrics.jsonl`, `recipe.json`, `environment.jsonl` and pictures.
 import argparse
 import dataclasses
 import difflib
+import gc
 import json
 import math
 import signal
@@ -314,6 +315,7 @@ class Log:
         texts = [embedded.texts.index(embedded.captions[row][0]) for row in pairs]
         similarities = embedded.audio[pairs] @ embedded.text[texts].T
         draw_similarities(similarities.numpy(), [embedded.texts[i] for i in texts], self.run.folder / "similarity.png")
+        gc.collect()  # figures are cycles that hold their pixels, and Python by itself looks for such seldom
 
     def note_seconds(self) -> None:
         if self.active:
