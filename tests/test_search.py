@@ -635,11 +635,11 @@ def test_the_command_line_is_frozen():
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
         "--json",
         "info": "--json",
-        "verify": "--drop",
-        "remove": "",
-        "reindex": "--out --dim --storage",
-        "push": "--private",
-        "pull": "--out --model --root --revision",
+        "verify": "--drop --json",
+        "remove": "--json",
+        "reindex": "--out --dim --storage --json",
+        "push": "--private --json",
+        "pull": "--out --model --root --revision --json",
     }
     (commands,) = (action for action in search._parser()._actions if action.choices)
     found = {
