@@ -25,7 +25,7 @@ from huggingface_hub import HfApi
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from modeling_wavlink.cli import signals_as_interrupts, stdout_for
+from modeling_wavlink.cli import code_of, signals_as_interrupts, stdout_for
 from modeling_wavlink.whole_files import new_folder
 
 from .card import write_card
@@ -49,15 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_json({"repo_id": options.repo_id, "uploaded": not options.dry_run, "where": where})
         return 0
     except (ValueError, OSError) as error:
-        stopped_by, failure = 0, without_token(" ".join(str(error).split()))
+        code, failure = 0, without_token(" ".join(str(error).split()))
     except KeyboardInterrupt as stopped:
-        stopped_by = stopped.args[0]
+        code = code_of(stopped)
         failure = "stopped; the Hub has all of its commit or none, and the same command starts again"
     gc.collect()  # an upload that fails leaves its progress bar open, which would have the last word
-    if not stopped_by:
+    if not code:
         sys.exit(f"hub_cards.push: {failure}")
     print(f"hub_cards.push: {failure}", file=sys.stderr)
-    return 128 + stopped_by
+    return code
 
 
 def push(options: argparse.Namespace) -> str:

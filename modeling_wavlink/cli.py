@@ -97,7 +97,7 @@ def run_command(name: str, command: Callable, arguments: Sequence[str] | None = 
         print(stopped.code, file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
+        return code_of(stopped)
 
 
 def _help() -> str:
@@ -119,6 +119,11 @@ def signals_as_interrupts() -> contextlib.AbstractContextManager:
         raise KeyboardInterrupt(number)
 
     return on_stop_signals(stop)
+
+
+def code_of(stopped: KeyboardInterrupt) -> int:
+    """The exit code; of one that holds no number, SIGINT's."""
+    return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
 
 
 @contextlib.contextmanager

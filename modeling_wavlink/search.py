@@ -96,9 +96,8 @@ def verify(folder, drop, as_json) -> None:
         if damaged:
             about.drop_parts(damaged)
         facts = {"parts": len(about.manifest.parts), "windows": about.manifest.rows, "forgotten": [*damaged]}
-    told = f"{facts['parts']} parts with {facts['windows']} windows are as they were written"
-    forgotten = f"forgotten: {', '.join(damaged)}; `index` embeds their sounds anew"
-    _tell(facts, forgotten if damaged else told, as_json)
+    whole = f"{facts['parts']} parts with {facts['windows']} windows are as they were written"
+    _tell(facts, f"forgotten: {', '.join(damaged)}; `index` embeds their sounds anew" if damaged else whole, as_json)
 
 
 @contextmanager
