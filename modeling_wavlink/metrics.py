@@ -3,7 +3,7 @@
 Everything works on blocks of rows, so `Similarities` and `Correspondence` of 100,000 x 500,000 need about 1 GB.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 KS = (1, 5, 10)
 _BLOCK = 1 << 25  # similarities at once: 128 MB of fp32
+_DRAWN = 1 << 16  # clips drawn at once
 
 
 class Similarities:
@@ -207,12 +208,20 @@ def figure(
     chosen = chosen if only is None else np.intersect1d(chosen, only)
     if not len(chosen):
         raise ValueError("there are no clips to take a mean over")
-    statistic = (_weighted_median if median else _weighted_mean)(values, clips)
-    rng = np.random.default_rng(seed)
-    draws = (chosen[rng.integers(len(chosen), size=len(chosen))] for _ in range(resamples))
-    low, high = np.percentile([statistic(np.bincount(draw, minlength=clips.shape[1])) for draw in draws], [2.5, 97.5])
-    value = statistic(np.bincount(chosen, minlength=clips.shape[1]))
+    statistic = (_weighted_median if median else _weighted_mean)(values, clips, chosen)
+    drawn = [statistic(counts) for counts in _draws(len(chosen), seed, resamples)]
+    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
+    value = statistic(np.ones((1, len(chosen))))[0]
     return {"value": float(value), "interval": [float(low), float(high)]}
+
+
+def _draws(clips: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """`[draws, clips]`, how often each of `clips` is among as many drawn, a block of the draws at a time."""
+    rng, block = np.random.default_rng(seed), max(1, _DRAWN // clips)
+    for start in range(0, resamples, block):
+        draws = min(block, resamples - start)
+        places = rng.integers(clips, size=(draws, clips)) + clips * np.arange(draws)[:, None]
+        yield np.bincount(places.ravel(), minlength=draws * clips).reshape(draws, clips)
 
 
 def percent(figure: dict, signed=False) -> str:
@@ -222,22 +231,27 @@ def percent(figure: dict, signed=False) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _weighted_mean(values: np.ndarray, clips: Correspondence) -> Callable[[np.ndarray], float]:
-    """A function of `[clips]`, how often each is drawn."""
+def _weighted_mean(
+    values: np.ndarray, clips: Correspondence, chosen: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of `[draws, chosen]`, how often each chosen clip is drawn, to `[draws]`."""
     parts = np.repeat(1 / clips.counts, clips.counts)
-    weights = np.bincount(clips.indices, parts, minlength=clips.shape[1])
-    sums = np.bincount(clips.indices, parts * values[clips.queries], minlength=clips.shape[1])
-    return lambda drawn: drawn @ sums / (drawn @ weights)
+    weights = np.bincount(clips.indices, parts, minlength=clips.shape[1])[chosen]
+    sums = np.bincount(clips.indices, parts * values[clips.queries], minlength=clips.shape[1])[chosen]
+    both = np.stack([sums, weights])
+    return lambda drawn: np.divide(*(both @ drawn.T.astype(np.float64)))
 
 
-def _weighted_median(values: np.ndarray, clips: Correspondence) -> Callable[[np.ndarray], float]:
+def _weighted_median(values: np.ndarray, clips: Correspondence, chosen: np.ndarray) -> Callable[[np.ndarray], list]:
     order = np.argsort(values, kind="stable")
     parts, queries, ordered = np.repeat(1 / clips.counts, clips.counts), clips.queries, values[order]
 
-    def median(drawn: np.ndarray) -> float:
+    def median(counts: np.ndarray) -> float:
+        drawn = np.zeros(clips.shape[1])
+        drawn[chosen] = counts
         reached = np.cumsum(np.bincount(queries, parts * drawn[clips.indices], minlength=len(values))[order])
         half = reached[-1] / 2
         below, above = np.searchsorted(reached, half * (1 - 1e-9)), np.searchsorted(reached, half * (1 + 1e-9))
         return (ordered[below] + ordered[above]) / 2
 
-    return median
+    return lambda drawn: [median(counts) for counts in drawn]

@@ -144,7 +144,7 @@ def test_overlap_is_the_f1_of_words_with_the_nearest_caption():
 
 @pytest.fixture
 def sharp_whisper(whisper_folder, tmp_path) -> str:
-    """`whisper_folder` with weights twenty times as large: clips lie apart, so that little training tells them apart."""
+    """`whisper_folder` with weights twenty times as large: clips lie apart, so little training tells them apart."""
     whisper = WhisperModel.from_pretrained(whisper_folder)
     with torch.no_grad():
         for name, weight in whisper.encoder.named_parameters():
