@@ -208,20 +208,20 @@ def figure(
     chosen = chosen if only is None else np.intersect1d(chosen, only)
     if not len(chosen):
         raise ValueError("there are no clips to take a mean over")
-    statistic = (_weighted_median if median else _weighted_mean)(values, clips, chosen)
-    drawn = [statistic(counts) for counts in _draws(len(chosen), seed, resamples)]
+    statistic = (_weighted_median if median else _weighted_mean)(values, clips)
+    drawn = [statistic(counts) for counts in _draws(chosen, clips.shape[1], seed, resamples)]
     low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
-    value = statistic(np.ones((1, len(chosen))))[0]
+    value = statistic(np.bincount(chosen, minlength=clips.shape[1])[None])[0]
     return {"value": float(value), "interval": [float(low), float(high)]}
 
 
-def _draws(clips: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """`[draws, clips]`, how often each of `clips` is among as many drawn, a block of the draws at a time."""
+def _draws(chosen: np.ndarray, clips: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """`[draws, clips]`, how often each clip is among as many drawn from `chosen`, a block of the draws at a time."""
     rng, block = np.random.default_rng(seed), max(1, _DRAWN // clips)
     for start in range(0, resamples, block):
         draws = min(block, resamples - start)
-        places = rng.integers(clips, size=(draws, clips)) + clips * np.arange(draws)[:, None]
-        yield np.bincount(places.ravel(), minlength=draws * clips).reshape(draws, clips)
+        drawn = chosen[rng.integers(len(chosen), size=(draws, len(chosen)))] + clips * np.arange(draws)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=draws * clips).reshape(draws, clips)
 
 
 def percent(figure: dict, signed=False) -> str:
@@ -231,24 +231,20 @@ def percent(figure: dict, signed=False) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _weighted_mean(
-    values: np.ndarray, clips: Correspondence, chosen: np.ndarray
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of `[draws, chosen]`, how often each chosen clip is drawn, to `[draws]`."""
+def _weighted_mean(values: np.ndarray, clips: Correspondence) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of `[draws, clips]`, how often each is drawn, to `[draws]`."""
     parts = np.repeat(1 / clips.counts, clips.counts)
-    weights = np.bincount(clips.indices, parts, minlength=clips.shape[1])[chosen]
-    sums = np.bincount(clips.indices, parts * values[clips.queries], minlength=clips.shape[1])[chosen]
+    weights = np.bincount(clips.indices, parts, minlength=clips.shape[1])
+    sums = np.bincount(clips.indices, parts * values[clips.queries], minlength=clips.shape[1])
     both = np.stack([sums, weights])
     return lambda drawn: np.divide(*(both @ drawn.T.astype(np.float64)))
 
 
-def _weighted_median(values: np.ndarray, clips: Correspondence, chosen: np.ndarray) -> Callable[[np.ndarray], list]:
+def _weighted_median(values: np.ndarray, clips: Correspondence) -> Callable[[np.ndarray], list[float]]:
     order = np.argsort(values, kind="stable")
     parts, queries, ordered = np.repeat(1 / clips.counts, clips.counts), clips.queries, values[order]
 
-    def median(counts: np.ndarray) -> float:
-        drawn = np.zeros(clips.shape[1])
-        drawn[chosen] = counts
+    def median(drawn: np.ndarray) -> float:
         reached = np.cumsum(np.bincount(queries, parts * drawn[clips.indices], minlength=len(values))[order])
         half = reached[-1] / 2
         below, above = np.searchsorted(reached, half * (1 - 1e-9)), np.searchsorted(reached, half * (1 + 1e-9))
