@@ -126,16 +126,25 @@ def _answered(gr, demo: Demo, level, starts: list, work: Callable, inputs: list,
             found = work(*given)
         except Exception as error:
             return None, pages.failure(_told(error))
-        return found, redraw(place, found)
+        return (place, found), redraw(place, (place, found))
 
-    def redraw(place, found):
+    def redraw(place, answered):
+        if answered is None:
+            return gr.skip()
         try:
-            return pages.waiting(name) if found is None else draw(demo, found, _dim(demo, place))
+            return draw(demo, answered[1], _dim(demo, place))
         except Exception as error:
             return pages.failure(_told(error))
 
-    gr.on(starts, ask, [level, *inputs], [answer, shown], api_name=name)
-    level.change(redraw, [level, answer], shown, show_progress="hidden", trigger_mode="always_last", api_name=False)
+    def catch_up(place, answered):
+        """The dims may have changed while the answer was on its way."""
+        return gr.skip() if answered is None or answered[0] == place else redraw(place, answered)
+
+    hidden = {"show_progress": "hidden", "api_name": False}
+    gr.on(starts, ask, [level, *inputs], [answer, shown], api_name=name).then(
+        catch_up, [level, answer], shown, **hidden
+    )
+    level.change(redraw, [level, answer], shown, trigger_mode="always_last", **hidden)
 
 
 def _dim(demo: Demo, place: float) -> int:
