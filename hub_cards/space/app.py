@@ -129,10 +129,8 @@ def _answered(gr, demo: Demo, level, starts: list, work: Callable, inputs: list,
         return (place, found), redraw(place, (place, found))
 
     def redraw(place, answered):
-        if answered is None:
-            return gr.skip()
         try:
-            return draw(demo, answered[1], _dim(demo, place))
+            return pages.waiting(name) if answered is None else draw(demo, answered[1], _dim(demo, place))
         except Exception as error:
             return pages.failure(_told(error))
 
