@@ -28,7 +28,7 @@ from transformers import get_cosine_schedule_with_warmup
 from modeling_wavlink import WavLinkAudioModel, sharding
 from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.checkpoints import load_state, save_state
-from modeling_wavlink.cli import stdout_for
+from modeling_wavlink.cli import run_command, stdout_for
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
@@ -383,4 +383,4 @@ def _sweep(argv: Sequence[str]) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("train.py", main))

@@ -25,7 +25,7 @@ from huggingface_hub import HfApi
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from modeling_wavlink.cli import code_of, signals_as_interrupts, stdout_for
+from modeling_wavlink.cli import code_of, run_command, signals_as_interrupts, stdout_for
 from modeling_wavlink.whole_files import new_folder
 
 from .card import write_card
@@ -177,4 +177,4 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("hub_cards.push", main))

@@ -27,7 +27,7 @@ from processing.benchmark_data import BENCHMARKS, load_benchmark
 from processing.data import SYNTHETIC, caption_columns, load_split
 from processing.paper_data import load_paper_data
 
-from .cli import stdout_for
+from .cli import run_command, stdout_for
 from .embedding import fingerprint, open_store
 from .metrics import multiple_choice_accuracy as multiple_choice_accuracy
 from .metrics import percent
@@ -225,7 +225,4 @@ def _say(lines: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"modeling_wavlink.evaluation: {printable(str(error))}")
+    sys.exit(run_command("modeling_wavlink.evaluation", main))

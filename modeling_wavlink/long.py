@@ -26,6 +26,7 @@ import torch
 from hub_cards.foreign_text import printable
 from processing.windows import stream_windows
 
+from .cli import run_command
 from .embedder import Embedder, mean_direction
 from .losses_wavlink import truncate_embeddings
 
@@ -253,8 +254,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"modeling_wavlink.long: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command("modeling_wavlink.long", main))

@@ -23,10 +23,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
 
-from hub_cards.foreign_text import clean, printable
+from hub_cards.foreign_text import printable
 from processing.sources import Sound, list_sounds
 from processing.windows import check_window, stream_windows
 
+from .cli import run_command
 from .embedder import DTYPES, Embedder
 from .index_folder import write_durably
 from .indexing import HOP, WINDOW
@@ -312,7 +313,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"modeling_wavlink.ray_embedding: {clean(error, 2000)}")
+    sys.exit(run_command("modeling_wavlink.ray_embedding", main))

@@ -23,6 +23,7 @@ from lancedb.index import IvfPq
 
 from hub_cards.foreign_text import clean
 
+from .cli import run_command
 from .embedder import Embedder
 from .querying import Hit, as_dict
 from .ray_embedding import fixed_size_list, parts_of
@@ -220,7 +221,4 @@ def _schema(dim: int, about: dict | None = None) -> pyarrow.Schema:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"modeling_wavlink.vector_database: {clean(error, 2000)}")
+    sys.exit(run_command("modeling_wavlink.vector_database", main))

@@ -22,9 +22,10 @@ FILES = {"model.safetensors", "config.json", "README.md", "modeling_wavlink.py",
 QUICK = """
 import sys, time
 from hub_cards import push
+from modeling_wavlink.cli import run_command
 time.sleep = lambda seconds: None
 push.verify = lambda folder, expected: None
-push.main(sys.argv[1:])
+sys.exit(run_command("hub_cards.push", push.main, sys.argv[1:]))
 """
 
 
@@ -72,7 +73,7 @@ def refuse_leaks(token: str, texts: list[str], folders: list[Path]) -> None:
 
 def message(done: subprocess.CompletedProcess) -> str:
     """The one line a failed push ends with."""
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     return done.stderr.strip().splitlines()[-1]
 
 

@@ -168,7 +168,7 @@ def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_pa
 
     process = start(folder, tmp_path / "run", *options, limit=100)  # kB; a checkpoint has some MB
     output, _ = process.communicate(timeout=100)
-    assert process.returncode == 1 and re.search(r"train.py: could not write .*tmp.*run/.*free space", output), output
+    assert process.returncode == 2 and re.search(r"train.py: could not write .*tmp.*run/.*free space", output), output
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [checkpoint.name]
 
     resumed = train.train(recipe(folder, tmp_path / "run", *options, "--label_prompt", ""))
