@@ -6,8 +6,8 @@ The peer is `ClapModel` at the size of laion/clap-htsat-unfused with its own fea
 as in the paper and with `frame_pooling` (`--pooled FRAMES LAYER`: as many become one after that layer; default 2 1).
 Weights are random, which changes no time, unless `--model` names some: then the cosines of bf16 and int8 to fp32 are
 of trained weights. Sounds are wav files of 48 kHz, CLAP's own rate, so that only WavLink has to resample. Prints a
-table, and writes it, a picture and all figures (`speed.md`, `speed.png`, `speed.json`). About 15
-minutes on 2 quiet cores; `--quick` only shows that it works.
+table, and writes it, a picture and all figures (`speed.md`, `speed.png`, `speed.json`). About 15 minutes on
+2 quiet cores; `--quick` only shows that it works.
 
 - file: from one wav file to its vector. stream: per file, of several, CLAP's in the better of two batch sizes, ours as
   `Embedder` cuts them.

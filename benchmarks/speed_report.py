@@ -110,10 +110,10 @@ def draw(figures: dict, path: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, way, title in zip(figure.subplots(1, 2), ("stream", "features"), ("wav files", "log-mels"), strict=True):
         for name in figures["rows"]:
-            bold = 2 if name == BASE or name.startswith(POOLED) else 1
+            width = 2 if name == BASE or name.startswith(POOLED) else 1
             lengths = [seconds for row, seconds, known in times if row == name and known == way]
             ratios = [times[PEER, length, way][0] / times[name, length, way][0] for length in lengths]
-            axes.plot(lengths, ratios, marker="o", label=name, linewidth=bold)
+            axes.plot(lengths, ratios, marker="o", label=name, linewidth=width)
         axes.set(xscale="log", yscale="log", xlabel="seconds of a clip", title=f"{title} to vectors")
         axes.set_xticks([*figures["operations"]], [str(seconds) for seconds in figures["operations"]])
     figure.axes[0].set_ylabel("times as fast as CLAP")

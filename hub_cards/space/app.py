@@ -126,7 +126,8 @@ def _answered(gr, demo: Demo, level, starts: list, work: Callable, inputs: list,
             found = work(*given)
         except Exception as error:
             return None, pages.failure(_told(error))
-        return (place, found), redraw(place, (place, found))
+        answered = place, found
+        return answered, redraw(place, answered)
 
     def redraw(place, answered):
         try:
