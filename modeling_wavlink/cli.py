@@ -112,13 +112,26 @@ def _help() -> str:
     return "\n".join([*lines, "", "wavlink COMMAND --help tells a command's options.", "", EXIT_CODES])
 
 
-def signals_as_interrupts() -> contextlib.AbstractContextManager:
-    """SIGINT and SIGTERM raise a KeyboardInterrupt that holds their number, so that what is temporary goes."""
+@contextlib.contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """SIGINT and SIGTERM raise a KeyboardInterrupt that holds their number, so that what is temporary goes.
+
+    It is one even where other code, interrupted, fails with an error of its own: `shutil.rmtree` stopped right after it
+    has closed a folder closes it again, which is an OSError.
+    """
+    came = []
 
     def stop(number, _):
+        came.append(number)
         raise KeyboardInterrupt(number)
 
-    return on_stop_signals(stop)
+    with on_stop_signals(stop):
+        try:
+            yield
+        except Exception as error:
+            if came:
+                raise KeyboardInterrupt(came[0]) from error
+            raise
 
 
 def code_of(stopped: KeyboardInterrupt) -> int:

@@ -1,6 +1,9 @@
 """The command `wavlink`: it answers at once, hands on what it is given, and says in one line what is wrong."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -82,6 +85,24 @@ def test_exit_codes(error, code, monkeypatch, capsys):
     assert cli.main(["eval", "--model", "m"]) == code
     err = capsys.readouterr().err
     assert err.count("\n") == (code == 2) and "\x1b" not in err and "Traceback" not in err
+
+
+def test_a_stop_is_one_whatever_the_stopped_code_makes_of_it(tmp_path, monkeypatch):
+    """As where a push removes its temporary folder: the signal comes as `rmtree` has just closed a folder."""
+    (tmp_path / "folder/within").mkdir(parents=True)
+    close = os.close
+
+    def close_and_stop(handle):
+        monkeypatch.setattr(os, "close", close)
+        close(handle)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(os, "close", close_and_stop)
+    with pytest.raises(KeyboardInterrupt) as stopped, cli.signals_as_interrupts():
+        shutil.rmtree(tmp_path / "folder", ignore_errors=True)
+    assert cli.code_of(stopped.value) == 128 + signal.SIGTERM
+    with pytest.raises(OSError, match="disk"), cli.signals_as_interrupts():
+        raise OSError("the disk is full")
 
 
 def test_a_module_of_ours_that_is_missing_is_no_advice_to_install(monkeypatch):
