@@ -3,11 +3,11 @@
     python benchmarks/speed.py [--out runs/speed] [--dtype float32|bfloat16] [--model A_WAVLINK] [--quick]
 
 The peer is `ClapModel` at the size of laion/clap-htsat-unfused with its own feature extractor; the WavLinks are Base
-as in the paper and with `frame_pooling` (`--pooled FRAMES LAYER`: as many become one after that layer; default 2 1).
-Weights are random, which changes no time, unless `--model` names some: then the cosines of bf16 and int8 to fp32 are
-of trained weights. Sounds are wav files of 48 kHz, CLAP's own rate, so that only WavLink has to resample. Prints a
-table, and writes it, a picture and all figures (`speed.md`, `speed.png`, `speed.json`). About 15 minutes on
-2 quiet cores; `--quick` only shows that it works.
+as in the paper and with `frame_pooling` (`--pooled FRAMES LAYER ...`: as many become one after each of the layers;
+default 2 1 3). Weights are random, which changes no time, unless `--model` names some: then the cosines of bf16 and
+int8 to fp32 are of trained weights. Sounds are wav files of 48 kHz, CLAP's own rate, so that only WavLink has to
+resample. Prints a table, and writes it, a picture and all figures (`speed.md`, `speed.png`, `speed.json`). About 15
+minutes on 2 quiet cores; `--quick` only shows that it works.
 
 - file: from one wav file to its vector. stream: per file, of several, CLAP's in the better of two batch sizes, ours as
   `Embedder` cuts them.
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--model", help="a folder or Hub id of a WavLink, for trained weights")
-    parser.add_argument("--pooled", type=int, nargs=2, default=(2, 1), metavar=("FRAMES", "LAYER"))
+    parser.add_argument("--pooled", type=int, nargs="+", default=(2, 1, 3), metavar=("FRAMES", "LAYER"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="clips of 1 and 5 s, 2 repeats")
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -63,24 +63,25 @@ def new_clap(text_layers: int = 1) -> tuple[ClapModel, ClapProcessor]:
     return model, ClapProcessor(ClapFeatureExtractor(truncation="rand_trunc", frequency_min=50), tokenizer())
 
 
-def new_wavlink(pooled: tuple[int, int] = (1, 1), text_layers: int = 1) -> tuple[WavLinkModel, WavLinkProcessor]:
-    """Base, as in the paper but for its text tower's layers and `pooled`: frames to one, after so many layers."""
+def new_wavlink(pooled: Sequence[int] = (1, 1), text_layers: int = 1) -> tuple[WavLinkModel, WavLinkProcessor]:
+    """Base, as in the paper but for its text tower's layers and `pooled`: frames to one, then after which layers."""
     config = WavLinkConfig.for_size("base")
     config.text_config.num_hidden_layers = text_layers
-    config.audio_config.frame_pooling, config.audio_config.frame_pooling_layer = pooled
+    config.audio_config.frame_pooling, *config.audio_config.frame_pooling_layer = pooled
     config = WavLinkConfig.from_dict(config.to_dict())  # which checks it
     return WavLinkModel(config).eval(), WavLinkProcessor(WavLinkFeatureExtractor(), tokenizer())
 
 
-def build(dtype: str, trained: str | None, pooled: tuple[int, int]) -> dict[str, System]:
+def build(dtype: str, trained: str | None, pooled: Sequence[int]) -> dict[str, System]:
     """All rows by name. `trained` is a WavLink whose weights Base has in place of random ones; see `new_wavlink`."""
     clap, clap_processor = new_clap()
     repeatable = RepeatableClapProcessor(clap_processor, clap.config.text_config)
     wavlink, processor = load_for_evaluation(trained) if trained else new_wavlink()
+    layers = "layer " + " and ".join(map(str, pooled[1:]))
     embedders = {
         "CLAP, our Embedder": Embedder(clap, repeatable, dtype=dtype),
         BASE: Embedder(wavlink, processor, dtype=dtype),
-        f"{POOLED} {pooled[0]} after layer {pooled[1]}": Embedder(*new_wavlink(pooled), dtype=dtype),
+        f"{POOLED} {pooled[0]} after {layers}": Embedder(*new_wavlink(pooled), dtype=dtype),
         PLAIN: Embedder(wavlink, processor, dtype=dtype, fast_kernels=False),
     }
     if dtype == "float32" and packing_pays(torch.bfloat16):

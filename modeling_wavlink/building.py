@@ -50,8 +50,9 @@ def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
     if recipe.pooling and recipe.pooling != config.pooling:
         raise ValueError(f"{recipe.init} brings its pooling, {config.pooling}: leave --pooling out")
     own = frame_pooling(config.audio_config)
-    if recipe.frame_pooling and (recipe.frame_pooling, recipe.frame_pooling_layer) != own:
-        raise ValueError(f"{recipe.init} brings its frame_pooling, {own[0]} after layer {own[1]}: leave it out")
+    if recipe.frame_pooling and frame_pooling(recipe) != own:
+        layers = ", ".join(map(str, own[1]))
+        raise ValueError(f"{recipe.init} brings its frame_pooling, {own[0]} after layer {layers}: leave it out")
     if recipe.matryoshka_dims and list(recipe.matryoshka_dims) != config.matryoshka_dims:
         raise ValueError(
             f"{recipe.init} brings its nested dims, {config.matryoshka_dims}, not {list(recipe.matryoshka_dims)}: "
@@ -78,7 +79,8 @@ def _frames(recipe: Recipe) -> dict:
         return {}
     if recipe.audio_model and AutoConfig.from_pretrained(recipe.audio_model).model_type != "whisper":
         return {}
-    return {"frame_pooling": recipe.frame_pooling, "frame_pooling_layer": recipe.frame_pooling_layer}
+    factor, layers = frame_pooling(recipe)
+    return {"frame_pooling": factor, "frame_pooling_layer": list(layers)}
 
 
 def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLinkModel, WavLinkProcessor]:

@@ -116,8 +116,8 @@ def _help() -> str:
 def signals_as_interrupts() -> Iterator[None]:
     """SIGINT and SIGTERM raise a KeyboardInterrupt that holds their number, so that what is temporary goes.
 
-    It is one even where other code, interrupted, fails with an error of its own: `shutil.rmtree` stopped right after it
-    has closed a folder closes it again, which is an OSError.
+    It is one even where other code, interrupted, fails with an error of its own: `shutil.rmtree`, stopped right after
+    it has closed a folder, closes it again, which is an OSError.
     """
     came = []
 

@@ -32,7 +32,8 @@ class WavLinkConfig(PretrainedConfig):
         audio_config (`WhisperConfig`, `ClapAudioConfig` or `dict`, *optional*): the audio tower: a Whisper, of which
             only the encoder half is used, or CLAP's HTS-AT (`"clap_audio_model"`) without fusion. Defaults to the
             sizes of `openai/whisper-base.en`. A Whisper's may have two fields of ours: with `frame_pooling=n` every
-            n neighbouring frames become their mean after the first `frame_pooling_layer` layers (default 1).
+            n neighbouring frames become their mean after the first `frame_pooling_layer` layers (default 1), and with
+            a list of several, such as `[1, 2]`, at each of them.
         text_config (`PretrainedConfig` or `dict`, *optional*): the text tower, any encoder that
             `AutoModel.from_config` builds (CLIP text, ModernBERT, BERT-like). Defaults to the text half of
             `openai/clip-vit-base-patch32`.
@@ -198,21 +199,26 @@ def one_line(error: Exception) -> str:
     return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in line[:300])
 
 
-def frame_pooling(audio_config: PretrainedConfig) -> tuple[int, int]:
-    """How many neighbouring frames become one, and after how many layers; 1 keeps every frame, as the paper does."""
-    return getattr(audio_config, "frame_pooling", 1), getattr(audio_config, "frame_pooling_layer", 1)
+def frame_pooling(owner) -> tuple[int, tuple[int, ...]]:
+    """How many neighbouring frames become one (1 keeps every frame, as the paper does), and after how many layers they
+    do, once or several times, as an audio config or a `Recipe` has it."""
+    factor, layers = getattr(owner, "frame_pooling", 1), getattr(owner, "frame_pooling_layer", 1)
+    return factor, tuple(layers) if isinstance(layers, list | tuple) else (layers,)
 
 
 def _check_frame_pooling(config: PretrainedConfig) -> None:
-    factor, layer = frame_pooling(config)
+    factor, layers = frame_pooling(config)
     if not isinstance(factor, int) or factor < 1:
         raise ValueError(f"frame_pooling must be a whole number of frames, 1 or more, got {factor!r}")
-    if factor > 1 and config.model_type != "whisper":
+    if factor == 1:
+        return
+    if config.model_type != "whisper":
         raise ValueError(f"frame_pooling={factor} is for a Whisper: HTS-AT pools its patches itself, so leave it out")
-    if factor > 1 and (not isinstance(layer, int) or not 0 <= layer < config.encoder_layers):
+    places = range(config.encoder_layers)
+    if not layers or any(layer not in places for layer in layers) or list(layers) != sorted(set(layers)):
         raise ValueError(
-            f"frame_pooling_layer must be one of 0 to {config.encoder_layers - 1}, the number of layers that hear "
-            f"every frame, got {layer!r}"
+            f"frame_pooling_layer must be one of 0 to {config.encoder_layers - 1}, the number of layers before frames "
+            f"are pooled, or several of them in rising order, got {list(layers)}"
         )
 
 

@@ -135,7 +135,7 @@ class WavLinkModel(PreTrainedModel):
 
     @classmethod
     def config_from_audio_text(
-        cls, audio: str, text: str, frame_pooling: int = 1, frame_pooling_layer: int = 1, **config
+        cls, audio: str, text: str, frame_pooling: int = 1, frame_pooling_layer: int | list[int] = 1, **config
     ) -> WavLinkConfig:
         """The config of `from_audio_text_pretrained` with the same arguments, from the towers' configs alone."""
         audio_config = AutoConfig.from_pretrained(audio)

@@ -30,7 +30,6 @@ _AT_LEAST = {
     "epochs": 1,
     "max_steps": 0,
     "frame_pooling": 0,
-    "frame_pooling_layer": 0,
     "lora_rank": 1,
     "num_workers": 0,
     "save_steps": 0,
@@ -67,7 +66,7 @@ class Recipe:
     matryoshka_dims: tuple[int, ...] = ()  # default: projection_dim and its three halves
     pooling: str = ""  # of the clip's frames: "token", "mean" or "token_mean"; default: that of `init`, else "token"
     frame_pooling: int = 0  # neighbouring frames that become one in a Whisper; 0: that of `init`, else 1 (none)
-    frame_pooling_layer: int = 1  # after so many layers
+    frame_pooling_layer: tuple[int, ...] = (1,)  # after so many layers, each time by that factor
     token_start: str = "noise"  # of a new global token: "noise", or "mean_frame", that of 64 training clips
     regime: str = "full"  # what of the towers learns: "projector" (nothing), "lora" or "full"
     scope: str = "both"  # in which of them: "audio" or "both"; token, projections and scale always learn

@@ -33,7 +33,8 @@ class WavLinkAudioModel(PreTrainedModel):
 
     With 3000 mel frames, no mask and `use_global_token=False` it computes what `WhisperEncoder` does, bit for bit.
     With `frame_pooling=n` in its config, every n neighbouring frames become their mean after the first
-    `frame_pooling_layer` layers (1 unless it says otherwise); the rest of the layers then have 1/n of the work.
+    `frame_pooling_layer` layers (1 unless it says otherwise; with several, after each), which leaves the rest of the
+    layers 1/n of the work.
     """
 
     config: WhisperConfig
@@ -76,8 +77,8 @@ class WavLinkAudioModel(PreTrainedModel):
                 computes the token alone, which changes it by rounding only.
 
         Returns:
-            `last_hidden_state` `[B, ceil(T / 2), D]`, the frames of 20 ms each (with `frame_pooling=n` an n-th of
-            them, each n times as long), and `pooler_output` `[B, D]`.
+            `last_hidden_state` `[B, ceil(T / 2), D]`, the frames of 20 ms each (each `frame_pooling=n` leaves an n-th
+            of them, n times as long), and `pooler_output` `[B, D]`.
         """
         with_token = use_global_token and pooling != "mean"
         hidden_states, mask = self._convolve(input_features, input_features_mask)  # (B, T', D), (B, T')
@@ -87,7 +88,7 @@ class WavLinkAudioModel(PreTrainedModel):
         token_alone = with_token and pooling == "token" and not output_frames
         factor, pooled_after = frame_pooling(self.config)
         for place, layer in enumerate(self.encoder.layers):
-            if factor > 1 and place == pooled_after:
+            if factor > 1 and place in pooled_after:
                 token = hidden_states[:, frames:]
                 hidden_states, mask = _pool_frames(hidden_states[:, :frames], mask, factor)
                 frames = hidden_states.shape[1]

@@ -10,6 +10,7 @@ from transformers import AutoModel, ClapAudioConfig
 import train
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from modeling_wavlink.building import build, refuse_bad_start
+from modeling_wavlink.configuration_wavlink import frame_pooling
 from modeling_wavlink.recipes import RECIPES, Recipe
 from modeling_wavlink.regimes import set_trainable
 
@@ -27,7 +28,7 @@ def vectors(model, processor, clips=CLIPS, **options) -> torch.Tensor:
     return model.get_audio_features(**features(processor, clips, **options)).pooler_output
 
 
-def pooled(model, factor: int, layer: int = 1):
+def pooled(model, factor: int, layer: int | list[int] = 1):
     model.config.audio_config.frame_pooling = factor
     model.config.audio_config.frame_pooling_layer = layer
     return model
@@ -82,41 +83,46 @@ def test_both_ways_teach_the_same(sharp_model, processor):
         torch.testing.assert_close(found[name], gradient, atol=1e-4 * gradient.abs().max().item(), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("factor", "layer"), [(2, 1), (3, 0), (5, 1)])
+@pytest.mark.parametrize(("factor", "layers"), [(2, [1]), (3, [0]), (5, [1]), (2, [0, 1])])
 @pytest.mark.parametrize("frames", [61, 60, 1, 2])
 @torch.no_grad()
-def test_frame_pooling_by_hand(factor, layer, frames, sharp_model):
-    tower = pooled(sharp_model, factor, layer).audio_model
+def test_frame_pooling_by_hand(factor, layers, frames, sharp_model):
+    tower = pooled(sharp_model, factor, layers).audio_model
     inputs = torch.randn(1, 80, 2 * frames - 1)
     states, _ = tower._convolve(inputs, None)
-
-    def run(layers, states):
-        for one in layers:
-            output = one(states, None)
-            states = output[0] if isinstance(output, tuple) else output
-        return states
-
-    states = run(tower.encoder.layers[:layer], torch.cat([states, tower.global_token], 1))
-    groups = [group.mean(1, keepdim=True) for group in states[:, :-1].split(factor, dim=1)]
-    states = tower.encoder.layer_norm(run(tower.encoder.layers[layer:], torch.cat([*groups, states[:, -1:]], 1)))
+    states, expected_frames = torch.cat([states, tower.global_token], 1), frames
+    for place, layer in enumerate(tower.encoder.layers):
+        if place in layers:
+            groups = [group.mean(1, keepdim=True) for group in states[:, :-1].split(factor, dim=1)]
+            states, expected_frames = torch.cat([*groups, states[:, -1:]], 1), -(-expected_frames // factor)
+        output = layer(states, None)
+        states = output[0] if isinstance(output, tuple) else output
+    states = tower.encoder.layer_norm(states)
     found = tower(inputs)
-    assert found.last_hidden_state.shape[1] == -(-frames // factor)
+    assert found.last_hidden_state.shape[1] == expected_frames
     torch.testing.assert_close(torch.cat([found.last_hidden_state, found.pooler_output[:, None]], 1), states)
 
 
+def test_one_layer_is_a_list_of_one(sharp_model, processor):
+    one, several = (vectors(pooled(sharp_model, 2, layer), processor) for layer in (1, [1]))
+    assert torch.equal(one, several)
+
+
+@pytest.mark.parametrize("layer", [1, [0, 1]])
 @pytest.mark.parametrize("pooling", ["token", "mean", "token_mean"])
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
-def test_one_clip_one_vector(pooling, padding, sharp_model, processor):
+def test_one_clip_one_vector(layer, pooling, padding, sharp_model, processor):
     sharp_model.config.pooling = pooling
     whole = vectors(sharp_model, processor, padding=padding)
-    together = vectors(pooled(sharp_model, 4), processor, padding=padding)
+    together = vectors(pooled(sharp_model, 4, layer), processor, padding=padding)
     alone = torch.cat([vectors(sharp_model, processor, [clip], padding=padding) for clip in CLIPS])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     assert (together - whole).abs().max() > 1e-3
 
 
-def test_saved_loaded_trained_and_exported(sharp_model, processor, tmp_path):
-    pooled(sharp_model, 2).save_pretrained(tmp_path)
+@pytest.mark.parametrize("layer", [1, [0, 1]])
+def test_saved_loaded_trained_and_exported(layer, sharp_model, processor, tmp_path):
+    pooled(sharp_model, 2, layer).save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
     assert loaded.config.audio_config.frame_pooling == 2
     expected = vectors(sharp_model, processor)
@@ -138,23 +144,25 @@ def test_saved_loaded_trained_and_exported(sharp_model, processor, tmp_path):
 
 def test_recipes_build_it(whisper_folder, bert_folder):
     towers = {"audio_model": str(whisper_folder), "text_model": str(bert_folder)}
-    recipe = Recipe(name="x", **towers, frame_pooling=2, frame_pooling_layer=1)
+    recipe = Recipe(name="x", **towers, frame_pooling=2, frame_pooling_layer=(0, 1))
     refuse_bad_start(recipe)
     model, _ = build(recipe, list)
-    assert (model.config.audio_config.frame_pooling, model.config.audio_config.frame_pooling_layer) == (2, 1)
+    assert frame_pooling(model.config.audio_config) == (2, (0, 1))
     quick = train.parse_recipe(["quickstart", "--frame_pooling", "4", "--frame_pooling_layer", "0"])
     model, _ = build(quick, lambda: ["a dog"])
-    assert model.audio_model.config.frame_pooling == 4
+    assert frame_pooling(model.audio_model.config) == (4, (0,))
     assert all(recipe().frame_pooling == 0 for name, recipe in RECIPES.items() if "_stage" in name)  # the paper's
 
 
 def test_what_cannot_be_pooled_is_refused(whisper_folder, bert_folder, wavlink_folder):
     towers = {"audio_model": str(whisper_folder), "text_model": str(bert_folder)}
-    with pytest.raises(ValueError, match="frame_pooling_layer must be one of 0 to 1"):
-        refuse_bad_start(Recipe(name="x", **towers, frame_pooling=2, frame_pooling_layer=2))
+    for layers in ((2,), (-1,), (1, 0), (1, 1), (), ("1",)):
+        with pytest.raises(ValueError, match="frame_pooling_layer must be one of 0 to 1"):
+            refuse_bad_start(Recipe(name="x", **towers, frame_pooling=2, frame_pooling_layer=layers))
     with pytest.raises(ValueError, match="frame_pooling must be a whole number"):
         WavLinkConfig({"frame_pooling": 1.5})
     with pytest.raises(ValueError, match="HTS-AT pools its patches itself"):
         WavLinkConfig(ClapAudioConfig(frame_pooling=2))
-    with pytest.raises(ValueError, match="brings its frame_pooling, 1 after layer 1"):
-        refuse_bad_start(Recipe(name="x", init=str(wavlink_folder), frame_pooling=2))
+    for pooling in ({"frame_pooling": 2}, {"frame_pooling": 2, "frame_pooling_layer": (0, 1)}):
+        with pytest.raises(ValueError, match="brings its frame_pooling, 1 after layer 1"):
+            refuse_bad_start(Recipe(name="x", init=str(wavlink_folder), **pooling))

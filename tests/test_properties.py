@@ -230,7 +230,8 @@ def test_what_is_saved_is_what_is_loaded(whisper_folder, bert_folder, processor,
     fields, data = drawn["fields"], drawn["data"]
     width = fields["projection_dim"]
     dims = data.draw(st.lists(st.integers(1, width), min_size=1, max_size=4, unique=True), label="matryoshka_dims")
-    fields = fields | {"matryoshka_dims": dims, "frame_pooling": drawn["pooled"]}
+    pooled = {"frame_pooling": drawn["pooled"], "frame_pooling_layer": data.draw(st.sampled_from([0, 1, [0, 1]]))}
+    fields |= {"matryoshka_dims": dims} | pooled
     if fields["loss_type"] == "info_nce":
         fields["label_smoothing"] = data.draw(st.floats(0, 0.9), label="label_smoothing")
     model = WavLinkModel.from_audio_text_pretrained(str(whisper_folder), str(bert_folder), **fields).eval()
@@ -239,7 +240,7 @@ def test_what_is_saved_is_what_is_loaded(whisper_folder, bert_folder, processor,
     loaded = WavLinkModel.from_pretrained(folder).eval()
     assert loaded.config.to_diff_dict() == WavLinkConfig.from_pretrained(folder).to_diff_dict()
     for name, value in fields.items():
-        assert getattr(loaded.config, name, None) == value or name == "frame_pooling"
+        assert getattr(loaded.config, name, None) == value or name in pooled
     assert {name: weight.tolist() for name, weight in loaded.state_dict().items()} == {
         name: weight.tolist() for name, weight in model.state_dict().items()
     }
