@@ -22,7 +22,8 @@ def read_part(content: bytes, schema: pyarrow.Schema, rows: int) -> pyarrow.Tabl
         raise ValueError("it has other columns or rows than the index says")
     if rows * sum(map(_width, schema.types)) > MOST_BYTES:
         raise ValueError(f"its {rows} rows are more than {MOST_BYTES >> 20} MB")
-    table = file.read()
+    # By this thread: one of arrow's would hold `content` a moment longer, and at Python's exit abort as it lets go.
+    table = file.read(use_threads=False)
     if sum(map(_unpacked, table["path"].chunks)) > MOST_BYTES:
         raise ValueError(f"its paths are more than {MOST_BYTES >> 20} MB")
     table = table.cast(schema)

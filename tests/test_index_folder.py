@@ -4,7 +4,10 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
+import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -16,6 +19,7 @@ from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
 from modeling_wavlink.vectors import STORAGES, encode
 
 DIM = 12
+ROOT = Path(__file__).parents[1]
 
 
 class Stopped(BaseException):
@@ -70,6 +74,22 @@ def test_what_is_written_is_read(tmp_path, storage):
     expected = np.concatenate([np.random.default_rng([ord(name)]).normal(size=(2, DIM)) for name in "xy"])
     np.testing.assert_array_equal(codes, encode(expected, DIM, storage))
     assert codes.dtype == encode(expected, DIM, storage).dtype
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads where Linux tells them")
+def test_no_thread_of_arrow_outlives_a_read(folder):
+    """One that lets go of a part's bytes at Python's exit would abort a command that has done its work."""
+    script = """
+import os, sys
+from modeling_wavlink.index_folder import IndexFolder
+index = IndexFolder.open(sys.argv[1])
+before = len(os.listdir("/proc/self/task"))
+for part in index.manifest.parts:
+    index.read(part, "embeddings"), index.read(part, "files")
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, folder], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 def test_datasets_opens_it(folder):
