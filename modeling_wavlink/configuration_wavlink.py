@@ -215,7 +215,8 @@ def _check_frame_pooling(config: PretrainedConfig) -> None:
     if config.model_type != "whisper":
         raise ValueError(f"frame_pooling={factor} is for a Whisper: HTS-AT pools its patches itself, so leave it out")
     places = range(config.encoder_layers)
-    if not layers or any(layer not in places for layer in layers) or list(layers) != sorted(set(layers)):
+    known = layers and all(isinstance(layer, int) and layer in places for layer in layers)
+    if not known or list(layers) != sorted(set(layers)):
         raise ValueError(
             f"frame_pooling_layer must be one of 0 to {config.encoder_layers - 1}, the number of layers before frames "
             f"are pooled, or several of them in rising order, got {list(layers)}"

@@ -156,7 +156,7 @@ def test_recipes_build_it(whisper_folder, bert_folder):
 
 def test_what_cannot_be_pooled_is_refused(whisper_folder, bert_folder, wavlink_folder):
     towers = {"audio_model": str(whisper_folder), "text_model": str(bert_folder)}
-    for layers in ((2,), (-1,), (1, 0), (1, 1), (), ("1",)):
+    for layers in ((2,), (-1,), (1, 0), (1, 1), (), ("1",), (1.0,)):
         with pytest.raises(ValueError, match="frame_pooling_layer must be one of 0 to 1"):
             refuse_bad_start(Recipe(name="x", **towers, frame_pooling=2, frame_pooling_layer=layers))
     with pytest.raises(ValueError, match="frame_pooling must be a whole number"):
