@@ -22,6 +22,7 @@ Ratios of medians are the result; the seconds are those of this machine today.
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -111,9 +112,11 @@ def _multiply(layer, states) -> None:
 
 
 def operations(row: System, features: dict) -> int:
-    """Floating-point operations of matrix products and convolutions for `features`, counted where torch runs them."""
+    """Floating-point operations of the matrix products and convolutions that are run for `features`."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     mapping = {attention: lambda q, k, v, *others, **named: sdpa_flop_count(q, k, v)}
+    if packing_pays(row.model.dtype):  # states (..., in), weight (out, in)
+        mapping[torch.ops.mkldnn._linear_pointwise] = lambda x, w, *others, **named: 2 * math.prod(x) * w[0]
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         row.embed(features)
     return counter.get_total_flops()
@@ -186,7 +189,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
         for case in products
     ]
     clip = {seconds: load_audio(paths[0], rows[PLAIN].rate) for seconds, paths in sounds.items()}
-    counted = {s: operations(rows[PLAIN], rows[PLAIN].features([clip[s]])) for s in sounds}
+    counted = {s: operations(rows[BASE], rows[BASE].features([clip[s]])) for s in sounds}
     longest = max(seconds for seconds in sounds if seconds <= 10)
     features = rows[BASE].features([load_audio(path, rows[BASE].rate) for path in sounds[longest][:4]])
     return {

@@ -24,13 +24,14 @@ from transformers import PreTrainedModel
 
 from processing.audio import load_column
 
-from .cpu_kernels import pack_linears
+from .cpu_kernels import pack_layers
 from .peers import RepeatableClapProcessor, load_for_evaluation, revision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Seconds of sound a batch holds, padding included. Base gains nothing from more, and little from more than 10.
 _BATCH_SECONDS = 60
+_FIRST_SECONDS = 20  # before the first batch; each window that is sorted holds twice the last
 _NO_DIRECTION = "the model gives {} a vector that is zero or holds NaN or infinite values"
 _BATCHES_AHEAD = 2  # ready for the model
 _BATCHES_SORTED = 10  # hold no more sound than this, however large the lookahead
@@ -49,7 +50,8 @@ class Embedder:
         revision: of a Hub id, a branch, tag or commit.
         device: such as `"cpu"` or `"cuda"`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`, of weights and states; the vectors are always fp32.
-        fast_kernels: on a CPU, linear layers by oneDNN with packed weights where that is faster (see `cpu_kernels`).
+        fast_kernels: on a CPU, linear layers by oneDNN with packed weights and attention without copies, where that is
+            faster (see `cpu_kernels`).
 
     Attributes:
         model, processor: `model` computes, and is not for training.
@@ -80,8 +82,8 @@ class Embedder:
         self.name, self.revision = model.name_or_path or type(model).__name__, _revision(model)
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu":
-            pack_linears(self.model.audio_model)
-            pack_linears(self.model.text_model)
+            pack_layers(self.model.audio_model)
+            pack_layers(self.model.text_model)
         extractor = self.processor.feature_extractor
         self.sampling_rate = extractor.sampling_rate
         self.dims = model.config.projection_dim
@@ -192,11 +194,13 @@ class Embedder:
         """The places of a batch's clips, and the model's inputs, or where that does not overlap the clips."""
         checked = (self._check(clip, place) for place, clip in enumerate(clips))
         budget, start = _BATCH_SECONDS * self.sampling_rate, 0
-        while window := self._take(checked, lookahead, _BATCHES_SORTED * budget):
+        room = _FIRST_SECONDS * self.sampling_rate
+        while window := self._take(checked, lookahead, room):
             for batch in cut_batches([self._cost(clip) for clip in window], budget):
                 heard = [window[place] for place in batch]
                 yield [start + place for place in batch], self._inputs(heard) if self._overlaps else heard
             start += len(window)
+            room = min(2 * room, _BATCHES_SORTED * budget)
 
     def _take(self, clips: Iterator[np.ndarray], most: int, cost: int) -> list[np.ndarray]:
         taken = []

@@ -78,7 +78,7 @@ def mono_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
     sound.seekable = lambda: False  # else every read is cut to the header's length, and followed by a seek
     frames = min(sound.samplerate, _BLOCK[0], _BLOCK[1] // sound.channels)
     while len(block := sound.read(frames, dtype="float32", always_2d=True)):
-        yield block.mean(axis=1)  # (samples, channels) -> (samples)
+        yield block.mean(axis=1) if sound.channels > 1 else block[:, 0]  # (samples, channels) -> (samples)
 
 
 def load_column(value, sampling_rate: int = 16000) -> np.ndarray:

@@ -103,6 +103,17 @@ def test_a_lookahead_holds_ten_minutes_at_most(embedder, monkeypatch):
     found.close()
 
 
+def test_the_model_waits_for_few_clips_before_its_first_batch(embedder, monkeypatch):
+    monkeypatch.setattr(module, "_BATCH_SECONDS", 4)
+    monkeypatch.setattr(module, "_FIRST_SECONDS", 2)
+    taken = []
+    second = np.zeros(RATE, np.float32)
+    batches = embedder._batches((taken.append(i) or second for i in itertools.count()), 256)
+    # Windows of 2, 4, 8, 16, 32 clips and then of ten batches, of 4 clips each.
+    found = [len(taken) for _ in zip(range(18), batches, strict=False)]
+    assert found == [2, 6, *2 * [14], *4 * [30], *8 * [62], *2 * [102]]
+
+
 def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "embedder"]
 
