@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from speed_systems import BASE, PEER, POOLED
+from speed_systems import BASE, PEER, PLAIN, POOLED
 
 WAYS = ("file", "stream", "alone", "features")
 
@@ -60,10 +60,12 @@ def _heard(times: dict, name: str, seconds: int) -> str:
 
 
 def _share(figures: dict, times: dict, name: str, seconds: int) -> str:
-    if name != BASE:  # the operations were counted for its model
+    def share(counted):
+        return figures["operations"][counted][seconds] / times[name, seconds, "features"][0] / peak(figures)
+
+    if name not in figures["operations"]:
         return ""
-    operations = {int(key): value for key, value in figures["operations"].items()}[seconds]
-    return f"{operations / times[name, seconds, 'features'][0] / peak(figures):.0%}"
+    return f"{share(name):.0%}" + (f" ({share(PLAIN):.0%})" if name == BASE else "")
 
 
 def _machine(figures: dict) -> str:
@@ -115,7 +117,8 @@ def draw(figures: dict, path: Path) -> None:
             ratios = [times[PEER, length, way][0] / times[name, length, way][0] for length in lengths]
             axes.plot(lengths, ratios, marker="o", label=name, linewidth=width)
         axes.set(xscale="log", yscale="log", xlabel="seconds of a clip", title=f"{title} to vectors")
-        axes.set_xticks([*figures["operations"]], [str(seconds) for seconds in figures["operations"]])
+        ticks = sorted({seconds for _, seconds, _ in times})
+        axes.set_xticks(ticks, [str(seconds) for seconds in ticks])
     figure.axes[0].set_ylabel("times as fast as CLAP")
     figure.axes[1].legend(fontsize="x-small")
     figure.savefig(path, dpi=120)
