@@ -10,7 +10,7 @@ SPACE := .venv-space
 AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weights feature_extraction processing \
 	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
 	run_folder embedding evaluation evaluate_modules audio windows embedder vectors index_folder sound_map \
-	hostile_files constraints)
+	hostile_files constraints cpu_kernels)
 
 .PHONY: help demo space test test-minimum test-wheel test-space lint bench
 help:  ## this list

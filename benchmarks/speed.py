@@ -51,7 +51,7 @@ from processing.audio import load_audio
 
 FILE_RATE = 48000
 BATCHES = {1: (1, 4, 16), 5: (1, 4, 8), 10: (1, 2, 4), 30: (1, 2)}  # clips, by their seconds
-STREAM = {1: 32, 5: 16, 10: 8, 30: 4}  # files
+STREAM = {1: 64, 5: 32, 10: 16, 30: 6}  # files
 PRODUCTS_A_TURN = 5
 
 
