@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from modeling_wavlink import embedder as module
-from modeling_wavlink.cpu_kernels import PackedLinear
+from modeling_wavlink.cpu_kernels import PackedLinear, TokenAttention, packing_pays
 from modeling_wavlink.embedder import Embedder, cover, cut_batches
 from modeling_wavlink.peers import load_for_evaluation, revision
 
@@ -227,6 +227,13 @@ def test_a_clap(fusion, tmp_path):
     for vector in embedder.embed_clips(iter(clips), lookahead=2):
         assert np.isfinite(vector).all()
     assert np.random.random() == expected
+
+
+@pytest.mark.skipif(not packing_pays(torch.float32), reason="no packed kernels for this processor")
+def test_a_models_own_code_has_its_last_layer_packed_too(wavlink_folder):
+    layers = Embedder(str(wavlink_folder)).model.audio_model.encoder.layers
+    assert type(layers[-1]).__module__.startswith("transformers_modules")
+    assert [isinstance(layer.self_attn, TokenAttention) for layer in layers] == [False] * (len(layers) - 1) + [True]
 
 
 def test_a_folder_and_another_process(wavlink_folder, model, processor):
