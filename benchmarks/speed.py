@@ -191,7 +191,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     ]
     clip = {seconds: load_audio(paths[0], rows[PLAIN].rate) for seconds, paths in sounds.items()}
     counted = {
-        name: {s: operations(rows[name], rows[name].features([clip[s]])) for s in sounds} for name in (BASE, PLAIN)
+        name: {str(s): operations(rows[name], rows[name].features([clip[s]])) for s in sounds}
+        for name in (BASE, PLAIN)
     }
     longest = max(seconds for seconds in sounds if seconds <= 10)
     features = rows[BASE].features([load_audio(path, rows[BASE].rate) for path in sounds[longest][:4]])

@@ -61,7 +61,7 @@ def _heard(times: dict, name: str, seconds: int) -> str:
 
 def _share(figures: dict, times: dict, name: str, seconds: int) -> str:
     def share(counted):
-        return figures["operations"][counted][seconds] / times[name, seconds, "features"][0] / peak(figures)
+        return figures["operations"][counted][str(seconds)] / times[name, seconds, "features"][0] / peak(figures)
 
     if name not in figures["operations"]:
         return ""
