@@ -4,16 +4,15 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
 
 import numpy as np
 import soundfile
-import soxr
 
-from .feature_extraction_wavlink import LOUDEST
+from .audio_inputs_wavlink import LOUDEST as LOUDEST
+from .audio_inputs_wavlink import MAX_SAMPLES, at_rate, check_rate, load_source
+from .audio_inputs_wavlink import RATES as RATES
+from .audio_inputs_wavlink import check_samples as check_samples
 
-RATES = 1000, 2**20  # Hz: what is resampled; nothing that is sound has less, FLAC can say no more
-MAX_SAMPLES = 3600 * 48000  # of a clip in memory, 691 MB: an hour at 48 kHz, three at 16 kHz
 _BLOCK = 2**16, 2**20  # samples read at once: of a channel, of all channels
 
 
@@ -82,45 +81,6 @@ def mono_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
 
 
 def load_column(value, sampling_rate: int = 16000) -> np.ndarray:
-    """What an `audio` column holds, as `load_audio` gives it: a path, `{"bytes", "path"}` or `{"array",
-    "sampling_rate"}`, whose array must be mono floats."""
-    if not isinstance(value, dict):
-        return load_audio(value, sampling_rate)
-    if value.get("array") is None:
-        path, content = value.get("path"), value.get("bytes")
-        return load_audio(path if content is None else content, sampling_rate, name=path or "")
-    array, rate = np.asarray(value["array"]), value.get("sampling_rate")
-    name = value.get("path") or f"an array of shape {list(array.shape)}"
-    if rate is None:
-        raise ValueError(f"{name} has no sampling_rate: give {{'array': clip, 'sampling_rate': rate}}")
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            f"{name} holds {array.dtype}, a clip is [samples] of floats in [-1, 1]: average the channels of stereo, "
-            "and divide 16-bit samples by 32768"
-        )
-    return at_rate(array.astype(np.float32, copy=False), rate, sampling_rate, name)
-
-
-def at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
-    """A whole clip `[samples]`, checked and resampled; see `load_audio` for the errors."""
-    check_rate(rate, name)
-    check_samples(mono, name)
-    if rate != wanted and len(mono):
-        mono = soxr.resample(mono, rate, wanted)
-    if not len(mono):
-        raise ValueError(f"{name} holds no samples at {wanted} Hz")
-    return mono
-
-
-def check_rate(rate: int, name: str) -> None:
-    if not isinstance(rate, Real) or not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"{name} has a sampling rate of {rate!r} Hz, not one of {RATES[0]} to {RATES[1]} Hz")
-
-
-def check_samples(mono: np.ndarray, name: str) -> None:
-    if not np.isfinite(mono).all():
-        raise ValueError(f"{name} holds NaN or infinite samples")
-    if len(mono) and max(mono.max(), -mono.min()) > LOUDEST:
-        raise ValueError(
-            f"{name} holds samples beyond {LOUDEST:g}, a clip's are in [-1, 1]: divide 16-bit samples by 32768"
-        )
+    """What an `audio` column holds, as `load_audio` gives it: a path, bytes, `{"bytes", "path"}`, `{"array",
+    "sampling_rate"}`, whose array must be mono floats, or a decoder of `datasets`."""
+    return load_source(value, sampling_rate, load_audio)
