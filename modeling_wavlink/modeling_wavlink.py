@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput, logging
 from .clap_audio_wavlink import WavLinkClapAudioModel
 from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
+from .pipeline_wavlink import WavLinkZeroShotAudioClassificationPipeline as WavLinkZeroShotAudioClassificationPipeline
 from .pretrained_wavlink import (
     from_safetensors,
     load_htsat,
