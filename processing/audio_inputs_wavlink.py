@@ -3,7 +3,7 @@
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 
 import numpy as np
@@ -18,10 +18,11 @@ try:
 except ImportError:
     soxr = None
 
+from .downmix_wavlink import block_length, mono_blocks
+
 RATES = 1000, 2**20  # Hz: what is resampled; nothing that is sound has less, FLAC can say no more
 LOUDEST = 32.0  # 30 dB over full scale; only integers taken for floats are louder
 MAX_SAMPLES = 3600 * 48000  # of a clip in memory, 691 MB: an hour at 48 kHz, three at 16 kHz
-_BLOCK = 2**16, 2**20  # samples read at once: of a channel, of all channels
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 reader = None  # `read_file`, or what `processing` puts here: its `load_audio`, which reads more
 _TAGS = b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"\0"  # what may follow the last frame of an MP3 or Ogg
@@ -55,7 +56,7 @@ def load_source(value, sampling_rate: int, load: Callable | None = None) -> np.n
 
     Args:
         value: a file's path or content (bytes), `{"path", "bytes"}`, `{"array", "sampling_rate"}` with a mono array of
-            floats, or a decoder (see `is_decoder`), of whose channels the mean is taken.
+            floats, or a decoder (see `is_decoder`), whose channels are mixed as a file's.
         load: reads a file, called as `load(path_or_bytes, sampling_rate, name)`; default: `reader` or `read_file`.
 
     Raises:
@@ -65,7 +66,12 @@ def load_source(value, sampling_rate: int, load: Callable | None = None) -> np.n
     if is_decoder(value):
         return _decoded(value, sampling_rate)
     if not isinstance(value, dict):
-        return load(_local(value), sampling_rate, "")
+        if not is_source(value):
+            raise ValueError(
+                f"a sound is a file's path or its bytes, not {type(value).__name__}: give samples as {{'array': clip, "
+                "'sampling_rate': rate}"
+            )
+        return load(local_source(value), sampling_rate, "")
     array, path, content = (value.get(key) for key in ("array", "path", "bytes"))
     if array is not None:
         return _checked_array(array, value.get("sampling_rate"), sampling_rate, path or "")
@@ -74,10 +80,11 @@ def load_source(value, sampling_rate: int, load: Callable | None = None) -> np.n
             f"a sound with {', '.join(map(repr, value)) or 'no keys'} has no samples: give {{'array', "
             "'sampling_rate'}, or {'path', 'bytes'} with one of the two"
         )
-    return load(_local(path if content is None else content), sampling_rate, os.fspath(path or ""))
+    return load(local_source(path if content is None else content), sampling_rate, os.fspath(path or ""))
 
 
-def _local(source):
+def local_source(source):
+    """A path or bytes as they are, and whatever else is not a URL; other kinds of bytes as bytes."""
     if isinstance(source, bytearray | memoryview):
         return bytes(source)
     if isinstance(source, str) and _URL.match(source):
@@ -107,8 +114,10 @@ def _decoded(decoder, wanted: int) -> np.ndarray:
             f"an audio decoder gives no samples: {str(error)[:300]}. If the sound is a row of a data set, "
             'cast_column("audio", Audio(decode=False)) has it read without the decoder'
         ) from error
-    data = np.atleast_2d(data).astype(np.float32, copy=False)  # (channels, samples)
-    return at_rate(data.mean(axis=0) if len(data) > 1 else data[0], rate, wanted, "the sound of an audio decoder")
+    data = np.atleast_2d(data).T.astype(np.float32)  # (channels, samples) -> (samples, channels)
+    check_rate(rate, "the sound of an audio decoder")
+    mono = np.concatenate([np.empty(0, np.float32), *mono_blocks([data], rate)])
+    return at_rate(mono, rate, wanted, "the sound of an audio decoder")
 
 
 def to_numpy(clip) -> np.ndarray:
@@ -140,36 +149,44 @@ def read_file(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int, name
         # Not by its path: of what libsndfile does not know it would believe the name, and read a web page named x.au.
         file = io.BytesIO(path_or_bytes) if content else open(path_or_bytes, "rb")
         with file, soundfile.SoundFile(file) as sound:
-            check_rate(sound.samplerate, name)
-            mono = _mono(sound, MAX_SAMPLES * min(1, sound.samplerate / sampling_rate), name)
+            rate = sound.samplerate
+            check_rate(rate, name)
+            mono = np.concatenate([np.empty(0, np.float32), *mono_blocks(_blocks(sound, sampling_rate, name), rate)])
             rest = file.read(16)  # what libsndfile left: it stops at the end of an Ogg's or MP3's first stream
             if sound.format in ("OGG", "MP3", "MPEG", "FLAC") and rest and not rest.startswith(_TAGS):
                 raise ValueError(f"{name} goes on after its first sound: save it as one, for example as wav or flac")
-            return at_rate(mono, sound.samplerate, sampling_rate, name)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise ValueError(f"cannot read {name} as sound: {getattr(error, 'error_string', error)}") from error
+    return at_rate(mono, rate, sampling_rate, name)
 
 
-def _mono(sound, room: float, name: str) -> np.ndarray:
-    """The mean of the channels, read until nothing comes: a header's length is not believed."""
+def _blocks(sound, wanted: int, name: str) -> Iterator[np.ndarray]:
+    """float32 `[samples, channels]`, read until nothing comes: what a header says of the length is not believed."""
     sound.seekable = lambda: False  # else every read is cut to the header's length, and followed by a seek
-    blocks, frames = [np.empty(0, np.float32)], min(sound.samplerate, _BLOCK[0], _BLOCK[1] // sound.channels)
+    room, frames = MAX_SAMPLES * min(1, sound.samplerate / wanted), block_length(sound.samplerate, sound.channels)
     while len(block := sound.read(frames, dtype="float32", always_2d=True)):
         room -= len(block)
         if room < 0:
             raise ValueError(f"{name} has more than {MAX_SAMPLES} samples, too many to be held at once: cut it")
-        blocks.append(block.mean(axis=1) if sound.channels > 1 else block[:, 0])  # (samples, channels) -> (samples)
-    return np.concatenate(blocks)
+        yield block
+
+
+def resample_blocks(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
+    """Mono `[samples]` at the rate `wanted`, in the memory of a few blocks, at soxr's high quality."""
+    if soxr is None:
+        raise ImportError(f"a sound has {rate} Hz, the model takes {wanted} Hz: pip install soxr to have it resampled")
+    resampler = soxr.ResampleStream(rate, wanted, num_channels=1, dtype="float32")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
 
 
 def at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
     """A whole clip `[samples]`, checked and resampled at soxr's high quality; ValueError with `name` otherwise."""
     check_rate(rate, name)
     check_samples(mono, name)
-    if rate != wanted and len(mono):
-        if soxr is None:
-            raise ImportError(f"{name} has {rate} Hz, the model takes {wanted} Hz: pip install soxr to resample it")
-        mono = soxr.resample(mono, rate, wanted)
+    if rate != wanted:
+        mono = np.concatenate(list(resample_blocks([mono], rate, wanted)))
     if not len(mono):
         raise ValueError(f"{name} holds no samples at {wanted} Hz")
     return mono

@@ -6,6 +6,7 @@ from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtra
 # The older transformers 5 bring along only what this file imports.
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
 from .checked_clips_wavlink import CheckedClips
+from .downmix_wavlink import mono_blocks as mono_blocks
 
 PADDINGS = ("longest", "max_length")
 

@@ -13,7 +13,8 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import logging
 
 from .audio_inputs_wavlink import as_list, is_source
-from .checked_clips_wavlink import CheckedClips as CheckedClips  # the older transformers 5 bring along only imports
+from .checked_clips_wavlink import CheckedClips as CheckedClips  # the older transformers 5 bring along
+from .downmix_wavlink import mono_blocks as mono_blocks  # only what this file imports
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 
 logger = logging.get_logger(__name__)
