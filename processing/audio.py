@@ -14,6 +14,7 @@ from transformers.utils import logging
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
 from .audio_inputs_wavlink import MAX_SAMPLES, check_rate, check_samples, load_source, local_source, resample_blocks
 from .audio_inputs_wavlink import RATES as RATES
+from .audio_inputs_wavlink import at_rate as at_rate
 from .containers import HARMLESS, Link, links_of
 from .downmix_wavlink import block_length, mono_blocks
 from .video import open_video

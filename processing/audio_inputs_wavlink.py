@@ -77,8 +77,8 @@ def load_source(value, sampling_rate: int, load: Callable | None = None) -> np.n
         return _checked_array(array, value.get("sampling_rate"), sampling_rate, path or "")
     if content is None and path is None:
         raise ValueError(
-            f"a sound with {', '.join(map(repr, value)) or 'no keys'} has no samples: give {{'array', "
-            "'sampling_rate'}, or {'path', 'bytes'} with one of the two"
+            f"a sound is a file's path or its bytes, not a dict of {', '.join(map(repr, value)) or 'nothing'} that "
+            "holds none: give {'array', 'sampling_rate'}, or {'path', 'bytes'} with one of the two"
         )
     return load(local_source(path if content is None else content), sampling_rate, os.fspath(path or ""))
 
