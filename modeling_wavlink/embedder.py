@@ -11,10 +11,8 @@
 import copy
 import functools
 import itertools
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -26,6 +24,7 @@ from processing.audio import load_column
 from processing.audio_inputs_wavlink import is_source, to_numpy
 
 from .cpu_kernels import pack_layers
+from .made_ahead import made_ahead
 from .peers import RepeatableClapProcessor, load_for_evaluation, revision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -129,7 +128,7 @@ class Embedder:
         """
         if lookahead < 1:
             raise ValueError(f"lookahead must be 1 clip or more, got {lookahead}")
-        with closing(_beside(lambda taken: self._batches(taken, lookahead), clips, _BATCHES_AHEAD)) as batches:
+        with closing(made_ahead(lambda taken: self._batches(taken, lookahead), clips, _BATCHES_AHEAD)) as batches:
             waiting, place = {}, 0
             for places, heard in self._in_step(batches):
                 inputs = heard if self._overlaps else self._inputs(heard)
@@ -324,37 +323,3 @@ def _load(model, processor, revision: str | None):
 
 def _revision(model: PreTrainedModel) -> str:  # the constructor's argument has that name
     return revision(model)
-
-
-def _beside(work: Callable[[Iterator], Iterator], items: Iterable, ahead: int) -> Iterator:
-    """What `work` makes of `items`, made by a thread up to `ahead` in advance. Closing it ends the thread."""
-    room, made, closed = threading.Semaphore(ahead), queue.SimpleQueue(), threading.Event()
-    end = object()
-
-    def run():
-        error = None
-        try:
-            for result in work(itertools.takewhile(lambda _: not closed.is_set(), items)):
-                made.put((result, None))
-                room.acquire()
-                if closed.is_set():
-                    break
-        except BaseException as caught:  # for the caller, whatever it is
-            error = caught
-        made.put((end, error))
-
-    thread = threading.Thread(target=run, name="embedder", daemon=True)
-    thread.start()
-    try:
-        while True:
-            result, error = made.get()
-            if error is not None:
-                raise error
-            if result is end:
-                return
-            room.release()
-            yield result
-    finally:
-        closed.set()
-        room.release()
-        thread.join()
