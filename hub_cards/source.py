@@ -5,13 +5,15 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
-from transformers import AutoTokenizer, set_seed
-from transformers.utils import cached_file
+from transformers import set_seed
+from transformers.utils import cached_file, logging
 
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.building import build
 from modeling_wavlink.recipes import get_recipe
-from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+from processing import WavLinkProcessor
+
+logger = logging.get_logger(__name__)
 
 SIZES = ("base", "small", "large")
 
@@ -30,7 +32,7 @@ def open_checkpoint(source: str) -> tuple[WavLinkModel | PeftModel, WavLinkProce
         hint = f"did you mean {best}?" if (best / "config.json").is_file() else "give a WavLink's folder or Hub id"
         raise ValueError(f"{source} has neither a config.json nor an adapter_config.json: {hint}")
     model = WavLinkModel.from_pretrained(source, use_safetensors=True).eval()
-    return model, _open_processor(source, model)
+    return model, WavLinkProcessor.from_pretrained(source)
 
 
 def open_paper_model(size: str) -> tuple[WavLinkModel, WavLinkProcessor]:
@@ -55,14 +57,11 @@ def _file(source: str, name: str) -> str | None:
     return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
 
 
-def _open_processor(source: str, model: WavLinkModel) -> WavLinkProcessor:
-    htsat = model.config.audio_config.model_type == "clap_audio_model"
-    extractor = (WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor).from_pretrained(source)
-    return WavLinkProcessor(extractor, AutoTokenizer.from_pretrained(source, config=model.config.text_config))
-
-
 def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
-    base = PeftConfig.from_pretrained(source).base_model_name_or_path
+    config = PeftConfig.from_pretrained(source)
+    base = config.base_model_name_or_path
+    if getattr(config, "megatron_config", None):
+        raise ValueError(f"the adapter_config.json of {source} names a module to import (megatron_config): delete it")
     weights = _file(source, "adapter_model.safetensors")
     if not weights:
         raise ValueError(f"{source} has no adapter_model.safetensors: save it with peft's safe_serialization=True")
@@ -71,6 +70,12 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
             f"{source} does not name the model it was trained on: push the merged folder it lies in, or write its "
             "folder or Hub id into adapter_config.json as base_model_name_or_path"
         )
+    if not Path(source).is_dir() and Path(base).exists():
+        raise ValueError(
+            f"{source}, an adapter of the Hub, names {base} as its base, which is on this machine: download the "
+            "adapter, look at it, and give its folder"
+        )
+    logger.warning(f"the base of {source} is {base}, as its adapter_config.json says")
     try:
         bare = WavLinkModel.from_pretrained(base, use_safetensors=True)
     except OSError as error:
@@ -81,7 +86,7 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
     # The run's own processor, which lies beside its merged weights: the recipe may pad otherwise than the base.
     above = Path(source).parent
     places = [place for place in (source, str(above)) if Path(place, "processor_config.json").is_file()]
-    return model, _open_processor([*places, base][0], bare)
+    return model, WavLinkProcessor.from_pretrained([*places, base][0])
 
 
 def _refuse_forgotten(source: str, weights: str, model: PeftModel) -> None:

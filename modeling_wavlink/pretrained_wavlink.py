@@ -100,7 +100,8 @@ def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedMo
     """The encoder without a pooler, and CLIP's pretrained text projection `[projection_dim, hidden_size]`."""
     clip_text = config.model_type == "clip_text_model"
     loader = _CLIPTextAlone if clip_text else AutoModel
-    tower, info = from_safetensors(loader.from_pretrained, source, config=config, **_IN_FP32)
+    options = {"config": config, "trust_remote_code": False, **_IN_FP32}
+    tower, info = from_safetensors(loader.from_pretrained, source, **options)
     refuse_wrong_weights(source, info, _NO_TEXT_TOWER, new=("text_projection.", "pooler."))
     if not clip_text:
         if hasattr(tower, "pooler"):
