@@ -13,8 +13,12 @@ MOST_LAYERS = 1000  # of a tower; a config that says more would be built for hou
 # RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
-# Fields by which a file could have transformers download and run a kernel. They are options of a call, never saved.
-_NAMES_CODE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+# Fields by which a file could have transformers run a kernel or a pipeline of anybody's. The first four are options of
+# a call and never saved.
+_NAMES_CODE = (
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+    "custom_pipelines",
+)
 
 # (Whisper width, layers, heads, mel bins, vocabulary), (CLIP text width, heads): Table 1 of arXiv 2601.15118.
 _SIZES = {
@@ -249,8 +253,8 @@ def _check_htsat(config: PretrainedConfig) -> None:
 
 
 def _without_code(config_dict: dict) -> dict:
-    """A copy of what a file says, without an attention kernel to be downloaded and, but for the two classes that this
-    repository ships, without an `auto_map`. What is saved from it then names no code that was never looked at."""
+    """A copy without the fields that name code, but for those of the two classes that are shipped: what is saved from
+    it names no code of others either."""
     config_dict = {name: value for name, value in config_dict.items() if name not in _NAMES_CODE}
     if isinstance(config_dict.get("auto_map"), dict):
         own = {name: value for name, value in config_dict["auto_map"].items() if name in ("AutoConfig", "AutoModel")}

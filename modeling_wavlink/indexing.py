@@ -16,6 +16,7 @@ import pyarrow
 from processing.sources import Listing, Sound, list_sounds
 from processing.windows import check_window, stream_windows
 
+from .configuration_wavlink import one_line
 from .embedder import Embedder
 from .index_folder import FILES, IndexFolder, Manifest
 from .peers import parse_name
@@ -157,8 +158,8 @@ def _present(manifest: Manifest, device: str, dtype: str) -> Embedder:
         return _embedder(name, device, dtype, **pinned)
     except ValueError as error:
         raise ValueError(
-            f"the index says it was made by {name!r}, which this machine does not have ({error}): name it yourself "
-            "with --model"
+            f"the index says it was made by {name!r}, which this machine does not have ({one_line(error)}): name it "
+            "yourself with --model"
         ) from error
 
 

@@ -258,7 +258,6 @@ def test_a_second_stage_trains_this_code_and_hands_no_other_on(folder, evil, tmp
         assert b"evil" not in path.read_bytes().replace(str(evil).encode(), b"")
     code = (tmp_path / "run/best/losses_wavlink.py").read_bytes()
     assert code == Path(losses_wavlink.__file__).read_bytes()
-    assert (tmp_path / "run/best/adapter").exists() is False
     run_clean(LOADED, tmp_path / "run/best", tmp_path=tmp_path)  # where it is trusted, and runs this code alone
 
 
@@ -295,13 +294,12 @@ def test_a_wavlink_is_no_tower(wavlink_folder):
         WavLinkConfig(text_config={"model_type": "wavlink"}, audio_config=config["audio_config"])
 
 
-def renamed(folder: Path, model: str, **fields) -> None:
+def renamed(path: Path, model: str, **fields) -> None:
     """Writes another model's name into an index, with a checksum that fits, as anybody can."""
-    index = IndexFolder.open(folder)
-    path = folder / "index.json"
+    index = IndexFolder.open(path)
     written = json.loads(index.manifest.to_json()) | {"model": model} | fields
     written.pop("sha256")
-    path.write_text(json.dumps(written | {"sha256": _digest(written)}))
+    (path / "index.json").write_text(json.dumps(written | {"sha256": _digest(written)}))
 
 
 @pytest.fixture
@@ -370,10 +368,10 @@ def test_an_index_downloads_no_model(hub, wavlink_folder, wavs, tmp_path):
     assert hub.run(code, tmp_path / "home").splitlines()[-1] == "found 3"
     again = FROM_HUB.replace("sys.argv", repr(["", "query", *run]))
     assert hub.run(again, tmp_path / "home").splitlines()[-1] == "found 3"
-    asked = len(hub.requests)
+    asked = len([path for _, path in hub.requests if "wavlink" in path])
     said = hub.run(again, tmp_path / "other home").splitlines()[-1]
     assert said.startswith("refused the index says it was made by 'user/wavlink', which this machine does not have")
-    assert len(hub.requests) == asked
+    assert len([path for _, path in hub.requests if "wavlink" in path]) == asked > 0
 
 
 def test_what_leaves_this_machine_names_no_folder_of_it(index):
