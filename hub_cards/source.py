@@ -6,10 +6,12 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from transformers import set_seed
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import extract_commit_hash
 
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.building import build
+from modeling_wavlink.compat_wavlink import optional_file
 from modeling_wavlink.recipes import get_recipe
 from processing import WavLinkProcessor
 
@@ -25,7 +27,7 @@ def open_checkpoint(source: str) -> tuple[WavLinkModel | PeftModel, WavLinkProce
         source: a folder or Hub id of a WavLink, such as runs/sounds/best, or of a PEFT adapter of one.
     """
     folder = Path(source)
-    if _file(source, "adapter_config.json"):
+    if optional_file(source, "adapter_config.json"):
         return _open_adapter(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         best = folder / "best"
@@ -53,8 +55,12 @@ def run_of(source: str) -> Path | None:
     return next((folder for folder in near if (folder / "recipe.json").is_file()), None)
 
 
-def _file(source: str, name: str) -> str | None:
-    return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+def commit_of(source: str) -> str:
+    """The Hub's commit of a WavLink; "" of a folder, and of an adapter, which has to be merged first."""
+    if Path(source).is_dir() or optional_file(source, "adapter_config.json"):
+        return ""
+    config = optional_file(source, "config.json")
+    return (config and extract_commit_hash(config, None)) or ""
 
 
 def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
@@ -62,7 +68,7 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
     base = config.base_model_name_or_path
     if getattr(config, "megatron_config", None):
         raise ValueError(f"the adapter_config.json of {source} names a module to import (megatron_config): delete it")
-    weights = _file(source, "adapter_model.safetensors")
+    weights = optional_file(source, "adapter_model.safetensors")
     if not weights:
         raise ValueError(f"{source} has no adapter_model.safetensors: save it with peft's safe_serialization=True")
     if not base:
@@ -80,7 +86,6 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
         bare = WavLinkModel.from_pretrained(base, use_safetensors=True)
     except OSError as error:
         raise ValueError(f"{base}, which {source} was trained on, does not load: {error}") from error
-    bare.config._commit_hash = None  # what was scored under that commit had no adapter
     model = PeftModel.from_pretrained(bare, source).eval()
     _refuse_forgotten(source, weights, model)
     # The run's own processor, which lies beside its merged weights: the recipe may pad otherwise than the base.

@@ -305,8 +305,10 @@ def _sub_config(config, default_class: type, default_kwargs: dict) -> Pretrained
     if config is None:
         config = default_kwargs
     model_type = config.get("model_type", default_class.model_type)
-    if model_type not in CONFIG_MAPPING or model_type == WavLinkConfig.model_type:
-        raise ValueError(f"transformers knows no tower of model_type {model_type!r}")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"transformers knows no model_type {model_type!r}")
+    if model_type == WavLinkConfig.model_type:
+        raise ValueError("a WavLink cannot be a tower of another")
     return CONFIG_MAPPING[model_type].from_dict(dict(config))
 
 

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, logging
 
 from .clap_audio_wavlink import WavLinkClapAudioModel
+from .compat_wavlink import from_config
 from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pretrained_wavlink import (
@@ -90,7 +91,7 @@ class WavLinkModel(PreTrainedModel):
         dtype = torch.get_default_dtype()  # what from_pretrained was asked for; the towers' configs may say another
         htsat = config.audio_config.model_type == "clap_audio_model"
         tower = WavLinkClapAudioModel if htsat else WavLinkAudioModel
-        self.audio_model = tower._from_config(config.audio_config, dtype=dtype)
+        self.audio_model = from_config(tower, config.audio_config, dtype=dtype)
         self.supports_gradient_checkpointing = tower.supports_gradient_checkpointing
         self.text_model = AutoModel.from_config(config.text_config, trust_remote_code=False, dtype=dtype)
         if hasattr(self.text_model, "pooler"):  # BERT's has weights that no text pooling of ours uses

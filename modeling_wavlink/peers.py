@@ -33,6 +33,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from processing import WavLinkProcessor
 
+from .compat_wavlink import optional_file
 from .modeling_wavlink import WavLinkModel
 from .pretrained_wavlink import from_safetensors
 
@@ -304,7 +305,7 @@ def refuse_adapter(source: str, **hub) -> None:
     Args:
         hub: options of `cached_file`, such as `revision`.
     """
-    if cached_file(source, "adapter_config.json", _raise_exceptions_for_missing_entries=False, **hub):
+    if optional_file(source, "adapter_config.json", **hub):
         raise ValueError(
             f"{source} holds an adapter_config.json, whose adapter and base would be loaded too: give a model without "
             "one, such as what hub_cards.push or peft's merge_and_unload makes of an adapter"

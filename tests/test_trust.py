@@ -290,7 +290,7 @@ def test_a_config_downloads_no_kernel(wavlink_folder, marker, where, name):
 
 def test_a_wavlink_is_no_tower(wavlink_folder):
     config = json.loads((wavlink_folder / "config.json").read_text())
-    with pytest.raises(ValueError, match="no tower of model_type 'wavlink'"):
+    with pytest.raises(ValueError, match="a WavLink cannot be a tower"):
         WavLinkConfig(text_config={"model_type": "wavlink"}, audio_config=config["audio_config"])
 
 
