@@ -15,7 +15,8 @@ def whisper_log_mel(extractor: WhisperFeatureExtractor, samples: np.ndarray) -> 
 
 
 def clap_log_mel(extractor: ClapFeatureExtractor, samples: np.ndarray) -> np.ndarray:
-    """`[samples]`, at most a window -> `[1, T, F]`, repeated until the window is full: by CLAP's own method (transformers 5.6 to 5.23), or else by a plain extractor's call."""
+    """`[samples]`, at most a window -> `[1, T, F]`, repeated until the window is full: by CLAP's own method
+    (transformers 5.6 to 5.23), or else by a plain extractor's call."""
     if getattr(extractor, "_get_input_mel", None):
         return extractor._get_input_mel(samples, extractor.nb_max_samples, extractor.truncation, "repeatpad")[0]
     plain = ClapFeatureExtractor.from_dict(extractor.to_dict())

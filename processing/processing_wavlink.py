@@ -11,6 +11,7 @@ from transformers import (
 from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import logging
 
+from .compat_features_wavlink import whisper_log_mel as whisper_log_mel  # older transformers 5 bring along only these
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 
 logger = logging.get_logger(__name__)
