@@ -172,10 +172,19 @@ def _embedder(model: str | Embedder, device: str, dtype: str, revision: str | No
         return model
     if not model:
         raise ValueError("a new index needs its model: give --model, a folder or a Hub id")
-    name = os.path.abspath(model) if os.path.isdir(model) else model  # the index is read from other folders too
+    name = _absolute(model)
     embedder = Embedder(name, revision=revision, device=device, dtype=dtype, **hub)
     embedder.name = name  # also of a control, random:NAME@SEED
     return embedder
+
+
+def _absolute(model: str) -> str:
+    """A folder by its absolute path, since an index is read from other working folders too; also of a control."""
+    source, _ = parse_name(model)
+    if not os.path.isdir(source):
+        return model
+    kind, rest = ("random:", model.removeprefix("random:")) if source != model else ("", model)
+    return f"{kind}{os.path.abspath(source)}{rest.removeprefix(source)}"
 
 
 def _new_manifest(embedder: Embedder, root: str, wanted: dict) -> Manifest:

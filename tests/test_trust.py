@@ -315,6 +315,15 @@ def test_an_index_without_a_model_named_uses_the_one_of_this_machine(index, wavl
     assert "foreign" not in IndexFolder.open(index).manifest.to_json()
 
 
+@pytest.mark.parametrize("named", ["{}", "random:{}", "random:{}@3"])
+def test_an_index_finds_its_folder_from_any_working_folder(named, wavlink_folder, wavs, marker, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index_sounds(str(wavs), tmp_path / "index", named.format("wavlink"), progress=False)
+    assert IndexFolder.open(tmp_path / "index").manifest.model == named.format(wavlink_folder)
+    monkeypatch.chdir(wavs)
+    assert Index.open(tmp_path / "index").query("rain")
+
+
 @pytest.mark.parametrize("foreign", [{}, {"foreign": False}, {"foreign": True}])
 @pytest.mark.parametrize("command", [["query", "{index}", "rain"], ["index", "{wavs}", "--out", "{index}"]])
 def test_an_index_cannot_have_a_folders_code_run(index, evil, wavs, foreign, command, tmp_path, monkeypatch):
