@@ -12,6 +12,7 @@ from transformers.utils.hub import extract_commit_hash
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.building import build
 from modeling_wavlink.compat_wavlink import optional_file
+from modeling_wavlink.pretrained_wavlink import refuse_adapter
 from modeling_wavlink.recipes import get_recipe
 from processing import WavLinkProcessor
 
@@ -81,6 +82,7 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
             f"{source}, an adapter of the Hub, names {base} as its base, which is on this machine: download the "
             "adapter, look at it, and give its folder"
         )
+    refuse_adapter(base)
     logger.warning(f"the base of {source} is {base}, as its adapter_config.json says")
     try:
         bare = WavLinkModel.from_pretrained(base, use_safetensors=True)

@@ -12,7 +12,7 @@ from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, Wav
 
 from .configuration_wavlink import WavLinkConfig, frame_pooling
 from .modeling_wavlink import WavLinkModel
-from .peers import refuse_adapter
+from .pretrained_wavlink import refuse_adapter
 from .recipes import Recipe
 from .regimes import lora_config, set_trainable
 

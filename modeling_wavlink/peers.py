@@ -33,9 +33,8 @@ from transformers.utils.hub import extract_commit_hash
 
 from processing import WavLinkProcessor
 
-from .compat_wavlink import optional_file
 from .modeling_wavlink import WavLinkModel
-from .pretrained_wavlink import from_safetensors
+from .pretrained_wavlink import from_safetensors, refuse_adapter
 
 logger = logging.get_logger(__name__)
 
@@ -297,19 +296,6 @@ def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple
     commit = extract_commit_hash(path, None)
     refuse_adapter(source, revision=commit, local_files_only=local_files_only)
     return model_type, commit
-
-
-def refuse_adapter(source: str, **hub) -> None:
-    """Refuses a model with an adapter beside it, for which transformers may load another model that a file names.
-
-    Args:
-        hub: options of `cached_file`, such as `revision`.
-    """
-    if optional_file(source, "adapter_config.json", **hub):
-        raise ValueError(
-            f"{source} holds an adapter_config.json, whose adapter and base would be loaded too: give a model without "
-            "one, such as what hub_cards.push or peft's merge_and_unload makes of an adapter"
-        )
 
 
 def _pretrained(source: str, model_type: str, revision: str | None = None, **hub) -> PreTrainedModel:

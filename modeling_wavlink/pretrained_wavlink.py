@@ -32,6 +32,19 @@ def refuse_wrong_weights(source: str, info: dict, left_out: re.Pattern | None = 
         )
 
 
+def refuse_adapter(source: str, **hub) -> None:
+    """Refuses a model with an adapter beside it, for which transformers may load another model that a file names.
+
+    Args:
+        hub: options of `cached_file`, such as `revision`.
+    """
+    if optional_file(source, "adapter_config.json", **hub):
+        raise ValueError(
+            f"{source} holds an adapter_config.json, whose adapter and base would be loaded too: give a model without "
+            "one, such as what hub_cards.push or peft's merge_and_unload makes of an adapter"
+        )
+
+
 def refuse_broken_weights(source: str, model: PreTrainedModel) -> None:
     """NaN or infinite weights, which would give every clip a vector of NaN."""
     for name, weight in model.named_parameters():
@@ -87,6 +100,7 @@ class _CLIPTextAlone(CLIPTextModelWithProjection):
 
 
 def load_whisper_encoder(source: str) -> WhisperEncoder:
+    refuse_adapter(source)
     mapping = {r"^(model\.)?encoder\.": ""}
     encoder, info = from_safetensors(_WhisperEncoderAlone.from_pretrained, source, key_mapping=mapping, **_IN_FP32)
     refuse_wrong_weights(source, info, _NO_ENCODER)
@@ -95,6 +109,7 @@ def load_whisper_encoder(source: str) -> WhisperEncoder:
 
 def load_htsat(source: str, config: PretrainedConfig) -> ClapAudioModel:
     """The audio half, with its batch norm's statistics, of a CLAP that may be whole."""
+    refuse_adapter(source)
     options = {"config": config, "key_mapping": {r"^audio_model\.": ""}, **_IN_FP32}
     tower, info = from_safetensors(_ClapAudioAlone.from_pretrained, source, **options)
     refuse_wrong_weights(source, info, _NO_HTSAT)
@@ -103,6 +118,7 @@ def load_htsat(source: str, config: PretrainedConfig) -> ClapAudioModel:
 
 def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedModel, Tensor | None]:
     """The encoder without a pooler, and CLIP's pretrained text projection `[projection_dim, hidden_size]`."""
+    refuse_adapter(source)
     clip_text = config.model_type == "clip_text_model"
     loader = _CLIPTextAlone if clip_text else AutoModel
     options = {"config": config, "trust_remote_code": False, **_IN_FP32}

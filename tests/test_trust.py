@@ -273,6 +273,18 @@ def test_an_adapter_beside_a_model_is_refused(wavlink_folder, marker, own, folde
         train.train(recipe(folder, tmp_path / "run", "--init", str(wavlink_folder)))
 
 
+@pytest.mark.parametrize("tower", ["whisper_folder", "bert_folder", "clip_folder", "unfused"])
+def test_an_adapter_beside_a_tower_is_refused(tower, whisper_folder, bert_folder, marker, tmp_path, request):
+    named = tmp_path / "tower"
+    shutil.copytree(request.getfixturevalue(tower), named)
+    edit(named / "adapter_config.json", base_model_name_or_path="someone/else", peft_type="LORA")
+    audio = tower in ("whisper_folder", "unfused")
+    with pytest.raises(ValueError, match="tower holds an adapter_config.json"):
+        WavLinkModel.from_audio_text_pretrained(
+            str(named if audio else whisper_folder), str(bert_folder if audio else named)
+        )
+
+
 @pytest.mark.parametrize("where", ["", "text_config", "audio_config"])
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
 def test_a_config_downloads_no_kernel(wavlink_folder, marker, where, name):
