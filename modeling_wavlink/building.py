@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
 
+from .compat import enable_checkpointing
 from .configuration_wavlink import WavLinkConfig, frame_pooling
 from .modeling_wavlink import WavLinkModel
 from .pretrained_wavlink import refuse_adapter
@@ -120,7 +121,7 @@ def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     if recipe.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ValueError("HTS-AT has no gradient_checkpointing: leave it out, or lower --micro_batch_size")
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
     return model
 
 

@@ -54,6 +54,19 @@ def unsplit_modules(model: nn.Module) -> set[str]:
     return stacked & set(declared) if declared else stacked
 
 
+def enable_checkpointing(model) -> None:
+    """Compute states again on the way back instead of keeping them; the method's name until transformers 5.22 is
+    deprecated.
+
+    Raises:
+        ValueError: the model cannot.
+    """
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_enable()
+
+
 def train_batch_size(trainer) -> int:
     """Clips a process in a step: Trainer's own, which `auto_find_batch_size` lowers (transformers 5.6 to 5.23),
     or else what its arguments say."""

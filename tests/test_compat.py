@@ -100,6 +100,21 @@ def test_layers_that_fsdp_keeps_whole(model, monkeypatch):
     assert compat.unsplit_modules(nn.Sequential(nn.ModuleList([nn.Linear(1, 1)]))) == {"Linear"}
 
 
+def test_checkpointing_by_either_name():
+    class Model:
+        def gradient_checkpointing_enable(self):
+            self.old = True
+
+    class NewModel(Model):
+        def activation_checkpointing_enable(self):
+            self.new = True
+
+    old, new = Model(), NewModel()
+    compat.enable_checkpointing(old)
+    compat.enable_checkpointing(new)
+    assert vars(old) == {"old": True} and vars(new) == {"new": True}
+
+
 def test_trainer_without_private_methods():
     inputs, args = {"a": torch.ones(1)}, SimpleNamespace(train_batch_size=3, device=torch.device("cpu"))
     assert compat.train_batch_size(SimpleNamespace(args=args)) == 3
