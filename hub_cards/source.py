@@ -82,9 +82,9 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
             f"{source}, an adapter of the Hub, names {base} as its base, which is on this machine: download the "
             "adapter, look at it, and give its folder"
         )
-    refuse_adapter(base)
     logger.warning(f"the base of {source} is {base}, as its adapter_config.json says")
     try:
+        refuse_adapter(base)
         bare = WavLinkModel.from_pretrained(base, use_safetensors=True)
     except OSError as error:
         raise ValueError(f"{base}, which {source} was trained on, does not load: {error}") from error
