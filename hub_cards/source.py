@@ -82,7 +82,7 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
             f"{source}, an adapter of the Hub, names {base} as its base, which is on this machine: download the "
             "adapter, look at it, and give its folder"
         )
-    logger.warning(f"the base of {source} is {base}, as its adapter_config.json says")
+    logger.warning(f"the base of {source} is {base[:200]!r}, as its adapter_config.json says")
     try:
         refuse_adapter(base)
         bare = WavLinkModel.from_pretrained(base, use_safetensors=True)

@@ -288,11 +288,17 @@ def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple
             f"{source!r} is neither a folder here nor to be had from the Hub: {ACCEPTED} ({error})"
         ) from error
     try:
-        model_type = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
-    except ValueError as error:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        model_type, auto_map = config.get("model_type"), config.get("auto_map")
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"the config.json of {source} is broken: {error}") from error
     if model_type not in ("wavlink", "clap"):
         raise ValueError(f"{source} is a {model_type!r} model: {ACCEPTED}")
+    shipped = auto_map.get("AutoModel") if isinstance(auto_map, dict) else None
+    if shipped and not str(shipped).endswith("modeling_wavlink.WavLinkModel"):
+        logger.warning(
+            f"the model class that {source} ships, {str(shipped)[:80]!r}, is not run: this package's is taken instead"
+        )
     commit = extract_commit_hash(path, None)
     refuse_adapter(source, revision=commit, local_files_only=local_files_only)
     return model_type, commit

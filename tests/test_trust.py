@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -188,6 +189,15 @@ def test_another_feature_extractor_and_a_tokenizer_with_code_are_refused(evil):
     edit(evil / "processor_config.json", feature_extractor={"feature_extractor_type": "Wav2Vec2FeatureExtractor"})
     with pytest.raises(ValueError, match="feature extractor of type 'Wav2Vec2FeatureExtractor'"):
         WavLinkProcessor.from_pretrained(evil)
+
+
+def test_code_that_is_not_run_is_named(evil, wavlink_folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("modeling_wavlink"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        Embedder(str(wavlink_folder))
+        assert "is not run" not in caplog.text
+        Embedder(str(evil))
+    assert "the model class that" in caplog.text and "'evil.Evil', is not run" in caplog.text
 
 
 def search_it(evil, wavs, out):
