@@ -20,7 +20,7 @@ from processing.windows import stream_windows
 
 from .embedder import Embedder, mean_direction
 from .index_folder import IndexFolder
-from .indexing import embedder_of
+from .index_model import embedder_of
 from .vectors import FlatIndex, decode, encode
 
 WEIGHT = 0.5  # of what is unwanted beside what is wanted
