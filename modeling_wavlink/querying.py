@@ -20,7 +20,7 @@ from processing.windows import stream_windows
 
 from .embedder import Embedder, mean_direction
 from .index_folder import IndexFolder
-from .indexing import embedder_of
+from .index_model import embedder_of
 from .vectors import FlatIndex, decode, encode
 
 WEIGHT = 0.5  # of what is unwanted beside what is wanted
@@ -71,8 +71,8 @@ class Index:
         """
         Args:
             folder: of `index_sounds`.
-            model: the one that the index was made by, if it is elsewhere now (an index from the Hub always asks for
-                it); loaded at the first query.
+            model: the one that the index was made by, where this machine does not have it under the name in the index
+                (see `embedder_of`); loaded at the first query.
             dim: of the nested dims, fewer than the index's (default: its own).
 
         Raises:

@@ -31,7 +31,7 @@ from processing.sources import file_of
 from .cli import run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
-from .indexing import embedder_of
+from .index_model import embedder_of
 from .sound_page import page
 from .vectors import decode, encode
 from .whole_files import write_whole
