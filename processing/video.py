@@ -53,7 +53,7 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
         # without a name, which FFmpeg would take for a hint
         container = stack.enter_context(av.open(Pieces(file, [(0, size)]), container_options=allowed))
     except (av.error.FFmpegError, ValueError) as other:
-        raise ValueError(f"{why} FFmpeg: {getattr(other, 'strerror', other)}") from other
+        raise ValueError(why) from other
     if not container.streams.audio:
         raise ValueError(f"{name} has no sound: FFmpeg finds no audio stream in it")
     frames = _frames(container, av, name)
