@@ -195,7 +195,7 @@ def test_other_headers_that_were_not_closed(container, size, read):
         content[at + 4 : at + 8] = struct.pack("<I", 0xFFFFFFFF)
     elif container == "W64":
         at = content.index(b"data")
-        content[at + 16 : at + 24] = struct.pack("<Q", 0 if size == 0 else 2**40)
+        content[at + 16 : at + 24] = struct.pack("<Q", 0)
     else:
         at = content.index(b"data")
         content[at + 4 : at + 12] = struct.pack(">q", -1)
