@@ -31,6 +31,7 @@ class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
     def __init__(self, config: ClapAudioConfig):
         check_audio_config(config)
         super().__init__(config)
+        self._init_statistics(self.audio_encoder.batch_norm)
         self.audio_encoder.batch_norm.eval()
 
     def train(self, mode: bool = True) -> "WavLinkClapAudioModel":
@@ -45,8 +46,12 @@ class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, nn.BatchNorm2d):
-            init.constant_(module.running_mean, self.new_mean)
-            init.constant_(module.running_var, self.new_std**2)
+            self._init_statistics(module)
+
+    @torch.no_grad()
+    def _init_statistics(self, batch_norm: nn.BatchNorm2d):
+        init.constant_(batch_norm.running_mean, self.new_mean)
+        init.constant_(batch_norm.running_var, self.new_std**2)
 
     def set_input_embeddings(self, value: nn.Module):
         self.audio_encoder.patch_embed.proj = value

@@ -31,6 +31,7 @@ class WavLinkAudioConfig(WhisperConfig):
     """What a `WavLinkAudioModel` saved by itself has for a config; within a `WavLinkConfig` it is a `WhisperConfig`."""
 
     model_type = "wavlink_audio_model"
+    is_encoder_decoder: bool = False
 
 
 class WavLinkClapAudioConfig(ClapAudioConfig):
@@ -53,6 +54,8 @@ def _as_class(config: PretrainedConfig, classes: dict[type, type]) -> Pretrained
         return config
     config, new = copy.deepcopy(config), classes[type(config)]
     config.__class__ = new  # the fields are the same
+    vars(config).pop("model_type", None)  # which a file sets on the instance too
+    config.is_encoder_decoder = new is WhisperConfig
     return config
 
 
