@@ -104,6 +104,13 @@ class CheckedWeights:
         return (model, info) if output_loading_info else model
 
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """All is initialised by `transformers.initialization` here, so that transformers may ask each module, also
+        those that have weights only in others, such as Whisper's encoder with its sinusoids."""
+        return False
+
+
 class SavedAlone(CheckedWeights):
     """An audio tower whose checkpoint, without a WavLink around it, has a model type of its own."""
 
