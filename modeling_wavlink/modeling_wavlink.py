@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, logging
 
 from .clap_audio_wavlink import WavLinkClapAudioModel
+from .compat_wavlink import from_config
 from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pretrained_wavlink import (
@@ -90,9 +91,9 @@ class WavLinkModel(PreTrainedModel):
         dtype = torch.get_default_dtype()  # what from_pretrained was asked for; the towers' configs may say another
         htsat = config.audio_config.model_type == "clap_audio_model"
         tower = WavLinkClapAudioModel if htsat else WavLinkAudioModel
-        self.audio_model = tower._from_config(config.audio_config, dtype=dtype)
+        self.audio_model = from_config(tower, config.audio_config, dtype=dtype)
         self.supports_gradient_checkpointing = tower.supports_gradient_checkpointing
-        self.text_model = AutoModel.from_config(config.text_config, dtype=dtype)
+        self.text_model = AutoModel.from_config(config.text_config, trust_remote_code=False, dtype=dtype)
         if hasattr(self.text_model, "pooler"):  # BERT's has weights that no text pooling of ours uses
             self.text_model.pooler = None
         self.audio_projection = nn.Linear(config.audio_config.hidden_size, config.projection_dim, bias=False)
@@ -138,7 +139,7 @@ class WavLinkModel(PreTrainedModel):
         cls, audio: str, text: str, frame_pooling: int = 1, frame_pooling_layer: int | list[int] = 1, **config
     ) -> WavLinkConfig:
         """The config of `from_audio_text_pretrained` with the same arguments, from the towers' configs alone."""
-        audio_config = AutoConfig.from_pretrained(audio)
+        audio_config = AutoConfig.from_pretrained(audio, trust_remote_code=False)
         if audio_config.model_type == "clap":
             audio_config = audio_config.audio_config
         if frame_pooling != 1:
@@ -147,7 +148,7 @@ class WavLinkModel(PreTrainedModel):
             raise ValueError(
                 f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper or a CLAP"
             )
-        text_config = AutoConfig.from_pretrained(text)
+        text_config = AutoConfig.from_pretrained(text, trust_remote_code=False)
         if text_config.model_type == "clip":  # its two halves may each say another projection_dim, which it ignores
             text_config.text_config.projection_dim = text_config.projection_dim
             text_config = text_config.text_config

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .compat import has_bf16_kernels
 from .configuration_wavlink import LOSS_TYPES, POOLINGS
 
 REGIMES = ("projector", "lora", "full")
@@ -133,7 +134,7 @@ def computes_in_bf16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.accelerator.is_available():
         return True
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_bf16_kernels()
 
 
 def _quickstart() -> Recipe:

@@ -9,6 +9,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
 
+from .compat_wavlink import from_config
 from .configuration_wavlink import frame_pooling
 
 
@@ -48,7 +49,7 @@ class WavLinkAudioModel(PreTrainedModel):
 
     def __init__(self, config: WhisperConfig):
         super().__init__(config)
-        self.encoder = WhisperEncoder._from_config(config, dtype=torch.get_default_dtype())
+        self.encoder = from_config(WhisperEncoder, config, dtype=torch.get_default_dtype())
         self.encoder.layers[-1].__class__ = WavLinkLastLayer  # which has the same weights: they are not drawn twice
         self.global_token = nn.Parameter(torch.empty(1, 1, config.d_model))
         self.post_init()
