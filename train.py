@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_wavlink import WavLinkAudioModel, sharding
@@ -299,7 +298,7 @@ class Log:
     def validation(self, scores: dict, embedded: Embedded) -> None:
         if not self.active:
             return
-        tqdm.write(f"step {self.run.step}, validation: {table(scores)}")
+        Bar.write(f"step {self.run.step}, validation: {table(scores)}")
         self.metrics.write(step=self.run.step, validation=without_details(scores))
         flat = {
             f"{way}/{dim}/{name}": figure["value"]
@@ -351,7 +350,7 @@ def train(recipe: Recipe) -> Path:
                 run.save_checkpoint()
             if stop:
                 log.note_seconds()
-                tqdm.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
+                Bar.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
                 sys.exit(128 + signal.SIGTERM)
     run.save_model("last")
     run.accelerator.wait_for_everyone()
