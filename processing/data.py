@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 
 SYNTHETIC = "synthetic"
 _SYNTHETIC_CLIPS_PER_KIND = {"train": 60, "validation": 5, "test": 10}
-MOST_UNREADABLE = 100  # successive clips; after that many the data is at fault, not a clip
+MOST_UNREADABLE = 100  # clips; after that many in a row the disk or the data set is at fault, not a clip
 _CAPTION_COLUMN = re.compile(r"captions?(_?\d+)?|text")
 
 
@@ -165,6 +165,16 @@ class UnreadableClip(ValueError):
     """The sound of a row cannot be decoded."""
 
 
+def _decoded(audio, rate: int) -> np.ndarray:
+    """A row's samples; of what is no array, what goes wrong is the fault of that one clip."""
+    try:
+        return load_column(audio, rate)
+    except ValueError as error:
+        if isinstance(audio, dict) and audio.get("array") is not None:
+            raise
+        raise UnreadableClip(str(error)) from error
+
+
 class CaptionedAudio(torch.utils.data.Dataset):
     """Decoded rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}`, the caption to learn from first.
 
@@ -173,8 +183,8 @@ class CaptionedAudio(torch.utils.data.Dataset):
     unbroken one would. With `shuffle=False` it is the first caption, and a clip over `max_seconds` is an error.
 
     A single item whose sound cannot be decoded is an `UnreadableClip`. A DataLoader asks for whole batches
-    (`__getitems__`): there such a clip is noted in `unreadable` and another takes its place, of those that `plan`, a
-    `BatchPlan`, has for it, so that every batch is as large on every process; without a plan it is left out.
+    (`__getitems__`): there such a clip is noted in `unreadable`, logged, and another takes its place, of those that
+    `plan`, a `BatchPlan`, has for it, so that all processes have as many clips; without a plan it is left out.
     """
 
     def __init__(
@@ -198,10 +208,7 @@ class CaptionedAudio(torch.utils.data.Dataset):
         captions = captions_of(row, self.columns)
         if not captions:
             raise ValueError(f"row {index} ({self.name(index)}) has no caption in {', '.join(self.columns)}")
-        try:
-            array = load_column(row["audio"], self.rate)
-        except ValueError as error:
-            raise UnreadableClip(str(error)) from error
+        array = _decoded(row["audio"], self.rate)
         if self.shuffle:
             rng = np.random.default_rng((self.seed, epoch, index))
             array, captions = drawn(array, captions, self.max_samples, rng)
@@ -228,8 +235,11 @@ class CaptionedAudio(torch.utils.data.Dataset):
             try:
                 return self[candidate]
             except UnreadableClip as error:
-                index = candidate[1] if isinstance(candidate, tuple) else candidate
-                self.unreadable[self.name(index)] = str(error)
+                name = self.name(candidate[1] if isinstance(candidate, tuple) else candidate)
+                if name not in self.unreadable:
+                    self.unreadable[name] = str(error)
+                    instead = "left out" if self.plan is None else "replaced by another clip"
+                    logger.warning(f"{name} cannot be read and is {instead} ({len(self.unreadable)} so far): {error}")
         if self.plan is None:
             return None
         raise ValueError(f"no other clip can take the place of one that cannot be read: {self._last_unreadable()}")
@@ -255,6 +265,11 @@ class AudioTextCollator:
 
     With `all_captions` all of a clip's captions are its texts, one clip's after another's, and `text_owner`
     `[B_text]` int64 gives the row of each text's clip. Trainer's `compute_metrics` expects one text a clip.
+
+    A row whose file or bytes cannot be read is left out of its batch, noted in `unreadable` and logged.
+
+    Raises:
+        ValueError: a row without caption, or a batch of which nothing can be read.
     """
 
     def __init__(
@@ -270,16 +285,18 @@ class AudioTextCollator:
         self.columns = list(columns)
         self.padding = padding
         self.all_captions = all_captions
+        self.unreadable: dict[str, str] = {}  # clip -> why; of a worker process its own
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         rate = self.processor.feature_extractor.sampling_rate
+        rows, clips = self._read(rows, rate)
         captions = [captions_of(row, self.columns) for row in rows]
         if not all(captions):
             raise ValueError(f"a row without caption in {', '.join(self.columns)}; it has {', '.join(rows[0])}")
         learned = captions if self.all_captions else [texts[:1] for texts in captions]
         batch = self.processor(
             text=[text for texts in learned for text in texts],
-            audio=[load_column(row["audio"], rate) for row in rows],
+            audio=clips,
             sampling_rate=rate,
             padding=self.padding,
             return_tensors="pt",
@@ -288,6 +305,24 @@ class AudioTextCollator:
         if self.all_captions:
             extra["text_owner"] = torch.arange(len(rows)).repeat_interleave(torch.tensor([*map(len, learned)]))
         return {**batch, **extra}
+
+    def _read(self, rows: Sequence[dict], rate: int) -> tuple[list[dict], list[np.ndarray]]:
+        """The rows that can be read, and their samples."""
+        read, clips = [], []
+        for number, row in enumerate(rows):
+            try:
+                clips.append(_decoded(row["audio"], rate))
+                read.append(row)
+            except UnreadableClip as error:
+                name = clip_name(row["audio"], number)
+                if name not in self.unreadable:
+                    self.unreadable[name] = str(error)
+                    logger.warning(f"{name} cannot be read and is left out ({len(self.unreadable)} so far): {error}")
+        if not read:
+            raise ValueError(
+                f"none of the {len(rows)} clips of a batch can be read, such as {next(reversed(self.unreadable))}"
+            )
+        return read, clips
 
 
 def caption_ids(captions: Sequence[Sequence[str]]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ class Epochs:
         self.data.plan = self.plan
         self.steps = recipe.max_steps or len(self.plan)
         self.report = {"read": 0, "skipped_broken": 0, "names": []}
-        self._broken: set[str] = set()
+        self._broken: dict[str, str] = {}
 
     def captions(self) -> Iterable[str]:
         """Every caption to learn from."""
@@ -119,18 +120,14 @@ class Epochs:
             yield batch
 
     def _note(self, clips: int, unreadable: dict[str, str]) -> None:
-        """Counts and names; of several workers each finds a broken clip by itself, it counts once."""
-        self.report["read"] += clips
-        for name, why in unreadable.items():
-            if name not in self._broken:
-                self._broken.add(name)
-                self.report["skipped_broken"] += 1
-                self.report["names"] = [*self.report["names"], name][:NAMES_KEPT]
-                logger.warning(f"another clip is trained on instead of {name} ({len(self._broken)} so far): {why}")
-        if len(self._broken) > max(MOST_UNREADABLE, self.report["read"]):
+        """Counts what the data set has named in the log; of several workers each may find a clip, it counts once."""
+        self._broken |= unreadable
+        names = list(self._broken)
+        self.report = {"read": self.report["read"] + clips, "skipped_broken": len(names), "names": names[:NAMES_KEPT]}
+        if len(names) > max(MOST_UNREADABLE, self.report["read"]):
             raise ValueError(
-                f"more than half of the clips cannot be read, {len(self._broken)} so far, such as "
-                f"{such_as(self.report['names'])}: check the disk that holds them"
+                f"more than half of the clips cannot be read, {len(names)} so far, such as {such_as(names)}: check the "
+                "disk that holds them"
             )
 
     def is_epoch_end(self, step: int) -> bool:
@@ -154,10 +151,12 @@ class _WithUnreadable:
     def __init__(self, collate, data: CaptionedAudio):
         self.collate = collate
         self.data = data  # in a worker process, the very data set that it reads
+        self.told = 0
 
     def __call__(self, rows: list[dict]) -> tuple[dict[str, torch.Tensor], int, dict[str, str]]:
-        unreadable, self.data.unreadable = self.data.unreadable, {}
-        return self.collate(rows), len(rows), unreadable
+        new = dict(islice(self.data.unreadable.items(), self.told, None))
+        self.told += len(new)
+        return self.collate(rows), len(rows), new
 
 
 def readable(dataset: Dataset, warn: bool = True) -> tuple[Dataset, np.ndarray]:
