@@ -45,7 +45,7 @@ from modeling_wavlink.run_folder import (
     remove,
     whole,
 )
-from modeling_wavlink.scoring import Protocol, scores_of, table
+from modeling_wavlink.scoring import Protocol, refuse_unsearchable, scores_of, table
 from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import caption_columns, with_captions
 from processing.feeds import Epochs, Stream, load_source
@@ -145,6 +145,7 @@ class Run:
         shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
         self.columns = caption_columns(self.validation_set, shared)
         self.validation_set = with_captions(self.validation_set, self.columns)
+        refuse_unsearchable(self.validation_set, self.columns, recipe.validation_split)
         model, self.processor = build(recipe, self.feed.captions)
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))

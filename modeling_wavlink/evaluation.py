@@ -24,7 +24,7 @@ import torch
 
 from hub_cards.foreign_text import printable
 from processing.benchmark_data import BENCHMARKS, load_benchmark
-from processing.data import SYNTHETIC, caption_columns, load_split
+from processing.data import SYNTHETIC, caption_columns, load_split, named_like_captions
 from processing.paper_data import load_paper_data
 
 from .atomic_files import write_text
@@ -169,12 +169,9 @@ def _score(options: argparse.Namespace) -> dict:
 def _columns(dataset, wanted: Sequence[str]) -> list[str]:
     """Captions are needed only where there is nothing else to score by."""
     others = {"label", "question"} & set(dataset.column_names)
-    try:
+    if wanted or named_like_captions(dataset) or not others:
         return caption_columns(dataset, wanted)
-    except ValueError:
-        if wanted or not others:
-            raise
-        return []
+    return []
 
 
 def _protocol(options: argparse.Namespace, labels: Sequence[str]) -> Protocol:
