@@ -55,7 +55,7 @@ test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed wher
 	$(RUN) -m pip wheel --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip install -c constraints.txt hypothesis pytest pytest-timeout sentence-transformers \
-		"$$(echo dist/*.whl)[train,eval,search]"
+		"$$(echo dist/*.whl)[train,eval,search,space]"
 	elsewhere=$$(mktemp -d) && cp -r tests setup.cfg $$elsewhere && cd $$elsewhere && \
 		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli); \
 		status=$$?; rm -rf $$elsewhere; exit $$status

@@ -22,15 +22,13 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
 
+from modeling_wavlink.atomic_files import new_folder
 from modeling_wavlink.cli import code_of, run_command, signals_as_interrupts, stdout_for
-from modeling_wavlink.whole_files import new_folder
 
 from .card import write_card
 from .measured import read_scores, scores_of
-from .source import SIZES, merged, open_checkpoint, open_paper_model, run_of
+from .source import SIZES, commit_of, merged, open_checkpoint, open_paper_model, run_of
 from .space.folder import check_space, write_space
 from .upload import Target, check_access, upload, without_token
 from .verify import vectors, verify
@@ -109,7 +107,7 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
 
 def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> None:
     """Writes a Space into `folder`, with the model in it unless that is a whole one on the Hub; and starts it once."""
-    commit = _commit(options.folder)
+    commit = commit_of(options.folder)
     if not commit:
         verify(folder / "model", prepare(options, folder / "model", scores))
     name = options.folder if commit else Path(options.folder).resolve().name
@@ -118,14 +116,6 @@ def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, l
     except OSError as error:
         raise OSError(f"could not write {folder}: {error}; nothing was uploaded") from error
     check_space(folder)
-
-
-def _commit(source: str) -> str:
-    """Of a WavLink on the Hub; "" of a folder, and of an adapter, which has to be merged first."""
-    if Path(source).is_dir():
-        return ""
-    config = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
-    return (config and extract_commit_hash(config, None)) or ""
 
 
 @contextmanager

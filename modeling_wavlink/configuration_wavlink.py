@@ -14,6 +14,13 @@ MOST_LAYERS = 1000  # of a tower; a config that says more would be built for hou
 # RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
+# Fields by which a file could have transformers run a kernel or a pipeline of anybody's. The first four are options of
+# a call and never saved.
+_NAMES_CODE = (
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+    "custom_pipelines",
+)
+
 # (Whisper width, layers, heads, mel bins, vocabulary), (CLIP text width, heads): Table 1 of arXiv 2601.15118.
 _SIZES = {
     "base": ((512, 6, 8, 80, 51864), (512, 8)),  # whisper-base.en + CLIP ViT-B/32
@@ -159,14 +166,14 @@ class WavLinkConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """Refuses the config of another model, which transformers would only warn about."""
+        """As transformers', but another model's config is refused, and what names code of others is left out."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
                 f"this is the checkpoint of a {model_type!r} model, not of a WavLink model; to start a WavLink from "
                 "pretrained towers call WavLinkModel.from_audio_text_pretrained(audio, text)"
             )
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(_without_code(config_dict), **kwargs)
 
     def to_diff_dict(self) -> dict:
         """What is saved: not where the towers came from, which is a folder of one machine."""
@@ -303,6 +310,19 @@ def _check_htsat(config: PretrainedConfig) -> None:
         )
 
 
+def _without_code(config_dict: dict) -> dict:
+    """A copy without the fields that name code, but for those of the two classes that are shipped: what is saved from
+    it names no code of others either."""
+    config_dict = {name: value for name, value in config_dict.items() if name not in _NAMES_CODE}
+    if isinstance(config_dict.get("auto_map"), dict):
+        own = {name: value for name, value in config_dict["auto_map"].items() if name in ("AutoConfig", "AutoModel")}
+        config_dict["auto_map"] = own
+    for name in ("audio_config", "text_config"):
+        if isinstance(config_dict.get(name), dict):
+            config_dict[name] = {k: v for k, v in config_dict[name].items() if k not in (*_NAMES_CODE, "auto_map")}
+    return config_dict
+
+
 def text_max_length(text_config: PretrainedConfig) -> int | None:
     """Tokens the text tower takes, special ones included; `None` where it has no limit."""
     limit = getattr(text_config, "max_position_embeddings", None)
@@ -346,6 +366,8 @@ def _sub_config(config, default_class: type, default_kwargs: dict) -> Pretrained
     own = {alone.model_type: within for alone, within in _WITHIN.items()}
     if model_type not in own and model_type not in CONFIG_MAPPING:
         raise ValueError(f"transformers knows no model_type {model_type!r}")
+    if model_type == WavLinkConfig.model_type:
+        raise ValueError("a WavLink cannot be a tower of another")
     return (own.get(model_type) or CONFIG_MAPPING[model_type]).from_dict({**config, "model_type": model_type})
 
 

@@ -44,10 +44,11 @@ class Embedder:
     as many as `_BATCH_SECONDS` holds. Neither changes a vector: a clip has that of the model alone (fp32: to 1e-5).
 
     Args:
-        model: a folder or Hub id of a WavLink, whose code is run, or of a CLAP of transformers; or such a model, which
-            stays as it is: it is copied, and what becomes of it later does not reach this copy.
+        model: a folder or Hub id of a WavLink or of a CLAP of transformers; or such a model, which stays as it is: it
+            is copied, and what becomes of it later does not reach this copy.
         processor: of a model that is given, and only then.
         revision: of a Hub id, a branch, tag or commit.
+        local_files_only: of a Hub id, what has been downloaded before, and nothing is asked of the Hub.
         device: such as `"cpu"` or `"cuda"`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`, of weights and states; the vectors are always fp32.
         fast_kernels: on a CPU, linear layers by oneDNN with packed weights and attention without copies, where that is
@@ -70,15 +71,17 @@ class Embedder:
         processor=None,
         *,
         revision: str | None = None,
+        local_files_only: bool = False,
         device: str = "cpu",
         dtype: str = "float32",
         fast_kernels: bool = True,
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        self._arguments = {"revision": revision, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
+        hub = {"revision": revision, "local_files_only": local_files_only}
+        self._arguments = {**hub, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
         self._source = model if isinstance(model, str) else None
-        model, self.processor = _load(model, processor, revision)
+        model, self.processor = _load(model, processor, revision, local_files_only)
         self.name, self.revision = model.name_or_path or type(model).__name__, _revision(model)
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu":
@@ -278,11 +281,11 @@ def cut_batches(costs: Sequence[int], budget: int, padding: float = 0.25) -> lis
     return batches
 
 
-def _load(model, processor, revision: str | None):
+def _load(model, processor, revision: str | None, local_files_only: bool):
     if isinstance(model, str):
         if processor is not None:
             raise ValueError(f"{model} brings its own processor: leave processor out, or give the loaded model")
-        return load_for_evaluation(model, revision=revision)
+        return load_for_evaluation(model, revision=revision, local_files_only=local_files_only)
     if processor is None:
         raise ValueError("a loaded model needs its processor: Embedder(model, processor)")
     if revision is not None:

@@ -15,9 +15,9 @@ from hub_cards.foreign_text import escape
 from hub_cards.upload import reason
 from processing.sources import file_of
 
+from .atomic_files import new_folder
 from .index_folder import CARD, FILES, IndexFolder, Manifest, write_durably
 from .vectors import decode, encode
-from .whole_files import new_folder
 
 _OURS = ("index.json", "embeddings/part-*.parquet", "files/part-*.parquet")
 _PART = re.compile(r"(embeddings|files)/part-\d+\.parquet")
@@ -106,8 +106,8 @@ def pull(
     """An index from the Hub, verified.
 
     Args:
-        model: the one it was made by, where you have it. What a stranger's index names is not loaded, as loading a
-            model can run its code; without it each query asks for it.
+        model: the one it was made by. Without it each query needs it, unless the index names a Hub id that has been
+            downloaded before.
         root: the folder here that holds the sounds, if it does. A file in it that has the size it had is taken for the
             same, as its time of change seldom survives the way.
         revision: a branch, tag or commit.
@@ -128,7 +128,7 @@ def pull(
         with IndexFolder.open(unfinished).writing() as index:
             refuse_damaged(index)
             write_durably(unfinished / "README.md", CARD.encode())
-            index.change(model=model or index.manifest.model, foreign=not model, root=root and os.path.abspath(root))
+            index.change(model=model or index.manifest.model, root=root and os.path.abspath(root))
             if root:
                 _take_times(index)
 
@@ -149,7 +149,7 @@ def _take_times(index: IndexFolder) -> None:
 def away(manifest: Manifest) -> Manifest:
     """As it leaves this machine: without where the model and the sounds are on it."""
     model = os.path.basename(manifest.model) if os.path.isabs(manifest.model) else manifest.model
-    return dataclasses.replace(manifest, model=model, root="", foreign=True)
+    return dataclasses.replace(manifest, model=model, root="")
 
 
 def _contents(index: IndexFolder, repo_id: str) -> dict[str, bytes | str]:

@@ -81,7 +81,6 @@ class Manifest:
     hop: float
     sampling_rate: int
     root: str  # that paths are below, see `processing.sources.Listing`; "" in an index from elsewhere
-    foreign: bool = False  # from elsewhere: its model's name is believed only when a user repeats it
     next_part: int = 0
     parts: list[Part] = dataclasses.field(default_factory=list)
     format: int = _FORMAT
@@ -334,6 +333,7 @@ def _read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"it is of format {fields['format']}, this program knows {_FORMAT}: update it")
         if checksum != _digest(fields):
             raise ValueError("its checksum is not the one written")
+        fields.pop("foreign", None)  # of earlier versions
         if not isinstance(fields["parts"], list):
             raise ValueError("its parts are no list")
         parts = [Part(**part) for part in fields.pop("parts")]

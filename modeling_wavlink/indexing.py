@@ -16,8 +16,10 @@ import pyarrow
 from processing.sources import Listing, Sound, list_sounds
 from processing.windows import check_window, stream_windows
 
+from .configuration_wavlink import one_line
 from .embedder import Embedder
 from .index_folder import FILES, IndexFolder, Manifest
+from .peers import parse_name
 from .progress import Bar
 from .vectors import bytes_per_vector, encode
 
@@ -70,7 +72,8 @@ def index_sounds(
         sources: see `processing.sources.list_sounds`; `root` and `split` too. Another `root` for an index that has
             one says that its sounds have moved there.
         out: the index's folder.
-        model: as `Embedder` takes it; of an index that there is, its own and needless.
+        model: as `Embedder` takes it; of an index that there is, its own, and needed only where this machine does not
+            have it under the name that the index holds (see `embedder_of`).
         dim: of the nested dims, of a new index (default: the least from 48 on).
         storage: of a new index, see `vectors.STORAGES` (default: int8).
         window, hop: in seconds, of a new index (defaults: 10 and 5).
@@ -119,16 +122,18 @@ def embedder_of(
 ) -> Embedder:
     """The model that an index was made by.
 
+    The name in an index is data. Without `model` it is looked up on this machine alone: a folder by its absolute path,
+    a Hub id by what has been downloaded before, at the index's commit. Either must have the index's weights, and no
+    code that lies beside them is run.
+
     Raises:
-        ValueError: `model` has other weights; or the index is from elsewhere, where its model's name is not trusted.
+        ValueError: `model` has other weights; or without `model`, this machine does not have the index's.
     """
-    if not model and manifest.foreign:
-        raise ValueError(
-            f"the index is from elsewhere and says it was made by {manifest.model!r}: loading a model can run its "
-            "code, so name it yourself with --model"
-        )
-    own = model in ("", manifest.model) and len(manifest.revision) == 40 and not os.path.isdir(manifest.model)
-    embedder = _embedder(model or manifest.model, device, dtype, manifest.revision if own else None)
+    if model:
+        pinned = model == manifest.model and _is_commit(manifest.revision) and not os.path.isdir(model)
+        embedder = _embedder(model, device, dtype, manifest.revision if pinned else None)
+    else:
+        embedder = _present(manifest, device, dtype)
     if embedder.revision != manifest.revision:
         raise ValueError(
             f"the index was made by {manifest.model} at {manifest.revision}, but {embedder.name} is at "
@@ -137,13 +142,38 @@ def embedder_of(
     return embedder
 
 
-def _embedder(model: str | Embedder, device: str, dtype: str, revision: str | None = None) -> Embedder:
+def _present(manifest: Manifest, device: str, dtype: str) -> Embedder:
+    """The model that an index names, of what this machine has."""
+    name = manifest.model
+    try:
+        source = parse_name(name)[0]
+        pinned = {"local_files_only": True}
+        if os.path.isabs(source):
+            if source.startswith(("//", "\\\\")) or not os.path.isdir(source):  # another machine's share is not read
+                raise ValueError("there is no such folder")
+        elif os.path.exists(source):
+            raise ValueError("it is a path from an unknown folder")  # ours are absolute
+        elif _is_commit(manifest.revision):
+            pinned["revision"] = manifest.revision
+        return _embedder(name, device, dtype, **pinned)
+    except ValueError as error:
+        raise ValueError(
+            f"the index says it was made by {name!r}, which this machine does not have ({one_line(error)}): name it "
+            "yourself with --model"
+        ) from error
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40  # a digest of weights is not
+
+
+def _embedder(model: str | Embedder, device: str, dtype: str, revision: str | None = None, **hub) -> Embedder:
     if isinstance(model, Embedder):
         return model
     if not model:
         raise ValueError("a new index needs its model: give --model, a folder or a Hub id")
     name = os.path.abspath(model) if os.path.isdir(model) else model  # the index is read from other folders too
-    embedder = Embedder(name, revision=revision, device=device, dtype=dtype)
+    embedder = Embedder(name, revision=revision, device=device, dtype=dtype, **hub)
     embedder.name = name  # also of a control, random:NAME@SEED
     return embedder
 
@@ -173,9 +203,9 @@ def _refuse_other_options(manifest: Manifest, wanted: dict) -> None:
 
 
 def _note(index: IndexFolder, root: str, model: str) -> None:
-    """Where the sounds are and, if a user has named it, the model, whose name is trusted from then on."""
+    """Where the sounds are and, if a user has named it, the model."""
     manifest = index.manifest
-    now = {"root": root, "model": model or manifest.model, "foreign": manifest.foreign and not model}
+    now = {"root": root, "model": model or manifest.model}
     if any(getattr(manifest, name) != value for name, value in now.items()):
         index.change(**now)
 
@@ -239,7 +269,8 @@ def _finished(report: Report, index: IndexFolder, new: set[str], unreadable: dic
 def _embed(index, embedder, listing, todo: list[_Task], commit_seconds: float, progress: bool, stop) -> bool:
     """Whether it was stopped."""
     rows = _Rows(index, Bar(total=len(todo), desc="sounds", unit="file", disable=not progress), commit_seconds)
-    with rows.bar, closing(embedder.embed_clips(_clips(listing, todo, index.manifest, rows.events))) as vectors:
+    clips = _clips(listing, todo, index.manifest, rows.events, stop)
+    with rows.bar, closing(embedder.embed_clips(clips)) as vectors:
         for vector in vectors:
             rows.take(vector)
             if stop.is_set():
@@ -250,9 +281,11 @@ def _embed(index, embedder, listing, todo: list[_Task], commit_seconds: float, p
     return stop.is_set()
 
 
-def _clips(listing: Listing, todo: list[_Task], manifest: Manifest, events: deque) -> Iterator[np.ndarray]:
+def _clips(listing: Listing, todo: list[_Task], manifest: Manifest, events: deque, stop) -> Iterator[np.ndarray]:
     """The windows to embed; `events` tells of each file its begin, its windows' `(start, end)` and its end."""
     for task in todo:
+        if stop.is_set():  # also among files without windows
+            return
         events.append(("begin", task))
         error = ""
         try:

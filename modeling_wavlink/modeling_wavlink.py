@@ -14,6 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .clap_audio_wavlink import WavLinkClapAudioModel
+from .compat_wavlink import from_config
 from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pretrained_wavlink import (
@@ -107,9 +108,9 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         dtype = torch.get_default_dtype()  # what from_pretrained was asked for; the towers' configs may say another
         htsat = config.audio_config.model_type == "clap_audio_model"
         tower = WavLinkClapAudioModel if htsat else WavLinkAudioModel
-        self.audio_model = tower._from_config(config.audio_config, dtype=dtype)
+        self.audio_model = from_config(tower, config.audio_config, dtype=dtype)
         self.supports_gradient_checkpointing = tower.supports_gradient_checkpointing
-        self.text_model = AutoModel.from_config(config.text_config, dtype=dtype)
+        self.text_model = AutoModel.from_config(config.text_config, trust_remote_code=False, dtype=dtype)
         if hasattr(self.text_model, "pooler"):  # BERT's has weights that no text pooling of ours uses
             self.text_model.pooler = None
         self.audio_projection = nn.Linear(config.audio_config.hidden_size, config.projection_dim, bias=False)
@@ -148,9 +149,7 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         """As transformers', but of safetensors alone, and weights that are missing or unexpected are an error, never
         a random start. Fields of `WavLinkConfig` given here are checked, and refused where they need other weights."""
         options = {name: kwargs[name] for name in _OF_FILES if name in kwargs}
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if {"pooling", "config"} & kwargs.keys():
             _refuse_untrained_token(model.config.pooling, pretrained_model_name_or_path, **options)
         model.freeze_constants()
@@ -161,7 +160,7 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         cls, audio: str, text: str, frame_pooling: int = 1, frame_pooling_layer: int | list[int] = 1, **config
     ) -> WavLinkConfig:
         """The config of `from_audio_text_pretrained` with the same arguments, from the towers' configs alone."""
-        audio_config = AutoConfig.from_pretrained(audio)
+        audio_config = AutoConfig.from_pretrained(audio, trust_remote_code=False)
         if audio_config.model_type == "clap":
             audio_config = audio_config.audio_config
         if frame_pooling != 1:
@@ -170,7 +169,7 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
             raise ValueError(
                 f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper or a CLAP"
             )
-        text_config = AutoConfig.from_pretrained(text)
+        text_config = AutoConfig.from_pretrained(text, trust_remote_code=False)
         if text_config.model_type == "clip":  # its two halves may each say another projection_dim, which it ignores
             text_config.text_config.projection_dim = text_config.projection_dim
             text_config = text_config.text_config

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, ClapAudioModel, CLIPTextModelWithProjection, PretrainedConfig, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import cached_file
 
+from .compat_wavlink import optional_file
 from .configuration_wavlink import one_line, saved_alone
 
 # Weights of a pretrained text checkpoint that we leave out: CLIP's vision tower and temperature, the pooler and the
@@ -103,7 +103,6 @@ class CheckedWeights:
             refuse_wrong_weights(str(source), info)
         return (model, info) if output_loading_info else model
 
-
     @classmethod
     def is_custom_code(cls) -> bool:
         """All is initialised by `transformers.initialization` here, so that transformers may ask each module, also
@@ -123,12 +122,17 @@ class SavedAlone(CheckedWeights):
             self.config = within
 
 
+# Weights of a whole model that its tower's class ignores; `refuse_wrong_weights` allows them by itself.
+_NO_ENCODER = re.compile(r"^(model\.)?decoder\.|^proj_out\.")
+_NO_HTSAT = re.compile(r"^text_model\.|^(text|audio)_projection\.|^logit_scale_[at]$")
+
+
 class _WhisperEncoderAlone(WhisperEncoder):
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]
+    _keys_to_ignore_on_load_unexpected = [_NO_ENCODER.pattern]
 
 
 class _ClapAudioAlone(ClapAudioModel):
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|audio)_projection\.", r"^logit_scale_[at]$"]
+    _keys_to_ignore_on_load_unexpected = [_NO_HTSAT.pattern]
 
 
 class _CLIPTextAlone(CLIPTextModelWithProjection):
@@ -138,7 +142,7 @@ class _CLIPTextAlone(CLIPTextModelWithProjection):
 def load_whisper_encoder(source: str) -> WhisperEncoder:
     mapping = {r"^(model\.)?encoder\.": ""}
     encoder, info = from_safetensors(_WhisperEncoderAlone.from_pretrained, source, key_mapping=mapping, **_IN_FP32)
-    refuse_wrong_weights(source, info)
+    refuse_wrong_weights(source, info, _NO_ENCODER)
     return encoder
 
 
@@ -146,7 +150,7 @@ def load_htsat(source: str, config: PretrainedConfig) -> ClapAudioModel:
     """The audio half, with its batch norm's statistics, of a CLAP that may be whole."""
     options = {"config": config, "key_mapping": {r"^audio_model\.": ""}, **_IN_FP32}
     tower, info = from_safetensors(_ClapAudioAlone.from_pretrained, source, **options)
-    refuse_wrong_weights(source, info)
+    refuse_wrong_weights(source, info, _NO_HTSAT)
     return tower
 
 
@@ -154,7 +158,8 @@ def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedMo
     """The encoder without a pooler, and CLIP's pretrained text projection `[projection_dim, hidden_size]`."""
     clip_text = config.model_type == "clip_text_model"
     loader = _CLIPTextAlone if clip_text else AutoModel
-    tower, info = from_safetensors(loader.from_pretrained, source, config=config, **_IN_FP32)
+    options = {"config": config, "trust_remote_code": False, **_IN_FP32}
+    tower, info = from_safetensors(loader.from_pretrained, source, **options)
     refuse_wrong_weights(source, info, _NO_TEXT_TOWER, new=("text_projection.", "pooler."))
     if not clip_text:
         if hasattr(tower, "pooler"):
@@ -165,7 +170,7 @@ def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedMo
 
 
 def sentence_transformers_pooling(source: str) -> str | None:
-    path = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    path = optional_file(source, "1_Pooling/config.json")
     if path is None:
         return None
     with open(path, encoding="utf-8") as file:

@@ -71,8 +71,8 @@ class Index:
         """
         Args:
             folder: of `index_sounds`.
-            model: the one that the index was made by, if it is elsewhere now (an index from the Hub always asks for
-                it); loaded at the first query.
+            model: the one that the index was made by, where this machine does not have it under the name in the index
+                (see `embedder_of`); loaded at the first query.
             dim: of the nested dims, fewer than the index's (default: its own).
 
         Raises:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from .compat import unsplit_modules
 from .modeling_wavlink import WavLinkModel
 
 
@@ -55,8 +56,7 @@ def prepare(accelerator: Accelerator, model: WavLinkModel, optimizer: torch.opti
     """`accelerator.prepare`, with FSDP2 told which modules are one piece and what it has to leave whole."""
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
-        stacked = {type(x).__name__ for stack in model.modules() if isinstance(stack, nn.ModuleList) for x in stack}
-        plugin.transformer_cls_names_to_wrap = sorted(stacked & set(model._no_split_modules))
+        plugin.transformer_cls_names_to_wrap = sorted(unsplit_modules(model))
         # Autocast alone makes bf16, as without FSDP2: its own policy would round the embeddings and the gradients.
         plugin.mixed_precision_policy = None
         whole = nn.ParameterList(p for p in model.parameters() if p.ndim == 0)

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from processing.data import BatchPlan, CaptionedAudio, durations
 
+from . import compat
 from .grad_cache import backward
 from .regimes import has_lora, load_adapter, merged_state_dict, save_adapter
 
@@ -60,6 +61,11 @@ class WavLinkTrainer(Trainer):
     def __init__(self, *args, micro_batch_size: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
         _refuse(self.args, micro_batch_size)
+        if self._own_lora() and not all(hasattr(Trainer, name) for name in compat.TRAINER_HOOKS):
+            raise ValueError(
+                "the Trainer of this version of transformers would save LoRA in place without its weights: put peft's "
+                "get_peft_model around the model, or install transformers<6"
+            )
         self.micro_batch_size = micro_batch_size
         if self.processing_class is None:
             self.processing_class = getattr(self.data_collator, "processor", None)
@@ -76,13 +82,15 @@ class WavLinkTrainer(Trainer):
         group = STRATEGIES[args.train_sampling_strategy]
         plan = BatchPlan(
             np.zeros(len(dataset)) if group == 1 else durations(getattr(dataset, "dataset", dataset)),
-            self._train_batch_size * args.world_size,
+            compat.train_batch_size(self) * args.world_size,
             epochs=1,
             seed=args.seed if args.data_seed is None else args.data_seed,
             group=group,
             rank=args.process_index,
             world_size=args.world_size,
         )
+        if isinstance(dataset, CaptionedAudio):
+            dataset.plan = plan  # another clip of it takes the place of one that cannot be read
         return DataLoaderShard(  # not `accelerator.prepare`, which would divide the shares once more
             dataset,
             device=args.device,
@@ -100,7 +108,7 @@ class WavLinkTrainer(Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers have a mode too
             self.optimizer.train()
-        return backward(self.accelerator, model, dict(self._prepare_inputs(inputs)), self.micro_batch_size)
+        return backward(self.accelerator, model, compat.on_device(self, inputs), self.micro_batch_size)
 
     def _own_lora(self):
         """The model if it has LoRA in place; a `PeftModel` around it is Trainer's own to save and load."""

@@ -12,6 +12,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .compat_wavlink import from_config
 from .configuration_wavlink import WavLinkAudioConfig, check_audio_config, frame_pooling
 from .pretrained_wavlink import RECORDED, SavedAlone
 
@@ -53,7 +54,7 @@ class WavLinkAudioModel(SavedAlone, PreTrainedModel):
     def __init__(self, config: WhisperConfig):
         check_audio_config(config)
         super().__init__(config)
-        self.encoder = WhisperEncoder._from_config(config, dtype=torch.get_default_dtype())
+        self.encoder = from_config(WhisperEncoder, config, dtype=torch.get_default_dtype())
         self.encoder.layers[-1].__class__ = WavLinkLastLayer  # which has the same weights: they are not drawn twice
         self.global_token = nn.Parameter(torch.empty(1, 1, config.d_model))
         # Taken from the convolutions now: an adapter that later stands in for one of them has no stride.

@@ -2,23 +2,49 @@
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from numbers import Real
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
+from transformers.utils import logging
 
+from .containers import HARMLESS, Link, links_of
+from .downmix import block_length, mono_blocks
 from .feature_extraction_wavlink import LOUDEST
+from .video import open_video
 
 RATES = 1000, 2**20  # Hz: what is resampled; nothing that is sound has less, FLAC can say no more
 MAX_SAMPLES = 3600 * 48000  # of a clip in memory, 691 MB: an hour at 48 kHz, three at 16 kHz
-_BLOCK = 2**16, 2**20  # samples read at once: of a channel, of all channels
+_FOREIGN = 1, 4  # libsndfile's errors for a format and for an encoding that it does not know
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """An open sound file.
+
+    Args:
+        name: what errors call it.
+        samplerate: in Hz.
+        blocks: float32 mono `[samples]` at that rate, at most a second at a time, to be read once.
+    """
+
+    name: str
+    samplerate: int
+    blocks: Iterator[np.ndarray]
 
 
 def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16000, name: str = "") -> np.ndarray:
-    """Decodes any format libsndfile reads (wav, flac, ogg, opus, mp3, ...); the content says which, not the name.
+    """Decodes a sound file; the content says what it is, not the name.
+
+    Any format that libsndfile reads (wav, flac, ogg, opus, mp3, ...), with all sounds of a file that holds several one
+    after another; through PyAV (`pip install 'wavlink[formats]'`) also m4a, aac, wma, webm and the sound of videos.
 
     Args:
         path_or_bytes: a file's path, or its content.
@@ -26,29 +52,27 @@ def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16
         name: what errors call the file (default: its path).
 
     Returns:
-        float32 `[samples]` in [-1, 1], the mean of the channels.
+        float32 `[samples]` in [-1, 1], the mean of the channels (see `processing.downmix` for those that cancel out).
 
     Raises:
         ValueError: the file cannot be read, is empty, has more than `MAX_SAMPLES` at its own or the wanted rate, a
             rate outside `RATES`, or samples that are NaN, infinite or beyond `LOUDEST`; it names the file.
     """
-    with opened(path_or_bytes, name) as (sound, name):
-        blocks, room = [np.empty(0, np.float32)], MAX_SAMPLES * min(1, sound.samplerate / sampling_rate)
-        for block in mono_blocks(sound):
-            room -= len(block)
-            if room < 0:  # a few kB can claim to be hours of silence, and be that
-                raise ValueError(
-                    f"{name} has more than {MAX_SAMPLES} samples, too many to be held at once: hear it in windows "
-                    "(processing.windows.stream_windows, as the index and modeling_wavlink.long do), or cut it"
-                )
-            blocks.append(block)
-        mono = np.concatenate(blocks)
-    return at_rate(mono, sound.samplerate, sampling_rate, name)
+    with opened(path_or_bytes, name) as sound:
+        most = MAX_SAMPLES * min(1, sound.samplerate / sampling_rate)
+        # a few kB can claim to be hours of silence, and be that
+        blocks = limited(
+            sound,
+            most,
+            f"has more than {MAX_SAMPLES} samples, too many to be held at once: hear it in windows "
+            "(processing.windows.stream_windows, as the index and modeling_wavlink.long do), or cut it",
+        )
+        return np.concatenate(list(resampled(blocks, sound.samplerate, sampling_rate, sound.name)))
 
 
 @contextmanager
-def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator[tuple[soundfile.SoundFile, str]]:
-    """The open file and what errors call it; what goes wrong with the file is a ValueError with that name."""
+def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator[Sound]:
+    """The open file; what goes wrong with it while it is open is a ValueError with its name."""
     if isinstance(path_or_bytes, bytes):
         name = name or f"a clip of {len(path_or_bytes)} bytes"
     elif isinstance(path_or_bytes, (str, os.PathLike)):
@@ -60,25 +84,125 @@ def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator
     try:
         # Not by its path: of what libsndfile does not know it would believe the name, and hear a web page named x.au.
         file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else open(path_or_bytes, "rb")
-        with file, soundfile.SoundFile(file) as sound:
-            check_rate(sound.samplerate, name)
+        with file, ExitStack() as stack:
+            yield _sound(file, name, stack)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        why = getattr(error, "error_string", str(error)) or "it is damaged or cut off."
+        raise ValueError(f"cannot read {name} as sound: {why}") from error
+
+
+def _sound(file: BinaryIO, name: str, stack: ExitStack) -> Sound:
+    links, rest = links_of(file, name)
+    if len(links) == 1:
+        try:
+            sound = stack.enter_context(soundfile.SoundFile(links[0].open(file)))
+        except soundfile.LibsndfileError as error:
+            if error.code not in _FOREIGN:
+                raise
+            rate, parts = open_video(file, name, error, stack)
+        else:
+            rate, parts = sound.samplerate, [(sound.samplerate, _blocks(sound, links[0], name))]
             if sound.format == "SDS":  # libsndfile prints a line for each damaged word of one
                 raise ValueError(f"{name} is a MIDI sample dump: convert it to wav")
-            yield sound, name
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise ValueError(f"cannot read {name} as sound: {getattr(error, 'error_string', error)}") from error
+    else:
+        rate, parts = _linked(file, links, name)
+    check_rate(rate, name)
+    return Sound(name, rate, _joined(parts, rate, rest, name))
 
 
-def mono_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """The mean of the channels, float32 `[samples]` at the file's own rate, at most a second at a time.
+def _linked(file: BinaryIO, links: list[Link], name: str) -> tuple[int, Iterator[tuple]]:
+    """The highest rate of several sounds, and of each its rate and blocks `[samples, channels]`."""
+    rates, errors = {}, []
+    for place, link in enumerate(links):
+        try:
+            with soundfile.SoundFile(link.open(file)) as sound:
+                rates[place] = sound.samplerate
+        except soundfile.SoundFileError as error:
+            errors.append(error)
+    if not rates:
+        raise errors[0]
+    if errors:
+        logger.warning(f"{name} holds {len(links)} sounds, of which {len(errors)} cannot be read: convert or cut it")
+
+    def parts() -> Iterator[tuple[int, Iterator[np.ndarray]]]:
+        for place in rates:
+            with soundfile.SoundFile(links[place].open(file)) as sound:
+                yield sound.samplerate, _blocks(sound, links[place], name)
+
+    return max(rates.values()), parts()
+
+
+def _blocks(sound: soundfile.SoundFile, link: Link, name: str) -> Iterator[np.ndarray]:
+    """float32 `[samples, channels]` of one link.
 
     The file is read until nothing comes. What its header says of its length is not believed: a FLAC that was written
     as a stream tells none, and memory is not taken for samples that are not there.
     """
     sound.seekable = lambda: False  # else every read is cut to the header's length, and followed by a seek
-    frames = min(sound.samplerate, _BLOCK[0], _BLOCK[1] // sound.channels)
-    while len(block := sound.read(frames, dtype="float32", always_2d=True)):
-        yield block.mean(axis=1) if sound.channels > 1 else block[:, 0]  # (samples, channels) -> (samples)
+    frames = block_length(sound.samplerate, sound.channels)
+    done, promised = 0, link.samples or 0
+    while True:
+        left = promised - done if link.complete else 0
+        try:
+            block = sound.read(min(frames, left) if left > 0 else frames, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError:
+            if link.complete and left <= 0:  # behind the sound is something else
+                break
+            raise
+        if not len(block):
+            break
+        done += len(block)
+        yield block
+    if link.cut or done < promised:
+        of = f" of {promised / sound.samplerate:.1f} s" if done < promised else ""
+        logger.warning(
+            f"{name} ends before its sound does, after {done / sound.samplerate:.1f} s{of}: it is damaged or was "
+            "copied in part"
+        )
+
+
+def _joined(parts: Iterable[tuple], rate: int, rest: int, name: str) -> Iterator[np.ndarray]:
+    """Mono `[samples]` at one rate of parts at several; `rest`: bytes that no part holds."""
+    for own, blocks in parts:
+        check_rate(own, name)
+        mono = mono_blocks(blocks, own)
+        yield from mono if own == rate else _at_rate(mono, own, rate)
+    if rest > HARMLESS:
+        logger.warning(
+            f"{name} goes on for {rest} bytes after its sound, which are not read: if they are sound, repair its "
+            "header, for example with `sox --ignore-length in.wav out.wav`"
+        )
+
+
+def limited(sound: Sound, most: float, problem: str) -> Iterator[np.ndarray]:
+    """A sound's blocks, checked; ValueError at the first sample over `most`."""
+    for block in sound.blocks:
+        most -= len(block)
+        if most < 0:
+            raise ValueError(f"{sound.name} {problem}")
+        check_samples(block, sound.name)
+        yield block
+
+
+def resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int, name: str) -> Iterator[np.ndarray]:
+    """Mono `[samples]` at the rate `wanted`, in the memory of a few blocks; the same as all at once, to the last bit.
+
+    Raises:
+        ValueError: they hold no samples.
+    """
+    samples = 0
+    for block in blocks if rate == wanted else _at_rate(blocks, rate, wanted):
+        samples += len(block)
+        yield block
+    if not samples:
+        raise ValueError(f"{name} holds no samples at {wanted} Hz")
+
+
+def _at_rate(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
+    resampler = soxr.ResampleStream(rate, wanted, num_channels=1, dtype="float32")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
 
 
 def load_column(value, sampling_rate: int = 16000) -> np.ndarray:

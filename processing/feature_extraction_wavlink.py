@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtractor
 
+from .compat_features_wavlink import clap_log_mel, whisper_log_mel
+
 PADDINGS = ("longest", "max_length")
 LOUDEST = 32.0  # 30 dB over full scale; only integers taken for floats are louder
 
@@ -140,7 +142,7 @@ class WavLinkFeatureExtractor(_CheckedClips, WhisperFeatureExtractor):
         """`[F, frames]` of the clip followed by zeros up to `samples`, at most 30 s, normalised by its own maximum."""
         padded = np.zeros(min(samples, self.n_samples), dtype=np.float32)
         padded[: len(clip)] = clip
-        return self._torch_extract_fbank_features(padded)
+        return whisper_log_mel(self, padded)
 
     def _pad(self, spectrograms: list[np.ndarray], multiple: int | None) -> dict[str, list[np.ndarray]]:
         longest = max(spectrogram.shape[1] for spectrogram in spectrograms)
@@ -241,10 +243,7 @@ class WavLinkClapFeatureExtractor(_CheckedClips, ClapFeatureExtractor):
         window = self.nb_max_samples
         count = -(-len(clip) // window)
         starts = [number * (len(clip) - window) // max(count - 1, 1) for number in range(count)]
-        windows = [
-            self._get_input_mel(clip[start : start + window], window, self.truncation, "repeatpad")[0]
-            for start in starts
-        ]
+        windows = [clap_log_mel(self, clip[start : start + window]) for start in starts]
         return np.concatenate(windows).astype(np.float32, copy=False)
 
 

@@ -4,12 +4,10 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
-import soxr
 
-from .audio import at_rate, check_samples, mono_blocks, opened
+from .audio import limited, opened, resampled
 
 MAX_HOURS = 48  # of one recording; a file of 1 MB can hold weeks of silence, and would be heard to the end
 
@@ -28,8 +26,9 @@ def stream_windows(
 ) -> Iterator[Window]:
     """Cuts a sound file into windows while it is decoded.
 
-    A clip of at most `window` seconds is one window, whose samples are `load_audio`'s to the last bit. In a longer one
-    windows begin at 0, hop, 2 hop, ... (each to the nearest sample); the last one is moved back to end with the clip.
+    The samples are those of `load_audio`, to the last bit. A clip of at most `window` seconds is one window; in a
+    longer one windows begin at 0, hop, 2 hop, ... (each to the nearest sample); the last one is moved back to end with
+    the clip.
     What a file's header says of its length is not believed: only what was decoded takes memory, and over `MAX_HOURS`
     of that are an error.
 
@@ -59,7 +58,7 @@ def _windows(path_or_bytes, window: float, hop: float, rate: int, name: str) -> 
     length = round(window * rate)
     kept, first = np.empty(0, np.float32), 0  # samples since the latest window's start, which is sample `first`
     number, end = 0, 0  # of the window to come; where the latest one ended
-    for piece in _pieces(path_or_bytes, length, rate, name):
+    for piece in _pieces(path_or_bytes, rate, name):
         kept = np.concatenate([kept, piece])
         while (start := round(number * hop * rate)) + length <= first + len(kept):
             kept, first, end = kept[start - first :], start, start + length
@@ -70,26 +69,9 @@ def _windows(path_or_bytes, window: float, hop: float, rate: int, name: str) -> 
         yield Window(max(0, total - length) / rate, total / rate, kept[-length:].copy())
 
 
-def _pieces(path_or_bytes, length: int, rate: int, name: str) -> Iterator[np.ndarray]:
-    """Mono samples `[n]` at `rate`: all at once if `length` of them is about all there is, otherwise as they come."""
-    with opened(path_or_bytes, name) as (sound, name):
-        # resampling rounds a clip's length, so two samples more than a window are needed to know it is longer than one
-        enough = (length + 2) * sound.samplerate / rate
-        coming, head, samples = mono_blocks(sound), [np.empty(0, np.float32)], 0
-        for block in coming:
-            head.append(block)
-            samples += len(block)
-            if samples >= enough:
-                break
-        else:
-            yield at_rate(np.concatenate(head), sound.samplerate, rate, name)
-            return
-        left = MAX_HOURS * 3600 * sound.samplerate
-        resampler = soxr.ResampleStream(sound.samplerate, rate, num_channels=1, dtype="float32")
-        for block in chain(head, coming):
-            left -= len(block)
-            if left < 0:
-                raise ValueError(f"{name} lasts over {MAX_HOURS} hours: cut it into files of that at most")
-            check_samples(block, name)
-            yield block if sound.samplerate == rate else resampler.resample_chunk(block)
-        yield resampler.resample_chunk(head[0], last=True)
+def _pieces(path_or_bytes, rate: int, name: str) -> Iterator[np.ndarray]:
+    """Mono samples `[n]` at `rate` as they come; together they are what `load_audio` gives."""
+    with opened(path_or_bytes, name) as sound:
+        most = MAX_HOURS * 3600 * sound.samplerate
+        blocks = limited(sound, most, f"lasts over {MAX_HOURS} hours: cut it into files of that at most")
+        yield from resampled(blocks, sound.samplerate, rate, sound.name)

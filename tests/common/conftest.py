@@ -32,7 +32,9 @@ def pytest_terminal_summary(terminalreporter):
     for report in ours:
         terminalreporter.write_line(f"{report.nodeid}: {report.longrepr[2]}")
     reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("not applicable", []))
-    terminalreporter.write_sep("=", f"{sum(reasons.values())} tests that transformers' own tests skip for such a model")
+    terminalreporter.write_sep(
+        "=", f"{sum(reasons.values())} tests that transformers' own tests skip for such a model"
+    )
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count:4d}  {reason}")
 

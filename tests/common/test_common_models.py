@@ -126,7 +126,9 @@ class WavLinkTester:
 
 class ModelTests(common.ModelTesterMixin):
     additional_model_inputs = ["input_features"]
-    test_can_init_all_missing_weights_before_2023 = True  # transformers takes a file without its licence for an old one
+    test_can_init_all_missing_weights_before_2023 = (
+        True  # transformers takes a file without its licence for an old one
+    )
 
     def setUp(self):
         set_seed(0)

@@ -1,0 +1,258 @@
+"""How the sounds of a file are framed, so that nothing after the place where libsndfile stops is lost.
+
+libsndfile reads the first sound of a file and believes its header. Files in use hold more: sounds put one after
+another, tags in front, sizes of 32 bits that have overflowed, headers that a recorder did not close. `links_of` finds
+each sound in a file; what libsndfile would read wrongly is given to it under a corrected header.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from .file_parts import Pieces, Reader, after_tags
+from .mp3_frames import is_mp3, mp3_runs
+
+MAX_LINKS = 10_000  # sounds in one file
+HARMLESS = 1024  # bytes of an unknown kind at the end of a file that need no warning
+_OPEN = 0x7FFF0000  # sizes from here on are what programs write that do not know the size yet
+_PART = 1 << 30  # bytes of sound under one corrected header, whose sizes have 32 bits
+_OGG_SOUND = b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   "
+_W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+
+
+@dataclass(frozen=True)
+class Link:
+    """One sound of a file, as libsndfile is to be given it.
+
+    Args:
+        pieces: parts of the file (start, stop) and bytes to put between them; None: the file as it is.
+        samples: of each channel, that there must be at least; None: unknown.
+        complete: what comes after `samples` is no sound, so that an error there is none.
+        cut: the file ends, or another sound begins, before this one is over.
+    """
+
+    pieces: list | None = None
+    samples: int | None = None
+    complete: bool = False
+    cut: bool = False
+
+    def open(self, file: BinaryIO) -> BinaryIO:
+        file.seek(0)
+        return file if self.pieces is None else Pieces(file, self.pieces)
+
+
+def links_of(file: BinaryIO, name: str) -> tuple[list[Link], int]:
+    """The sounds of a file in their order, and how many bytes after the last one are of no known kind.
+
+    What this module does not know is one link, the file as it is.
+
+    Raises:
+        ValueError: there are more than `MAX_LINKS`.
+    """
+    reader, links = Reader(file), []
+    place = after_tags(reader, 0)
+    while split := _kind(reader, place):
+        found, end = split(reader, place)
+        links += found
+        if len(links) > MAX_LINKS:
+            raise ValueError(f"{name} holds more than {MAX_LINKS} sounds one after another: cut it")
+        place = after_tags(reader, max(end, place + 1))
+    if not links:
+        return [Link()], 0
+    return links, reader.size - place
+
+
+def _kind(reader: Reader, place: int) -> Callable | None:
+    """What splits the container that begins at `place`."""
+    head = reader.peek(place, 16)
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+        return _iff
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return _iff
+    kinds = {b"fLaC": _flac, b"OggS": _ogg, b".snd": _au, b"dns.": _au, b"caff": _caf}
+    if head[:4] in kinds:
+        return kinds[head[:4]]
+    if head == _W64_RIFF:
+        return _w64
+    return _mp3 if is_mp3(reader, place) else None
+
+
+def _iff(reader: Reader, start: int) -> tuple[list[Link], int]:
+    """WAV in 32 and 64 bits, and AIFF: chunks of a name, a size, and that many bytes and one if they are odd."""
+    magic = reader.peek(start, 4)
+    order, block, long = "<>"[magic in (b"RIFX", b"FORM")], 0, 0
+    place = start + 12
+    while (name := reader.peek(place, 4)) not in (b"data", b"SSND"):
+        if not _is_name(name) or place + 8 > reader.size:
+            return _as_it_is(reader, start, reader.size), reader.size
+        if name == b"fmt ":
+            block = reader.number(place + 20, order + "H")
+        elif name == b"COMM":
+            block = 24 * reader.number(place + 8, order + "H")  # a multiple of whatever a frame takes
+        elif name == b"ds64":
+            long = reader.number(place + 16, "<Q")
+        place = _next_chunk(reader, place, order)
+    told, body = reader.number(place + 4, order + "I"), place + 8
+    if name == b"SSND":  # an offset and a block size are before the sound
+        body, told = place + 16 + reader.number(place + 8, order + "I"), max(0, told - 8)
+    if magic in (b"RF64", b"BW64") and told >= _OPEN:
+        told = long
+        held = told if 0 < told < 2**63 else max(0, reader.size - body)
+    else:
+        held = _held(reader, body, told, lambda end: _chunks_end(reader, end, order))
+    end = min(_chunks_end(reader, body + held, order), reader.size)
+    if held == told or not block:
+        return _as_it_is(reader, start, end, cut=held > reader.size - body and held < _OPEN), end
+    return [Link(piece) for piece in _parts(start, place, body, held, block, magic)], end
+
+
+def _parts(start: int, place: int, body: int, held: int, block: int, magic: bytes) -> list[list]:
+    """`held` bytes of sound as files of at most `_PART` each, whose sizes are right."""
+    order = ">I" if magic in (b"RIFX", b"FORM") else "<I"
+    kept, parts, most = [(start + 8, place + 4)], [], max(_PART // block, 1) * block
+    if magic in (b"RF64", b"BW64"):  # sizes of 64 bits are in the first chunk
+        magic, kept = b"RIFF", [b"WAVEJUNK", (start + 16, place + 4)]
+    for first in range(body, body + held, most):
+        length = min(most, body + held - first)
+        size = struct.pack(order, length + 8) + bytes(8) if magic == b"FORM" else struct.pack(order, length)
+        parts.append([magic + struct.pack(order, 2**32 - 1), *kept, size, (first, first + length)])
+    return parts
+
+
+def _as_it_is(reader: Reader, start: int, end: int, cut: bool = False) -> list[Link]:
+    return [Link(None if (start, end) == (0, reader.size) else [(start, end)], cut=cut)]
+
+
+def _held(reader: Reader, body: int, told: int, after: Callable[[int], int]) -> int:
+    """How many bytes of sound there are where a header tells `told` in 32 bits; more than there are if it is cut.
+
+    A header that was not closed tells nothing, or what a program writes before it knows. One of more than 4 GiB has
+    lost its higher bits. `after` says where what is known after the sound ends.
+    """
+    there = max(0, reader.size - body)
+    if told > there:
+        return told
+    if told == 0 or _OPEN <= told <= 2**31 or told >= 2**32 - 256:
+        end = after(body + told)
+        if not (end == reader.size or _kind(reader, end)) or (told == 0 and end == body):
+            return there
+    return told + (there - told) // 2**32 * 2**32
+
+
+def _is_name(name: bytes) -> bool:
+    return len(name) == 4 and all(32 <= letter < 127 for letter in name)
+
+
+def _next_chunk(reader: Reader, place: int, order: str) -> int:
+    """Where the chunk after this one is; not every program writes the byte that makes its size even."""
+    length = reader.number(place + 4, order + "I")
+    end = place + 8 + length
+    return end if length % 2 == 0 or _is_name(reader.peek(end, 4)) else end + 1
+
+
+def _chunks_end(reader: Reader, place: int, order: str) -> int:
+    """Behind the chunks that begin at `place`, or one byte later."""
+    if not _is_name(reader.peek(place, 4)) and _is_name(reader.peek(place + 1, 4)):
+        place += 1
+    while place + 8 <= reader.size and not _kind(reader, place):
+        following = _next_chunk(reader, place, order)
+        if not _is_name(reader.peek(place, 4)) or following > reader.size + 1:
+            break
+        place = following
+    return min(place, reader.size) if reader.size - place >= 8 else reader.size
+
+
+def _au(reader: Reader, start: int) -> tuple[list[Link], int]:
+    order = "<" if reader.peek(start, 4) == b"dns." else ">"
+    offset, told, _, _, channels = struct.unpack(order + "5I", reader.peek(start + 4, 20).ljust(20, b"\0"))
+    body, block = start + offset, 24 * max(1, min(channels, 1024))  # a multiple of whatever a frame takes
+    held = _held(reader, body, told, lambda end: end)
+    end = min(body + held, reader.size)
+    if held == told or held < _PART:
+        whole = held == told or told >= _OPEN
+        header = [(start, body)] if whole else [(start, start + 8), bytes([255] * 4), (start + 12, body)]
+        cut = told > reader.size - body and told < _OPEN
+        return _as_it_is(reader, start, end, cut) if whole else [Link([*header, (body, end)])], end
+    most, links = _PART // block * block, []
+    for first in range(body, end, most):
+        length = min(most, end - first)
+        size = struct.pack(order + "I", length)
+        links.append(Link([(start, start + 8), size, (start + 12, body), (first, first + length)]))
+    return links, end
+
+
+def _caf(reader: Reader, start: int) -> tuple[list[Link], int]:
+    place, cut = start + 8, False
+    while place + 12 <= reader.size and _is_name(name := reader.peek(place, 4)) and not _kind(reader, place):
+        length = reader.number(place + 4, ">q")
+        end = reader.size if length < 0 else place + 12 + length
+        cut |= name == b"data" and end > reader.size
+        place = min(end, reader.size)
+    return _as_it_is(reader, start, place, cut), place
+
+
+def _w64(reader: Reader, start: int) -> tuple[list[Link], int]:
+    """libsndfile takes all of a file behind the beginning of the sound for sound."""
+    place, sound_end = start + 40, reader.size
+    while place + 24 <= reader.size and (length := reader.number(place + 16, "<Q")) >= 24:
+        if reader.peek(place, 4) == b"data":
+            sound_end = min(place + length, reader.size)
+        place += length + -length % 8
+        if _kind(reader, place):
+            break
+    return _as_it_is(reader, start, sound_end), min(max(place, sound_end), reader.size)
+
+
+def _flac(reader: Reader, start: int) -> tuple[list[Link], int]:
+    """A FLAC tells no size in bytes: it ends where another begins, or with the file. The number of samples in its
+    header becomes 0, unknown, since libsndfile reads no more than that."""
+    blocks = b"\0\0\0\x22", b"\x80\0\0\x22"  # the header's, of 34 bytes
+    end = reader.find(b"fLaC", start + 4)
+    while end >= 0 and reader.peek(end + 4, 4) not in blocks:
+        end = reader.find(b"fLaC", end + 4)
+    if end < 0:
+        end = reader.size - (128 if reader.peek(reader.size - 128, 3) == b"TAG" else 0)
+    if reader.peek(start + 4, 4) not in blocks:
+        return _as_it_is(reader, start, end), end
+    about = reader.number(start + 18, ">Q")
+    samples = about & (2**36 - 1)
+    pieces = [(start, start + 18), (about - samples).to_bytes(8, "big"), (start + 26, end)]
+    return [Link(pieces, samples or None, complete=samples > 0)], end
+
+
+def _ogg(reader: Reader, start: int) -> tuple[list[Link], int]:
+    """Pages that begin streams, then others, are a link; each page tells its length."""
+    starts, cuts, place, sound = [start], [], start, False
+    while place < reader.size:
+        head = reader.peek(place, 27 + 255)
+        table = head[27 : 27 + head[26]] if len(head) > 26 else b""
+        first = len(head) > 5 and head[5] & 2
+        begins = first and reader.peek(place + 27 + len(table), 8).startswith(_OGG_SOUND)
+        if begins and sound:
+            starts.append(place)
+        sound = not begins and (sound or not first)
+        end = place + 27 + len(table) + sum(table)
+        if end != reader.size and reader.peek(end, 4) != b"OggS":
+            following = reader.find(b"OggS", place + 4)
+            if end > reader.size or 0 <= following < end:
+                cuts.append(place)
+            elif following < 0 or _kind(reader, after_tags(reader, end)) not in (None, _ogg):
+                place = end
+                break
+            end = following if following >= 0 else reader.size
+        place = end
+    ends = [*starts[1:], place]
+    links = []
+    for one, end in zip(starts, ends, strict=True):
+        links += _as_it_is(reader, one, end, any(one <= cut and end - 65307 <= cut < end for cut in cuts))
+    return links, place
+
+
+def _mp3(reader: Reader, start: int) -> tuple[list[Link], int]:
+    runs, end = mp3_runs(reader, start)
+    if len(runs) == 1 and not runs[0].header and reader.peek(0, 1) != b"\0" and after_tags(reader, 0) == start:
+        if after_tags(reader, end) == reader.size:
+            return [Link(None, runs[0].samples, cut=runs[0].cut)], end
+    pieces = [[run.header, (run.start, run.stop)] if run.header else [(run.start, run.stop)] for run in runs]
+    return [Link(one, run.samples, cut=run.cut) for one, run in zip(pieces, runs, strict=True)], end

@@ -1,0 +1,97 @@
+"""What libsndfile does not read: m4a, aac, wma, webm and the sound of videos, by FFmpeg through PyAV.
+
+A file is data. FFmpeg gets an open file and no name, so it can open no other; of its demuxers and decoders only those
+named here are used, so playlists, which name files and addresses, are not read, and pictures are not decoded.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import chain, groupby
+from typing import BinaryIO
+
+import numpy as np
+from transformers.utils import logging
+
+from .file_parts import Pieces
+
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,loas,asf,avi,flv,mpegts,mpeg,amr,ac3,eac3,dts,truehd,wv,ape,tta,tak,"
+    "ogg,caf,aiff,wav"
+)
+DECODERS = (
+    "aac,aac_fixed,aac_latm,alac,mp1,mp1float,mp2,mp2float,mp3,mp3float,opus,libopus,vorbis,libvorbis,flac,speex,"
+    "wmav1,wmav2,wmapro,wmalossless,wmavoice,ac3,eac3,dca,truehd,mlp,amrnb,amrwb,wavpack,ape,tta,tak,"
+    "nellymoser,gsm,gsm_ms,adpcm_ms,adpcm_ima_wav,adpcm_ima_qt,adpcm_swf,pcm_alaw,pcm_mulaw,pcm_u8,pcm_s8,pcm_s16le,"
+    "pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be,pcm_bluray,pcm_dvd"
+)
+_SHORT = 1.0  # seconds that a file may lack of the length that it states
+
+logger = logging.get_logger(__name__)
+
+
+def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) -> tuple[int, Iterator[tuple]]:
+    """The first audio stream's sample rate, and a rate and blocks `[samples, channels]` again and again.
+
+    Args:
+        error: why libsndfile does not read the file.
+        stack: what closes the file.
+
+    Raises:
+        ValueError: PyAV is not installed, or the file is none of these or has no sound.
+    """
+    why = f"cannot read {name} as sound: {getattr(error, 'error_string', error)}"
+    try:
+        import av
+    except ImportError:
+        raise ValueError(
+            f"{why} If it is m4a, aac, wma, webm or a video: pip install 'wavlink[formats]', or convert it "
+            "to wav or flac"
+        ) from error
+    allowed = {"format_whitelist": DEMUXERS, "codec_whitelist": DECODERS, "protocol_whitelist": "none"}
+    size = file.seek(0, 2)
+    try:
+        # without a name, which FFmpeg would take for a hint
+        container = stack.enter_context(av.open(Pieces(file, [(0, size)]), container_options=allowed))
+    except (av.error.FFmpegError, ValueError) as other:
+        raise ValueError(f"{why} FFmpeg: {getattr(other, 'strerror', other)}") from other
+    if not container.streams.audio:
+        raise ValueError(f"{name} has no sound: FFmpeg finds no audio stream in it")
+    frames = _frames(container, av, name)
+    stack.callback(frames.close)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{name} holds no samples")
+    alike = groupby(chain([first], frames), key=lambda frame: (frame[0], frame[1].shape[1]))
+    return first[0], ((rate, (block for _, block in group)) for (rate, _), group in alike)
+
+
+def _frames(container, av, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    """The sample rate and float32 `[samples, channels]` of each frame of the first audio stream."""
+    stream, seconds, damaged = container.streams.audio[0], 0.0, 0
+    stream.codec_context.thread_count = 1
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                damaged += 1
+                continue
+            for frame in frames:
+                seconds += frame.samples / frame.sample_rate
+                yield frame.sample_rate, _floats(frame)
+    except av.error.FFmpegError as error:
+        raise ValueError(f"cannot read {name} as sound: {error.strerror}") from error
+    if damaged:
+        logger.warning(f"{name} is damaged: {damaged} of its packets cannot be decoded and are left out")
+    stated = float(stream.duration * stream.time_base) if stream.duration and "mov" in container.format.name else 0
+    if seconds < stated - _SHORT:
+        logger.warning(f"{name} ends before its sound does, after {seconds:.1f} s of {stated:.1f} s: it was cut off")
+
+
+def _floats(frame) -> np.ndarray:
+    samples, channels = frame.to_ndarray(), frame.layout.nb_channels
+    block = samples.T if frame.format.is_planar else samples.reshape(-1, channels)  # (samples, channels)
+    if block.dtype.kind == "f":
+        return np.ascontiguousarray(block, np.float32)
+    scale = 2.0 ** (8 * block.dtype.itemsize - 1)
+    return ((block.astype(np.float64) - (scale if block.dtype.kind == "u" else 0)) / scale).astype(np.float32)
