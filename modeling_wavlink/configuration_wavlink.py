@@ -35,14 +35,14 @@ def nested_dims(projection_dim: int, levels: int = 4) -> list[int]:
 
 
 class WavLinkAudioConfig(WhisperConfig):
-    """What a `WavLinkAudioModel` saved by itself has for a config; within a `WavLinkConfig` it is a `WhisperConfig`."""
+    """The config of a `WavLinkAudioModel` saved by itself; within a `WavLinkConfig` it is a `WhisperConfig`."""
 
     model_type = "wavlink_audio_model"
     is_encoder_decoder: bool = False
 
 
 class WavLinkClapAudioConfig(ClapAudioConfig):
-    """What a `WavLinkClapAudioModel` saved by itself has for a config; within a `WavLinkConfig`, a `ClapAudioConfig`."""
+    """The config of a `WavLinkClapAudioModel` saved by itself; within a `WavLinkConfig`, a `ClapAudioConfig`."""
 
     model_type = "wavlink_clap_audio_model"
 

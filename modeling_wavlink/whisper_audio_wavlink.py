@@ -117,7 +117,7 @@ class WavLinkAudioModel(SavedAlone, PreTrainedModel):
     def _encode(
         self, hidden_states: Tensor, mask: Tensor | None, pooling: str | None, token_alone: bool, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """The layers and the final norm: `[B, T', D]`, `[B, T']` -> `[B, T' + 0 or 1, D]`, or the token `[B, 1, D]`."""
+        """Layers and final norm: `[B, T', D]`, `[B, T']` -> `[B, T' + 0 or 1, D]`, or the token alone, `[B, 1, D]`."""
         with_token = pooling in ("token", "token_mean")
         frames = hidden_states.shape[1]
         token = self.global_token[:, : int(with_token)].expand(hidden_states.shape[0], -1, -1)

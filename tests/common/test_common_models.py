@@ -222,7 +222,7 @@ class WavLinkTests(ModelTests):
         return config, inputs | {"output_frames": True}
 
     def both_ways(self, name: str):
-        """The outputs of both towers, with their testers, where `name` is an argument and where it is in the config."""
+        """The outputs of both towers, with their testers, for `name` as an argument and then in the config."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         config._attn_implementation = "eager"
         in_config = copy.deepcopy(config)
