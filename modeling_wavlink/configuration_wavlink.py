@@ -178,8 +178,9 @@ class WavLinkConfig(PretrainedConfig):
     def to_diff_dict(self) -> dict:
         """What is saved: not where the towers came from, which is a folder of one machine."""
         output = super().to_diff_dict()
-        for name in self.sub_configs:
-            output[name].pop("_name_or_path", None)
+        for tower in (output.get(name) for name in self.sub_configs):
+            if isinstance(tower, dict):
+                tower.pop("_name_or_path", None)
         return output
 
     def check(self) -> None:

@@ -4,7 +4,7 @@
 python tests/common/sources.py FOLDER
 ```
 
-downloads that package, leaves its `tests` in `FOLDER/<version>`, and prints that folder.
+downloads that package, keeps its common tests in `FOLDER/<version>`, and prints that folder.
 """
 
 import importlib
@@ -88,4 +88,4 @@ def load(name: str) -> types.ModuleType:
 
 
 if __name__ == "__main__":
-    print(download(Path(sys.argv[1])))
+    print(download(Path(sys.argv[1]).resolve()))
