@@ -9,7 +9,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_wavlink import WavLinkClapAudioConfig, check_audio_config
-from .pretrained_wavlink import RECORDED, SavedAlone
+from .pretrained_wavlink import RECORDED, SavedAlone, given
 
 
 class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
@@ -86,7 +86,7 @@ class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
         mask = input_features.new_ones(shape[:2]) if input_features_mask is None else input_features_mask
         own = mask.bool()
         windows = input_features[own][:, None].to(encoder.batch_norm.weight.dtype)  # (N, 1, T, F)
-        options = {name: kwargs[name] for name in RECORDED if kwargs.get(name) is not None}
+        options = {name: value for name, value in given(kwargs).items() if name in RECORDED}
         output = super().forward(windows, return_dict=True, **options)
         patches = output.last_hidden_state.flatten(2).transpose(1, 2)  # (N, P, D)
         states = patches.new_zeros(*shape[:2], *patches.shape[1:])

@@ -47,19 +47,21 @@ class WavLinkClapAudioConfig(ClapAudioConfig):
     model_type = "wavlink_clap_audio_model"
 
 
-_SAVED_ALONE = {WhisperConfig: WavLinkAudioConfig, ClapAudioConfig: WavLinkClapAudioConfig}
-_WITHIN = {alone: within for within, alone in _SAVED_ALONE.items()}
+# By model type, since code of the Hub may bring these classes a second time.
+_ALONE = {"whisper": WavLinkAudioConfig, "clap_audio_model": WavLinkClapAudioConfig}
+_WITHIN = {"wavlink_audio_model": WhisperConfig, "wavlink_clap_audio_model": ClapAudioConfig}
 
 
 def saved_alone(config: PretrainedConfig) -> PretrainedConfig:
     """The config of an audio tower that is saved without a WavLink, whose model type is the tower's own."""
-    return _as_class(config, _SAVED_ALONE)
+    return _as_class(config, _ALONE)
 
 
-def _as_class(config: PretrainedConfig, classes: dict[type, type]) -> PretrainedConfig:
-    if type(config) not in classes:
+def _as_class(config: PretrainedConfig, classes: dict[str, type]) -> PretrainedConfig:
+    new = classes.get(type(config).model_type)
+    if new is None:
         return config
-    config, new = copy.deepcopy(config), classes[type(config)]
+    config = copy.deepcopy(config)
     config.__class__ = new  # the fields are the same
     vars(config).pop("model_type", None)  # which a file sets on the instance too
     config.is_encoder_decoder = new is WhisperConfig
@@ -364,12 +366,11 @@ def _sub_config(config, default_class: type, default_kwargs: dict) -> Pretrained
     if config is None:
         config = default_kwargs
     model_type = config.get("model_type", default_class.model_type)
-    own = {alone.model_type: within for alone, within in _WITHIN.items()}
-    if model_type not in own and model_type not in CONFIG_MAPPING:
+    if model_type not in _WITHIN and model_type not in CONFIG_MAPPING:
         raise ValueError(f"transformers knows no model_type {model_type!r}")
     if model_type == WavLinkConfig.model_type:
         raise ValueError("a WavLink cannot be a tower of another")
-    return (own.get(model_type) or CONFIG_MAPPING[model_type]).from_dict({**config, "model_type": model_type})
+    return (_WITHIN.get(model_type) or CONFIG_MAPPING[model_type]).from_dict({**config, "model_type": model_type})
 
 
 WavLinkConfig.register_for_auto_class()

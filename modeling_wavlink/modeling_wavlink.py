@@ -20,6 +20,7 @@ from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pretrained_wavlink import (
     RECORDED,
     CheckedWeights,
+    given,
     load_htsat,
     load_text_tower,
     load_whisper_encoder,
@@ -149,6 +150,8 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         """As transformers', but of safetensors alone, and weights that are missing or unexpected are an error, never
         a random start. Fields of `WavLinkConfig` given here are checked, and refused where they need other weights."""
         options = {name: kwargs[name] for name in _OF_FILES if name in kwargs}
+        if hasattr(kwargs.get("config"), "check"):
+            kwargs["config"].check()
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if {"pooling", "config"} & kwargs.keys():
             _refuse_untrained_token(model.config.pooling, pretrained_model_name_or_path, **options)
@@ -226,7 +229,7 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
             `pooler_output` `[B, projection_dim]`, L2-normalised. With `output_frames` also `last_hidden_state`, see
             `WavLinkAudioModel`; HTS-AT always gives its patches, `[B, W * P, D]`.
         """
-        options = {name: kwargs[name] for name in RECORDED if kwargs.get(name) is not None}
+        options = {name: value for name, value in given(kwargs).items() if name in RECORDED}
         if isinstance(self.audio_model, WavLinkAudioModel):
             options |= {"pooling": self.config.pooling, "output_frames": output_frames}
         output = self.audio_model(input_features, input_features_mask, return_dict=True, **options)
@@ -257,10 +260,10 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
                 f"a text of {input_ids.shape[-1]} tokens is over the text tower's limit of {limit}: shorten it, or "
                 f"tokenize with truncation=True, max_length={limit} (WavLinkProcessor does)"
             )
+        options = given(kwargs) | {"return_dict": True}
         if token_type_ids is not None:
-            kwargs["token_type_ids"] = token_type_ids
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+            options["token_type_ids"] = token_type_ids
+        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **options)
         pooled = self._pool_text(output.last_hidden_state, input_ids, attention_mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=output.last_hidden_state,

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, ClapAudioModel, CLIPTextModelWithProjection, PretrainedConfig, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from transformers.utils import TransformersKwargs
+
 from .compat_wavlink import optional_file
 from .configuration_wavlink import one_line, saved_alone
 
@@ -21,7 +23,24 @@ _NO_TEXT_TOWER = re.compile(
 
 RECORDED = ("output_hidden_states", "output_attentions")  # what the towers give on request
 
+_KNOWN_ARGUMENTS = {"inputs_embeds", "return_dict", *TransformersKwargs.__annotations__}
+
 _IN_FP32 = {"output_loading_info": True, "dtype": torch.float32}
+
+
+def given(kwargs: dict) -> dict:
+    """Those keyword arguments of a model that are not None, which PEFT's wrappers hand on for what was not given.
+
+    Raises:
+        TypeError: an argument that transformers' models do not have.
+        ValueError: `inputs_embeds`, which texts of tokens and sounds have no use for.
+    """
+    for name, value in kwargs.items():
+        if name == "inputs_embeds" and value is not None:
+            raise ValueError("inputs_embeds are not supported: give input_ids")
+        if name not in _KNOWN_ARGUMENTS:
+            raise TypeError(f"forward got an unexpected keyword argument {name!r}")
+    return {name: value for name, value in kwargs.items() if value is not None}
 
 
 def refuse_wrong_weights(source: str, info: dict, left_out: re.Pattern | None = None, new: tuple = ()) -> None:

@@ -13,8 +13,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .compat_wavlink import from_config
-from .configuration_wavlink import WavLinkAudioConfig, check_audio_config, frame_pooling
-from .pretrained_wavlink import RECORDED, SavedAlone
+from .configuration_wavlink import POOLINGS, WavLinkAudioConfig, check_audio_config, frame_pooling
+from .pretrained_wavlink import RECORDED, SavedAlone, given
 
 
 class WavLinkLastLayer(WhisperEncoderLayer):
@@ -98,7 +98,9 @@ class WavLinkAudioModel(SavedAlone, PreTrainedModel):
             of them, n times as long), and `pooler_output` `[B, D]`. `hidden_states` are those of the frames and, last,
             of the token: before the first layer and after each, the last one after the final layer norm.
         """
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        kwargs = given(kwargs)
         with_token = use_global_token and pooling != "mean"
         recorded = any(kwargs.get(name, getattr(self.config, name, False)) for name in RECORDED)
         token_alone = with_token and pooling == "token" and not output_frames and not recorded
