@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_wavlink import WavLinkAudioModel, sharding
+from modeling_wavlink.atomic_files import remove_leftovers, write_text
 from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.checkpoints import load_state, save_state
 from modeling_wavlink.cli import run_command, stdout_for
@@ -43,12 +43,10 @@ from modeling_wavlink.run_folder import (
     on_disk,
     refuse_unknown_trackers,
     remove,
-    remove_unfinished,
     whole,
 )
-from modeling_wavlink.scoring import Protocol, scores_of, table
+from modeling_wavlink.scoring import Protocol, refuse_unsearchable, scores_of, table
 from modeling_wavlink.sweep import sweep, sweep_parser
-from modeling_wavlink.whole_files import write_whole
 from processing.data import caption_columns, with_captions
 from processing.feeds import Epochs, Stream, load_source
 
@@ -147,6 +145,7 @@ class Run:
         shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
         self.columns = caption_columns(self.validation_set, shared)
         self.validation_set = with_captions(self.validation_set, self.columns)
+        refuse_unsearchable(self.validation_set, self.columns, recipe.validation_split)
         model, self.processor = build(recipe, self.feed.captions)
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
@@ -217,7 +216,8 @@ class Run:
 
     def save_checkpoint(self) -> None:
         folder = self.folder / "checkpoints"
-        share = self.accelerator.process_index, self.accelerator.wait_for_everyone
+        broadcast = lambda token: broadcast_object_list([token])[0]  # noqa: E731
+        share = self.accelerator.process_index, self.accelerator.wait_for_everyone, broadcast
         with whole(folder / f"step-{self.step:08d}", *share) as unfinished:
             save_state(self.accelerator, unfinished, self.state_dict())
         if self.accelerator.is_main_process:
@@ -227,7 +227,7 @@ class Run:
     def resume(self) -> None:
         if self.accelerator.is_main_process:
             for folder in (self.folder, self.folder / "checkpoints"):
-                remove_unfinished(folder)
+                remove_leftovers(folder)
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1]))
@@ -278,7 +278,7 @@ class Log:
         self.began, self.first = time.perf_counter(), run.step
         recipe = dataclasses.asdict(run.recipe)
         if self.active:
-            write_whole(run.folder / "recipe.json", json.dumps(recipe, indent=2) + "\n")
+            write_text(run.folder / "recipe.json", json.dumps(recipe, indent=2) + "\n")
             facts = {"processes": run.accelerator.num_processes, "on_disk": on_disk(recipe)}
             note_environment(run.folder, step=run.step, **facts)
         if run.recipe.trackers:
@@ -299,7 +299,7 @@ class Log:
     def validation(self, scores: dict, embedded: Embedded) -> None:
         if not self.active:
             return
-        tqdm.write(f"step {self.run.step}, validation: {table(scores)}")
+        Bar.write(f"step {self.run.step}, validation: {table(scores)}")
         self.metrics.write(step=self.run.step, validation=without_details(scores))
         flat = {
             f"{way}/{dim}/{name}": figure["value"]
@@ -351,7 +351,7 @@ def train(recipe: Recipe) -> Path:
                 run.save_checkpoint()
             if stop:
                 log.note_seconds()
-                tqdm.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
+                Bar.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
                 sys.exit(128 + signal.SIGTERM)
     run.save_model("last")
     run.accelerator.wait_for_everyone()

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import HfApi
 
+from modeling_wavlink.atomic_files import new_folder
 from modeling_wavlink.cli import code_of, run_command, signals_as_interrupts, stdout_for
-from modeling_wavlink.whole_files import new_folder
 
 from .card import write_card
 from .measured import read_scores, scores_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from .whole_files import write_whole
+from .atomic_files import write_text
 
 _PLACE = "place.json"
 
@@ -49,7 +49,7 @@ def save_state(accelerator: Accelerator, folder: Path, place: dict) -> None:
     """
     accelerator.save_state(str(folder))
     if accelerator.is_main_process:
-        write_whole(folder / _PLACE, json.dumps(place))
+        write_text(folder / _PLACE, json.dumps(place))
 
 
 def load_state(accelerator: Accelerator, folder: Path) -> dict:

@@ -1,8 +1,9 @@
 """WavLinkConfig: a Whisper or HTS-AT audio tower, any text tower, and one shared space with nested dims."""
 
+import copy
 import math
 
-from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PretrainedConfig, WhisperConfig
+from transformers import CONFIG_MAPPING, AutoConfig, ClapAudioConfig, CLIPTextConfig, PretrainedConfig, WhisperConfig
 
 AUDIO_TOWERS = ("whisper", "clap_audio_model")
 LOSS_TYPES = ("info_nce", "sigmoid")
@@ -31,6 +32,40 @@ _SIZES = {
 def nested_dims(projection_dim: int, levels: int = 4) -> list[int]:
     """`projection_dim` and its halves, largest first: 512 -> [512, 256, 128, 64] (the paper's K = 4)."""
     return [projection_dim >> level for level in range(levels)]
+
+
+class WavLinkAudioConfig(WhisperConfig):
+    """The config of a `WavLinkAudioModel` saved by itself; within a `WavLinkConfig` it is a `WhisperConfig`."""
+
+    model_type = "wavlink_audio_model"
+    is_encoder_decoder: bool = False
+
+
+class WavLinkClapAudioConfig(ClapAudioConfig):
+    """The config of a `WavLinkClapAudioModel` saved by itself; within a `WavLinkConfig`, a `ClapAudioConfig`."""
+
+    model_type = "wavlink_clap_audio_model"
+
+
+# By model type, since code of the Hub may bring these classes a second time.
+_ALONE = {"whisper": WavLinkAudioConfig, "clap_audio_model": WavLinkClapAudioConfig}
+_WITHIN = {"wavlink_audio_model": WhisperConfig, "wavlink_clap_audio_model": ClapAudioConfig}
+
+
+def saved_alone(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of an audio tower that is saved without a WavLink, whose model type is the tower's own."""
+    return _as_class(config, _ALONE)
+
+
+def _as_class(config: PretrainedConfig, classes: dict[str, type]) -> PretrainedConfig:
+    new = classes.get(type(config).model_type)
+    if new is None:
+        return config
+    config = copy.deepcopy(config)
+    config.__class__ = new  # the fields are the same
+    vars(config).pop("model_type", None)  # which a file sets on the instance too
+    config.is_encoder_decoder = new is WhisperConfig
+    return config
 
 
 class WavLinkConfig(PretrainedConfig):
@@ -103,7 +138,7 @@ class WavLinkConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.label_smoothing = label_smoothing
         self.pooling = pooling
-        self._check()
+        self.check()
         super().__init__(**kwargs)
 
     @classmethod
@@ -121,13 +156,15 @@ class WavLinkConfig(PretrainedConfig):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As transformers', but whatever is wrong with what a file says is a ValueError that names it."""
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            config = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ImportError):  # which name it
             raise
         except Exception as error:
             raise ValueError(
                 f"the config of {pretrained_model_name_or_path} is not a WavLink's: {one_line(error)}"
             ) from error
+        (config[0] if isinstance(config, tuple) else config).check()  # fields that `kwargs` set instead of the file's
+        return config
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -140,21 +177,30 @@ class WavLinkConfig(PretrainedConfig):
             )
         return super().from_dict(_without_code(config_dict), **kwargs)
 
-    def _check(self):
-        if self.audio_config.model_type not in AUDIO_TOWERS:
-            raise ValueError(
-                f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {self.audio_config.model_type!r}"
-            )
+    def to_diff_dict(self) -> dict:
+        """What is saved: not where the towers came from, which is a folder of one machine."""
+        output = super().to_diff_dict()
+        for tower in (output.get(name) for name in self.sub_configs):
+            if isinstance(tower, dict):
+                tower.pop("_name_or_path", None)
+        return output
+
+    def check(self) -> None:
+        """Refuses fields that no model has; a model checks them again, since they may have been set afterwards.
+
+        Raises:
+            ValueError: names the field.
+        """
+        for name in self.sub_configs:
+            if not isinstance(getattr(self, name), PretrainedConfig):
+                raise ValueError(f"{name} must be a config, got {getattr(self, name)!r}")
         _check_numbers(self)
-        _check_layers(self.audio_config)
+        check_audio_config(self.audio_config)
         _check_layers(self.text_config)
-        _check_frame_pooling(self.audio_config)
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
-        if self.audio_config.model_type == "clap_audio_model":
-            _check_htsat(self.audio_config)
-            if self.pooling != "token":
-                raise ValueError(f"HTS-AT pools its patches itself: leave pooling out, got {self.pooling!r}")
+        if self.audio_config.model_type == "clap_audio_model" and self.pooling != "token":
+            raise ValueError(f"HTS-AT pools its patches itself: leave pooling out, got {self.pooling!r}")
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}")
         if not 0 <= self.label_smoothing < 1:
@@ -179,6 +225,8 @@ class WavLinkConfig(PretrainedConfig):
 
 
 def _check_numbers(config: WavLinkConfig) -> None:
+    if not isinstance(config.matryoshka_dims, list | tuple):
+        raise ValueError(f"matryoshka_dims must be a list of whole numbers, got {config.matryoshka_dims!r}")
     for value in (config.projection_dim, *config.matryoshka_dims):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"projection_dim and matryoshka_dims must be whole numbers, got {value!r}")
@@ -186,11 +234,24 @@ def _check_numbers(config: WavLinkConfig) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if isinstance(config.label_smoothing, bool) or not isinstance(config.label_smoothing, int | float):
+        raise ValueError(f"label_smoothing must be a number, got {config.label_smoothing!r}")
     if config.logit_scale_max <= 0 or config.initializer_range < 0:
         raise ValueError(
             "logit_scale_max must be above 0 and initializer_range 0 or more, got "
             f"{config.logit_scale_max} and {config.initializer_range}"
         )
+
+
+def check_audio_config(config: PretrainedConfig) -> None:
+    """Refuses fields that neither audio tower has."""
+    config = _as_class(config, _WITHIN)
+    if config.model_type not in AUDIO_TOWERS:
+        raise ValueError(f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {config.model_type!r}")
+    _check_layers(config)
+    _check_frame_pooling(config)
+    if config.model_type == "clap_audio_model":
+        _check_htsat(config)
 
 
 def _check_layers(config: PretrainedConfig) -> None:
@@ -301,15 +362,17 @@ def _clip_kwargs(width: int, heads: int) -> dict:
 
 def _sub_config(config, default_class: type, default_kwargs: dict) -> PretrainedConfig:
     if isinstance(config, PretrainedConfig):
-        return config
+        return _as_class(config, _WITHIN)
     if config is None:
         config = default_kwargs
     model_type = config.get("model_type", default_class.model_type)
-    if model_type not in CONFIG_MAPPING:
+    if model_type not in _WITHIN and model_type not in CONFIG_MAPPING:
         raise ValueError(f"transformers knows no model_type {model_type!r}")
     if model_type == WavLinkConfig.model_type:
         raise ValueError("a WavLink cannot be a tower of another")
-    return CONFIG_MAPPING[model_type].from_dict(dict(config))
+    return (_WITHIN.get(model_type) or CONFIG_MAPPING[model_type]).from_dict({**config, "model_type": model_type})
 
 
 WavLinkConfig.register_for_auto_class()
+WavLinkAudioConfig.register_for_auto_class()
+WavLinkClapAudioConfig.register_for_auto_class()

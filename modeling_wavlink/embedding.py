@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers.utils import logging
@@ -19,11 +19,11 @@ from transformers.utils import logging
 from processing.audio import load_column
 from processing.data import captions_of, clip_name, durations
 
+from .atomic_files import atomic_file, write_text
 from .embedder import cover
 from .losses_wavlink import gather
 from .metrics import Correspondence
 from .progress import Bar
-from .whole_files import write_whole
 
 logger = logging.get_logger(__name__)
 
@@ -114,15 +114,11 @@ def _embed_part(model, processor, rows, indices, batch_size: int, update) -> tup
 
 
 def _write_part(path: Path, vectors: torch.Tensor, notes: dict) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        save_file({"vectors": vectors.contiguous()}, unfinished, metadata={"notes": json.dumps(notes)})
-        os.replace(unfinished, path)
-    except Exception as error:  # safetensors has its own for a full disk
-        unfinished.unlink(missing_ok=True)
-        raise OSError(
-            f"could not write {path}: {error}; free space on its disk, and start the same command again"
-        ) from error
+    with atomic_file(path) as unfinished:
+        try:
+            save_file({"vectors": vectors.contiguous()}, unfinished, metadata={"notes": json.dumps(notes)})
+        except SafetensorError as error:  # of a full disk
+            raise OSError(str(error)) from error
 
 
 def _read_part(path: Path) -> tuple[torch.Tensor, dict]:
@@ -183,7 +179,7 @@ def open_store(folder: Path, key: dict) -> Path:
         logger.warning(f"{folder} holds parts of another model or data set: they are thrown away")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(written, json.dumps(key, indent=2) + "\n")
+    write_text(written, json.dumps(key, indent=2) + "\n")
     return folder
 
 

@@ -24,9 +24,10 @@ import torch
 
 from hub_cards.foreign_text import printable
 from processing.benchmark_data import BENCHMARKS, load_benchmark
-from processing.data import SYNTHETIC, caption_columns, load_split
+from processing.data import SYNTHETIC, caption_columns, load_split, named_like_captions
 from processing.paper_data import load_paper_data
 
+from .atomic_files import write_text
 from .cli import run_command, stdout_for
 from .embedding import fingerprint, open_store
 from .metrics import multiple_choice_accuracy as multiple_choice_accuracy
@@ -38,7 +39,6 @@ from .pictures import draw_confusion, draw_dims
 from .retrieval import DIRECTIONS
 from .retrieval import compute_metrics as compute_metrics
 from .scoring import Protocol, evaluate_dataset, table
-from .whole_files import write_whole
 from .zero_shot import CLEAN_UPS
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "soundfile", "soxr")
@@ -160,7 +160,7 @@ def _score(options: argparse.Namespace) -> dict:
         _say(side_by_side(models))
     scores = models[0] if len(models) == 1 else {**head, "models": models}
     if options.output:
-        write_whole(Path(options.output), json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+        write_text(Path(options.output), json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
         draw(models, Path(options.output))
         shutil.rmtree(parts)
     return scores
@@ -169,12 +169,9 @@ def _score(options: argparse.Namespace) -> dict:
 def _columns(dataset, wanted: Sequence[str]) -> list[str]:
     """Captions are needed only where there is nothing else to score by."""
     others = {"label", "question"} & set(dataset.column_names)
-    try:
+    if wanted or named_like_captions(dataset) or not others:
         return caption_columns(dataset, wanted)
-    except ValueError:
-        if wanted or not others:
-            raise
-        return []
+    return []
 
 
 def _protocol(options: argparse.Namespace, labels: Sequence[str]) -> Protocol:

@@ -15,9 +15,9 @@ from hub_cards.foreign_text import escape
 from hub_cards.upload import reason
 from processing.sources import file_of
 
+from .atomic_files import new_folder
 from .index_folder import CARD, FILES, IndexFolder, Manifest, write_durably
 from .vectors import decode, encode
-from .whole_files import new_folder
 
 _OURS = ("index.json", "embeddings/part-*.parquet", "files/part-*.parquet")
 _PART = re.compile(r"(embeddings|files)/part-\d+\.parquet")

@@ -207,7 +207,8 @@ def _finished(report: Report, index: IndexFolder, new: set[str], unreadable: dic
 def _embed(index, embedder, listing, todo: list[_Task], commit_seconds: float, progress: bool, stop) -> bool:
     """Whether it was stopped."""
     rows = _Rows(index, Bar(total=len(todo), desc="sounds", unit="file", disable=not progress), commit_seconds)
-    with rows.bar, closing(embedder.embed_clips(_clips(listing, todo, index.manifest, rows.events))) as vectors:
+    clips = _clips(listing, todo, index.manifest, rows.events, stop)
+    with rows.bar, closing(embedder.embed_clips(clips)) as vectors:
         for vector in vectors:
             rows.take(vector)
             if stop.is_set():
@@ -218,9 +219,11 @@ def _embed(index, embedder, listing, todo: list[_Task], commit_seconds: float, p
     return stop.is_set()
 
 
-def _clips(listing: Listing, todo: list[_Task], manifest: Manifest, events: deque) -> Iterator[np.ndarray]:
+def _clips(listing: Listing, todo: list[_Task], manifest: Manifest, events: deque, stop) -> Iterator[np.ndarray]:
     """The windows to embed; `events` tells of each file its begin, its windows' `(start, end)` and its end."""
     for task in todo:
+        if stop.is_set():  # also among files without windows
+            return
         events.append(("begin", task))
         error = ""
         try:

@@ -5,12 +5,14 @@ import re
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, ClapAudioModel, CLIPTextModelWithProjection, PretrainedConfig, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from transformers.utils import TransformersKwargs
+
 from .compat_wavlink import optional_file
-from .configuration_wavlink import one_line
+from .configuration_wavlink import one_line, saved_alone
 
 # Weights of a pretrained text checkpoint that we leave out: CLIP's vision tower and temperature, the pooler and the
 # pretraining heads of a text encoder, and buffers that old checkpoints stored.
@@ -19,7 +21,26 @@ _NO_TEXT_TOWER = re.compile(
     r"|^(cls|lm_head|head|decoder|classifier|qa_outputs)\.|position_ids$"
 )
 
+RECORDED = ("output_hidden_states", "output_attentions")  # what the towers give on request
+
+_KNOWN_ARGUMENTS = {"inputs_embeds", "return_dict", *TransformersKwargs.__annotations__}
+
 _IN_FP32 = {"output_loading_info": True, "dtype": torch.float32}
+
+
+def given(kwargs: dict) -> dict:
+    """Those keyword arguments of a model that are not None, which PEFT's wrappers hand on for what was not given.
+
+    Raises:
+        TypeError: an argument that transformers' models do not have.
+        ValueError: `inputs_embeds`, which texts of tokens and sounds have no use for.
+    """
+    for name, value in kwargs.items():
+        if name == "inputs_embeds" and value is not None:
+            raise ValueError("inputs_embeds are not supported: give input_ids")
+        if name not in _KNOWN_ARGUMENTS:
+            raise TypeError(f"forward got an unexpected keyword argument {name!r}")
+    return {name: value for name, value in kwargs.items() if value is not None}
 
 
 def refuse_wrong_weights(source: str, info: dict, left_out: re.Pattern | None = None, new: tuple = ()) -> None:
@@ -49,10 +70,20 @@ def refuse_broken_weights(source: str, model: PreTrainedModel) -> None:
     """NaN or infinite weights, which would give every clip a vector of NaN."""
     for name, weight in model.named_parameters():
         checked = not weight.is_meta and weight.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-        if checked and not torch.isfinite(weight).all():
+        if checked and not _finite(weight):
             raise ValueError(
                 f"{name} of {source} holds NaN or infinite weights in {weight.dtype}: take another checkpoint or dtype"
             )
+
+
+def _finite(weight: Tensor) -> bool:
+    """Whether all numbers are; a quantised tensor, which may not know the question, holds integers."""
+    try:
+        return bool(torch.isfinite(weight).all())
+    except (NotImplementedError, RuntimeError, TypeError):
+        if type(weight) in (nn.Parameter, Tensor):
+            raise
+        return True
 
 
 def from_safetensors(load: Callable, source: str | None, *args, use_safetensors: bool | None = None, **options):
@@ -73,13 +104,54 @@ def from_safetensors(load: Callable, source: str | None, *args, use_safetensors:
     except (ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and str(source) in str(error):
+        if _of_the_call(error) or isinstance(error, ValueError) and str(source) in str(error):
             raise
         shapes = isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error)
         why = "they have other shapes than its config says" if shapes else one_line(error)
         raise ValueError(f"the weights of {source} cannot be loaded: {why}") from error
     refuse_broken_weights(str(source), loaded[0] if isinstance(loaded, tuple) else loaded)
     return loaded
+
+
+def _of_the_call(error: Exception) -> bool:
+    """Whether an argument or the surroundings are at fault, and no file: the error itself then says what to do."""
+    if type(error) is ValueError:  # a broken file gives its subclasses, such as UnicodeDecodeError
+        return True
+    if isinstance(error, TypeError):
+        return "unexpected keyword argument" in str(error)
+    return isinstance(error, RuntimeError) and torch.get_default_device().type == "meta"
+
+
+class CheckedWeights:
+    """A `PreTrainedModel` that starts from a checkpoint with all its weights, or not at all."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As transformers', but of safetensors alone, and weights that are missing or unexpected are an error, never
+        a random start."""
+        source, kwargs = pretrained_model_name_or_path, {**kwargs, "output_loading_info": True}
+        model, info = from_safetensors(super().from_pretrained, source, *args, **kwargs)
+        if source is not None:  # without a checkpoint a `state_dict` may hold as much as the caller wants
+            refuse_wrong_weights(str(source), info)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """All is initialised by `transformers.initialization` here, so that transformers may ask each module, also
+        those that have weights only in others, such as Whisper's encoder with its sinusoids."""
+        return False
+
+
+class SavedAlone(CheckedWeights):
+    """An audio tower whose checkpoint, without a WavLink around it, has a model type of its own."""
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As transformers', with the config of `saved_alone`."""
+        within, self.config = self.config, saved_alone(self.config)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config = within
 
 
 # Weights of a whole model that its tower's class ignores; `refuse_wrong_weights` allows them by itself.

@@ -30,8 +30,16 @@ def retrieval_scores(
     Returns:
         `{"text_to_audio": {dim: {"R@1": figure, ...}}, "audio_to_text": ..., "chance": ...}`, with several dims
         `"difference"`, the smallest minus the largest on the same draws of clips, and with `groups` `"groups"`.
+
+    Raises:
+        ValueError: fewer than two clips with texts, or fewer than two texts: every score would be 100 %.
     """
     asking = np.flatnonzero(correspondence.counts)
+    if len(asking) < 2 or len(text_embeds) < 2:
+        raise ValueError(
+            f"{len(asking)} clips with captions and {len(text_embeds)} different captions are nothing to search in: "
+            "score a split with two of each or more"
+        )
     answers = {"text_to_audio": correspondence.T, "audio_to_text": correspondence.select(asking)}
     clips = {
         "text_to_audio": correspondence.T,

@@ -3,82 +3,52 @@
 import json
 import os
 import platform
-import shutil
+import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from accelerate.tracking import get_available_trackers
 
-from .whole_files import write_whole
+from .atomic_files import remove as remove
+from .atomic_files import replaced_folder, write_text
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "soundfile", "soxr")
 SOURCES = ("data", "validation_data", "init", "audio_model", "text_model")  # fields of a recipe: Hub ids or folders
 
 
 @contextmanager
-def whole(folder: Path, process_index: int = 0, barrier=lambda: None) -> Iterator[Path]:
-    """A folder to write into, which takes its name, and the place of an older one, only once all is on the disk.
+def whole(
+    folder: Path,
+    process_index: int = 0,
+    barrier=lambda: None,
+    broadcast=lambda token: token,
+    stale: Sequence[str] = ("*",),
+) -> Iterator[Path]:
+    """Yield a folder to write into, which replaces `folder` once all is on the disk (see `replaced_folder`).
 
     Args:
-        process_index, barrier: where several processes write into it together.
+        process_index, barrier, broadcast: where several processes write into it together; `broadcast` gives all of
+            them the first one's text.
+        stale: patterns of names in the older folder that are not kept.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    if process_index == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    barrier()
     try:
-        yield unfinished
+        token = broadcast(secrets.token_hex(6))
+        options = {"token": token, "process_index": process_index, "barrier": barrier}
+        with replaced_folder(folder, stale, **options) as unfinished:
+            yield unfinished
     except Exception as error:  # safetensors, torch and the system each have their own for a full disk
-        shutil.rmtree(unfinished, ignore_errors=True)
         if worker_died(error):
             raise
         raise OSError(
             f"could not write {folder}: {error}; what was there before is untouched: free space on its disk, and "
             "start the same command again"
         ) from error
-    barrier()
-    if process_index == 0:
-        for path in unfinished.rglob("*"):
-            _to_disk(path)
-        older = _without_name(folder)
-        os.replace(unfinished, folder)
-        shutil.rmtree(older, ignore_errors=True)
-    barrier()
-
-
-def remove(folder: Path) -> None:
-    """A folder, which loses its name before its files: killed on the way, nothing is left that looks whole."""
-    shutil.rmtree(_without_name(folder), ignore_errors=True)
-
-
-def _without_name(folder: Path) -> Path:
-    """Where the folder, if there is one, is now."""
-    hidden = folder.with_name(f".{folder.name}.older.unfinished")
-    shutil.rmtree(hidden, ignore_errors=True)
-    with suppress(FileNotFoundError):
-        os.replace(folder, hidden)
-    return hidden
-
-
-def remove_unfinished(folder: Path) -> None:
-    """What a killed process was writing here: its name may be that of a step that does not come again."""
-    for path in folder.glob(".*.unfinished"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Metrics:
@@ -92,7 +62,7 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_whole(self.path, "".join(kept))
+        write_text(self.path, "".join(kept))
 
     def write(self, **record) -> None:
         try:
@@ -142,7 +112,7 @@ def note_seconds(folder: Path, step: int, seconds: float) -> None:
 def _add_line(path: Path, record: dict) -> None:
     """To a short file; half a line, which an older version wrote where the disk was full, does not stay."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    write_whole(path, "".join(line for line in [*lines, json.dumps(record) + "\n"] if line.endswith("\n")))
+    write_text(path, "".join(line for line in [*lines, json.dumps(record) + "\n"] if line.endswith("\n")))
 
 
 def worker_died(error: BaseException | None) -> bool:

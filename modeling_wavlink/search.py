@@ -16,7 +16,6 @@ import threading
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from tqdm import tqdm
 from transformers.utils import logging
 
 from hub_cards.foreign_text import clean
@@ -26,6 +25,7 @@ from .cli import on_stop_signals, run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
 from .indexing import HOP, STORAGE, WINDOW, index_sounds
+from .progress import Bar
 from .querying import WEIGHT, Index, as_dict
 from .vectors import STORAGES
 
@@ -161,7 +161,7 @@ def _stopped_by(stop: threading.Event, caught: list[int]):
         caught.append(number)
         stop.set()
         signal.signal(number, before[number])
-        tqdm.write("stopping: writing what is embedded", file=sys.stderr)
+        Bar.write("stopping: writing what is embedded", file=sys.stderr)
 
     with on_stop_signals(ask) as before:
         yield

@@ -28,13 +28,13 @@ from hub_cards.foreign_text import clean
 from processing.folders import read_metadata
 from processing.sources import file_of
 
+from .atomic_files import write_text
 from .cli import run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
 from .index_model import embedder_of
 from .sound_page import page
 from .vectors import decode, encode
-from .whole_files import write_whole
 from .zero_shot import PROMPT, label_texts
 
 MOST = 20_000  # sounds of a map: beyond, browsers are slow to draw and t-SNE takes long
@@ -104,7 +104,7 @@ def draw_map(
         print(f"laying out {len(paths)} sounds takes some minutes", file=sys.stderr)
     title = clean(Path(folder).resolve().name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], named, links))
+    write_text(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], named, links))
     return {"file": os.fspath(out), "sounds": len(paths), "labels": dict(Counter(named).most_common())}
 
 

@@ -89,6 +89,8 @@ class WavLinkTrainer(Trainer):
             rank=args.process_index,
             world_size=args.world_size,
         )
+        if isinstance(dataset, CaptionedAudio):
+            dataset.plan = plan  # another clip of it takes the place of one that cannot be read
         return DataLoaderShard(  # not `accelerator.prepare`, which would divide the shares once more
             dataset,
             device=args.device,

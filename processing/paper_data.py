@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from .captions import CAPTION_FILES, group, read_captions, read_csv
 from .clip_files import clip_keys, find_clips, index_folder, seconds_of
+from .folder_form import parquet_files
 
 logger = logging.get_logger(__name__)
 
@@ -109,7 +110,7 @@ def load_paper_data(
     report.max_seconds = MAX_SECONDS if max_seconds is None else max_seconds
     if name in CAPTION_FILES:
         return _load_caption_only(report, audio), report
-    if name == "clotho" and audio and not any(Path(audio).rglob("*.parquet")):
+    if name == "clotho" and audio and not parquet_files(audio):
         return _load_clotho(report, Path(audio)), report
     return _load_parquet(report, audio), report
 

@@ -155,6 +155,12 @@ class WavLinkProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As transformers', which leaves the saved file's `auto_map` on the processor that it saved."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        vars(self).pop("auto_map", None)
+        return saved
+
     def _assumed_sampling_rate(self) -> int:
         """SentenceTransformer hands bare arrays on without a rate, and its users have no way to give one."""
         rate = self.feature_extractor.sampling_rate

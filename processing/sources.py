@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .clip_files import EXTENSIONS
+from transformers.utils import logging
 
-# What libsndfile reads beside EXTENSIONS; not .mat and .raw, which seldom are sound.
-SOUNDS = EXTENSIONS + tuple(
-    ".wave .oga .aif .aiff .aifc .au .snd .caf .w64 .rf64 .voc .sph .nist .ircam .sf .svx .8svx .iff .avr .paf .pvf "
-    ".sd2 .sds .wve .xi .htk".split()
-)
+from .folder_form import parquet_files
+from .sound_files import SUFFIXES as SOUNDS
+from .sound_files import SoundFiles
+
+logger = logging.get_logger(__name__)
+
 _DATA_SET = "dataset:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CHANGES = -1  # the version of what cannot be read now: it is looked at again each time
@@ -91,8 +92,7 @@ def file_of(root: str, path: str) -> str | None:
 
 def _holds_parquet_alone(folder: str) -> bool:
     """Such as a copy of a Hub repository."""
-    names = [name.lower() for _, _, names in os.walk(folder) for name in names]
-    return any(name.endswith(".parquet") for name in names) and not any(name.endswith(SOUNDS) for name in names)
+    return bool(parquet_files(folder)) and not any(True for _ in SoundFiles(folder))
 
 
 def _expanded(source: str) -> list[str]:
@@ -128,28 +128,14 @@ def _list_files(paths: list[str], root: str) -> Listing:
 
 
 def _walk(top: str, listing: Listing) -> Iterable[Sound]:
-    """All files named like sounds. A folder that links lead to is listed once, by its own name if there is one."""
+    """All sound files of a folder, in no order; what looks like sound and is not taken is logged."""
     listing.covered.append(_below(listing.root, top))
-    folders, links, seen = [top], [], set()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop()
-        try:
-            known = os.stat(folder)
-            with os.scandir(folder) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            listing.unreadable[_below(listing.root, folder)] = error.strerror
-            continue
-        if (known.st_dev, known.st_ino) in seen:
-            continue
-        seen.add((known.st_dev, known.st_ino))
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                (links if entry.is_symlink() else folders).append(entry.path)
-            elif entry.name.lower().endswith(SOUNDS):
-                yield _file(entry.path, listing.root)
+    files = SoundFiles(top)
+    for path in files:
+        yield _file(path, listing.root)
+    listing.unreadable |= {_below(listing.root, folder): why for folder, why in files.unlisted.items()}
+    if warning := files.left_out_warning():
+        logger.warning(warning)
 
 
 def _below(root: str, folder: str) -> str:

@@ -6,7 +6,6 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 
 from modeling_wavlink import WavLinkModel
@@ -14,6 +13,7 @@ from modeling_wavlink.grad_cache import backward, trim
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
+from .processes import spawn
 
 CAPTIONS = ["a dog", "the cat", "the bell rings", "a dog", "low rain", "a low sound", "the high cat"]
 FURTHER = [["the dog barks", "low rain"], [], ["a bell"], ["this is a dog"], [], ["low rain", "a sound", "rain"], []]
@@ -120,7 +120,7 @@ def without_chance(model: WavLinkModel, loss_type: str) -> WavLinkModel:
 def test_several_texts_a_clip_on_two_processes_and_in_chunks(model, captioned, tmp_path):
     model.save_pretrained(tmp_path)
     torch.save(captioned, tmp_path / "batch.pt")
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    spawn(work, (str(tmp_path),), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for (loss_type, micro_batch_size), (loss, together) in ranks[0].items():
         alone, expected = gradients(without_chance(model, loss_type), captioned, 0)

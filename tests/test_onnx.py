@@ -31,6 +31,7 @@ from processing.data import captions_of, load_split  # noqa: E402
 from processing.synthetic import KINDS, render  # noqa: E402
 
 from .conftest import RATE, tone  # noqa: E402
+from .processes import run_process  # noqa: E402
 from .test_htsat import AUDIO  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_onnx.py"
@@ -293,7 +294,7 @@ def test_the_example_needs_no_torch(served, environment, tmp_path):
         soundfile.write(tmp_path / f"{number}.wav", clip, RATE, subtype="FLOAT")
     files = [str(tmp_path / f"{number}.wav") for number in range(len(SECONDS))]
     command = [sys.executable, str(EXAMPLE), str(folder), *files, "--text", *TEXTS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_process(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     with torch.no_grad():
@@ -304,17 +305,15 @@ def test_the_example_needs_no_torch(served, environment, tmp_path):
         assert name == files[number]
         for score, cosine, text in zip(scores, row, TEXTS, strict=True):
             assert float(score.split()[0]) == pytest.approx(cosine, abs=6e-4) and score.endswith(text)
-    refused = subprocess.run(
-        [sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True, check=False
-    )
+    refused = run_process([sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True)
     assert "torch is not needed" in refused.stderr
 
 
 @pytest.fixture
-def endpoint(served, environment):
+def endpoint(served, environment, start):
     """Sends (texts, body, headers) and gives the status and the JSON answered."""
     command = [sys.executable, str(EXAMPLE), str(served[0]), "--serve", "0"]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = start(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     url = server.stdout.readline().strip()
 
     def post(texts, body, **headers):
@@ -326,9 +325,7 @@ def endpoint(served, environment):
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
-    yield post
-    server.kill()
-    server.communicate()
+    return post
 
 
 def wav(clip: np.ndarray, rate: int = RATE) -> bytes:

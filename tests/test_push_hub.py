@@ -15,6 +15,7 @@ from hub_cards import push
 
 from .hub_faults import FaultyHub
 from .hub_server import OTHER_TOKEN, READ_TOKEN, TOKEN
+from .processes import run_process
 
 ROOT = Path(__file__).parents[1]
 FILES = {"model.safetensors", "config.json", "README.md", "modeling_wavlink.py", "tokenizer.json"}
@@ -59,7 +60,7 @@ def command(
     line = [sys.executable, *start, *map(str, words)]
     if limit is not None:  # a file may not grow beyond so many kB: what a full disk does, without one
         line = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "limited", *line]
-    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_process(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert not list(temporary.iterdir()), "the prepared folder was left in the temporary one"
     refuse_leaks(token or TOKEN, [done.stdout, done.stderr, *hub.storage_log], [home, hub.root])
     return done

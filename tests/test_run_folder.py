@@ -142,7 +142,7 @@ def test_trackers_get_loss_and_recall(folder, tmp_path):  # noqa: F811
     assert "text_to_audio/128/R@1" in log.Tags()["scalars"]
 
 
-def start(data, output, *options, limit: int | None = None) -> subprocess.Popen:
+def started_run(start, data, output, *options, limit: int | None = None) -> subprocess.Popen:
     command = [sys.executable, "train.py", "quickstart", "--data", str(data), "--output_dir", str(output)]
     command += ["--batch_size", "4", "--num_workers", "0", "--mixed_precision", "no", "--label_prompt", ""]
     command += options
@@ -150,12 +150,12 @@ def start(data, output, *options, limit: int | None = None) -> subprocess.Popen:
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "limited", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums depend on the number of threads
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    return start(command, cwd=ROOT, env=environment, **pipes)
 
 
-def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_path):  # noqa: F811
+def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_path, start):  # noqa: F811
     options = ["--max_steps", "40", "--epochs", "2"]
-    process = start(folder, tmp_path / "run", *options)
+    process = started_run(start, folder, tmp_path / "run", *options)
     metrics = tmp_path / "run/metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("loss") > 1):
         time.sleep(0.01)
@@ -166,7 +166,7 @@ def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_pa
     (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
     assert checkpoint.name == f"step-{stopped:08d}" and stopped < 40
 
-    process = start(folder, tmp_path / "run", *options, limit=100)  # kB; a checkpoint has some MB
+    process = started_run(start, folder, tmp_path / "run", *options, limit=100)  # kB; a checkpoint has some MB
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2 and re.search(r"train.py: could not write .*tmp.*run/.*free space", output), output
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [checkpoint.name]

@@ -4,7 +4,6 @@ import configparser
 import json
 import os
 import re
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from modeling_wavlink.querying import Index
 
 from .hub_faults import FaultyHub
 from .hub_server import READ_TOKEN, TOKEN
+from .processes import run_process
 from .space_demo import write_all, write_index, write_sounds
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,7 @@ def test_what_was_pushed_starts_with_its_requirements_alone_and_answers_alike(ma
     words = [made / "model", "user/demo", "--space", "--index", made / "index", "--dry_run", "--output_dir", out]
     push.main([str(word) for word in words])  # with the check that starts it
     environment = {**os.environ, "PYTHONPATH": "", "PYTHONSAFEPATH": ""}
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, "-c", AS_ON_THE_HUB], cwd=out, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
