@@ -160,7 +160,7 @@ def _score(options: argparse.Namespace) -> dict:
         _say(side_by_side(models))
     scores = models[0] if len(models) == 1 else {**head, "models": models}
     if options.output:
-        write_text(Path(options.output), json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+        write_text(Path(options.output), json.dumps(scores, indent=2) + "\n")
         draw(models, Path(options.output))
         shutil.rmtree(parts)
     return scores

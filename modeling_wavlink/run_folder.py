@@ -77,17 +77,10 @@ class Metrics:
 
 def environment(**facts) -> dict:
     """Where and with what a run was started, and `facts`."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit_of(Path(__file__)),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -97,6 +90,21 @@ def environment(**facts) -> dict:
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         **facts,
     }
+
+
+def commit_of(file: Path) -> str | None:
+    """The commit of the checkout that a file belongs to.
+
+    None without git, and of an installed file, which may lie in a virtual environment in somebody else's repository.
+    """
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    options = {"cwd": file.parent, "env": surroundings, "capture_output": True, "text": True, "timeout": 60}
+    for question in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty"]):
+        try:
+            answer = subprocess.run(["git", *question], check=True, **options).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+    return answer
 
 
 def note_environment(folder: Path, **facts) -> None:
