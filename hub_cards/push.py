@@ -14,7 +14,6 @@ along, and so do an index and its sounds. Before the upload it has started in a 
 
 import argparse
 import gc
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,7 +136,7 @@ def _workplace(output_dir: str | None) -> Iterator[Path]:
         with temporary() as folder:
             yield folder
         return
-    folder = Path(os.path.abspath(output_dir))
+    folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output_dir {folder} is not an empty folder: all in it would be pushed, so name a new one")
     with new_folder(folder) as unfinished:

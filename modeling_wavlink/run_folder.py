@@ -1,5 +1,6 @@
 """What a run leaves behind: folders that are whole or absent, metrics, and where it ran."""
 
+import functools
 import json
 import os
 import platform
@@ -7,7 +8,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,8 @@ from pathlib import Path
 import torch
 from accelerate.tracking import get_available_trackers
 
+from .atomic_files import only_writer, replaced_folder, write_text
 from .atomic_files import remove as remove
-from .atomic_files import replaced_folder, write_text
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "soundfile", "soxr")
 SOURCES = ("data", "validation_data", "init", "audio_model", "text_model")  # fields of a recipe: Hub ids or folders
@@ -49,6 +50,39 @@ def whole(
             f"could not write {folder}: {error}; what was there before is untouched: free space on its disk, and "
             "start the same command again"
         ) from error
+
+
+def alone_in_its_folder(train: Callable) -> Callable:
+    """Decorate what trains a recipe: in its output folder no other process trains, and nothing of others is replaced.
+
+    Raises:
+        ValueError: another process trains there, or it holds a model that no run has written.
+    """
+
+    @functools.wraps(train)
+    def train_alone(recipe):
+        folder = Path(recipe.output_dir)
+        _refuse_other_models(folder)
+        if int(os.environ.get("RANK", 0)):  # of several processes the first holds it
+            return train(recipe)
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with only_writer(folder):
+                return train(recipe)
+        finally:
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
+
+    return train_alone
+
+
+def _refuse_other_models(folder: Path) -> None:
+    if (folder / "recipe.json").is_file():
+        return
+    for name in ("best", "last", "checkpoints"):
+        if (folder / name).is_dir() and any(not path.name.startswith(".") for path in (folder / name).iterdir()):
+            raise ValueError(f"{folder} holds {name}/, but no run has written it: give another --output_dir")
 
 
 class Metrics:

@@ -28,7 +28,7 @@ from hub_cards.foreign_text import clean
 from processing.folders import read_metadata
 from processing.sources import file_of
 
-from .atomic_files import write_text
+from .atomic_files import file_destination, write_text
 from .cli import run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
@@ -86,6 +86,7 @@ def draw_map(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file, such as {out / 'map.html'}")
+    file_destination(out)
     if most < 1 or embed_audio < 0 or not 0 <= seed < 1 << 32:
         raise ValueError(
             f"most={most} must be 1 or more, embed_audio={embed_audio} 0 or more, seed={seed} 0 to 2^32 - 1"
@@ -103,7 +104,6 @@ def draw_map(
     if len(paths) > _SLOW:
         print(f"laying out {len(paths)} sounds takes some minutes", file=sys.stderr)
     title = clean(Path(folder).resolve().name)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], named, links))
     return {"file": os.fspath(out), "sounds": len(paths), "labels": dict(Counter(named).most_common())}
 

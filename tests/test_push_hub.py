@@ -183,7 +183,7 @@ def test_a_card_saved_without_other_words_is_not_edited(hub, here, wavlink_folde
     here(wavlink_folder, "user/name")
     made = text(hub)
     changed = made.replace("\n", "\r\n") if line_ends == "\r\n" else made + "\n"
-    put(hub, "README.md", changed.encode())
+    hub.commit(hub.root / "models/user/name", "main", {"README.md": changed.encode()})
     here(wavlink_folder, "user/name")
     assert LINE in text(hub)
 
