@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from hub_cards.foreign_text import clean
+from processing.file_names import existing
 from processing.folders import read_metadata
 from processing.sources import file_of
 
@@ -163,7 +164,7 @@ def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: S
         raise ValueError(f"{metadata} has no column {column!r} (it has {there}): name one of them by --label_column")
     folder = os.path.abspath(metadata.parent)
     by_name = {row["file_name"]: row[column] or "" for row in rows}
-    by_place = {os.path.normpath(os.path.join(folder, name)): label for name, label in by_name.items()}
+    by_place = {os.path.normpath(existing(os.path.join(folder, name))): label for name, label in by_name.items()}
     found = [by_place.get(os.path.normpath(file_of(root, path) or path), by_name.get(path)) for path in paths]
     if without := sum(label is None for label in found):
         if without == len(found):
