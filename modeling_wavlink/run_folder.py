@@ -132,10 +132,10 @@ def commit_of(file: Path) -> str | None:
     None without git, and of an installed file, which may lie in a virtual environment in somebody else's repository.
     """
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    options = {"cwd": file.parent, "env": surroundings, "capture_output": True, "text": True, "timeout": 60}
+    options = {"cwd": file.parent, "env": surroundings, "capture_output": True, "text": True, "errors": "replace"}
     for question in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty"]):
         try:
-            answer = subprocess.run(["git", *question], check=True, **options).stdout.strip()
+            answer = subprocess.run(["git", *question], check=True, timeout=60, **options).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
     return answer

@@ -75,7 +75,9 @@ def check_space(folder: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
     environment = kept | {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
     command = [sys.executable, "app.py", "--check"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it was killed: is there memory for the model?"]
         raise ValueError(f"the Space does not start: {said[-1]}")
