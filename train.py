@@ -37,6 +37,7 @@ from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another
 from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
 from modeling_wavlink.run_folder import (
     Metrics,
+    alone_in_its_folder,
     naming_dead_workers,
     note_environment,
     note_seconds,
@@ -49,6 +50,8 @@ from modeling_wavlink.scoring import Protocol, refuse_unsearchable, scores_of, t
 from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import caption_columns, with_captions
 from processing.feeds import Epochs, Stream, load_source
+
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*_wavlink.py")  # whose names change from run to run
 
 
 def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
@@ -208,7 +211,7 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         learned = self.accelerator.unwrap_model(self.model)
-        with whole(self.folder / name) as folder:
+        with whole(self.folder / name, stale=MODEL_FILES) as folder:
             model.save_pretrained(folder, state_dict=merged_state_dict(learned, weights))
             self.processor.save_pretrained(folder)
             if has_lora(learned):
@@ -327,6 +330,7 @@ class Log:
         self.run.accelerator.end_training()
 
 
+@alone_in_its_folder
 def train(recipe: Recipe) -> Path:
     """Runs a recipe to its end, from its last checkpoint if there is one, and returns its folder.
 

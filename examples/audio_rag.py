@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from modeling_wavlink import WavLinkModel
+from modeling_wavlink.cli import escape_unwritable
 from modeling_wavlink.indexing import index_sounds
 from modeling_wavlink.metrics import figure
 from modeling_wavlink.querying import Index
@@ -154,7 +155,7 @@ def report(found: dict[str, dict], captions: list[list[str]], path: Path) -> dic
         scores[f"{more} - {less}"] = {key: x - scores[less][key] for key, x in scores[more].items()}
     figures = {name: {key: figure(x) for key, x in row.items()} for name, row in scores.items()}
     written = {name: row["written"][:50] for name, row in found.items()}
-    path.write_text(json.dumps({"figures": figures, "written": written}, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps({"figures": figures, "written": written}, indent=2) + "\n", encoding="utf-8")
     for name, row in figures.items():
         cells = [f"{key} {x['value']:.3f} [{x['interval'][0]:.3f}, {x['interval'][1]:.3f}]" for key, x in row.items()]
         print(f"{name:30}" + "  ".join(cells))
@@ -199,4 +200,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
+    escape_unwritable()
     main()

@@ -71,4 +71,5 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that a console cannot write
     main(sys.argv[1])

@@ -13,6 +13,7 @@ import numpy as np
 from transformers import TrainingArguments
 
 from modeling_wavlink import WavLinkModel
+from modeling_wavlink.cli import escape_unwritable
 from modeling_wavlink.embedding import embed_dataset, embed_text
 from modeling_wavlink.metrics import figure, percent, ranks
 from modeling_wavlink.regimes import describe, set_trainable
@@ -88,4 +89,5 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
+    escape_unwritable()
     main()

@@ -22,6 +22,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
 
 import train
 from modeling_wavlink import WavLinkModel
+from modeling_wavlink.cli import escape_unwritable
 from modeling_wavlink.embedding import embed_dataset, embed_text
 from modeling_wavlink.metrics import percent
 from modeling_wavlink.retrieval import retrieval_scores
@@ -188,4 +189,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
+    escape_unwritable()
     main()

@@ -186,6 +186,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that a console cannot write
     try:
         main()
     except (ValueError, OSError) as error:

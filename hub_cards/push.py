@@ -14,7 +14,6 @@ along, and so do an index and its sounds. Before the upload it has started in a 
 
 import argparse
 import gc
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def push(options: argparse.Namespace) -> str:
     """Checks, prepares, verifies and uploads; returns the address of the commit, or with --dry_run the folder."""
     kind = "space" if options.space else "model"
-    target = Target(options.repo_id, options.private, options.revision, options.create_pr, options.tag, kind)
+    names = ("repo_id", "private", "revision", "create_pr", "tag", "overwrite_card")
+    target = Target(kind=kind, **{name: getattr(options, name) for name in names})
     scores = read_scores(options.scores)
     api = HfApi()
     if not options.dry_run:
@@ -126,7 +126,7 @@ def _workplace(output_dir: str | None) -> Iterator[Path]:
         with temporary() as folder:
             yield folder
         return
-    folder = Path(os.path.abspath(output_dir))
+    folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output_dir {folder} is not an empty folder: all in it would be pushed, so name a new one")
     with new_folder(folder) as unfinished:
@@ -148,6 +148,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--revision", default="", metavar="BRANCH", help="default: main; a new branch starts there")
     add("--create_pr", action="store_true", help="open a pull request instead of writing to main")
     add("--tag", default="", help="of the new commit")
+    add("--overwrite_card", action="store_true", help="also where it was edited on the Hub, above the line it names")
     add("--space", action="store_true", help="push a demo of the model, not the model; REPO_ID is the Space's")
     add(
         "--index",

@@ -252,7 +252,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another one holds it.
     """
-    lock = filelock.FileLock(folder / _LOCK, timeout=0)
+    path = folder / _LOCK
+    lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
@@ -260,7 +261,11 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()
         lock.release()
+        with suppress(OSError):
+            path.unlink() if not fcntl else None
 
 
 def remove_leftovers(folder: Path) -> None:

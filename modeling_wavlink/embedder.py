@@ -9,7 +9,6 @@
 """
 
 import copy
-import functools
 import itertools
 import queue
 import threading
@@ -95,6 +94,7 @@ class Embedder:
         # A CLAP's processor borrows numpy's global generator, which belongs to the caller's thread.
         self._overlaps = not isinstance(self.processor, RepeatableClapProcessor)
         self.max_seconds = self._limit and self._limit / self.sampling_rate
+        self._loaded = frozenset(vars(self)) | {"_loaded"}
 
     def embed_clips(self, clips: Iterable[np.ndarray], lookahead: int = 256) -> Iterator[np.ndarray]:
         """
@@ -191,7 +191,8 @@ class Embedder:
         """By its arguments, so that another process (or `datasets`, which hashes it) gets no weights but a name."""
         if self._source is None:
             return super().__reduce_ex__(protocol)
-        return functools.partial(Embedder, self._source, **self._arguments), ()
+        added = {name: value for name, value in vars(self).items() if name not in self._loaded or name == "name"}
+        return _reopened, (type(self), self._source, self._arguments), added
 
     def _batches(self, clips: Iterator[np.ndarray], lookahead: int) -> Iterator[tuple[list[int], dict | list]]:
         """The places of a batch's clips, and the model's inputs, or where that does not overlap the clips."""
@@ -279,6 +280,13 @@ def cut_batches(costs: Sequence[int], budget: int, padding: float = 0.25) -> lis
         else:
             batches.append([index])
     return batches
+
+
+def _reopened(kind: type, source: str, arguments: dict) -> Embedder:
+    """An `Embedder` or one of its subclasses, whose own attributes pickle brings back."""
+    embedder = kind.__new__(kind)
+    Embedder.__init__(embedder, source, **arguments)
+    return embedder
 
 
 def _load(model, processor, revision: str | None, local_files_only: bool):

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -175,12 +175,25 @@ def embed_text(model, processor, texts: Sequence[str], batch_size: int = 256) ->
 def open_store(folder: Path, key: dict) -> Path:
     """`folder` for parts of the work that `key` tells; parts of other work in it are thrown away, with a warning."""
     written = folder / "key.json"
-    if written.is_file() and json.loads(written.read_text(encoding="utf-8")) != key:
-        logger.warning(f"{folder} holds parts of another model or data set: they are thrown away")
-        shutil.rmtree(folder)
+    if written.is_file():
+        if json.loads(written.read_text(encoding="utf-8")) != key:
+            logger.warning(f"{folder} holds parts of another model or data set: they are thrown away")
+            remove_store(folder)
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds something else than parts of an evaluation: move it, or name another --output"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(written, json.dumps(key, indent=2) + "\n")
     return folder
+
+
+def remove_store(folder: Path) -> None:
+    """Removes what a store has, and the folder where it holds nothing else."""
+    for path in (*folder.glob("part-*.safetensors"), *folder.glob(".*.unfinished"), folder / "key.json"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def fingerprint(dataset) -> str:

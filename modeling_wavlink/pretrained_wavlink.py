@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, ClapAudioModel, CLIPTextModelWithProjection, PretrainedConfig, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
 from transformers.utils import TransformersKwargs
 
 from .compat_wavlink import optional_file

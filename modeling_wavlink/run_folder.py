@@ -1,5 +1,6 @@
 """What a run leaves behind: folders that are whole or absent, metrics, and where it ran."""
 
+import functools
 import json
 import os
 import platform
@@ -7,7 +8,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,8 @@ from pathlib import Path
 import torch
 from accelerate.tracking import get_available_trackers
 
+from .atomic_files import only_writer, replaced_folder, write_text
 from .atomic_files import remove as remove
-from .atomic_files import replaced_folder, write_text
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "soundfile", "soxr")
 SOURCES = ("data", "validation_data", "init", "audio_model", "text_model")  # fields of a recipe: Hub ids or folders
@@ -51,6 +52,39 @@ def whole(
         ) from error
 
 
+def alone_in_its_folder(train: Callable) -> Callable:
+    """Decorate what trains a recipe: in its output folder no other process trains, and nothing of others is replaced.
+
+    Raises:
+        ValueError: another process trains there, or it holds a model that no run has written.
+    """
+
+    @functools.wraps(train)
+    def train_alone(recipe):
+        folder = Path(recipe.output_dir)
+        _refuse_other_models(folder)
+        if int(os.environ.get("RANK", 0)):  # of several processes the first holds it
+            return train(recipe)
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with only_writer(folder):
+                return train(recipe)
+        finally:
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
+
+    return train_alone
+
+
+def _refuse_other_models(folder: Path) -> None:
+    if (folder / "recipe.json").is_file():
+        return
+    for name in ("best", "last", "checkpoints"):
+        if (folder / name).is_dir() and any(not path.name.startswith(".") for path in (folder / name).iterdir()):
+            raise ValueError(f"{folder} holds {name}/, but no run has written it: give another --output_dir")
+
+
 class Metrics:
     """`metrics.jsonl`: a line a step and a line a validation, and nothing from beyond the checkpoint resumed from.
 
@@ -77,17 +111,10 @@ class Metrics:
 
 def environment(**facts) -> dict:
     """Where and with what a run was started, and `facts`."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit_of(Path(__file__)),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -97,6 +124,21 @@ def environment(**facts) -> dict:
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         **facts,
     }
+
+
+def commit_of(file: Path) -> str | None:
+    """The commit of the checkout that a file belongs to.
+
+    None without git, and of an installed file, which may lie in a virtual environment in somebody else's repository.
+    """
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    options = {"cwd": file.parent, "env": surroundings, "capture_output": True, "text": True, "errors": "replace"}
+    for question in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty"]):
+        try:
+            answer = subprocess.run(["git", *question], check=True, timeout=60, **options).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+    return answer
 
 
 def note_environment(folder: Path, **facts) -> None:

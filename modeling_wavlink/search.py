@@ -19,6 +19,8 @@ from dataclasses import asdict
 from transformers.utils import logging
 
 from hub_cards.foreign_text import clean
+from processing.file_names import same_letters
+from processing.sources import readable
 
 from . import index_copies
 from .cli import on_stop_signals, run_command
@@ -108,14 +110,14 @@ def _reading(folder):
 def remove(folder, paths, as_json) -> None:
     with IndexFolder.open(folder).writing() as about:
         known = set(about.files()["path"].to_pylist())
-        gone = {path for path in known for name in paths if path == name or path.startswith(name.rstrip("/") + "/")}
-        unknown = [
-            name for name in paths if not any(path == name or path.startswith(name.rstrip("/") + "/") for path in gone)
-        ]
+        folders = {path[:end] for path in known for end, letter in enumerate(path) if letter == "/"}
+        names = [(name, same_letters(readable(name).rstrip("/"), known | folders)) for name in paths]
+        unknown = [name for name, there in names if there is None]
         if unknown:
             raise ValueError(
                 f"the index has no {clean(', '.join(unknown), 1000)}: its paths are told from {about.manifest.root}"
             )
+        gone = {path for path in known for _, name in names if path == name or path.startswith(f"{name}/")}
         about.drop(sorted(gone))
     told = f"{len(gone)} sounds removed; where their files stay, the next `index` adds them again"
     _tell({"removed": sorted(gone)}, told, as_json)
@@ -126,8 +128,8 @@ def reindex(folder, out, as_json, **options) -> None:
     _tell_windows(out, as_json)
 
 
-def push(folder, repo_id, private, as_json) -> None:
-    where = index_copies.push(folder, repo_id, private)
+def push(folder, repo_id, private, overwrite_card, as_json) -> None:
+    where = index_copies.push(folder, repo_id, private, overwrite_card)
     _tell({"repo_id": repo_id, "where": where}, where, as_json)
 
 
@@ -231,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command(push, "put an index on the Hub as a data set; the sounds stay here")
     add("repo_id", help="user/name or organisation/name")
     add("--private", action="store_true")
+    add("--overwrite_card", action="store_true", help="also where it was edited on the Hub, above the line it names")
 
     add = command(pull, "take an index from the Hub", folder=False)
     add("repo_id")

@@ -25,10 +25,11 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from hub_cards.foreign_text import clean
+from processing.file_names import existing
 from processing.folders import read_metadata
 from processing.sources import file_of
 
-from .atomic_files import write_text
+from .atomic_files import file_destination, write_text
 from .cli import run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
@@ -86,6 +87,7 @@ def draw_map(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file, such as {out / 'map.html'}")
+    file_destination(out)
     if most < 1 or embed_audio < 0 or not 0 <= seed < 1 << 32:
         raise ValueError(
             f"most={most} must be 1 or more, embed_audio={embed_audio} 0 or more, seed={seed} 0 to 2^32 - 1"
@@ -103,7 +105,6 @@ def draw_map(
     if len(paths) > _SLOW:
         print(f"laying out {len(paths)} sounds takes some minutes", file=sys.stderr)
     title = clean(Path(folder).resolve().name)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], named, links))
     return {"file": os.fspath(out), "sounds": len(paths), "labels": dict(Counter(named).most_common())}
 
@@ -163,7 +164,7 @@ def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: S
         raise ValueError(f"{metadata} has no column {column!r} (it has {there}): name one of them by --label_column")
     folder = os.path.abspath(metadata.parent)
     by_name = {row["file_name"]: row[column] or "" for row in rows}
-    by_place = {os.path.normpath(os.path.join(folder, name)): label for name, label in by_name.items()}
+    by_place = {os.path.normpath(existing(os.path.join(folder, name))): label for name, label in by_name.items()}
     found = [by_place.get(os.path.normpath(file_of(root, path) or path), by_name.get(path)) for path in paths]
     if without := sum(label is None for label in found):
         if without == len(found):

@@ -5,14 +5,14 @@ import dataclasses
 import fnmatch
 import gc
 import json
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
 
-from .atomic_files import write_text
+from .atomic_files import remove, remove_leftovers, write_text
 from .building import refuse_bad_start
 from .pictures import draw_sweep
 from .recipes import SWEEP_TEXTS, Recipe, design_sweep, refuse_another_run
@@ -46,13 +46,22 @@ def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
         if begun:
             train(recipe)
             gc.collect()  # a run and its Accelerator hold each other, and the next one needs their memory
-        shutil.rmtree(Path(recipe.output_dir) / "checkpoints", ignore_errors=True)
+        _remove_checkpoints(Path(recipe.output_dir, "checkpoints"))
         rows.append(result(recipe))
         if begun and PartialState().is_main_process:
             write_text(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
     if PartialState().is_main_process:
         report(rows, folder)
     return folder
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """Those of a finished run, and their folder where it holds nothing else."""
+    for checkpoint in folder.glob("step-*"):
+        remove(checkpoint)
+    remove_leftovers(folder)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def finished(recipe: Recipe) -> bool:

@@ -11,6 +11,7 @@ The train splits of ESC-50 and UrbanSound8K hold all of their clips. AudioCaps a
 """
 
 import csv
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers.utils import logging
 from .air_bench import AirBenchReport, load_air_bench
 from .captions import read_csv
 from .clip_files import clip_keys, find_clips, index_folder, seconds_of
+from .file_names import existing
 from .folder_form import parquet_files
 from .paper_data import Report, judge, sounds_of
 
@@ -130,7 +132,8 @@ def _us8k(folder: Path, data: _Labelled, split: str) -> list[tuple[str, str, str
 
 
 def _existing(path: Path) -> str:
-    return str(path) if path.is_file() else ""
+    path = existing(str(path))
+    return path if os.path.isfile(path) else ""
 
 
 def _vggsound(folder: Path, data: _Labelled, split: str) -> list[tuple[str, str, str]]:

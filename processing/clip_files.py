@@ -114,7 +114,16 @@ def find_clips(clips: pyarrow.Table, files: pyarrow.Table) -> np.ndarray:
     lone_clip = ~clips["video"].duplicated(keep=False).to_numpy()
     nearly = _rows(pandas.Index(files["video"][lone_file]), rows[lone_file], clips["video"])
     one_start = clips["has_start"].to_numpy() != files["has_start"].to_numpy()[nearly]
-    return np.where((found < 0) & (nearly >= 0) & lone_clip & one_start, nearly, found)
+    found = np.where((found < 0) & (nearly >= 0) & lone_clip & one_start, nearly, found)
+    return np.where(found < 0, _same_letters(clips["key"], files["key"]), found)
+
+
+def _same_letters(clips: pandas.Series, files: pandas.Series) -> np.ndarray:
+    """For each clip the row of the one file of its name, letters composed (NFC) or not (NFD); -1 where not one."""
+    clips, files = (names.str.normalize("NFC") for names in (clips, files))
+    rows = np.flatnonzero(~files.duplicated(keep=False))
+    found = _rows(pandas.Index(files.iloc[rows]), rows, clips)
+    return np.where(clips.duplicated(keep=False), -1, found)
 
 
 def _rows(index: pandas.Index, rows: np.ndarray, wanted: pandas.Series) -> np.ndarray:

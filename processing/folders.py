@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 from pathlib import Path
 
 import datasets
@@ -11,6 +10,7 @@ import pyarrow
 from transformers.utils import logging
 
 from .cells import refuse_mixed
+from .file_names import existing, stays_below
 from .folder_form import class_root, metadata_of
 from .processing_wavlink import has_half_pair
 from .sound_files import SoundFiles, is_utf8, such_as
@@ -52,13 +52,14 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
 def _file_of(metadata: Path, name: str) -> str:
     """The file that a row names, at or below its metadata: data from elsewhere may name no other. Links are followed,
     as folders of the Hub's cache are made of them."""
-    if os.path.isabs(name) or ".." in Path(name).parts:
+    if "\0" not in name and not stays_below(name):
         raise ValueError(
             f"{metadata} names {name!r}, which may lie outside its folder: put the sounds (or links to them) below "
             f"{metadata.parent}, and name them from there"
         )
     path = metadata.parent / name
     try:
+        path = Path(existing(str(path)))
         found = path.is_file()
     except (OSError, ValueError):  # too long, or with a NUL
         found = False

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from transformers.utils import logging
 
+from .file_names import existing, stays_below
 from .folder_form import parquet_files
 from .sound_files import SUFFIXES as SOUNDS
 from .sound_files import SoundFiles
@@ -80,13 +81,12 @@ def list_sounds(sources: Sequence[str], root: str = "", split: str = "train") ->
 def file_of(root: str, path: str) -> str | None:
     """Where the sound of an index's path is; None where the root is no folder here, or the path leaves it."""
     parts = path.split("/")
-    if not os.path.isabs(root) or "\0" in path or {"", ".", ".."} & set(parts):
+    if not os.path.isabs(root) or {"", "."} & set(parts) or not stays_below(path):
         return None
-    place = os.path.join(root, *parts)
+    place = existing(os.path.join(root, *parts))
     if "\\x" in path and not os.path.lexists(place):
-        place = os.fsdecode(
-            re.sub(rb"\\x([89a-f][0-9a-f])", lambda found: bytes.fromhex(found[1].decode()), place.encode())
-        )
+        escapes = re.compile(rb"\\x([89a-f][0-9a-f])")
+        place = os.path.join(root, os.fsdecode(escapes.sub(lambda x: bytes.fromhex(x[1].decode()), path.encode())))
     return place
 
 
@@ -143,12 +143,21 @@ def _below(root: str, folder: str) -> str:
 
 
 def _name(root: str, path: str) -> str:
-    name = path[len(os.path.join(root, "")) :].replace(os.sep, "/")
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return readable(path[len(os.path.join(root, "")) :].replace(os.sep, "/"))
+
+
+def readable(name: str) -> str:
+    """A name as an index has it: bytes that are no UTF-8 as `\\xff`."""
+    if name.isascii():
+        return name
+    errors = "surrogateescape" if os.name == "posix" else "backslashreplace"  # Windows has halves of pairs
+    return name.encode("utf-8", errors).decode("utf-8", "backslashreplace")
 
 
 def _file(path: str, root: str) -> Sound:
     name = _name(root, path)
+    if not stays_below(name):
+        return Sound(ascii(name), 0, _CHANGES, path, "its name is a path on Windows: rename it")
     try:
         known = os.stat(path)
         if not stat.S_ISREG(known.st_mode):

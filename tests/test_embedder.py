@@ -249,6 +249,24 @@ def test_a_folder_and_another_process(wavlink_folder, model, processor):
     close(vectors(copied, CLIPS), plain(model, processor, CLIPS))
 
 
+class Titled(Embedder):
+    """A subclass with a constructor and an attribute of its own."""
+
+    def __init__(self, model: str, title: str):
+        super().__init__(model, fast_kernels=False)
+        self.title = title
+
+
+def test_a_subclass_pickles_as_itself(wavlink_folder):
+    for embedder in (Titled(str(wavlink_folder), "mine"), Embedder(str(wavlink_folder))):
+        embedder.name = "random:mine"
+        copied = pickle.loads(pickle.dumps(embedder))
+        assert type(copied) is type(embedder) and copied.name == "random:mine"
+        assert getattr(copied, "title", "mine") == "mine"
+        again = pickle.loads(pickle.dumps(copied))
+        assert type(again) is type(embedder) and len(pickle.dumps(copied)) < 1000
+
+
 def test_what_is_refused(model, processor, wavlink_folder):
     with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int4'"):
         Embedder(model, processor, dtype="int4")

@@ -401,3 +401,39 @@ def test_real_towers(weights, sounds, example, tmp_path):
             if precision == "fp32":
                 assert max(about["agreement"].values()) < 1e-5
                 np.testing.assert_allclose(vector, expected[name], atol=1e-4)
+
+
+def test_an_export_repeated_leaves_the_files_of_others(served, graphs_at_hand, tmp_path):
+    _, model, processor = served
+    folder = tmp_path / "onnx"
+    export_onnx(model, processor, folder)
+    about = json.loads((folder / CONFIG).read_text())
+    assert about["files"] == sorted(path.name for path in folder.iterdir())
+    (folder / CONFIG).write_text(json.dumps({**about, "files": [*about["files"], "audio.onnx.data", "../precious"]}))
+    (folder / "audio.onnx.data").write_text("of an earlier one")
+    (tmp_path / "precious").write_text("mine")
+    (folder / "Dockerfile").write_text("FROM scratch")
+    (folder / ".git/objects").mkdir(parents=True)
+    (folder / ".git/objects/ab").write_text("mine")
+    (folder / "link").symlink_to("Dockerfile")
+    inode = (folder / "Dockerfile").stat().st_ino
+    export_onnx(model, processor, folder, int8=True)
+    assert json.loads((folder / CONFIG).read_text())["precision"] == "int8"
+    assert (folder / "Dockerfile").stat().st_ino == inode and (folder / "link").is_symlink()
+    assert (folder / ".git/objects/ab").read_text() == (tmp_path / "precious").read_text() == "mine"
+    left = {path.name for path in folder.iterdir()} - {*about["files"], ".lock"}
+    assert left == {"Dockerfile", ".git", "link"}
+    (folder / CONFIG).write_text(json.dumps({"files": [CONFIG]}))
+    with pytest.raises(ValueError, match="which no export has written"):
+        export_onnx(model, processor, folder)
+
+
+def test_an_export_follows_a_link_and_goes_into_the_folder_one_is_in(served, graphs_at_hand, tmp_path, monkeypatch):
+    _, model, processor = served
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "onnx").symlink_to("disk")
+    export_onnx(model, processor, tmp_path / "onnx")
+    assert (tmp_path / "onnx").is_symlink() and (tmp_path / "disk" / CONFIG).is_file()
+    monkeypatch.chdir(tmp_path / "disk")
+    export_onnx(model, processor, ".")
+    assert (tmp_path / "disk" / CONFIG).is_file() and not [*tmp_path.rglob("*unfinished")]

@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from modeling_wavlink.run_folder import Metrics, environment, note_seconds, refuse_unknown_trackers, remove, whole
+from modeling_wavlink.run_folder import (
+    Metrics,
+    commit_of,
+    environment,
+    note_seconds,
+    refuse_unknown_trackers,
+    remove,
+    whole,
+)
 
 from .test_train import folder, recipe  # noqa: F401
 
@@ -113,6 +121,33 @@ def test_environment_names_versions_and_machine():
     facts = environment(step=3)
     assert facts["step"] == 3 and facts["packages"]["torch"].startswith("2.") and facts["cpus"] == os.cpu_count()
     json.dumps(facts)
+
+
+def test_without_git_no_commit_is_on_record(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["commit"] is None
+
+
+def test_the_commit_is_of_the_repository_that_tracks_the_file(tmp_path, monkeypatch):
+    """Not of one that a virtual environment happens to lie in, nor of one that a hook's variables name."""
+
+    def git(*words: str) -> str:
+        line = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    package = tmp_path / "venv/lib/modeling_wavlink"
+    package.mkdir(parents=True)
+    (package / "run_folder.py").write_text("")
+    assert commit_of(package / "run_folder.py") is None
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "theirs")
+    assert commit_of(package / "run_folder.py") is None
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
+    assert commit_of(package / "run_folder.py") is None
+    monkeypatch.delenv("GIT_DIR")
+    git("add", ".")
+    git("commit", "-q", "-m", "ours")
+    assert commit_of(package / "run_folder.py") == git("rev-parse", "--short", "HEAD")
 
 
 def test_every_start_of_a_run_is_noted_with_pictures_beside_it(folder, tmp_path):  # noqa: F811

@@ -97,6 +97,27 @@ def test_a_later_push_takes_away_what_an_older_one_left_and_nothing_else(hub, he
     assert set(upload.SPACE_FOLDERS) == {"model", "index", "sounds", *space_folder.PACKAGES}
 
 
+def test_a_space_keeps_what_people_put_there(hub, here, made):
+    here(made / "model", "user/demo", "--space", "--index", made / "index")
+    api = HfApi(endpoint=hub.endpoint, token=TOKEN)
+
+    def put(name: str, content: bytes) -> None:
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="user/demo", repo_type="space")
+
+    _, place = hub.find("spaces", "user/demo", "main")
+    app = (place / "app.py").read_bytes()
+    put("sounds/mine.wav", b"mine")
+    put("README.md", (place / "README.md").read_bytes() + b"Mine.\n")
+    here(made / "model", "user/demo", "--space")
+    files = hub.files("user/demo", kind="spaces")
+    assert "sounds/mine.wav" in files and not [name for name in files if name.startswith("index/")]
+    assert (hub.find("spaces", "user/demo", "main")[1] / "README.md").read_text().endswith("Mine.\n")
+    put("app.py", app + b"# mine\n")
+    with pytest.raises(SystemExit, match="app.py of user/demo was edited on the Hub"):
+        here(made / "model", "user/demo", "--space")
+    here(made / "model", "user/demo", "--space", "--overwrite_card")
+
+
 def test_a_model_and_a_space_of_one_name_are_two_repositories(hub, here, made):
     here(made / "model", "user/demo", "--space")
     with pytest.raises(RepositoryNotFoundError):
