@@ -18,8 +18,9 @@ class _HtsatKey(WavLinkConfig):
 def register() -> None:
     """Make AutoConfig, AutoModel, AutoFeatureExtractor and AutoProcessor return this package's classes for a WavLink.
 
-    They then do so for every folder and Hub id with the `model_type` of a WavLink or one of its audio towers, also where it ships code of its own:
-    transformers prefers a registered class, whatever `trust_remote_code` says. Calling it again changes nothing.
+    They then do so for every folder and Hub id with the `model_type` of a WavLink or one of its audio towers, also
+    where it ships code of its own: transformers prefers a registered class, whatever `trust_remote_code` says. Calling
+    it again changes nothing.
     """
     for model in (WavLinkModel, WavLinkAudioModel, WavLinkClapAudioModel):
         AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)

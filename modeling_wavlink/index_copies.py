@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pyarrow
@@ -20,6 +21,7 @@ from .index_folder import CARD, FILES, IndexFolder, Manifest, write_durably
 from .vectors import decode, encode
 
 _OURS = ("index.json", "embeddings/part-*.parquet", "files/part-*.parquet")
+_ROWS = 1 << 16  # converted at once
 _PART = re.compile(r"(embeddings|files)/part-\d+\.parquet")
 
 _TEXT = """
@@ -51,7 +53,10 @@ def reindex(folder: str | os.PathLike, out: str | os.PathLike, *, dim: int | Non
     Raises:
         ValueError: no such dim or storage, `out` is there already, or the index is damaged.
     """
-    source = IndexFolder.open(folder)
+    IndexFolder.reading(folder, lambda source: _reindexed(source, out, dim, storage))
+
+
+def _reindexed(source: IndexFolder, out: str | os.PathLike, dim: int | None, storage: str | None) -> None:
     own = source.manifest
     new = dataclasses.replace(own, dim=dim or own.dim, storage=storage or own.storage, parts=[], next_part=0)
     if new.dim != own.dim and (new.dim not in own.matryoshka_dims or new.dim > own.dim):
@@ -59,13 +64,15 @@ def reindex(folder: str | os.PathLike, out: str | os.PathLike, *, dim: int | Non
         raise ValueError(f"dim={dim} is none of the index's nested dims: {nested}")
     with new_folder(out) as unfinished, IndexFolder.create(unfinished, new) as made:
         for part in own.parts:
-            windows = source.read(part, "embeddings")
-            if len(windows):
-                codes = encode(decode(own.codes(windows), own.dim, own.storage), new.dim, new.storage)
-                windows = new.windows(windows["path"], windows["start"], windows["end"], codes)
-            else:
-                windows = new.schema.empty_table()
-            made.append(windows, source.read(part, "files"))
+            made.append(_converted(source.read(part, "embeddings"), own, new), source.read(part, "files"))
+
+
+def _converted(windows: pyarrow.Table, own: Manifest, new: Manifest) -> Iterator[pyarrow.Table]:
+    """The windows with codes of the new index, some at a time: they may be 32 times as large."""
+    for start in range(0, len(windows), _ROWS):
+        some = windows.slice(start, _ROWS)
+        codes = encode(decode(own.codes(some), own.dim, own.storage), new.dim, new.storage)
+        yield new.windows(some["path"], some["start"], some["end"], codes)
 
 
 def push(folder: str | os.PathLike, repo_id: str, private: bool = False, overwrite_card: bool = False) -> str:
@@ -144,6 +151,7 @@ def pull(
             raise OSError(f"{repo_id} cannot be had from the Hub: {reason(error)}") from error
         shutil.rmtree(unfinished / ".cache", ignore_errors=True)
         with IndexFolder.open(unfinished).writing() as index:
+            index.divide_large()
             refuse_damaged(index)
             write_durably(unfinished / "README.md", CARD.encode())
             index.change(model=model or index.manifest.model, root=root and os.path.abspath(root))
@@ -153,15 +161,17 @@ def pull(
 
 def _take_times(index: IndexFolder) -> None:
     """Each file's time of change here."""
-    parts = []
-    for part in index.manifest.parts:
-        files = index.read(part, "files").to_pylist()
-        for row in files:
-            with suppress(OSError, TypeError):  # there is no such file
-                there = os.stat(file_of(index.manifest.root, row["path"]))
-                row["version"] = there.st_mtime_ns if there.st_size == row["size"] else row["version"]
-        parts.append((index.read(part, "embeddings"), pyarrow.Table.from_pylist(files, schema=FILES)))
-    index.replace(parts)
+
+    def parts() -> Iterator[tuple[pyarrow.Table, pyarrow.Table]]:
+        for part in index.manifest.parts:
+            files = index.read(part, "files").to_pylist()
+            for row in files:
+                with suppress(OSError, TypeError):  # there is no such file
+                    there = os.stat(file_of(index.manifest.root, row["path"]))
+                    row["version"] = there.st_mtime_ns if there.st_size == row["size"] else row["version"]
+            yield index.read(part, "embeddings"), pyarrow.Table.from_pylist(files, schema=FILES)
+
+    index.replace(parts())
 
 
 def away(manifest: Manifest) -> Manifest:

@@ -19,6 +19,7 @@ from processing.windows import check_window, stream_windows
 from .embedder import Embedder
 from .index_folder import FILES, IndexFolder, Manifest
 from .index_model import embedder_of, new_embedder
+from .index_parts import with_large_texts
 from .progress import Bar
 from .vectors import bytes_per_vector, encode
 
@@ -164,7 +165,7 @@ class _Known(NamedTuple):
 def _known(index: IndexFolder) -> dict[str, _Known]:
     """Of each path what its rows of `files` add up to; if they do not, a version that no file has."""
     known = {}
-    files = index.files().sort_by([("path", "ascending"), ("first", "ascending")])
+    files = with_large_texts(index.files()).sort_by([("path", "ascending"), ("first", "ascending")])
     columns = (files[name].to_pylist() for name in FILES.names)
     for path, size, version, first, rows, windows, error in zip(*columns, strict=True):
         before = known.get(path)

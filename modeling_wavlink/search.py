@@ -26,6 +26,7 @@ from . import index_copies
 from .cli import on_stop_signals, run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
+from .index_parts import with_large_texts
 from .indexing import HOP, STORAGE, WINDOW, index_sounds
 from .progress import Bar
 from .querying import WEIGHT, Index, as_dict
@@ -68,13 +69,11 @@ def query(folder, text, by_sound, without, without_sound, weight, top_k, windows
 
 
 def info(folder, as_json) -> None:
-    about = IndexFolder.open(folder)
-    files = about.files()
+    manifest, files = IndexFolder.reading(folder, lambda about: (about.manifest, with_large_texts(about.files())))
     skipped = {
         path: error for path, error in zip(*(files[n].to_pylist() for n in ("path", "error")), strict=True) if error
     }
     sounds = len(files["path"].unique()) - len(skipped)
-    manifest = about.manifest
     names = "model revision dims dim storage window hop sampling_rate root".split()
     facts = {name: getattr(manifest, name) for name in names} | {
         "sounds": sounds,
@@ -91,20 +90,25 @@ def info(folder, as_json) -> None:
 
 
 def verify(folder, drop, as_json) -> None:
-    with IndexFolder.open(folder).writing() if drop else _reading(folder) as about:
-        damaged = about.damaged()
-        if damaged and not drop:
-            raise ValueError("; ".join(damaged.values()))
-        if damaged:
-            about.drop_parts(damaged)
-        facts = {"parts": len(about.manifest.parts), "windows": about.manifest.rows, "forgotten": [*damaged]}
+    split, dropped = [], {}
+    if drop:
+        with IndexFolder.open(folder).writing() as about:
+            split, dropped = about.repair()
+            manifest = about.manifest
+    else:
+        manifest = IndexFolder.reading(folder, lambda about: index_copies.refuse_damaged(about) or about.manifest)
+    facts = {"parts": len(manifest.parts), "windows": manifest.rows, "forgotten": [*dropped], "split": split}
+    facts["sounds"] = sorted({path for paths in dropped.values() for path in paths or ()})
+    if as_json:
+        return _tell(facts, "", as_json)
+    for name in split:
+        print(f"{name} was too large to be read at once: it is several parts now, and nothing is lost")
+    for name, paths in dropped.items():
+        print(f"forgotten: {name}" + ", which held sounds whose names are lost too" * (paths is None))
+        for path in paths or ():
+            print(f"  {clean(path, 1000)}")
     whole = f"{facts['parts']} parts with {facts['windows']} windows are as they were written"
-    _tell(facts, f"forgotten: {', '.join(damaged)}; `index` embeds their sounds anew" if damaged else whole, as_json)
-
-
-@contextmanager
-def _reading(folder):
-    yield IndexFolder.open(folder)
+    print("`index` embeds the forgotten sounds anew" if dropped else whole)
 
 
 def remove(folder, paths, as_json) -> None:

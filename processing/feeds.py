@@ -126,8 +126,8 @@ class Epochs:
         self.report = {"read": self.report["read"] + clips, "skipped_broken": len(names), "names": names[:NAMES_KEPT]}
         if len(names) > max(MOST_UNREADABLE, self.report["read"]):
             raise ValueError(
-                f"more than half of the clips cannot be read, {len(names)} so far, such as {such_as(names)}: check the "
-                "disk that holds them"
+                f"more than half of the clips cannot be read, {len(names)} so far, such as {such_as(names)}: check "
+                "the disk that holds them"
             )
 
     def is_epoch_end(self, step: int) -> bool:

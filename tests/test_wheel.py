@@ -46,7 +46,7 @@ def test_a_space_is_made_from_the_wheel(wavlink_folder, tmp_path):
     """With its licence, which lies beside the packages in a checkout and not in a wheel."""
     program = Path(sys.executable).with_name("wavlink")
     command = [program, "push", wavlink_folder, "user/demo", "--space", "--dry_run", "--output_dir", "space"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    done = run_process(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "Apache License" in (tmp_path / "space/LICENSE").read_text(encoding="utf-8")
     assert (tmp_path / "space/model/model.safetensors").is_file() and (tmp_path / "space/app.py").is_file()

@@ -111,19 +111,25 @@ def _ship_package(package: str, folder: Path) -> None:
 
 def _ship_index(source: Path, folder: Path) -> None:
     """The index without where it was made, and the sounds below `sounds/` by the paths they have in it."""
-    about = IndexFolder.open(source)
+    about, files = IndexFolder.reading(source, lambda about: _ship_parts(about, folder / "index"))
+    (folder / "index/index.json").write_text(away(about.manifest).to_json(), encoding="utf-8")
+    (folder / "sounds").mkdir()
+    _ship_sounds(about, files, folder / "sounds")
+
+
+def _ship_parts(about: IndexFolder, folder: Path) -> tuple[IndexFolder, list[dict]]:
+    """Copies the parts, and returns their index with its rows of files."""
     refuse_damaged(about)
+    shutil.rmtree(folder, ignore_errors=True)  # of a state of the index that has been replaced meanwhile
     for part in about.manifest.parts:
         for kind in part.sha256:
-            (folder / "index" / kind).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / kind / part.name, folder / "index" / kind / part.name)
-    (folder / "sounds").mkdir()
-    (folder / "index/index.json").write_text(away(about.manifest).to_json(), encoding="utf-8")
-    _ship_sounds(about, folder / "sounds")
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(about.folder / kind / part.name, folder / kind / part.name)
+    return about, about.files().to_pylist()
 
 
-def _ship_sounds(about: IndexFolder, folder: Path) -> None:
-    files, gone = about.files().to_pylist(), []
+def _ship_sounds(about: IndexFolder, files: list[dict], folder: Path) -> None:
+    gone = []
     for path in sorted({row["path"] for row in files if not row["error"]}):
         there, place = file_of(about.manifest.root, path), file_of(str(folder.resolve()), path)
         if not there or not place or not os.path.isfile(there):
