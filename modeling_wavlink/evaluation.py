@@ -37,7 +37,7 @@ from .peers import describe, load_for_evaluation
 from .pictures import draw_confusion, draw_dims
 from .retrieval import DIRECTIONS
 from .retrieval import compute_metrics as compute_metrics
-from .scoring import Protocol, evaluate_dataset, table
+from .scoring import Protocol, evaluate_dataset, refuse_unscorable, table
 from .whole_files import write_whole
 from .zero_shot import CLEAN_UPS
 
@@ -150,6 +150,7 @@ def _score(options: argparse.Namespace) -> dict:
     dataset, about = load(options.benchmark, options.split, options.data)
     protocol = _protocol(options, about.pop("labels", ()))
     columns = _columns(dataset, options.caption_columns)
+    refuse_unscorable(dataset, columns, protocol)  # before a model is loaded
     head = {"benchmark": options.benchmark, "split": about.pop("split"), "data": about}
     parts, models = Path(f"{options.output}.parts"), []
     for number, name in enumerate(options.model):
