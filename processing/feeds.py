@@ -1,7 +1,7 @@
 """What a recipe learns from, as batches for this process: planned epochs of a data set, or a stream without end."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -257,7 +257,7 @@ def joined_captions(recipe, sources: dict) -> "JoinedCaptions":
 class JoinedCaptions:
     """All captions of a clip in several caption-only sets, by its key in a tar."""
 
-    def __init__(self, parts: list[dict[str, list[str]]]):
+    def __init__(self, parts: list[Mapping[str, list[str]]]):
         self.parts = parts
 
     def get(self, key: str) -> list[str] | None:
