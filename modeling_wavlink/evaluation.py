@@ -38,7 +38,7 @@ from .peers import describe, load_for_evaluation
 from .pictures import draw_confusion, draw_dims
 from .retrieval import DIRECTIONS
 from .retrieval import compute_metrics as compute_metrics
-from .scoring import Protocol, evaluate_dataset, table
+from .scoring import Protocol, evaluate_dataset, refuse_unscorable, table
 from .zero_shot import CLEAN_UPS
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "soundfile", "soxr")
@@ -165,6 +165,7 @@ def _score_models(options: argparse.Namespace, parts: Path | None = None) -> dic
     dataset, about = load(options.benchmark, options.split, options.data)
     protocol = _protocol(options, about.pop("labels", ()))
     columns = _columns(dataset, options.caption_columns)
+    refuse_unscorable(dataset, columns, protocol)  # before a model is loaded
     head = {"benchmark": options.benchmark, "split": about.pop("split"), "data": about}
     models = []
     for number, name in enumerate(options.model):

@@ -182,7 +182,7 @@ def multiple_choice_scores(
         how many questions and clips each has, its chance, and a task's group.
     """
     kept, clips = _on_clips(questions, len(audio_embeds), rows)
-    texts, choices, readings = _choice_texts(kept, _checked(text), read)
+    texts, choices, readings = _choice_texts(kept, checked_choice_text(text), read)
     said = _as_matrix(embed_texts(texts), len(texts))
     answers = np.array([question.answer for question in kept])
     number = np.array([len(question.choices) for question in kept])
@@ -207,7 +207,8 @@ def multiple_choice_scores(
     return scores
 
 
-def _checked(text: str) -> str:
+def checked_choice_text(text: str) -> str:
+    """The text as it is, a ValueError if it is not made of `{choice}`, perhaps `{question}`, and words."""
     try:
         fields = [(name, form, how) for _, name, form, how in string.Formatter().parse(text) if name is not None]
     except ValueError as error:

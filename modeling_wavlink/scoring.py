@@ -16,6 +16,7 @@ from .multiple_choice import (
     AIR_BENCH_GROUPS,
     TEXT,
     Question,
+    checked_choice_text,
     choices_from_labels,
     multiple_choice_scores,
     questions_of,
@@ -101,12 +102,13 @@ def refuse_unscorable(dataset, columns: Sequence[str] = (), protocol: Protocol =
     """Refuses a split that has nothing to score by, or nothing that a model could be wrong in.
 
     Raises:
-        ValueError: no clips, a prompt without a place for the label, or neither questions, nor two clips with
-            different captions, nor two different labels.
+        ValueError: no clips, a prompt or `choice_text` that cannot be filled in, or neither questions, nor two clips
+            with different captions, nor two different labels.
     """
     if not len(dataset):
         raise ValueError("the split is empty: name another --split")
     checked_prompts(list(protocol.prompts))
+    checked_choice_text(protocol.choice_text)
     captions = [captions_of(row, columns) for row in dataset.select_columns(list(columns))] if columns else []
     no_retrieval, (_, no_zero_shot) = why_no_retrieval(captions), labels_to_score(dataset, protocol)
     if no_retrieval and no_zero_shot and "question" not in dataset.column_names:

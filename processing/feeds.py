@@ -1,12 +1,14 @@
 """What a recipe learns from, as batches for this process: planned epochs of a data set, or a stream without end."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers.utils import logging
@@ -126,8 +128,8 @@ class Epochs:
         self.report = {"read": self.report["read"] + clips, "skipped_broken": len(names), "names": names[:NAMES_KEPT]}
         if len(names) > max(MOST_UNREADABLE, self.report["read"]):
             raise ValueError(
-                f"more than half of the clips cannot be read, {len(names)} so far, such as {such_as(names)}: check "
-                "the disk that holds them"
+                f"more than half of the clips cannot be read, {len(names)} so far, such as {such_as(names)}: "
+                "check the disk that holds them"
             )
 
     def is_epoch_end(self, step: int) -> bool:
@@ -162,10 +164,14 @@ class _WithUnreadable:
 def readable(dataset: Dataset, warn: bool = True) -> tuple[Dataset, np.ndarray]:
     """The rows whose sound can be read by its header, and their seconds; the others are counted and named.
 
+    All processes go by what the first of them could read, so that they have the same rows.
+
     Raises:
         ValueError: more than half of the rows are such others.
     """
     seconds = header_seconds(dataset)
+    if dist.is_available() and dist.is_initialized():
+        seconds = broadcast_object_list([seconds])[0]
     broken = np.flatnonzero(np.isnan(seconds))
     if not len(broken):
         return dataset, seconds
@@ -251,7 +257,7 @@ def joined_captions(recipe, sources: dict) -> "JoinedCaptions":
 class JoinedCaptions:
     """All captions of a clip in several caption-only sets, by its key in a tar."""
 
-    def __init__(self, parts: list[dict[str, list[str]]]):
+    def __init__(self, parts: list[Mapping[str, list[str]]]):
         self.parts = parts
 
     def get(self, key: str) -> list[str] | None:

@@ -166,8 +166,8 @@ def _refuse_other_texts(path: str, key: str, files: dict[str, bytes]) -> None:
         kind = kind_of(value)
         if _TEXTS.fullmatch(name) and kind not in ("", "text", "a list of text", "an empty list"):
             raise ValueError(
-                f"{path} holds {kind} as {name!r} in {key}.json: {str(value)[:60]!r}; a caption is a text or a list "
-                "of texts: write the shards so"
+                f"{path} holds {kind} as {name!r} in {key}.json: {str(value)[:60]!r}; a caption is a text or a "
+                "list of texts: write the shards so"
             )
 
 

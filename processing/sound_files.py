@@ -3,6 +3,10 @@
 import os
 from collections.abc import Iterable, Iterator
 
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
 # What libsndfile reads; not .mat and .raw, which seldom are sound.
 LIBSNDFILE = tuple(
     f".{suffix}"
@@ -16,6 +20,7 @@ CONTAINERS = tuple(
     "tta mpc dsf dff ra rm spx ogv avi flv f4v mpg mpeg m2ts vob".split()
 )
 SUFFIXES = LIBSNDFILE + CONTAINERS
+SUFFIXES_IN_WORDS = ", ".join(SUFFIXES)
 _NO_SAMPLES = {  # near to sound, but nothing here reads it
     ".mid": "it holds notes: render it to wav",
     ".midi": "it holds notes: render it to wav",
@@ -106,6 +111,28 @@ class SoundFiles:
             names = such_as(self.repeated)
             parts.append(f"{len(self.repeated)} links lead to folders that are listed by another name: {names}")
         return "; ".join(filter(None, parts))
+
+
+def with_folders_listed(paths: Iterable[str | os.PathLike]) -> list[str]:
+    """The paths, each folder replaced by the sound files below it, in order.
+
+    Raises:
+        ValueError: a folder holds no sound files.
+    """
+    listed = []
+    for path in map(os.fspath, paths):
+        if not os.path.isdir(path):
+            listed.append(path)
+            continue
+        files = SoundFiles(path)
+        below = sorted(files)
+        warning = files.warning()
+        if not below:
+            raise ValueError(f"no sounds in {path}: {warning or f'no file ends in {SUFFIXES_IN_WORDS}'}")
+        if warning:
+            logger.warning(warning)
+        listed += below
+    return listed
 
 
 def such_as(names: Iterable[str]) -> str:
