@@ -110,10 +110,92 @@ def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedMo
     return tower.text_model, tower.text_projection.weight.data if has_projection else None
 
 
+def end_of_text(input_ids: Tensor, attention_mask: Tensor | None, config: PretrainedConfig) -> Tensor:
+    """The position of the first end-of-text token that is no padding, `[B, L] -> [B]`.
+
+    Args:
+        attention_mask: `[B, L]`, 1 for tokens; without it all are.
+        config: the text tower's.
+
+    Raises:
+        ValueError: a text has none, as where a tokenizer did not add it or truncation removed it.
+    """
+    eos = config.eos_token_id
+    if eos == 2 and config.model_type == "clip_text_model":
+        # CLIP configs from before transformers 4.31 say 2 whatever the tokenizer; the end of text is the highest id.
+        ids = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)
+        return ids.argmax(-1)
+    ends = input_ids == eos
+    if attention_mask is not None:
+        ends = ends & (attention_mask != 0)
+    if not (input_ids.is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling()):
+        missing = (~ends.any(-1)).nonzero().flatten().tolist()
+        if missing:
+            raise ValueError(
+                f"text {missing[0]} of {len(input_ids)} has no end-of-text token (eos_token_id={eos}), which "
+                "text_pooling='eos' reads: tokenize with the processor, which adds it, or use 'mean' or 'cls'"
+            )
+    return ends.int().argmax(-1)
+
+
 def sentence_transformers_pooling(source: str) -> str | None:
-    path = cached_file(source, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return None
-    with open(path, encoding="utf-8") as file:
-        modes = json.load(file)
-    return "mean" if modes.get("pooling_mode_mean_tokens") else "cls"
+    """The `text_pooling` of a sentence-transformers folder or Hub id, None where it is of another library.
+
+    Raises:
+        ValueError: a pooling that is not one of ours, or a module whose work would be left out.
+    """
+    pooling, name = None, "modules.json"
+    while name:
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        content = None
+        if path is not None:
+            try:
+                with open(path, encoding="utf-8") as file:
+                    content = json.load(file)
+            except ValueError as error:
+                raise ValueError(f"{path} is not JSON: {one_line(error)}") from error
+        if name == "modules.json":
+            pooling = "1_Pooling" if content is None else _pooling_folder(source, content)
+            name, described = f"{pooling}/config.json", content is not None
+        elif content is None and described:
+            raise ValueError(f"{source} has no {name}, which its modules.json needs; {_BY_HAND}")
+        else:
+            return None if content is None else _pooling_mode(f"{source}/{name}", content)
+
+
+_BY_HAND = "give text_pooling (mean, cls or eos) to take its encoder alone, with that pooling"
+_DIRECTION_STAYS = ("Normalize", "Dropout")  # modules that do not turn the vector of a text
+
+
+def _pooling_folder(source: str, modules) -> str:
+    """The folder of the one Pooling module, which only an encoder in the root comes before."""
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ValueError(f"modules.json of {source} is not a list of modules; {_BY_HAND}")
+    folders = []
+    for module in sorted(modules, key=lambda module: module.get("idx") or 0):
+        kind, path = str(module.get("type")).rsplit(".", 1)[-1], str(module.get("path") or "")
+        if kind == "Pooling" and re.fullmatch(r"\w[\w.-]*", path):
+            folders.append(path)
+        elif not (kind == "Transformer" and not path and not folders) and kind not in _DIRECTION_STAYS:
+            raise ValueError(
+                f"{source} has a module {path or kind!r} ({kind}) that WavLink would leave out; {_BY_HAND}"
+            )
+    if len(folders) != 1:
+        raise ValueError(f"{source} has {len(folders) or 'no'} Pooling modules in its modules.json; {_BY_HAND}")
+    return folders[0]
+
+
+def _pooling_mode(path: str, config) -> str:
+    """`"mean"` or `"cls"`, by either of the forms that sentence-transformers writes, with its own default."""
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a pooling's config; {_BY_HAND}")
+    prefix = "pooling_mode_"  # the form until 5: a flag for each
+    flags = [name.removeprefix(prefix) for name, active in config.items() if name.startswith(prefix) and active]
+    modes = config.get("pooling_mode", [_LEGACY_MODES.get(name, name) for name in flags] or ["mean"])
+    modes = [str(mode).lower() for mode in (modes if isinstance(modes, list) else [modes])]
+    if modes not in (["mean"], ["cls"]):
+        raise ValueError(f"{path} pools by {' and '.join(modes) or 'none'}, which is neither mean nor cls; {_BY_HAND}")
+    return modes[0]
+
+
+_LEGACY_MODES = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
