@@ -111,31 +111,20 @@ def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedMo
 
 
 def end_of_text(input_ids: Tensor, attention_mask: Tensor | None, config: PretrainedConfig) -> Tensor:
-    """The position of the first end-of-text token that is no padding, `[B, L] -> [B]`.
+    """The position of a text's first end-of-text token, or of its last token where it has none, `[B, L] -> [B]`.
 
     Args:
-        attention_mask: `[B, L]`, 1 for tokens; without it all are.
+        attention_mask: `[B, L]`, 1 for tokens and 0 for padding, whose id may be that of the end of text.
         config: the text tower's.
-
-    Raises:
-        ValueError: a text has none, as where a tokenizer did not add it or truncation removed it.
     """
+    tokens = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     eos = config.eos_token_id
     if eos == 2 and config.model_type == "clip_text_model":
         # CLIP configs from before transformers 4.31 say 2 whatever the tokenizer; the end of text is the highest id.
-        ids = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)
-        return ids.argmax(-1)
-    ends = input_ids == eos
-    if attention_mask is not None:
-        ends = ends & (attention_mask != 0)
-    if not (input_ids.is_meta or torch.jit.is_tracing() or torch.compiler.is_compiling()):
-        missing = (~ends.any(-1)).nonzero().flatten().tolist()
-        if missing:
-            raise ValueError(
-                f"text {missing[0]} of {len(input_ids)} has no end-of-text token (eos_token_id={eos}), which "
-                "text_pooling='eos' reads: tokenize with the processor, which adds it, or use 'mean' or 'cls'"
-            )
-    return ends.int().argmax(-1)
+        return input_ids.masked_fill(tokens == 0, -1).argmax(-1)
+    ends = ((input_ids == eos) & (tokens != 0)).int()
+    last = input_ids.shape[-1] - 1 - tokens.int().flip(-1).argmax(-1)
+    return torch.where(ends.any(-1), ends.argmax(-1), last)
 
 
 def sentence_transformers_pooling(source: str) -> str | None:

@@ -171,10 +171,9 @@ def test_several_ends_count_from_the_first():
     pooled_at(tower("roberta", "eos", **ROBERTA), [[0, 9, 2, 8, 2]], [[1] * 5], [2])
 
 
-def test_a_text_without_an_end_is_refused():
-    ids, mask = torch.tensor([[0, 9, 2], [0, 9, 8]]), torch.ones(2, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"text 1 .*no end-of-text token \(eos_token_id=2\)"):
-        tower("roberta", "eos", **ROBERTA).get_text_features(ids, mask)
+def test_a_text_without_an_end_has_its_last_token():
+    ids, mask = [[0, 9, 2, 1], [0, 9, 8, 1], [1, 0, 9, 8]], [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1]]
+    pooled_at(tower("roberta", "eos", **ROBERTA), ids, mask, [2, 2, 3])
 
 
 def test_the_first_token_is_that_of_the_text_with_padding_on_the_left():
