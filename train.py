@@ -34,7 +34,14 @@ from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.progress import Bar
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
-from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
+from modeling_wavlink.regimes import (
+    clamp_scale,
+    describe,
+    has_lora,
+    merged_state_dict,
+    parameter_groups,
+    save_adapter,
+)
 from modeling_wavlink.run_folder import (
     Metrics,
     naming_dead_workers,
@@ -107,21 +114,6 @@ def _boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices and convolutions; none on biases, norms, the global token, scale and bias.
-
-    Scale and bias (0-dim) are a group apart: FSDP2 leaves them whole, and AdamW steps through a group in one call
-    that takes no mixture of whole and sharded tensors.
-    """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = {name for name, p in named if p.ndim >= 2 and not name.endswith("global_token")}
-    return [
-        {"params": [p for name, p in named if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name not in decayed and p.ndim], "weight_decay": 0.0},
-        {"params": [p for name, p in named if not p.ndim], "weight_decay": 0.0},
-    ]
-
-
 class Run:
     """One recipe's model, data, optimizer and folder."""
 
@@ -182,6 +174,7 @@ class Run:
             )
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
+        clamp_scale(self.accelerator.unwrap_model(self.model))
         self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -190,7 +183,7 @@ class Run:
     def score(self) -> tuple[dict, Embedded]:
         """Validation scores at every nested dim; `best/` is the model with the best mean R@10 of both directions."""
         model = self.accelerator.unwrap_model(self.model)
-        with sharding.gathering_features(model):
+        with sharding.gathering_features(model, self.accelerator.autocast):
             split = self.validation_set, self.columns
             embedded = embed_dataset(model, self.processor, *split, progress=False, shared=True)
             protocol = Protocol(choices=0, group_column="")

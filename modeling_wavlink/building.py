@@ -27,7 +27,7 @@ def refuse_bad_start(recipe: Recipe) -> None:
         config = WavLinkModel.config_from_audio_text(*towers, **_frames(recipe), **_fields(recipe))
     else:
         audio_config = {**recipe.audio_config, **_frames(recipe)}
-        config = WavLinkConfig(audio_config, recipe.text_config, **{"text_pooling": "mean", **_fields(recipe)})
+        config = WavLinkConfig(audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
     try:
         with torch.device("meta"):
             model = _set_up(WavLinkModel(config), recipe)
@@ -47,9 +47,8 @@ def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
     config = WavLinkConfig.from_dict(config.to_dict())
     if config.loss_type != recipe.loss_type:
         raise ValueError(f"{recipe.init} has learned with {config.loss_type}: give --loss_type {config.loss_type}")
-    for name in ("pooling", "text_pooling"):
-        if getattr(recipe, name) not in ("", getattr(config, name)):
-            raise ValueError(f"{recipe.init} brings its {name}, {getattr(config, name)}: leave --{name} out")
+    if recipe.pooling and recipe.pooling != config.pooling:
+        raise ValueError(f"{recipe.init} brings its pooling, {config.pooling}: leave --pooling out")
     own = frame_pooling(config.audio_config)
     if recipe.frame_pooling and frame_pooling(recipe) != own:
         layers = ", ".join(map(str, own[1]))
@@ -65,7 +64,8 @@ def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
 def _fields(recipe: Recipe) -> dict:
     """What the recipe says of the config; the rest is the towers' own."""
     fields = {"loss_type": recipe.loss_type, "label_smoothing": recipe.label_smoothing}
-    fields |= {name: getattr(recipe, name) for name in ("pooling", "text_pooling") if getattr(recipe, name)}
+    if recipe.pooling:
+        fields["pooling"] = recipe.pooling
     if recipe.projection_dim:
         fields["projection_dim"] = recipe.projection_dim
     if recipe.matryoshka_dims:
@@ -106,7 +106,7 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
         processor = WavLinkProcessor(extractor(mel_bins, padding=recipe.padding), tokenizer)
         text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         audio_config = {**recipe.audio_config, **_frames(recipe)}
-        config = WavLinkConfig(audio_config, text_config, **{"text_pooling": "mean", **_fields(recipe)})
+        config = WavLinkConfig(audio_config, text_config, text_pooling="mean", **_fields(recipe))
         model = WavLinkModel(config)
     return _prepared(model, recipe), processor
 

@@ -152,7 +152,7 @@ def sentence_transformers_pooling(source: str) -> str | None:
             return None if content is None else _pooling_mode(f"{source}/{name}", content)
 
 
-_BY_HAND = "give text_pooling (mean, cls or eos) to take its encoder alone, with that pooling"
+_BY_HAND = "WavLinkModel.from_audio_text_pretrained(..., text_pooling=mean, cls or eos) takes its encoder alone"
 _DIRECTION_STAYS = ("Normalize", "Dropout")  # modules that do not turn the vector of a text
 
 

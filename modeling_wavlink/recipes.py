@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .configuration_wavlink import LOSS_TYPES, POOLINGS, TEXT_POOLINGS
+from .configuration_wavlink import LOSS_TYPES, POOLINGS
 
 REGIMES = ("projector", "lora", "full")
 SCOPES = ("audio", "both")
@@ -19,7 +19,6 @@ _CHOICES = {
     "scope": SCOPES,
     "loss_type": LOSS_TYPES,
     "pooling": ("", *POOLINGS),
-    "text_pooling": ("", *TEXT_POOLINGS),
     "token_start": ("noise", "mean_frame"),
     "padding": ("longest", "max_length"),
     "mixed_precision": ("auto", "bf16", "fp16", "no"),
@@ -66,9 +65,6 @@ class Recipe:
     projection_dim: int = 0  # 0: the text tower's own
     matryoshka_dims: tuple[int, ...] = ()  # default: projection_dim and its three halves
     pooling: str = ""  # of the clip's frames: "token", "mean" or "token_mean"; default: that of `init`, else "token"
-    text_pooling: str = (
-        ""  # "eos", "cls" or "mean"; default: `init`'s, sentence-transformers', or CLIP's "eos", else "cls"
-    )
     frame_pooling: int = 0  # neighbouring frames that become one in a Whisper; 0: that of `init`, else 1 (none)
     frame_pooling_layer: tuple[int, ...] = (1,)  # after so many layers, each time by that factor
     token_start: str = "noise"  # of a new global token: "noise", or "mean_frame", that of 64 training clips

@@ -243,7 +243,8 @@ def _caption_id(text: str) -> int:
 
 def durations(dataset: datasets.Dataset) -> list[float]:
     """Seconds of each clip: the `duration` column, else what the file's header says, 0 where neither does."""
-    known = dataset["duration"] if "duration" in dataset.column_names else [None] * len(dataset)
+    named = "duration" in getattr(dataset, "column_names", ())  # a list of rows has no columns
+    known = dataset["duration"] if named else [None] * len(dataset)
     return [
         float(_header_seconds(dataset[index]["audio"]) if seconds is None else seconds)
         for index, seconds in enumerate(known)
