@@ -58,6 +58,7 @@ from modeling_wavlink.sweep import sweep, sweep_parser
 from modeling_wavlink.whole_files import write_whole
 from processing.data import caption_columns, with_captions
 from processing.feeds import Epochs, Stream, load_source
+from processing.fingerprints import rows_digest, vocabulary_digest
 
 
 def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
@@ -150,13 +151,28 @@ class Run:
             for tower in (model.audio_model, model.text_model):
                 tower.compile(dynamic=True)  # in place: the names of weights stay
         self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
+        self.facts = self._facts()
         self.step = 0
         self.best = -1.0
+
+    def _facts(self) -> dict:
+        """What must be the same for the run to go on; the main process looks, since all have the same data."""
+        facts = {}
+        if self.accelerator.is_main_process:
+            facts = {
+                "processes": self.accelerator.num_processes,
+                **self.feed.facts(),
+                "validation clips": len(self.validation_set),
+                "validation captions and sounds": rows_digest(self.validation_set, self.columns),
+                "vocabulary": vocabulary_digest(self.processor.tokenizer),
+            }
+        return broadcast_object_list([facts])[0]
 
     def state_dict(self) -> dict:
         """Every process's place in the data goes along, since only the main process's state is written."""
         feeds = gather_object([self.feed.state_dict()])
-        return {"step": self.step, "best": self.best, "schedule": self.schedule.state_dict(), "feeds": feeds}
+        schedule = self.schedule.state_dict()
+        return {"step": self.step, "best": self.best, "schedule": schedule, "feeds": feeds, "facts": self.facts}
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.best = state["step"], state["best"]
@@ -223,7 +239,7 @@ class Run:
                 remove_unfinished(folder)
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
-            self.load_state_dict(load_state(self.accelerator, checkpoints[-1]))
+            self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
 
 
 class StopSignal:

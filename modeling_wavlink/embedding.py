@@ -188,14 +188,20 @@ def open_store(folder: Path, key: dict) -> Path:
 
 
 def fingerprint(dataset) -> str:
-    """16 hexadecimal digits of a split: its captions, labels, and the names and sizes of its sounds, in order."""
+    """16 hexadecimal digits of a split: its captions, labels, and the names and contents of its sounds, in order."""
     digest = hashlib.sha256()
     for row in dataset:
         audio = row["audio"] if isinstance(row["audio"], dict) else {"path": row["audio"]}
         path, content = audio.get("path"), audio.get("bytes")
-        size = len(content) if content is not None else os.path.getsize(path) if os.path.isfile(path or "") else None
         others = {name: value for name, value in row.items() if name != "audio"}
-        digest.update(repr((os.path.basename(path or ""), size, sorted(others.items()))).encode())
+        digest.update(repr((os.path.basename(path or ""), sorted(others.items()))).encode())
+        if content is not None:
+            digest.update(len(content).to_bytes(8, "big") + content)
+        elif os.path.isfile(path or ""):
+            digest.update(os.path.getsize(path).to_bytes(8, "big"))
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     return digest.hexdigest()[:16]
 
 
