@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from processing.audio import load_column
-from processing.data import captions_of, clip_name, durations
+from processing.data import caption_key, captions_of, clip_name, durations
 
 from .embedder import cover
 from .losses_wavlink import gather
@@ -234,7 +234,8 @@ def embed_dataset(
     Args:
         columns: with captions; without any, no texts are embedded.
         shared, store: see `embed_audio`.
-        share_captions: equal captions are one text, and the clips that have it answer for each other. False, the
+        share_captions: equal captions (of one `caption_key`, as in training) are one text, in the first of its
+            spellings, and the clips that have it answer for each other. False, the
             protocol of AudioCaps and Clotho: each caption is a text of its own, with its clip as the only hit.
     """
     was_training = model.training
@@ -242,6 +243,7 @@ def embed_dataset(
     sounds = embed_audio(model, processor, dataset, durations(dataset), batch_size, progress, shared, store)
     captions = [captions_of(row, columns) for row in dataset.select(sounds.rows).remove_columns("audio")]
     texts, answers = _texts(captions, share_captions)
+    captions = [[texts[index] for index in row] for row in answers]
     distinct = sorted({*texts})
     text = torch.empty(0, sounds.vectors.shape[1])
     if texts:
@@ -254,9 +256,12 @@ def embed_dataset(
 def _texts(captions: Iterable[list[str]], share_captions: bool) -> tuple[list[str], list[list[int]]]:
     """The texts, and of each clip the indices of its own."""
     if share_captions:
-        texts = sorted({text for row in captions for text in row})
-        place = {text: index for index, text in enumerate(texts)}
-        return texts, [list(dict.fromkeys(place[text] for text in row)) for row in captions]
+        spelling = {}
+        for text in (text for row in captions for text in row):
+            spelling.setdefault(caption_key(text), text)
+        texts = sorted(spelling.values())
+        place = {caption_key(text): index for index, text in enumerate(texts)}
+        return texts, [list(dict.fromkeys(place[caption_key(text)] for text in row)) for row in captions]
     texts = [text for row in captions for text in row]
     ends = np.cumsum([len(row) for row in captions])
     return texts, [list(range(end - len(row), end)) for row, end in zip(captions, ends.tolist(), strict=True)]
