@@ -31,6 +31,7 @@ from modeling_wavlink.checkpoints import load_state, save_state
 from modeling_wavlink.cli import run_command, stdout_for
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
+from modeling_wavlink.memory import peak_memory, return_freed_memory
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.progress import Bar
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
@@ -128,6 +129,8 @@ class Run:
                 f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
                 "nothing for some: raise it, or use fewer"
             )
+        if self.accelerator.device.type == "cpu":
+            return_freed_memory()
         sharding.refuse_unequal_chunks(self.accelerator, recipe.batch_size, recipe.micro_batch_size)
         refuse_bad_start(recipe)
         set_seed(recipe.seed)
@@ -328,7 +331,8 @@ class Log:
 
     def note_seconds(self) -> None:
         if self.active:
-            note_seconds(self.run.folder, self.run.step, time.perf_counter() - self.began)
+            seconds = time.perf_counter() - self.began
+            note_seconds(self.run.folder, self.run.step, seconds, peak_memory_mib=peak_memory())
 
     def end(self) -> None:
         self.note_seconds()
