@@ -3,8 +3,8 @@
     python benchmarks/captions_at_scale.py --output captions_at_scale.json
 
 Rows are generated in AudioSetCaps' form. "dict" is what `captions_by_id` was until it kept an Arrow file: a Python
-dict of lists of strings, made by each process, of which forked workers get copies page by page as they read; "table" is
-what it is. Of the headers, "each process" opens every file, "kept" is `seconds_of`. Linux only.
+dict of lists of strings, made by each process, of which forked workers get copies page by page as they read; "table"
+is what it is. Of the headers, "each process" opens every file, "kept" is `seconds_of`. Linux only.
 """
 
 import argparse

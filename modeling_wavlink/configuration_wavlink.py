@@ -3,12 +3,21 @@
 import copy
 import math
 
-from transformers import CONFIG_MAPPING, AutoConfig, ClapAudioConfig, CLIPTextConfig, PretrainedConfig, WhisperConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    ClapAudioConfig,
+    CLIPTextConfig,
+    PretrainedConfig,
+    WhisperConfig,
+)
 
 AUDIO_TOWERS = ("whisper", "clap_audio_model")
 LOSS_TYPES = ("info_nce", "sigmoid")
 POOLINGS = ("token", "mean", "token_mean")
 TEXT_POOLINGS = ("eos", "cls", "mean")
+_TEXT_TOWERS = ("clip_text_model", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert")  # tried
 MOST_LAYERS = 1000  # of a tower; a config that says more would be built for hours before its weights do not fit
 
 # RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
@@ -196,7 +205,7 @@ class WavLinkConfig(PretrainedConfig):
                 raise ValueError(f"{name} must be a config, got {getattr(self, name)!r}")
         _check_numbers(self)
         check_audio_config(self.audio_config)
-        _check_layers(self.text_config)
+        check_text_config(self.text_config)
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
         if self.audio_config.model_type == "clap_audio_model" and self.pooling != "token":
@@ -252,6 +261,19 @@ def check_audio_config(config: PretrainedConfig) -> None:
     _check_frame_pooling(config)
     if config.model_type == "clap_audio_model":
         _check_htsat(config)
+
+
+def check_text_config(config: PretrainedConfig) -> None:
+    """Refuses a text tower that `AutoModel` cannot build, or whose model does not encode a text by itself."""
+    alone = isinstance(getattr(config, "vocab_size", None), int) and isinstance(
+        getattr(config, "hidden_size", None), int
+    )
+    if type(config) not in MODEL_MAPPING or config.is_encoder_decoder or not alone:
+        raise ValueError(
+            f"a {config.model_type!r} cannot be the text tower, which is an encoder of text alone: "
+            f"{', '.join(_TEXT_TOWERS)}, or another that AutoModel builds and that has no decoder"
+        )
+    _check_layers(config)
 
 
 def _check_layers(config: PretrainedConfig) -> None:

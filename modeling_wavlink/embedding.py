@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from processing.audio import load_column
-from processing.data import captions_of, clip_name, durations
+from processing.data import caption_key, captions_of, clip_name, durations
 
 from .atomic_files import atomic_file, write_text
 from .embedder import cover
@@ -197,14 +197,20 @@ def remove_store(folder: Path) -> None:
 
 
 def fingerprint(dataset) -> str:
-    """16 hexadecimal digits of a split: its captions, labels, and the names and sizes of its sounds, in order."""
+    """16 hexadecimal digits of a split: its captions, labels, and the names and contents of its sounds, in order."""
     digest = hashlib.sha256()
     for row in dataset:
         audio = row["audio"] if isinstance(row["audio"], dict) else {"path": row["audio"]}
         path, content = audio.get("path"), audio.get("bytes")
-        size = len(content) if content is not None else os.path.getsize(path) if os.path.isfile(path or "") else None
         others = {name: value for name, value in row.items() if name != "audio"}
-        digest.update(repr((os.path.basename(path or ""), size, sorted(others.items()))).encode())
+        digest.update(repr((os.path.basename(path or ""), sorted(others.items()))).encode())
+        if content is not None:
+            digest.update(len(content).to_bytes(8, "big") + content)
+        elif os.path.isfile(path or ""):
+            digest.update(os.path.getsize(path).to_bytes(8, "big"))
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     return digest.hexdigest()[:16]
 
 
@@ -237,7 +243,8 @@ def embed_dataset(
     Args:
         columns: with captions; without any, no texts are embedded.
         shared, store: see `embed_audio`.
-        share_captions: equal captions are one text, and the clips that have it answer for each other. False, the
+        share_captions: equal captions (of one `caption_key`, as in training) are one text, in the first of its
+            spellings, and the clips that have it answer for each other. False, the
             protocol of AudioCaps and Clotho: each caption is a text of its own, with its clip as the only hit.
     """
     was_training = model.training
@@ -245,6 +252,7 @@ def embed_dataset(
     sounds = embed_audio(model, processor, dataset, durations(dataset), batch_size, progress, shared, store)
     captions = [captions_of(row, columns) for row in dataset.select(sounds.rows).remove_columns("audio")]
     texts, answers = _texts(captions, share_captions)
+    captions = [[texts[index] for index in row] for row in answers]
     distinct = sorted({*texts})
     text = torch.empty(0, sounds.vectors.shape[1])
     if texts:
@@ -257,9 +265,12 @@ def embed_dataset(
 def _texts(captions: Iterable[list[str]], share_captions: bool) -> tuple[list[str], list[list[int]]]:
     """The texts, and of each clip the indices of its own."""
     if share_captions:
-        texts = sorted({text for row in captions for text in row})
-        place = {text: index for index, text in enumerate(texts)}
-        return texts, [list(dict.fromkeys(place[text] for text in row)) for row in captions]
+        spelling = {}
+        for text in (text for row in captions for text in row):
+            spelling.setdefault(caption_key(text), text)
+        texts = sorted(spelling.values())
+        place = {caption_key(text): index for index, text in enumerate(texts)}
+        return texts, [list(dict.fromkeys(place[caption_key(text)] for text in row)) for row in captions]
     texts = [text for row in captions for text in row]
     ends = np.cumsum([len(row) for row in captions])
     return texts, [list(range(end - len(row), end)) for row, end in zip(captions, ends.tolist(), strict=True)]

@@ -15,11 +15,12 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .clap_audio_wavlink import WavLinkClapAudioModel
 from .compat_wavlink import from_config
-from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, text_max_length
+from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, check_text_config, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pretrained_wavlink import (
     RECORDED,
     CheckedWeights,
+    end_of_text,
     given,
     load_htsat,
     load_text_tower,
@@ -176,9 +177,11 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         if text_config.model_type == "clip":  # its two halves may each say another projection_dim, which it ignores
             text_config.text_config.projection_dim = text_config.projection_dim
             text_config = text_config.text_config
+        check_text_config(text_config)
         clip_text = text_config.model_type == "clip_text_model"
         config.setdefault("projection_dim", text_config.projection_dim if clip_text else text_config.hidden_size)
-        config.setdefault("text_pooling", None if clip_text else sentence_transformers_pooling(text))
+        if not clip_text and config.get("text_pooling") is None:
+            config["text_pooling"] = sentence_transformers_pooling(text)
         return WavLinkConfig(audio_config=audio_config, text_config=text_config, **config)
 
     @classmethod
@@ -373,15 +376,17 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         return F.normalize(projection(pooled).float(), dim=-1).to(self.logit_scale.dtype)
 
     def _pool_text(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """`[B, L, D] -> [B, D]`: the end-of-text state, the first state, or the masked mean."""
-        if self.config.text_pooling == "cls":
-            return hidden_states[:, 0]
-        if self.config.text_pooling == "mean":
+        """`[B, L, D] -> [B, D]`: the masked mean, or the state of the first token or of the end of the text."""
+        pooling = self.config.text_pooling
+        if pooling == "mean":
             return masked_mean(hidden_states, attention_mask)
-        eos = self.config.text_config.eos_token_id
-        # CLIP configs from before transformers 4.31 say 2; the end of text is then the highest id.
-        ends = input_ids.argmax(-1) if eos == 2 else (input_ids == eos).int().argmax(-1)
-        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), ends]
+        if pooling == "cls" and attention_mask is None:
+            return hidden_states[:, 0]
+        if pooling == "cls":
+            positions = attention_mask.int().argmax(-1)  # padding may be on the left
+        else:
+            positions = end_of_text(input_ids, attention_mask, self.config.text_config)
+        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), positions]
 
 
 WavLinkModel.register_for_auto_class("AutoModel")

@@ -203,10 +203,81 @@ def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedMo
     return tower.text_model, tower.text_projection.weight.data if has_projection else None
 
 
+def end_of_text(input_ids: Tensor, attention_mask: Tensor | None, config: PretrainedConfig) -> Tensor:
+    """The position of a text's first end-of-text token, or of its last token where it has none, `[B, L] -> [B]`.
+
+    Args:
+        attention_mask: `[B, L]`, 1 for tokens and 0 for padding, whose id may be that of the end of text.
+        config: the text tower's.
+    """
+    tokens = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    eos = config.eos_token_id
+    if eos == 2 and config.model_type == "clip_text_model":
+        # CLIP configs from before transformers 4.31 say 2 whatever the tokenizer; the end of text is the highest id.
+        return input_ids.masked_fill(tokens == 0, -1).argmax(-1)
+    ends = ((input_ids == eos) & (tokens != 0)).int()
+    last = input_ids.shape[-1] - 1 - tokens.int().flip(-1).argmax(-1)
+    return torch.where(ends.any(-1), ends.argmax(-1), last)
+
+
 def sentence_transformers_pooling(source: str) -> str | None:
-    path = optional_file(source, "1_Pooling/config.json")
-    if path is None:
-        return None
-    with open(path, encoding="utf-8") as file:
-        modes = json.load(file)
-    return "mean" if modes.get("pooling_mode_mean_tokens") else "cls"
+    """The `text_pooling` of a sentence-transformers folder or Hub id, None where it is of another library.
+
+    Raises:
+        ValueError: a pooling that is not one of ours, or a module whose work would be left out.
+    """
+    pooling, name = None, "modules.json"
+    while name:
+        path = optional_file(source, name)
+        content = None
+        if path is not None:
+            try:
+                with open(path, encoding="utf-8") as file:
+                    content = json.load(file)
+            except ValueError as error:
+                raise ValueError(f"{path} is not JSON: {one_line(error)}") from error
+        if name == "modules.json":
+            pooling = "1_Pooling" if content is None else _pooling_folder(source, content)
+            name, described = f"{pooling}/config.json", content is not None
+        elif content is None and described:
+            raise ValueError(f"{source} has no {name}, which its modules.json needs; {_BY_HAND}")
+        else:
+            return None if content is None else _pooling_mode(f"{source}/{name}", content)
+
+
+_BY_HAND = "WavLinkModel.from_audio_text_pretrained(..., text_pooling=mean, cls or eos) takes its encoder alone"
+_DIRECTION_STAYS = ("Normalize", "Dropout")  # modules that do not turn the vector of a text
+
+
+def _pooling_folder(source: str, modules) -> str:
+    """The folder of the one Pooling module, which only an encoder in the root comes before."""
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ValueError(f"modules.json of {source} is not a list of modules; {_BY_HAND}")
+    folders = []
+    for module in sorted(modules, key=lambda module: module.get("idx") or 0):
+        kind, path = str(module.get("type")).rsplit(".", 1)[-1], str(module.get("path") or "")
+        if kind == "Pooling" and re.fullmatch(r"\w[\w.-]*", path):
+            folders.append(path)
+        elif not (kind == "Transformer" and not path and not folders) and kind not in _DIRECTION_STAYS:
+            raise ValueError(
+                f"{source} has a module {path or kind!r} ({kind}) that WavLink would leave out; {_BY_HAND}"
+            )
+    if len(folders) != 1:
+        raise ValueError(f"{source} has {len(folders) or 'no'} Pooling modules in its modules.json; {_BY_HAND}")
+    return folders[0]
+
+
+def _pooling_mode(path: str, config) -> str:
+    """`"mean"` or `"cls"`, by either of the forms that sentence-transformers writes, with its own default."""
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a pooling's config; {_BY_HAND}")
+    prefix = "pooling_mode_"  # the form until 5: a flag for each
+    flags = [name.removeprefix(prefix) for name, active in config.items() if name.startswith(prefix) and active]
+    modes = config.get("pooling_mode", [_LEGACY_MODES.get(name, name) for name in flags] or ["mean"])
+    modes = [str(mode).lower() for mode in (modes if isinstance(modes, list) else [modes])]
+    if modes not in (["mean"], ["cls"]):
+        raise ValueError(f"{path} pools by {' and '.join(modes) or 'none'}, which is neither mean nor cls; {_BY_HAND}")
+    return modes[0]
+
+
+_LEGACY_MODES = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}

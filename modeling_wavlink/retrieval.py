@@ -99,7 +99,8 @@ def compute_metrics(prediction) -> dict[str, float]:
         correspondence = np.stack([(row[:, None] == ids[None, :, 0]).any(0) for row in ids])  # (clips, texts)
     else:
         correspondence = np.eye(len(audio_embeds), dtype=bool)
-    similarities = audio_embeds @ text_embeds.T
+    audio, text = (torch.from_numpy(np.asarray(x, np.float32)) for x in (audio_embeds, text_embeds))
+    similarities = Similarities(audio, text)[:]
     return {
         f"{way}_R@{k}": recall_at_k(rows, relevant, k)
         for way, rows, relevant in (

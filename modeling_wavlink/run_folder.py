@@ -146,9 +146,10 @@ def note_environment(folder: Path, **facts) -> None:
     _add_line(folder / "environment.jsonl", environment(**facts))
 
 
-def note_seconds(folder: Path, step: int, seconds: float) -> None:
-    """A short line in `environment.jsonl` where a start ends: how long it took by the clock. A killed one has none."""
-    _add_line(folder / "environment.jsonl", {"step": step, "seconds": round(seconds, 1)})
+def note_seconds(folder: Path, step: int, seconds: float, **facts) -> None:
+    """A short line in `environment.jsonl` where a start ends: how long it took by the clock, and `facts`. A killed one
+    has none."""
+    _add_line(folder / "environment.jsonl", {"step": step, "seconds": round(seconds, 1), **facts})
 
 
 def _add_line(path: Path, record: dict) -> None:

@@ -4,9 +4,10 @@ The numbers are those of one process. Everything but layers and embeddings is on
 called; the 0-dim parameters (`logit_scale`, `logit_bias`) cannot be cut, so every process keeps them whole.
 """
 
+import functools
 import os
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -74,19 +75,34 @@ def average_whole(model: nn.Module) -> None:
 
 
 @contextmanager
-def gathering_features(model: nn.Module):
-    """In this context `get_audio_features` and `get_text_features` of a sharded model gather its parameters, as
-    otherwise only `forward` does. All processes must call them equally often."""
+def gathering_features(model: nn.Module, autocast: Callable = nullcontext):
+    """In this context `get_audio_features` and `get_text_features` do as otherwise only `forward` does: of a sharded
+    model they gather the parameters, and they compute in the precision of training. All processes must call them
+    equally often.
+
+    Args:
+        autocast: `Accelerator.autocast`.
+    """
     names = ("get_audio_features", "get_text_features")
     for name in names:
         register_fsdp_forward_method(model, name)
+        setattr(model, name, _within(autocast, getattr(model, name)))
     try:
         yield
     finally:
+        for name in names:  # forward calls them, and must not gather twice
+            delattr(model, name)
         if isinstance(model, FSDPModule):
-            for name in names:  # forward calls them, and must not gather twice
-                delattr(model, name)
             model.reshard()
+
+
+def _within(context: Callable, method: Callable) -> Callable:
+    @functools.wraps(method)
+    def called(*args, **kwargs):
+        with context():
+            return method(*args, **kwargs)
+
+    return called
 
 
 def savable(accelerator: Accelerator, model: nn.Module) -> tuple[WavLinkModel, dict]:

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from accelerate.data_loader import DataLoaderShard
 from peft import PeftModel
-from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from processing.data import BatchPlan, CaptionedAudio, durations
 
 from . import compat
 from .grad_cache import backward
-from .regimes import has_lora, load_adapter, merged_state_dict, save_adapter
+from .regimes import clamp_scale, decayed_names, has_lora, load_adapter, merged_state_dict, save_adapter
 
 STRATEGIES = {"random": 1, "group_by_length": 16}  # `train_sampling_strategy`, and batches in a run that is sorted
 
@@ -42,6 +42,27 @@ class EpochBatches(Sampler):
             yield [(self.epoch, index) for index in share] if self.by_epoch else share
 
 
+def _without_subsets(dataset) -> tuple:
+    """The data set below any `torch.utils.data.Subset`, and which of its rows are meant, int64 `[rows]`."""
+    if type(dataset) is not Subset:
+        return dataset, np.arange(len(dataset))
+    below, rows = _without_subsets(dataset.dataset)
+    return below, rows[np.asarray(dataset.indices, dtype=np.int64)]
+
+
+def _durations(dataset) -> list[float]:
+    if isinstance(dataset, ConcatDataset):
+        return [seconds for part in dataset.datasets for seconds in _durations(part)]
+    dataset, rows = _without_subsets(dataset)
+    known = durations(dataset.dataset if isinstance(dataset, CaptionedAudio) else dataset)
+    return [known[row] for row in rows.tolist()]
+
+
+class _ClampedScale(TrainerCallback):
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        clamp_scale(model)
+
+
 class WavLinkTrainer(Trainer):
     """`transformers.Trainer`, with one gradient whatever the number of processes and chunks.
 
@@ -60,6 +81,7 @@ class WavLinkTrainer(Trainer):
 
     def __init__(self, *args, micro_batch_size: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
+        self.add_callback(_ClampedScale())
         _refuse(self.args, micro_batch_size)
         if self._own_lora() and not all(hasattr(Trainer, name) for name in compat.TRAINER_HOOKS):
             raise ValueError(
@@ -80,14 +102,16 @@ class WavLinkTrainer(Trainer):
                 "rows: give one with a length, or train with train.py, which shares streams"
             )
         group = STRATEGIES[args.train_sampling_strategy]
+        dataset, rows = _without_subsets(dataset)
         plan = BatchPlan(
-            np.zeros(len(dataset)) if group == 1 else durations(getattr(dataset, "dataset", dataset)),
+            np.zeros(len(rows)) if group == 1 else np.asarray(_durations(dataset))[rows],
             compat.train_batch_size(self) * args.world_size,
             epochs=1,
             seed=args.seed if args.data_seed is None else args.data_seed,
             group=group,
             rank=args.process_index,
             world_size=args.world_size,
+            rows=rows,
         )
         if isinstance(dataset, CaptionedAudio):
             dataset.plan = plan  # another clip of it takes the place of one that cannot be read
@@ -101,6 +125,9 @@ class WavLinkTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        return decayed_names(model)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not self.micro_batch_size:

@@ -191,11 +191,13 @@ def _pool_frames(frames: Tensor, mask: Tensor | None, factor: int) -> tuple[Tens
 
 
 def masked_mean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """`[B, L, D] -> [B, D]`, the mean where `mask` `[B, L]` is 1."""
+    """`[B, L, D] -> [B, D]`, the mean where `mask` `[B, L]` is 1, summed in fp32 at least."""
+    dtype = hidden_states.dtype
+    wide = torch.promote_types(dtype, torch.float32)  # a sum of many frames is beyond fp16's range and bf16's digits
     if mask is None:
-        return hidden_states.mean(1)
-    mask = mask[..., None].to(hidden_states.dtype)
-    return (hidden_states * mask).sum(1) / mask.sum(1)
+        return hidden_states.mean(1, dtype=wide).to(dtype)
+    mask = mask[..., None].to(dtype)
+    return ((hidden_states * mask).sum(1, dtype=wide) / mask.sum(1, dtype=wide)).to(dtype)
 
 
 WavLinkAudioModel.register_for_auto_class("AutoModel")

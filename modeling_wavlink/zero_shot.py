@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from processing.prompts import PROMPT, checked_prompt, prompted
 
-from .metrics import figure, percent, ranks
+from .metrics import Similarities, figure, percent, ranks
 
 CLEAN_UPS = {"spaces": lambda label: label.replace("_", " "), "none": lambda label: label}
 _EXAMPLES = 10  # of the labels that are no candidates
@@ -155,7 +155,7 @@ def _at_each_dim(audio, said, targets: np.ndarray, names: Sequence[str], dims: S
 
 def _classified(audio: torch.Tensor, text: torch.Tensor, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each clip the rank, from 1, of its label, and the label predicted: with a tie, a wrong one."""
-    similarities = (F.normalize(audio, dim=-1) @ text.T).numpy()
+    similarities = Similarities(F.normalize(audio, dim=-1), text)[:]
     found = ranks(similarities, np.arange(len(text)) == targets[:, None])
     similarities[np.arange(len(targets)), targets] = -np.inf
     return found, np.where(found == 1, targets, similarities.argmax(1))

@@ -13,6 +13,10 @@ class BatchPlan(Sampler):
     `group` batches, cuts them, and shuffles the batches. So a batch holds clips of like length drawn at random from
     1 / (number of runs) of the data; `group=1` is a plain shuffle. The plan depends on (seed, epoch) alone, the
     number of processes only divides it. What does not fill a batch is left out of that epoch.
+
+    Args:
+        lengths: of each clip, in seconds.
+        rows: the row of the data set that each clip is (default: its position in `lengths`).
     """
 
     _drawn: tuple[int, np.ndarray, np.ndarray] | None = None  # the epoch drawn last: its batches, what they leave out
@@ -26,6 +30,7 @@ class BatchPlan(Sampler):
         group: int = 16,
         rank: int = 0,
         world_size: int = 1,
+        rows: np.ndarray | None = None,
     ):
         if min(batch_size, len(lengths)) < 2:
             raise ValueError(
@@ -38,6 +43,7 @@ class BatchPlan(Sampler):
                 f"{world_size} processes: use fewer"
             )
         self.lengths = np.asarray(lengths)
+        self.rows = np.arange(len(lengths)) if rows is None else np.asarray(rows)
         self.batch_size = min(batch_size, len(lengths))
         self.epochs = epochs
         self.seed = seed
@@ -83,5 +89,5 @@ class BatchPlan(Sampler):
         run = self.group * self.batch_size
         runs = [order[start : start + run] for start in range(0, len(order), run)]
         ordered = np.concatenate([run[np.argsort(self.lengths[run], kind="stable")] for run in runs])
-        batches = ordered.reshape(-1, self.batch_size)
-        return batches[rng.permutation(len(batches))], rest
+        batches = self.rows[ordered].reshape(-1, self.batch_size)
+        return batches[rng.permutation(len(batches))], self.rows[rest]

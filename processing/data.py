@@ -327,15 +327,20 @@ class AudioTextCollator:
 
 
 def caption_ids(captions: Sequence[Sequence[str]]) -> torch.Tensor:
-    """`[B, K]` int64: equal texts (but for case and outer space) have equal ids; -1 fills shorter rows."""
+    """`[B, K]` int64: captions of one `caption_key` have one id; -1 fills shorter rows."""
     ids = torch.full((len(captions), max(map(len, captions))), -1)
     for row, texts in enumerate(captions):
         ids[row, : len(texts)] = torch.tensor([_caption_id(text) for text in texts])
     return ids
 
 
+def caption_key(text: str) -> str:
+    """What makes two captions one, in training and in evaluation: their text without case and outer space."""
+    return text.strip().lower()
+
+
 def _caption_id(text: str) -> int:
-    digest = hashlib.blake2b(text.strip().lower().encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(caption_key(text).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1  # non-negative in int64
 
 

@@ -28,6 +28,7 @@ from .data import (
     with_captions,
 )
 from .durations import header_seconds
+from .fingerprints import rows_digest
 from .mixture import mixture
 from .paper_data import NAMES
 from .shards import load_stream
@@ -140,6 +141,13 @@ class Epochs:
         epoch, position = divmod(step, self.plan.batches_per_epoch)
         return [self.data.name(index) for index in self.plan.epoch(epoch)[position]]
 
+    def facts(self) -> dict:
+        """What a resumed run must find as it was."""
+        return {
+            "clips": len(self.data),
+            "captions and sounds": rows_digest(self.data.dataset, self.data.columns, self.plan.lengths),
+        }
+
     def state_dict(self) -> dict:
         return {}  # the step says it all
 
@@ -237,6 +245,10 @@ class Stream:
 
     def names(self, step: int) -> list[str]:
         return ["of a stream"]
+
+    def facts(self) -> dict:
+        """What a resumed run must find as it was."""
+        return {"shards": self.source.num_shards}
 
     def state_dict(self) -> dict:
         return self.stream.state_dict()
