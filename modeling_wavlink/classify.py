@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from hub_cards.foreign_text import clean
+from processing.audio_inputs_wavlink import as_list
+from processing.data import clip_name
 from processing.sound_files import with_folders_listed
 
 from .cli import run_command, stdout_for
@@ -24,7 +26,7 @@ from .zero_shot import CLEAN_UPS, PROMPT, checked_prompts, embed_prompted, ensem
 
 def classify(
     embedder: Embedder,
-    files: Sequence[str],
+    files: Sequence,
     labels: Sequence[str],
     prompts: Sequence[str] = (PROMPT,),
     clean_up: str = "spaces",
@@ -33,7 +35,8 @@ def classify(
     """Of each file `path` and `labels`, from the likeliest on `{"label", "score", "cosine"}`, or `path` and `error`.
 
     Args:
-        files: paths; a folder stands for all sound files below it.
+        files: paths, or what else `Embedder.embed_files` takes; a folder stands for all sound files below it, and what
+            has no path is named by its number.
         labels: two or more, no two with the same words.
         prompts: texts with `{}` where the label goes.
         clean_up: what becomes of labels before they go there, see `zero_shot.label_texts`.
@@ -52,12 +55,12 @@ def classify(
     said = embed_prompted(
         label_texts(labels, clean_up), prompts, lambda texts: torch.from_numpy(embedder.embed_text(texts))
     )
-    said, scale = ensemble(said, dim), _scale(embedder.model)
+    said, scale, files = ensemble(said, dim), _scale(embedder.model), as_list(files)
     return [
-        {"path": str(file), "error": str(vector)}
+        {"path": clip_name(file, number), "error": str(vector)}
         if isinstance(vector, ValueError)
-        else {"path": str(file), "labels": _ranked(vector, said, scale, labels)}
-        for file, vector in zip(files, embedder.embed_files(files), strict=True)
+        else {"path": clip_name(file, number), "labels": _ranked(vector, said, scale, labels)}
+        for number, (file, vector) in enumerate(zip(files, embedder.embed_files(files), strict=True))
     ]
 
 

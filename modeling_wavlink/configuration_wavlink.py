@@ -20,6 +20,15 @@ TEXT_POOLINGS = ("eos", "cls", "mean")
 _TEXT_TOWERS = ("clip_text_model", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert")  # tried
 MOST_LAYERS = 1000  # of a tower; a config that says more would be built for hours before its weights do not fit
 
+# What a saved config says of `pipeline(trust_remote_code=True)`: the stock class cannot batch clips of two lengths.
+CUSTOM_PIPELINES = {
+    "zero-shot-audio-classification": {
+        "impl": "pipeline_wavlink.WavLinkZeroShotAudioClassificationPipeline",
+        "pt": ["AutoModel"],
+        "type": "multimodal",
+    }
+}
+
 # RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
@@ -149,6 +158,8 @@ class WavLinkConfig(PretrainedConfig):
         self.pooling = pooling
         self.check()
         super().__init__(**kwargs)
+        if getattr(self, "custom_pipelines", None):
+            self.custom_pipelines = _Pipelines(self.custom_pipelines)
 
     @classmethod
     def for_size(cls, size: str, **kwargs) -> "WavLinkConfig":
@@ -174,6 +185,11 @@ class WavLinkConfig(PretrainedConfig):
             ) from error
         (config[0] if isinstance(config, tuple) else config).check()  # fields that `kwargs` set instead of the file's
         return config
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As transformers', with the pipeline that `WavLinkModel.save_pretrained` puts beside it."""
+        self.custom_pipelines = _Pipelines(CUSTOM_PIPELINES)
+        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -231,6 +247,13 @@ class WavLinkConfig(PretrainedConfig):
             raise ValueError(
                 f"matryoshka_dims must be distinct and between 1 and projection_dim={self.projection_dim}, got {dims}"
             )
+
+
+class _Pipelines(dict):
+    """Gives copies of its entries: `pipeline()` writes classes into the one it takes, which no JSON can hold."""
+
+    def __getitem__(self, task: str) -> dict:
+        return dict(super().__getitem__(task))
 
 
 def _check_numbers(config: WavLinkConfig) -> None:

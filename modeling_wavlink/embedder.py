@@ -10,10 +10,8 @@
 
 import copy
 import itertools
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -22,8 +20,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from processing.audio import load_column
+from processing.audio_inputs_wavlink import is_source, to_numpy
 
 from .cpu_kernels import pack_layers
+from .made_ahead import made_ahead
 from .peers import RepeatableClapProcessor, load_for_evaluation, revision
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,26 +80,45 @@ class Embedder:
         hub = {"revision": revision, "local_files_only": local_files_only}
         self._arguments = {**hub, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
         self._source = model if isinstance(model, str) else None
+        self._batch_size = None
         model, self.processor = _load(model, processor, revision, local_files_only)
         self.name, self.revision = model.name_or_path or type(model).__name__, _revision(model)
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu":
             pack_layers(self.model.audio_model)
             pack_layers(self.model.text_model)
-        extractor = self.processor.feature_extractor
+        self._gradients = torch.inference_mode
+        self._use_facts()
+
+    @classmethod
+    def borrowing(cls, model: PreTrainedModel, processor, batch_size: int | None = None) -> "Embedder":
+        """One that computes with `model` itself, as it is now: for scoring a model between steps of its training.
+
+        Args:
+            batch_size: clips that a batch holds at most, however short they are.
+        """
+        embedder = cls.__new__(cls)
+        embedder.model, embedder.processor, embedder._batch_size = model, processor, batch_size
+        embedder._gradients = torch.no_grad  # what inference_mode has touched cannot be trained on
+        embedder._use_facts()
+        return embedder
+
+    def _use_facts(self) -> None:
+        """What the model and the processor say of themselves."""
+        extractor, config = self.processor.feature_extractor, self.model.config
         self.sampling_rate = extractor.sampling_rate
-        self.dims = model.config.projection_dim
-        self.matryoshka_dims = list(model.config.matryoshka_dims)
+        self.dims, self.matryoshka_dims = config.projection_dim, list(config.matryoshka_dims)
         self._limit = getattr(extractor, "n_samples", None)
         # A CLAP's processor borrows numpy's global generator, which belongs to the caller's thread.
         self._overlaps = not isinstance(self.processor, RepeatableClapProcessor)
         self.max_seconds = self._limit and self._limit / self.sampling_rate
         self._loaded = frozenset(vars(self)) | {"_loaded"}
 
-    def embed_clips(self, clips: Iterable[np.ndarray], lookahead: int = 256) -> Iterator[np.ndarray]:
+    def embed_clips(self, clips: Iterable, lookahead: int = 256) -> Iterator[np.ndarray]:
         """
         Args:
-            clips: mono `[samples]` of floats in [-1, 1] at `sampling_rate`, taken lazily, in a thread of their own.
+            clips: mono `[samples]` of floats in [-1, 1] at `sampling_rate`, or what an `audio` column holds (see
+                `processing.audio.load_column`), taken lazily, in a thread of their own.
             lookahead: up to how many clips, of ten minutes together, are sorted by length. About twice as many are in
                 memory at most.
 
@@ -107,14 +126,14 @@ class Embedder:
             Of each clip, in order, its vector, `[dims]` fp32, L2-normalised.
 
         Raises:
-            ValueError: a clip that is empty, not mono, not of finite floats or longer than `max_seconds`. Whatever
-                `clips` raises is raised as it is.
+            ValueError: a clip that is empty, not mono, not of finite floats or longer than `max_seconds`, or a sound
+                that cannot be read. Whatever `clips` raises is raised as it is.
         """
         if lookahead < 1:
             raise ValueError(f"lookahead must be 1 clip or more, got {lookahead}")
-        with closing(_beside(lambda taken: self._batches(taken, lookahead), clips, _BATCHES_AHEAD)) as batches:
+        with closing(made_ahead(lambda taken: self._batches(taken, lookahead), clips, _BATCHES_AHEAD)) as batches:
             waiting, place = {}, 0
-            for places, heard in batches:
+            for places, heard in self._in_step(batches):
                 inputs = heard if self._overlaps else self._inputs(heard)
                 waiting.update(zip(places, self._vectors(inputs), strict=True))
                 while place in waiting:
@@ -124,16 +143,25 @@ class Embedder:
     def embed_files(self, files: Iterable) -> Iterator[np.ndarray | ValueError]:
         """
         Args:
-            files: paths, or what else an `audio` column holds (see `processing.audio.load_column`), or bytes.
+            files: paths or bytes, or what else an `audio` column holds (see `processing.audio.load_column`).
 
         Yields:
             Of each file, in order, its vector `[dims]` fp32, or the error why it cannot be read. A file over
-            `max_seconds` is heard in as few windows as cover it, evenly placed, and has their mean.
+            `max_seconds` is cut into as few windows as cover it, evenly placed, and has their mean.
         """
+        with closing(self.embed_whole(files)) as results:
+            for result in results:
+                if isinstance(result, ValueError):
+                    yield result
+                else:
+                    yield result[0] if _has_direction(result[0]) else ValueError(_NO_DIRECTION.format("this sound"))
+
+    def embed_whole(self, files: Iterable) -> Iterator[tuple[np.ndarray, int] | ValueError]:
+        """As `embed_files`, but with the number of windows beside the vector, which may be zero, NaN or infinite."""
         counts = deque()  # of each file taken: its windows, or the error
 
         def windows():
-            for file in files:
+            for file in [files] if is_source(files) else files:
                 try:
                     heard = cover(load_column(file, self.sampling_rate), self._limit)
                 except ValueError as error:
@@ -146,19 +174,18 @@ class Embedder:
             for vector in vectors:
                 while isinstance(counts[0], ValueError):
                     yield counts.popleft()
-                rest = itertools.islice(vectors, counts.popleft() - 1)
-                whole = mean_direction([vector, *rest])
-                yield whole if _has_direction(whole) else ValueError(_NO_DIRECTION.format("this sound"))
+                count = counts.popleft()
+                yield mean_direction([vector, *itertools.islice(vectors, count - 1)]), count
             yield from counts
 
-    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
         """`[texts, dims]` fp32, L2-normalised. Texts of like length share a batch."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of strings")
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         found = np.empty((len(texts), self.dims), dtype=np.float32)
-        for start in range(0, len(order), 256):
-            batch = order[start : start + 256]
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
             inputs = self.processor(text=[texts[place] for place in batch], return_tensors="pt")
             found[batch] = self._vectors(inputs, "get_text_features")
         for text, vector in zip(texts, found, strict=True):
@@ -170,7 +197,7 @@ class Embedder:
         """For `map_batches` of Ray Data and `map(batched=True)` of datasets.
 
         Args:
-            batch: with a column `audio` (paths, bytes, or what datasets has there) or else `path`.
+            batch: with a column `audio` (paths, bytes, or what datasets has there, decoders too) or else `path`.
 
         Returns:
             The batch with `embedding` `[B, dims]` fp32, NaN where a sound cannot be read, and `error`, which says why
@@ -200,11 +227,15 @@ class Embedder:
         budget, start = _BATCH_SECONDS * self.sampling_rate, 0
         room = _FIRST_SECONDS * self.sampling_rate
         while window := self._take(checked, lookahead, room):
-            for batch in cut_batches([self._cost(clip) for clip in window], budget):
+            for batch in cut_batches([self._cost(clip) for clip in window], budget, most=self._batch_size):
                 heard = [window[place] for place in batch]
                 yield [start + place for place in batch], self._inputs(heard) if self._overlaps else heard
             start += len(window)
             room = min(2 * room, _BATCHES_SORTED * budget)
+
+    def _in_step(self, batches: Iterator) -> Iterator:
+        """For a subclass whose processes must compute equally many batches."""
+        return batches
 
     def _take(self, clips: Iterator[np.ndarray], most: int, cost: int) -> list[np.ndarray]:
         taken = []
@@ -216,8 +247,8 @@ class Embedder:
     def _inputs(self, clips: list[np.ndarray]) -> dict:
         return self.processor(audio=clips, sampling_rate=self.sampling_rate, return_tensors="pt")
 
-    def _check(self, clip: np.ndarray, place: int) -> np.ndarray:
-        clip = np.asarray(clip)
+    def _check(self, clip, place: int) -> np.ndarray:
+        clip = load_column(clip, self.sampling_rate) if is_source(clip) else to_numpy(clip)
         if clip.ndim != 1 or not len(clip) or clip.dtype.kind != "f" or not np.isfinite(clip).all():
             raise ValueError(
                 f"clip {place} must be mono, [samples], of finite floats in [-1, 1] and not empty, got "
@@ -238,7 +269,6 @@ class Embedder:
         window = getattr(extractor, "nb_max_samples", 1)  # a CLAP's
         return -(-len(clip) // window) * window
 
-    @torch.inference_mode()
     def _vectors(self, inputs: dict, method: str = "get_audio_features") -> np.ndarray:
         """`[B, dims]` fp32."""
         model = self.model
@@ -246,7 +276,8 @@ class Embedder:
             name: value.to(model.device, model.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()
         }
-        return F.normalize(getattr(model, method)(**inputs).pooler_output.float(), dim=-1).cpu().numpy()
+        with self._gradients():
+            return F.normalize(getattr(model, method)(**inputs).pooler_output.float(), dim=-1).cpu().numpy()
 
 
 def cover(clip: np.ndarray, limit: int | None) -> list[np.ndarray]:
@@ -268,13 +299,13 @@ def _has_direction(vector: np.ndarray) -> bool:
     return bool(np.isfinite(vector).all() and vector.any())
 
 
-def cut_batches(costs: Sequence[int], budget: int, padding: float = 0.25) -> list[list[int]]:
-    """Indices in batches, shortest first, of which none costs (clips x longest) more than `budget`, unless it is one
-    clip alone, nor pads its shortest clip to more than 1 + `padding` of its length."""
+def cut_batches(costs: Sequence[int], budget: int, padding: float = 0.25, most: int | None = None) -> list[list[int]]:
+    """Indices in batches, shortest first, of at most `most` clips, of which none costs (clips x longest) more than
+    `budget`, unless it is one clip alone, nor pads its shortest clip to more than 1 + `padding` of its length."""
     batches = []
     for index in sorted(range(len(costs)), key=costs.__getitem__):
         batch = batches[-1] if batches else []
-        fits = batch and (len(batch) + 1) * costs[index] <= budget
+        fits = 0 < len(batch) < (most or len(costs)) and (len(batch) + 1) * costs[index] <= budget
         if fits and costs[index] <= (1 + padding) * costs[batch[0]]:
             batch.append(index)
         else:
@@ -303,37 +334,3 @@ def _load(model, processor, revision: str | None, local_files_only: bool):
 
 def _revision(model: PreTrainedModel) -> str:  # the constructor's argument has that name
     return revision(model)
-
-
-def _beside(work: Callable[[Iterator], Iterator], items: Iterable, ahead: int) -> Iterator:
-    """What `work` makes of `items`, made by a thread up to `ahead` in advance. Closing it ends the thread."""
-    room, made, closed = threading.Semaphore(ahead), queue.SimpleQueue(), threading.Event()
-    end = object()
-
-    def run():
-        error = None
-        try:
-            for result in work(itertools.takewhile(lambda _: not closed.is_set(), items)):
-                made.put((result, None))
-                room.acquire()
-                if closed.is_set():
-                    break
-        except BaseException as caught:  # for the caller, whatever it is
-            error = caught
-        made.put((end, error))
-
-    thread = threading.Thread(target=run, name="embedder", daemon=True)
-    thread.start()
-    try:
-        while True:
-            result, error = made.get()
-            if error is not None:
-                raise error
-            if result is end:
-                return
-            room.release()
-            yield result
-    finally:
-        closed.set()
-        room.release()
-        thread.join()

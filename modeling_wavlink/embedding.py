@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +13,13 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.nn import functional as F
+from torch.distributed.fsdp import FSDPModule
 from transformers.utils import logging
 
-from processing.audio import load_column
 from processing.data import caption_key, captions_of, clip_name, durations
 
 from .atomic_files import atomic_file, write_text
-from .embedder import cover
+from .embedder import Embedder
 from .losses_wavlink import gather
 from .metrics import Correspondence
 from .progress import Bar
@@ -40,7 +39,6 @@ class EmbeddedAudio:
     windowed: int = 0  # clips over the window, whose windows' vectors were averaged
 
 
-@torch.no_grad()
 def embed_audio(
     model,
     processor,
@@ -51,19 +49,22 @@ def embed_audio(
     shared=False,
     store: Path | None = None,
 ) -> EmbeddedAudio:
-    """Embeds each row's clip, in the order of `rows`.
+    """Embeds each row's clip, in the order of `rows`, by an `Embedder`, whose batches hold a minute of sound at most.
 
     Clips of like length share a batch, which changes the cost but no vector. A clip over the model's window (30 s) is
-    heard in as few windows as cover it, evenly placed, and has their mean.
+    cut into as few windows as cover it, evenly placed, and has their mean.
 
     Args:
         rows: rows with `audio` (see `processing.audio.load_column`), by index.
         lengths: of each clip, in any unit.
+        batch_size: clips or windows that a batch holds at most, however short they are.
         shared: the processes divide the clips and all get all vectors; all must call it.
         store: a folder for what is done, from which the same call goes on; the caller removes it.
     """
     order = np.argsort(lengths, kind="stable")
     mine = _share(order) if shared else order
+    kind = _InStep if shared and isinstance(model, FSDPModule) else Embedder
+    embedder = kind.borrowing(model, processor, batch_size)
     size = batch_size * _BATCHES_A_PART
     parts = []
     with Bar(total=len(mine), desc="sounds", unit="clip", disable=not progress) as bar:
@@ -72,7 +73,7 @@ def embed_audio(
             if path and path.is_file():
                 parts.append(_read_part(path))
             else:
-                parts.append(_embed_part(model, processor, rows, mine[start : start + size], batch_size, bar.update))
+                parts.append(_embed_part(embedder, rows, mine[start : start + size], bar.update))
                 if path:
                     _write_part(path, *parts[-1])
             bar.n = start + len(parts[-1][0])
@@ -84,33 +85,39 @@ def embed_audio(
     return _in_order(vectors.cpu()[np.argsort(order)], notes, rows)
 
 
-def _embed_part(model, processor, rows, indices, batch_size: int, update) -> tuple[torch.Tensor, dict]:
+def _embed_part(embedder: Embedder, rows, indices, update) -> tuple[torch.Tensor, dict]:
     """`[len(indices), D]` with NaN for what cannot be read, and `{"unreadable": {index: why}, "windowed": {...}}`."""
-    rate, limit = processor.feature_extractor.sampling_rate, getattr(processor.feature_extractor, "n_samples", None)
-    vectors = torch.full((len(indices), model.config.projection_dim), torch.nan)
+    vectors = torch.full((len(indices), embedder.dims), torch.nan)
     notes = {"unreadable": {}, "windowed": {}}
-    for start in range(0, len(indices), batch_size):
-        heard, places = [], []
-        for place, index in enumerate(indices[start : start + batch_size].tolist(), start=start):
-            try:
-                clip = load_column(rows[index]["audio"], rate)
-            except ValueError as error:
-                notes["unreadable"][str(index)] = str(error)
-                continue
-            windows = cover(clip, limit)
-            if len(windows) > 1:
-                notes["windowed"][str(index)] = len(windows)
-            heard += windows
-            places += [place] * len(windows)
-        if heard:
-            inputs = processor(audio=heard, sampling_rate=rate, return_tensors="pt").to(model.device)
-            found = model.get_audio_features(**inputs).pooler_output.float().cpu()
-            chosen = torch.tensor(places)
-            sums = torch.zeros_like(vectors).index_add_(0, chosen, found)[chosen]
-            alone = torch.bincount(chosen, minlength=len(vectors))[chosen] == 1
-            vectors[chosen] = torch.where(alone[:, None], found, F.normalize(sums, dim=-1))
-        update(min(batch_size, len(indices) - start))
+    sounds = (rows[index]["audio"] for index in indices.tolist())
+    with closing(embedder.embed_whole(sounds)) as results:
+        for position, (index, result) in enumerate(zip(indices.tolist(), results, strict=True)):
+            if isinstance(result, ValueError):
+                notes["unreadable"][str(index)] = str(result)
+            else:
+                vector, windows = result
+                vectors[position] = torch.from_numpy(vector)
+                if windows > 1:
+                    notes["windowed"][str(index)] = windows
+            update(1)
     return vectors, notes
+
+
+class _InStep(Embedder):
+    """Of a model cut over processes (FSDP2): each forward is a gather of all, so all compute equally many batches."""
+
+    def _in_step(self, batches: Iterator) -> Iterator:
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        while True:
+            batch = next(batches, None)
+            left = torch.tensor(batch is not None, dtype=torch.int32, device=device)
+            dist.all_reduce(left, op=dist.ReduceOp.MAX)
+            if not left:
+                return
+            if batch is None:  # another process still has some
+                self._vectors(self._inputs([np.zeros(self.sampling_rate // 10, np.float32)]))
+            else:
+                yield batch
 
 
 def _write_part(path: Path, vectors: torch.Tensor, notes: dict) -> None:
@@ -160,16 +167,9 @@ def _in_order(vectors: torch.Tensor, notes: dict, rows) -> EmbeddedAudio:
     return EmbeddedAudio(vectors[kept], kept, unreadable, len(notes["windowed"]))
 
 
-@torch.no_grad()
 def embed_text(model, processor, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-    """`[texts, D]` fp32. Texts of like length share a batch."""
-    order = np.argsort([len(text) for text in texts], kind="stable")
-    found = []
-    for start in range(0, len(texts), batch_size):
-        batch = [texts[i] for i in order[start : start + batch_size]]
-        inputs = processor(text=batch, return_tensors="pt").to(model.device)
-        found.append(model.get_text_features(**inputs).pooler_output.float().cpu())
-    return torch.cat(found)[np.argsort(order)]
+    """`[texts, D]` fp32, L2-normalised. Texts of like length share a batch."""
+    return torch.from_numpy(Embedder.borrowing(model, processor).embed_text(texts, batch_size))
 
 
 def open_store(folder: Path, key: dict) -> Path:

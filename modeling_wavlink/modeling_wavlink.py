@@ -17,6 +17,7 @@ from .clap_audio_wavlink import WavLinkClapAudioModel
 from .compat_wavlink import from_config
 from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, check_text_config, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
+from .pipeline_wavlink import WavLinkZeroShotAudioClassificationPipeline as WavLinkZeroShotAudioClassificationPipeline
 from .pretrained_wavlink import (
     RECORDED,
     CheckedWeights,

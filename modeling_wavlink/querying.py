@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 
+from processing.audio_inputs_wavlink import is_source
 from processing.sources import file_of
 from processing.windows import stream_windows
 
@@ -102,9 +103,9 @@ class Index:
     def query(
         self,
         text: str | Sequence[str] = (),
-        sound: str | Sequence[str] = (),
+        sound=(),
         without: str | Sequence[str] = (),
-        without_sound: str | Sequence[str] = (),
+        without_sound=(),
         *,
         weight: float = WEIGHT,
         top_k: int = 10,
@@ -116,7 +117,8 @@ class Index:
         normalised, n that of the unwanted ones. A sound's vector is the normalised mean of its windows'.
 
         Args:
-            text, sound: what is wanted, one or several; sounds are files, or paths of the index.
+            text, sound: what is wanted, one or several; sounds are files, or paths of the index, or what else an
+                `audio` column holds (bytes, dicts, decoders).
             without, without_sound: what is not.
             weight: 0 or more.
             top_k: how many, fewer where there are no more.
@@ -176,14 +178,14 @@ class Index:
         return codes if dim == own else encode(decode(codes, own, storage), dim, storage)
 
     def _vectors(self, texts, sounds) -> list[np.ndarray]:
-        texts, sounds = ([each] if isinstance(each, str | os.PathLike) else list(each) for each in (texts, sounds))
+        texts, sounds = ([each] if is_source(each) else list(each) for each in (texts, sounds))
         if any(not text.strip() for text in texts):
             raise ValueError("a text to search by is empty")
         return [*(self.embedder.embed_text(texts) if texts else []), *map(self._sound, sounds)]
 
     def _sound(self, file) -> np.ndarray:
         manifest = self.manifest
-        if not os.path.exists(file):  # it may be named as in the results
+        if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # it may be named as in the results
             file = file_of(manifest.root, os.fspath(file)) or file
         windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
         return mean_direction(list(self.embedder.embed_clips(window.samples for window in windows)))

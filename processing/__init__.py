@@ -5,9 +5,13 @@ Importing it registers WavLink's classes with transformers' Auto classes, see `m
 
 from modeling_wavlink.auto_classes import register
 
+from . import audio_inputs_wavlink
+from .audio import load_audio
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from .processing_wavlink import WavLinkProcessor
 
 register()
 
 __all__ = ["WavLinkClapFeatureExtractor", "WavLinkFeatureExtractor", "WavLinkProcessor"]
+
+audio_inputs_wavlink.reader = load_audio  # the shipped reader reads less

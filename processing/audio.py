@@ -6,21 +6,20 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import BinaryIO
 
 import numpy as np
 import soundfile
-import soxr
 from transformers.utils import logging
 
+from .audio_inputs_wavlink import LOUDEST as LOUDEST
+from .audio_inputs_wavlink import MAX_SAMPLES, check_rate, check_samples, load_source, local_source, resample_blocks
+from .audio_inputs_wavlink import RATES as RATES
+from .audio_inputs_wavlink import at_rate as at_rate
 from .containers import HARMLESS, Link, links_of
-from .downmix import block_length, mono_blocks
-from .feature_extraction_wavlink import LOUDEST
+from .downmix_wavlink import block_length, mono_blocks
 from .video import open_video
 
-RATES = 1000, 2**20  # Hz: what is resampled; nothing that is sound has less, FLAC can say no more
-MAX_SAMPLES = 3600 * 48000  # of a clip in memory, 691 MB: an hour at 48 kHz, three at 16 kHz
 _FOREIGN = 1, 4  # libsndfile's errors for a format and for an encoding that it does not know
 
 logger = logging.get_logger(__name__)
@@ -53,7 +52,7 @@ def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16
         name: what errors call the file (default: its path).
 
     Returns:
-        float32 `[samples]` in [-1, 1], the mean of the channels (see `processing.downmix` for those that cancel out).
+        float32 `[samples]` in [-1, 1], the mean of the channels (see `downmix_wavlink` for those that cancel out).
 
     Raises:
         ValueError: the file cannot be read, is empty, has more than `MAX_SAMPLES` at its own or the wanted rate, a
@@ -74,6 +73,7 @@ def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16
 @contextmanager
 def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator[Sound]:
     """The open file; what goes wrong with it while it is open is a ValueError with its name."""
+    path_or_bytes = local_source(path_or_bytes)
     if isinstance(path_or_bytes, bytes):
         name = name or f"a clip of {len(path_or_bytes)} bytes"
     elif isinstance(path_or_bytes, (str, os.PathLike)):
@@ -167,7 +167,7 @@ def _joined(parts: Iterable[tuple], rate: int, rest: int, name: str) -> Iterator
     for own, blocks in parts:
         check_rate(own, name)
         mono = mono_blocks(blocks, own)
-        yield from mono if own == rate else _at_rate(mono, own, rate)
+        yield from mono if own == rate else resample_blocks(mono, own, rate)
     if rest > HARMLESS:
         logger.warning(
             f"{name} goes on for {rest} bytes after its sound, which are not read: if they are sound, repair its "
@@ -192,60 +192,14 @@ def resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int, name: str) -
         ValueError: they hold no samples.
     """
     samples = 0
-    for block in blocks if rate == wanted else _at_rate(blocks, rate, wanted):
+    for block in blocks if rate == wanted else resample_blocks(blocks, rate, wanted):
         samples += len(block)
         yield block
     if not samples:
         raise ValueError(f"{name} holds no samples at {wanted} Hz")
 
 
-def _at_rate(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
-    resampler = soxr.ResampleStream(rate, wanted, num_channels=1, dtype="float32")
-    for block in blocks:
-        yield resampler.resample_chunk(block)
-    yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
-
-
 def load_column(value, sampling_rate: int = 16000) -> np.ndarray:
-    """What an `audio` column holds, as `load_audio` gives it: a path, `{"bytes", "path"}` or `{"array",
-    "sampling_rate"}`, whose array must be mono floats."""
-    if not isinstance(value, dict):
-        return load_audio(value, sampling_rate)
-    if value.get("array") is None:
-        path, content = value.get("path"), value.get("bytes")
-        return load_audio(path if content is None else content, sampling_rate, name=path or "")
-    array, rate = np.asarray(value["array"]), value.get("sampling_rate")
-    name = value.get("path") or f"an array of shape {list(array.shape)}"
-    if rate is None:
-        raise ValueError(f"{name} has no sampling_rate: give {{'array': clip, 'sampling_rate': rate}}")
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            f"{name} holds {array.dtype}, a clip is [samples] of floats in [-1, 1]: average the channels of stereo, "
-            "and divide 16-bit samples by 32768"
-        )
-    return at_rate(array.astype(np.float32, copy=False), rate, sampling_rate, name)
-
-
-def at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
-    """A whole clip `[samples]`, checked and resampled; see `load_audio` for the errors."""
-    check_rate(rate, name)
-    check_samples(mono, name)
-    if rate != wanted and len(mono):
-        mono = soxr.resample(mono, rate, wanted)
-    if not len(mono):
-        raise ValueError(f"{name} holds no samples at {wanted} Hz")
-    return mono
-
-
-def check_rate(rate: int, name: str) -> None:
-    if not isinstance(rate, Real) or not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"{name} has a sampling rate of {rate!r} Hz, not one of {RATES[0]} to {RATES[1]} Hz")
-
-
-def check_samples(mono: np.ndarray, name: str) -> None:
-    if not np.isfinite(mono).all():
-        raise ValueError(f"{name} holds NaN or infinite samples")
-    if len(mono) and max(mono.max(), -mono.min()) > LOUDEST:
-        raise ValueError(
-            f"{name} holds samples beyond {LOUDEST:g}, a clip's are in [-1, 1]: divide 16-bit samples by 32768"
-        )
+    """What an `audio` column holds, as `load_audio` gives it: a path, bytes, `{"bytes", "path"}`, `{"array",
+    "sampling_rate"}`, whose array must be mono floats, or a decoder of `datasets`."""
+    return load_source(value, sampling_rate, load_audio)

@@ -4,13 +4,18 @@ import numpy as np
 from transformers import ClapFeatureExtractor, WhisperFeatureExtractor
 
 
-def whisper_log_mel(extractor: WhisperFeatureExtractor, samples: np.ndarray) -> np.ndarray:
+def whisper_log_mel(extractor: WhisperFeatureExtractor, samples: np.ndarray, device: str = "cpu") -> np.ndarray:
     """`[samples]`, at most 30 s -> `[F, samples // hop]`, without padding: by Whisper's own method (transformers 5.6
     to 5.23), or else by a plain extractor's call."""
     if getattr(extractor, "_torch_extract_fbank_features", None):
-        return extractor._torch_extract_fbank_features(samples)
+        return extractor._torch_extract_fbank_features(samples, device)
     plain = WhisperFeatureExtractor.from_dict(extractor.to_dict())
-    options = {"sampling_rate": extractor.sampling_rate, "padding": "do_not_pad", "return_tensors": "np"}
+    options = {
+        "sampling_rate": extractor.sampling_rate,
+        "padding": "do_not_pad",
+        "return_tensors": "np",
+        "device": device,
+    }
     return plain(samples, **options)["input_features"][0]
 
 

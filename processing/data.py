@@ -255,14 +255,15 @@ class CaptionedAudio(torch.utils.data.Dataset):
 
 def clip_name(audio, index: int) -> str:
     """What to call a row in a message: its file, or its number."""
-    return audio.get("path") or f"row {index}" if isinstance(audio, dict) else str(audio)
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    return os.fspath(path) if path and isinstance(path, str | os.PathLike) else f"row {index}"
 
 
 class AudioTextCollator:
     """Rows to the model's inputs, for our loop and for `transformers.Trainer` (with `remove_unused_columns=False`).
 
-    A row holds `audio` (a path, `{"bytes", "path"}` or `{"array", "sampling_rate"}`) and captions, of which the
-    first is the text. `caption_ids` `[B, K]` tell the loss which clips share a caption.
+    A row holds `audio` (what `processing.audio.load_column` takes: a path, bytes, a dict or a decoder) and captions,
+    of which the first is the text. `caption_ids` `[B, K]` tell the loss which clips share a caption.
 
     With `all_captions` all of a clip's captions are its texts, one clip's after another's, and `text_owner`
     `[B_text]` int64 gives the row of each text's clip. Trainer's `compute_metrics` expects one text a clip.
@@ -299,7 +300,7 @@ class AudioTextCollator:
             text=[text for texts in learned for text in texts],
             audio=clips,
             sampling_rate=rate,
-            padding=self.padding,
+            audio_kwargs={} if self.padding is None else {"padding": self.padding},
             return_tensors="pt",
         )
         extra = {"caption_ids": caption_ids(captions)} if self.with_caption_ids else {}

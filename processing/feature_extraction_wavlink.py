@@ -1,62 +1,18 @@
 """Log-mels of checked clips: Whisper's at the clip's own length or the paper's 30 s, and CLAP's in windows of 10 s."""
 
 import numpy as np
-import torch
 from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtractor
 
+# The older transformers 5 bring along only what this file imports.
+from .audio_inputs_wavlink import LOUDEST as LOUDEST
+from .checked_clips_wavlink import CheckedClips
 from .compat_features_wavlink import clap_log_mel, whisper_log_mel
+from .downmix_wavlink import mono_blocks as mono_blocks
 
 PADDINGS = ("longest", "max_length")
-LOUDEST = 32.0  # 30 dB over full scale; only integers taken for floats are louder
 
 
-class _CheckedClips:
-    """What is refused before a log-mel is computed."""
-
-    def _check_sampling_rate(self, sampling_rate: int | None) -> None:
-        if sampling_rate is None:
-            raise ValueError(
-                f"sampling_rate is missing: say the clips' rate in Hz, sampling_rate={self.sampling_rate} if they "
-                "have this model's"
-            )
-        if sampling_rate != self.sampling_rate:
-            raise ValueError(
-                f"the clips have {sampling_rate} Hz but this model hears {self.sampling_rate} Hz: resample them, for "
-                f"example with soxr.resample(clip, {sampling_rate}, {self.sampling_rate})"
-            )
-
-    def _check_clip(self, clip, number: int) -> np.ndarray:
-        if isinstance(clip, torch.Tensor):
-            clip = clip.detach().cpu()
-            clip = clip.float() if clip.dtype == torch.bfloat16 else clip  # numpy has no bfloat16
-        clip = np.asarray(clip)
-        if clip.ndim != 1:
-            raise ValueError(
-                f"clip {number} has shape {list(clip.shape)}, a mono clip is [samples]: average the channels of "
-                "stereo, and give several clips as a list"
-            )
-        if not len(clip):
-            raise ValueError(f"clip {number} is empty")
-        if not np.issubdtype(clip.dtype, np.floating):
-            raise ValueError(
-                f"clip {number} holds {clip.dtype}, not floats in [-1, 1]: divide 16-bit samples by 32768"
-            )
-        clip = clip.astype(np.float32, copy=False)
-        if not np.isfinite(clip).all():
-            raise ValueError(f"clip {number} holds NaN or infinite samples")
-        if max(clip.max(), -clip.min()) > LOUDEST:
-            raise ValueError(
-                f"clip {number} holds samples beyond {LOUDEST:g}, not in [-1, 1]: divide 16-bit samples by 32768"
-            )
-        if len(clip) > self.n_samples:
-            raise ValueError(
-                f"clip {number} has {len(clip)} samples, {len(clip) / self.sampling_rate:.2f} s, the limit is "
-                f"{self.n_samples}, {self.chunk_length} s: cut it into windows and embed each"
-            )
-        return clip
-
-
-class WavLinkFeatureExtractor(_CheckedClips, WhisperFeatureExtractor):
+class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
     """Whisper's log-mel spectrogram of each clip by itself, so that it never depends on the clip's batch-mates.
 
     The first frames of a clip are those of `WhisperFeatureExtractor`, which pads to 30 s: at native length only the
@@ -78,6 +34,7 @@ class WavLinkFeatureExtractor(_CheckedClips, WhisperFeatureExtractor):
     """
 
     model_input_names = ["input_features", "input_features_mask"]
+    _axes, _time_axis = 2, 1  # of a clip's features, [F, T]
 
     def __init__(self, feature_size=80, padding="longest", **kwargs):
         super().__init__(feature_size=feature_size, **kwargs)
@@ -93,41 +50,60 @@ class WavLinkFeatureExtractor(_CheckedClips, WhisperFeatureExtractor):
         return_tensors: str | None = None,
         pad_to_multiple_of: int | None = None,
         truncation: bool | None = None,
+        max_length: int | None = None,
+        return_attention_mask: bool | None = None,
+        device: str | None = None,
+        **kwargs,
     ) -> BatchFeature:
         """
         Args:
-            raw_speech: one mono clip `[samples]` of floats in [-1, 1] (numpy, torch or a list), or a list of clips.
-            sampling_rate: of the clips, in Hz; required, and must be this extractor's.
+            raw_speech: one mono clip `[samples]` of floats in [-1, 1] (numpy, torch or a list), a file's path or
+                bytes, `{"array", "sampling_rate"}`, `{"path", "bytes"}`, a decoder of `datasets`, or a list of these.
+            sampling_rate: of bare arrays, in Hz; required with them, and must be this extractor's. All else says its
+                own rate, and is resampled.
             padding: `"longest"`, `"max_length"`, or None and True for this checkpoint's own way; False gives a list
                 of unpadded spectrograms.
             return_tensors: `"pt"` or `"np"`.
             pad_to_multiple_of: pads a native-length batch on to a multiple of so many *frames*.
             truncation: taken for the sake of callers that pass it to every modality; a clip over 30 s is an error
                 whatever it says, since cutting it would give a vector of something else.
+            max_length: samples that a clip may have, at most 30 s of them; a longer one is an error.
+            return_attention_mask: False leaves `input_features_mask` out, where no clip is padded; True gives a mask
+                to the paper's way too, which marks all frames, silence included.
+            device: where log-mels are computed, such as `"cuda"` (default: on the CPU).
+            kwargs: are warned about and ignored.
 
         Returns:
             `input_features` `[B, F, T]` float32 and, at native length, `input_features_mask` `[B, T]` int64.
 
         Raises:
             ValueError: a missing or different sampling rate; a clip that is empty, not mono, not floating point, not
-                finite, far louder than [-1, 1], or longer than 30 s.
+                finite, far louder than [-1, 1], or longer than 30 s; a file that cannot be read.
         """
+        self._warn_of_unknown(kwargs)
         padding = self._resolve_padding(padding)
-        self._check_sampling_rate(sampling_rate)
-        clips = [self._check_clip(clip, number) for number, clip in enumerate(_as_list(raw_speech))]
+        clips = self._clips(raw_speech, sampling_rate, max_length)
         if padding == "max_length":
-            batch = {"input_features": [self._log_mel(clip, self.n_samples) for clip in clips]}
-        else:
-            # Two frames past the end still overlap the clip: they count for its maximum, as in 30 s of padding.
-            frames = [-(-len(clip) // self.hop_length) for clip in clips]
-            spectrograms = [
-                self._log_mel(clip, (count + 2) * self.hop_length)[:, :count]
-                for clip, count in zip(clips, frames, strict=True)
-            ]
-            batch = self._pad(spectrograms, pad_to_multiple_of) if padding else {"input_features": spectrograms}
-        if padding:
-            batch = {name: np.stack(values) for name, values in batch.items()}
+            spectrograms = [self._log_mel(clip, self.n_samples, device) for clip in clips]
+            batch = self._batch(spectrograms, self._longest, return_attention_mask or False)
+            return BatchFeature(batch, tensor_type=return_tensors)
+        # Two frames past the end still overlap the clip: they count for its maximum, as in 30 s of padding.
+        frames = [-(-len(clip) // self.hop_length) for clip in clips]
+        spectrograms = [
+            self._log_mel(clip, (count + 2) * self.hop_length, device)[:, :count]
+            for clip, count in zip(clips, frames, strict=True)
+        ]
+        if padding is False:
+            return BatchFeature({"input_features": spectrograms}, tensor_type=return_tensors)
+        batch = self._batch(spectrograms, self._multiple(max(frames), pad_to_multiple_of), return_attention_mask)
         return BatchFeature(batch, tensor_type=return_tensors)
+
+    @property
+    def _longest(self) -> int:
+        return self.nb_max_frames
+
+    def _is_own(self, clip: np.ndarray) -> bool:
+        return len(clip) == self.feature_size
 
     def _resolve_padding(self, padding: bool | str | None) -> str | bool:
         if padding is None or padding is True:
@@ -138,25 +114,14 @@ class WavLinkFeatureExtractor(_CheckedClips, WhisperFeatureExtractor):
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, True or False, got {padding!r}")
         return padding
 
-    def _log_mel(self, clip: np.ndarray, samples: int) -> np.ndarray:
+    def _log_mel(self, clip: np.ndarray, samples: int, device: str | None) -> np.ndarray:
         """`[F, frames]` of the clip followed by zeros up to `samples`, at most 30 s, normalised by its own maximum."""
         padded = np.zeros(min(samples, self.n_samples), dtype=np.float32)
         padded[: len(clip)] = clip
-        return whisper_log_mel(self, padded)
-
-    def _pad(self, spectrograms: list[np.ndarray], multiple: int | None) -> dict[str, list[np.ndarray]]:
-        longest = max(spectrogram.shape[1] for spectrogram in spectrograms)
-        if multiple:
-            longest = min(-(-longest // multiple) * multiple, self.nb_max_frames)
-        features, masks = [], []
-        for spectrogram in spectrograms:
-            frames = spectrogram.shape[1]
-            features.append(np.pad(spectrogram, ((0, 0), (0, longest - frames))))
-            masks.append((np.arange(longest) < frames).astype(np.int64))
-        return {"input_features": features, "input_features_mask": masks}
+        return whisper_log_mel(self, padded, device or "cpu")
 
 
-class WavLinkClapFeatureExtractor(_CheckedClips, ClapFeatureExtractor):
+class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
     """CLAP's log-mel in dB, in windows of 10 s, for an HTS-AT tower. Nothing of it is left to chance.
 
     A clip of at most one window gets what `ClapFeatureExtractor` gives it: repeated as often as it fits whole, then
@@ -170,6 +135,7 @@ class WavLinkClapFeatureExtractor(_CheckedClips, ClapFeatureExtractor):
     """
 
     model_input_names = ["input_features", "input_features_mask"]
+    _axes, _time_axis = 3, 0  # of a clip's features, [W, T, F]
 
     def __init__(self, feature_size=64, padding="longest", chunk_length=30, frequency_min=50, **kwargs):
         # "rand_trunc" only names the mel filters here (Slaney's): no clip gets as far as being cut.
@@ -207,14 +173,18 @@ class WavLinkClapFeatureExtractor(_CheckedClips, ClapFeatureExtractor):
         sampling_rate: int | None = None,
         padding: bool | str | None = None,
         return_tensors: str | None = None,
+        pad_to_multiple_of: int | None = None,
         truncation: bool | None = None,
+        max_length: int | None = None,
+        return_attention_mask: bool | None = None,
+        **kwargs,
     ) -> BatchFeature:
         """
         Args:
-            raw_speech: one mono clip `[samples]` of floats in [-1, 1] (numpy, torch or a list), or a list of clips.
-            sampling_rate: of the clips, in Hz; required, and must be this extractor's.
+            raw_speech, sampling_rate, max_length, return_attention_mask, kwargs: as for `WavLinkFeatureExtractor`.
             padding: `"longest"`, None and True are one; False gives a list of unpadded clips `[W, T, F]`.
             return_tensors: `"pt"` or `"np"`.
+            pad_to_multiple_of: in windows.
             truncation: taken and ignored, as by `WavLinkFeatureExtractor`: a clip over the limit is an error.
 
         Returns:
@@ -224,19 +194,25 @@ class WavLinkClapFeatureExtractor(_CheckedClips, ClapFeatureExtractor):
         Raises:
             ValueError: as for `WavLinkFeatureExtractor`.
         """
+        self._warn_of_unknown(kwargs)
+        padding = self._resolve_padding(padding)
+        features = [self._windows(clip) for clip in self._clips(raw_speech, sampling_rate, max_length)]
+        if padding is False:
+            return BatchFeature({"input_features": features}, tensor_type=return_tensors)
+        length = self._multiple(max(map(len, features)), pad_to_multiple_of)
+        return BatchFeature(self._batch(features, length, return_attention_mask), tensor_type=return_tensors)
+
+    @property
+    def _longest(self) -> int:
+        return -(-self.n_samples // self.nb_max_samples)
+
+    def _is_own(self, clip: np.ndarray) -> bool:
+        return clip.shape[-1] == self.feature_size
+
+    def _resolve_padding(self, padding: bool | str | None) -> str | bool:
         if padding not in (None, True, "longest", False, "do_not_pad"):
             raise ValueError(f"padding must be 'longest', True or False for an HTS-AT tower, got {padding!r}")
-        self._check_sampling_rate(sampling_rate)
-        clips = [self._check_clip(clip, number) for number, clip in enumerate(_as_list(raw_speech))]
-        features = [self._windows(clip) for clip in clips]
-        if padding in (False, "do_not_pad"):
-            return BatchFeature({"input_features": features}, tensor_type=return_tensors)
-        counts = np.array([len(windows) for windows in features])
-        most = counts.max()
-        padded = [np.pad(windows, ((0, most - len(windows)), (0, 0), (0, 0))) for windows in features]
-        mask = (np.arange(most) < counts[:, None]).astype(np.int64)
-        batch = {"input_features": np.stack(padded), "input_features_mask": mask}
-        return BatchFeature(batch, tensor_type=return_tensors)
+        return False if padding in (False, "do_not_pad") else "longest"
 
     def _windows(self, clip: np.ndarray) -> np.ndarray:
         """`[samples]` to `[W, T, F]`."""
@@ -245,15 +221,6 @@ class WavLinkClapFeatureExtractor(_CheckedClips, ClapFeatureExtractor):
         starts = [number * (len(clip) - window) // max(count - 1, 1) for number in range(count)]
         windows = [clap_log_mel(self, clip[start : start + window]) for start in starts]
         return np.concatenate(windows).astype(np.float32, copy=False)
-
-
-def _as_list(raw_speech) -> list:
-    """One clip becomes a list of one. A 2-D array is left as it is: it may be a batch, but also stereo."""
-    if isinstance(raw_speech, (list, tuple)):
-        if not raw_speech:
-            raise ValueError("no clips: give one clip, or a list of at least one")
-        return [raw_speech] if np.isscalar(raw_speech[0]) else list(raw_speech)
-    return [raw_speech]
 
 
 WavLinkFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

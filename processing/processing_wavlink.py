@@ -8,10 +8,14 @@ from transformers import (
     ClapFeatureExtractor,
     ProcessorMixin,
 )
+from transformers.processing_utils import AudioKwargs, ProcessingKwargs, TextKwargs, Unpack
 from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import logging
 
+from .audio_inputs_wavlink import as_list, is_source
+from .checked_clips_wavlink import CheckedClips as CheckedClips  # the older transformers 5 bring along
 from .compat_features_wavlink import whisper_log_mel as whisper_log_mel  # older transformers 5 bring along only these
+from .downmix_wavlink import mono_blocks as mono_blocks  # only what this file imports
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -25,6 +29,12 @@ _EXTRACTORS = {
 
 # As `text_max_length` has it in configuration_wavlink.py, which no file of this folder can import and still ship.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
+
+_OPTIONS = {
+    "text_kwargs": frozenset(TextKwargs.__annotations__),
+    "audio_kwargs": frozenset(AudioKwargs.__annotations__) - {"max_length"},
+}
+_OTHER_MODALITIES = ("images_kwargs", "videos_kwargs")
 
 
 class WavLinkProcessor(ProcessorMixin):
@@ -109,46 +119,46 @@ class WavLinkProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         return cls(feature_extractor, tokenizer)
 
-    def __call__(
-        self,
-        text: str | list[str] | None = None,
-        audio=None,
-        sampling_rate: int | None = None,
-        padding: bool | str | None = None,
-        return_tensors: str | None = None,
-        text_kwargs: dict | None = None,
-        audio_kwargs: dict | None = None,
-        common_kwargs: dict | None = None,
-        **kwargs,
-    ) -> BatchFeature:
+    def __call__(self, text: str | list[str] | None = None, audio=None, **kwargs: Unpack[ProcessingKwargs]):
         """
+        Options are given to both modalities at once or to each in its dict, as for every processor of transformers;
+        one that is given in both ways is an error, and one that neither knows is warned about and ignored.
+
         Args:
             text: a sentence or a list. What is over the tower's limit is truncated, with one warning.
-            audio: one mono clip `[samples]` or a list, see `WavLinkFeatureExtractor`.
-            sampling_rate: of the clips, in Hz; required with audio.
-            padding: how *audio* is padded, `"longest"` or `"max_length"`; by default as the checkpoint was trained.
-                Texts are padded to the longest of the batch.
-            return_tensors: `"pt"` or `"np"`.
-            kwargs: further options of the tokenizer.
-            text_kwargs, audio_kwargs, common_kwargs: options by modality, as transformers 5 processors take them.
+            audio: one mono clip `[samples]`, a file's path or bytes, what an `audio` column of `datasets` holds, or a
+                list of these, see `WavLinkFeatureExtractor`.
+            sampling_rate: of bare arrays, in Hz; required with them.
+            padding: of texts the longest of the batch by default, of audio as the checkpoint was trained;
+                `"longest"`, `"max_length"` (30 s, and texts to `max_length` tokens or the tower's limit), or False for
+                lists.
+            max_length, truncation: of texts, in tokens: by default the tower's limit, which nothing can raise. Audio
+                is never truncated; its own `max_length`, in samples, is one of `audio_kwargs`.
+            return_tensors: `"pt"` or `"np"`; None gives lists.
+            return_attention_mask: False leaves out the mask of texts, and of audio where no clip is padded.
+            text_kwargs, audio_kwargs, common_kwargs: options by modality, and of both.
+            kwargs: further options of the tokenizer and of the feature extractor.
 
         Returns:
-            `input_ids`, `attention_mask` `[B_text, L]` and/or `input_features` `[B_audio, F, T]`,
+            A `BatchFeature` of `input_ids`, `attention_mask` `[B_text, L]` and/or `input_features` `[B_audio, F, T]`,
             `input_features_mask` `[B_audio, T]` (native length only); for HTS-AT `[B_audio, W, T, F]` and
             `[B_audio, W]`.
+
+        Raises:
+            ValueError: neither text nor audio, an option given twice, or what tokenizer and feature extractor refuse.
         """
         if text is None and audio is None:
-            raise ValueError("give text, audio or both")
-        common = {"return_tensors": return_tensors, **(common_kwargs or {})}
+            renamed = ": `audios` is now called `audio`" if "audios" in kwargs else ""
+            raise ValueError(f"give text, audio or both{renamed}")
+        bare = kwargs.get("audio_kwargs") is not None and not all(map(is_source, as_list(audio)))
+        text_options, audio_options = self._options(kwargs)
         data = {}
         if text is not None:
-            data.update(self._tokenize(text, **{**common, **kwargs, **(text_kwargs or {})}))
+            data.update(self._tokenize(text, **text_options))
         if audio is not None:
-            named = {} if padding is None else {"padding": padding}
-            options = {"sampling_rate": sampling_rate, **common, **named, **(audio_kwargs or {})}
-            if options["sampling_rate"] is None and audio_kwargs is not None:
-                options["sampling_rate"] = self._assumed_sampling_rate()
-            data.update(self.feature_extractor(audio, **options))
+            if bare and audio_options.get("sampling_rate") is None:
+                audio_options["sampling_rate"] = self._assumed_sampling_rate()
+            data.update(self.feature_extractor(audio, **audio_options))
         return BatchFeature(data)
 
     @property
@@ -161,6 +171,29 @@ class WavLinkProcessor(ProcessorMixin):
         vars(self).pop("auto_map", None)
         return saved
 
+    def _options(self, kwargs: dict) -> tuple[dict, dict]:
+        """The tokenizer's and the feature extractor's options, as `ProcessorMixin._merge_kwargs` would merge them.
+
+        Not by that method: transformers 5.6 drops what is given to both where a modality has a dict of its own, and
+        in every version `max_length`, which here is tokens, would reach the audio too.
+        """
+        flat = dict(kwargs)
+        common = flat.pop("common_kwargs", None) or {}
+        options = []
+        for modality, valid in _OPTIONS.items():
+            own = flat.pop(modality, None) or {}
+            twice = [name for name in own if name in valid and name in flat]
+            if twice:
+                raise ValueError(f"{', '.join(twice)} was given twice: in {modality} and beside it")
+            shared = {name: value for name, value in {**common, **flat}.items() if name in valid}
+            options.append(shared | own)
+        for name, value in {**common, **flat}.items():
+            if not any(name in valid for valid in _OPTIONS.values()) and not (name in _OTHER_MODALITIES and not value):
+                logger.warning_once(
+                    f"Keyword argument `{name}` is not a valid argument for this processor and will be ignored."
+                )
+        return options[0], options[1]
+
     def _assumed_sampling_rate(self) -> int:
         """SentenceTransformer hands bare arrays on without a rate, and its users have no way to give one."""
         rate = self.feature_extractor.sampling_rate
@@ -170,7 +203,7 @@ class WavLinkProcessor(ProcessorMixin):
         )
         return rate
 
-    def _tokenize(self, text, return_tensors=None, padding=True, truncation=True, max_length=None, **kwargs) -> dict:
+    def _tokenize(self, text, return_tensors=None, padding=None, truncation=None, max_length=None, **kwargs) -> dict:
         several = hasattr(text, "__iter__") and not isinstance(text, (str, dict))
         texts = list(text) if several else [text]
         if not texts or not all(isinstance(sentence, str) for sentence in texts):
@@ -181,12 +214,21 @@ class WavLinkProcessor(ProcessorMixin):
                     f"text {number} {ascii(sentence[:80])} holds half of a surrogate pair, which is no character: "
                     "decode it anew, for example with errors='replace'"
                 )
+        saved = self.tokenizer.init_kwargs  # what the tokenizer was loaded with counts where the call says nothing
+        padding = saved.get("padding", True) if padding is None else padding
+        if padding == "max_length" and max_length is None:
+            max_length = saved.get("max_length")
         limit = min(max_length or LARGE_INTEGER, self.tokenizer.model_max_length)
-        truncation = bool(truncation) and limit < LARGE_INTEGER  # a tokenizer without a limit has int(1e30)
-        options = {"padding": padding, "truncation": truncation, "max_length": limit if truncation else max_length}
+        limited = limit < LARGE_INTEGER  # a tokenizer without a limit has int(1e30)
+        if padding == "max_length" and not limited:
+            padding = "longest"
+        truncation = "longest_first" if truncation in (None, True) else truncation
+        truncation = truncation if limited else False
+        cut = truncation not in (False, "do_not_truncate")
+        options = {"padding": padding, "truncation": truncation, "max_length": limit if cut else max_length}
         tokens = self.tokenizer(texts, **options, **kwargs)
         longest = max(len(ids) for ids in tokens["input_ids"])
-        if truncation and longest == limit and max_length is None:
+        if cut and longest == limit and (max_length is None or max_length > limit):
             self._warn_if_truncated(texts, limit)
         return tokens.convert_to_tensors(return_tensors)
 

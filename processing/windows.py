@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .audio import limited, opened, resampled
+from .audio import limited, load_column, opened, resampled
 
 MAX_HOURS = 48  # of one recording; a file of 1 MB can hold weeks of silence, and would be heard to the end
 
@@ -33,7 +33,8 @@ def stream_windows(
     of that are an error.
 
     Args:
-        path_or_bytes, sampling_rate, name: as in `load_audio`.
+        path_or_bytes, sampling_rate, name: as in `load_audio`; also what else `load_column` takes, whose samples are
+            held in memory.
         window: in seconds.
         hop: in seconds, from one window's start to the next one's; at most `window`, so that no sample is left out.
 
@@ -71,6 +72,9 @@ def _windows(path_or_bytes, window: float, hop: float, rate: int, name: str) -> 
 
 def _pieces(path_or_bytes, rate: int, name: str) -> Iterator[np.ndarray]:
     """Mono samples `[n]` at `rate` as they come; together they are what `load_audio` gives."""
+    if not isinstance(path_or_bytes, str | os.PathLike | bytes):
+        yield load_column(path_or_bytes, rate)
+        return
     with opened(path_or_bytes, name) as sound:
         most = MAX_HOURS * 3600 * sound.samplerate
         blocks = limited(sound, most, f"lasts over {MAX_HOURS} hours: cut it into files of that at most")

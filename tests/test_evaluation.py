@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from modeling_wavlink import embedding
+from modeling_wavlink import embedder, embedding
 from modeling_wavlink.evaluation import main
 from modeling_wavlink.scoring import Protocol, evaluate_dataset
 from processing.data import load_split
@@ -156,7 +156,7 @@ def test_models_side_by_side(wavlink_folder, folder, tmp_path, capsys):
 def test_a_stopped_command_goes_on(wavlink_folder, folder, tmp_path, monkeypatch):
     whole = command(wavlink_folder, folder, tmp_path / "whole.json", "--batch_size", "1")
     monkeypatch.setattr(embedding, "_BATCHES_A_PART", 1)
-    read = embedding.load_column
+    read = embedder.load_column
     heard = []
 
     def stopping(audio, rate):
@@ -165,7 +165,7 @@ def test_a_stopped_command_goes_on(wavlink_folder, folder, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return read(audio, rate)
 
-    monkeypatch.setattr(embedding, "load_column", stopping)
+    monkeypatch.setattr(embedder, "load_column", stopping)
     with pytest.raises(KeyboardInterrupt):
         command(wavlink_folder, folder, tmp_path / "scores.json", "--batch_size", "1")
     assert not (tmp_path / "scores.json").exists()

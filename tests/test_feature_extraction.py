@@ -184,7 +184,7 @@ BAD_CLIPS = {
     "stereo in torch": (torch.from_numpy(STEREO), "average the channels"),
     "one clip as a 2-D array": (tone()[None], r"\[1, 16000\].*several clips as a list"),
     "one number": (np.float32(0.5), r"shape \[\].*mono clip is \[samples\]"),
-    "a path": ("dog.wav", "mono clip"),
+    "a path of no file": ("dog.wav", "dog.wav does not exist"),
     "int16": ((tone() * 32767).astype(np.int16), "int16.*divide 16-bit samples by 32768"),
     "torch int16": ([torch.ones(400, dtype=torch.int16)], "int16.*divide"),
     "list of integers": ([0, 1, 2], "int64.*floats in"),

@@ -71,23 +71,105 @@ def test_what_is_returned_without_torch(processor, return_tensors):
 
 
 @pytest.mark.parametrize(
-    ("options", "frames"),
+    ("options", "frames", "tokens"),
     [
-        ({}, 100),
-        ({"padding": True}, 100),
-        ({"padding": "longest"}, 100),
-        ({"padding": "max_length"}, 3000),
-        ({"audio_kwargs": {"padding": "max_length"}}, 3000),
-        ({"padding": "max_length", "audio_kwargs": {"padding": "longest"}}, 100),
-        ({"common_kwargs": {"padding": True}}, 100),
-        ({"padding": "max_length", "common_kwargs": {"padding": True}}, 3000),
+        ({}, 100, 4),
+        ({"padding": True}, 100, 4),
+        ({"padding": "longest"}, 100, 4),
+        ({"padding": "max_length"}, 3000, 32),
+        ({"padding": "max_length", "max_length": 7}, 3000, 7),
+        ({"audio_kwargs": {"padding": "max_length"}}, 3000, 4),
+        ({"text_kwargs": {"padding": "max_length", "max_length": 9}}, 100, 9),
+        ({"text_kwargs": {"padding": "longest"}, "audio_kwargs": {"padding": "max_length"}}, 3000, 4),
+        ({"common_kwargs": {"padding": True}}, 100, 4),
+        ({"common_kwargs": {"padding": "max_length"}}, 3000, 32),
+        ({"padding": "max_length", "common_kwargs": {"padding": True}}, 3000, 32),
+        ({"pad_to_multiple_of": 8}, 104, 8),
     ],
 )
-def test_padding_is_the_sounds_and_texts_go_to_the_longest(processor, options, frames):
+def test_options_reach_both_modalities_or_the_one_they_are_given_to(processor, options, frames, tokens):
     options = {**options, "audio_kwargs": {"sampling_rate": RATE, **options.get("audio_kwargs", {})}}
     inputs = processor(text=["a dog", "rain"], audio=tone(), return_tensors="pt", **options)
     assert inputs["input_features"].shape[-1] == frames
-    assert ("input_features_mask" in inputs) == (frames == 100)
+    assert ("input_features_mask" in inputs) == (frames < 3000)
+    assert inputs["input_ids"].shape == (2, tokens)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "max_length", "audio_kwargs": {"padding": "longest"}},
+        {"padding": "max_length", "text_kwargs": {"padding": "do_not_pad"}},
+        {"max_length": 5, "text_kwargs": {"max_length": 5}},
+        {"return_tensors": "pt", "text_kwargs": {"return_tensors": "np"}},
+    ],
+)
+def test_an_option_given_twice_is_refused(processor, options):
+    with pytest.raises(ValueError, match="was given twice: in (text|audio)_kwargs and beside it"):
+        processor(text=["a dog"], audio=tone(), sampling_rate=RATE, **options)
+
+
+@pytest.mark.parametrize("padding", [False, "do_not_pad"])
+def test_without_padding_there_are_lists_of_unequal_lengths(processor, padding):
+    clips = [tone(440, 0.05), tone(440, 0.03)]
+    inputs = processor(text=["a dog", "rain"], audio=clips, sampling_rate=RATE, padding=padding)
+    assert [len(ids) for ids in inputs["input_ids"]] == [4, 3] and set(inputs) == TEXT | SOUND
+    assert [features.shape for features in inputs["input_features"]] == [(80, 5), (80, 3)]
+    with pytest.raises(ValueError, match="padding"):
+        processor(text=["a dog", "rain"], padding=padding, return_tensors="pt")
+
+
+def test_truncation_reaches_the_text(processor):
+    by_default = processor(text=LONG, return_tensors="np")["input_ids"]
+    for truncation in (True, "longest_first", "only_first"):
+        np.testing.assert_array_equal(
+            processor(text=LONG, truncation=truncation, return_tensors="np").input_ids, by_default
+        )
+    for truncation in (False, "do_not_truncate"):
+        assert processor(text=LONG, truncation=truncation, return_tensors="np")["input_ids"].shape == (1, 62)
+
+
+def test_masks_can_be_left_out_where_nothing_is_padded(processor):
+    one = processor(text="a dog", audio=tone(), sampling_rate=RATE, return_attention_mask=False, return_tensors="pt")
+    assert set(one) == {"input_ids", "input_features"}
+    with pytest.raises(ValueError, match="clips that are padded need their input_features_mask"):
+        processor(audio=[tone(), tone(300, 0.5)], sampling_rate=RATE, return_attention_mask=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"sample_rate": RATE, "sampling_rate": RATE}, ["sample_rate"]),
+        ({"sampling_rate": RATE, "do_resize": True, "nonsense": 1}, ["do_resize", "nonsense"]),
+        ({"audio_kwargs": {"sampling_rate": RATE, "sample_rate": RATE}}, ["sample_rate"]),
+        ({"sampling_rate": RATE, "common_kwargs": {"nonsense": 1}}, ["nonsense"]),
+        ({"sampling_rate": RATE, "images_kwargs": {"size": 3}}, ["images_kwargs"]),
+        ({"sampling_rate": RATE, "images_kwargs": {}, "videos_kwargs": None}, []),
+    ],
+)
+def test_unknown_options_are_warned_about(processor, warnings, options, named):
+    processor(text=["a dog"], audio=tone(), **options)
+    assert [message.split("`")[1] for message in warnings()] == named
+
+
+def test_what_a_tokenizer_was_loaded_with_counts_where_the_call_says_nothing(bert_folder):
+    load = PreTrainedTokenizerFast.from_pretrained
+    padded = WavLinkProcessor(WavLinkFeatureExtractor(), load(bert_folder, padding="max_length", max_length=20))
+    assert padded(text=["a dog"], return_tensors="pt")["input_ids"].shape == (1, 20)
+    assert padded(text=["a dog"], padding="longest", return_tensors="pt")["input_ids"].shape == (1, 4)
+    assert padded(text=LONG, padding=True, return_tensors="pt")["input_ids"].shape == (1, 32)
+    listed = WavLinkProcessor(WavLinkFeatureExtractor(), load(bert_folder, padding=False))
+    assert [len(ids) for ids in listed(text=["a dog", "rain"])["input_ids"]] == [4, 3]
+
+
+def test_a_max_length_over_the_towers_limit_is_warned_about(processor, warnings):
+    assert processor(text=LONG, max_length=50, return_tensors="pt")["input_ids"].shape == (1, 32)
+    assert len(warnings()) == 1 and "limit of 32 tokens" in warnings()[0]
+
+
+def test_a_tokenizer_without_a_limit_pads_to_the_longest(unlimited):
+    processor = WavLinkProcessor(WavLinkFeatureExtractor(), unlimited)
+    inputs = processor(text=["a dog", "rain"], padding="max_length", return_tensors="pt")
     assert inputs["input_ids"].shape == (2, 4)
 
 
@@ -170,6 +252,7 @@ def test_a_tokenizer_without_a_limit_truncates_nothing(unlimited, warnings):
     ("arguments", "message"),
     [
         ({}, "give text, audio or both"),
+        ({"audios": [0.5]}, "give text, audio or both: `audios` is now called `audio`"),
         ({"text": []}, "list of at least one string"),
         ({"text": ["a dog", 3]}, "must be a string"),
         ({"text": ["a dog", None]}, "must be a string"),
