@@ -51,11 +51,11 @@ def classify(
     prompts = checked_prompts(list(prompts))
     if dim not in (None, embedder.dims, *embedder.matryoshka_dims):
         raise ValueError(f"dim must be one of the nested dims {embedder.matryoshka_dims}, got {dim}")
-    dim, files = dim or embedder.dims, with_folders_listed(files)
+    dim, files = dim or embedder.dims, with_folders_listed(as_list(files))
     said = embed_prompted(
         label_texts(labels, clean_up), prompts, lambda texts: torch.from_numpy(embedder.embed_text(texts))
     )
-    said, scale, files = ensemble(said, dim), _scale(embedder.model), as_list(files)
+    said, scale = ensemble(said, dim), _scale(embedder.model)
     return [
         {"path": clip_name(file, number), "error": str(vector)}
         if isinstance(vector, ValueError)

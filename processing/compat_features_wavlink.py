@@ -10,13 +10,8 @@ def whisper_log_mel(extractor: WhisperFeatureExtractor, samples: np.ndarray, dev
     if getattr(extractor, "_torch_extract_fbank_features", None):
         return extractor._torch_extract_fbank_features(samples, device)
     plain = WhisperFeatureExtractor.from_dict(extractor.to_dict())
-    options = {
-        "sampling_rate": extractor.sampling_rate,
-        "padding": "do_not_pad",
-        "return_tensors": "np",
-        "device": device,
-    }
-    return plain(samples, **options)["input_features"][0]
+    options = {"sampling_rate": extractor.sampling_rate, "padding": "do_not_pad", "return_tensors": "np"}
+    return plain(samples, device=device, **options)["input_features"][0]
 
 
 def clap_log_mel(extractor: ClapFeatureExtractor, samples: np.ndarray) -> np.ndarray:

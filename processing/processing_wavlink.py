@@ -13,9 +13,11 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import logging
 
 from .audio_inputs_wavlink import as_list, is_source
-from .checked_clips_wavlink import CheckedClips as CheckedClips  # the older transformers 5 bring along
-from .compat_features_wavlink import whisper_log_mel as whisper_log_mel  # older transformers 5 bring along only these
-from .downmix_wavlink import mono_blocks as mono_blocks  # only what this file imports
+
+# The older transformers 5 bring along only what this file imports.
+from .checked_clips_wavlink import CheckedClips as CheckedClips
+from .compat_features_wavlink import whisper_log_mel as whisper_log_mel
+from .downmix_wavlink import mono_blocks as mono_blocks
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 
 logger = logging.get_logger(__name__)

@@ -113,17 +113,18 @@ class SoundFiles:
         return "; ".join(filter(None, parts))
 
 
-def with_folders_listed(paths: Iterable[str | os.PathLike]) -> list[str]:
-    """The paths, each folder replaced by the sound files below it, in order.
+def with_folders_listed(sounds: Iterable) -> list:
+    """The sounds, each that is the path of a folder replaced by the sound files below it, in order.
 
     Raises:
         ValueError: a folder holds no sound files.
     """
     listed = []
-    for path in map(os.fspath, paths):
-        if not os.path.isdir(path):
-            listed.append(path)
+    for sound in sounds:
+        if not isinstance(sound, str | os.PathLike) or not os.path.isdir(sound):
+            listed.append(sound)
             continue
+        path = os.fspath(sound)
         files = SoundFiles(path)
         below = sorted(files)
         warning = files.warning()
