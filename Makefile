@@ -4,6 +4,7 @@ RUN := $(VENV)/bin/python
 MINIMUM := .venv-minimum
 WHEEL := .venv-wheel
 SPACE := .venv-space
+COMMON := .common-tests
 
 # What meets the libraries whose versions move: the model and its files, processor, the Hub, training, evaluation. Left
 # out is what is numpy and torch alone (losses, metrics, pooling, sweeps), compilation, and the README's own commands.
@@ -12,7 +13,7 @@ AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weigh
 	run_folder embedding evaluation evaluate_modules audio windows embedder vectors index_folder sound_map \
 	hostile_files constraints cpu_kernels)
 
-.PHONY: help demo space test test-minimum test-wheel test-space lint bench
+.PHONY: help demo space test test-minimum test-common test-wheel test-space lint bench
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -50,12 +51,16 @@ test: $(VENV)/.installed  ## the whole test suite, a file at a time on every cor
 test-minimum: $(MINIMUM)/.installed  ## what depends on versions, on the oldest that setup.cfg allows
 	$(MINIMUM)/bin/python -m pytest -n logical --dist loadfile $(AT_MINIMUM)
 
+test-common: $(VENV)/.installed  ## transformers' own common tests, out of the source package of the installed version
+	folder=$$($(RUN) tests/common/sources.py $(COMMON)) && HF_HUB_OFFLINE=1 WAVLINK_COMMON_TESTS=$$folder \
+		$(RUN) -m pytest -c tests/common/pytest.ini --rootdir . -n logical tests/common
+
 test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed where no checkout can be imported
 	rm -rf build dist $(WHEEL)
 	$(RUN) -m pip wheel --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip install -c constraints.txt hypothesis pytest pytest-timeout sentence-transformers \
-		"$$(echo dist/*.whl)[train,eval,search]"
+		"$$(echo dist/*.whl)[train,eval,search,space]"
 	elsewhere=$$(mktemp -d) && cp -r tests setup.cfg $$elsewhere && cd $$elsewhere && \
 		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli); \
 		status=$$?; rm -rf $$elsewhere; exit $$status

@@ -22,35 +22,45 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_wavlink import WavLinkAudioModel, sharding
+from modeling_wavlink.atomic_files import remove_leftovers, write_text
 from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.checkpoints import load_state, save_state
 from modeling_wavlink.cli import run_command, stdout_for
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
+from modeling_wavlink.memory import peak_memory, return_freed_memory
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.progress import Bar
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
-from modeling_wavlink.regimes import describe, has_lora, merged_state_dict, save_adapter
+from modeling_wavlink.regimes import (
+    clamp_scale,
+    describe,
+    has_lora,
+    merged_state_dict,
+    parameter_groups,
+    save_adapter,
+)
 from modeling_wavlink.run_folder import (
     Metrics,
+    alone_in_its_folder,
     naming_dead_workers,
     note_environment,
     note_seconds,
     on_disk,
     refuse_unknown_trackers,
     remove,
-    remove_unfinished,
     whole,
 )
-from modeling_wavlink.scoring import Protocol, scores_of, table
+from modeling_wavlink.scoring import Protocol, refuse_unsearchable, scores_of, table
 from modeling_wavlink.sweep import sweep, sweep_parser
-from modeling_wavlink.whole_files import write_whole
 from processing.data import caption_columns, with_captions
 from processing.feeds import Epochs, Stream, load_source
+from processing.fingerprints import rows_digest, vocabulary_digest
+
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*_wavlink.py")  # whose names change from run to run
 
 
 def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
@@ -107,21 +117,6 @@ def _boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices and convolutions; none on biases, norms, the global token, scale and bias.
-
-    Scale and bias (0-dim) are a group apart: FSDP2 leaves them whole, and AdamW steps through a group in one call
-    that takes no mixture of whole and sharded tensors.
-    """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = {name for name, p in named if p.ndim >= 2 and not name.endswith("global_token")}
-    return [
-        {"params": [p for name, p in named if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name not in decayed and p.ndim], "weight_decay": 0.0},
-        {"params": [p for name, p in named if not p.ndim], "weight_decay": 0.0},
-    ]
-
-
 class Run:
     """One recipe's model, data, optimizer and folder."""
 
@@ -135,6 +130,8 @@ class Run:
                 f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
                 "nothing for some: raise it, or use fewer"
             )
+        if self.accelerator.device.type == "cpu":
+            return_freed_memory()
         sharding.refuse_unequal_chunks(self.accelerator, recipe.batch_size, recipe.micro_batch_size)
         refuse_bad_start(recipe)
         set_seed(recipe.seed)
@@ -147,6 +144,7 @@ class Run:
         shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
         self.columns = caption_columns(self.validation_set, shared)
         self.validation_set = with_captions(self.validation_set, self.columns)
+        refuse_unsearchable(self.validation_set, self.columns, recipe.validation_split)
         model, self.processor = build(recipe, self.feed.captions)
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
@@ -158,13 +156,28 @@ class Run:
             for tower in (model.audio_model, model.text_model):
                 tower.compile(dynamic=True)  # in place: the names of weights stay
         self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
+        self.facts = self._facts()
         self.step = 0
         self.best = -1.0
+
+    def _facts(self) -> dict:
+        """What must be the same for the run to go on; the main process looks, since all have the same data."""
+        facts = {}
+        if self.accelerator.is_main_process:
+            facts = {
+                "processes": self.accelerator.num_processes,
+                **self.feed.facts(),
+                "validation clips": len(self.validation_set),
+                "validation captions and sounds": rows_digest(self.validation_set, self.columns),
+                "vocabulary": vocabulary_digest(self.processor.tokenizer),
+            }
+        return broadcast_object_list([facts])[0]
 
     def state_dict(self) -> dict:
         """Every process's place in the data goes along, since only the main process's state is written."""
         feeds = gather_object([self.feed.state_dict()])
-        return {"step": self.step, "best": self.best, "schedule": self.schedule.state_dict(), "feeds": feeds}
+        schedule = self.schedule.state_dict()
+        return {"step": self.step, "best": self.best, "schedule": schedule, "feeds": feeds, "facts": self.facts}
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.best = state["step"], state["best"]
@@ -182,6 +195,7 @@ class Run:
             )
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
+        clamp_scale(self.accelerator.unwrap_model(self.model))
         self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -190,7 +204,7 @@ class Run:
     def score(self) -> tuple[dict, Embedded]:
         """Validation scores at every nested dim; `best/` is the model with the best mean R@10 of both directions."""
         model = self.accelerator.unwrap_model(self.model)
-        with sharding.gathering_features(model):
+        with sharding.gathering_features(model, self.accelerator.autocast):
             split = self.validation_set, self.columns
             embedded = embed_dataset(model, self.processor, *split, progress=False, shared=True)
             protocol = Protocol(choices=0, group_column="")
@@ -209,7 +223,7 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         learned = self.accelerator.unwrap_model(self.model)
-        with whole(self.folder / name) as folder:
+        with whole(self.folder / name, stale=MODEL_FILES) as folder:
             model.save_pretrained(folder, state_dict=merged_state_dict(learned, weights))
             self.processor.save_pretrained(folder)
             if has_lora(learned):
@@ -217,7 +231,8 @@ class Run:
 
     def save_checkpoint(self) -> None:
         folder = self.folder / "checkpoints"
-        share = self.accelerator.process_index, self.accelerator.wait_for_everyone
+        broadcast = lambda token: broadcast_object_list([token])[0]  # noqa: E731
+        share = self.accelerator.process_index, self.accelerator.wait_for_everyone, broadcast
         with whole(folder / f"step-{self.step:08d}", *share) as unfinished:
             save_state(self.accelerator, unfinished, self.state_dict())
         if self.accelerator.is_main_process:
@@ -227,10 +242,10 @@ class Run:
     def resume(self) -> None:
         if self.accelerator.is_main_process:
             for folder in (self.folder, self.folder / "checkpoints"):
-                remove_unfinished(folder)
+                remove_leftovers(folder)
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
-            self.load_state_dict(load_state(self.accelerator, checkpoints[-1]))
+            self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
 
 
 class StopSignal:
@@ -278,7 +293,7 @@ class Log:
         self.began, self.first = time.perf_counter(), run.step
         recipe = dataclasses.asdict(run.recipe)
         if self.active:
-            write_whole(run.folder / "recipe.json", json.dumps(recipe, indent=2) + "\n")
+            write_text(run.folder / "recipe.json", json.dumps(recipe, indent=2) + "\n")
             facts = {"processes": run.accelerator.num_processes, "on_disk": on_disk(recipe)}
             note_environment(run.folder, step=run.step, **facts)
         if run.recipe.trackers:
@@ -299,7 +314,7 @@ class Log:
     def validation(self, scores: dict, embedded: Embedded) -> None:
         if not self.active:
             return
-        tqdm.write(f"step {self.run.step}, validation: {table(scores)}")
+        Bar.write(f"step {self.run.step}, validation: {table(scores)}")
         self.metrics.write(step=self.run.step, validation=without_details(scores))
         flat = {
             f"{way}/{dim}/{name}": figure["value"]
@@ -319,7 +334,8 @@ class Log:
 
     def note_seconds(self) -> None:
         if self.active:
-            note_seconds(self.run.folder, self.run.step, time.perf_counter() - self.began)
+            seconds = time.perf_counter() - self.began
+            note_seconds(self.run.folder, self.run.step, seconds, peak_memory_mib=peak_memory())
 
     def end(self) -> None:
         self.note_seconds()
@@ -327,6 +343,7 @@ class Log:
         self.run.accelerator.end_training()
 
 
+@alone_in_its_folder
 def train(recipe: Recipe) -> Path:
     """Runs a recipe to its end, from its last checkpoint if there is one, and returns its folder.
 
@@ -351,7 +368,7 @@ def train(recipe: Recipe) -> Path:
                 run.save_checkpoint()
             if stop:
                 log.note_seconds()
-                tqdm.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
+                Bar.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
                 sys.exit(128 + signal.SIGTERM)
     run.save_model("last")
     run.accelerator.wait_for_everyone()

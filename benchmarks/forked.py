@@ -1,21 +1,28 @@
 """A command as a process of its own, forked from one that has imported what it imports: it starts in no time."""
 
+import atexit
 import importlib
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tqdm import tqdm
+
+MOST_SECONDS = 3600  # of a command
 FORK = multiprocessing.get_context("fork")
 
 
 def call(function: Callable, words: list, log: Path) -> None:
-    """Runs in the child. SIGINT is heard even if this script was started where it is not, as by nohup."""
+    """Runs in the child. SIGINT interrupts it even if this script was started where it is ignored, as by nohup."""
+    os.setpgid(0, 0)  # what it starts can be killed with it
+    tqdm.set_lock(threading.RLock())  # tqdm's own is shared: a killed child that held it would stop all others
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "a", encoding="utf-8") as file:
         for stream in (1, 2):
@@ -46,13 +53,25 @@ def noting_modules(names: Path, *words: str) -> None:
 def start(function: Callable, words: list, log: Path) -> multiprocessing.Process:
     process = FORK.Process(target=call, args=(function, words, log))
     process.start()
+    atexit.register(kill_group, process)  # where this script is interrupted or fails
     return process
+
+
+def kill_group(process: multiprocessing.Process) -> None:
+    """SIGKILL to a process of `start` and all that it has started; nothing where they have ended."""
+    process.kill()  # before it has a group of its own
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
 
 
 def finish(function: Callable, words: list, log: Path) -> float:
     """Seconds that it took; it must end well."""
     began, process = time.monotonic(), start(function, words, log)
-    process.join()
+    process.join(MOST_SECONDS)
+    if process.exitcode is None:
+        kill_group(process)
+        fail(f"{words or function.__name__} did not end in {MOST_SECONDS} s", log)
     if process.exitcode:
         fail(f"{words or function.__name__} ended with {process.exitcode}", log)
     return time.monotonic() - began

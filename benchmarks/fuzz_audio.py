@@ -10,7 +10,8 @@ import numpy as np
 import soundfile
 
 from processing.audio import LOUDEST, MAX_SAMPLES, load_audio
-from processing.clip_files import EXTENSIONS, seconds_of
+from processing.clip_files import seconds_of
+from processing.sound_files import is_sound
 from processing.windows import stream_windows
 
 WINDOW, HOP = 0.5, 0.25
@@ -67,7 +68,7 @@ def _real_clips(sounds: str) -> Iterator[tuple[np.ndarray, int]]:
 
 @cache
 def _smallest(sounds: str) -> list[Path]:
-    files = [path for path in Path(sounds).rglob("*") if path.suffix in EXTENSIONS] if sounds else []
+    files = [path for path in Path(sounds).rglob("*") if is_sound(path.name)] if sounds else []
     return sorted(files, key=lambda path: (path.stat().st_size, path))[: _REAL * 20 : 20]
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from forked import FORK, command, fail, finish, finish_and_preload, start
+from forked import FORK, MOST_SECONDS, command, fail, finish, finish_and_preload, kill_group, start
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
@@ -325,7 +325,10 @@ def start_and_kill(subject, chance: random.Random, number: int, log: Path) -> in
     subject.wait(process, chance)
     if process.is_alive():
         os.kill(process.pid, number)
-    process.join()
+    process.join(MOST_SECONDS)
+    if process.exitcode is None:
+        kill_group(process)
+        fail(f"{number.name} did not end it in {MOST_SECONDS} s", log)
     interrupted = number == signal.SIGINT and log.read_text(encoding="utf-8").endswith("KeyboardInterrupt\n")
     if process.exitcode not in (0, -number, 128 + number) and not interrupted:
         fail(f"{number.name} made it end with {process.exitcode}", log)

@@ -15,11 +15,13 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -118,11 +120,17 @@ def report(samples: np.ndarray, bound: float) -> bool:
 def soak(options: argparse.Namespace, workplace: Path) -> None:
     line = command(options, workplace)
     with open(workplace / "log", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(line, cwd=ROOT, env=ALONE, stdout=log, stderr=subprocess.STDOUT)
-        samples = watch(psutil.Process(process.pid), options.minutes, options.every)
-    alive = process.poll() is None
-    process.terminate()
-    code = process.wait()
+        process = subprocess.Popen(
+            line, cwd=ROOT, env=ALONE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            samples = watch(psutil.Process(process.pid), options.minutes, options.every)
+            alive = process.poll() is None
+            process.terminate()
+            code = process.wait(60)
+        finally:
+            with suppress(ProcessLookupError):  # it and its workers, where they have not ended
+                os.killpg(process.pid, signal.SIGKILL)
     if options.samples:
         np.savetxt(options.samples, samples, header=" ".join(NAMES), fmt="%.2f")
     if not alive:

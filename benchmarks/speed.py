@@ -166,7 +166,7 @@ def cold_starts(folder: Path, paths: list[Path], dtype: str, quick: bool, repeat
 def machine(dtype: str) -> dict[str, str]:
     names = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "dtype": dtype}
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names["cpu"] = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     names |= {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     return names | {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -42,7 +42,7 @@ def clap(folder: str, dtype: str):
 
 def most_resident() -> float:
     """MiB, at most so far. By Linux alone: `ru_maxrss` begins with what the process that started this one has."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 

@@ -27,12 +27,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from modeling_wavlink.atomic_files import write_text
 from modeling_wavlink.embedding import embed_dataset, fingerprint
 from modeling_wavlink.metrics import Correspondence, figure, percent
 from modeling_wavlink.peers import load_for_evaluation, revision
 from modeling_wavlink.retrieval import DIRECTIONS
 from modeling_wavlink.vectors import STORAGES, FlatIndex, bytes_per_vector, decode, encode
-from modeling_wavlink.whole_files import write_whole
 from processing.data import caption_columns, load_split
 
 KS = (1, 10)
@@ -270,7 +270,7 @@ def main() -> None:
         machine |= {"faiss": version("faiss-cpu"), "instructions": faiss.get_compile_options().strip()}
         scores |= {"machine": machine, "large": large_search(split, options.million)}
         print(f"{machine}\n{scores['large']['jitter']}\n{large_table(scores['large'])}")
-    write_whole(Path(options.output), json.dumps(scores, indent=2) + "\n")
+    write_text(Path(options.output), json.dumps(scores, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from modeling_wavlink.atomic_files import write_text
 from modeling_wavlink.embedder import Embedder
 from modeling_wavlink.long import Recording, Span, hear, locate
 from modeling_wavlink.metrics import Correspondence, figure
-from modeling_wavlink.whole_files import write_whole
 from modeling_wavlink.zero_shot import PROMPT, label_texts
 from processing.audio import load_column
 from processing.data import load_split
@@ -213,7 +213,7 @@ def main() -> None:
     print(table(results))
     if options.out:
         about = {"model": embedder.name, "revision": embedder.revision, **vars(options)}
-        write_whole(Path(options.out), json.dumps({**about, "results": results}, indent=2) + "\n")
+        write_text(Path(options.out), json.dumps({**about, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModel, AutoProcessor, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
+from modeling_wavlink import WavLinkModel
+from modeling_wavlink.cli import escape_unwritable
 from modeling_wavlink.indexing import index_sounds
 from modeling_wavlink.metrics import figure
 from modeling_wavlink.querying import Index
+from processing import WavLinkProcessor
 from processing.audio import load_column
 from processing.data import caption_columns, captions_of, load_split, with_captions
 
@@ -152,7 +155,7 @@ def report(found: dict[str, dict], captions: list[list[str]], path: Path) -> dic
         scores[f"{more} - {less}"] = {key: x - scores[less][key] for key, x in scores[more].items()}
     figures = {name: {key: figure(x) for key, x in row.items()} for name, row in scores.items()}
     written = {name: row["written"][:50] for name, row in found.items()}
-    path.write_text(json.dumps({"figures": figures, "written": written}, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps({"figures": figures, "written": written}, indent=2) + "\n", encoding="utf-8")
     for name, row in figures.items():
         cells = [f"{key} {x['value']:.3f} [{x['interval'][0]:.3f}, {x['interval'][1]:.3f}]" for key, x in row.items()]
         print(f"{name:30}" + "  ".join(cells))
@@ -184,8 +187,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--clips", type=int, default=0, help="of the training split; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    model = AutoModel.from_pretrained(options.model, trust_remote_code=True).eval()
-    processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=True)
+    model = WavLinkModel.from_pretrained(options.model).eval()
+    processor = WavLinkProcessor.from_pretrained(options.model)
     clips, tokenizer = load(model, processor, options)
     found = {"nearest clip's caption": {"written": [near[0] for near in clips["test"].retrieved]}}
     for name, way in WAYS.items():
@@ -197,4 +200,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
+    escape_unwritable()
     main()

@@ -1,5 +1,5 @@
-"""Uses a trained WavLink as a stranger on the Hub would: names an unseen sound, finds sounds for a sentence, and draws
-the audio-text similarity matrix.
+"""Uses a trained WavLink through transformers' own classes: names an unseen sound, finds sounds for a sentence, and
+draws the audio-text similarity matrix. Importing `processing` registers WavLink with them.
 
     python examples/demo.py runs/quickstart/best
 """
@@ -22,7 +22,7 @@ QUERIES = ("a quiet low church bell", "a loud police siren", "heavy rain")
 
 
 def name_a_sound(folder: str, clips: list[dict]) -> None:
-    classify = pipeline("zero-shot-audio-classification", model=folder, trust_remote_code=True)
+    classify = pipeline("zero-shot-audio-classification", model=folder)
     clip = clips[len(clips) // 2]
     answers = classify(load_column(clip["audio"]), candidate_labels=list(KINDS))[:3]
     print(f"\nan unseen sound, in truth {clip['label']!r} ({clip['caption']}):")
@@ -52,8 +52,8 @@ def draw(similarities: np.ndarray, labels: list[str], path: Path) -> None:
 
 @torch.inference_mode()
 def main(folder: str) -> None:
-    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     clips = list(synthetic_dataset("test", clips_per_kind=3))
 
     def embed_text(texts: list[str]) -> torch.Tensor:
@@ -71,4 +71,5 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that a console cannot write
     main(sys.argv[1])

@@ -10,13 +10,16 @@ loads, and `runs/labels/adapter` the LoRA alone.
 import argparse
 
 import numpy as np
-from transformers import AutoModel, AutoProcessor, TrainingArguments
+from transformers import TrainingArguments
 
+from modeling_wavlink import WavLinkModel
+from modeling_wavlink.cli import escape_unwritable
 from modeling_wavlink.embedding import embed_dataset, embed_text
 from modeling_wavlink.metrics import figure, percent, ranks
 from modeling_wavlink.regimes import describe, set_trainable
 from modeling_wavlink.trainer import WavLinkTrainer
 from modeling_wavlink.zero_shot import PROMPT
+from processing import WavLinkProcessor
 from processing.data import (
     AudioTextCollator,
     CaptionedAudio,
@@ -47,8 +50,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
 
-    model = AutoModel.from_pretrained(options.model, trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(options.model, trust_remote_code=True)
+    model = WavLinkModel.from_pretrained(options.model)
+    processor = WavLinkProcessor.from_pretrained(options.model)
     splits = {name: add_label_captions(load_split(options.folder, name), PROMPT)[0] for name in ("train", "test")}
     splits = {name: with_captions(clips, ["label_caption"]) for name, clips in splits.items()}
     labels = sorted({*label_names(splits["train"]), *label_names(splits["test"])})
@@ -86,4 +89,5 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
+    escape_unwritable()
     main()

@@ -18,13 +18,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoProcessor, XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
+from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
 
 import train
+from modeling_wavlink import WavLinkModel
+from modeling_wavlink.cli import escape_unwritable
 from modeling_wavlink.embedding import embed_dataset, embed_text
 from modeling_wavlink.metrics import percent
 from modeling_wavlink.retrieval import retrieval_scores
 from modeling_wavlink.zero_shot import zero_shot_scores
+from processing import WavLinkProcessor
 from processing.data import caption_columns, captions_of, load_split, with_captions
 
 PROMPTS = {
@@ -177,8 +180,8 @@ def main(argv: list[str] | None = None) -> dict:
     run = ["--output_dir", str(options.out / "run")]
     train.train(train.parse_recipe(["sounds", *towers, *data, *run, *training]))
     best = str(options.out / "run" / "best")
-    model = AutoModel.from_pretrained(best, trust_remote_code=True).eval()
-    processor = AutoProcessor.from_pretrained(best, trust_remote_code=True)
+    model = WavLinkModel.from_pretrained(best).eval()
+    processor = WavLinkProcessor.from_pretrained(best)
     scores = score(model, processor, load_split(str(options.out / "data"), "test"))
     (options.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     show(scores)
@@ -186,4 +189,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
+    escape_unwritable()
     main()

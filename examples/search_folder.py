@@ -8,6 +8,7 @@ The first search embeds the folder into --index (48 numbers of one byte for ever
 
 import argparse
 
+from modeling_wavlink.cli import escape_unwritable
 from modeling_wavlink.indexing import index_sounds
 from modeling_wavlink.querying import Hit, Index
 
@@ -32,4 +33,5 @@ def main(argv: list[str] | None = None) -> list[Hit]:
 
 
 if __name__ == "__main__":
+    escape_unwritable()
     main()

@@ -11,6 +11,8 @@ import argparse
 import io
 import json
 import sys
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -22,6 +24,9 @@ import soxr
 from tokenizers import Tokenizer
 
 MAX_BYTES, MAX_TEXTS = 32 * 2**20, 256  # of one request
+MAX_REQUESTS = 8  # at once, of which one is computed; others are refused
+MAX_SECONDS = 30  # for a request to arrive
+RATES = 1000, 2**20  # Hz
 
 
 class WavLink:
@@ -48,13 +53,21 @@ class WavLink:
     def load(self, file, name: str) -> np.ndarray:
         """float32 mono `[samples]` at the model's rate."""
         rate, longest = self.about["sampling_rate"], self.about["max_samples"]
+        samples, blocks = 0, []
         try:
             with soundfile.SoundFile(file) as sound:
-                enough = (longest // rate + 1) * sound.samplerate  # to tell that it is too long
-                samples = sound.read(enough, dtype="float32", always_2d=True).mean(1)
+                if not RATES[0] <= sound.samplerate <= RATES[1]:
+                    raise ValueError(f"{name} has a sampling rate of {sound.samplerate} Hz")
+                resampler = soxr.ResampleStream(sound.samplerate, rate, num_channels=1, dtype="float32")
+                for mono, last in mono_blocks(sound):
+                    clip = resampler.resample_chunk(mono, last=last) if sound.samplerate != rate else mono
+                    samples += len(clip)
+                    blocks.append(clip)
+                    if samples > longest:
+                        break
         except (soundfile.SoundFileError, OSError, TypeError) as error:
             raise ValueError(f"cannot read {name} as sound: {getattr(error, 'error_string', error)}") from error
-        clip = soxr.resample(samples, sound.samplerate, rate) if len(samples) else samples
+        clip = np.concatenate(blocks)
         if not 0 < len(clip) <= longest or not np.isfinite(clip).all():
             raise ValueError(f"{name} must have finite samples of up to {longest // rate} s: cut it into windows")
         return clip
@@ -72,11 +85,31 @@ class WavLink:
         return ((np.maximum(log, log.max() - 8) + 4) / 4)[:, :frames].astype(np.float32)
 
 
+def mono_blocks(sound: soundfile.SoundFile):
+    """Float32 mono `[samples]` of up to a second and whether they are the last, as `processing/downmix.py` makes them:
+    the mean of the channels, or where they cancel each other out, with those inverted that make it louder."""
+    sound.seekable = lambda: False  # else the header's length is believed
+    frames, signs = min(sound.samplerate, 2**16, 2**20 // sound.channels), None
+    while True:
+        block = sound.read(frames, dtype="float32", always_2d=True)
+        mean = block.mean(axis=1) if len(block) else np.empty(0, np.float32)
+        if signs is None or len(block) == frames:
+            signs, total = np.ones(sound.channels, np.float32), np.zeros(len(block), np.float32)
+            if sound.channels**2 * np.vdot(mean, mean) < 0.03 * np.vdot(block, block):
+                for channel in range(sound.channels):
+                    signs[channel] = -1 if np.vdot(total, block[:, channel]) < 0 else 1
+                    total += signs[channel] * block[:, channel]
+        yield mean if (signs > 0).all() or not len(block) else (block * signs).mean(axis=1), not len(block)
+        if not len(block):
+            return
+
+
 class Handler(BaseHTTPRequestHandler):
     """POST /?text=...&text=... with a sound file as the body is answered with the cosine of each text."""
 
-    timeout = 30  # s without a byte
+    timeout = 10  # s without a byte
     model: WavLink
+    turn = threading.Lock()
 
     def do_POST(self):
         try:
@@ -95,8 +128,43 @@ class Handler(BaseHTTPRequestHandler):
             raise ValueError("give at least one text: POST /?text=a+dog+barks")
         if not length.isdecimal() or not 0 < int(length) <= MAX_BYTES:
             raise ValueError(f"the body must be a sound file of 1 to {MAX_BYTES} bytes, with its Content-Length")
-        sound = self.model.embed_sound(io.BytesIO(self.rfile.read(int(length))), "the body")
-        return [{"text": text, "cosine": float(self.model.embed_text(text) @ sound)} for text in texts]
+        body = self._body(int(length))
+        with self.turn:
+            sound = self.model.embed_sound(io.BytesIO(body), "the body")
+            return [{"text": text, "cosine": float(self.model.embed_text(text) @ sound)} for text in texts]
+
+    def _body(self, length: int) -> bytes:
+        body, deadline = bytearray(), time.monotonic() + MAX_SECONDS
+        while len(body) < length and (piece := self.rfile.read1(min(length - len(body), 2**16))):
+            body += piece
+            if time.monotonic() > deadline:
+                raise ValueError(f"the body did not arrive in {MAX_SECONDS} s")
+        if len(body) < length:
+            raise ValueError(f"the body has {len(body)} of {length} bytes")
+        return bytes(body)
+
+
+class Server(ThreadingHTTPServer):
+    """At most `MAX_REQUESTS` connections at a time; one more is answered with 503 and closed."""
+
+    free = threading.BoundedSemaphore(MAX_REQUESTS)
+
+    def process_request(self, request, address):
+        if self.free.acquire(blocking=False):
+            super().process_request(request, address)
+        else:
+            request.settimeout(1)
+            try:
+                request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n")
+            except OSError:
+                pass
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request, address):
+        try:
+            super().process_request_thread(request, address)
+        finally:
+            self.free.release()
 
 
 def main() -> None:
@@ -112,12 +180,13 @@ def main() -> None:
         sound = model.embed_sound(path, path)
         print(path, *(f"  {sound @ vector:6.3f}  {text}" for text, vector in texts), sep="\n")
     if options.serve is not None:
-        with ThreadingHTTPServer(("127.0.0.1", options.serve), Handler) as server:
+        with Server(("127.0.0.1", options.serve), Handler) as server:
             print(f"http://127.0.0.1:{server.server_port}", flush=True)
             server.serve_forever()
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that a console cannot write
     try:
         main()
     except (ValueError, OSError) as error:

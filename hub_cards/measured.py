@@ -13,6 +13,8 @@ from huggingface_hub import HfApi
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.peers import revision
 
+from .source import commit_of
+
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -42,7 +44,7 @@ def scores_of(model: WavLinkModel, source: str, read: dict[str, list[dict]]) -> 
     own = fingerprint(model) if read else ""
     found = []
     for path, rows in read.items():
-        same = [row for row in rows if _is_of(row, own, model, source)]
+        same = [row for row in rows if _is_of(row, own, source)]
         if not same:
             others = ", ".join(f"{row['model']} ({row['about']['revision']})" for row in rows)
             raise ValueError(
@@ -60,15 +62,15 @@ def fingerprint(model: WavLinkModel) -> str:
     return revision(model)
 
 
-def _is_of(row: dict, own: str, model: WavLinkModel, source: str) -> bool:
+def _is_of(row: dict, own: str, source: str) -> bool:
     measured = row["about"]["revision"]
     if not _COMMIT.fullmatch(measured):
         return measured == own
     if row["about"].get("seed") is not None:  # a control: the architecture of that commit with new weights
         return False
-    commit = getattr(model.config, "_commit_hash", None)
     if Path(source).is_dir():
         return _weights_in(Path(source)) == _weights_on_hub(row["model"], measured)
+    commit = commit_of(source)
     # A commit that changed the card alone has the same weights.
     return bool(commit) and (
         commit == measured or _weights_on_hub(source, commit) == _weights_on_hub(row["model"], measured)

@@ -14,7 +14,6 @@ along, and so do an index and its sounds. Before the upload it has started in a 
 
 import argparse
 import gc
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,15 +21,13 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
 
+from modeling_wavlink.atomic_files import new_folder
 from modeling_wavlink.cli import code_of, run_command, signals_as_interrupts, stdout_for
-from modeling_wavlink.whole_files import new_folder
 
 from .card import write_card
 from .measured import read_scores, scores_of
-from .source import SIZES, merged, open_checkpoint, open_paper_model, run_of
+from .source import SIZES, commit_of, merged, open_checkpoint, open_paper_model, run_of
 from .space.folder import check_space, write_space
 from .upload import Target, check_access, upload, without_token
 from .verify import vectors, verify
@@ -63,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def push(options: argparse.Namespace) -> str:
     """Checks, prepares, verifies and uploads; returns the address of the commit, or with --dry_run the folder."""
     kind = "space" if options.space else "model"
-    target = Target(options.repo_id, options.private, options.revision, options.create_pr, options.tag, kind)
+    names = ("repo_id", "private", "revision", "create_pr", "tag", "overwrite_card")
+    target = Target(kind=kind, **{name: getattr(options, name) for name in names})
     scores = read_scores(options.scores)
     api = HfApi()
     if not options.dry_run:
@@ -109,7 +107,7 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
 
 def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> None:
     """Writes a Space into `folder`, with the model in it unless that is a whole one on the Hub; and starts it once."""
-    commit = _commit(options.folder)
+    commit = commit_of(options.folder)
     if not commit:
         verify(folder / "model", prepare(options, folder / "model", scores))
     name = options.folder if commit else Path(options.folder).resolve().name
@@ -120,14 +118,6 @@ def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, l
     check_space(folder)
 
 
-def _commit(source: str) -> str:
-    """Of a WavLink on the Hub; "" of a folder, and of an adapter, which has to be merged first."""
-    if Path(source).is_dir():
-        return ""
-    config = cached_file(source, "config.json", _raise_exceptions_for_missing_entries=False)
-    return (config and extract_commit_hash(config, None)) or ""
-
-
 @contextmanager
 def _workplace(output_dir: str | None) -> Iterator[Path]:
     """An empty folder, so that nothing is pushed that was not written here: a temporary one, or one that takes the
@@ -136,7 +126,7 @@ def _workplace(output_dir: str | None) -> Iterator[Path]:
         with temporary() as folder:
             yield folder
         return
-    folder = Path(os.path.abspath(output_dir))
+    folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output_dir {folder} is not an empty folder: all in it would be pushed, so name a new one")
     with new_folder(folder) as unfinished:
@@ -158,6 +148,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--revision", default="", metavar="BRANCH", help="default: main; a new branch starts there")
     add("--create_pr", action="store_true", help="open a pull request instead of writing to main")
     add("--tag", default="", help="of the new commit")
+    add("--overwrite_card", action="store_true", help="also where it was edited on the Hub, above the line it names")
     add("--space", action="store_true", help="push a demo of the model, not the model; REPO_ID is the Space's")
     add(
         "--index",

@@ -5,13 +5,18 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
-from transformers import AutoTokenizer, set_seed
-from transformers.utils import cached_file
+from transformers import set_seed
+from transformers.utils import logging
+from transformers.utils.hub import extract_commit_hash
 
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.building import build
+from modeling_wavlink.compat_wavlink import optional_file
+from modeling_wavlink.pretrained_wavlink import refuse_adapter
 from modeling_wavlink.recipes import get_recipe
-from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+from processing import WavLinkProcessor
+
+logger = logging.get_logger(__name__)
 
 SIZES = ("base", "small", "large")
 
@@ -23,14 +28,14 @@ def open_checkpoint(source: str) -> tuple[WavLinkModel | PeftModel, WavLinkProce
         source: a folder or Hub id of a WavLink, such as runs/sounds/best, or of a PEFT adapter of one.
     """
     folder = Path(source)
-    if _file(source, "adapter_config.json"):
+    if optional_file(source, "adapter_config.json"):
         return _open_adapter(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         best = folder / "best"
         hint = f"did you mean {best}?" if (best / "config.json").is_file() else "give a WavLink's folder or Hub id"
         raise ValueError(f"{source} has neither a config.json nor an adapter_config.json: {hint}")
     model = WavLinkModel.from_pretrained(source, use_safetensors=True).eval()
-    return model, _open_processor(source, model)
+    return model, WavLinkProcessor.from_pretrained(source)
 
 
 def open_paper_model(size: str) -> tuple[WavLinkModel, WavLinkProcessor]:
@@ -51,19 +56,20 @@ def run_of(source: str) -> Path | None:
     return next((folder for folder in near if (folder / "recipe.json").is_file()), None)
 
 
-def _file(source: str, name: str) -> str | None:
-    return cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-
-
-def _open_processor(source: str, model: WavLinkModel) -> WavLinkProcessor:
-    htsat = model.config.audio_config.model_type == "clap_audio_model"
-    extractor = (WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor).from_pretrained(source)
-    return WavLinkProcessor(extractor, AutoTokenizer.from_pretrained(source, config=model.config.text_config))
+def commit_of(source: str) -> str:
+    """The Hub's commit of a WavLink; "" of a folder, and of an adapter, which has to be merged first."""
+    if Path(source).is_dir() or optional_file(source, "adapter_config.json"):
+        return ""
+    config = optional_file(source, "config.json")
+    return (config and extract_commit_hash(config, None)) or ""
 
 
 def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
-    base = PeftConfig.from_pretrained(source).base_model_name_or_path
-    weights = _file(source, "adapter_model.safetensors")
+    config = PeftConfig.from_pretrained(source)
+    base = config.base_model_name_or_path
+    if getattr(config, "megatron_config", None):
+        raise ValueError(f"the adapter_config.json of {source} names a module to import (megatron_config): delete it")
+    weights = optional_file(source, "adapter_model.safetensors")
     if not weights:
         raise ValueError(f"{source} has no adapter_model.safetensors: save it with peft's safe_serialization=True")
     if not base:
@@ -71,17 +77,23 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
             f"{source} does not name the model it was trained on: push the merged folder it lies in, or write its "
             "folder or Hub id into adapter_config.json as base_model_name_or_path"
         )
+    if not Path(source).is_dir() and Path(base).exists():
+        raise ValueError(
+            f"{source}, an adapter of the Hub, names {base} as its base, which is on this machine: download the "
+            "adapter, look at it, and give its folder"
+        )
+    logger.warning(f"the base of {source} is {base[:200]!r}, as its adapter_config.json says")
     try:
+        refuse_adapter(base)
         bare = WavLinkModel.from_pretrained(base, use_safetensors=True)
     except OSError as error:
         raise ValueError(f"{base}, which {source} was trained on, does not load: {error}") from error
-    bare.config._commit_hash = None  # what was scored under that commit had no adapter
     model = PeftModel.from_pretrained(bare, source).eval()
     _refuse_forgotten(source, weights, model)
     # The run's own processor, which lies beside its merged weights: the recipe may pad otherwise than the base.
     above = Path(source).parent
     places = [place for place in (source, str(above)) if Path(place, "processor_config.json").is_file()]
-    return model, _open_processor([*places, base][0], bare)
+    return model, WavLinkProcessor.from_pretrained([*places, base][0])
 
 
 def _refuse_forgotten(source: str, weights: str, model: PeftModel) -> None:

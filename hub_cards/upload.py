@@ -12,12 +12,23 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 
-# What from_pretrained may read and what shows scores: an older push's would be loaded, or believed, with the new.
+from .record import CARD, EDITED, RECORD, Earlier, card_with_kept, read_earlier, record_of, refuse_edited
+
+# What a push of a version that left no record made: a loader would read it, or a card's reader believe it.
 REPLACED = (
-    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.json", "*.jinja"),
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.jinja", "*.index.json"),
+    *("config.json", "adapter_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("*_wavlink.py", "vocab.txt", "merges.txt", "*.model", ".eval_results/*.yaml"),
 )
-SPACE_FOLDERS = ("model", "index", "sounds", "modeling_wavlink", "processing", "hub_cards")  # a push's as a whole
+SPACE_FOLDERS = (
+    "model",
+    "index",
+    "sounds",
+    "modeling_wavlink",
+    "processing",
+    "hub_cards",
+)  # of such a version's Space
 # Older clients ask about reading alone; a missing right to write then shows at the upload.
 _WRITE = {"write": True} if "write" in inspect.signature(HfApi.auth_check).parameters else {}
 
@@ -32,6 +43,7 @@ class Target:
     create_pr: bool = False
     tag: str = ""
     kind: str = "model"  # or "space"
+    overwrite_card: bool = False  # also where people have edited it
 
     def __post_init__(self):
         if self.repo_id.count("/") != 1:
@@ -69,9 +81,19 @@ def check_access(api: HfApi, target: Target) -> None:
             _refuse_foreign_namespace(target, user)
         elif target.private and not existing.private:
             raise ValueError(f"{target.repo_id} exists and is public: make it private in its settings, then push")
+        if existing is not None:
+            _earlier(api, target)
         refs = api.list_repo_refs(target.repo_id, repo_type=target.kind) if existing and target.tag else None
         if refs and target.tag in [tag.name for tag in refs.tags]:
             raise ValueError(f"{target.repo_id} has a tag {target.tag} already, which stays where it is: give another")
+
+
+def _earlier(api: HfApi, target: Target) -> Earlier:
+    """What is there before the push, which may be replaced."""
+    earlier = read_earlier(api, target.repo_id, target.kind, target.branch)
+    if not target.overwrite_card:
+        refuse_edited(earlier, target.repo_id, EDITED if target.kind == "space" else [CARD])
+    return earlier
 
 
 def _existing(api: HfApi, target: Target, user: dict) -> ModelInfo | SpaceInfo | None:
@@ -104,7 +126,8 @@ def _refuse_foreign_namespace(target: Target, user: dict) -> None:
 def upload(api: HfApi, folder: Path, target: Target) -> str:
     """Puts the folder into the repository in one commit, which is made whole or not at all; returns its address.
 
-    The commit takes away what an older push left of REPLACED, and is refused if somebody else commits meanwhile.
+    The commit takes away what only an earlier push has made, keeps what people have written into the card (see
+    `record`), and is refused if somebody else commits meanwhile.
     Not `upload_folder`, which with hf_xet may make several commits, so that a cut upload leaves half a model.
     """
     head = None
@@ -117,13 +140,13 @@ def upload(api: HfApi, folder: Path, target: Target) -> str:
             api.create_repo(target.repo_id, private=target.private or None, exist_ok=True, **of_kind, **sdk)
         if not target.branch.startswith("refs/") and target.branch != constants.DEFAULT_REVISION:
             api.create_branch(target.repo_id, branch=target.branch, exist_ok=True, **of_kind)
-        head = api.repo_info(target.repo_id, revision=target.branch, **of_kind)
+        head = _earlier(api, target)
         commit = api.create_commit(
             target.repo_id,
-            _operations(folder, [file.rfilename for file in head.siblings], target.kind),
+            _operations(folder, head, target.kind),
             commit_message="WavLink",
             revision=target.branch,
-            parent_commit=head.sha,
+            parent_commit=head.commit,
             create_pr=target.create_pr,
             **of_kind,
         )
@@ -136,28 +159,34 @@ def upload(api: HfApi, folder: Path, target: Target) -> str:
     return commit.pr_url or commit.commit_url
 
 
-def _operations(folder: Path, there: list[str], kind: str) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _operations(folder: Path, earlier: Earlier, kind: str) -> list[CommitOperationAdd | CommitOperationDelete]:
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    replaced = _replaced_in_a_space if kind == "space" else _replaced
-    stale = [name for name in there if name not in paths and replaced(name)]
-    additions = [CommitOperationAdd(name, str(path)) for name, path in paths.items()]
+    texts = {name: paths[name].read_text(encoding="utf-8") for name in EDITED if name in paths}
+    contents = {CARD: card_with_kept(earlier, texts[CARD]).encode("utf-8", "surrogateescape")} if CARD in texts else {}
+    contents[RECORD] = record_of(paths, texts)
+    additions = [CommitOperationAdd(name, str(path)) for name, path in paths.items() if name not in contents]
+    additions += [CommitOperationAdd(name, content) for name, content in contents.items()]
+    stale = sorted(name for name in earlier.names - {*paths, *contents} if _made(earlier, kind, name))
     return [*additions, *(CommitOperationDelete(name) for name in stale)]
 
 
-def _replaced(name: str) -> bool:
-    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in REPLACED)
+def _made(earlier: Earlier, kind: str, name: str) -> bool:
+    """Whether an earlier push has made this file: by the record, or as versions without one did."""
+    if earlier.made is not None:
+        return name in earlier.made
+    if kind == "space":
+        code = ("modeling_wavlink/", "processing/", "hub_cards/")
+        return name.split("/")[0] in SPACE_FOLDERS and "/" in name and any(x.startswith(code) for x in earlier.names)
+    ours = any(x.endswith("_wavlink.py") and "/" not in x for x in earlier.names)
+    return ours and any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in REPLACED)
 
 
-def _replaced_in_a_space(name: str) -> bool:
-    return name.split("/")[0] in SPACE_FOLDERS and "/" in name
-
-
-def _left_behind(api: HfApi, target: Target, head: ModelInfo | SpaceInfo | None, existed: bool) -> str:
+def _left_behind(api: HfApi, target: Target, head: Earlier | None, existed: bool) -> str:
     """What a failed upload changed, asked of the Hub: the answer to a commit can be lost on the way back."""
     try:
         if head is None:
             made = not existed and api.repo_exists(target.repo_id, repo_type=target.kind)
-        elif api.repo_info(target.repo_id, repo_type=target.kind, revision=target.branch).sha != head.sha:
+        elif api.repo_info(target.repo_id, repo_type=target.kind, revision=target.branch).sha != head.commit:
             return f"but {target.branch} has a new commit, see there whether it is this one"
         else:
             made = not existed

@@ -42,7 +42,13 @@ def verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
         np.save(f"{workplace}/clip.npy", probe())
         command = [sys.executable, str(STRANGER), str(folder.resolve()), str(workplace), *TEXTS]
         done = subprocess.run(
-            command, cwd=workplace, env=_environment(workplace), capture_output=True, text=True, check=False
+            command,
+            cwd=workplace,
+            env=_environment(workplace),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
         if done.returncode:
             raise ValueError(f"{folder} does not load with transformers and torch alone: {_error_in(done.stderr)}")

@@ -1,6 +1,11 @@
-"""The WavLink model, its losses, recipes, evaluation and search."""
+"""The WavLink model, its losses, recipes, evaluation and search.
+
+Its classes are registered with transformers' Auto classes as soon as one of them is imported from here, or at once
+where transformers is loaded already, see `auto_classes`.
+"""
 
 import importlib
+import sys
 
 _HOMES = {
     "WavLinkAudioModel": "whisper_audio_wavlink",
@@ -17,4 +22,9 @@ def __getattr__(name: str):
     """Imported when first asked for, so that the command line answers before torch is loaded."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module("processing")  # registers them
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+if "transformers" in sys.modules:
+    importlib.import_module("processing")

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
 
+from .compat import enable_checkpointing
 from .configuration_wavlink import WavLinkConfig, frame_pooling
 from .modeling_wavlink import WavLinkModel
+from .pretrained_wavlink import refuse_adapter
 from .recipes import Recipe
 from .regimes import lora_config, set_trainable
 
@@ -43,8 +45,8 @@ def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
             f"{recipe.name} starts from {recipe.init}, which is neither a folder nor a Hub id: train its first stage, "
             "or give --init"
         )
-    config = AutoConfig.from_pretrained(recipe.init, trust_remote_code=True)
-    config = WavLinkConfig.from_dict(config.to_dict())
+    config = WavLinkConfig.from_pretrained(recipe.init)
+    refuse_adapter(recipe.init)
     if config.loss_type != recipe.loss_type:
         raise ValueError(f"{recipe.init} has learned with {config.loss_type}: give --loss_type {config.loss_type}")
     if recipe.pooling and recipe.pooling != config.pooling:
@@ -77,7 +79,10 @@ def _frames(recipe: Recipe) -> dict:
     """What the recipe says of a Whisper's frames; HTS-AT pools its patches itself."""
     if not recipe.frame_pooling:
         return {}
-    if recipe.audio_model and AutoConfig.from_pretrained(recipe.audio_model).model_type != "whisper":
+    if (
+        recipe.audio_model
+        and AutoConfig.from_pretrained(recipe.audio_model, trust_remote_code=False).model_type != "whisper"
+    ):
         return {}
     factor, layers = frame_pooling(recipe)
     return {"frame_pooling": factor, "frame_pooling_layer": list(layers)}
@@ -90,8 +95,8 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
         captions: gives every caption to learn from, whose words a new text tower's tokenizer needs.
     """
     if recipe.init:
-        model = AutoModel.from_pretrained(recipe.init, trust_remote_code=True)
-        processor = AutoProcessor.from_pretrained(recipe.init, trust_remote_code=True)
+        model = WavLinkModel.from_pretrained(recipe.init)  # this code, not what lies beside the weights
+        processor = WavLinkProcessor.from_pretrained(recipe.init)
         processor.feature_extractor.padding = recipe.padding
         model.config.label_smoothing = recipe.label_smoothing
     elif recipe.audio_model:
@@ -116,7 +121,7 @@ def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     if recipe.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ValueError("HTS-AT has no gradient_checkpointing: leave it out, or lower --micro_batch_size")
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
     return model
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from .whole_files import write_whole
+from .atomic_files import write_text
 
 _PLACE = "place.json"
 
@@ -49,19 +49,24 @@ def save_state(accelerator: Accelerator, folder: Path, place: dict) -> None:
     """
     accelerator.save_state(str(folder))
     if accelerator.is_main_process:
-        write_whole(folder / _PLACE, json.dumps(place))
+        write_text(folder / _PLACE, json.dumps(place))
 
 
-def load_state(accelerator: Accelerator, folder: Path) -> dict:
+def load_state(accelerator: Accelerator, folder: Path, facts: dict | None = None) -> dict:
     """Puts the prepared model, the optimizer and the random states back, and returns the place.
 
+    Args:
+        facts: what must be as the place's `facts` say it was, such as the number of processes.
+
     Raises:
-        ValueError: a file that would run code, or a checkpoint without a place.
+        ValueError: a file that would run code, a checkpoint without a place, or one of other facts.
     """
     if not (folder / _PLACE).is_file():
         raise ValueError(
             f"{folder} has no {_PLACE}, so it is not a checkpoint of this version: start anew in another --output_dir"
         )
+    place = json.loads((folder / _PLACE).read_text(encoding="utf-8"))
+    _refuse_other_facts(folder, place, facts or {})
     try:
         for index in sorted(folder.rglob("*.metadata")):
             with open(index, "rb") as file:
@@ -72,7 +77,19 @@ def load_state(accelerator: Accelerator, folder: Path) -> dict:
             f"{folder} holds a file that no run has written and that could run code, so it is not read: delete it, "
             "and the same command goes on from the checkpoint before, or from the start"
         ) from error
-    return json.loads((folder / _PLACE).read_text(encoding="utf-8"))
+    return place
+
+
+def _refuse_other_facts(folder: Path, place: dict, facts: dict) -> None:
+    begun = {"processes": len(place["feeds"]), **place.get("facts", {})}  # older versions wrote no facts
+    names = [name for name in facts if name in begun and facts[name] != begun[name]]
+    if names:
+        changes = "; ".join(f"{name}: {begun[name]}, now {facts[name]}" for name in names)
+        raise ValueError(
+            f"{folder} cannot go on, since its run has changed ({changes}): start the same command with what it was "
+            "begun with, or a new run in another --output_dir; --init with this run's best/ or last/ starts from "
+            "its weights"
+        )
 
 
 class _Index(pickle.Unpickler):

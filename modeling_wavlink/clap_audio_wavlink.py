@@ -5,9 +5,14 @@ from torch import Tensor, nn
 from transformers import ClapAudioConfig, ClapAudioModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_wavlink import WavLinkClapAudioConfig, check_audio_config
+from .pretrained_wavlink import RECORDED, SavedAlone, given
 
 
-class WavLinkClapAudioModel(ClapAudioModel):
+class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
     """CLAP's HTS-AT (arXiv 2211.06687) over a clip's windows, whose pooled outputs are averaged.
 
     It has no global token. A clip of one window gets what `ClapAudioModel` gives, bit for bit. Its batch norm keeps
@@ -15,15 +20,18 @@ class WavLinkClapAudioModel(ClapAudioModel):
     learn. `ClapAudioModel` has one attention, so `attn_implementation` speaks of the text tower alone.
     """
 
-    config: ClapAudioConfig
-    config_class = ClapAudioConfig
+    config: WavLinkClapAudioConfig
+    config_class = WavLinkClapAudioConfig
+    input_modalities = ("audio",)
 
     # Statistics of a new tower, in dB. Log-mels of 80 real clips had mean -49 and a deviation within a band of 27,
     # those of the synthetic clips -58 and 23; ClapAudioModel starts from 0 and 1.
     new_mean, new_std = -50.0, 25.0
 
     def __init__(self, config: ClapAudioConfig):
+        check_audio_config(config)
         super().__init__(config)
+        self._init_statistics(self.audio_encoder.batch_norm)
         self.audio_encoder.batch_norm.eval()
 
     def train(self, mode: bool = True) -> "WavLinkClapAudioModel":
@@ -38,18 +46,33 @@ class WavLinkClapAudioModel(ClapAudioModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, nn.BatchNorm2d):
-            init.constant_(module.running_mean, self.new_mean)
-            init.constant_(module.running_var, self.new_std**2)
+            self._init_statistics(module)
 
-    def forward(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+    @torch.no_grad()
+    def _init_statistics(self, batch_norm: nn.BatchNorm2d):
+        init.constant_(batch_norm.running_mean, self.new_mean)
+        init.constant_(batch_norm.running_var, self.new_std**2)
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.audio_encoder.patch_embed.proj = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_features: Tensor,
+        input_features_mask: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
         """
         Args:
             input_features: log-mel in dB `[B, W, T, F]`, W windows of a clip (of 10 s and 1001 frames each).
-            input_features_mask: `[B, W]`, 1 for the clip's own windows; without it all W are heard.
+            input_features_mask: `[B, W]`, 1 for the clip's own windows; without it all W are processed.
+            kwargs: `output_hidden_states`, `output_attentions` and `return_dict`.
 
         Returns:
             `last_hidden_state` `[B, W * P, D]`, the windows' P patches (zeros for a masked window), and
-            `pooler_output` `[B, D]`, the mean over the clip's windows.
+            `pooler_output` `[B, D]`, the mean over the clip's windows. `hidden_states` and `attentions` are
+            `ClapAudioModel`'s, of the windows of all clips one after another, masked ones left out.
         """
         encoder = self.audio_encoder
         longest = encoder.spec_size * encoder.freq_ratio
@@ -61,14 +84,21 @@ class WavLinkClapAudioModel(ClapAudioModel):
                 "them from WavLinkClapFeatureExtractor"
             )
         mask = input_features.new_ones(shape[:2]) if input_features_mask is None else input_features_mask
-        heard = mask.bool()
-        windows = input_features[heard][:, None].to(encoder.patch_embed.proj.weight.dtype)  # (N, 1, T, F)
-        output = super().forward(windows)
+        own = mask.bool()
+        windows = input_features[own][:, None].to(encoder.batch_norm.weight.dtype)  # (N, 1, T, F)
+        options = {name: value for name, value in given(kwargs).items() if name in RECORDED}
+        output = super().forward(windows, return_dict=True, **options)
         patches = output.last_hidden_state.flatten(2).transpose(1, 2)  # (N, P, D)
         states = patches.new_zeros(*shape[:2], *patches.shape[1:])
-        states[heard] = patches
+        states[own] = patches
         pooled = output.pooler_output.new_zeros(*shape[:2], patches.shape[2])
-        pooled[heard] = output.pooler_output
+        pooled[own] = output.pooler_output
         return BaseModelOutputWithPooling(
-            last_hidden_state=states.flatten(1, 2), pooler_output=pooled.sum(1) / heard.sum(1, keepdim=True)
+            last_hidden_state=states.flatten(1, 2),
+            pooler_output=pooled.sum(1) / own.sum(1, keepdim=True),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )
+
+
+WavLinkClapAudioModel.register_for_auto_class("AutoModel")

@@ -16,6 +16,7 @@ import torch
 from hub_cards.foreign_text import clean
 from processing.audio_inputs_wavlink import as_list
 from processing.data import clip_name
+from processing.sound_files import with_folders_listed
 
 from .cli import run_command, stdout_for
 from .embedder import DTYPES, Embedder
@@ -34,25 +35,27 @@ def classify(
     """Of each file `path` and `labels`, from the likeliest on `{"label", "score", "cosine"}`, or `path` and `error`.
 
     Args:
-        files: paths, or what else `Embedder.embed_files` takes; what has no path is named by its number.
+        files: paths, or what else `Embedder.embed_files` takes; a folder stands for all sound files below it, and what
+            has no path is named by its number.
         labels: two or more, no two with the same words.
         prompts: texts with `{}` where the label goes.
         clean_up: what becomes of labels before they go there, see `zero_shot.label_texts`.
         dim: of the nested dims (default: all).
 
     Raises:
-        ValueError: no prompt with a `{}`, a label given twice or only one, or a dim that is none.
+        ValueError: a prompt without one `{}`, a label given twice or only one, a folder without sounds, or a dim that
+            is none.
     """
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise ValueError(f"give two labels or more, each once, got {', '.join(map(repr, labels)) or 'none'}")
     prompts = checked_prompts(list(prompts))
     if dim not in (None, embedder.dims, *embedder.matryoshka_dims):
         raise ValueError(f"dim must be one of the nested dims {embedder.matryoshka_dims}, got {dim}")
-    dim = dim or embedder.dims
+    dim, files = dim or embedder.dims, with_folders_listed(as_list(files))
     said = embed_prompted(
         label_texts(labels, clean_up), prompts, lambda texts: torch.from_numpy(embedder.embed_text(texts))
     )
-    said, scale, files = ensemble(said, dim), _scale(embedder.model), as_list(files)
+    said, scale = ensemble(said, dim), _scale(embedder.model)
     return [
         {"path": clip_name(file, number), "error": str(vector)}
         if isinstance(vector, ValueError)
@@ -91,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="whatever libsndfile reads")
+    add("files", nargs="+", metavar="FILE", help="sound files, or folders of them")
     add("--model", required=True, help="a folder or a Hub id of a WavLink or a CLAP")
     add("--labels", required=True, nargs="+", help="to choose from")
     add("--prompt", nargs="+", default=[PROMPT], help="{} is the label; several are averaged (%(default)s)")

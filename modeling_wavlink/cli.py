@@ -54,6 +54,7 @@ EXIT_CODES = """exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
+    escape_unwritable()
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("-h", "--help"):
         print(_help())
@@ -80,6 +81,7 @@ def _handed_on(name: str, rest: list[str]) -> int:
 
 def run_command(name: str, command: Callable, arguments: Sequence[str] | None = None) -> int:
     """The exit code of a command's `main`, by `EXIT_CODES`; what the user can mend is one line on stderr."""
+    escape_unwritable()
     try:
         return command(arguments) or 0
     except (ValueError, OSError) as error:
@@ -98,6 +100,13 @@ def run_command(name: str, command: Callable, arguments: Sequence[str] | None = 
         return 2
     except KeyboardInterrupt as stopped:
         return code_of(stopped)
+
+
+def escape_unwritable() -> None:
+    """Let stdout and stderr write what their encoding does not have, such as names of files, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _help() -> str:
@@ -155,7 +164,7 @@ def stdout_for(result: bool):
     """With `result`, all that is printed goes to stderr, and the yielded function prints the one JSON to stdout."""
     target = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if result else target):
-        yield lambda value: result and print(json.dumps(value, indent=2, ensure_ascii=False), file=target, flush=True)
+        yield lambda value: result and print(json.dumps(value, indent=2), file=target, flush=True)
 
 
 if __name__ == "__main__":

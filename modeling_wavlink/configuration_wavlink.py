@@ -1,13 +1,23 @@
 """WavLinkConfig: a Whisper or HTS-AT audio tower, any text tower, and one shared space with nested dims."""
 
+import copy
 import math
 
-from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PretrainedConfig, WhisperConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    ClapAudioConfig,
+    CLIPTextConfig,
+    PretrainedConfig,
+    WhisperConfig,
+)
 
 AUDIO_TOWERS = ("whisper", "clap_audio_model")
 LOSS_TYPES = ("info_nce", "sigmoid")
 POOLINGS = ("token", "mean", "token_mean")
 TEXT_POOLINGS = ("eos", "cls", "mean")
+_TEXT_TOWERS = ("clip_text_model", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert")  # tried
 MOST_LAYERS = 1000  # of a tower; a config that says more would be built for hours before its weights do not fit
 
 # What a saved config says of `pipeline(trust_remote_code=True)`: the stock class cannot batch clips of two lengths.
@@ -22,6 +32,13 @@ CUSTOM_PIPELINES = {
 # RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
+# Fields by which a file could have transformers run a kernel or a pipeline of anybody's. The first four are options of
+# a call and never saved.
+_NAMES_CODE = (
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+    "custom_pipelines",
+)
+
 # (Whisper width, layers, heads, mel bins, vocabulary), (CLIP text width, heads): Table 1 of arXiv 2601.15118.
 _SIZES = {
     "base": ((512, 6, 8, 80, 51864), (512, 8)),  # whisper-base.en + CLIP ViT-B/32
@@ -33,6 +50,40 @@ _SIZES = {
 def nested_dims(projection_dim: int, levels: int = 4) -> list[int]:
     """`projection_dim` and its halves, largest first: 512 -> [512, 256, 128, 64] (the paper's K = 4)."""
     return [projection_dim >> level for level in range(levels)]
+
+
+class WavLinkAudioConfig(WhisperConfig):
+    """The config of a `WavLinkAudioModel` saved by itself; within a `WavLinkConfig` it is a `WhisperConfig`."""
+
+    model_type = "wavlink_audio_model"
+    is_encoder_decoder: bool = False
+
+
+class WavLinkClapAudioConfig(ClapAudioConfig):
+    """The config of a `WavLinkClapAudioModel` saved by itself; within a `WavLinkConfig`, a `ClapAudioConfig`."""
+
+    model_type = "wavlink_clap_audio_model"
+
+
+# By model type, since code of the Hub may bring these classes a second time.
+_ALONE = {"whisper": WavLinkAudioConfig, "clap_audio_model": WavLinkClapAudioConfig}
+_WITHIN = {"wavlink_audio_model": WhisperConfig, "wavlink_clap_audio_model": ClapAudioConfig}
+
+
+def saved_alone(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of an audio tower that is saved without a WavLink, whose model type is the tower's own."""
+    return _as_class(config, _ALONE)
+
+
+def _as_class(config: PretrainedConfig, classes: dict[str, type]) -> PretrainedConfig:
+    new = classes.get(type(config).model_type)
+    if new is None:
+        return config
+    config = copy.deepcopy(config)
+    config.__class__ = new  # the fields are the same
+    vars(config).pop("model_type", None)  # which a file sets on the instance too
+    config.is_encoder_decoder = new is WhisperConfig
+    return config
 
 
 class WavLinkConfig(PretrainedConfig):
@@ -105,7 +156,7 @@ class WavLinkConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.label_smoothing = label_smoothing
         self.pooling = pooling
-        self._check()
+        self.check()
         super().__init__(**kwargs)
         if getattr(self, "custom_pipelines", None):
             self.custom_pipelines = _Pipelines(self.custom_pipelines)
@@ -125,13 +176,15 @@ class WavLinkConfig(PretrainedConfig):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As transformers', but whatever is wrong with what a file says is a ValueError that names it."""
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            config = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ImportError):  # which name it
             raise
         except Exception as error:
             raise ValueError(
                 f"the config of {pretrained_model_name_or_path} is not a WavLink's: {one_line(error)}"
             ) from error
+        (config[0] if isinstance(config, tuple) else config).check()  # fields that `kwargs` set instead of the file's
+        return config
 
     def save_pretrained(self, save_directory, **kwargs):
         """As transformers', with the pipeline that `WavLinkModel.save_pretrained` puts beside it."""
@@ -140,30 +193,39 @@ class WavLinkConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """Refuses the config of another model, which transformers would only warn about."""
+        """As transformers', but another model's config is refused, and what names code of others is left out."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
                 f"this is the checkpoint of a {model_type!r} model, not of a WavLink model; to start a WavLink from "
                 "pretrained towers call WavLinkModel.from_audio_text_pretrained(audio, text)"
             )
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(_without_code(config_dict), **kwargs)
 
-    def _check(self):
-        if self.audio_config.model_type not in AUDIO_TOWERS:
-            raise ValueError(
-                f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {self.audio_config.model_type!r}"
-            )
+    def to_diff_dict(self) -> dict:
+        """What is saved: not where the towers came from, which is a folder of one machine."""
+        output = super().to_diff_dict()
+        for tower in (output.get(name) for name in self.sub_configs):
+            if isinstance(tower, dict):
+                tower.pop("_name_or_path", None)
+        return output
+
+    def check(self) -> None:
+        """Refuses fields that no model has; a model checks them again, since they may have been set afterwards.
+
+        Raises:
+            ValueError: names the field.
+        """
+        for name in self.sub_configs:
+            if not isinstance(getattr(self, name), PretrainedConfig):
+                raise ValueError(f"{name} must be a config, got {getattr(self, name)!r}")
         _check_numbers(self)
-        _check_layers(self.audio_config)
-        _check_layers(self.text_config)
-        _check_frame_pooling(self.audio_config)
+        check_audio_config(self.audio_config)
+        check_text_config(self.text_config)
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
-        if self.audio_config.model_type == "clap_audio_model":
-            _check_htsat(self.audio_config)
-            if self.pooling != "token":
-                raise ValueError(f"HTS-AT pools its patches itself: leave pooling out, got {self.pooling!r}")
+        if self.audio_config.model_type == "clap_audio_model" and self.pooling != "token":
+            raise ValueError(f"HTS-AT pools its patches itself: leave pooling out, got {self.pooling!r}")
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type must be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}")
         if not 0 <= self.label_smoothing < 1:
@@ -195,6 +257,8 @@ class _Pipelines(dict):
 
 
 def _check_numbers(config: WavLinkConfig) -> None:
+    if not isinstance(config.matryoshka_dims, list | tuple):
+        raise ValueError(f"matryoshka_dims must be a list of whole numbers, got {config.matryoshka_dims!r}")
     for value in (config.projection_dim, *config.matryoshka_dims):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"projection_dim and matryoshka_dims must be whole numbers, got {value!r}")
@@ -202,11 +266,37 @@ def _check_numbers(config: WavLinkConfig) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if isinstance(config.label_smoothing, bool) or not isinstance(config.label_smoothing, int | float):
+        raise ValueError(f"label_smoothing must be a number, got {config.label_smoothing!r}")
     if config.logit_scale_max <= 0 or config.initializer_range < 0:
         raise ValueError(
             "logit_scale_max must be above 0 and initializer_range 0 or more, got "
             f"{config.logit_scale_max} and {config.initializer_range}"
         )
+
+
+def check_audio_config(config: PretrainedConfig) -> None:
+    """Refuses fields that neither audio tower has."""
+    config = _as_class(config, _WITHIN)
+    if config.model_type not in AUDIO_TOWERS:
+        raise ValueError(f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {config.model_type!r}")
+    _check_layers(config)
+    _check_frame_pooling(config)
+    if config.model_type == "clap_audio_model":
+        _check_htsat(config)
+
+
+def check_text_config(config: PretrainedConfig) -> None:
+    """Refuses a text tower that `AutoModel` cannot build, or whose model does not encode a text by itself."""
+    alone = isinstance(getattr(config, "vocab_size", None), int) and isinstance(
+        getattr(config, "hidden_size", None), int
+    )
+    if type(config) not in MODEL_MAPPING or config.is_encoder_decoder or not alone:
+        raise ValueError(
+            f"a {config.model_type!r} cannot be the text tower, which is an encoder of text alone: "
+            f"{', '.join(_TEXT_TOWERS)}, or another that AutoModel builds and that has no decoder"
+        )
+    _check_layers(config)
 
 
 def _check_layers(config: PretrainedConfig) -> None:
@@ -268,6 +358,19 @@ def _check_htsat(config: PretrainedConfig) -> None:
         )
 
 
+def _without_code(config_dict: dict) -> dict:
+    """A copy without the fields that name code, but for those of the two classes that are shipped: what is saved from
+    it names no code of others either."""
+    config_dict = {name: value for name, value in config_dict.items() if name not in _NAMES_CODE}
+    if isinstance(config_dict.get("auto_map"), dict):
+        own = {name: value for name, value in config_dict["auto_map"].items() if name in ("AutoConfig", "AutoModel")}
+        config_dict["auto_map"] = own
+    for name in ("audio_config", "text_config"):
+        if isinstance(config_dict.get(name), dict):
+            config_dict[name] = {k: v for k, v in config_dict[name].items() if k not in (*_NAMES_CODE, "auto_map")}
+    return config_dict
+
+
 def text_max_length(text_config: PretrainedConfig) -> int | None:
     """Tokens the text tower takes, special ones included; `None` where it has no limit."""
     limit = getattr(text_config, "max_position_embeddings", None)
@@ -304,13 +407,17 @@ def _clip_kwargs(width: int, heads: int) -> dict:
 
 def _sub_config(config, default_class: type, default_kwargs: dict) -> PretrainedConfig:
     if isinstance(config, PretrainedConfig):
-        return config
+        return _as_class(config, _WITHIN)
     if config is None:
         config = default_kwargs
     model_type = config.get("model_type", default_class.model_type)
-    if model_type not in CONFIG_MAPPING:
+    if model_type not in _WITHIN and model_type not in CONFIG_MAPPING:
         raise ValueError(f"transformers knows no model_type {model_type!r}")
-    return CONFIG_MAPPING[model_type].from_dict(dict(config))
+    if model_type == WavLinkConfig.model_type:
+        raise ValueError("a WavLink cannot be a tower of another")
+    return (_WITHIN.get(model_type) or CONFIG_MAPPING[model_type]).from_dict({**config, "model_type": model_type})
 
 
 WavLinkConfig.register_for_auto_class()
+WavLinkAudioConfig.register_for_auto_class()
+WavLinkClapAudioConfig.register_for_auto_class()

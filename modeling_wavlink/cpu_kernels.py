@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
+from . import compat
+
 # Where transformers has a linear layer and its activation: Whisper's feed-forward, and that of BERT and HTS-AT.
 _ACTIVATED = (("fc1", "activation_fn"), ("dense", "intermediate_act_fn"))
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -28,13 +30,12 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, gelu: bool = False):
         super().__init__()
         self.in_features, self.out_features, self.gelu = linear.in_features, linear.out_features, gelu
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())  # opaque; has a dtype
+        self.weight = compat.pack_linear(linear.weight.detach())  # opaque; has a dtype
         self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, states: Tensor) -> Tensor:
         """`[..., in_features] -> [..., out_features]`"""
-        after = ("gelu", [], "none") if self.gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, *after)
+        return compat.packed_linear(states, self.weight, self.bias, self.gelu)
 
     def __reduce__(
         self,
@@ -102,7 +103,9 @@ def packing_pays(dtype: torch.dtype) -> bool:
     better fp32, and bf16 where the processor has it. A rule, not a timing, so that a vector never hangs on chance."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return False
-    return dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not compat.has_packed_linear():
+        return False
+    return dtype == torch.float32 or dtype == torch.bfloat16 and compat.has_bf16_kernels()
 
 
 def pack_layers(model: nn.Module) -> None:
@@ -125,7 +128,7 @@ def pack_layers(model: nn.Module) -> None:
 def _attention_packs(attention: WhisperAttention) -> bool:
     """Whether its projections are plain ones, and its masks are those of sdpa or eager, which sdpa takes too."""
     plain = all(type(getattr(attention, name)) is nn.Linear for name in _PROJECTIONS)
-    known = attention.config._attn_implementation in ("sdpa", "eager")
+    known = compat.attention_of(attention.config) in ("sdpa", "eager")
     return plain and known and packing_pays(attention.q_proj.weight.dtype)
 
 

@@ -9,7 +9,6 @@
 """
 
 import copy
-import functools
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,10 +43,11 @@ class Embedder:
     as many as `_BATCH_SECONDS` holds. Neither changes a vector: a clip has that of the model alone (fp32: to 1e-5).
 
     Args:
-        model: a folder or Hub id of a WavLink, whose code is run, or of a CLAP of transformers; or such a model, which
-            stays as it is: it is copied, and what becomes of it later does not reach this copy.
+        model: a folder or Hub id of a WavLink or of a CLAP of transformers; or such a model, which stays as it is: it
+            is copied, and what becomes of it later does not reach this copy.
         processor: of a model that is given, and only then.
         revision: of a Hub id, a branch, tag or commit.
+        local_files_only: of a Hub id, what has been downloaded before, and nothing is asked of the Hub.
         device: such as `"cpu"` or `"cuda"`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`, of weights and states; the vectors are always fp32.
         fast_kernels: on a CPU, linear layers by oneDNN with packed weights and attention without copies, where that is
@@ -70,16 +70,18 @@ class Embedder:
         processor=None,
         *,
         revision: str | None = None,
+        local_files_only: bool = False,
         device: str = "cpu",
         dtype: str = "float32",
         fast_kernels: bool = True,
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        self._arguments = {"revision": revision, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
+        hub = {"revision": revision, "local_files_only": local_files_only}
+        self._arguments = {**hub, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
         self._source = model if isinstance(model, str) else None
         self._batch_size = None
-        model, self.processor = _load(model, processor, revision)
+        model, self.processor = _load(model, processor, revision, local_files_only)
         self.name, self.revision = model.name_or_path or type(model).__name__, _revision(model)
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu":
@@ -110,6 +112,7 @@ class Embedder:
         # A CLAP's processor borrows numpy's global generator, which belongs to the caller's thread.
         self._overlaps = not isinstance(self.processor, RepeatableClapProcessor)
         self.max_seconds = self._limit and self._limit / self.sampling_rate
+        self._loaded = frozenset(vars(self)) | {"_loaded"}
 
     def embed_clips(self, clips: Iterable, lookahead: int = 256) -> Iterator[np.ndarray]:
         """
@@ -215,7 +218,8 @@ class Embedder:
         """By its arguments, so that another process (or `datasets`, which hashes it) gets no weights but a name."""
         if self._source is None:
             return super().__reduce_ex__(protocol)
-        return functools.partial(Embedder, self._source, **self._arguments), ()
+        added = {name: value for name, value in vars(self).items() if name not in self._loaded or name == "name"}
+        return _reopened, (type(self), self._source, self._arguments), added
 
     def _batches(self, clips: Iterator[np.ndarray], lookahead: int) -> Iterator[tuple[list[int], dict | list]]:
         """The places of a batch's clips, and the model's inputs, or where that does not overlap the clips."""
@@ -309,11 +313,18 @@ def cut_batches(costs: Sequence[int], budget: int, padding: float = 0.25, most: 
     return batches
 
 
-def _load(model, processor, revision: str | None):
+def _reopened(kind: type, source: str, arguments: dict) -> Embedder:
+    """An `Embedder` or one of its subclasses, whose own attributes pickle brings back."""
+    embedder = kind.__new__(kind)
+    Embedder.__init__(embedder, source, **arguments)
+    return embedder
+
+
+def _load(model, processor, revision: str | None, local_files_only: bool):
     if isinstance(model, str):
         if processor is not None:
             raise ValueError(f"{model} brings its own processor: leave processor out, or give the loaded model")
-        return load_for_evaluation(model, revision=revision)
+        return load_for_evaluation(model, revision=revision, local_files_only=local_files_only)
     if processor is None:
         raise ValueError("a loaded model needs its processor: Embedder(model, processor)")
     if revision is not None:

@@ -3,27 +3,26 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from transformers.utils import logging
 
-from processing.data import captions_of, clip_name, durations
+from processing.data import caption_key, captions_of, clip_name, durations
 
+from .atomic_files import atomic_file, write_text
 from .embedder import Embedder
 from .losses_wavlink import gather
 from .metrics import Correspondence
 from .progress import Bar
-from .whole_files import write_whole
 
 logger = logging.get_logger(__name__)
 
@@ -122,15 +121,11 @@ class _InStep(Embedder):
 
 
 def _write_part(path: Path, vectors: torch.Tensor, notes: dict) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        save_file({"vectors": vectors.contiguous()}, unfinished, metadata={"notes": json.dumps(notes)})
-        os.replace(unfinished, path)
-    except Exception as error:  # safetensors has its own for a full disk
-        unfinished.unlink(missing_ok=True)
-        raise OSError(
-            f"could not write {path}: {error}; free space on its disk, and start the same command again"
-        ) from error
+    with atomic_file(path) as unfinished:
+        try:
+            save_file({"vectors": vectors.contiguous()}, unfinished, metadata={"notes": json.dumps(notes)})
+        except SafetensorError as error:  # of a full disk
+            raise OSError(str(error)) from error
 
 
 def _read_part(path: Path) -> tuple[torch.Tensor, dict]:
@@ -180,23 +175,42 @@ def embed_text(model, processor, texts: Sequence[str], batch_size: int = 256) ->
 def open_store(folder: Path, key: dict) -> Path:
     """`folder` for parts of the work that `key` tells; parts of other work in it are thrown away, with a warning."""
     written = folder / "key.json"
-    if written.is_file() and json.loads(written.read_text(encoding="utf-8")) != key:
-        logger.warning(f"{folder} holds parts of another model or data set: they are thrown away")
-        shutil.rmtree(folder)
+    if written.is_file():
+        if json.loads(written.read_text(encoding="utf-8")) != key:
+            logger.warning(f"{folder} holds parts of another model or data set: they are thrown away")
+            remove_store(folder)
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds something else than parts of an evaluation: move it, or name another --output"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(written, json.dumps(key, indent=2) + "\n")
+    write_text(written, json.dumps(key, indent=2) + "\n")
     return folder
 
 
+def remove_store(folder: Path) -> None:
+    """Removes what a store has, and the folder where it holds nothing else."""
+    for path in (*folder.glob("part-*.safetensors"), *folder.glob(".*.unfinished"), folder / "key.json"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def fingerprint(dataset) -> str:
-    """16 hexadecimal digits of a split: its captions, labels, and the names and sizes of its sounds, in order."""
+    """16 hexadecimal digits of a split: its captions, labels, and the names and contents of its sounds, in order."""
     digest = hashlib.sha256()
     for row in dataset:
         audio = row["audio"] if isinstance(row["audio"], dict) else {"path": row["audio"]}
         path, content = audio.get("path"), audio.get("bytes")
-        size = len(content) if content is not None else os.path.getsize(path) if os.path.isfile(path or "") else None
         others = {name: value for name, value in row.items() if name != "audio"}
-        digest.update(repr((os.path.basename(path or ""), size, sorted(others.items()))).encode())
+        digest.update(repr((os.path.basename(path or ""), sorted(others.items()))).encode())
+        if content is not None:
+            digest.update(len(content).to_bytes(8, "big") + content)
+        elif os.path.isfile(path or ""):
+            digest.update(os.path.getsize(path).to_bytes(8, "big"))
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     return digest.hexdigest()[:16]
 
 
@@ -229,7 +243,8 @@ def embed_dataset(
     Args:
         columns: with captions; without any, no texts are embedded.
         shared, store: see `embed_audio`.
-        share_captions: equal captions are one text, and the clips that have it answer for each other. False, the
+        share_captions: equal captions (of one `caption_key`, as in training) are one text, in the first of its
+            spellings, and the clips that have it answer for each other. False, the
             protocol of AudioCaps and Clotho: each caption is a text of its own, with its clip as the only hit.
     """
     was_training = model.training
@@ -237,6 +252,7 @@ def embed_dataset(
     sounds = embed_audio(model, processor, dataset, durations(dataset), batch_size, progress, shared, store)
     captions = [captions_of(row, columns) for row in dataset.select(sounds.rows).remove_columns("audio")]
     texts, answers = _texts(captions, share_captions)
+    captions = [[texts[index] for index in row] for row in answers]
     distinct = sorted({*texts})
     text = torch.empty(0, sounds.vectors.shape[1])
     if texts:
@@ -249,9 +265,12 @@ def embed_dataset(
 def _texts(captions: Iterable[list[str]], share_captions: bool) -> tuple[list[str], list[list[int]]]:
     """The texts, and of each clip the indices of its own."""
     if share_captions:
-        texts = sorted({text for row in captions for text in row})
-        place = {text: index for index, text in enumerate(texts)}
-        return texts, [list(dict.fromkeys(place[text] for text in row)) for row in captions]
+        spelling = {}
+        for text in (text for row in captions for text in row):
+            spelling.setdefault(caption_key(text), text)
+        texts = sorted(spelling.values())
+        place = {caption_key(text): index for index, text in enumerate(texts)}
+        return texts, [list(dict.fromkeys(place[caption_key(text)] for text in row)) for row in captions]
     texts = [text for row in captions for text in row]
     ends = np.cumsum([len(row) for row in captions])
     return texts, [list(range(end - len(row), end)) for row, end in zip(captions, ends.tolist(), strict=True)]

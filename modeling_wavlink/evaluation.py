@@ -13,9 +13,9 @@ import difflib
 import json
 import platform
 import re
-import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,11 +24,12 @@ import torch
 
 from hub_cards.foreign_text import printable
 from processing.benchmark_data import BENCHMARKS, load_benchmark
-from processing.data import SYNTHETIC, caption_columns, load_split
+from processing.data import SYNTHETIC, caption_columns, load_split, named_like_captions
 from processing.paper_data import load_paper_data
 
+from .atomic_files import file_destination, only_writer, write_text
 from .cli import run_command, stdout_for
-from .embedding import fingerprint, open_store
+from .embedding import fingerprint, open_store, remove_store
 from .metrics import multiple_choice_accuracy as multiple_choice_accuracy
 from .metrics import percent
 from .metrics import recall_at_k as recall_at_k
@@ -37,8 +38,7 @@ from .peers import describe, load_for_evaluation
 from .pictures import draw_confusion, draw_dims
 from .retrieval import DIRECTIONS
 from .retrieval import compute_metrics as compute_metrics
-from .scoring import Protocol, evaluate_dataset, table
-from .whole_files import write_whole
+from .scoring import Protocol, evaluate_dataset, refuse_unscorable, table
 from .zero_shot import CLEAN_UPS
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "soundfile", "soxr")
@@ -145,36 +145,44 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _score(options: argparse.Namespace) -> dict:
     """The scores, which are printed and written as they come."""
-    if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    if not options.output:
+        return _score_models(options)
+    file_destination(options.output)  # before the work, not after it
+    parts = Path(f"{options.output}.parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    with only_writer(parts):
+        scores = _score_models(options, parts)
+        write_text(options.output, json.dumps(scores, indent=2) + "\n")
+        draw(scores.get("models", [scores]), Path(options.output))
+        for number in range(len(options.model)):
+            remove_store(parts / str(number))
+    with suppress(OSError):  # where others have put something into it
+        parts.rmdir()
+    return scores
+
+
+def _score_models(options: argparse.Namespace, parts: Path | None = None) -> dict:
     dataset, about = load(options.benchmark, options.split, options.data)
     protocol = _protocol(options, about.pop("labels", ()))
     columns = _columns(dataset, options.caption_columns)
+    refuse_unscorable(dataset, columns, protocol)  # before a model is loaded
     head = {"benchmark": options.benchmark, "split": about.pop("split"), "data": about}
-    parts, models = Path(f"{options.output}.parts"), []
+    models = []
     for number, name in enumerate(options.model):
-        store = (parts / str(number), about["fingerprint"]) if options.output else None
+        store = (parts / str(number), about["fingerprint"]) if parts else None
         models.append({"model": name, **head, **score(name, dataset, columns, protocol, options.batch_size, store)})
         _say(f"{name}\n{table(models[-1])}")
     if len(models) > 1:
         _say(side_by_side(models))
-    scores = models[0] if len(models) == 1 else {**head, "models": models}
-    if options.output:
-        write_whole(Path(options.output), json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-        draw(models, Path(options.output))
-        shutil.rmtree(parts)
-    return scores
+    return models[0] if len(models) == 1 else {**head, "models": models}
 
 
 def _columns(dataset, wanted: Sequence[str]) -> list[str]:
     """Captions are needed only where there is nothing else to score by."""
     others = {"label", "question"} & set(dataset.column_names)
-    try:
+    if wanted or named_like_captions(dataset) or not others:
         return caption_columns(dataset, wanted)
-    except ValueError:
-        if wanted or not others:
-            raise
-        return []
+    return []
 
 
 def _protocol(options: argparse.Namespace, labels: Sequence[str]) -> Protocol:

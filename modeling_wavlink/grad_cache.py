@@ -1,5 +1,6 @@
 """A contrastive batch of any size on a device of any size: exact gradients in small chunks (arXiv 2101.06983)."""
 
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
@@ -83,14 +84,16 @@ def _cut(batch: dict[str, Tensor], clips: slice, texts: slice) -> dict[str, Tens
 
 
 def trim(chunk: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drops what is padding (frames, windows, tokens) for every row of a chunk; masks make that change no vector."""
+    """Drops the end of a chunk where it is padding (frames, windows, tokens) for every row; masks make that change no
+    vector. Padding at the start stays, since towers count positions from there."""
     chunk = dict(chunk)
     for mask, names in {
         "input_features_mask": ("input_features", "input_features_mask"),
         "attention_mask": ("input_ids", "attention_mask", "token_type_ids"),
     }.items():
         if mask in chunk:
-            longest = int(chunk[mask].sum(1).max())
+            used = (chunk[mask] != 0).any(0).nonzero()
+            longest = int(used[-1]) + 1 if len(used) else 1
             # Whisper's log-mel [B, F, T] is the only input whose masked axis is not its second.
             chunk |= {
                 name: chunk[name].narrow(2 if chunk[name].dim() == 3 else 1, 0, longest)
@@ -106,15 +109,36 @@ def _embed(accelerator, model, chunk: dict[str, Tensor]) -> tuple[Tensor, Tensor
     return output.audio_embeds, output.text_embeds
 
 
-def _random_state(device: torch.device) -> tuple:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+def _random_state(device: torch.device) -> list[Tensor]:
+    """The states of the random numbers of the CPU and of `device`."""
+    return [torch.get_rng_state(), *(get(*where) for get, _, where in _generators(device))]
+
+
+def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    for state, (_, set_state, where) in zip(states[1:], _generators(device), strict=True):
+        set_state(state, *where)
+
+
+def _generators(device: torch.device) -> list[tuple[Callable, Callable, tuple]]:
+    """How to get and set the random state of an accelerator, and what both take besides."""
+    if device.type == "cpu":
+        return []
+    module = torch.get_device_module(device)
+    if not (hasattr(module, "get_rng_state") and hasattr(module, "set_rng_state")):
+        raise ValueError(
+            f"micro_batch_size replays dropout, and torch cannot set a {device.type}'s random state: leave it at 0"
+        )
+    where = () if device.type == "mps" else (device,)  # there is one MPS device, which its functions do not take
+    return [(module.get_rng_state, module.set_rng_state, where)]
 
 
 @contextmanager
-def _replay(state: tuple, device: torch.device):
-    """A context in which chance repeats itself; afterwards it goes on as before."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.cuda.set_rng_state(state[1], device)
+def _replay(states: list[Tensor], device: torch.device):
+    """A context in which random numbers repeat themselves; afterwards they go on as before."""
+    before = _random_state(device)
+    _set_random_state(states, device)
+    try:
         yield
+    finally:
+        _set_random_state(before, device)

@@ -5,21 +5,23 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import pyarrow
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 
 from hub_cards.foreign_text import escape
+from hub_cards.record import CARD as CARD_NAME
+from hub_cards.record import RECORD, Earlier, card_with_kept, read_earlier, record_of, refuse_edited
 from hub_cards.upload import reason
 from processing.sources import file_of
 
+from .atomic_files import new_folder
 from .index_folder import CARD, FILES, IndexFolder, Manifest, write_durably
 from .vectors import decode, encode
-from .whole_files import new_folder
 
 _OURS = ("index.json", "embeddings/part-*.parquet", "files/part-*.parquet")
+_ROWS = 1 << 16  # converted at once
 _PART = re.compile(r"(embeddings|files)/part-\d+\.parquet")
 
 _TEXT = """
@@ -51,30 +53,37 @@ def reindex(folder: str | os.PathLike, out: str | os.PathLike, *, dim: int | Non
     Raises:
         ValueError: no such dim or storage, `out` is there already, or the index is damaged.
     """
-    source = IndexFolder.open(folder)
+    IndexFolder.reading(folder, lambda source: _reindexed(source, out, dim, storage))
+
+
+def _reindexed(source: IndexFolder, out: str | os.PathLike, dim: int | None, storage: str | None) -> None:
     own = source.manifest
     new = dataclasses.replace(own, dim=dim or own.dim, storage=storage or own.storage, parts=[], next_part=0)
     if new.dim != own.dim and (new.dim not in own.matryoshka_dims or new.dim > own.dim):
         nested = ", ".join(str(dim) for dim in own.matryoshka_dims if dim <= own.dim)
         raise ValueError(f"dim={dim} is none of the index's nested dims: {nested}")
-    with _beside(out) as unfinished, IndexFolder.create(unfinished, new) as made:
+    with new_folder(out) as unfinished, IndexFolder.create(unfinished, new) as made:
         for part in own.parts:
-            windows = source.read(part, "embeddings")
-            if len(windows):
-                codes = encode(decode(own.codes(windows), own.dim, own.storage), new.dim, new.storage)
-                windows = new.windows(windows["path"], windows["start"], windows["end"], codes)
-            else:
-                windows = new.schema.empty_table()
-            made.append(windows, source.read(part, "files"))
+            made.append(_converted(source.read(part, "embeddings"), own, new), source.read(part, "files"))
 
 
-def push(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
+def _converted(windows: pyarrow.Table, own: Manifest, new: Manifest) -> Iterator[pyarrow.Table]:
+    """The windows with codes of the new index, some at a time: they may be 32 times as large."""
+    for start in range(0, len(windows), _ROWS):
+        some = windows.slice(start, _ROWS)
+        codes = encode(decode(own.codes(some), own.dim, own.storage), new.dim, new.storage)
+        yield new.windows(some["path"], some["start"], some["end"], codes)
+
+
+def push(folder: str | os.PathLike, repo_id: str, private: bool = False, overwrite_card: bool = False) -> str:
     """Puts an index on the Hub, in place of an older one there, in one commit; returns its address.
 
-    Its sounds' paths below the root go with it, the root and where the model is do not.
+    Its sounds' paths below the root go with it, the root and where the model is do not. What people have written into
+    the card, and files that no push has made, stay (see `hub_cards.record`).
 
     Raises:
-        ValueError: a damaged index, a name that is none, or a public repository where a private one is asked for.
+        ValueError: a damaged index, a name that is none, a public repository where a private one is asked for, or a
+            card that was edited on the Hub, unless `overwrite_card`.
         OSError: the Hub refuses, or does not answer.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
@@ -85,19 +94,35 @@ def push(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
         contents = _contents(index, repo_id)
         try:
             api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
-            head = api.dataset_info(repo_id)
-            there = [file.rfilename for file in head.siblings]
-            if private and not head.private:
+            if private and not api.dataset_info(repo_id).private:
                 raise ValueError(f"{repo_id} exists and is public: make it private in its settings, then push")
-            stale = [CommitOperationDelete(name) for name in there if _PART.fullmatch(name) and name not in contents]
+            earlier = read_earlier(api, repo_id, "dataset", "main")
+            if not overwrite_card:
+                refuse_edited(earlier, repo_id, [CARD_NAME])
+            contents |= _kept_and_recorded(earlier, contents)
+            stale = [
+                CommitOperationDelete(name) for name in sorted(earlier.names - {*contents}) if _made(earlier, name)
+            ]
             added = [CommitOperationAdd(name, content) for name, content in contents.items()]
             # not upload_folder, which may make several commits, so that a cut upload leaves half an index
-            options = {"repo_type": "dataset", "commit_message": "An index of sounds", "parent_commit": head.sha}
-            return api.create_commit(repo_id, [*added, *stale], **options).commit_url
+            options = {"repo_type": "dataset", "commit_message": "An index of sounds", "parent_commit": earlier.commit}
+            return api.create_commit(repo_id, [*added, *map(CommitOperationDelete, stale)], **options).commit_url
         except ValueError:
             raise
         except Exception as error:  # huggingface_hub's own and its HTTP library's
             raise OSError(f"the push to {api.endpoint}/datasets/{repo_id} failed: {reason(error)}") from error
+
+
+def _kept_and_recorded(earlier: Earlier, contents: dict[str, bytes | str]) -> dict[str, bytes]:
+    card = contents[CARD_NAME].decode()
+    record = record_of(contents, {CARD_NAME: card})
+    return {CARD_NAME: card_with_kept(earlier, card).encode("utf-8", "surrogateescape"), RECORD: record}
+
+
+def _made(earlier: Earlier, name: str) -> bool:
+    """Whether an earlier push has made this part: by the record, or as versions without one did."""
+    made = name in earlier.made if earlier.made is not None else "index.json" in earlier.names
+    return made and bool(_PART.fullmatch(name))
 
 
 def pull(
@@ -106,8 +131,8 @@ def pull(
     """An index from the Hub, verified.
 
     Args:
-        model: the one it was made by, where you have it. What a stranger's index names is not loaded, as loading a
-            model can run its code; without it each query asks for it.
+        model: the one it was made by. Without it each query needs it, unless the index names a Hub id that has been
+            downloaded before.
         root: the folder here that holds the sounds, if it does. A file in it that has the size it had is taken for the
             same, as its time of change seldom survives the way.
         revision: a branch, tag or commit.
@@ -118,7 +143,7 @@ def pull(
     """
     if root and not os.path.isdir(root):
         raise ValueError(f"{root} is not a folder: name the one that holds the sounds")
-    with _beside(out) as unfinished:
+    with new_folder(out) as unfinished:
         options = {"repo_type": "dataset", "revision": revision, "allow_patterns": list(_OURS)}
         try:
             snapshot_download(repo_id, local_dir=unfinished, **options)
@@ -126,30 +151,33 @@ def pull(
             raise OSError(f"{repo_id} cannot be had from the Hub: {reason(error)}") from error
         shutil.rmtree(unfinished / ".cache", ignore_errors=True)
         with IndexFolder.open(unfinished).writing() as index:
+            index.divide_large()
             refuse_damaged(index)
             write_durably(unfinished / "README.md", CARD.encode())
-            index.change(model=model or index.manifest.model, foreign=not model, root=root and os.path.abspath(root))
+            index.change(model=model or index.manifest.model, root=root and os.path.abspath(root))
             if root:
                 _take_times(index)
 
 
 def _take_times(index: IndexFolder) -> None:
     """Each file's time of change here."""
-    parts = []
-    for part in index.manifest.parts:
-        files = index.read(part, "files").to_pylist()
-        for row in files:
-            with suppress(OSError, TypeError):  # there is no such file
-                there = os.stat(file_of(index.manifest.root, row["path"]))
-                row["version"] = there.st_mtime_ns if there.st_size == row["size"] else row["version"]
-        parts.append((index.read(part, "embeddings"), pyarrow.Table.from_pylist(files, schema=FILES)))
-    index.replace(parts)
+
+    def parts() -> Iterator[tuple[pyarrow.Table, pyarrow.Table]]:
+        for part in index.manifest.parts:
+            files = index.read(part, "files").to_pylist()
+            for row in files:
+                with suppress(OSError, TypeError):  # there is no such file
+                    there = os.stat(file_of(index.manifest.root, row["path"]))
+                    row["version"] = there.st_mtime_ns if there.st_size == row["size"] else row["version"]
+            yield index.read(part, "embeddings"), pyarrow.Table.from_pylist(files, schema=FILES)
+
+    index.replace(parts())
 
 
 def away(manifest: Manifest) -> Manifest:
     """As it leaves this machine: without where the model and the sounds are on it."""
     model = os.path.basename(manifest.model) if os.path.isabs(manifest.model) else manifest.model
-    return dataclasses.replace(manifest, model=model, root="", foreign=True)
+    return dataclasses.replace(manifest, model=model, root="")
 
 
 def _contents(index: IndexFolder, repo_id: str) -> dict[str, bytes | str]:
@@ -172,13 +200,3 @@ def refuse_damaged(index: IndexFolder) -> None:
     damaged = index.damaged()
     if damaged:
         raise ValueError("; ".join(damaged.values()))
-
-
-@contextmanager
-def _beside(out: str | os.PathLike) -> Iterator[Path]:
-    """A folder that takes the name `out` once all went well."""
-    out = Path(os.path.abspath(out))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already: name a folder that is new or empty")
-    with new_folder(out) as unfinished:
-        yield unfinished

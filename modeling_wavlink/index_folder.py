@@ -11,13 +11,15 @@ What a killed process leaves behind is named by no manifest: the next one to wri
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import filelock
 import numpy as np
@@ -25,15 +27,19 @@ import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .index_parts import read_part
+from .atomic_files import write_bytes
+from .index_parts import PartTooLarge, is_small, read_part, read_steps, split_part, unpacked, width
 from .vectors import STORAGES, bytes_per_vector
 
 _FORMAT = 1
 _MANIFEST, _LOCK, _CARD = "index.json", ".lock", "README.md"
 _KINDS = ("embeddings", "files")
-_PART = re.compile(r"part-\d{6,}\.parquet")
-_PART_BYTES, _PART_ROWS = 1 << 26, 1 << 20  # parts are merged up to this size
+_PART = re.compile(r"part-(\d{6,})\.parquet")
+_PART_BYTES, _PART_ROWS = 1 << 26, 1 << 20  # parts are merged up to this size on the disk; in memory see index_parts
+_READS = 20  # of an index that another process changes meanwhile
 _REPAIR = "`verify INDEX --drop` forgets what is damaged, and `index` then embeds it anew"
+_SPLIT = "`verify INDEX --drop` writes it as several, and loses nothing"
+_Result = TypeVar("_Result")
 _CODES = {"fp32": pyarrow.float32(), "fp16": pyarrow.float16(), "int8": pyarrow.int8(), "binary": pyarrow.uint8()}
 FILES = pyarrow.schema(
     {
@@ -81,7 +87,6 @@ class Manifest:
     hop: float
     sampling_rate: int
     root: str  # that paths are below, see `processing.sources.Listing`; "" in an index from elsewhere
-    foreign: bool = False  # from elsewhere: its model's name is believed only when a user repeats it
     next_part: int = 0
     parts: list[Part] = dataclasses.field(default_factory=list)
     format: int = _FORMAT
@@ -134,6 +139,26 @@ class IndexFolder:
         return cls(folder, _read_manifest(Path(folder)))
 
     @classmethod
+    def reading(cls, folder: str | os.PathLike, read: Callable[["IndexFolder"], _Result]) -> _Result:
+        """`read(index)`, again where another process has changed the index meanwhile.
+
+        A part that was replaced is missing for those who opened the index before. What is damaged indeed is an error
+        of the manifest that counts now, too.
+
+        Raises:
+            ValueError: whatever `read` raises of an index that nobody changes.
+        """
+        index = cls.open(folder)
+        for _ in range(_READS):
+            try:
+                return read(index)
+            except (ValueError, FileNotFoundError):
+                before, index = index, cls.open(folder)
+                if index.manifest == before.manifest:
+                    raise
+        raise ValueError(f"{folder} is changed faster than it can be read: wait until `index` has ended")
+
+    @classmethod
     @contextmanager
     def create(cls, folder: str | os.PathLike, manifest: Manifest) -> Iterator["IndexFolder"]:
         """An empty index, for writing."""
@@ -162,6 +187,18 @@ class IndexFolder:
 
     def read(self, part: Part, kind: str) -> pyarrow.Table:
         """A part's `"embeddings"` or `"files"`, its checksum verified."""
+        content = self._content(part, kind)
+        with self._naming(part, kind):
+            return read_part(*content)
+
+    def _in_steps(self, part: Part, kind: str) -> Iterator[pyarrow.Table]:
+        """The same, some rows at a time; also of a part that is too large to be read at once."""
+        content = self._content(part, kind)
+        with self._naming(part, kind):
+            yield from read_steps(*content)
+
+    def _content(self, part: Part, kind: str) -> tuple[bytes, pyarrow.Schema, int]:
+        """Bytes, verified, and the schema and the number of rows that they must have."""
         path = self.folder / kind / part.name
         try:
             content = path.read_bytes()
@@ -169,22 +206,62 @@ class IndexFolder:
             raise ValueError(f"{path} is missing from the index: {_REPAIR}") from error
         if hashlib.sha256(content).hexdigest() != part.sha256[kind]:
             raise ValueError(f"{path} is damaged, its checksum is not the one written: {_REPAIR}")
-        schema, rows = (self.manifest.schema, part.rows) if kind == "embeddings" else (FILES, part.files)
+        return content, *((self.manifest.schema, part.rows) if kind == "embeddings" else (FILES, part.files))
+
+    @contextmanager
+    def _naming(self, part: Part, kind: str) -> Iterator[None]:
+        """Errors of reading name the part."""
+        path = self.folder / kind / part.name
         try:
-            return read_part(content, schema, rows)
+            yield
+        except MemoryError:  # arrow's too, which is an ArrowException: the part may be in order
+            raise
+        except PartTooLarge as error:
+            raise PartTooLarge(f"{path} is too large to be read at once, {error}: {_SPLIT}") from error
         except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is none of this program's: {error}") from error
 
     def damaged(self) -> dict[str, str]:
-        """Of each part that cannot be read, why."""
-        found = {}
-        for part in self.manifest.parts:
+        """Of each part that cannot be read, why; also of one that is only too large."""
+        return {part.name: str(error) for part in self.manifest.parts if (error := self._error(part))}
+
+    def _error(self, part: Part) -> ValueError | None:
+        """Why it cannot be read; that it is too large only where nothing else is wrong."""
+        errors = []
+        for kind in _KINDS:
             try:
-                for kind in _KINDS:
-                    self.read(part, kind)
+                self.read(part, kind)
             except ValueError as error:
-                found[part.name] = str(error)
-        return found
+                errors.append(error)
+        return min(errors, key=lambda error: isinstance(error, PartTooLarge), default=None)
+
+    def repair(self) -> tuple[list[str], dict[str, list[str] | None]]:
+        """Writes parts that are too large as several, and drops those that are damaged.
+
+        Returns:
+            The names of the former, and of the latter by name the sounds that it told of, None if that is lost too.
+        """
+        large = self.divide_large()
+        dropped = {part.name: self._sounds(part) for part in self.manifest.parts if self._error(part)}
+        self.drop_parts(dropped)
+        return large, dropped
+
+    def divide_large(self) -> list[str]:
+        """Writes each part that is only too large to be read as several, and returns the names it had."""
+        large = [part.name for part in self.manifest.parts if isinstance(self._error(part), PartTooLarge)]
+
+        def divided(part: Part) -> tuple[Iterator[pyarrow.Table], pyarrow.Table]:
+            return self._in_steps(part, "embeddings"), pyarrow.concat_tables(self._in_steps(part, "files"))
+
+        if large:
+            self.replace(divided(part) if part.name in large else part for part in self.manifest.parts)
+        return large
+
+    def _sounds(self, part: Part) -> list[str] | None:
+        for kind in reversed(_KINDS):
+            with suppress(ValueError):
+                return self.read(part, kind)["path"].unique().to_pylist()
+        return None
 
     def files(self) -> pyarrow.Table:
         """The rows of all parts' `files`."""
@@ -198,49 +275,80 @@ class IndexFolder:
 
     def drop(self, paths: Iterable[str]) -> None:
         """Without all that is known of these files; the parts that tell of them are written anew."""
-        paths, parts = pyarrow.array(paths, pyarrow.string()), []
-        for part in self.manifest.parts if len(paths) else []:
-            files = self.read(part, "files")
-            kept = files.filter(pc.invert(pc.is_in(files["path"], paths)))
-            if len(kept) == len(files):
-                parts.append(part)
-            elif len(kept):
-                windows = self.read(part, "embeddings")
-                parts.append((windows.filter(pc.invert(pc.is_in(windows["path"], paths))), kept))
+        paths = pyarrow.array(paths, pyarrow.string())
+
+        def parts() -> Iterator[Part | tuple[pyarrow.Table, pyarrow.Table]]:
+            for part in self.manifest.parts:
+                files = self.read(part, "files")
+                kept = files.filter(pc.invert(pc.is_in(files["path"], paths)))
+                if len(kept) == len(files):
+                    yield part
+                elif len(kept):
+                    windows = self.read(part, "embeddings")
+                    yield windows.filter(pc.invert(pc.is_in(windows["path"], paths))), kept
+
         if len(paths):
-            self.replace(parts)
+            self.replace(parts())
 
     def drop_parts(self, names: Iterable[str]) -> None:
-        self.replace([part for part in self.manifest.parts if part.name not in set(names)])
+        names = set(names)
+        self.replace([part for part in self.manifest.parts if part.name not in names])
 
     def merge(self) -> None:
-        """Neighbouring parts as one, as long as it stays small."""
+        """Neighbouring parts as one, as long as it stays small on the disk and in memory."""
         groups = [[]]
         for part in self.manifest.parts:
-            together = [*groups[-1], part]
-            rows = sum(member.rows + member.files for member in together)
-            if rows > _PART_ROWS or sum(member.bytes for member in together) > _PART_BYTES:
+            if not self._is_small([*groups[-1], part]):
                 groups.append([])
             groups[-1].append(part)
         if any(len(group) > 1 for group in groups):
-            self.replace([group[0] if len(group) == 1 else self._merged(group) for group in groups if group])
+            self.replace(part for group in groups for part in self._merged(group))
+
+    def _is_small(self, parts: list[Part]) -> bool:
+        rows, files, size = (sum(getattr(part, name) for part in parts) for name in ("rows", "files", "bytes"))
+        in_memory = rows * width(self.manifest.schema) + files * width(FILES)  # without their texts
+        return rows + files <= _PART_ROWS and size <= _PART_BYTES and is_small(in_memory)
 
     def change(self, **fields) -> None:
         """Other fields of the manifest."""
         self.manifest = dataclasses.replace(self.manifest, **fields)
         self._commit(self.manifest.parts, self.manifest.next_part)
 
-    def _merged(self, parts: list[Part]) -> tuple[pyarrow.Table, ...]:
-        return tuple(pyarrow.concat_tables([self.read(part, kind) for part in parts]) for kind in _KINDS)
+    def _merged(self, parts: list[Part]) -> Iterator[Part | tuple[pyarrow.Table, ...]]:
+        """As few as their texts let them be."""
+        if len(parts) < 2:
+            yield from parts
+            return
+        members, tables = [], []
 
-    def replace(self, parts: list) -> None:
-        """These parts alone: those that stay, and the two tables of those to come."""
+        def together() -> Part | tuple[pyarrow.Table, ...]:
+            return members[0] if len(members) == 1 else tuple(map(pyarrow.concat_tables, zip(*tables, strict=True)))
+
+        for part in parts:
+            read = [self.read(part, kind) for kind in _KINDS]
+            if members and not is_small(unpacked(*read, *itertools.chain(*tables))):
+                yield together()
+                members, tables = [], []
+            members.append(part)
+            tables.append(read)
+        yield together()
+
+    def replace(self, parts: Iterable) -> None:
+        """These parts alone: those that stay, and of those to come windows and files, see `index_parts.split_part`.
+
+        Raises:
+            ValueError: a part that nothing could read.
+        """
         number, committed = self.manifest.next_part, []
         for part in parts:
-            if not isinstance(part, Part):
-                part, number = self._write(f"part-{number:06d}.parquet", *part), number + 1
-            committed.append(part)
-        self._commit(committed, number)
+            if isinstance(part, Part):
+                committed.append(part)
+                continue
+            for tables in split_part(*part, self.manifest.schema):
+                committed.append(self._write(f"part-{number:06d}.parquet", *tables))
+                number += 1
+        if committed != self.manifest.parts:
+            self._commit(committed, number)
         self._remove_strays()
 
     def _write(self, name: str, windows: pyarrow.Table, files: pyarrow.Table) -> Part:
@@ -284,23 +392,7 @@ def _is_foreign(name: str) -> bool:
 
 def write_durably(path: Path, content) -> None:
     """A file that is whole or as it was before, also after a power cut."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    write_bytes(path, content)
 
 
 def _check_manifest(manifest: Manifest) -> None:
@@ -313,6 +405,9 @@ def _check_manifest(manifest: Manifest) -> None:
     texts = [manifest.model, manifest.revision, manifest.root]
     wrong += [f"the text {text!r:.40}" for text in texts if not isinstance(text, str) or "\0" in text]
     wrong += ["parts of one name"] * (len({part.name for part in manifest.parts}) < len(manifest.parts))
+    numbers = [int(found[1]) for part in manifest.parts if (found := _PART.fullmatch(str(part.name)))]
+    if not wrong and max(numbers, default=-1) >= manifest.next_part:  # it would be written over
+        wrong = [f"the next part {manifest.next_part} beside part {max(numbers)}"]
     if wrong:
         raise ValueError(f"there cannot be {', '.join(wrong[:3])}")
 
@@ -334,6 +429,7 @@ def _read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"it is of format {fields['format']}, this program knows {_FORMAT}: update it")
         if checksum != _digest(fields):
             raise ValueError("its checksum is not the one written")
+        fields.pop("foreign", None)  # of earlier versions
         if not isinstance(fields["parts"], list):
             raise ValueError("its parts are no list")
         parts = [Part(**part) for part in fields.pop("parts")]

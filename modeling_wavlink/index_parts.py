@@ -1,31 +1,192 @@
-"""A part of an index, read within bounds: a few kB of parquet can unpack to more than any memory holds."""
+"""Parts of an index, read and written within one bound: a few kB of parquet can unpack to more than memory holds."""
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-MOST_BYTES = 1 << 30  # of a part in memory; what this program writes is smaller
+MOST_BYTES = 1 << 30  # of a part's columns in memory, and of its texts: no more is read at once, or written
+PART_BYTES = 1 << 28  # in memory, of a part that is written
+_MOST_STEPS = 64  # times MOST_BYTES: what is larger than that no program of ours has written
+_TEXTS = ["path", "error"]
+
+
+class PartTooLarge(ValueError):
+    """A part of more than `MOST_BYTES`: `read_steps` reads it."""
 
 
 def read_part(content: bytes, schema: pyarrow.Schema, rows: int) -> pyarrow.Table:
     """A parquet file with this schema and so many rows, without gaps.
 
     Raises:
-        ValueError: other columns or rows, more than `MOST_BYTES`, missing values, numbers that are not finite, times
-            that run backwards.
+        PartTooLarge: more than `MOST_BYTES`.
+        ValueError: other columns or rows, missing values, numbers that are not finite, times that run backwards.
         pyarrow.ArrowException, OSError: what parquet cannot read.
     """
-    file = pq.ParquetFile(pyarrow.BufferReader(content), read_dictionary=["path"])
-    fits = _plain(file.schema_arrow).equals(schema) and file.metadata.num_rows == rows
-    if not fits:
-        raise ValueError("it has other columns or rows than the index says")
-    if rows * sum(map(_width, schema.types)) > MOST_BYTES:
-        raise ValueError(f"its {rows} rows are more than {MOST_BYTES >> 20} MB")
+    file = _opened(content, schema, rows)
+    if rows * width(schema) > MOST_BYTES:
+        raise PartTooLarge(f"its {rows} rows are more than {MOST_BYTES >> 20} MB")
     # By this thread: one of arrow's would hold `content` a moment longer, and at Python's exit abort as it lets go.
-    table = file.read(use_threads=False)
-    if sum(map(_unpacked, table["path"].chunks)) > MOST_BYTES:
-        raise ValueError(f"its paths are more than {MOST_BYTES >> 20} MB")
+    return _checked(file.read(use_threads=False), schema)
+
+
+def read_steps(content: bytes, schema: pyarrow.Schema, rows: int) -> Iterator[pyarrow.Table]:
+    """The same in order, some rows at a time: also of a part that is too large to be read at once.
+
+    Raises:
+        ValueError: as `read_part`; a single row of more than `MOST_BYTES`, more than 64 times as much in all.
+    """
+    file, size = _opened(content, schema, rows), 0
+    if rows * width(schema) > _MOST_STEPS * MOST_BYTES:
+        raise ValueError(f"its {rows} rows are more than {_MOST_STEPS * MOST_BYTES >> 30} GB")
+    for batch in file.iter_batches(max(1, min(1 << 14, PART_BYTES // width(schema))), use_threads=False):
+        table = _checked(pyarrow.Table.from_batches([batch]), schema)
+        size += unpacked(table)
+        if size > _MOST_STEPS * MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {_MOST_STEPS * MOST_BYTES >> 30} GB")
+        yield table
+
+
+def unpacked(*tables: pyarrow.Table) -> int:
+    """Bytes of tables in memory, as readers count them."""
+    return sum(len(table) * width(table.schema) + sum(_text_bytes(table).values()) for table in tables)
+
+
+def is_small(size: int) -> bool:
+    """True if a part of so many bytes in memory is as small as those that are written."""
+    return size <= PART_BYTES
+
+
+def width(schema: pyarrow.Schema) -> int:
+    """Bytes of a row, those of its texts apart."""
+    return sum(map(_width, schema.types))
+
+
+def with_large_texts(table: pyarrow.Table) -> pyarrow.Table:
+    """With 64-bit offsets into texts, without which arrow cannot take or sort rows of more than 2 GB of them."""
+    fields = [f.with_type(pyarrow.large_string()) if f.type == pyarrow.string() else f for f in table.schema]
+    return table.cast(pyarrow.schema(fields))
+
+
+def split_part(
+    windows: pyarrow.Table | Iterable[pyarrow.Table], files: pyarrow.Table, schema: pyarrow.Schema
+) -> Iterator[tuple[pyarrow.Table, pyarrow.Table]]:
+    """Windows and files as parts of at most `PART_BYTES` in memory; usually one.
+
+    The rows of `files` are divided with their windows: what a part tells of a file are the windows that it holds.
+
+    Args:
+        windows: of `schema`, in the order of `files`; all, or some at a time.
+        files: of `index_folder.FILES`.
+
+    Raises:
+        ValueError: too large for one part, and windows in another order.
+    """
+    whole = isinstance(windows, pyarrow.Table)
+    if whole and is_small(unpacked(windows, files)):
+        yield windows, files
+        return
+    if whole and not _in_order(windows, files) and _is_readable(windows, files):
+        yield windows, files  # of another program
+        return
+    coming = _Stream([windows] if whole else windows, schema)
+    for start, stop, first, last in _portions(files, width(schema)):
+        part = files.slice(start, stop - start)
+        offsets, counts = np.zeros(stop - start, np.int64), part["rows"].to_numpy().copy()
+        counts[-1] = last
+        counts[0] -= first
+        offsets[0] = first
+        part = _with_column(part, "first", part["first"].to_numpy() + offsets)
+        part = _with_column(part, "rows", counts)
+        taken = coming.take(int(counts.sum()))
+        if not _in_order(taken, part):
+            raise ValueError("its windows are not in the order of its files: index the sounds into another folder")
+        if not _is_readable(taken, part):
+            raise ValueError(f"a file's row of more than {MOST_BYTES >> 20} MB could not be read again")
+        yield taken, part
+    if len(coming.take(1)):
+        raise ValueError("it has more windows than its files: index the sounds into another folder")
+
+
+def _is_readable(windows: pyarrow.Table, files: pyarrow.Table) -> bool:
+    return max(unpacked(windows), unpacked(files)) <= MOST_BYTES
+
+
+def _portions(files: pyarrow.Table, window: int) -> Iterator[tuple[int, int, int, int]]:
+    """`(start, stop, first, last)`: rows of `files`, of the first row the windows from `first` on, of the last row
+    those before `last`. Of `window` bytes each, without their paths, they fit into a part."""
+    own = _text_lengths(files, "path") + _text_lengths(files, "error") + width(files.schema)
+    each = _text_lengths(files, "path") + window
+    rows = files["rows"].to_numpy()
+    start = first = done = size = 0
+    number = 0
+    while number < len(files):
+        left = int(rows[number]) - done
+        fits = max(0, (PART_BYTES - size - int(own[number])) // int(each[number]))
+        begun = size > 0
+        if begun and (size + own[number] > PART_BYTES or fits < min(left, 1)):
+            yield start, number, first, int(rows[number - 1])
+            start, first, size = number, 0, 0
+            continue
+        taken = left if fits >= left else max(fits, 1)
+        size, done = size + int(own[number]) + taken * int(each[number]), done + taken
+        if done == rows[number]:
+            number, done = number + 1, 0
+        else:
+            yield start, number + 1, first, done
+            start, first, size = number, done, 0
+    if size:
+        yield start, number, first, int(rows[number - 1])
+
+
+class _Stream:
+    """Tables one after the other, taken by numbers of rows."""
+
+    def __init__(self, tables: Iterable[pyarrow.Table], schema: pyarrow.Schema):
+        self.coming, self.held = iter(tables), schema.empty_table()
+
+    def take(self, count: int) -> pyarrow.Table:
+        """So many rows, or all that are left."""
+        while len(self.held) < count and (table := next(self.coming, None)) is not None:
+            self.held = pyarrow.concat_tables([self.held, table])
+        taken, self.held = self.held.slice(0, count), self.held.slice(count)
+        return taken
+
+
+def _in_order(windows: pyarrow.Table, files: pyarrow.Table) -> bool:
+    rows = files["rows"].to_numpy()
+    if rows.sum() != len(windows) or (rows < 0).any():
+        return False
+    paths = files["path"].combine_chunks() if len(files) else pyarrow.array([], pyarrow.string())
+    named = pyarrow.DictionaryArray.from_arrays(np.repeat(np.arange(len(files), dtype=np.int32), rows), paths)
+    at, pieces = 0, windows["path"].chunks
+    for piece in pieces:
+        if not pc.all(pc.equal(named.slice(at, len(piece)).dictionary_decode(), piece), min_count=0).as_py():
+            return False
+        at += len(piece)
+    return True
+
+
+def _with_column(table: pyarrow.Table, name: str, values: np.ndarray) -> pyarrow.Table:
+    number = table.schema.get_field_index(name)
+    return table.set_column(number, table.schema.field(number), pyarrow.array(values, table.schema.field(number).type))
+
+
+def _opened(content: bytes, schema: pyarrow.Schema, rows: int) -> pq.ParquetFile:
+    texts = [name for name in _TEXTS if name in schema.names]  # each text once, however often it is there
+    file = pq.ParquetFile(pyarrow.BufferReader(content), read_dictionary=texts)
+    if not (_plain(file.schema_arrow).equals(schema) and file.metadata.num_rows == rows):
+        raise ValueError("it has other columns or rows than the index says")
+    return file
+
+
+def _checked(table: pyarrow.Table, schema: pyarrow.Schema) -> pyarrow.Table:
+    """With plain texts."""
+    for name, size in _text_bytes(table).items():
+        if size > MOST_BYTES:
+            raise PartTooLarge(f"its {name}s are more than {MOST_BYTES >> 20} MB")
     table = table.cast(schema)
     table.validate(full=True)
     _check(table)
@@ -45,10 +206,21 @@ def _width(kind: pyarrow.DataType) -> int:
     return 4 if kind == pyarrow.string() else kind.byte_width
 
 
-def _unpacked(paths: pyarrow.DictionaryArray) -> int:
-    """Bytes of its strings, each as often as it is there."""
-    lengths = pc.binary_length(paths.dictionary).cast(pyarrow.int64())
-    return pc.sum(lengths.take(paths.indices)).as_py() or 0
+def _text_bytes(table: pyarrow.Table) -> dict[str, int]:
+    """Of each column of texts its bytes, a text as often as it is there."""
+    return {name: int(_text_lengths(table, name).sum()) for name in _TEXTS if name in table.column_names}
+
+
+def _text_lengths(table: pyarrow.Table, name: str) -> np.ndarray:
+    """`[N]` int64, bytes."""
+    lengths = [np.empty(0, np.int64)]
+    for chunk in table[name].chunks:
+        if pyarrow.types.is_dictionary(chunk.type):
+            each = pc.binary_length(chunk.dictionary).take(chunk.indices)
+        else:
+            each = pc.binary_length(chunk)
+        lengths.append(each.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64))
+    return np.concatenate(lengths)
 
 
 def _check(table: pyarrow.Table) -> None:

@@ -18,6 +18,8 @@ from processing.windows import check_window, stream_windows
 
 from .embedder import Embedder
 from .index_folder import FILES, IndexFolder, Manifest
+from .index_model import embedder_of, new_embedder
+from .index_parts import with_large_texts
 from .progress import Bar
 from .vectors import bytes_per_vector, encode
 
@@ -70,7 +72,8 @@ def index_sounds(
         sources: see `processing.sources.list_sounds`; `root` and `split` too. Another `root` for an index that has
             one says that its sounds have moved there.
         out: the index's folder.
-        model: as `Embedder` takes it; of an index that there is, its own and needless.
+        model: as `Embedder` takes it; of an index that there is, its own, and needed only where this machine does not
+            have it under the name that the index holds (see `embedder_of`).
         dim: of the nested dims, of a new index (default: the least from 48 on).
         storage: of a new index, see `vectors.STORAGES` (default: int8).
         window, hop: in seconds, of a new index (defaults: 10 and 5).
@@ -93,7 +96,7 @@ def index_sounds(
         writing = index.writing()
         embedder = embedder_of(index.manifest, model, device, dtype) if model else None
     else:
-        embedder = _embedder(model, device, dtype)
+        embedder = new_embedder(model, device, dtype)
         writing = IndexFolder.create(out, _new_manifest(embedder, listing.root, wanted))
     with writing as index:
         _note(index, listing.root, embedder.name if embedder and isinstance(model, str) else "")
@@ -112,40 +115,6 @@ def index_sounds(
         if not report.stopped:
             index.merge()
         return _finished(report, index, new, listing.unreadable)
-
-
-def embedder_of(
-    manifest: Manifest, model: str | Embedder = "", device: str = "cpu", dtype: str = "float32"
-) -> Embedder:
-    """The model that an index was made by.
-
-    Raises:
-        ValueError: `model` has other weights; or the index is from elsewhere, where its model's name is not trusted.
-    """
-    if not model and manifest.foreign:
-        raise ValueError(
-            f"the index is from elsewhere and says it was made by {manifest.model!r}: loading a model can run its "
-            "code, so name it yourself with --model"
-        )
-    own = model in ("", manifest.model) and len(manifest.revision) == 40 and not os.path.isdir(manifest.model)
-    embedder = _embedder(model or manifest.model, device, dtype, manifest.revision if own else None)
-    if embedder.revision != manifest.revision:
-        raise ValueError(
-            f"the index was made by {manifest.model} at {manifest.revision}, but {embedder.name} is at "
-            f"{embedder.revision}: their vectors do not compare; give that model, or index into another folder"
-        )
-    return embedder
-
-
-def _embedder(model: str | Embedder, device: str, dtype: str, revision: str | None = None) -> Embedder:
-    if isinstance(model, Embedder):
-        return model
-    if not model:
-        raise ValueError("a new index needs its model: give --model, a folder or a Hub id")
-    name = os.path.abspath(model) if os.path.isdir(model) else model  # the index is read from other folders too
-    embedder = Embedder(name, revision=revision, device=device, dtype=dtype)
-    embedder.name = name  # also of a control, random:NAME@SEED
-    return embedder
 
 
 def _new_manifest(embedder: Embedder, root: str, wanted: dict) -> Manifest:
@@ -173,9 +142,9 @@ def _refuse_other_options(manifest: Manifest, wanted: dict) -> None:
 
 
 def _note(index: IndexFolder, root: str, model: str) -> None:
-    """Where the sounds are and, if a user has named it, the model, whose name is trusted from then on."""
+    """Where the sounds are and, if a user has named it, the model."""
     manifest = index.manifest
-    now = {"root": root, "model": model or manifest.model, "foreign": manifest.foreign and not model}
+    now = {"root": root, "model": model or manifest.model}
     if any(getattr(manifest, name) != value for name, value in now.items()):
         index.change(**now)
 
@@ -196,7 +165,7 @@ class _Known(NamedTuple):
 def _known(index: IndexFolder) -> dict[str, _Known]:
     """Of each path what its rows of `files` add up to; if they do not, a version that no file has."""
     known = {}
-    files = index.files().sort_by([("path", "ascending"), ("first", "ascending")])
+    files = with_large_texts(index.files()).sort_by([("path", "ascending"), ("first", "ascending")])
     columns = (files[name].to_pylist() for name in FILES.names)
     for path, size, version, first, rows, windows, error in zip(*columns, strict=True):
         before = known.get(path)
@@ -239,7 +208,8 @@ def _finished(report: Report, index: IndexFolder, new: set[str], unreadable: dic
 def _embed(index, embedder, listing, todo: list[_Task], commit_seconds: float, progress: bool, stop) -> bool:
     """Whether it was stopped."""
     rows = _Rows(index, Bar(total=len(todo), desc="sounds", unit="file", disable=not progress), commit_seconds)
-    with rows.bar, closing(embedder.embed_clips(_clips(listing, todo, index.manifest, rows.events))) as vectors:
+    clips = _clips(listing, todo, index.manifest, rows.events, stop)
+    with rows.bar, closing(embedder.embed_clips(clips)) as vectors:
         for vector in vectors:
             rows.take(vector)
             if stop.is_set():
@@ -250,9 +220,11 @@ def _embed(index, embedder, listing, todo: list[_Task], commit_seconds: float, p
     return stop.is_set()
 
 
-def _clips(listing: Listing, todo: list[_Task], manifest: Manifest, events: deque) -> Iterator[np.ndarray]:
+def _clips(listing: Listing, todo: list[_Task], manifest: Manifest, events: deque, stop) -> Iterator[np.ndarray]:
     """The windows to embed; `events` tells of each file its begin, its windows' `(start, end)` and its end."""
     for task in todo:
+        if stop.is_set():  # also among files without windows
+            return
         events.append(("begin", task))
         error = ""
         try:

@@ -26,6 +26,7 @@ import torch
 from hub_cards.foreign_text import printable
 from processing.windows import stream_windows
 
+from .atomic_files import file_destination
 from .cli import run_command
 from .embedder import Embedder, mean_direction
 from .losses_wavlink import truncate_embeddings
@@ -198,6 +199,7 @@ def _check_picture(path: Path) -> None:
     """Before the recording is heard, which may take an hour."""
     if path.suffix != ".png" or not path.parent.is_dir():
         raise ValueError(f"--picture {path}: give the name of a .png in a folder that exists")
+    file_destination(path)
 
 
 def _draw(options: argparse.Namespace, recording: Recording, found: list) -> None:

@@ -11,11 +11,15 @@ import torch
 
 KS = (1, 5, 10)
 _BLOCK = 1 << 25  # similarities at once: 128 MB of fp32
+_COLUMNS = 1 << 16  # in fp64 at once
 _DRAWN = 1 << 16  # clips drawn at once
 
 
 class Similarities:
     """`rows @ columns.T` made a block of rows at a time: `similarities[3:5]` is `[2, columns]`.
+
+    Summed in fp64 and then rounded: in fp32 the order of a sum depends on how many rows and columns there
+    are, so that equal vectors would not tie.
 
     Args:
         rows: `[R, D]`; columns: `[C, D]`; L2-normalised if cosines are wanted.
@@ -26,7 +30,9 @@ class Similarities:
         self.shape = len(rows), len(columns)
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        return (self.rows[part] @ self.columns.T).numpy()
+        rows = self.rows[part].double()
+        blocks = [(rows @ columns.double().T).to(self.rows.dtype) for columns in self.columns.split(_COLUMNS)]
+        return torch.cat(blocks, dim=1).numpy()
 
     @property
     def T(self) -> "Similarities":

@@ -10,24 +10,31 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .clap_audio_wavlink import WavLinkClapAudioModel
-from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, text_max_length
+from .compat_wavlink import from_config
+from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, check_text_config, text_max_length
 from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pipeline_wavlink import WavLinkZeroShotAudioClassificationPipeline as WavLinkZeroShotAudioClassificationPipeline
 from .pretrained_wavlink import (
-    from_safetensors,
+    RECORDED,
+    CheckedWeights,
+    end_of_text,
+    given,
     load_htsat,
     load_text_tower,
     load_whisper_encoder,
-    refuse_wrong_weights,
     sentence_transformers_pooling,
 )
 from .processes_wavlink import gather as gather  # the older transformers 5 bring along only what this file imports
 from .whisper_audio_wavlink import WavLinkAudioModel, masked_mean
 
 logger = logging.get_logger(__name__)
+
+# Options of `from_pretrained` that say where a file is.
+_OF_FILES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 @dataclass
@@ -63,7 +70,19 @@ def _loss_by_default(forward):
     return forward
 
 
-class WavLinkModel(PreTrainedModel):
+def _refuse_untrained_token(pooling: str, source, **options) -> None:
+    """A checkpoint that pools the mean has a global token, but one that has never learned."""
+    if source is None or pooling == "mean":
+        return
+    saved, _ = WavLinkConfig.get_config_dict(source, **options)
+    if saved.get("pooling") == "mean":
+        raise ValueError(
+            f"pooling={pooling!r} needs a trained global token, which {source} lacks: it was trained with "
+            "pooling='mean', so leave pooling out"
+        )
+
+
+class WavLinkModel(CheckedWeights, PreTrainedModel):
     """Audio and text towers, their projections, and the contrastive loss over nested dims.
 
     With a Whisper, `torch.compile` (with `dynamic=True` one graph for all batches) and `torch.export` (dynamic batch
@@ -79,7 +98,7 @@ class WavLinkModel(PreTrainedModel):
 
     config: WavLinkConfig
     config_class = WavLinkConfig
-    main_input_name = "input_features"
+    main_input_name = "input_ids"  # the first argument of `forward`, as transformers has it
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the whole batch, never over accumulated pieces
@@ -87,13 +106,14 @@ class WavLinkModel(PreTrainedModel):
     _supports_flash_attn = True
 
     def __init__(self, config: WavLinkConfig):
+        config.check()
         super().__init__(config)
         dtype = torch.get_default_dtype()  # what from_pretrained was asked for; the towers' configs may say another
         htsat = config.audio_config.model_type == "clap_audio_model"
         tower = WavLinkClapAudioModel if htsat else WavLinkAudioModel
-        self.audio_model = tower._from_config(config.audio_config, dtype=dtype)
+        self.audio_model = from_config(tower, config.audio_config, dtype=dtype)
         self.supports_gradient_checkpointing = tower.supports_gradient_checkpointing
-        self.text_model = AutoModel.from_config(config.text_config, dtype=dtype)
+        self.text_model = AutoModel.from_config(config.text_config, trust_remote_code=False, dtype=dtype)
         if hasattr(self.text_model, "pooler"):  # BERT's has weights that no text pooling of ours uses
             self.text_model.pooler = None
         self.audio_projection = nn.Linear(config.audio_config.hidden_size, config.projection_dim, bias=False)
@@ -124,13 +144,19 @@ class WavLinkModel(PreTrainedModel):
         """The text tower's, for libraries that treat token embeddings apart (FSDP2 in Accelerate, PEFT)."""
         return self.text_model.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """As transformers', but of safetensors alone, and weights that are missing or unexpected are an error, never
-        a random start."""
-        source, kwargs = pretrained_model_name_or_path, {**kwargs, "output_loading_info": True}
-        model, info = from_safetensors(super().from_pretrained, source, *args, **kwargs)
-        refuse_wrong_weights(str(source), info)
+        a random start. Fields of `WavLinkConfig` given here are checked, and refused where they need other weights."""
+        options = {name: kwargs[name] for name in _OF_FILES if name in kwargs}
+        if hasattr(kwargs.get("config"), "check"):
+            kwargs["config"].check()
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if {"pooling", "config"} & kwargs.keys():
+            _refuse_untrained_token(model.config.pooling, pretrained_model_name_or_path, **options)
         model.freeze_constants()
         return (model, info) if output_loading_info else model
 
@@ -139,7 +165,7 @@ class WavLinkModel(PreTrainedModel):
         cls, audio: str, text: str, frame_pooling: int = 1, frame_pooling_layer: int | list[int] = 1, **config
     ) -> WavLinkConfig:
         """The config of `from_audio_text_pretrained` with the same arguments, from the towers' configs alone."""
-        audio_config = AutoConfig.from_pretrained(audio)
+        audio_config = AutoConfig.from_pretrained(audio, trust_remote_code=False)
         if audio_config.model_type == "clap":
             audio_config = audio_config.audio_config
         if frame_pooling != 1:
@@ -148,13 +174,15 @@ class WavLinkModel(PreTrainedModel):
             raise ValueError(
                 f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper or a CLAP"
             )
-        text_config = AutoConfig.from_pretrained(text)
+        text_config = AutoConfig.from_pretrained(text, trust_remote_code=False)
         if text_config.model_type == "clip":  # its two halves may each say another projection_dim, which it ignores
             text_config.text_config.projection_dim = text_config.projection_dim
             text_config = text_config.text_config
+        check_text_config(text_config)
         clip_text = text_config.model_type == "clip_text_model"
         config.setdefault("projection_dim", text_config.projection_dim if clip_text else text_config.hidden_size)
-        config.setdefault("text_pooling", None if clip_text else sentence_transformers_pooling(text))
+        if not clip_text and config.get("text_pooling") is None:
+            config["text_pooling"] = sentence_transformers_pooling(text)
         return WavLinkConfig(audio_config=audio_config, text_config=text_config, **config)
 
     @classmethod
@@ -186,41 +214,46 @@ class WavLinkModel(PreTrainedModel):
             )
         return model
 
+    @can_return_tuple
     def get_audio_features(
         self,
         input_features: Tensor,
         input_features_mask: Tensor | None = None,
-        return_dict: bool = True,
         output_frames: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s); of HTS-AT `[B, W, T, F]`.
             input_features_mask: `[B, T]`, 1 for the clip's own frames; of HTS-AT `[B, W]`, for its own windows.
             output_frames: True gives a Whisper's frames too, for which its last layer has all its work to do.
+            kwargs: `output_hidden_states`, `output_attentions` and `return_dict`.
 
         Returns:
             `pooler_output` `[B, projection_dim]`, L2-normalised. With `output_frames` also `last_hidden_state`, see
             `WavLinkAudioModel`; HTS-AT always gives its patches, `[B, W * P, D]`.
         """
-        whisper = isinstance(self.audio_model, WavLinkAudioModel)
-        options = {"pooling": self.config.pooling, "output_frames": output_frames} if whisper else {}
-        output = self.audio_model(input_features, input_features_mask, **options)
+        options = {name: value for name, value in given(kwargs).items() if name in RECORDED}
+        if isinstance(self.audio_model, WavLinkAudioModel):
+            options |= {"pooling": self.config.pooling, "output_frames": output_frames}
+        output = self.audio_model(input_features, input_features_mask, return_dict=True, **options)
         output["pooler_output"] = self._embed(self.audio_projection, output.pooler_output)
-        return output if return_dict else output.to_tuple()
+        return output
 
+    @can_return_tuple
     def get_text_features(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        return_dict: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             input_ids: `[B, L]`; more tokens than the tower has positions are refused (the processor truncates).
             attention_mask: `[B, L]`, 1 for tokens.
             token_type_ids: `[B, L]`, for towers whose tokenizer gives them (BERT's).
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what else the tower takes.
 
         Returns:
             `pooler_output` `[B, projection_dim]`, L2-normalised, and `last_hidden_state` `[B, L, D]`.
@@ -231,12 +264,17 @@ class WavLinkModel(PreTrainedModel):
                 f"a text of {input_ids.shape[-1]} tokens is over the text tower's limit of {limit}: shorten it, or "
                 f"tokenize with truncation=True, max_length={limit} (WavLinkProcessor does)"
             )
-        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **extra)
+        options = given(kwargs) | {"return_dict": True}
+        if token_type_ids is not None:
+            options["token_type_ids"] = token_type_ids
+        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **options)
         pooled = self._pool_text(output.last_hidden_state, input_ids, attention_mask)
-        embeds = self._embed(self.text_projection, pooled)
-        output = BaseModelOutputWithPooling(last_hidden_state=output.last_hidden_state, pooler_output=embeds)
-        return output if return_dict else output.to_tuple()
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=self._embed(self.text_projection, pooled),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
 
     def truncate_embeddings(self, embeds: Tensor, dim: int) -> Tensor:
         """The first `dim` channels of `[..., projection_dim]`, L2-normalised again; `dim` must be a trained one."""
@@ -246,6 +284,7 @@ class WavLinkModel(PreTrainedModel):
         return truncate_embeddings(embeds, dim)
 
     @_loss_by_default
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -255,8 +294,8 @@ class WavLinkModel(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         caption_ids: Tensor | None = None,
         return_loss: bool | None = None,
-        return_dict: bool | None = None,
         text_owner: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> WavLinkOutput:
         """
         Args:
@@ -267,6 +306,7 @@ class WavLinkModel(PreTrainedModel):
             return_loss: by default a loss wherever there are as many clips as texts, or a `text_owner`; True refuses
                 unequal counts without one.
             text_owner: `[B_text]` int64, the clip each text belongs to where clips have several, at least one each.
+            kwargs: `output_hidden_states` and `output_attentions`, which the towers' outputs then hold; `return_dict`.
 
         In training the negatives of all processes are in the loss, with gradients.
         """
@@ -280,11 +320,12 @@ class WavLinkModel(PreTrainedModel):
                 f"return_loss=True needs one text per clip, got {len(input_features)} clips and {len(input_ids)} texts"
                 "; where clips have several, give text_owner, the row of each text's clip"
             )
-        audio = self.get_audio_features(input_features, input_features_mask)
-        text = self.get_text_features(input_ids, attention_mask, token_type_ids)
+        kwargs["return_dict"] = True
+        audio = self.get_audio_features(input_features, input_features_mask, **kwargs)
+        text = self.get_text_features(input_ids, attention_mask, token_type_ids, **kwargs)
         audio_embeds, text_embeds = audio.pooler_output, text.pooler_output
         logits_per_audio = self.scale.to(audio_embeds.dtype) * audio_embeds @ text_embeds.T + self.logit_bias
-        output = WavLinkOutput(
+        return WavLinkOutput(
             loss=self.loss(audio_embeds, text_embeds, caption_ids, text_owner=text_owner) if with_loss else None,
             logits_per_audio=logits_per_audio,
             logits_per_text=logits_per_audio.T,
@@ -293,7 +334,6 @@ class WavLinkModel(PreTrainedModel):
             audio_model_output=audio,
             text_model_output=text,
         )
-        return output.to_tuple() if return_dict is False else output
 
     @property
     def scale(self) -> Tensor:
@@ -333,18 +373,21 @@ class WavLinkModel(PreTrainedModel):
             )
 
     def _embed(self, projection: nn.Linear, pooled: Tensor) -> Tensor:
-        return F.normalize(projection(pooled).float(), dim=-1).to(projection.weight.dtype)
+        # The scale has the model's dtype, as no library quantises it; a quantised projection stores integers.
+        return F.normalize(projection(pooled).float(), dim=-1).to(self.logit_scale.dtype)
 
     def _pool_text(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """`[B, L, D] -> [B, D]`: the end-of-text state, the first state, or the masked mean."""
-        if self.config.text_pooling == "cls":
-            return hidden_states[:, 0]
-        if self.config.text_pooling == "mean":
+        """`[B, L, D] -> [B, D]`: the masked mean, or the state of the first token or of the end of the text."""
+        pooling = self.config.text_pooling
+        if pooling == "mean":
             return masked_mean(hidden_states, attention_mask)
-        eos = self.config.text_config.eos_token_id
-        # CLIP configs from before transformers 4.31 say 2; the end of text is then the highest id.
-        ends = input_ids.argmax(-1) if eos == 2 else (input_ids == eos).int().argmax(-1)
-        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), ends]
+        if pooling == "cls" and attention_mask is None:
+            return hidden_states[:, 0]
+        if pooling == "cls":
+            positions = attention_mask.int().argmax(-1)  # padding may be on the left
+        else:
+            positions = end_of_text(input_ids, attention_mask, self.config.text_config)
+        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), positions]
 
 
 WavLinkModel.register_for_auto_class("AutoModel")

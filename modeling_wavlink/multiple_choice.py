@@ -3,12 +3,15 @@
 Everything is a function of the clips' embeddings, the questions, and a way to embed texts.
 """
 
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from processing.cells import kind_of
 
 from .configuration_wavlink import text_max_length
 from .metrics import Correspondence, figure, percent
@@ -61,12 +64,31 @@ def questions_of(dataset) -> tuple[list[Question], list[int]]:
 
     A clip is the first row of each distinct sound: questions that share one count as one for the intervals.
     """
+    if missing := [name for name in ("choices", "answer") if name not in dataset.column_names]:
+        raise ValueError(f"the columns of a question are question, choices and answer; there is no {missing[0]}")
     rows, questions = {}, []
     for index, row in enumerate(dataset):
         audio = row["audio"]
         clip = rows.setdefault((audio["path"], audio["bytes"]), (len(rows), index))[0]
-        questions.append(Question(row["question"], tuple(row["choices"]), row["answer"], clip, row["task"]))
+        _check_question(row, index)
+        task = row.get("task") or ""
+        questions.append(Question(row["question"], tuple(row["choices"]), row["answer"], clip, task))
     return questions, [index for _, index in rows.values()]
+
+
+def _check_question(row: dict, index: int) -> None:
+    choices, answer = row["choices"], row["answer"]
+    if (
+        not isinstance(row["question"], str)
+        or kind_of(choices) != "a list of text"
+        or not (kind_of(answer) == "a number" and answer in range(len(choices)))
+        or not isinstance(row.get("task") or "", str)
+    ):
+        raise ValueError(
+            f"row {index + 1} is no question: it needs a text in column question, a list of texts in choices, and in "
+            f"answer the index of the right one, from 0; got {kind_of(row['question']) or 'nothing'}, "
+            f"{kind_of(choices) or 'nothing'} and {answer!r}"
+        )
 
 
 def choices_from_labels(
@@ -160,7 +182,7 @@ def multiple_choice_scores(
         how many questions and clips each has, its chance, and a task's group.
     """
     kept, clips = _on_clips(questions, len(audio_embeds), rows)
-    texts, choices, readings = _choice_texts(kept, _checked(text), read)
+    texts, choices, readings = _choice_texts(kept, checked_choice_text(text), read)
     said = _as_matrix(embed_texts(texts), len(texts))
     answers = np.array([question.answer for question in kept])
     number = np.array([len(question.choices) for question in kept])
@@ -185,12 +207,15 @@ def multiple_choice_scores(
     return scores
 
 
-def _checked(text: str) -> str:
+def checked_choice_text(text: str) -> str:
+    """The text as it is, a ValueError if it is not made of `{choice}`, perhaps `{question}`, and words."""
     try:
-        whole = text.format(question="\0", choice="\1")
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"the text may hold {{question}} and {{choice}} alone, got {text!r}") from error
-    if "\1" not in whole:
+        fields = [(name, form, how) for _, name, form, how in string.Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"the text may hold {{question}} and {{choice}} alone, got {text!r}: {error}") from error
+    if any(name not in ("question", "choice") or form or how for name, form, how in fields):
+        raise ValueError(f"the text may hold {{question}} and {{choice}} alone, got {text!r}")
+    if "choice" not in [name for name, _, _ in fields]:
         raise ValueError(f"the text must say where the choice goes, as in {TEXT!r}, got {text!r}")
     return text
 

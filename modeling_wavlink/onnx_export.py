@@ -11,9 +11,7 @@ import argparse
 import copy
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from torch.export import Dim
 
 from processing.synthetic import KINDS, render
 
+from .atomic_files import added_files, interrupted
 from .cli import run_command, stdout_for
 from .configuration_wavlink import text_max_length
 from .peers import load_for_evaluation, revision
@@ -65,28 +64,26 @@ def export_onnx(model, processor, folder: str | os.PathLike, int8: bool = False,
     Args:
         model: a WavLink with a Whisper; what is exported is a copy of it in fp32.
         processor: its own.
-        folder: new, or of an earlier export, which is replaced.
+        folder: new, or of an earlier export, whose files are replaced; other files in it stay.
         int8: the weights of matrix products and embeddings in 8 bits, by onnxruntime's dynamic quantization. The
             activations are then scaled by the whole batch: only in batches of one does a clip have one vector.
         opset: of ONNX, 18 or later; default: torch's own.
 
     Returns:
         what `wavlink_onnx.json` holds: how to hear and to read, `logit_scale` (a log) and `logit_bias`, `agreement`
-        (the largest difference to torch of a number in a vector, in fp32), and with int8 `int8_cosine` (`mean` and
-        `min` of the cosines to fp32, of so many synthetic clips and their captions, each alone).
+        (the largest difference to torch of a number in a vector, in fp32), with int8 `int8_cosine` (`mean` and `min`
+        of the cosines to fp32, of so many synthetic clips and their captions, each alone), and `files`, the names of
+        all that was written.
 
     Raises:
         ValueError: a model that cannot be exported, a tokenizer that needs transformers, or vectors that onnxruntime
             computes otherwise. Nothing is then written.
     """
-    model, folder = _exportable(model), Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} holds something else than an export: give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as workplace:
-        unfinished = Path(workplace) / "onnx"
-        unfinished.mkdir()
+    _refuse_other_folder(Path(folder))
+    model = _exportable(model)
+    with added_files(folder, CONFIG, _files_of_earlier) as unfinished:
         about = _write_processor(model, processor, unfinished)
+        _refuse_to_overwrite(Path(folder), unfinished)
         about["agreement"] = {}
         for name in INPUTS:
             tower, path = Tower(model, name).eval(), unfinished / f"{name}.onnx"
@@ -96,9 +93,8 @@ def export_onnx(model, processor, folder: str | os.PathLike, int8: bool = False,
         if int8:
             about["precision"] = "int8"
             about["int8_cosine"] = {name: _to_int8(unfinished / f"{name}.onnx", processor) for name in INPUTS}
+        about["files"] = sorted([CONFIG, *(path.name for path in unfinished.iterdir())])
         (unfinished / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(unfinished, folder)
     return about
 
 
@@ -121,6 +117,36 @@ def measured(name: str, processor) -> list[dict]:
         return [processor(text=captions[0], return_tensors="np") for _, captions in rendered]
     rate = processor.feature_extractor.sampling_rate
     return [processor(audio=clip, sampling_rate=rate, return_tensors="np") for clip, _ in rendered]
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    if shown and not _record(folder):
+        raise ValueError(f"{folder} holds something else than an export: give a new folder")
+
+
+def _record(folder: Path) -> Path | None:
+    """What says which files an earlier export has written, be it one that was killed as it moved them."""
+    return next((path for path in (folder / CONFIG, interrupted(folder, CONFIG)) if path.is_file()), None)
+
+
+def _files_of_earlier(folder: Path) -> list[str]:
+    """The files of an earlier export, by its record; one that has no list is of a version that named none."""
+    try:
+        names = json.loads(_record(folder).read_text(encoding="utf-8"))["files"]
+        return [name for name in names if name == os.path.basename(name)]
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return [CONFIG, MEL_FILTERS, *(f"{name}.onnx{ending}" for name in INPUTS for ending in ("", ".data"))]
+
+
+def _refuse_to_overwrite(folder: Path, unfinished: Path) -> None:
+    """What others have put beside an export stays theirs."""
+    record = _record(folder)
+    if not record or '"files"' not in record.read_text(encoding="utf-8", errors="replace"):
+        return
+    names = {CONFIG, *(f"{name}.onnx" for name in INPUTS), *(path.name for path in unfinished.iterdir())}
+    if foreign := sorted(name for name in names - {*_files_of_earlier(folder)} if os.path.lexists(folder / name)):
+        raise ValueError(f"{folder} holds {foreign[0]}, which no export has written: move it, or give a new folder")
 
 
 def _exportable(model):

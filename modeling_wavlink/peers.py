@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
-    AutoConfig,
     AutoModel,
-    AutoProcessor,
+    AutoTokenizer,
     BatchFeature,
+    ClapFeatureExtractor,
+    ClapModel,
     ClapProcessor,
     PretrainedConfig,
     PreTrainedModel,
@@ -30,7 +31,10 @@ from transformers import (
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
-from .pretrained_wavlink import from_safetensors
+from processing import WavLinkProcessor
+
+from .modeling_wavlink import WavLinkModel
+from .pretrained_wavlink import from_safetensors, refuse_adapter
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +42,7 @@ ACCEPTED = (
     "give a WavLink or a transformers CLAP (such as laion/clap-htsat-unfused), each a folder or a Hub id, or "
     "random:NAME or random:NAME@SEED for one of these with new weights"
 )
+_CLASSES = {"wavlink": WavLinkModel, "clap": ClapModel}
 _CONTROL = re.compile(r"random:(?P<source>.+?)(?:@(?P<seed>\d+))?")
 # Buffers that old checkpoints lack and every model makes anew, alike.
 _CONSTANT = re.compile(r"(^|\.)(position_ids|token_type_ids|relative_position_index|num_batches_tracked)$")
@@ -137,14 +142,17 @@ class RepeatableClapProcessor:
         return {"input_features": inputs["input_features"], "is_longer": longer}
 
 
-def load_for_evaluation(name: str, device: str | torch.device = "cpu", revision: str | None = None):
+def load_for_evaluation(
+    name: str, device: str | torch.device = "cpu", revision: str | None = None, local_files_only: bool = False
+):
     """A model, in fp32 and eval mode on `device`, and its processor, which `evaluation` cannot tell from a WavLink's.
 
     Args:
-        name: a folder or Hub id of a WavLink, whose code is run, or of a CLAP of transformers, with or without
-            fusion; or `random:NAME@SEED`, one of these with new weights (see `random_control`), `random:NAME` with
-            seed 0. A number after the last `@` is always the seed.
+        name: a folder or Hub id of a WavLink or of a CLAP of transformers, with or without fusion; or
+            `random:NAME@SEED`, one of these with new weights (see `random_control`), `random:NAME` with seed 0. A
+            number after the last `@` is always the seed. No code that lies beside the weights is run.
         revision: of a Hub id, a branch, tag or commit (default: its main branch).
+        local_files_only: of a Hub id, what has been downloaded before, and nothing is asked of the Hub.
 
     Returns:
         The model, with `get_audio_features`, `get_text_features` (`pooler_output` `[B, D]`, L2-normalised),
@@ -152,48 +160,44 @@ def load_for_evaluation(name: str, device: str | torch.device = "cpu", revision:
         `tokenizer` and calls `(audio=[...], sampling_rate=...)` or `(text=[...])`. A CLAP's model is transformers'.
 
     Raises:
-        ValueError: a name that is none of these, before any of its code is run, or weights that are missing.
+        ValueError: a name that is none of these, or weights or a processor that are missing.
     """
-    source, seed = _parse(name)
-    model_type, commit = _look_up(source, revision)
+    source, seed = parse_name(name)
+    model_type, commit = _look_up(source, revision, local_files_only)
     if revision and not commit:
         raise ValueError(f"revision={revision!r} is of a Hub id, {source} is a folder: leave it out")
-    pinned = {"revision": commit} if commit else {}  # so that what is recorded is what was loaded
+    pinned = {"local_files_only": local_files_only}
+    if commit:
+        pinned["revision"] = commit  # so that what is recorded is what was loaded
     try:
-        model = _pretrained(source, model_type, commit) if seed is None else random_control(source, seed, commit)
-        if model_type == "clap":
-            own = ClapProcessor.from_pretrained(source, **pinned)
-            processor = RepeatableClapProcessor(own, model.config.text_config)
-            _refuse_other_truncation(source, model, processor)
-        else:
-            processor = AutoProcessor.from_pretrained(source, trust_remote_code=True, **pinned)
+        model = _pretrained(source, model_type, **pinned) if seed is None else random_control(source, seed, **pinned)
+        processor = _processor(source, model, **pinned)
     except OSError as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
-    if not hasattr(processor, "feature_extractor"):
-        raise ValueError(f"{source} has no processor: save it there with processor.save_pretrained")
     return model.to(device), processor
 
 
 def random_control(
-    name_or_model: str | PreTrainedModel, seed: int = 0, revision: str | None = None
+    name_or_model: str | PreTrainedModel, seed: int = 0, revision: str | None = None, local_files_only: bool = False
 ) -> PreTrainedModel:
     """The same architecture, in eval mode, with new weights as its own initialisation draws them from `seed`.
 
     What such a model scores is owed to nothing that was learned. torch's generator is put back afterwards.
 
     Args:
-        name_or_model: a folder or Hub id, of which only the config is read (and the code, of a WavLink), or a model
-            of either kind, which stays as it is; the control is then on the CPU.
-        revision: of a Hub id.
+        name_or_model: a folder or Hub id, of which only the config is read, or a model of either kind, which stays as
+            it is; the control is then on the CPU.
+        revision, local_files_only: of a Hub id.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' generators too
         if isinstance(name_or_model, PreTrainedModel):
             model = type(name_or_model)(copy.deepcopy(name_or_model.config))
         else:
-            remote = _look_up(name_or_model, revision)[0] == "wavlink"
-            config = AutoConfig.from_pretrained(name_or_model, trust_remote_code=remote, revision=revision)
-            model = AutoModel.from_config(config, trust_remote_code=remote, dtype=torch.float32)
+            kind = _CLASSES[_look_up(name_or_model, revision, local_files_only)[0]]
+            pinned = {"revision": revision, "local_files_only": local_files_only}
+            config = kind.config_class.from_pretrained(name_or_model, **pinned)
+            model = AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
     model.control_seed = seed
     return _ready(model)
 
@@ -256,8 +260,12 @@ def _note(processor) -> str:
     return f"clips under {window} {padding}; over {window}: {over}, {place}; texts up to {processor.text_limit} tokens"
 
 
-def _parse(name: str) -> tuple[str, int | None]:
-    """The folder or Hub id, and the seed if it is to be a control."""
+def parse_name(name: str) -> tuple[str, int | None]:
+    """The folder or Hub id, and the seed if it is to be a control.
+
+    Raises:
+        ValueError: a control of nothing.
+    """
     if not name.startswith("random:"):
         return name, None
     found = _CONTROL.fullmatch(name)
@@ -266,7 +274,7 @@ def _parse(name: str) -> tuple[str, int | None]:
     return found["source"], int(found["seed"] or 0)
 
 
-def _look_up(source: str, revision: str | None = None) -> tuple[str, str | None]:
+def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple[str, str | None]:
     """The model type, and the commit if it is the Hub's, from the config alone."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -274,30 +282,46 @@ def _look_up(source: str, revision: str | None = None) -> tuple[str, str | None]
         hint = f"did you mean {best}?" if (best / "config.json").is_file() else ACCEPTED
         raise ValueError(f"{source} has no config.json: {hint}")
     try:
-        path = cached_file(source, "config.json", revision=revision)
+        path = cached_file(source, "config.json", revision=revision, local_files_only=local_files_only)
     except OSError as error:
         raise ValueError(
             f"{source!r} is neither a folder here nor to be had from the Hub: {ACCEPTED} ({error})"
         ) from error
     try:
-        model_type = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
-    except ValueError as error:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        model_type, auto_map = config.get("model_type"), config.get("auto_map")
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"the config.json of {source} is broken: {error}") from error
     if model_type not in ("wavlink", "clap"):
         raise ValueError(f"{source} is a {model_type!r} model: {ACCEPTED}")
-    return model_type, extract_commit_hash(path, None)
+    shipped = auto_map.get("AutoModel") if isinstance(auto_map, dict) else None
+    if shipped and not str(shipped).endswith("modeling_wavlink.WavLinkModel"):
+        logger.warning(
+            f"the model class that {source} ships, {str(shipped)[:80]!r}, is not run: this package's is taken instead"
+        )
+    commit = extract_commit_hash(path, None)
+    refuse_adapter(source, revision=commit, local_files_only=local_files_only)
+    return model_type, commit
 
 
-def _pretrained(source: str, model_type: str, commit: str | None) -> PreTrainedModel:
-    options = {"trust_remote_code": model_type == "wavlink", "dtype": torch.float32, "output_loading_info": True}
-    if commit:
-        options["revision"] = commit
-    model, info = from_safetensors(AutoModel.from_pretrained, source, **options)
+def _pretrained(source: str, model_type: str, revision: str | None = None, **hub) -> PreTrainedModel:
+    options = {"dtype": torch.float32, "output_loading_info": True, "revision": revision, **hub}
+    model, info = from_safetensors(_CLASSES[model_type].from_pretrained, source, **options)
     missing = sorted(key for key in info["missing_keys"] if not _CONSTANT.search(key))
     if missing:
         raise ValueError(f"{source} lacks weights, which would start random: {', '.join(missing)}")
-    model.hub_commit = commit
+    model.hub_commit = revision
     return _ready(model)
+
+
+def _processor(source: str, model: PreTrainedModel, **hub):
+    if model.config.model_type == "clap":
+        extractor = ClapFeatureExtractor.from_pretrained(source, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(source, config=model.config, trust_remote_code=False, **hub)
+        processor = RepeatableClapProcessor(ClapProcessor(extractor, tokenizer), model.config.text_config)
+        _refuse_other_truncation(source, model, processor)
+        return processor
+    return WavLinkProcessor.from_pretrained(source, **hub)
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .atomic_files import atomic_file
 from .retrieval import DIRECTIONS
-from .whole_files import whole_file
 
 COLORS = ("tab:blue", "tab:orange")
 
@@ -23,7 +23,7 @@ def _axes(path: Path, size: tuple[float, float], columns: int = 1, rows: int = 1
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     yield figure.subplots(rows, columns, sharex="col")
-    with whole_file(path) as unfinished:
+    with atomic_file(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format=path.suffix[1:])
 
 

@@ -21,11 +21,11 @@ from processing.windows import stream_windows
 
 from .embedder import Embedder, mean_direction
 from .index_folder import IndexFolder
-from .indexing import embedder_of
+from .index_model import embedder_of
+from .index_parts import with_large_texts
 from .vectors import FlatIndex, decode, encode
 
 WEIGHT = 0.5  # of what is unwanted beside what is wanted
-_READS = 3  # of an index that another process changes meanwhile
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Index:
                 self._found.add(self._codes(windows, dim))
             except ValueError as error:
                 raise ValueError(f"{folder.folder / 'embeddings' / part.name}: {error}") from error
-            parts.append(windows.select(["path", "start", "end"]))
-        self._rows = pyarrow.concat_tables([self.manifest.schema.empty_table().select([0, 1, 2]), *parts])
+            parts.append(with_large_texts(windows.select(["path", "start", "end"])))
+        none = with_large_texts(self.manifest.schema.empty_table().select(["path", "start", "end"]))
+        self._rows = pyarrow.concat_tables([none, *parts])
         files = folder.files()
         self._files = {name: files[name] for name in ("path", "size", "version")}
 
@@ -72,26 +73,22 @@ class Index:
         """
         Args:
             folder: of `index_sounds`.
-            model: the one that the index was made by, if it is elsewhere now (an index from the Hub always asks for
-                it); loaded at the first query.
+            model: the one that the index was made by, where this machine does not have it under the name in the index
+                (see `embedder_of`); loaded at the first query.
             dim: of the nested dims, fewer than the index's (default: its own).
 
         Raises:
             ValueError: no index, a damaged one (every part's checksum is verified), or such a dim.
         """
-        index = IndexFolder.open(folder)
-        nested = [nested for nested in index.manifest.matryoshka_dims if nested <= index.manifest.dim]
-        if dim not in (None, *nested):
-            raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
         options = {"model": model, "device": device, "dtype": dtype}
-        for _ in range(_READS - 1):
-            try:
-                return cls(index, dim or index.manifest.dim, None, options)
-            except ValueError:
-                before, index = index, IndexFolder.open(folder)
-                if index.manifest == before.manifest:
-                    raise
-        return cls(index, dim or index.manifest.dim, None, options)
+
+        def read(index: IndexFolder) -> "Index":
+            nested = [nested for nested in index.manifest.matryoshka_dims if nested <= index.manifest.dim]
+            if dim not in (None, *nested):
+                raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
+            return cls(index, dim or index.manifest.dim, None, options)
+
+        return IndexFolder.reading(folder, read)
 
     def __len__(self) -> int:
         """Windows."""

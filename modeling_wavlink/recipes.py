@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from processing.prompts import checked_prompt
+
+from .compat import has_bf16_kernels
 from .configuration_wavlink import LOSS_TYPES, POOLINGS
 
 REGIMES = ("projector", "lora", "full")
@@ -111,6 +114,8 @@ class Recipe:
         dims, width = self.matryoshka_dims, self.projection_dim
         if any(dim < 1 or (width and dim > width) for dim in dims):
             raise ValueError(f"matryoshka_dims must be between 1 and projection_dim={width}, got {dims}")
+        if self.label_prompt:
+            checked_prompt(self.label_prompt)
         if self.label_smoothing and self.loss_type != "info_nce":
             raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
         if (
@@ -133,7 +138,7 @@ def computes_in_bf16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.accelerator.is_available():
         return True
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_bf16_kernels()
 
 
 def _quickstart() -> Recipe:

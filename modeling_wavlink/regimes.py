@@ -1,6 +1,7 @@
-"""What of a WavLink learns: projections only, LoRA, or everything; in the audio tower or in both."""
+"""What of a WavLink learns: projections only, LoRA, or everything, in one tower or both; and how far it may move."""
 
 import fnmatch
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from .recipes import REGIMES, SCOPES
 
@@ -65,6 +67,42 @@ def lora_config(model: nn.Module, scope: str, rank: int = 8, alpha: int = 16, ta
             f"{', '.join(sorted(found)) or 'none'} (--lora_targets)"
         )
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=rf"{tower}.*\b({'|'.join(chosen)})")
+
+
+def decayed_names(model: nn.Module) -> list[str]:
+    """The parameters that weight decay applies to: the weights of linear maps and convolutions.
+
+    Biases, norms, tables (of tokens, positions and relative positions), the global token, the scale and SigLIP's bias
+    are not decayed.
+    """
+    maps = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D
+    return [
+        f"{name}.weight" if name else "weight" for name, module in model.named_modules() if isinstance(module, maps)
+    ]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """The parameters that learn, as groups of an optimizer: see `decayed_names`.
+
+    Scale and bias (0-dim) are a group of their own: FSDP2 leaves them whole, and AdamW steps through a group in one
+    call that takes no mixture of whole and sharded tensors.
+    """
+    decayed = {*decayed_names(model)}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for name, p in named if name in decayed], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name not in decayed and p.ndim], "weight_decay": 0.0},
+        {"params": [p for name, p in named if name not in decayed and not p.ndim], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def clamp_scale(model: nn.Module) -> None:
+    """Keeps the parameter of the scale within `logit_scale_max`; to be called after each optimizer step.
+
+    Without it the parameter moves on while the clamped scale stays, and needs as many steps to come back.
+    """
+    model.logit_scale.clamp_(max=math.log(model.config.logit_scale_max))
 
 
 def describe(model: nn.Module) -> str:

@@ -30,8 +30,16 @@ def retrieval_scores(
     Returns:
         `{"text_to_audio": {dim: {"R@1": figure, ...}}, "audio_to_text": ..., "chance": ...}`, with several dims
         `"difference"`, the smallest minus the largest on the same draws of clips, and with `groups` `"groups"`.
+
+    Raises:
+        ValueError: fewer than two clips with texts, or fewer than two texts: every score would be 100 %.
     """
     asking = np.flatnonzero(correspondence.counts)
+    if len(asking) < 2 or len(text_embeds) < 2:
+        raise ValueError(
+            f"{len(asking)} clips with captions and {len(text_embeds)} different captions are nothing to search in: "
+            "score a split with two of each or more"
+        )
     answers = {"text_to_audio": correspondence.T, "audio_to_text": correspondence.select(asking)}
     clips = {
         "text_to_audio": correspondence.T,
@@ -91,7 +99,8 @@ def compute_metrics(prediction) -> dict[str, float]:
         correspondence = np.stack([(row[:, None] == ids[None, :, 0]).any(0) for row in ids])  # (clips, texts)
     else:
         correspondence = np.eye(len(audio_embeds), dtype=bool)
-    similarities = audio_embeds @ text_embeds.T
+    audio, text = (torch.from_numpy(np.asarray(x, np.float32)) for x in (audio_embeds, text_embeds))
+    similarities = Similarities(audio, text)[:]
     return {
         f"{way}_R@{k}": recall_at_k(rows, relevant, k)
         for way, rows, relevant in (

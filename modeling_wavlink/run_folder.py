@@ -1,84 +1,88 @@
 """What a run leaves behind: folders that are whole or absent, metrics, and where it ran."""
 
+import functools
 import json
 import os
 import platform
-import shutil
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from accelerate.tracking import get_available_trackers
 
-from .whole_files import write_whole
+from .atomic_files import only_writer, replaced_folder, write_text
+from .atomic_files import remove as remove
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "soundfile", "soxr")
 SOURCES = ("data", "validation_data", "init", "audio_model", "text_model")  # fields of a recipe: Hub ids or folders
 
 
 @contextmanager
-def whole(folder: Path, process_index: int = 0, barrier=lambda: None) -> Iterator[Path]:
-    """A folder to write into, which takes its name, and the place of an older one, only once all is on the disk.
+def whole(
+    folder: Path,
+    process_index: int = 0,
+    barrier=lambda: None,
+    broadcast=lambda token: token,
+    stale: Sequence[str] = ("*",),
+) -> Iterator[Path]:
+    """Yield a folder to write into, which replaces `folder` once all is on the disk (see `replaced_folder`).
 
     Args:
-        process_index, barrier: where several processes write into it together.
+        process_index, barrier, broadcast: where several processes write into it together; `broadcast` gives all of
+            them the first one's text.
+        stale: patterns of names in the older folder that are not kept.
     """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    if process_index == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    barrier()
     try:
-        yield unfinished
+        token = broadcast(secrets.token_hex(6))
+        options = {"token": token, "process_index": process_index, "barrier": barrier}
+        with replaced_folder(folder, stale, **options) as unfinished:
+            yield unfinished
     except Exception as error:  # safetensors, torch and the system each have their own for a full disk
-        shutil.rmtree(unfinished, ignore_errors=True)
         if worker_died(error):
             raise
         raise OSError(
             f"could not write {folder}: {error}; what was there before is untouched: free space on its disk, and "
             "start the same command again"
         ) from error
-    barrier()
-    if process_index == 0:
-        for path in unfinished.rglob("*"):
-            _to_disk(path)
-        older = _without_name(folder)
-        os.replace(unfinished, folder)
-        shutil.rmtree(older, ignore_errors=True)
-    barrier()
 
 
-def remove(folder: Path) -> None:
-    """A folder, which loses its name before its files: killed on the way, nothing is left that looks whole."""
-    shutil.rmtree(_without_name(folder), ignore_errors=True)
+def alone_in_its_folder(train: Callable) -> Callable:
+    """Decorate what trains a recipe: in its output folder no other process trains, and nothing of others is replaced.
+
+    Raises:
+        ValueError: another process trains there, or it holds a model that no run has written.
+    """
+
+    @functools.wraps(train)
+    def train_alone(recipe):
+        folder = Path(recipe.output_dir)
+        _refuse_other_models(folder)
+        if int(os.environ.get("RANK", 0)):  # of several processes the first holds it
+            return train(recipe)
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with only_writer(folder):
+                return train(recipe)
+        finally:
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
+
+    return train_alone
 
 
-def _without_name(folder: Path) -> Path:
-    """Where the folder, if there is one, is now."""
-    hidden = folder.with_name(f".{folder.name}.older.unfinished")
-    shutil.rmtree(hidden, ignore_errors=True)
-    with suppress(FileNotFoundError):
-        os.replace(folder, hidden)
-    return hidden
-
-
-def remove_unfinished(folder: Path) -> None:
-    """What a killed process was writing here: its name may be that of a step that does not come again."""
-    for path in folder.glob(".*.unfinished"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _refuse_other_models(folder: Path) -> None:
+    if (folder / "recipe.json").is_file():
+        return
+    for name in ("best", "last", "checkpoints"):
+        if (folder / name).is_dir() and any(not path.name.startswith(".") for path in (folder / name).iterdir()):
+            raise ValueError(f"{folder} holds {name}/, but no run has written it: give another --output_dir")
 
 
 class Metrics:
@@ -92,7 +96,7 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_whole(self.path, "".join(kept))
+        write_text(self.path, "".join(kept))
 
     def write(self, **record) -> None:
         try:
@@ -107,17 +111,10 @@ class Metrics:
 
 def environment(**facts) -> dict:
     """Where and with what a run was started, and `facts`."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit_of(Path(__file__)),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -129,20 +126,36 @@ def environment(**facts) -> dict:
     }
 
 
+def commit_of(file: Path) -> str | None:
+    """The commit of the checkout that a file belongs to.
+
+    None without git, and of an installed file, which may lie in a virtual environment in somebody else's repository.
+    """
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    options = {"cwd": file.parent, "env": surroundings, "capture_output": True, "text": True, "errors": "replace"}
+    for question in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty"]):
+        try:
+            answer = subprocess.run(["git", *question], check=True, timeout=60, **options).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+    return answer
+
+
 def note_environment(folder: Path, **facts) -> None:
     """One more line in `environment.jsonl`: every start and resumption of the run (its end: `note_seconds`)."""
     _add_line(folder / "environment.jsonl", environment(**facts))
 
 
-def note_seconds(folder: Path, step: int, seconds: float) -> None:
-    """A short line in `environment.jsonl` where a start ends: how long it took by the clock. A killed one has none."""
-    _add_line(folder / "environment.jsonl", {"step": step, "seconds": round(seconds, 1)})
+def note_seconds(folder: Path, step: int, seconds: float, **facts) -> None:
+    """A short line in `environment.jsonl` where a start ends: how long it took by the clock, and `facts`. A killed one
+    has none."""
+    _add_line(folder / "environment.jsonl", {"step": step, "seconds": round(seconds, 1), **facts})
 
 
 def _add_line(path: Path, record: dict) -> None:
     """To a short file; half a line, which an older version wrote where the disk was full, does not stay."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    write_whole(path, "".join(line for line in [*lines, json.dumps(record) + "\n"] if line.endswith("\n")))
+    write_text(path, "".join(line for line in [*lines, json.dumps(record) + "\n"] if line.endswith("\n")))
 
 
 def worker_died(error: BaseException | None) -> bool:

@@ -16,16 +16,19 @@ import threading
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from tqdm import tqdm
 from transformers.utils import logging
 
 from hub_cards.foreign_text import clean
+from processing.file_names import same_letters
+from processing.sources import readable
 
 from . import index_copies
 from .cli import on_stop_signals, run_command
 from .embedder import DTYPES
 from .index_folder import IndexFolder
+from .index_parts import with_large_texts
 from .indexing import HOP, STORAGE, WINDOW, index_sounds
+from .progress import Bar
 from .querying import WEIGHT, Index, as_dict
 from .vectors import STORAGES
 
@@ -66,13 +69,11 @@ def query(folder, text, by_sound, without, without_sound, weight, top_k, windows
 
 
 def info(folder, as_json) -> None:
-    about = IndexFolder.open(folder)
-    files = about.files()
+    manifest, files = IndexFolder.reading(folder, lambda about: (about.manifest, with_large_texts(about.files())))
     skipped = {
         path: error for path, error in zip(*(files[n].to_pylist() for n in ("path", "error")), strict=True) if error
     }
     sounds = len(files["path"].unique()) - len(skipped)
-    manifest = about.manifest
     names = "model revision dims dim storage window hop sampling_rate root".split()
     facts = {name: getattr(manifest, name) for name in names} | {
         "sounds": sounds,
@@ -89,33 +90,38 @@ def info(folder, as_json) -> None:
 
 
 def verify(folder, drop, as_json) -> None:
-    with IndexFolder.open(folder).writing() if drop else _reading(folder) as about:
-        damaged = about.damaged()
-        if damaged and not drop:
-            raise ValueError("; ".join(damaged.values()))
-        if damaged:
-            about.drop_parts(damaged)
-        facts = {"parts": len(about.manifest.parts), "windows": about.manifest.rows, "forgotten": [*damaged]}
+    split, dropped = [], {}
+    if drop:
+        with IndexFolder.open(folder).writing() as about:
+            split, dropped = about.repair()
+            manifest = about.manifest
+    else:
+        manifest = IndexFolder.reading(folder, lambda about: index_copies.refuse_damaged(about) or about.manifest)
+    facts = {"parts": len(manifest.parts), "windows": manifest.rows, "forgotten": [*dropped], "split": split}
+    facts["sounds"] = sorted({path for paths in dropped.values() for path in paths or ()})
+    if as_json:
+        return _tell(facts, "", as_json)
+    for name in split:
+        print(f"{name} was too large to be read at once: it is several parts now, and nothing is lost")
+    for name, paths in dropped.items():
+        print(f"forgotten: {name}" + ", which held sounds whose names are lost too" * (paths is None))
+        for path in paths or ():
+            print(f"  {clean(path, 1000)}")
     whole = f"{facts['parts']} parts with {facts['windows']} windows are as they were written"
-    _tell(facts, f"forgotten: {', '.join(damaged)}; `index` embeds their sounds anew" if damaged else whole, as_json)
-
-
-@contextmanager
-def _reading(folder):
-    yield IndexFolder.open(folder)
+    print("`index` embeds the forgotten sounds anew" if dropped else whole)
 
 
 def remove(folder, paths, as_json) -> None:
     with IndexFolder.open(folder).writing() as about:
         known = set(about.files()["path"].to_pylist())
-        gone = {path for path in known for name in paths if path == name or path.startswith(name.rstrip("/") + "/")}
-        unknown = [
-            name for name in paths if not any(path == name or path.startswith(name.rstrip("/") + "/") for path in gone)
-        ]
+        folders = {path[:end] for path in known for end, letter in enumerate(path) if letter == "/"}
+        names = [(name, same_letters(readable(name).rstrip("/"), known | folders)) for name in paths]
+        unknown = [name for name, there in names if there is None]
         if unknown:
             raise ValueError(
                 f"the index has no {clean(', '.join(unknown), 1000)}: its paths are told from {about.manifest.root}"
             )
+        gone = {path for path in known for _, name in names if path == name or path.startswith(f"{name}/")}
         about.drop(sorted(gone))
     told = f"{len(gone)} sounds removed; where their files stay, the next `index` adds them again"
     _tell({"removed": sorted(gone)}, told, as_json)
@@ -126,8 +132,8 @@ def reindex(folder, out, as_json, **options) -> None:
     _tell_windows(out, as_json)
 
 
-def push(folder, repo_id, private, as_json) -> None:
-    where = index_copies.push(folder, repo_id, private)
+def push(folder, repo_id, private, overwrite_card, as_json) -> None:
+    where = index_copies.push(folder, repo_id, private, overwrite_card)
     _tell({"repo_id": repo_id, "where": where}, where, as_json)
 
 
@@ -161,7 +167,7 @@ def _stopped_by(stop: threading.Event, caught: list[int]):
         caught.append(number)
         stop.set()
         signal.signal(number, before[number])
-        tqdm.write("stopping: writing what is embedded", file=sys.stderr)
+        Bar.write("stopping: writing what is embedded", file=sys.stderr)
 
     with on_stop_signals(ask) as before:
         yield
@@ -231,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command(push, "put an index on the Hub as a data set; the sounds stay here")
     add("repo_id", help="user/name or organisation/name")
     add("--private", action="store_true")
+    add("--overwrite_card", action="store_true", help="also where it was edited on the Hub, above the line it names")
 
     add = command(pull, "take an index from the Hub", folder=False)
     add("repo_id")

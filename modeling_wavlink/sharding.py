@@ -4,9 +4,10 @@ The numbers are those of one process. Everything but layers and embeddings is on
 called; the 0-dim parameters (`logit_scale`, `logit_bias`) cannot be cut, so every process keeps them whole.
 """
 
+import functools
 import os
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from .compat import unsplit_modules
 from .modeling_wavlink import WavLinkModel
 
 
@@ -55,8 +57,7 @@ def prepare(accelerator: Accelerator, model: WavLinkModel, optimizer: torch.opti
     """`accelerator.prepare`, with FSDP2 told which modules are one piece and what it has to leave whole."""
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
-        stacked = {type(x).__name__ for stack in model.modules() if isinstance(stack, nn.ModuleList) for x in stack}
-        plugin.transformer_cls_names_to_wrap = sorted(stacked & set(model._no_split_modules))
+        plugin.transformer_cls_names_to_wrap = sorted(unsplit_modules(model))
         # Autocast alone makes bf16, as without FSDP2: its own policy would round the embeddings and the gradients.
         plugin.mixed_precision_policy = None
         whole = nn.ParameterList(p for p in model.parameters() if p.ndim == 0)
@@ -74,19 +75,34 @@ def average_whole(model: nn.Module) -> None:
 
 
 @contextmanager
-def gathering_features(model: nn.Module):
-    """In this context `get_audio_features` and `get_text_features` of a sharded model gather its parameters, as
-    otherwise only `forward` does. All processes must call them equally often."""
+def gathering_features(model: nn.Module, autocast: Callable = nullcontext):
+    """In this context `get_audio_features` and `get_text_features` do as otherwise only `forward` does: of a sharded
+    model they gather the parameters, and they compute in the precision of training. All processes must call them
+    equally often.
+
+    Args:
+        autocast: `Accelerator.autocast`.
+    """
     names = ("get_audio_features", "get_text_features")
     for name in names:
         register_fsdp_forward_method(model, name)
+        setattr(model, name, _within(autocast, getattr(model, name)))
     try:
         yield
     finally:
+        for name in names:  # forward calls them, and must not gather twice
+            delattr(model, name)
         if isinstance(model, FSDPModule):
-            for name in names:  # forward calls them, and must not gather twice
-                delattr(model, name)
             model.reshard()
+
+
+def _within(context: Callable, method: Callable) -> Callable:
+    @functools.wraps(method)
+    def called(*args, **kwargs):
+        with context():
+            return method(*args, **kwargs)
+
+    return called
 
 
 def savable(accelerator: Accelerator, model: nn.Module) -> tuple[WavLinkModel, dict]:

@@ -25,16 +25,18 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from hub_cards.foreign_text import clean
+from processing.file_names import existing
 from processing.folders import read_metadata
 from processing.sources import file_of
 
+from .atomic_files import file_destination, write_text
 from .cli import run_command
 from .embedder import DTYPES
-from .index_folder import IndexFolder
-from .indexing import embedder_of
+from .index_folder import IndexFolder, Manifest
+from .index_model import embedder_of
+from .index_parts import with_large_texts
 from .sound_page import page
 from .vectors import decode, encode
-from .whole_files import write_whole
 from .zero_shot import PROMPT, label_texts
 
 MOST = 20_000  # sounds of a map: beyond, browsers are slow to draw and t-SNE takes long
@@ -86,38 +88,38 @@ def draw_map(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file, such as {out / 'map.html'}")
+    file_destination(out)
     if most < 1 or embed_audio < 0 or not 0 <= seed < 1 << 32:
         raise ValueError(
             f"most={most} must be 1 or more, embed_audio={embed_audio} 0 or more, seed={seed} 0 to 2^32 - 1"
         )
-    index = IndexFolder.open(folder)
-    paths = _chosen(index, most, seed)
-    root = index.manifest.root
+    manifest, held, paths, vectors = IndexFolder.reading(folder, lambda index: _read(index, most, seed))
+    root = manifest.root
+    if len(paths) < held:
+        print(f"{most} of the {held} sounds are drawn, chosen by seed {seed}; --most takes more", file=sys.stderr)
     named = _from_metadata(labels, label_column, root, paths) if labels else None
     links = sound_links(root, paths, out, embed_audio)
-    vectors = file_vectors(index, paths)  # (N, dim)
     if labels_from_text:
-        embedder = embedder_of(index.manifest, model, device, dtype)
+        embedder = embedder_of(manifest, model, device, dtype)
         named = nearest_labels(vectors, labels_from_text, embedder.embed_text)
     named = [clean(label, 80) or UNLABELLED for label in named or (_folder_name(root, path) for path in paths)]
     if len(paths) > _SLOW:
         print(f"laying out {len(paths)} sounds takes some minutes", file=sys.stderr)
     title = clean(Path(folder).resolve().name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], named, links))
+    write_text(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], named, links))
     return {"file": os.fspath(out), "sounds": len(paths), "labels": dict(Counter(named).most_common())}
 
 
-def _chosen(index: IndexFolder, most: int, seed: int) -> list[str]:
-    """The sounds' paths in their order."""
-    files = index.files()
+def _read(index: IndexFolder, most: int, seed: int) -> tuple[Manifest, int, list[str], np.ndarray]:
+    """The manifest, the number of sounds, the paths of those drawn in their order, and their vectors `[N, dim]`."""
+    files = with_large_texts(index.files())
     paths = sorted(files.filter(pc.greater(files["rows"], 0))["path"].unique().to_pylist())
     if not paths:
         raise ValueError(f"{index.folder} holds no sounds yet: add some with `index SOUNDS --out {index.folder}`")
-    if len(paths) <= most:
-        return paths
-    print(f"{most} of the {len(paths)} sounds are drawn, chosen by seed {seed}; --most takes more", file=sys.stderr)
-    return [paths[n] for n in sorted(np.random.default_rng(seed).choice(len(paths), most, replace=False))]
+    held = len(paths)
+    if held > most:
+        paths = [paths[n] for n in sorted(np.random.default_rng(seed).choice(held, most, replace=False))]
+    return index.manifest, held, paths, file_vectors(index, paths)
 
 
 def file_vectors(index: IndexFolder, paths: Sequence[str]) -> np.ndarray:
@@ -163,7 +165,7 @@ def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: S
         raise ValueError(f"{metadata} has no column {column!r} (it has {there}): name one of them by --label_column")
     folder = os.path.abspath(metadata.parent)
     by_name = {row["file_name"]: row[column] or "" for row in rows}
-    by_place = {os.path.normpath(os.path.join(folder, name)): label for name, label in by_name.items()}
+    by_place = {os.path.normpath(existing(os.path.join(folder, name))): label for name, label in by_name.items()}
     found = [by_place.get(os.path.normpath(file_of(root, path) or path), by_name.get(path)) for path in paths]
     if without := sum(label is None for label in found):
         if without == len(found):

@@ -5,18 +5,18 @@ import dataclasses
 import fnmatch
 import gc
 import json
-import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
 
+from .atomic_files import remove, remove_leftovers, write_text
 from .building import refuse_bad_start
 from .pictures import draw_sweep
 from .recipes import SWEEP_TEXTS, Recipe, design_sweep, refuse_another_run
 from .retrieval import DIRECTIONS
-from .whole_files import write_whole
 
 AXES = ("text_model", "loss_type", "regime", "scope", "init")  # of the sweep, so no options of it
 
@@ -46,13 +46,22 @@ def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
         if begun:
             train(recipe)
             gc.collect()  # a run and its Accelerator hold each other, and the next one needs their memory
-        shutil.rmtree(Path(recipe.output_dir) / "checkpoints", ignore_errors=True)
+        _remove_checkpoints(Path(recipe.output_dir, "checkpoints"))
         rows.append(result(recipe))
         if begun and PartialState().is_main_process:
-            write_whole(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
+            write_text(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
     if PartialState().is_main_process:
         report(rows, folder)
     return folder
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """Those of a finished run, and their folder where it holds nothing else."""
+    for checkpoint in folder.glob("step-*"):
+        remove(checkpoint)
+    remove_leftovers(folder)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def finished(recipe: Recipe) -> bool:
@@ -66,8 +75,8 @@ def finished(recipe: Recipe) -> bool:
 
 def report(rows: Sequence[dict], folder: Path) -> None:
     """Writes sweep.json, sweep.md and figure1.png."""
-    write_whole(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
-    write_whole(folder / "sweep.md", table(rows))
+    write_text(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
+    write_text(folder / "sweep.md", table(rows))
     recalls = {
         name: {way: [recall(row, way, 1) for row in group] for way in DIRECTIONS}
         for name, group in by_name(rows).items()

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 from accelerate.data_loader import DataLoaderShard
 from peft import PeftModel
-from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from processing.data import BatchPlan, CaptionedAudio, durations
 
+from . import compat
 from .grad_cache import backward
-from .regimes import has_lora, load_adapter, merged_state_dict, save_adapter
+from .regimes import clamp_scale, decayed_names, has_lora, load_adapter, merged_state_dict, save_adapter
 
 STRATEGIES = {"random": 1, "group_by_length": 16}  # `train_sampling_strategy`, and batches in a run that is sorted
 
@@ -41,6 +42,27 @@ class EpochBatches(Sampler):
             yield [(self.epoch, index) for index in share] if self.by_epoch else share
 
 
+def _without_subsets(dataset) -> tuple:
+    """The data set below any `torch.utils.data.Subset`, and which of its rows are meant, int64 `[rows]`."""
+    if type(dataset) is not Subset:
+        return dataset, np.arange(len(dataset))
+    below, rows = _without_subsets(dataset.dataset)
+    return below, rows[np.asarray(dataset.indices, dtype=np.int64)]
+
+
+def _durations(dataset) -> list[float]:
+    if isinstance(dataset, ConcatDataset):
+        return [seconds for part in dataset.datasets for seconds in _durations(part)]
+    dataset, rows = _without_subsets(dataset)
+    known = durations(dataset.dataset if isinstance(dataset, CaptionedAudio) else dataset)
+    return [known[row] for row in rows.tolist()]
+
+
+class _ClampedScale(TrainerCallback):
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        clamp_scale(model)
+
+
 class WavLinkTrainer(Trainer):
     """`transformers.Trainer`, with one gradient whatever the number of processes and chunks.
 
@@ -59,7 +81,13 @@ class WavLinkTrainer(Trainer):
 
     def __init__(self, *args, micro_batch_size: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
+        self.add_callback(_ClampedScale())
         _refuse(self.args, micro_batch_size)
+        if self._own_lora() and not all(hasattr(Trainer, name) for name in compat.TRAINER_HOOKS):
+            raise ValueError(
+                "the Trainer of this version of transformers would save LoRA in place without its weights: put peft's "
+                "get_peft_model around the model, or install transformers<6"
+            )
         self.micro_batch_size = micro_batch_size
         if self.processing_class is None:
             self.processing_class = getattr(self.data_collator, "processor", None)
@@ -74,15 +102,19 @@ class WavLinkTrainer(Trainer):
                 "rows: give one with a length, or train with train.py, which shares streams"
             )
         group = STRATEGIES[args.train_sampling_strategy]
+        dataset, rows = _without_subsets(dataset)
         plan = BatchPlan(
-            np.zeros(len(dataset)) if group == 1 else durations(getattr(dataset, "dataset", dataset)),
-            self._train_batch_size * args.world_size,
+            np.zeros(len(rows)) if group == 1 else np.asarray(_durations(dataset))[rows],
+            compat.train_batch_size(self) * args.world_size,
             epochs=1,
             seed=args.seed if args.data_seed is None else args.data_seed,
             group=group,
             rank=args.process_index,
             world_size=args.world_size,
+            rows=rows,
         )
+        if isinstance(dataset, CaptionedAudio):
+            dataset.plan = plan  # another clip of it takes the place of one that cannot be read
         return DataLoaderShard(  # not `accelerator.prepare`, which would divide the shares once more
             dataset,
             device=args.device,
@@ -94,13 +126,16 @@ class WavLinkTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
         )
 
+    def get_decay_parameter_names(self, model) -> list[str]:
+        return decayed_names(model)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not self.micro_batch_size:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers have a mode too
             self.optimizer.train()
-        return backward(self.accelerator, model, dict(self._prepare_inputs(inputs)), self.micro_batch_size)
+        return backward(self.accelerator, model, compat.on_device(self, inputs), self.micro_batch_size)
 
     def _own_lora(self):
         """The model if it has LoRA in place; a `PeftModel` around it is Trainer's own to save and load."""

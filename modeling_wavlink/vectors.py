@@ -6,6 +6,8 @@ A code is a pure function of its vector, nothing is calibrated: an index grows w
 import faiss
 import numpy as np
 
+from .compat import stored_bytes
+
 STORAGES = ("fp32", "fp16", "int8", "binary")
 _DTYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
 _ROWS = 1 << 14  # vectors converted at once
@@ -155,7 +157,7 @@ class FlatIndex:
     def _stored(self) -> np.ndarray:
         """A view of the codes in FAISS's memory, valid until more are added."""
         held = self._index.xb if self.storage == "binary" else self._index.codes
-        flat = faiss.rev_swig_ptr(held.data(), len(self) * bytes_per_vector(self.dim, self.storage))
+        flat = stored_bytes(held, len(self) * bytes_per_vector(self.dim, self.storage))
         return flat.view(_DTYPES[self.storage]).reshape(len(self), -1)
 
     def _codes(self, rows: np.ndarray) -> np.ndarray:

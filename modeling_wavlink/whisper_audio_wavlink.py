@@ -7,28 +7,32 @@ from transformers import PreTrainedModel, WhisperConfig
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder, WhisperEncoderLayer
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_wavlink import frame_pooling
+from .compat_wavlink import from_config
+from .configuration_wavlink import POOLINGS, WavLinkAudioConfig, check_audio_config, frame_pooling
+from .pretrained_wavlink import RECORDED, SavedAlone, given
 
 
 class WavLinkLastLayer(WhisperEncoderLayer):
     """Whisper's layer for where only the states from some place on are read: they alone ask and are fed forward, while
     keys and values are those of all."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, first: int = 0) -> Tensor:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, first: int = 0, **kwargs) -> Tensor:
         """`[B, L, D] -> [B, L - first, D]`, the layer's states from `first` on."""
-        heard = {}
         if first:
-            heard["key_value_states"] = self.self_attn_layer_norm(hidden_states)
+            kwargs["key_value_states"] = self.self_attn_layer_norm(hidden_states)
             hidden_states = hidden_states[:, first:]
             if attention_mask is not None and attention_mask.dim() == 4:  # (B, 1, asking, heard); flash has (B, heard)
                 attention_mask = attention_mask[:, :, first:]
-        output = super().forward(hidden_states, attention_mask, **heard)
+        output = super().forward(hidden_states, attention_mask, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
 
-class WavLinkAudioModel(PreTrainedModel):
+class WavLinkAudioModel(SavedAlone, PreTrainedModel):
     """Whisper's encoder at the clip's own length, with a learned global token appended to its frames.
 
     With 3000 mel frames, no mask and `use_global_token=False` it computes what `WhisperEncoder` does, bit for bit.
@@ -37,20 +41,24 @@ class WavLinkAudioModel(PreTrainedModel):
     layers 1/n of the work.
     """
 
-    config: WhisperConfig
-    config_class = WhisperConfig
+    config: WavLinkAudioConfig
+    config_class = WavLinkAudioConfig
     main_input_name = "input_features"
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["WhisperEncoderLayer", "WavLinkLastLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
+    _can_record_outputs = {"hidden_states": WhisperEncoderLayer, "attentions": WhisperAttention}
 
     def __init__(self, config: WhisperConfig):
+        check_audio_config(config)
         super().__init__(config)
-        self.encoder = WhisperEncoder._from_config(config, dtype=torch.get_default_dtype())
+        self.encoder = from_config(WhisperEncoder, config, dtype=torch.get_default_dtype())
         self.encoder.layers[-1].__class__ = WavLinkLastLayer  # which has the same weights: they are not drawn twice
         self.global_token = nn.Parameter(torch.empty(1, 1, config.d_model))
+        # Taken from the convolutions now: an adapter that later stands in for one of them has no stride.
+        self.strides = self.encoder.conv1.stride[0], self.encoder.conv2.stride[0]
         self.post_init()
 
     @torch.no_grad()
@@ -59,6 +67,13 @@ class WavLinkAudioModel(PreTrainedModel):
         if isinstance(module, WavLinkAudioModel):
             init.normal_(module.global_token, std=self.config.init_std)
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.conv1
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.encoder.conv1 = value
+
+    @can_return_tuple
     def forward(
         self,
         input_features: Tensor,
@@ -66,26 +81,49 @@ class WavLinkAudioModel(PreTrainedModel):
         use_global_token: bool = True,
         pooling: str = "token",
         output_frames: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
             input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s).
-            input_features_mask: `[B, T]`, 1 for the clip's own frames; without it all T frames are heard.
+            input_features_mask: `[B, T]`, 1 for the clip's own frames; without it all T frames are attended to.
             use_global_token: False leaves the token out; the pooled output is then None.
             pooling: `"token"`, `"mean"` (the token is left out) or `"token_mean"`, see `WavLinkConfig`.
             output_frames: False leaves `last_hidden_state` None; where the token alone is pooled, the last layer then
                 computes the token alone, which changes it by rounding only.
+            kwargs: `output_hidden_states`, `output_attentions` (of eager attention) and `return_dict`.
 
         Returns:
             `last_hidden_state` `[B, ceil(T / 2), D]`, the frames of 20 ms each (each `frame_pooling=n` leaves an n-th
-            of them, n times as long), and `pooler_output` `[B, D]`.
+            of them, n times as long), and `pooler_output` `[B, D]`. `hidden_states` are those of the frames and, last,
+            of the token: before the first layer and after each, the last one after the final layer norm.
         """
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        kwargs = given(kwargs)
         with_token = use_global_token and pooling != "mean"
+        recorded = any(kwargs.get(name, getattr(self.config, name, False)) for name in RECORDED)
+        token_alone = with_token and pooling == "token" and not output_frames and not recorded
         hidden_states, mask = self._convolve(input_features, input_features_mask)  # (B, T', D), (B, T')
+        pooling = pooling if use_global_token else None
+        output = self._encode(hidden_states, mask, pooling, token_alone, return_dict=True, **kwargs)
+        frames = output.last_hidden_state.shape[1] - int(with_token)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state[:, :frames] if output_frames else None,
+            pooler_output=output.pooler_output,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    @capture_outputs
+    def _encode(
+        self, hidden_states: Tensor, mask: Tensor | None, pooling: str | None, token_alone: bool, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Layers and final norm: `[B, T', D]`, `[B, T']` -> `[B, T' + 0 or 1, D]`, or the token alone, `[B, 1, D]`."""
+        with_token = pooling in ("token", "token_mean")
         frames = hidden_states.shape[1]
         token = self.global_token[:, : int(with_token)].expand(hidden_states.shape[0], -1, -1)
         hidden_states, attention_mask = self._join(hidden_states, token, mask)
-        token_alone = with_token and pooling == "token" and not output_frames
         factor, pooled_after = frame_pooling(self.config)
         for place, layer in enumerate(self.encoder.layers):
             if factor > 1 and place in pooled_after:
@@ -93,20 +131,15 @@ class WavLinkAudioModel(PreTrainedModel):
                 hidden_states, mask = _pool_frames(hidden_states[:, :frames], mask, factor)
                 frames = hidden_states.shape[1]
                 hidden_states, attention_mask = self._join(hidden_states, token, mask)
-            if token_alone and layer is self.encoder.layers[-1]:
-                hidden_states, frames = layer(hidden_states, attention_mask, frames), 0
-                continue
-            output = layer(hidden_states, attention_mask)
+            last = {"first": frames} if token_alone and layer is self.encoder.layers[-1] else {}
+            output = layer(hidden_states, attention_mask, **last, **kwargs)
             hidden_states = output[0] if isinstance(output, tuple) else output  # of older transformers 5
         hidden_states = self.encoder.layer_norm(hidden_states)
-        token, hidden_states = hidden_states[:, frames:], hidden_states[:, :frames]
-        pooled = token[:, 0] if with_token else None
-        if use_global_token and pooling != "token":
-            mean = masked_mean(hidden_states, mask)
+        pooled = hidden_states[:, -1] if with_token else None
+        if pooling in ("mean", "token_mean"):
+            mean = masked_mean(hidden_states[:, :frames], mask)
             pooled = mean if pooled is None else pooled + mean
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states if output_frames else None, pooler_output=pooled
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
     def _join(self, frames: Tensor, token: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`[B, T', D]` and `[B, 0 or 1, D]` -> `[B, T' + 0 or 1, D]`, and the layers' form of who hears whom."""
@@ -124,13 +157,13 @@ class WavLinkAudioModel(PreTrainedModel):
     def _convolve(self, input_features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Whisper's two convolutions and positions. Past a clip's end both see the zeros they would see alone."""
         encoder = self.encoder
-        longest = encoder.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+        longest = encoder.max_source_positions * self.strides[0] * self.strides[1]
         if input_features.dim() != 3 or not 1 <= input_features.shape[-1] <= longest:
             raise ValueError(
                 f"input_features must be [batch, {encoder.num_mel_bins}, 1 to {longest} frames], "
                 f"got {list(input_features.shape)}; one window holds {longest // 100} s"
             )
-        hidden_states = input_features.to(encoder.conv1.weight.dtype)
+        hidden_states = input_features.to(self.global_token.dtype)  # a quantised convolution's weight has another
         if mask is not None:
             hidden_states = hidden_states * mask[:, None].to(hidden_states.dtype)
         hidden_states = F.gelu(encoder.conv1(hidden_states))
@@ -140,7 +173,7 @@ class WavLinkAudioModel(PreTrainedModel):
         hidden_states = F.gelu(encoder.conv2(hidden_states)).transpose(1, 2).contiguous()  # (B, T', D)
         positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
         if mask is not None:
-            mask = mask[:, encoder.conv2.stride[0] * positions].long()
+            mask = mask[:, self.strides[1] * positions].long()
         hidden_states = hidden_states + encoder.embed_positions(positions)
         return F.dropout(hidden_states, p=encoder.dropout, training=self.training), mask
 
@@ -158,8 +191,13 @@ def _pool_frames(frames: Tensor, mask: Tensor | None, factor: int) -> tuple[Tens
 
 
 def masked_mean(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """`[B, L, D] -> [B, D]`, the mean where `mask` `[B, L]` is 1."""
+    """`[B, L, D] -> [B, D]`, the mean where `mask` `[B, L]` is 1, summed in fp32 at least."""
+    dtype = hidden_states.dtype
+    wide = torch.promote_types(dtype, torch.float32)  # a sum of many frames is beyond fp16's range and bf16's digits
     if mask is None:
-        return hidden_states.mean(1)
-    mask = mask[..., None].to(hidden_states.dtype)
-    return (hidden_states * mask).sum(1) / mask.sum(1)
+        return hidden_states.mean(1, dtype=wide).to(dtype)
+    mask = mask[..., None].to(dtype)
+    return ((hidden_states * mask).sum(1, dtype=wide) / mask.sum(1, dtype=wide)).to(dtype)
+
+
+WavLinkAudioModel.register_for_auto_class("AutoModel")

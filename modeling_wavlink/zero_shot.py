@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .metrics import figure, percent, ranks
+from processing.prompts import PROMPT, checked_prompt, prompted
 
-PROMPT = "This is a sound of {}."  # of transformers' zero-shot audio pipeline
+from .metrics import Similarities, figure, percent, ranks
+
 CLEAN_UPS = {"spaces": lambda label: label.replace("_", " "), "none": lambda label: label}
 _EXAMPLES = 10  # of the labels that are no candidates
 
@@ -39,12 +40,15 @@ def zero_shot_scores(
         labels: of each clip; clips with None or "" are left out and counted as `unlabelled`.
         embed_texts: n texts to `[n, D]`.
         dims: the nested dims.
-        prompts: texts with `{}` where the label goes; of several the embeddings are averaged (see `ensemble`).
+        prompts: texts with one `{}`, where the label goes; of several the embeddings are averaged (see `ensemble`).
         clean_up: what becomes of labels before they go there: "spaces" for underscores, or "none".
         renames: label -> words that go there instead.
         candidates: the labels to choose from, by default those of the clips. Clips of another label are left out
             and counted as `absent`; a candidate without clips counts for chance, not for `macro`.
         groups: of each clip, such as "music"; None or "" is no group and counted as `ungrouped`.
+
+    Raises:
+        ValueError: no clip has one of the labels, there is one label only, or a prompt has not one place for it.
     """
     for name, column in {"labels": labels, "groups": groups}.items():
         if column is not None and len(column) != len(audio_embeds):
@@ -56,6 +60,11 @@ def zero_shot_scores(
     rows = [index for index, label in enumerate(labels) if label in position]
     if not rows:
         raise ValueError(_nothing_to_score(len(labels), absent, names))
+    if len(names) < 2:
+        raise ValueError(
+            f"{names[0]!r} is the only label, so that every clip would be right: give the data set clips of other "
+            "labels, or name the labels to choose from (candidates)"
+        )
     texts = label_texts(names, clean_up, renames)
     said = embed_prompted(texts, prompts, embed_texts)  # (labels, prompts, D)
     targets = np.array([position[labels[row]] for row in rows])
@@ -96,7 +105,7 @@ def label_texts(
 
 def embed_prompted(texts: Sequence[str], prompts: Sequence[str], embed_texts: Callable) -> torch.Tensor:
     """`[labels, prompts, D]` fp32: each label's words in each prompt; `embed_texts` as for `zero_shot_scores`."""
-    said = embed_texts([prompt.replace("{}", text) for text in texts for prompt in prompts])
+    said = embed_texts([prompted(prompt, text) for text in texts for prompt in prompts])
     return said.float().unflatten(0, (len(texts), len(prompts)))
 
 
@@ -108,12 +117,9 @@ def ensemble(said: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def checked_prompts(prompts: list[str]) -> list[str]:
-    for prompt in prompts:
-        if "{}" not in prompt:
-            raise ValueError(f"the prompt must say where the label goes, as in {PROMPT!r}, got {prompt!r}")
     if not prompts:
         raise ValueError(f"give at least one prompt, such as {PROMPT!r}")
-    return prompts
+    return [checked_prompt(prompt) for prompt in prompts]
 
 
 def _nothing_to_score(clips: int, absent: Counter, names: Sequence[str]) -> str:
@@ -149,7 +155,7 @@ def _at_each_dim(audio, said, targets: np.ndarray, names: Sequence[str], dims: S
 
 def _classified(audio: torch.Tensor, text: torch.Tensor, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each clip the rank, from 1, of its label, and the label predicted: with a tie, a wrong one."""
-    similarities = (F.normalize(audio, dim=-1) @ text.T).numpy()
+    similarities = Similarities(F.normalize(audio, dim=-1), text)[:]
     found = ranks(similarities, np.arange(len(text)) == targets[:, None])
     similarities[np.arange(len(targets)), targets] = -np.inf
     return found, np.where(found == 1, targets, similarities.argmax(1))

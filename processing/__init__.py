@@ -1,9 +1,16 @@
-"""Everything before the model: decoding, features, text, and data sets."""
+"""Everything before the model: decoding, features, text, and data sets.
+
+Importing it registers WavLink's classes with transformers' Auto classes, see `modeling_wavlink.auto_classes`.
+"""
+
+from modeling_wavlink.auto_classes import register
 
 from . import audio_inputs_wavlink
 from .audio import load_audio
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from .processing_wavlink import WavLinkProcessor
+
+register()
 
 __all__ = ["WavLinkClapFeatureExtractor", "WavLinkFeatureExtractor", "WavLinkProcessor"]
 

@@ -1,6 +1,7 @@
 """AIR-Bench Foundation (arXiv 2402.07729): clips with a question and two to four choices each."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from huggingface_hub import snapshot_download
 
 from .clip_files import seconds_of
+from .file_names import existing
 from .paper_data import MAX_SECONDS
 
 AIR_BENCH = "qyang1021/AIR-Bench-Dataset"
@@ -171,8 +173,9 @@ def _answer(answer: str, choices: Sequence[str]) -> int | None:
 def _with_sounds(questions: list[dict], root: Path, report: AirBenchReport) -> list[dict]:
     """The questions whose sound can be heard by its header, with its path and `duration`."""
     files = list(dict.fromkeys(question["audio"] for question in questions))
-    present = [file for file in files if (root / file).is_file()]
-    seconds = dict(zip(present, seconds_of(str(root / file) for file in present), strict=True))
+    places = {file: existing(str(root / file)) for file in files}
+    present = [file for file in files if os.path.isfile(places[file])]
+    seconds = dict(zip(present, seconds_of(places[file] for file in present), strict=True))
     for file in files:
         if file not in seconds:
             report.note("missing", file)
@@ -181,7 +184,7 @@ def _with_sounds(questions: list[dict], root: Path, report: AirBenchReport) -> l
         elif seconds[file] > MAX_SECONDS:
             report.note("too_long", file)
     kept = [
-        question | {"audio": {"bytes": None, "path": str(root / file)}, "duration": seconds[file]}
+        question | {"audio": {"bytes": None, "path": places[file]}, "duration": seconds[file]}
         for question in questions
         if not np.isnan(seconds.get(file := question["audio"], np.nan))
     ]

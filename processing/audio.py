@@ -1,6 +1,7 @@
 """From a sound file to float32 mono samples, by libsndfile and soxr."""
 
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -174,7 +175,7 @@ def _joined(parts: Iterable[tuple], rate: int, rest: int, name: str) -> Iterator
         )
 
 
-def limited(sound: Sound, most: float, problem: str) -> Iterator[np.ndarray]:
+def limited(sound: Sound, most: float = math.inf, problem: str = "") -> Iterator[np.ndarray]:
     """A sound's blocks, checked; ValueError at the first sample over `most`."""
     for block in sound.blocks:
         most -= len(block)

@@ -11,6 +11,7 @@ The train splits of ESC-50 and UrbanSound8K hold all of their clips. AudioCaps a
 """
 
 import csv
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from transformers.utils import logging
 from .air_bench import AirBenchReport, load_air_bench
 from .captions import read_csv
 from .clip_files import clip_keys, find_clips, index_folder, seconds_of
+from .file_names import existing
+from .folder_form import parquet_files
 from .paper_data import Report, judge, sounds_of
 
 logger = logging.get_logger(__name__)
@@ -110,7 +113,7 @@ def _load_labelled(data: _Labelled, report: LabelReport, folder: str) -> dataset
             raise ValueError(f"{name} has no split {report.split!r}: all of its clips are in {data.split!r}")
         clips = {"esc50": _esc50, "us8k": _us8k, "vggsound": _vggsound}[name](Path(folder), data, report.split)
         return _from_paths(report, folder, clips)
-    if folder and Path(folder).is_dir() and not any(Path(folder).rglob("*.parquet")):
+    if folder and Path(folder).is_dir() and not parquet_files(folder):
         raise ValueError(f"{folder} holds neither {data.table} nor parquet files: is it a copy of {name}?")
     return _from_parquet(report, folder or data.hub, data.column)
 
@@ -129,7 +132,8 @@ def _us8k(folder: Path, data: _Labelled, split: str) -> list[tuple[str, str, str
 
 
 def _existing(path: Path) -> str:
-    return str(path) if path.is_file() else ""
+    path = existing(str(path))
+    return path if os.path.isfile(path) else ""
 
 
 def _vggsound(folder: Path, data: _Labelled, split: str) -> list[tuple[str, str, str]]:

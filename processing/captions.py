@@ -1,6 +1,6 @@
 """The captions of the data sets that come without sounds: tables of ids and words, grouped by clip."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from huggingface_hub import hf_hub_download
 
+from .caption_table import CaptionTable, kept_table
 from .clip_files import clip_keys
 
 CAPTION_FILES = {  # Hub id, the column of ids, the files of each split
@@ -24,16 +25,19 @@ CAPTION_FILES = {  # Hub id, the column of ids, the files of each split
 
 def read_captions(name: str, split: str) -> tuple[pyarrow.Table, int, int]:
     """Columns `id` and `caption` of the rows that have both, how many rows there are, and how many have not both."""
-    repository, id_column, files = CAPTION_FILES[name]
-    tables = []
-    for file in files[split]:
-        path = hf_hub_download(repository, file, repo_type="dataset")
-        tables.append(read_csv(path, [id_column, "caption"]).rename_columns(["id", "caption"]))
-    table = pyarrow.concat_tables(tables)
+    _, id_column, _ = CAPTION_FILES[name]
+    tables = [read_csv(path, [id_column, "caption"]) for path in caption_files(name, split)]
+    table = pyarrow.concat_tables(table.rename_columns(["id", "caption"]) for table in tables)
     columns = {column: pc.utf8_trim_whitespace(table[column]) for column in ("id", "caption")}
     whole = pc.and_(*(pc.not_equal(column, "") for column in columns.values()))
     kept = pyarrow.table(columns).filter(whole)
     return kept, len(table), len(table) - len(kept)
+
+
+def caption_files(name: str, split: str) -> list[str]:
+    """Where the files of a split are, once they are in the Hub's cache."""
+    repository, _, files = CAPTION_FILES[name]
+    return [hf_hub_download(repository, file, repo_type="dataset") for file in files[split]]
 
 
 def read_csv(path: str | Path, columns: Sequence[str]) -> pyarrow.Table:
@@ -63,27 +67,32 @@ def group(keys: pyarrow.ChunkedArray, captions: pyarrow.ChunkedArray, names: pya
     return pyarrow.table({"name": names.take(order[offsets[:-1]]), "captions": lists})
 
 
-def captions_by_id(name: str, split: str) -> dict[str, list[str]]:
+def captions_by_id(name: str, split: str) -> CaptionTable:
     """The captions of `auto_acd` or `audiosetcaps` by `clip_key`, to be joined with sounds that arrive by name.
 
     Besides its key, a clip that is the only one of its video has a second one, for `find_captions`: the bare id if
-    its key has a start, the id and an underscore if it has none.
+    its key has a start, the id and an underscore if it has none. The table is made by one process and kept on disk
+    (`kept_table`), where all processes and their workers read it.
     """
     if name not in CAPTION_FILES:
         raise ValueError(f"captions by id are those of {' and '.join(CAPTION_FILES)}, not of {name!r}")
     if split not in CAPTION_FILES[name][2]:
         raise ValueError(f"{name} has no split {split!r}: {', '.join(CAPTION_FILES[name][2])}")
+    return kept_table(f"{name}-{split}", caption_files(name, split), lambda: _table_by_id(name, split))
+
+
+def _table_by_id(name: str, split: str) -> pyarrow.Table:
     table, _, _ = read_captions(name, split)
     clips = group(clip_keys(table["id"])["key"], table["caption"], table["id"])
-    names = clip_keys(clips["name"]).to_pandas()
-    captions = clips["captions"].to_pylist()
-    lone = ~names["video"].duplicated(keep=False)
-    second = (names["video"] + np.where(names["has_start"], "", "_"))[lone]
-    keys = [*second.to_list(), *names["key"].to_list()]
-    return dict(zip(keys, [*(captions[row] for row in second.index), *captions], strict=True))
+    names = clip_keys(clips["name"])
+    videos = names["video"].to_pandas()
+    lone = np.flatnonzero(~videos.duplicated(keep=False))
+    suffixes = pc.if_else(names["has_start"].take(lone), "", "_")
+    seconds = pc.binary_join_element_wise(names["video"].take(lone), suffixes, "")
+    return CaptionTable.of([names["key"], seconds], [np.arange(len(names)), lone], clips["captions"])
 
 
-def find_captions(captions: dict[str, list[str]], name: str) -> list[str] | None:
+def find_captions(captions: Mapping[str, list[str]], name: str) -> list[str] | None:
     """The captions of the clip a file or tar entry is named after (without extension), None if there are none.
 
     As when a folder is joined: the same id and start, or a start that only one side tells of a video's only clip.

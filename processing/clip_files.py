@@ -1,8 +1,9 @@
 """Sound files by the YouTube id in their names, and what their headers say."""
 
+import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -11,13 +12,24 @@ import pandas
 import pyarrow
 import pyarrow.compute as pc
 import soundfile
+from transformers.utils import logging
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+from .audio import load_audio
+from .folder_form import files_below
+from .kept_seconds import KeptSeconds
+from .sound_files import SUFFIXES, SoundFiles, is_utf8, such_as
+
+logger = logging.get_logger(__name__)
+
+KEPT_FROM = 1000  # files whose seconds are kept on disk; fewer are opened each time
+
+_FILES_A_TASK = 256
+_RATE = 16000  # Hz, at which a file is decoded whose header does not tell its length
+_LONGEST = 1e9  # s; a FLAC that was written as a stream tells no length, libsndfile then gives the largest number
 _ID = "[A-Za-z0-9_-]{11}"
 _SECONDS = r"\d{1,6}(?:\.\d+)?"
 # No name fits both alternatives: where the first ends after 11 characters, the second has its twelfth.
 _NAME = f"^(?:(?P<video>{_ID})|Y(?P<prefixed>{_ID}))(?:_(?P<start>{_SECONDS})(?:_{_SECONDS})?)?$"
-_FILES_A_TASK = 256
 
 
 def clip_keys(names: pyarrow.Array) -> pyarrow.Table:
@@ -60,27 +72,26 @@ def clip_key(name: str) -> str:
 
 
 def index_folder(folder: str | os.PathLike) -> pyarrow.Table:
-    """All sound files below a folder, in order of their paths: columns `stem`, `name` (with extension) and `path`.
+    """All sound files below a folder (`SoundFiles`), in order of their paths: columns `stem`, `name` (with
+    extension) and `path`.
 
     Raises:
         ValueError: there is no such folder, or it holds no sound files; it says so of a folder of tars.
     """
     if not os.path.isdir(folder):
         raise ValueError(f"{folder} is not a folder: name the folder that holds the sound files")
-    paths, tars, folders = [], 0, [os.fspath(folder)]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
-                    paths.append(entry.path)
-                else:
-                    tars += entry.name.lower().endswith(".tar")
-    if not paths and tars:
+    files = SoundFiles(folder)
+    named = list(files)
+    paths = [path for path in named if is_utf8(path)]
+    if len(paths) < len(named):
+        others = such_as(ascii(path) for path in named if not is_utf8(path))
+        logger.warning(f"{len(named) - len(paths)} sounds have names that are not UTF-8 and are left out: {others}")
+    if not paths and files_below(folder, ".tar"):
         raise ValueError(f"{folder} holds tar shards: stream them, or unpack them to load clips by their names")
     if not paths:
-        raise ValueError(f"{folder} holds no sound files ({', '.join(EXTENSIONS)})")
+        raise ValueError(f"{folder} holds no sound files ({', '.join(SUFFIXES)})")
+    if warning := files.warning():
+        logger.warning(warning)
     paths = pyarrow.array(sorted(paths), pyarrow.large_string())
     names = pc.replace_substring_regex(paths, f"(?s)^.*{re.escape(os.sep)}", "")
     stems = pc.replace_substring_regex(names, r"\.[^.]*$", "")
@@ -103,7 +114,16 @@ def find_clips(clips: pyarrow.Table, files: pyarrow.Table) -> np.ndarray:
     lone_clip = ~clips["video"].duplicated(keep=False).to_numpy()
     nearly = _rows(pandas.Index(files["video"][lone_file]), rows[lone_file], clips["video"])
     one_start = clips["has_start"].to_numpy() != files["has_start"].to_numpy()[nearly]
-    return np.where((found < 0) & (nearly >= 0) & lone_clip & one_start, nearly, found)
+    found = np.where((found < 0) & (nearly >= 0) & lone_clip & one_start, nearly, found)
+    return np.where(found < 0, _same_letters(clips["key"], files["key"]), found)
+
+
+def _same_letters(clips: pandas.Series, files: pandas.Series) -> np.ndarray:
+    """For each clip the row of the one file of its name, letters composed (NFC) or not (NFD); -1 where not one."""
+    clips, files = (names.str.normalize("NFC") for names in (clips, files))
+    rows = np.flatnonzero(~files.duplicated(keep=False))
+    found = _rows(pandas.Index(files.iloc[rows]), rows, clips)
+    return np.where(clips.duplicated(keep=False), -1, found)
 
 
 def _rows(index: pandas.Index, rows: np.ndarray, wanted: pandas.Series) -> np.ndarray:
@@ -113,22 +133,49 @@ def _rows(index: pandas.Index, rows: np.ndarray, wanted: pandas.Series) -> np.nd
 
 
 def seconds_of(sounds: Iterable, workers: int = 16) -> np.ndarray:
-    """float64 `[n]`: how long each sound lasts by its header; NaN where that is unreadable or names no frames.
+    """float64 `[n]`: how long each sound lasts by its header; NaN where it cannot be read.
+
+    Of `KEPT_FROM` paths and more, what was found is kept in the cache (`HF_HOME/wavlink/durations`) by path, size and
+    time of change: one process opens the files while the others of the machine wait for it, and the next run opens
+    only new ones.
 
     Args:
         sounds: paths, or files open for reading.
         workers: threads; reading many small headers waits for the disk or the network.
     """
     sounds = list(sounds)
-    tasks = [sounds[start : start + _FILES_A_TASK] for start in range(0, len(sounds), _FILES_A_TASK)]
-    with ThreadPoolExecutor(workers) as pool:
-        seconds = pool.map(lambda task: [_header_seconds(sound) for sound in task], tasks)
-        return np.fromiter(chain.from_iterable(seconds), np.float64, len(sounds))
-
-
-def _header_seconds(sound) -> float:
+    if len(sounds) < KEPT_FROM or not all(isinstance(sound, str) for sound in sounds):
+        return in_threads(seconds_in, sounds, workers)
+    paths = [os.path.abspath(sound) for sound in sounds]
     try:
-        info = soundfile.info(sound)
+        return KeptSeconds(paths).read(lambda new: in_threads(seconds_in, new, workers))
+    except (OSError, NotImplementedError, pyarrow.ArrowException) as error:  # no room, no rights, no locks
+        logger.warning(f"durations are not kept on disk, and read anew each time: {error}")
+        return in_threads(seconds_in, sounds, workers)
+
+
+def in_threads(function: Callable, items: Sequence, workers: int = 16) -> np.ndarray:
+    tasks = [items[start : start + _FILES_A_TASK] for start in range(0, len(items), _FILES_A_TASK)]
+    with ThreadPoolExecutor(workers) as pool:
+        found = pool.map(lambda task: [function(item) for item in task], tasks)
+        return np.fromiter(chain.from_iterable(found), np.float64, len(items))
+
+
+def seconds_in(sound) -> float:
+    """Of a path, bytes, or an open file; the whole of it is decoded only where the header does not tell."""
+    if sound is None or (isinstance(sound, str) and not os.path.isfile(sound)):  # a pipe would wait for its writer
+        return np.nan
+    try:
+        info = soundfile.info(io.BytesIO(sound) if isinstance(sound, bytes) else sound)
+        seconds = info.frames / info.samplerate
     except (soundfile.SoundFileError, OSError, TypeError):
-        return float("nan")
-    return info.frames / info.samplerate if info.frames > 0 else float("nan")
+        seconds = 0.0
+    if 0 < seconds < _LONGEST:
+        return seconds
+    if not isinstance(sound, str | bytes):
+        sound.seek(0)
+        sound = sound.read()
+    try:
+        return len(load_audio(sound, _RATE)) / _RATE
+    except ValueError:
+        return np.nan

@@ -169,39 +169,41 @@ def _au(reader: Reader, start: int) -> tuple[list[Link], int]:
     body, block = start + offset, 24 * max(1, min(channels, 1024))  # a multiple of whatever a frame takes
     held = _held(reader, body, told, lambda end: end)
     end = min(body + held, reader.size)
-    if held == told or held < _PART:
-        whole = held == told or told >= _OPEN
-        header = [(start, body)] if whole else [(start, start + 8), bytes([255] * 4), (start + 12, body)]
-        cut = told > reader.size - body and told < _OPEN
-        return _as_it_is(reader, start, end, cut) if whole else [Link([*header, (body, end)])], end
+    if held == told < _OPEN:
+        return _as_it_is(reader, start, end, cut=body + held > reader.size), end
     most, links = _PART // block * block, []
     for first in range(body, end, most):
         length = min(most, end - first)
         size = struct.pack(order + "I", length)
         links.append(Link([(start, start + 8), size, (start + 12, body), (first, first + length)]))
-    return links, end
+    return links or _as_it_is(reader, start, end), end
 
 
 def _caf(reader: Reader, start: int) -> tuple[list[Link], int]:
-    place, cut = start + 8, False
+    place, pieces, cut = start + 8, [], False
     while place + 12 <= reader.size and _is_name(name := reader.peek(place, 4)) and not _kind(reader, place):
         length = reader.number(place + 4, ">q")
         end = reader.size if length < 0 else place + 12 + length
-        cut |= name == b"data" and end > reader.size
+        if name == b"data" and (length < 0 or end > reader.size):  # libsndfile reads neither
+            cut, held = length >= 0, struct.pack(">q", reader.size - place - 12)
+            pieces = [(start, place + 4), held, (place + 12, reader.size)]
+        elif end > reader.size:
+            break
         place = min(end, reader.size)
-    return _as_it_is(reader, start, place, cut), place
+    return [Link(pieces, cut=cut)] if pieces else _as_it_is(reader, start, place), place
 
 
 def _w64(reader: Reader, start: int) -> tuple[list[Link], int]:
     """libsndfile takes all of a file behind the beginning of the sound for sound."""
-    place, sound_end = start + 40, reader.size
-    while place + 24 <= reader.size and (length := reader.number(place + 16, "<Q")) >= 24:
+    place, end, cut = start + 40, reader.size, False
+    while (length := reader.number(place + 16, "<Q")) >= 24 and not _kind(reader, place):
+        following = place + length + -length % 8
         if reader.peek(place, 4) == b"data":
-            sound_end = min(place + length, reader.size)
-        place += length + -length % 8
-        if _kind(reader, place):
+            end, cut = min(place + length, reader.size), reader.size < place + length < 2**62
+        elif following > reader.size + 8:
             break
-    return _as_it_is(reader, start, sound_end), min(max(place, sound_end), reader.size)
+        place = following
+    return _as_it_is(reader, start, end, cut), min(max(place, end), reader.size)
 
 
 def _flac(reader: Reader, start: int) -> tuple[list[Link], int]:
@@ -251,8 +253,7 @@ def _ogg(reader: Reader, start: int) -> tuple[list[Link], int]:
 
 def _mp3(reader: Reader, start: int) -> tuple[list[Link], int]:
     runs, end = mp3_runs(reader, start)
-    if len(runs) == 1 and not runs[0].header and reader.peek(0, 1) != b"\0" and after_tags(reader, 0) == start:
-        if after_tags(reader, end) == reader.size:
-            return [Link(None, runs[0].samples, cut=runs[0].cut)], end
+    if len(runs) == 1 and not runs[0].header and start == 0 and after_tags(reader, end) == reader.size:
+        return [Link(None, runs[0].samples, cut=runs[0].cut)], end
     pieces = [[run.header, (run.start, run.stop)] if run.header else [(run.start, run.stop)] for run in runs]
     return [Link(one, run.samples, cut=run.cut) for one, run in zip(pieces, runs, strict=True)], end

@@ -1,31 +1,34 @@
-"""Data sets to (audio, captions) rows, rows to batches, and the order in which training sees them."""
+"""Data sets to (audio, captions) rows, and rows to batches."""
 
 import hashlib
-import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 import numpy as np
 import pyarrow.compute as pc
-import soundfile
 import torch
-from torch.utils.data import Sampler
 from transformers.utils import logging
 
 from .audio import load_column
-from .audio_inputs_wavlink import is_decoder
+from .batch_plan import BatchPlan
+from .cells import refuse_other_captions, refuse_other_labels, texts_in
+from .durations import header_seconds
+from .folder_form import holds_parquet
 from .folders import load_folder
 from .paper_data import NAMES, load_paper_data
+from .prompts import checked_prompt, prompted
 from .synthetic import synthetic_dataset
 
 logger = logging.get_logger(__name__)
 
 SYNTHETIC = "synthetic"
 _SYNTHETIC_CLIPS_PER_KIND = {"train": 60, "validation": 5, "test": 10}
+MOST_UNREADABLE = 100  # clips; after that many in a row the disk or the data set is at fault, not a clip
 _CAPTION_COLUMN = re.compile(r"captions?(_?\d+)?|text")
 
 
@@ -49,7 +52,7 @@ def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
         raise ValueError(f"a folder of sounds belongs to a data set of the paper ({', '.join(NAMES)}), not to {data}")
     if data == SYNTHETIC:
         return synthetic_dataset(split, _SYNTHETIC_CLIPS_PER_KIND.get(split, 1))
-    if Path(data).is_dir() and not any(Path(data).rglob("*.parquet")):
+    if Path(data).is_dir() and not holds_parquet(Path(data), split):
         return load_folder(Path(data), split)
     dataset = datasets.load_dataset(data, split=split)
     if "audio" not in dataset.column_names:
@@ -74,24 +77,37 @@ def _refuse_other_places(dataset: datasets.Dataset, data: str) -> None:
 
 
 def caption_columns(dataset: datasets.Dataset, wanted: Sequence[str] = ()) -> list[str]:
-    """The columns that hold captions: those `wanted`, or every one named like `caption`, `caption_2` or `text`."""
+    """The columns that hold captions: those `wanted`, or every one named like `caption`, `caption_2` or `text`.
+
+    Raises:
+        ValueError: there is no such column, or one holds neither texts nor lists of texts.
+    """
     missing = [name for name in wanted if name not in dataset.column_names]
     if missing:
         raise ValueError(f"no column {', '.join(missing)}; the columns are {', '.join(dataset.column_names)}")
-    names = list(wanted) or [name for name in dataset.column_names if _CAPTION_COLUMN.fullmatch(name)]
+    names = list(wanted) or named_like_captions(dataset)
     if not names:
         raise ValueError(
             f"no column is named like a caption; name them with caption_columns, out of "
             f"{', '.join(dataset.column_names)}"
         )
+    refuse_other_captions(dataset, names)
     return names
 
 
+def named_like_captions(dataset) -> list[str]:
+    return [name for name in dataset.column_names if _CAPTION_COLUMN.fullmatch(name)]
+
+
 def captions_of(row: dict, columns: Sequence[str]) -> list[str]:
-    """The captions of one row that are not empty; a column may hold one caption or a list."""
-    values = [row[name] for name in columns if row.get(name)]
-    captions = [caption for value in values for caption in ([value] if isinstance(value, str) else value)]
-    return [caption for caption in captions if caption and caption.strip()]
+    """The captions of one row that are not empty; a column may hold one caption or a list.
+
+    Raises:
+        ValueError: a column holds anything else.
+    """
+    where = clip_name(row["audio"], "?") if "audio" in row else "a row"
+    captions = [caption for name in columns for caption in texts_in(row.get(name), name, where)]
+    return [caption for caption in captions if caption.strip()]
 
 
 def with_captions(dataset: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
@@ -109,23 +125,32 @@ def with_captions(dataset: datasets.Dataset, columns: Sequence[str]) -> datasets
 
 
 def label_names(dataset: datasets.Dataset) -> list[str | None]:
-    """The `label` column as names, None where there is none; data sets on the Hub often hold class numbers."""
+    """The `label` column as names, None where there is none; data sets on the Hub often hold class numbers.
+
+    Raises:
+        ValueError: the column holds neither text nor class numbers with names.
+    """
     if "label" not in dataset.column_names:
         return [None] * len(dataset)
+    refuse_other_labels(dataset)
     names = getattr(dataset.features["label"], "names", None)
     if names:
         return [names[label] if label is not None and label >= 0 else None for label in dataset["label"]]
-    return [label if isinstance(label, str) else None for label in dataset["label"]]
+    return [label if label and label.strip() else None for label in dataset["label"]]
 
 
 def add_label_captions(dataset: datasets.Dataset, prompt: str) -> tuple[datasets.Dataset, str]:
     """The data set with one more caption column, `prompt` around each clip's label, and that column's name.
 
     Zero-shot classification then asks in words the model has learned from.
+
+    Args:
+        prompt: a text with one `{}`, where the label goes.
     """
+    checked_prompt(prompt)
     if "label" not in dataset.column_names:
         raise ValueError(f"label_prompt needs a column 'label'; the columns are {', '.join(dataset.column_names)}")
-    captions = [prompt.format(label.replace("_", " ")) if label else "" for label in label_names(dataset)]
+    captions = [prompted(prompt, label.replace("_", " ")) if label else "" for label in label_names(dataset)]
     return dataset.add_column("label_caption", captions), "label_caption"
 
 
@@ -136,12 +161,30 @@ def drawn(array: np.ndarray, captions: list[str], max_samples: int, rng) -> tupl
     return array[start : start + max_samples], captions
 
 
+class UnreadableClip(ValueError):
+    """The sound of a row cannot be decoded."""
+
+
+def _decoded(audio, rate: int) -> np.ndarray:
+    """A row's samples; of what is no array, what goes wrong is the fault of that one clip."""
+    try:
+        return load_column(audio, rate)
+    except ValueError as error:
+        if isinstance(audio, dict) and audio.get("array") is not None:
+            raise
+        raise UnreadableClip(str(error)) from error
+
+
 class CaptionedAudio(torch.utils.data.Dataset):
     """Decoded rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}`, the caption to learn from first.
 
     An item is asked for by `(epoch, index)`, or by `index` alone. Which caption comes first and, for clips over
     `max_seconds`, which part is heard depend on (seed, epoch, index) only, so that a resumed run sees what an
     unbroken one would. With `shuffle=False` it is the first caption, and a clip over `max_seconds` is an error.
+
+    A single item whose sound cannot be decoded is an `UnreadableClip`. A DataLoader asks for whole batches
+    (`__getitems__`): there such a clip is noted in `unreadable`, logged, and another takes its place, of those that
+    `plan`, a `BatchPlan`, has for it, so that all processes have as many clips; without a plan it is left out.
     """
 
     def __init__(
@@ -153,6 +196,8 @@ class CaptionedAudio(torch.utils.data.Dataset):
         self.seed = seed
         self.shuffle = shuffle
         self.rate = rate
+        self.plan: BatchPlan | None = None
+        self.unreadable: dict[str, str] = {}  # clip -> why; of a worker process its own
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -163,7 +208,7 @@ class CaptionedAudio(torch.utils.data.Dataset):
         captions = captions_of(row, self.columns)
         if not captions:
             raise ValueError(f"row {index} ({self.name(index)}) has no caption in {', '.join(self.columns)}")
-        array = load_column(row["audio"], self.rate)
+        array = _decoded(row["audio"], self.rate)
         if self.shuffle:
             rng = np.random.default_rng((self.seed, epoch, index))
             array, captions = drawn(array, captions, self.max_samples, rng)
@@ -176,6 +221,33 @@ class CaptionedAudio(torch.utils.data.Dataset):
             "audio": {"array": array, "sampling_rate": self.rate},
             "captions": captions,
         }
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict]:
+        rows = [row for key in keys if (row := self._readable(key)) is not None]
+        if not rows:
+            raise ValueError(f"none of the {len(keys)} clips of a batch can be read: {self._last_unreadable()}")
+        return rows
+
+    def _readable(self, key: int | tuple[int, int]) -> dict | None:
+        """The row, or the first of its substitutes that can be read; None if there is no plan."""
+        planned = self.plan is not None and isinstance(key, tuple)
+        substitutes = self.plan.substitutes(*key) if planned else ()
+        for candidate in chain([key], islice(substitutes, MOST_UNREADABLE)):
+            try:
+                return self[candidate]
+            except UnreadableClip as error:
+                name = self.name(candidate[1] if isinstance(candidate, tuple) else candidate)
+                if name not in self.unreadable:
+                    self.unreadable[name] = str(error)
+                    instead = "replaced by another clip" if planned else "left out"
+                    logger.warning(f"{name} cannot be read and is {instead} ({len(self.unreadable)} so far): {error}")
+        if not planned:
+            return None
+        raise ValueError(f"no other clip can take the place of one that cannot be read: {self._last_unreadable()}")
+
+    def _last_unreadable(self) -> str:
+        name, why = next(reversed(self.unreadable.items()))
+        return f"{len(self.unreadable)} cannot be read so far, the last is {name} ({why}); repair or remove them"
 
     def name(self, index: int) -> str:
         return clip_name(self.dataset[int(index)]["audio"], index)
@@ -195,6 +267,11 @@ class AudioTextCollator:
 
     With `all_captions` all of a clip's captions are its texts, one clip's after another's, and `text_owner`
     `[B_text]` int64 gives the row of each text's clip. Trainer's `compute_metrics` expects one text a clip.
+
+    A row whose file or bytes cannot be read is left out of its batch, noted in `unreadable` and logged.
+
+    Raises:
+        ValueError: a row without caption, or a batch of which nothing can be read.
     """
 
     def __init__(
@@ -210,16 +287,18 @@ class AudioTextCollator:
         self.columns = list(columns)
         self.padding = padding
         self.all_captions = all_captions
+        self.unreadable: dict[str, str] = {}  # clip -> why; of a worker process its own
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         rate = self.processor.feature_extractor.sampling_rate
+        rows, clips = self._read(rows, rate)
         captions = [captions_of(row, self.columns) for row in rows]
         if not all(captions):
             raise ValueError(f"a row without caption in {', '.join(self.columns)}; it has {', '.join(rows[0])}")
         learned = captions if self.all_captions else [texts[:1] for texts in captions]
         batch = self.processor(
             text=[text for texts in learned for text in texts],
-            audio=[load_column(row["audio"], rate) for row in rows],
+            audio=clips,
             sampling_rate=rate,
             audio_kwargs={} if self.padding is None else {"padding": self.padding},
             return_tensors="pt",
@@ -229,99 +308,43 @@ class AudioTextCollator:
             extra["text_owner"] = torch.arange(len(rows)).repeat_interleave(torch.tensor([*map(len, learned)]))
         return {**batch, **extra}
 
+    def _read(self, rows: Sequence[dict], rate: int) -> tuple[list[dict], list[np.ndarray]]:
+        """The rows that can be read, and their samples."""
+        read, clips = [], []
+        for number, row in enumerate(rows):
+            try:
+                clips.append(_decoded(row["audio"], rate))
+                read.append(row)
+            except UnreadableClip as error:
+                name = clip_name(row["audio"], number)
+                if name not in self.unreadable:
+                    self.unreadable[name] = str(error)
+                    logger.warning(f"{name} cannot be read and is left out ({len(self.unreadable)} so far): {error}")
+        if not read:
+            raise ValueError(
+                f"none of the {len(rows)} clips of a batch can be read, such as {next(reversed(self.unreadable))}"
+            )
+        return read, clips
+
 
 def caption_ids(captions: Sequence[Sequence[str]]) -> torch.Tensor:
-    """`[B, K]` int64: equal texts (but for case and outer space) have equal ids; -1 fills shorter rows."""
+    """`[B, K]` int64: captions of one `caption_key` have one id; -1 fills shorter rows."""
     ids = torch.full((len(captions), max(map(len, captions))), -1)
     for row, texts in enumerate(captions):
         ids[row, : len(texts)] = torch.tensor([_caption_id(text) for text in texts])
     return ids
 
 
+def caption_key(text: str) -> str:
+    """What makes two captions one, in training and in evaluation: their text without case and outer space."""
+    return text.strip().lower()
+
+
 def _caption_id(text: str) -> int:
-    digest = hashlib.blake2b(text.strip().lower().encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(caption_key(text).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1  # non-negative in int64
 
 
 def durations(dataset: datasets.Dataset) -> list[float]:
     """Seconds of each clip: the `duration` column, else what the file's header says, 0 where neither does."""
-    known = dataset["duration"] if "duration" in dataset.column_names else [None] * len(dataset)
-    return [
-        float(_header_seconds(dataset[index]["audio"]) if seconds is None else seconds)
-        for index, seconds in enumerate(known)
-    ]
-
-
-def _header_seconds(audio) -> float:
-    """Only orders batches, so what cannot be read is left to the decoder to complain of."""
-    if is_decoder(audio):
-        return float(getattr(getattr(audio, "metadata", None), "duration_seconds", None) or 0.0)
-    audio = audio if isinstance(audio, dict) else {"bytes" if isinstance(audio, bytes) else "path": audio}
-    if audio.get("array") is not None:
-        return len(audio["array"]) / audio["sampling_rate"]
-    content = audio.get("bytes")
-    try:
-        return soundfile.info(audio["path"] if content is None else io.BytesIO(content)).duration
-    except (soundfile.SoundFileError, OSError, TypeError):
-        return 0.0
-
-
-class BatchPlan(Sampler):
-    """The batches of all epochs, each a list of `(epoch, index)`; of every batch this process takes its share.
-
-    Batches are grouped by length: each epoch shuffles the clips, sorts them by duration within runs of
-    `group` batches, cuts them, and shuffles the batches. So a batch holds clips of like length drawn at random from
-    1 / (number of runs) of the data; `group=1` is a plain shuffle. The plan depends on (seed, epoch) alone, the
-    number of processes only divides it. What does not fill a batch is left out of that epoch.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[float],
-        batch_size: int,
-        epochs: int,
-        seed: int = 0,
-        group: int = 16,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        if min(batch_size, len(lengths)) < 2:
-            raise ValueError(
-                f"a contrastive loss needs at least two clips in a batch, got batch_size={batch_size} and a data set "
-                f"of {len(lengths)}"
-            )
-        if min(batch_size, len(lengths)) < world_size:
-            raise ValueError(
-                f"batch_size={batch_size} and a data set of {len(lengths)} leave nothing for some of the "
-                f"{world_size} processes: use fewer"
-            )
-        self.lengths = np.asarray(lengths)
-        self.batch_size = min(batch_size, len(lengths))
-        self.epochs = epochs
-        self.seed = seed
-        self.group = group
-        self.rank = rank
-        self.world_size = world_size
-        self.start = 0  # batches a resumed run has behind it
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return len(self.lengths) // self.batch_size
-
-    def __len__(self) -> int:
-        return self.epochs * self.batches_per_epoch - self.start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for epoch in range(self.start // self.batches_per_epoch, self.epochs):
-            skipped = max(self.start - epoch * self.batches_per_epoch, 0)
-            for batch in self.epoch(epoch)[skipped:]:
-                yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
-
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.lengths))[: self.batches_per_epoch * self.batch_size]
-        run = self.group * self.batch_size
-        runs = [order[start : start + run] for start in range(0, len(order), run)]
-        ordered = np.concatenate([run[np.argsort(self.lengths[run], kind="stable")] for run in runs])
-        batches = ordered.reshape(-1, self.batch_size)
-        return list(batches[rng.permutation(len(batches))])
+    return np.nan_to_num(header_seconds(dataset)).tolist()

@@ -1,9 +1,10 @@
 """One channel of several: their mean, unless they cancel each other out.
 
 Channels of opposite phase (a microphone cable soldered the wrong way round, a balanced line recorded as stereo) have a
-mean that is near silence. In each second (or block, see `block_length`) where the sum has less than `CANCELLED` of the energy that unrelated channels
-would have, each channel is turned over or not, whichever makes the sum louder; so it has at least their energy. What
-is left at the end, of under a second, goes with the second before. Every other second is the mean, to the last bit.
+mean that is near silence. In each second (or block, see `block_length`) where their sum has less than `CANCELLED` of
+the energy that unrelated channels would have, each channel is inverted or not, whichever makes the sum louder, so that
+it has at least the energy of all channels. What is left at the end, of under a second, goes with the second before.
+Every other second is the mean, to the last bit.
 """
 
 from collections.abc import Iterable, Iterator

@@ -6,6 +6,7 @@ from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtra
 # The older transformers 5 bring along only what this file imports.
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
 from .checked_clips_wavlink import CheckedClips
+from .compat_features_wavlink import clap_log_mel, whisper_log_mel
 from .downmix_wavlink import mono_blocks as mono_blocks
 
 PADDINGS = ("longest", "max_length")
@@ -117,7 +118,7 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
         """`[F, frames]` of the clip followed by zeros up to `samples`, at most 30 s, normalised by its own maximum."""
         padded = np.zeros(min(samples, self.n_samples), dtype=np.float32)
         padded[: len(clip)] = clip
-        return self._torch_extract_fbank_features(padded, device or "cpu")
+        return whisper_log_mel(self, padded, device or "cpu")
 
 
 class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
@@ -218,10 +219,7 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
         window = self.nb_max_samples
         count = -(-len(clip) // window)
         starts = [number * (len(clip) - window) // max(count - 1, 1) for number in range(count)]
-        windows = [
-            self._get_input_mel(clip[start : start + window], window, self.truncation, "repeatpad")[0]
-            for start in starts
-        ]
+        windows = [clap_log_mel(self, clip[start : start + window]) for start in starts]
         return np.concatenate(windows).astype(np.float32, copy=False)
 
 

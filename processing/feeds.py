@@ -1,30 +1,41 @@
 """What a recipe learns from, as batches for this process: planned epochs of a data set, or a stream without end."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from transformers.utils import logging
 
 from .captions import CAPTION_FILES, captions_by_id, find_captions
 from .data import (
+    MOST_UNREADABLE,
     AudioTextCollator,
     BatchPlan,
     CaptionedAudio,
+    UnreadableClip,
     add_label_captions,
     caption_columns,
     captions_of,
-    durations,
+    clip_name,
     load_split,
     with_captions,
 )
+from .durations import header_seconds
+from .fingerprints import rows_digest
 from .mixture import mixture
 from .paper_data import NAMES
 from .shards import load_stream
-from .streaming import StreamedBatches
+from .sound_files import such_as
+from .streaming import NAMES_KEPT, StreamedBatches
+
+logger = logging.get_logger(__name__)
 
 
 def load_training_set(recipe) -> Dataset:
@@ -46,6 +57,10 @@ def load_source(recipe, source: str, split: str) -> Dataset:
 class Epochs:
     """A data set of known length, in epochs of length-grouped batches (`BatchPlan`).
 
+    Clips whose header cannot be read are left out before the first step; of one that turns out to be broken later
+    another takes the place (`BatchPlan.substitutes`), in every epoch the same in every run. Both are counted in
+    `report` and named in the log. Where more than half of the clips cannot be read, a ValueError ends the run.
+
     Args:
         recipe: a `Recipe`.
         rank, world_size: this process among all; `recipe.batch_size` is over all of them.
@@ -58,14 +73,16 @@ class Epochs:
         if recipe.label_prompt:
             train_set, name = add_label_captions(train_set, recipe.label_prompt)
             learned.append(name)
-        self.data = CaptionedAudio(
-            with_captions(train_set, learned), learned, recipe.max_seconds, recipe.seed, shuffle=True
-        )
-        lengths = [min(seconds, recipe.max_seconds) for seconds in durations(self.data.dataset)]
+        train_set, seconds = readable(with_captions(train_set, learned), warn=rank == 0)
+        self.data = CaptionedAudio(train_set, learned, recipe.max_seconds, recipe.seed, shuffle=True)
+        lengths = np.minimum(seconds, recipe.max_seconds)
         self.plan = BatchPlan(lengths, recipe.batch_size, recipe.epochs, recipe.seed, rank=rank, world_size=world_size)
         if recipe.max_steps:
             self.plan.epochs = math.ceil(recipe.max_steps / self.plan.batches_per_epoch)
+        self.data.plan = self.plan
         self.steps = recipe.max_steps or len(self.plan)
+        self.report = {"read": 0, "skipped_broken": 0, "names": []}
+        self._broken: dict[str, str] = {}
 
     def captions(self) -> Iterable[str]:
         """Every caption to learn from."""
@@ -73,24 +90,48 @@ class Epochs:
         return (text for row in rows for text in captions_of(row, self.data.columns))
 
     def first_sounds(self, processor, count: int = 64) -> dict[str, torch.Tensor]:
-        """The features of `count` clips, the same in every process."""
+        """The features of `count` clips that can be read, the same in every process."""
         self.data.rate = processor.feature_extractor.sampling_rate
-        drawn = np.random.default_rng(self.recipe.seed).permutation(len(self.data))[:count]
-        clips = [self.data[0, int(index)]["audio"]["array"] for index in drawn]
+        clips, broken = [], []
+        for index in np.random.default_rng(self.recipe.seed).permutation(len(self.data)).tolist():
+            try:
+                clips.append(self.data[0, index]["audio"]["array"])
+            except UnreadableClip as error:
+                broken.append(str(error))
+            if len(clips) == count:
+                break
+            if len(broken) == MOST_UNREADABLE:
+                raise ValueError(f"{MOST_UNREADABLE} of the first clips cannot be read: {such_as(broken)}")
+        if not clips:
+            raise ValueError(f"not one of {len(broken)} clips can be read: {such_as(broken)}")
         return {**processor(audio=clips, sampling_rate=self.data.rate, return_tensors="pt")}
 
     def batches(self, processor, step: int) -> Iterable[dict[str, torch.Tensor]]:
         """The batches from `step` on."""
         self.plan.start = step
         self.data.rate = processor.feature_extractor.sampling_rate
-        return DataLoader(
+        loader = DataLoader(
             self.data,
             batch_sampler=self.plan,
-            collate_fn=collator(self.recipe, processor),
+            collate_fn=_WithUnreadable(collator(self.recipe, processor), self.data),
             num_workers=self.recipe.num_workers,
             generator=torch.Generator(),  # its own, so that a resumed run does not draw from the model's chance again
             pin_memory=torch.cuda.is_available(),
         )
+        for batch, clips, unreadable in loader:
+            self._note(clips, unreadable)
+            yield batch
+
+    def _note(self, clips: int, unreadable: dict[str, str]) -> None:
+        """Counts what the data set has named in the log; of several workers each may find a clip, it counts once."""
+        self._broken |= unreadable
+        names = list(self._broken)
+        self.report = {"read": self.report["read"] + clips, "skipped_broken": len(names), "names": names[:NAMES_KEPT]}
+        if len(names) > max(MOST_UNREADABLE, self.report["read"]):
+            raise ValueError(
+                f"more than half of the clips cannot be read, {len(names)} so far, such as {such_as(names)}: "
+                "check the disk that holds them"
+            )
 
     def is_epoch_end(self, step: int) -> bool:
         return step % self.plan.batches_per_epoch == 0 or step == self.steps
@@ -100,11 +141,56 @@ class Epochs:
         epoch, position = divmod(step, self.plan.batches_per_epoch)
         return [self.data.name(index) for index in self.plan.epoch(epoch)[position]]
 
+    def facts(self) -> dict:
+        """What a resumed run must find as it was."""
+        return {
+            "clips": len(self.data),
+            "captions and sounds": rows_digest(self.data.dataset, self.data.columns, self.plan.lengths),
+        }
+
     def state_dict(self) -> dict:
         return {}  # the step says it all
 
     def load_state_dict(self, state: dict) -> None:
         pass
+
+
+class _WithUnreadable:
+    """A collator that adds the number of clips, and those that their data set could not read since the last batch."""
+
+    def __init__(self, collate, data: CaptionedAudio):
+        self.collate = collate
+        self.data = data  # in a worker process, the very data set that it reads
+        self.told = 0
+
+    def __call__(self, rows: list[dict]) -> tuple[dict[str, torch.Tensor], int, dict[str, str]]:
+        new = dict(islice(self.data.unreadable.items(), self.told, None))
+        self.told += len(new)
+        return self.collate(rows), len(rows), new
+
+
+def readable(dataset: Dataset, warn: bool = True) -> tuple[Dataset, np.ndarray]:
+    """The rows whose sound can be read by its header, and their seconds; the others are counted and named.
+
+    All processes go by what the first of them could read, so that they have the same rows.
+
+    Raises:
+        ValueError: more than half of the rows are such others.
+    """
+    seconds = header_seconds(dataset)
+    if dist.is_available() and dist.is_initialized():
+        seconds = broadcast_object_list([seconds])[0]
+    broken = np.flatnonzero(np.isnan(seconds))
+    if not len(broken):
+        return dataset, seconds
+    names = [clip_name(dataset[int(row)]["audio"], row) for row in broken[:NAMES_KEPT]]
+    told = f"{len(broken)} of {len(dataset)} clips cannot be read as sound: {such_as(names)}"
+    if 2 * len(broken) > len(dataset):
+        raise ValueError(f"{told}; repair them, or leave them out of the data set")
+    if warn:
+        logger.warning(f"{told}; they are left out")
+    kept = np.flatnonzero(~np.isnan(seconds))
+    return dataset.select(kept), seconds[kept]
 
 
 class Stream:
@@ -160,6 +246,10 @@ class Stream:
     def names(self, step: int) -> list[str]:
         return ["of a stream"]
 
+    def facts(self) -> dict:
+        """What a resumed run must find as it was."""
+        return {"shards": self.source.num_shards}
+
     def state_dict(self) -> dict:
         return self.stream.state_dict()
 
@@ -179,7 +269,7 @@ def joined_captions(recipe, sources: dict) -> "JoinedCaptions":
 class JoinedCaptions:
     """All captions of a clip in several caption-only sets, by its key in a tar."""
 
-    def __init__(self, parts: list[dict[str, list[str]]]):
+    def __init__(self, parts: list[Mapping[str, list[str]]]):
         self.parts = parts
 
     def get(self, key: str) -> list[str] | None:

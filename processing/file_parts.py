@@ -55,6 +55,8 @@ class Reader:
         self._start, self._window = 0, b""
 
     def peek(self, place: int, length: int) -> bytes:
+        if not 0 <= place < self.size:
+            return b""
         if not self._start <= place <= place + length <= self._start + len(self._window):
             self.file.seek(place)
             self._start, self._window = place, self.file.read(max(length, 1 << 16))

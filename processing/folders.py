@@ -10,8 +10,11 @@ import datasets
 import pyarrow
 from transformers.utils import logging
 
-from .clip_files import EXTENSIONS
+from .cells import refuse_mixed
+from .file_names import existing, stays_below
+from .folder_form import class_root, metadata_of
 from .processing_wavlink import has_half_pair
+from .sound_files import SoundFiles, is_utf8, such_as
 
 logger = logging.get_logger(__name__)
 
@@ -21,22 +24,26 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
 
     The layouts are those of `datasets`' audiofolder, whose builder cannot run without torchcodec: `SPLIT/metadata.csv`
     (or `.jsonl`) with a `file_name` column, the same without split folders, or no such file and a folder a class,
-    `SPLIT/LABEL/*.wav`, whose name is the `label`.
+    `SPLIT/LABEL/1.wav` or deeper, `SPLIT/LABEL/session1/1.wav`: the `label` is the name of the first folder below the
+    split. Without metadata, sound files are those of `SoundFiles`. Sounds that are not taken are counted and named in
+    a warning.
     """
-    names = [root / f"metadata.{suffix}" for root in (folder / split, folder) for suffix in ("csv", "jsonl")]
-    found = [path for path in names if path.is_file()]
-    if not found:
+    metadata = metadata_of(folder, split)
+    if metadata is None:
         return _from_classes(folder, split)
-    metadata = found[0]
     rows = read_metadata(metadata)
+    root = metadata.parent
     if metadata.parent == folder and (folder / split).is_dir():  # one list for all split folders
         rows = [row for row in rows if Path(row["file_name"]).parts[:1] == (split,)]
+        root = folder / split
     elif metadata.parent == folder:
         logger.warning(f"{folder} has no split folders: all of its rows are taken as {split!r}")
     if not rows:
         raise ValueError(f"{metadata} has no rows for {split}")
     for row in rows:
         row["audio"] = {"bytes": None, "path": _file_of(metadata, row.pop("file_name"))}
+    _warn_of_unnamed(metadata, root, {os.path.normpath(row["audio"]["path"]) for row in rows})
+    refuse_mixed(rows, str(metadata))
     try:
         return _as_dataset(rows)
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
@@ -46,13 +53,14 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
 def _file_of(metadata: Path, name: str) -> str:
     """The file that a row names, at or below its metadata: data from elsewhere may name no other. Links are followed,
     as folders of the Hub's cache are made of them."""
-    if os.path.isabs(name) or ".." in Path(name).parts:
+    if "\0" not in name and not stays_below(name):
         raise ValueError(
             f"{metadata} names {name!r}, which may lie outside its folder: put the sounds (or links to them) below "
             f"{metadata.parent}, and name them from there"
         )
     path = metadata.parent / name
     try:
+        path = Path(existing(str(path)))
         found = path.is_file()
     except (OSError, ValueError):  # too long, or with a NUL
         found = False
@@ -61,23 +69,50 @@ def _file_of(metadata: Path, name: str) -> str:
     return str(path)
 
 
+def _warn_of_unnamed(metadata: Path, root: Path, named: set[str]) -> None:
+    files = SoundFiles(root)
+    others = sorted(path for path in files if os.path.normpath(path) not in named)
+    if others:
+        logger.warning(f"{len(others)} sounds in {root} are in no row of {metadata.name}: {such_as(others)}")
+
+
 def _as_dataset(rows: list[dict]) -> datasets.Dataset:
     dataset = datasets.Dataset.from_list(rows)
     return dataset.cast(datasets.Features({**dataset.features, "audio": datasets.Audio(decode=False)}))
 
 
 def _from_classes(folder: Path, split: str) -> datasets.Dataset:
-    split_folders = any((folder / name).is_dir() for name in (split, "train", "validation", "test"))
-    root = folder / split if split_folders else folder
-    files = [path for path in sorted(root.glob("*/*")) if path.suffix.lower() in EXTENSIONS]
-    if not files:
+    root = class_root(folder, split)
+    files = SoundFiles(root)
+    paths = sorted(map(Path, files))
+    rows, loose, unnamed = [], [], []
+    for path in paths:
+        label, *inside = path.relative_to(root).parts
+        if not is_utf8(str(path)):
+            unnamed.append(ascii(str(path)))
+        elif not inside:
+            loose.append(str(path))
+        else:
+            rows.append({"label": label, "audio": {"bytes": None, "path": str(path)}})
+    if not rows:
+        also = f"; {files.warning()}" if root.is_dir() and files.warning() else ""
+        also += f"; {len(loose)} sounds lie in no folder of a class: {such_as(loose)}" if loose else ""
         raise ValueError(
             f"{folder} holds neither {split}/metadata.csv (or .jsonl) nor metadata.csv (or .jsonl), nor sounds in a "
-            f"folder a class, such as {split}/dog/1.wav"
+            f"folder a class, such as {split}/dog/1.wav{also}"
         )
     if root == folder:
         logger.warning(f"{folder} has no split folders: all of its clips are taken as {split!r}")
-    return _as_dataset([{"label": path.parent.name, "audio": {"bytes": None, "path": str(path)}} for path in files])
+    if loose:
+        logger.warning(
+            f"{len(loose)} sounds in {root} lie in no folder of a class and are left out: {such_as(loose)}; put each "
+            "in the folder of its class, or write a metadata.csv"
+        )
+    if unnamed:
+        logger.warning(f"{len(unnamed)} sounds have names that are not UTF-8 and are left out: {such_as(unnamed)}")
+    if warning := files.warning():
+        logger.warning(warning)
+    return _as_dataset(rows)
 
 
 def read_metadata(path: Path) -> list[dict]:

@@ -58,7 +58,8 @@ class Run:
     frame_samples: int = 0
     rates: frozenset = frozenset()  # kbit/s
     cut: bool = False
-    told_stop: int = 0
+    told_stop: int = 0  # where the last frame ends that the header tells of
+    last: int = 0  # where the last frame begins
 
     @property
     def header(self) -> bytes:
@@ -114,7 +115,9 @@ def mp3_runs(reader: Reader, start: int) -> tuple[list[Run], int]:
             continue
         behind = after_tags(reader, place)
         if behind == place:
-            behind = -1 if head.startswith(_OTHERS) else _next_frame(reader, place)
+            behind = -1 if head.startswith(_OTHERS) else _next_frame(reader, run.last if run else place)
+            if run and run.last < behind < place:  # the last frame was cut off by another MP3
+                run.stop, run.frames = run.last, run.frames - 1
         if behind < 0:
             break
         place = behind
@@ -122,7 +125,7 @@ def mp3_runs(reader: Reader, start: int) -> tuple[list[Run], int]:
 
 
 def _add(run: Run, frame: Frame, place: int) -> None:
-    run.stop, run.frames = place + frame.length, run.frames + 1
+    run.stop, run.last, run.frames = place + frame.length, place, run.frames + 1
     if frame.kbps not in run.rates:
         run.rates |= {frame.kbps}
     if run.told == run.frames:

@@ -23,7 +23,9 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from .captions import CAPTION_FILES, group, read_captions, read_csv
+from .cells import refuse_other_captions
 from .clip_files import clip_keys, find_clips, index_folder, seconds_of
+from .folder_form import parquet_files
 
 logger = logging.get_logger(__name__)
 
@@ -50,8 +52,8 @@ _CLIPS_A_CHUNK = 100_000  # Arrow's plain strings hold 2 GB a chunk, the caption
 class Report:
     """How many clips of a split there are, and why there are not more. All but `rows` and `empty` count clips.
 
-    `clips` are in the data set, the `missing` have no sound, a `broken` one has a header that is unreadable or names
-    no frames, the `too_long` last over `max_seconds` and are left out unless `kept_too_long`. `rows` are captions, or
+    `clips` are in the data set, the `missing` have no sound, a `broken` one cannot be read by its header nor as a
+    whole, the `too_long` last over `max_seconds` and are left out unless `kept_too_long`. `rows` are captions, or
     rows of several; `empty` are those of them without an id or without words. `examples` names up to ten of each.
     """
 
@@ -93,7 +95,7 @@ def load_paper_data(
     Args:
         name: one of `NAMES`.
         split: `train`, `validation` or `test`, as far as the data set has it.
-        audio: for `auto_acd` and `audiosetcaps` the folder of wav, flac, ogg, opus or mp3 files named by YouTube id,
+        audio: for `auto_acd` and `audiosetcaps` the folder of sound files (`SoundFiles`) named by YouTube id,
             in any of the forms of `clip_keys`, at any depth. For `clotho` the folder of the original files; without
             it the test split comes from the Hub. For `audiocaps`, if given, a copy of the Hub repository.
         max_seconds: leaves out longer clips; None keeps them (training crops), and counts those over 30 s.
@@ -109,7 +111,8 @@ def load_paper_data(
     report.max_seconds = MAX_SECONDS if max_seconds is None else max_seconds
     if name in CAPTION_FILES:
         return _load_caption_only(report, audio), report
-    if name == "clotho" and audio and not any(Path(audio).rglob("*.parquet")):
+    tables = [f"clotho_captions_{split}.csv" for split in _CLOTHO_SPLITS.values()]
+    if name == "clotho" and audio and (any((Path(audio) / x).is_file() for x in tables) or not parquet_files(audio)):
         return _load_clotho(report, Path(audio)), report
     return _load_parquet(report, audio), report
 
@@ -201,6 +204,7 @@ def _load_parquet(report: Report, folder: str) -> datasets.Dataset:
         raise ValueError(
             f"{folder or _PARQUET[name]} has no column {', '.join(missing)}, only {', '.join(rows.column_names)}"
         )
+    refuse_other_captions(rows, wanted[-1:])
     rows = rows.cast_column("audio", datasets.Audio(decode=False))
     present, seconds = sounds_of(rows.data.column("audio"))
     texts = _audiocaps_texts(rows) if name == "audiocaps" else _clotho_texts(rows)

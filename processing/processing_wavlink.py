@@ -13,11 +13,21 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import logging
 
 from .audio_inputs_wavlink import as_list, is_source
-from .checked_clips_wavlink import CheckedClips as CheckedClips  # the older transformers 5 bring along
-from .downmix_wavlink import mono_blocks as mono_blocks  # only what this file imports
+
+# The older transformers 5 bring along only what this file imports.
+from .checked_clips_wavlink import CheckedClips as CheckedClips
+from .compat_features_wavlink import whisper_log_mel as whisper_log_mel
+from .downmix_wavlink import mono_blocks as mono_blocks
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 
 logger = logging.get_logger(__name__)
+
+# By the type that a file says; Whisper's own settings do for ours.
+_EXTRACTORS = {
+    "WavLinkFeatureExtractor": WavLinkFeatureExtractor,
+    "WavLinkClapFeatureExtractor": WavLinkClapFeatureExtractor,
+    "WhisperFeatureExtractor": WavLinkFeatureExtractor,
+}
 
 # As `text_max_length` has it in configuration_wavlink.py, which no file of this folder can import and still ship.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
@@ -45,6 +55,45 @@ class WavLinkProcessor(ProcessorMixin):
         super().__init__(feature_extractor, tokenizer)
 
     @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *, trust_remote_code: bool = False, **kwargs
+    ) -> "WavLinkProcessor":
+        """Load a saved processor: its feature extractor with the classes of this file's neighbour, and its tokenizer.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id of a WavLink.
+            trust_remote_code: allows a *tokenizer* with code of its own. No other code is run, whatever a file says.
+            kwargs: as for transformers' own, such as `revision`.
+
+        Raises:
+            OSError: there is no such folder or repository, or it lacks a file.
+            ValueError: the feature extractor is another model's, or the tokenizer needs code of its own.
+        """
+        source, trusted = pretrained_model_name_or_path, bool(trust_remote_code)
+        saved, _ = WavLinkFeatureExtractor.get_feature_extractor_dict(source, **kwargs)
+        kind = saved.get("feature_extractor_type", "WavLinkFeatureExtractor")
+        if kind not in _EXTRACTORS:
+            raise ValueError(
+                f"{source} has a feature extractor of type {kind!r}, a WavLink's is one of {', '.join(_EXTRACTORS)}"
+            )
+        feature_extractor = _EXTRACTORS[kind].from_pretrained(source, **kwargs)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trusted, **kwargs)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise ValueError(
+                f"the tokenizer of {source} needs code of its own, which is not run: save a tokenizer there that "
+                "transformers has, or, if you trust that code, call WavLinkProcessor.from_pretrained with "
+                "trust_remote_code=True"
+            ) from error
+        # What names the code of others is not handed on to where this processor is saved.
+        vars(feature_extractor).pop("auto_map", None)
+        if not trusted:
+            tokenizer.init_kwargs.pop("auto_map", None)
+        return cls(feature_extractor, tokenizer)
+
+    @classmethod
     def from_audio_text_pretrained(cls, audio: str, text: str, **kwargs) -> "WavLinkProcessor":
         """The processor for `WavLinkModel.from_audio_text_pretrained(audio, text)`.
 
@@ -54,13 +103,14 @@ class WavLinkProcessor(ProcessorMixin):
             text: Hub id or folder with the text tower's tokenizer.
             kwargs: of `WavLinkFeatureExtractor`, such as `padding="max_length"`, or of `WavLinkClapFeatureExtractor`.
         """
-        pretrained = AutoFeatureExtractor.from_pretrained(audio)
+        pretrained = AutoFeatureExtractor.from_pretrained(audio, trust_remote_code=False)
         if isinstance(pretrained, ClapFeatureExtractor):
             feature_extractor = WavLinkClapFeatureExtractor.from_clap(pretrained, **kwargs)
         else:
             feature_extractor = WavLinkFeatureExtractor(feature_size=pretrained.feature_size, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(text)
-        text_config = AutoConfig.from_pretrained(text)
+        tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=False)
+        tokenizer.init_kwargs.pop("auto_map", None)
+        text_config = AutoConfig.from_pretrained(text, trust_remote_code=False)
         text_config = getattr(text_config, "text_config", text_config)
         positions = getattr(text_config, "max_position_embeddings", None)
         if positions is not None and text_config.model_type in _POSITIONS_START_AFTER_PADDING:
@@ -116,6 +166,12 @@ class WavLinkProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As transformers', which leaves the saved file's `auto_map` on the processor that it saved."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        vars(self).pop("auto_map", None)
+        return saved
 
     def _options(self, kwargs: dict) -> tuple[dict, dict]:
         """The tokenizer's and the feature extractor's options, as `ProcessorMixin._merge_kwargs` would merge them.

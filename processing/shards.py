@@ -12,9 +12,14 @@ import datasets
 import fsspec
 from transformers.utils import logging
 
+from .cells import kind_of
+from .folder_form import files_below, hub_parquet, parquet_files
+from .sound_files import CONTAINERS, SUFFIXES, is_hidden
+
 logger = logging.get_logger(__name__)
 
-SOUNDS = ("wav", "flac", "mp3", "ogg", "opus")
+SOUNDS = tuple(suffix[1:] for suffix in SUFFIXES)
+_TEXTS = re.compile(r"captions?(_?\d+)?|text")  # named so, a value in a KEY.json must be text
 _SPLIT = re.compile(r"(?<![a-z0-9])(train|training|valid|validation|val|dev|test|eval|evaluation)(?![a-z])")
 _MOST_BYTES = {"json": 1 << 24, "txt": 1 << 24}  # of a file in a tar; a compressed tar can hold far more than it is
 _MOST_SOUND = 1 << 29
@@ -27,7 +32,7 @@ def load_stream(data: str, split: str) -> datasets.IterableDataset:
     Args:
         data: a Hub id or a folder with parquet files; or WebDataset `.tar` shards: a folder, or a glob such as
             `shards/train-*.tar`, also in other places that fsspec knows (`hf://datasets/USER/NAME/train-*.tar`).
-            A clip's files in a tar follow each other: `KEY.wav` (.flac, .mp3, .ogg, .opus), `KEY.json`, whose texts
+            A clip's files in a tar follow each other: `KEY.wav` (or another of `sound_files`), `KEY.json`, whose texts
             and lists of texts become columns, `KEY.txt`, whose lines become the column `text`; `__key__` is its key.
         split: such as `"train"`. Of a folder of tars: those in `split/`, else those with the split in their names,
             else all if none names another split; a glob is taken as it is.
@@ -38,7 +43,7 @@ def load_stream(data: str, split: str) -> datasets.IterableDataset:
     if not data:
         raise ValueError("name the data set: a Hub id, or a folder or glob of parquet files or tar shards")
     folder = Path(data)
-    if folder.is_dir() and not any(folder.rglob("*.parquet")):
+    if folder.is_dir() and not _is_parquet(folder, split):
         return _stream_tars(_of_split(folder, split))
     if not folder.is_dir() and ("://" in data or has_magic(data) or data.endswith(".tar")):
         return _stream_tars(_glob(data))
@@ -52,6 +57,12 @@ def load_stream(data: str, split: str) -> datasets.IterableDataset:
     return dataset.cast_column("audio", datasets.Audio(decode=False))
 
 
+def _is_parquet(folder: Path, split: str) -> bool:
+    """Whether to read parquet files; beside tars, where a Hub repository has them."""
+    files = parquet_files(folder)
+    return bool(files) and (not files_below(folder, ".tar") or hub_parquet(folder, split, files))
+
+
 def _glob(pattern: str) -> list[str]:
     filesystem, path = fsspec.core.url_to_fs(pattern)
     found = sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(path) if name.endswith(".tar"))
@@ -61,7 +72,7 @@ def _glob(pattern: str) -> list[str]:
 
 
 def _of_split(folder: Path, split: str) -> list[str]:
-    paths = sorted(folder.rglob("*.tar"))
+    paths = files_below(folder, ".tar")
     if not paths:
         raise ValueError(f"{folder} holds neither parquet files nor .tar shards; an audiofolder needs no stream")
     inside = [path for path in paths if split in path.relative_to(folder).parts[:-1]]
@@ -81,6 +92,8 @@ def _stream_tars(paths: list[str]) -> datasets.IterableDataset:
             f"{paths[0]} holds no sound in its first {_CLIPS_LOOKED_AT} clips: write each as KEY.wav (or "
             f"{', '.join(SOUNDS[1:])}) beside KEY.json or KEY.txt"
         )
+    for key, files in first:
+        _refuse_other_texts(paths[0], key, files)
     names = tuple(dict.fromkeys(name for _, files in first for name in _texts(files)))
     text = datasets.Value("string")
     features = {"__key__": text, "audio": {"bytes": datasets.Value("binary"), "path": text}}
@@ -114,7 +127,8 @@ def _clips(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                 folder, _, base = member.name.removeprefix("./").rpartition("/")
                 stem, _, suffixes = base.partition(".")
                 suffix = suffixes.rpartition(".")[2].lower()
-                if not member.isfile() or not stem or suffix not in (*SOUNDS, "json", "txt"):
+                hidden = any(map(is_hidden, [*folder.split("/"), base]))
+                if not member.isfile() or hidden or not stem or suffix not in (*SOUNDS, "json", "txt"):
                     continue
                 key = f"{folder}/{stem}" if folder else stem
                 if key != current and files:
@@ -133,16 +147,35 @@ def _clips(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _sound(files: dict[str, bytes]) -> str | None:
-    return next((suffix for suffix in files if suffix in SOUNDS), None)
+    """The suffix of the clip's sound; of several one that needs no PyAV."""
+    return min((suffix for suffix in files if suffix in SOUNDS), key=lambda x: f".{x}" in CONTAINERS, default=None)
+
+
+def _values(files: dict[str, bytes]) -> dict:
+    """What a clip's JSON holds, by name; a ValueError or RecursionError if it is none."""
+    content = json.loads(files["json"]) if "json" in files else {}
+    return content if isinstance(content, dict) else {"text": content}
+
+
+def _refuse_other_texts(path: str, key: str, files: dict[str, bytes]) -> None:
+    try:
+        values = _values(files)
+    except (ValueError, RecursionError):  # it counts as a clip without caption
+        return
+    for name, value in values.items():
+        kind = kind_of(value)
+        if _TEXTS.fullmatch(name) and kind not in ("", "text", "a list of text", "an empty list"):
+            raise ValueError(
+                f"{path} holds {kind} as {name!r} in {key}.json: {str(value)[:60]!r}; a caption is a text or a "
+                "list of texts: write the shards so"
+            )
 
 
 def _texts(files: dict[str, bytes]) -> dict[str, list[str]]:
     """Texts by name, nothing of a file that cannot be read: such a clip is counted as one without caption."""
     texts = {}
     try:
-        content = json.loads(files["json"]) if "json" in files else {}
-        values = content if isinstance(content, dict) else {"text": content}
-        for name, value in values.items():
+        for name, value in _values(files).items():
             value = [value] if isinstance(value, str) else value
             if name not in ("__key__", "audio") and isinstance(value, list) and all(isinstance(x, str) for x in value):
                 texts[name] = value

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .clip_files import EXTENSIONS
+from transformers.utils import logging
 
-# What libsndfile reads beside EXTENSIONS; not .mat and .raw, which seldom are sound.
-SOUNDS = EXTENSIONS + tuple(
-    ".wave .oga .aif .aiff .aifc .au .snd .caf .w64 .rf64 .voc .sph .nist .ircam .sf .svx .8svx .iff .avr .paf .pvf "
-    ".sd2 .sds .wve .xi .htk".split()
-)
+from .file_names import existing, stays_below
+from .folder_form import parquet_files
+from .sound_files import SUFFIXES as SOUNDS
+from .sound_files import SoundFiles
+
+logger = logging.get_logger(__name__)
+
 _DATA_SET = "dataset:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CHANGES = -1  # the version of what cannot be read now: it is looked at again each time
@@ -79,20 +81,18 @@ def list_sounds(sources: Sequence[str], root: str = "", split: str = "train") ->
 def file_of(root: str, path: str) -> str | None:
     """Where the sound of an index's path is; None where the root is no folder here, or the path leaves it."""
     parts = path.split("/")
-    if not os.path.isabs(root) or "\0" in path or {"", ".", ".."} & set(parts):
+    if not os.path.isabs(root) or {"", "."} & set(parts) or not stays_below(path):
         return None
-    place = os.path.join(root, *parts)
+    place = existing(os.path.join(root, *parts))
     if "\\x" in path and not os.path.lexists(place):
-        place = os.fsdecode(
-            re.sub(rb"\\x([89a-f][0-9a-f])", lambda found: bytes.fromhex(found[1].decode()), place.encode())
-        )
+        escapes = re.compile(rb"\\x([89a-f][0-9a-f])")
+        place = os.path.join(root, os.fsdecode(escapes.sub(lambda x: bytes.fromhex(x[1].decode()), path.encode())))
     return place
 
 
 def _holds_parquet_alone(folder: str) -> bool:
     """Such as a copy of a Hub repository."""
-    names = [name.lower() for _, _, names in os.walk(folder) for name in names]
-    return any(name.endswith(".parquet") for name in names) and not any(name.endswith(SOUNDS) for name in names)
+    return bool(parquet_files(folder)) and not any(True for _ in SoundFiles(folder))
 
 
 def _expanded(source: str) -> list[str]:
@@ -128,28 +128,14 @@ def _list_files(paths: list[str], root: str) -> Listing:
 
 
 def _walk(top: str, listing: Listing) -> Iterable[Sound]:
-    """All files named like sounds. A folder that links lead to is listed once, by its own name if there is one."""
+    """All sound files of a folder, in no order; what looks like sound and is not taken is logged."""
     listing.covered.append(_below(listing.root, top))
-    folders, links, seen = [top], [], set()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop()
-        try:
-            known = os.stat(folder)
-            with os.scandir(folder) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            listing.unreadable[_below(listing.root, folder)] = error.strerror
-            continue
-        if (known.st_dev, known.st_ino) in seen:
-            continue
-        seen.add((known.st_dev, known.st_ino))
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                (links if entry.is_symlink() else folders).append(entry.path)
-            elif entry.name.lower().endswith(SOUNDS):
-                yield _file(entry.path, listing.root)
+    files = SoundFiles(top)
+    for path in files:
+        yield _file(path, listing.root)
+    listing.unreadable |= {_below(listing.root, folder): why for folder, why in files.unlisted.items()}
+    if warning := files.left_out_warning():
+        logger.warning(warning)
 
 
 def _below(root: str, folder: str) -> str:
@@ -157,12 +143,21 @@ def _below(root: str, folder: str) -> str:
 
 
 def _name(root: str, path: str) -> str:
-    name = path[len(os.path.join(root, "")) :].replace(os.sep, "/")
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return readable(path[len(os.path.join(root, "")) :].replace(os.sep, "/"))
+
+
+def readable(name: str) -> str:
+    """A name as an index has it: bytes that are no UTF-8 as `\\xff`."""
+    if name.isascii():
+        return name
+    errors = "surrogateescape" if os.name == "posix" else "backslashreplace"  # Windows has halves of pairs
+    return name.encode("utf-8", errors).decode("utf-8", "backslashreplace")
 
 
 def _file(path: str, root: str) -> Sound:
     name = _name(root, path)
+    if not stays_below(name):
+        return Sound(ascii(name), 0, _CHANGES, path, "its name is a path on Windows: rename it")
     try:
         known = os.stat(path)
         if not stat.S_ISREG(known.st_mode):

@@ -266,9 +266,12 @@ class _Rows:
 
     def row(self, example: dict, key: tuple[int, int, int], report: dict) -> dict | None:
         report["read"] += 1
-        captions = self._captions(example)
+        try:
+            captions, reason = self._captions(example), "it has no caption"
+        except ValueError as error:  # the cell holds something else
+            captions, reason = [], error
         if not captions:
-            return self._skip(example, key, report, "skipped_without_caption", "it has no caption")
+            return self._skip(example, key, report, "skipped_without_caption", reason)
         try:
             array = load_column(example["audio"], self.rate)
         except ValueError as error:

@@ -12,17 +12,28 @@ from typing import BinaryIO
 import numpy as np
 from transformers.utils import logging
 
-from .file_parts import Pieces
+from .file_parts import Pieces, Reader
 
-DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,loas,asf,avi,flv,mpegts,mpeg,amr,ac3,eac3,dts,truehd,wv,ape,tta,tak,"
-    "ogg,caf,aiff,wav"
+DEMUXERS = "matroska,webm,aac,asf,avi,flv,mpegts,mpeg,amr,ac3,eac3,caf,ogg"
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # for what does not begin as one of the others does
+_BEGINNINGS = (
+    b"\x1aE\xdf\xa3",
+    b"0&\xb2u",
+    b"FLV",
+    b"RIFF",
+    b"OggS",
+    b"caff",
+    b"#!AMR",
+    b"\0\0\1\xba",
+    b"\x0bw",
+    b"ID3",
+    b"G",
 )
+_ADTS = b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9"
 DECODERS = (
-    "aac,aac_fixed,aac_latm,alac,mp1,mp1float,mp2,mp2float,mp3,mp3float,opus,libopus,vorbis,libvorbis,flac,speex,"
-    "wmav1,wmav2,wmapro,wmalossless,wmavoice,ac3,eac3,dca,truehd,mlp,amrnb,amrwb,wavpack,ape,tta,tak,"
-    "nellymoser,gsm,gsm_ms,adpcm_ms,adpcm_ima_wav,adpcm_ima_qt,adpcm_swf,pcm_alaw,pcm_mulaw,pcm_u8,pcm_s8,pcm_s16le,"
-    "pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be,pcm_bluray,pcm_dvd"
+    "aac,aac_latm,alac,mp1float,mp2float,mp3float,opus,vorbis,flac,speex,wmav1,wmav2,wmapro,wmalossless,wmavoice,ac3,"
+    "eac3,dca,amrnb,amrwb,gsm,gsm_ms,adpcm_ms,adpcm_ima_wav,adpcm_ima_qt,adpcm_swf,nellymoser,pcm_alaw,pcm_mulaw,"
+    "pcm_u8,pcm_s8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be"
 )
 _SHORT = 1.0  # seconds that a file may lack of the length that it states
 
@@ -48,12 +59,16 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
             "to wav or flac"
         ) from error
     allowed = {"format_whitelist": DEMUXERS, "codec_whitelist": DECODERS, "protocol_whitelist": "none"}
-    size = file.seek(0, 2)
+    reader = Reader(file)
+    if not (reader.peek(0, 16).startswith((*_BEGINNINGS, *_ADTS)) or reader.peek(4, 1) == reader.peek(196, 1) == b"G"):
+        allowed["format_whitelist"] = MP4
+        if _packets(reader) > reader.size:
+            raise ValueError(f"{why} It tells of more packets than it has bytes")
     try:
         # without a name, which FFmpeg would take for a hint
-        container = stack.enter_context(av.open(Pieces(file, [(0, size)]), container_options=allowed))
+        container = stack.enter_context(av.open(Pieces(file, [(0, reader.size)]), container_options=allowed))
     except (av.error.FFmpegError, ValueError) as other:
-        raise ValueError(f"{why} FFmpeg: {getattr(other, 'strerror', other)}") from other
+        raise ValueError(why) from other
     if not container.streams.audio:
         raise ValueError(f"{name} has no sound: FFmpeg finds no audio stream in it")
     frames = _frames(container, av, name)
@@ -63,6 +78,28 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
         raise ValueError(f"{name} holds no samples")
     alike = groupby(chain([first], frames), key=lambda frame: (frame[0], frame[1].shape[1]))
     return first[0], ((rate, (block for _, block in group)) for (rate, _), group in alike)
+
+
+def _packets(reader: Reader) -> int:
+    """How many packets the tables of an mp4 or mov tell of; FFmpeg takes memory for each, whether it is there or not.
+
+    They are looked for wherever a table may be: in all boxes but `mdat`, which holds the sound itself.
+    """
+    place, packets = 0, 0
+    while place < reader.size:
+        length = reader.number(place, ">I")
+        length = reader.number(place + 8, ">Q") if length == 1 else length
+        end = min(place + length, reader.size) if length >= 8 else reader.size
+        for table, fixed in (
+            ((b"stsz", 12), (b"stz2", 12), (b"trun", 8)) if reader.peek(place + 4, 4) != b"mdat" else ()
+        ):
+            found = place
+            while 0 <= (found := reader.find(table, found + 1)) < end:
+                packets += reader.number(found + fixed, ">I")
+        if reader.peek(place + 4, 4) != b"mdat" and 0 <= reader.find(b"cmov", place) < end:
+            return reader.size + 1  # packed tables
+        place = end
+    return packets
 
 
 def _frames(container, av, name: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -83,9 +120,18 @@ def _frames(container, av, name: str) -> Iterator[tuple[int, np.ndarray]]:
         raise ValueError(f"cannot read {name} as sound: {error.strerror}") from error
     if damaged:
         logger.warning(f"{name} is damaged: {damaged} of its packets cannot be decoded and are left out")
-    stated = float(stream.duration * stream.time_base) if stream.duration and "mov" in container.format.name else 0
+    stated = _stated(container, stream)
     if seconds < stated - _SHORT:
         logger.warning(f"{name} ends before its sound does, after {seconds:.1f} s of {stated:.1f} s: it was cut off")
+
+
+def _stated(container, stream) -> float:
+    """How many seconds of sound the file says that it holds; 0 where it says nothing, and FFmpeg guesses."""
+    if "mov" in container.format.name and stream.duration:
+        return float(stream.duration * stream.time_base)
+    if "matroska" in container.format.name and len(container.streams) == 1 and container.duration:
+        return container.duration / 1e6
+    return 0.0
 
 
 def _floats(frame) -> np.ndarray:

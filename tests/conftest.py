@@ -1,6 +1,7 @@
 """Tiny towers with real layouts, a tiny WavLink on disk, and tones. Real sounds and weights where they exist."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from modeling_wavlink import WavLinkModel
 from processing import WavLinkProcessor
 
 from .hub_server import Hub
+from .processes import started
 
 RATE = 16000
 WORDS = "a the dog cat bell rain barks meows rings falls this is sound of . low high loud quiet".split()
@@ -208,6 +210,13 @@ def hub(tmp_path_factory):
     hub = Hub(tmp_path_factory.mktemp("hub"))
     yield hub
     hub.close()
+
+
+@pytest.fixture
+def start():
+    """`start(command, **options)`: a `subprocess.Popen`, killed with all that it has started when the test ends."""
+    with ExitStack() as processes:
+        yield lambda command, **options: processes.enter_context(started(command, **options))
 
 
 @pytest.fixture(scope="session")

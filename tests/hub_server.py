@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .hub_repositories import LARGE, PIECE, Refused, Repositories, describe, digests
+from .processes import SECONDS, run_process
 
 TOKEN = "hf_loopback"  # of `user`, who may write to user/ and team/ and read the private repositories there
 READ_TOKEN = "hf_readonly"  # of the same user
@@ -54,11 +54,12 @@ class Hub(Repositories):
         ours = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
         return kept | ours | {"NO_PROXY": "127.0.0.1,localhost"} | more
 
-    def run(self, code: str, home: Path, token: str = "", **more: str) -> str:
+    def run(self, code: str, home: Path, token: str = "", timeout: float = SECONDS, **more: str) -> str:
         """What a client process prints that runs `code` in the repository's root."""
         environment = self.environment(home, token, **more)
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        options = {"env": environment, "cwd": Path(__file__).parents[1], "capture_output": True, "text": True}
+        done = run_process(command, timeout=timeout, **options)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from processing.air_bench import AIR_BENCH
 from processing.captions import CAPTION_FILES
 
 from .conftest import RATE, tone
+from .processes import run_process
 from .test_htsat import whole_clap
 
 REPO = "user/wavlink-test"
@@ -487,6 +487,6 @@ def test_every_snippet_runs_where_this_repository_is_not(number, wavlink_folder,
     environment |= {"ACCELERATE_USE_CPU": "true", "DISABLE_MLFLOW_INTEGRATION": "true"}
     code = GUARD + snippets[number].replace(REPO, str(wavlink_folder))
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 240}
-    done = subprocess.run([sys.executable, "-c", code], **options)
+    done = run_process([sys.executable, "-c", code], **options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout or "print" not in snippets[number]

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -20,6 +19,7 @@ from modeling_wavlink.embedder import Embedder
 from processing.audio import load_audio
 
 from .conftest import RATE, tone
+from .processes import run_process
 
 LABELS = ["low_tone", "high tone", "noise"]
 
@@ -35,7 +35,7 @@ def files(tmp_path_factory) -> list[str]:
 
 def test_help_is_there_before_torch_is_and_tells_every_command_and_exit_code():
     program = "import sys; from modeling_wavlink.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    out = run_process([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert all(f"\n  {name:9} " in out and f"wavlink {name} " in out for name in cli.COMMANDS)
     assert all(f"\n  {code} " in out for code in (0, 1, 2, 130)) and "143" in out
 

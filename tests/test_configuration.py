@@ -83,7 +83,7 @@ def test_zero_is_a_start_like_any_other():
     assert (config.logit_scale_init_value, config.logit_bias_init_value) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(("text_config", "pooling"), zip(TOWERS, ["eos", "cls", "cls"], strict=True))
+@pytest.mark.parametrize(("text_config", "pooling"), [*zip(TOWERS, ["eos", "cls", "cls"], strict=True)])
 def test_pooling_follows_the_tower(text_config, pooling):
     assert WavLinkConfig(text_config=text_config).text_pooling == pooling
 

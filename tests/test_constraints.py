@@ -26,8 +26,11 @@ def floors() -> dict[str, Version]:
     lines = [line for group in groups for line in group.splitlines() if line and not line.startswith("%")]
     found = {}
     for requirement in map(Requirement, lines):
-        (floor,) = requirement.specifier
-        assert floor.operator == ">=" and found.get(requirement.name, floor.version) == floor.version
+        bounds = {bound.operator: bound for bound in requirement.specifier}
+        floor = bounds.pop(">=")
+        ceiling = {operator: bound.version for operator, bound in bounds.items()}
+        assert ceiling == ({"<": "6"} if requirement.name == "transformers" else {})
+        assert found.get(requirement.name, floor.version) == floor.version
         found[requirement.name] = floor.version
     return {name: Version(version) for name, version in found.items()}
 

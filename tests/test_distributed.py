@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from .processes import run_process
 from .test_train import folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ def losses(launcher: list[str], data, output, *options) -> list[float]:
     command = ["train.py", "quickstart", "--data", str(data), "--output_dir", str(output), "--label_prompt", ""]
     command += ["--batch_size", "5", "--max_steps", "6", "--num_workers", "0", "--mixed_precision", "no", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, *launcher, *command],
         cwd=ROOT,
         env=environment,

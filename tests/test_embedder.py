@@ -13,6 +13,7 @@ from modeling_wavlink import embedder as module
 from modeling_wavlink.cpu_kernels import PackedLinear, TokenAttention, packing_pays
 from modeling_wavlink.embedder import Embedder, cover, cut_batches
 from modeling_wavlink.peers import load_for_evaluation, revision
+from modeling_wavlink.whisper_audio_wavlink import WavLinkLastLayer
 
 from .conftest import RATE, tone
 from .test_peers import LONG, SHORT, save_clap
@@ -230,9 +231,9 @@ def test_a_clap(fusion, tmp_path):
 
 
 @pytest.mark.skipif(not packing_pays(torch.float32), reason="no packed kernels for this processor")
-def test_a_models_own_code_has_its_last_layer_packed_too(wavlink_folder):
+def test_the_last_layer_is_packed_for_one_query(wavlink_folder):
     layers = Embedder(str(wavlink_folder)).model.audio_model.encoder.layers
-    assert type(layers[-1]).__module__.startswith("transformers_modules")
+    assert type(layers[-1]) is WavLinkLastLayer
     assert [isinstance(layer.self_attn, TokenAttention) for layer in layers] == [False] * (len(layers) - 1) + [True]
 
 
@@ -246,6 +247,24 @@ def test_a_folder_and_another_process(wavlink_folder, model, processor):
     close(vectors(pickle.loads(written), CLIPS), plain(model, processor, CLIPS))
     copied = pickle.loads(pickle.dumps(Embedder(model, processor)))
     close(vectors(copied, CLIPS), plain(model, processor, CLIPS))
+
+
+class Titled(Embedder):
+    """A subclass with a constructor and an attribute of its own."""
+
+    def __init__(self, model: str, title: str):
+        super().__init__(model, fast_kernels=False)
+        self.title = title
+
+
+def test_a_subclass_pickles_as_itself(wavlink_folder):
+    for embedder in (Titled(str(wavlink_folder), "mine"), Embedder(str(wavlink_folder))):
+        embedder.name = "random:mine"
+        copied = pickle.loads(pickle.dumps(embedder))
+        assert type(copied) is type(embedder) and copied.name == "random:mine"
+        assert getattr(copied, "title", "mine") == "mine"
+        again = pickle.loads(pickle.dumps(copied))
+        assert type(again) is type(embedder) and len(pickle.dumps(copied)) < 1000
 
 
 def test_what_is_refused(model, processor, wavlink_folder):

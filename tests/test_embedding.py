@@ -1,15 +1,16 @@
 """Vectors of a split: batches, windows, clips that cannot be read, and work that goes on where it was."""
 
+import functools
 import io
 
 import datasets
-import numpy as np
 import pytest
 import soundfile
 import torch
 
 from modeling_wavlink import embedding
 from modeling_wavlink.embedding import embed_audio, embed_dataset, embed_text, fingerprint, open_store
+from processing.data import caption_ids
 
 from .conftest import RATE, tone
 
@@ -120,16 +121,17 @@ def test_a_model_that_gives_nan_is_refused(sharp_model, processor, monkeypatch):
 
 
 def captioned(captions: list[list[str]]) -> datasets.Dataset:
-    rows = [{"audio": {"bytes": wav(clip), "path": f"{i}.wav"}} for i, clip in enumerate(CLIPS[: len(captions)])]
+    rows = [{"audio": {"bytes": wav(i), "path": f"{i}.wav"}} for i in range(len(captions))]
     for row, texts in zip(rows, captions, strict=True):
         row["caption"] = texts
     dataset = datasets.Dataset.from_list(rows)
     return dataset.cast(datasets.Features({**dataset.features, "audio": datasets.Audio(decode=False)}))
 
 
-def wav(clip: np.ndarray) -> bytes:
+@functools.cache  # libsndfile writes the time into it
+def wav(number: int) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, clip, RATE, format="WAV", subtype="FLOAT")
+    soundfile.write(file, CLIPS[number], RATE, format="WAV", subtype="FLOAT")
     return file.getvalue()
 
 
@@ -142,6 +144,21 @@ def test_captions_are_shared_or_each_its_own(sharp_model, processor):
     assert own.texts == ["a dog", "a loud dog", "rain", "a dog"]
     assert own.correspondence.queries.tolist() == [0, 0, 1, 2] and own.correspondence.indices.tolist() == [0, 1, 2, 3]
     assert torch.equal(own.text, shared.text[[0, 1, 2, 0]])
+
+
+def test_captions_are_shared_as_in_training(sharp_model, processor):
+    """By `caption_key`, without case and outer space; of AudioCaps and Clotho each caption stays one of its own."""
+    captions = [["A dog", "rain"], ["a dog ", "a dog"], ["Rain"]]
+    embedded = embed_dataset(sharp_model, processor, captioned(captions), ["caption"], progress=False)
+    assert embedded.texts == ["A dog", "rain"] and embedded.captions == [["A dog", "rain"], ["A dog"], ["rain"]]
+    assert embedded.correspondence.T.counts.tolist() == [2, 2]
+    ids = caption_ids(captions)
+    for clip, row in enumerate(captions):
+        for other, _ in enumerate(captions):
+            shared = bool({*ids[clip, : len(row)].tolist()} & {*ids[other, : len(captions[other])].tolist()})
+            assert shared == bool({*embedded.captions[clip]} & {*embedded.captions[other]})
+    own = embed_dataset(sharp_model, processor, captioned(captions), ["caption"], progress=False, share_captions=False)
+    assert own.texts == ["A dog", "rain", "a dog ", "a dog", "Rain"]
 
 
 def test_captions_of_an_unreadable_clip_are_no_candidates(sharp_model, processor):

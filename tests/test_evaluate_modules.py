@@ -3,7 +3,6 @@
 import doctest
 import os
 import re
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +18,7 @@ from modeling_wavlink import evaluation, metrics
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
+from .processes import run_process
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["retrieval_recall", "zero_shot_accuracy", "multiple_choice_accuracy"]
@@ -102,7 +102,7 @@ def test_from_a_clone_offline_in_a_clean_process(tmp_path):
         print(recall.compute(predictions=[[1.0, 0.0], [0.0, 1.0]], references=[[1.0, 0.1], [0.1, 1.0]], ks=[1]))
     """
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, "-c", "\n".join(line.strip() for line in code.splitlines())],
         cwd=ROOT,
         env=environment,

@@ -1,7 +1,6 @@
 """The doors users come through, in a clean process where the package must not be needed."""
 
 import os
-import subprocess
 import sys
 import textwrap
 
@@ -16,6 +15,7 @@ from modeling_wavlink.evaluation import compute_metrics
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
+from .processes import run_process
 
 CAPTIONS = [
     "a dog barks",
@@ -52,7 +52,7 @@ sys.path = [path for path in sys.path if path]
 def run_clean(code: str, *args, tmp_path, environment: dict | None = None) -> str:
     """What code prints that runs where only installed libraries can be imported, by default without the Hub."""
     offline = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, "-c", STRANGER + textwrap.dedent(code), *map(str, args)],
         cwd=tmp_path,
         env={**(environment or offline), "PYTHONPATH": ""},

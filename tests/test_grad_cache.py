@@ -6,14 +6,14 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 
-from modeling_wavlink import WavLinkModel
+from modeling_wavlink import WavLinkModel, grad_cache
 from modeling_wavlink.grad_cache import backward, trim
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
+from .processes import spawn
 
 CAPTIONS = ["a dog", "the cat", "the bell rings", "a dog", "low rain", "a low sound", "the high cat"]
 FURTHER = [["the dog barks", "low rain"], [], ["a bell"], ["this is a dog"], [], ["low rain", "a sound", "rain"], []]
@@ -120,7 +120,7 @@ def without_chance(model: WavLinkModel, loss_type: str) -> WavLinkModel:
 def test_several_texts_a_clip_on_two_processes_and_in_chunks(model, captioned, tmp_path):
     model.save_pretrained(tmp_path)
     torch.save(captioned, tmp_path / "batch.pt")
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    spawn(work, (str(tmp_path),), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for (loss_type, micro_batch_size), (loss, together) in ranks[0].items():
         alone, expected = gradients(without_chance(model, loss_type), captioned, 0)
@@ -168,3 +168,59 @@ def test_trim_drops_only_common_padding():
         "input_ids": 2,
         "attention_mask": 2,
     }
+
+
+def test_trim_keeps_texts_that_are_padded_on_the_left():
+    chunk = {
+        "input_ids": torch.arange(10).view(2, 5),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 0], [0, 0, 0, 1, 0]]),
+    }
+    trimmed = trim(chunk)
+    assert trimmed["input_ids"].tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
+    assert trimmed["attention_mask"].tolist() == [[0, 0, 1, 1], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+def test_chunks_of_texts_padded_on_the_left(model, batch, micro_batch_size):
+    model.eval()
+    masks = batch["attention_mask"] == 1
+    texts = [torch.cat([row[~own], row[own]]) for row, own in zip(batch["input_ids"], masks, strict=True)]
+    batch |= {"input_ids": torch.stack(texts), "attention_mask": batch["attention_mask"].flip(-1)}
+    loss, expected = gradients(model, batch, 0)
+    cached_loss, cached = gradients(model, batch, micro_batch_size)
+    assert cached_loss == pytest.approx(loss, rel=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(cached[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class FakeDevice:
+    """Stands for `torch.mps` or `torch.xpu`: a random state, as a number."""
+
+    def __init__(self, takes_device: bool):
+        self.takes_device, self.state = takes_device, 7
+
+    def get_rng_state(self, *device):
+        assert bool(device) == self.takes_device
+        return self.state
+
+    def set_rng_state(self, state, *device):
+        assert bool(device) == self.takes_device
+        self.state = state
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu", "cuda"])
+def test_dropout_is_replayed_on_every_kind_of_device(kind, monkeypatch):
+    fake, device = FakeDevice(kind != "mps"), torch.device(kind)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: fake)
+    states = grad_cache._random_state(device)
+    fake.state, first = 9, torch.rand(3)
+    with grad_cache._replay(states, device):
+        assert fake.state == 7 and torch.equal(torch.rand(3), first)
+        fake.state = 8
+    assert fake.state == 9
+
+
+def test_a_device_whose_random_state_cannot_be_set_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "get_device_module", lambda device: object())
+    with pytest.raises(ValueError, match="micro_batch_size replays dropout.* a xpu's .*: leave it at 0"):
+        grad_cache._random_state(torch.device("xpu"))

@@ -25,6 +25,7 @@ from transformers import (
 import train
 from hub_cards import push
 from modeling_wavlink import WavLinkClapAudioModel, WavLinkConfig, WavLinkModel
+from modeling_wavlink.compat import enable_checkpointing
 from modeling_wavlink.grad_cache import backward, trim
 from processing import WavLinkClapFeatureExtractor, WavLinkProcessor
 from processing.data import AudioTextCollator
@@ -275,7 +276,7 @@ def test_no_more_is_claimed_than_transformers_has(model, tmp_path):
         assert loaded.text_model.config._attn_implementation == attention
         assert loaded.audio_model.config._attn_implementation == "eager"
     with pytest.raises(ValueError, match="gradient checkpointing|activation checkpointing"):
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
 
 
 def test_auto_classes_and_pipeline_in_a_clean_process(model, processor, tmp_path):

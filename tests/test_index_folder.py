@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import os
-import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,8 @@ from datasets import load_dataset
 from modeling_wavlink import index_folder
 from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
 from modeling_wavlink.vectors import STORAGES, encode
+
+from .processes import run_process
 
 DIM = 12
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,7 @@ for part in index.manifest.parts:
     index.read(part, "embeddings"), index.read(part, "files")
 print(len(os.listdir("/proc/self/task")) - before)
 """
-    done = subprocess.run([sys.executable, "-c", script, folder], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_process([sys.executable, "-c", script, folder], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
 
 

@@ -16,6 +16,7 @@ from modeling_wavlink.long import Recording, Span, clock, envelope, hear, locate
 from processing.audio import load_audio
 
 from .conftest import RATE, tone
+from .processes import run_process
 from .test_audio import encoded
 from .test_pictures import is_picture
 
@@ -235,7 +236,7 @@ for path in sys.argv[1:]:
 def peaks_of_memory(*paths: Path) -> list[tuple[int, float]]:
     """The windows of each recording, and the process's peak in MB after it."""
     command = [sys.executable, "-c", _GROWTH, *map(str, paths)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_process(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return [(int(count), float(peak)) for count, peak in map(str.split, done.stdout.splitlines())]
 
 
@@ -321,7 +322,7 @@ def test_wrong_options_are_refused(command, arguments, message):
 
 def run_command(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "modeling_wavlink.long", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_process(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_the_command_with_a_model_from_disk_whatever_the_words(wavlink_folder, tmp_path):

@@ -6,7 +6,6 @@ from math import exp, log
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +19,8 @@ from modeling_wavlink.losses_wavlink import (
     sigmoid,
     truncate_embeddings,
 )
+
+from .processes import spawn
 
 # exp(logits) of 4 clips (rows) against 4 texts (columns). Row sums 8, 10, 16, 10; column sums 8, 12, 12, 12.
 EXP_LOGITS = torch.tensor([[4.0, 2, 1, 1], [1, 6, 1, 2], [2, 2, 8, 4], [1, 2, 2, 5]])
@@ -219,7 +220,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_processes")
-    mp.spawn(work, (str(folder),), nprocs=len(LOCAL_ROWS))
+    spawn(work, (str(folder),), len(LOCAL_ROWS))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(LOCAL_ROWS))]
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_wavlink.losses_wavlink import (
@@ -21,6 +20,7 @@ from modeling_wavlink.losses_wavlink import (
     sigmoid,
 )
 
+from .processes import spawn
 from .test_properties_losses import Batch, gradients
 from .test_properties_losses import same as nearly
 
@@ -163,7 +163,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_processes")
-    mp.spawn(work, (str(folder),), nprocs=len(CLIPS))
+    spawn(work, (str(folder),), len(CLIPS))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(CLIPS))]
 
 

@@ -60,6 +60,17 @@ def test_ties_count_against_the_model():
     assert multiple_choice_accuracy([[0.5, 0.5], [0.1, 0.5]], [0, 1]) == 0.5
 
 
+@pytest.mark.parametrize("queries", [1, 2, 5, 17, 40])
+def test_equal_vectors_tie_whatever_their_number(queries):
+    for candidates in range(2, 40):
+        rng = torch.Generator().manual_seed(100 * candidates + queries)
+        text = torch.nn.functional.normalize(torch.randn(queries, 96, generator=rng), dim=-1)
+        audio = torch.nn.functional.normalize(torch.randn(1, 96, generator=rng), dim=-1).repeat(candidates, 1)
+        for relevant in (0, candidates - 1):
+            answers = Correspondence([[relevant]] * queries, candidates)
+            assert ranks(Similarities(text, audio), answers).tolist() == [candidates] * queries
+
+
 def by_sorting(similarities: np.ndarray, correspondence: np.ndarray, k: int) -> float:
     """Recall@k once more: the k best candidates of each query, and whether one of them is relevant."""
     hits = 0

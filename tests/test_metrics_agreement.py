@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from sentence_transformers.evaluation import InformationRetrievalEvaluator
 
 from modeling_wavlink.metrics import (
     KS,
@@ -14,6 +13,11 @@ from modeling_wavlink.metrics import (
     recall_at_k,
     zero_shot_accuracy,
 )
+
+try:
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+except ModuleNotFoundError:  # before 6
+    from sentence_transformers.evaluation import InformationRetrievalEvaluator
 
 retrieval = pytest.importorskip("torchmetrics.retrieval")
 classification = pytest.importorskip("torchmetrics.classification")

@@ -14,9 +14,9 @@ import pytest
 
 import train
 from modeling_wavlink import evaluation
+from modeling_wavlink.atomic_files import write_text
 from modeling_wavlink.index_folder import IndexFolder
 from modeling_wavlink.pictures import draw_loss
-from modeling_wavlink.whole_files import write_whole
 
 from .test_evaluation import folder as five  # noqa: F401
 from .test_search import assert_same_rows, embedder, index, models, sounds, write  # noqa: F401
@@ -93,9 +93,9 @@ def test_a_killed_worker_is_told_and_the_same_command_loses_nothing(
 
 
 def test_a_file_that_does_not_fit_is_named_and_the_older_one_stays(tmp_path):
-    write_whole(tmp_path / "sweep.json", "old")
+    write_text(tmp_path / "sweep.json", "old")
     with full_disk(), pytest.raises(OSError, match=r"could not write .*sweep\.json: .*start the same command again"):
-        write_whole(tmp_path / "sweep.json", "new")
+        write_text(tmp_path / "sweep.json", "new")
     with full_disk(), pytest.raises(OSError, match=r"could not write .*loss\.png: "):
         draw_loss([{"step": 1, "loss": 1.0, "scale": 1.0}], tmp_path / "loss.png")
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]

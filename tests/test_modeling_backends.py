@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_wavlink import WavLinkAudioModel, WavLinkModel
+from modeling_wavlink.compat import enable_checkpointing
 from modeling_wavlink.losses_wavlink import LOSSES
 
 from .conftest import RATE, tone
@@ -106,7 +107,7 @@ def test_gradient_checkpointing_gives_equal_gradients(tower, pooling, request):
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}, len(calls)
 
     expected, once = gradients()
-    model.gradient_checkpointing_enable()
+    enable_checkpointing(model)
     actual, twice = gradients()
     assert (once, twice) == (1, 2)  # the second is the recomputation
     assert all(torch.allclose(actual[name], value, atol=1e-6) for name, value in expected.items())

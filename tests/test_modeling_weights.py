@@ -148,7 +148,9 @@ def test_a_missing_weight_of_a_tower_is_named(tower, key, request, tmp_path):
     folders[tower] = edit(folders[tower], tmp_path, drop=[key])
     short = key.removeprefix("encoder.") if tower == "whisper" else key
     with pytest.raises(ValueError, match=rf"weights of {tmp_path} do not fit: missing \['{short}'\]"):
-        WavLinkModel.from_audio_text_pretrained(str(folders["whisper"]), str(folders.get(tower, folders["bert"])))
+        WavLinkModel.from_audio_text_pretrained(
+            str(folders["whisper"]), str(folders["bert" if tower == "whisper" else tower])
+        )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,9 @@ def test_an_unexpected_weight_of_a_tower_is_named(tower, key, request, tmp_path)
     folders = {name: request.getfixturevalue(f"{name}_folder") for name in {"whisper", "bert", tower}}
     folders[tower] = edit(folders[tower], tmp_path, add=[key])
     with pytest.raises(ValueError, match=r"do not fit: missing \[\], unexpected \['.*'\]"):
-        WavLinkModel.from_audio_text_pretrained(str(folders["whisper"]), str(folders.get(tower, folders["bert"])))
+        WavLinkModel.from_audio_text_pretrained(
+            str(folders["whisper"]), str(folders["bert" if tower == "whisper" else tower])
+        )
 
 
 @pytest.mark.parametrize(

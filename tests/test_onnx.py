@@ -31,6 +31,7 @@ from processing.data import captions_of, load_split  # noqa: E402
 from processing.synthetic import KINDS, render  # noqa: E402
 
 from .conftest import RATE, tone  # noqa: E402
+from .processes import run_process  # noqa: E402
 from .test_htsat import AUDIO  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_onnx.py"
@@ -293,7 +294,7 @@ def test_the_example_needs_no_torch(served, environment, tmp_path):
         soundfile.write(tmp_path / f"{number}.wav", clip, RATE, subtype="FLOAT")
     files = [str(tmp_path / f"{number}.wav") for number in range(len(SECONDS))]
     command = [sys.executable, str(EXAMPLE), str(folder), *files, "--text", *TEXTS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_process(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     with torch.no_grad():
@@ -304,17 +305,15 @@ def test_the_example_needs_no_torch(served, environment, tmp_path):
         assert name == files[number]
         for score, cosine, text in zip(scores, row, TEXTS, strict=True):
             assert float(score.split()[0]) == pytest.approx(cosine, abs=6e-4) and score.endswith(text)
-    refused = subprocess.run(
-        [sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True, check=False
-    )
+    refused = run_process([sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True)
     assert "torch is not needed" in refused.stderr
 
 
 @pytest.fixture
-def endpoint(served, environment):
+def endpoint(served, environment, start):
     """Sends (texts, body, headers) and gives the status and the JSON answered."""
     command = [sys.executable, str(EXAMPLE), str(served[0]), "--serve", "0"]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = start(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     url = server.stdout.readline().strip()
 
     def post(texts, body, **headers):
@@ -326,9 +325,7 @@ def endpoint(served, environment):
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
-    yield post
-    server.kill()
-    server.communicate()
+    return post
 
 
 def wav(clip: np.ndarray, rate: int = RATE) -> bytes:
@@ -404,3 +401,39 @@ def test_real_towers(weights, sounds, example, tmp_path):
             if precision == "fp32":
                 assert max(about["agreement"].values()) < 1e-5
                 np.testing.assert_allclose(vector, expected[name], atol=1e-4)
+
+
+def test_an_export_repeated_leaves_the_files_of_others(served, graphs_at_hand, tmp_path):
+    _, model, processor = served
+    folder = tmp_path / "onnx"
+    export_onnx(model, processor, folder)
+    about = json.loads((folder / CONFIG).read_text())
+    assert about["files"] == sorted(path.name for path in folder.iterdir())
+    (folder / CONFIG).write_text(json.dumps({**about, "files": [*about["files"], "audio.onnx.data", "../precious"]}))
+    (folder / "audio.onnx.data").write_text("of an earlier one")
+    (tmp_path / "precious").write_text("mine")
+    (folder / "Dockerfile").write_text("FROM scratch")
+    (folder / ".git/objects").mkdir(parents=True)
+    (folder / ".git/objects/ab").write_text("mine")
+    (folder / "link").symlink_to("Dockerfile")
+    inode = (folder / "Dockerfile").stat().st_ino
+    export_onnx(model, processor, folder, int8=True)
+    assert json.loads((folder / CONFIG).read_text())["precision"] == "int8"
+    assert (folder / "Dockerfile").stat().st_ino == inode and (folder / "link").is_symlink()
+    assert (folder / ".git/objects/ab").read_text() == (tmp_path / "precious").read_text() == "mine"
+    left = {path.name for path in folder.iterdir()} - {*about["files"], ".lock"}
+    assert left == {"Dockerfile", ".git", "link"}
+    (folder / CONFIG).write_text(json.dumps({"files": [CONFIG]}))
+    with pytest.raises(ValueError, match="which no export has written"):
+        export_onnx(model, processor, folder)
+
+
+def test_an_export_follows_a_link_and_goes_into_the_folder_one_is_in(served, graphs_at_hand, tmp_path, monkeypatch):
+    _, model, processor = served
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "onnx").symlink_to("disk")
+    export_onnx(model, processor, tmp_path / "onnx")
+    assert (tmp_path / "onnx").is_symlink() and (tmp_path / "disk" / CONFIG).is_file()
+    monkeypatch.chdir(tmp_path / "disk")
+    export_onnx(model, processor, ".")
+    assert (tmp_path / "disk" / CONFIG).is_file() and not [*tmp_path.rglob("*unfinished")]

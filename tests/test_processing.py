@@ -2,7 +2,6 @@
 
 import logging
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -15,6 +14,7 @@ from modeling_wavlink.configuration_wavlink import _POSITIONS_START_AFTER_PADDIN
 from processing import WavLinkFeatureExtractor, WavLinkProcessor
 
 from .conftest import RATE, tone, word_level_tokenizer
+from .processes import run_process
 
 TEXT, SOUND, MASK = {"input_ids", "attention_mask"}, {"input_features"}, {"input_features_mask"}
 LONG = "a dog barks " * 20  # 62 tokens with [CLS] and [SEP]; the tower has 32 positions
@@ -322,7 +322,7 @@ def test_auto_processor_does_the_same_in_a_clean_process(processor, tmp_path):
     np.save(tmp_path / "clip.npy", tone(300, 0.4))
     environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     command = [sys.executable, "-c", LOAD]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = run_process(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     expected = processor(text=["a dog"], audio=tone(300, 0.4), sampling_rate=RATE, return_tensors="np")
     loaded = np.load(tmp_path / "inputs.npz")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -12,9 +13,11 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from hub_cards import push
+from hub_cards.record import LINE, RECORD
 
 from .hub_faults import FaultyHub
 from .hub_server import OTHER_TOKEN, READ_TOKEN, TOKEN
+from .processes import run_process
 
 ROOT = Path(__file__).parents[1]
 FILES = {"model.safetensors", "config.json", "README.md", "modeling_wavlink.py", "tokenizer.json"}
@@ -22,6 +25,7 @@ FILES = {"model.safetensors", "config.json", "README.md", "modeling_wavlink.py",
 QUICK = """
 import sys, time
 from hub_cards import push
+from hub_cards.record import LINE, RECORD
 from modeling_wavlink.cli import run_command
 time.sleep = lambda seconds: None
 push.verify = lambda folder, expected: None
@@ -59,7 +63,7 @@ def command(
     line = [sys.executable, *start, *map(str, words)]
     if limit is not None:  # a file may not grow beyond so many kB: what a full disk does, without one
         line = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "limited", *line]
-    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_process(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert not list(temporary.iterdir()), "the prepared folder was left in the temporary one"
     refuse_leaks(token or TOKEN, [done.stdout, done.stderr, *hub.storage_log], [home, hub.root])
     return done
@@ -119,6 +123,91 @@ def test_an_existing_repository_gets_one_more_commit_without_the_older_one_s_lea
     assert len(titles(hub)) == 3  # nothing new, so no commit
 
 
+def put(hub, name: str, content: bytes, repo_id: str = "user/name", kind: str = "model") -> None:
+    """As somebody does on the Hub's own pages."""
+    api = HfApi(endpoint=hub.endpoint, token=TOKEN)
+    api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repo_id, repo_type=kind)
+
+
+def text(hub, name: str = "README.md", repo_id: str = "user/name", kind: str = "models") -> str:
+    return (hub.find(kind, repo_id, "main")[1] / name).read_text(encoding="utf-8")
+
+
+def test_words_below_the_line_of_a_card_and_files_of_people_stay(hub, here, wavlink_folder, tmp_path):
+    here(wavlink_folder, "user/name")
+    made = text(hub)
+    own = "\n## Known to us\n\nIt takes the neighbour's pump for rain. \u2603\n"
+    put(hub, "README.md", (made + own).encode())
+    for name in ("examples.json", "vocab.txt", "mine_wavlink.py", "scores/mine.json", "extra.safetensors"):
+        put(hub, name, b"{}")
+    again = tmp_path / "again"
+    shutil.copytree(wavlink_folder, again)
+    config = json.loads((again / "config.json").read_text())
+    (again / "config.json").write_text(json.dumps({**config, "note": 1}))
+    here(again, "user/name")
+    assert text(hub) == made + own and titles(hub)[-1] == "WavLink" and '"note": 1' in text(hub, "config.json")
+    expected = {"examples.json", "vocab.txt", "mine_wavlink.py", "scores/mine.json", "extra.safetensors"}
+    assert expected <= hub.files("user/name")
+    here(again, "user/name")
+    assert text(hub) == made + own
+
+
+def test_files_of_an_earlier_push_alone_go(hub, here, wavlink_folder):
+    here(wavlink_folder, "user/name")
+    record = json.loads(text(hub, RECORD))
+    assert set(record["files"]) == hub.files("user/name")
+    record["files"] += ["model-00001-of-00002.safetensors", "gone.json"]
+    for name in ("model-00001-of-00002.safetensors", "gone.json", "stays.json"):
+        put(hub, name, b"old")
+    put(hub, RECORD, json.dumps(record).encode())
+    here(wavlink_folder, "user/name")
+    files = hub.files("user/name")
+    assert "stays.json" in files and not files & {"model-00001-of-00002.safetensors", "gone.json"}
+
+
+def test_a_card_edited_above_the_line_stops_the_push_before_the_work(hub, here, wavlink_folder, monkeypatch):
+    here(wavlink_folder, "user/name")
+    made = text(hub)
+    below = "Mine.\n"
+    put(hub, "README.md", (made.replace("## Use", "## Use it") + below).encode())
+    with monkeypatch.context() as patch:
+        patch.setattr(push, "prepare", lambda *_: pytest.fail("prepared before the card was looked at"))
+        with pytest.raises(SystemExit, match="README.md of user/name was edited on the Hub.*--overwrite_card"):
+            here(wavlink_folder, "user/name")
+    assert "## Use it" in text(hub)
+    here(wavlink_folder, "user/name", "--overwrite_card")
+    assert text(hub) == made + below
+
+
+@pytest.mark.parametrize("line_ends", ["\r\n", "\n\n"], ids=["windows", "one more at the end"])
+def test_a_card_saved_without_other_words_is_not_edited(hub, here, wavlink_folder, line_ends):
+    here(wavlink_folder, "user/name")
+    made = text(hub)
+    changed = made.replace("\n", "\r\n") if line_ends == "\r\n" else made + "\n"
+    hub.commit(hub.root / "models/user/name", "main", {"README.md": changed.encode()})
+    here(wavlink_folder, "user/name")
+    assert LINE in text(hub)
+
+
+def test_a_card_that_no_push_has_made(hub, here, wavlink_folder, tmp_path):
+    """Words stay, below the line; metadata cannot, and a version without records may have been edited."""
+    for repo_id, words in {
+        "user/words": "# Ours\n\nWords.\n",
+        "user/licence": "---\nlicense: mit\n---\n",
+        "user/older": "# user/older\n\nWavLink puts a sound and a sentence into one vector. And mine.\n",
+    }.items():
+        (tmp_path / repo_id).mkdir(parents=True)
+        (tmp_path / repo_id / "README.md").write_text(words)
+        hub.add_repo(repo_id, tmp_path / repo_id, "model")
+    here(wavlink_folder, "user/words")
+    assert text(hub, repo_id="user/words").endswith(f"{LINE}\n\n# Ours\n\nWords.\n")
+    for repo_id in ("user/licence", "user/older"):
+        with pytest.raises(SystemExit, match="was edited on the Hub, or comes from elsewhere"):
+            here(wavlink_folder, repo_id)
+        here(wavlink_folder, repo_id, "--overwrite_card")
+        assert text(hub, repo_id=repo_id).endswith(f"{LINE}\n")
+
+
 def test_branch_pull_request_and_tag(hub, here, wavlink_folder, tmp_path, capsys):
     repo = hub.create("user/name")
     here(wavlink_folder, "user/name", "--revision", "epoch-2", "--tag", "v2")
@@ -138,6 +227,7 @@ def test_branch_pull_request_and_tag(hub, here, wavlink_folder, tmp_path, capsys
 EARLY = """
 import json, os, sys
 from hub_cards import push
+from hub_cards.record import LINE, RECORD
 def no_work(*_):
     raise AssertionError("prepared before the right to write was known")
 push.prepare, said = no_work, []

@@ -22,6 +22,7 @@ from modeling_wavlink.recipes import get_recipe
 
 from .conftest import clip_tokenizer
 from .hub_server import TOKEN, Hub
+from .processes import started
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = {"base": 84.28, "small": 151.98, "large": 761.60}  # millions: Table 1
@@ -88,17 +89,11 @@ def push(hub: Hub, size: str, home: Path) -> str:
     """The command; prints its seconds and the peak memory of it and of the stranger it starts."""
     command = [sys.executable, "-m", "hub_cards.push", "--init", size, f"user/wavlink-{size}"]
     begun = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        env=hub.environment(home, TOKEN),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with started(command, env=hub.environment(home, TOKEN), cwd=ROOT, **options) as process:
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     print(f"\n{size}: {time.perf_counter() - begun:.0f} s, peak {usage.ru_maxrss / 2**20:.1f} GiB resident")
     assert process.returncode == 0, output[-4000:]
     return output
@@ -126,7 +121,7 @@ def check(hub: Hub, size: str, tmp_path: Path) -> None:
     card = (pushed.parent / "README.md").read_text()
     assert "## Results" not in card
     code = CLIENT.replace("NAME", repr(repo_id)).replace("STAGE", repr(f"{size}_stage1"))
-    count, dtype, padding, dims, learn = json.loads(hub.run(code, tmp_path / "trainer").splitlines()[-1])
+    count, dtype, padding, dims, learn = json.loads(hub.run(code, tmp_path / "trainer", timeout=1200).splitlines()[-1])
     assert round(count / 1e6, 2) == PARAMETERS[size] and (dtype, padding) == ("torch.float32", "max_length")
     width = 768 if size == "large" else 512
     assert dims == [width, width // 2, width // 4, width // 8]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import train
 from modeling_wavlink import WavLinkConfig, WavLinkModel
+from modeling_wavlink.compat import enable_checkpointing
 from modeling_wavlink.regimes import describe, lora_config, merged_state_dict, save_adapter, set_trainable
 from processing.data import AudioTextCollator
 
@@ -205,7 +206,7 @@ def test_checkpointing_gives_the_same_gradients(towers, batch, regime):
     batch["input_ids"] = batch["input_ids"] % 20  # ids that all three towers know
     batch.pop("token_type_ids", None)
     _, expected = gradients(model, batch, 0)
-    model.gradient_checkpointing_enable()
+    enable_checkpointing(model)
     calls = []
     model.audio_model.encoder.layers[0].fc1.register_forward_hook(lambda *_: calls.append(1))
     _, checkpointed = gradients(model, batch, 0)

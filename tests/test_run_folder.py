@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from modeling_wavlink.run_folder import Metrics, environment, note_seconds, refuse_unknown_trackers, remove, whole
+from modeling_wavlink.run_folder import (
+    Metrics,
+    commit_of,
+    environment,
+    note_seconds,
+    refuse_unknown_trackers,
+    remove,
+    whole,
+)
 
 from .test_train import folder, recipe  # noqa: F401
 
@@ -115,6 +123,33 @@ def test_environment_names_versions_and_machine():
     json.dumps(facts)
 
 
+def test_without_git_no_commit_is_on_record(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment()["commit"] is None
+
+
+def test_the_commit_is_of_the_repository_that_tracks_the_file(tmp_path, monkeypatch):
+    """Not of one that a virtual environment happens to lie in, nor of one that a hook's variables name."""
+
+    def git(*words: str) -> str:
+        line = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    package = tmp_path / "venv/lib/modeling_wavlink"
+    package.mkdir(parents=True)
+    (package / "run_folder.py").write_text("")
+    assert commit_of(package / "run_folder.py") is None
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "theirs")
+    assert commit_of(package / "run_folder.py") is None
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
+    assert commit_of(package / "run_folder.py") is None
+    monkeypatch.delenv("GIT_DIR")
+    git("add", ".")
+    git("commit", "-q", "-m", "ours")
+    assert commit_of(package / "run_folder.py") == git("rev-parse", "--short", "HEAD")
+
+
 def test_every_start_of_a_run_is_noted_with_pictures_beside_it(folder, tmp_path):  # noqa: F811
     for steps in ("2", "2"):
         train.train(recipe(folder, tmp_path / "run", "--max_steps", steps, "--save_steps", "1"))
@@ -142,7 +177,7 @@ def test_trackers_get_loss_and_recall(folder, tmp_path):  # noqa: F811
     assert "text_to_audio/128/R@1" in log.Tags()["scalars"]
 
 
-def start(data, output, *options, limit: int | None = None) -> subprocess.Popen:
+def started_run(start, data, output, *options, limit: int | None = None) -> subprocess.Popen:
     command = [sys.executable, "train.py", "quickstart", "--data", str(data), "--output_dir", str(output)]
     command += ["--batch_size", "4", "--num_workers", "0", "--mixed_precision", "no", "--label_prompt", ""]
     command += options
@@ -150,12 +185,12 @@ def start(data, output, *options, limit: int | None = None) -> subprocess.Popen:
         command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "limited", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums depend on the number of threads
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    return start(command, cwd=ROOT, env=environment, **pipes)
 
 
-def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_path):  # noqa: F811
+def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_path, start):  # noqa: F811
     options = ["--max_steps", "40", "--epochs", "2"]
-    process = start(folder, tmp_path / "run", *options)
+    process = started_run(start, folder, tmp_path / "run", *options)
     metrics = tmp_path / "run/metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("loss") > 1):
         time.sleep(0.01)
@@ -166,7 +201,7 @@ def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_pa
     (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
     assert checkpoint.name == f"step-{stopped:08d}" and stopped < 40
 
-    process = start(folder, tmp_path / "run", *options, limit=100)  # kB; a checkpoint has some MB
+    process = started_run(start, folder, tmp_path / "run", *options, limit=100)  # kB; a checkpoint has some MB
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2 and re.search(r"train.py: could not write .*tmp.*run/.*free space", output), output
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [checkpoint.name]

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -24,6 +23,8 @@ from processing.audio import load_audio
 
 from .conftest import RATE, tone
 from .hub_server import TOKEN
+from .processes import run_process
+from .test_progress import LOCK_HELD_BY_THE_DEAD
 
 ROOT = Path(__file__).parents[1]
 SECONDS = {"dog/far.wav": 1.0, "dog/near.wav": 2.0, "bell.flac": 3.0, "rain.wav": 25.0, "cat.ogg": 12.5}
@@ -321,7 +322,7 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_there_twice(sounds, 
     (sounds / "empty.wav").touch()
     command = [sys.executable, "-c", DRIVER, str(models["model"]), str(sounds), str(tmp_path / "index")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = run_process(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     kills, code = map(int, done.stdout.split())
     assert code == 0 and kills > 3
@@ -350,6 +351,47 @@ def test_stopped_in_a_file_the_windows_so_far_stay(tmp_path, embedder, monkeypat
     assert len(seen) == report.windows == 11 and not report.stopped
     index(tmp_path / "sounds", tmp_path / "unbroken", embedder)
     assert_same_rows(tmp_path / "index", tmp_path / "unbroken")
+
+
+def test_stopped_among_files_that_cannot_be_read_it_ends(tmp_path, embedder, monkeypatch):
+    for number in range(9):
+        write(tmp_path / f"sounds/{number}.wav", number)
+        (tmp_path / f"sounds/{number}.wav").write_bytes(b"RIFF and no more")
+    stop, read, real = threading.Event(), [], indexing.stream_windows
+
+    def stream_windows(*arguments):
+        read.append(arguments)
+        if len(read) == 3:
+            stop.set()
+        return real(*arguments)
+
+    monkeypatch.setattr(indexing, "stream_windows", stream_windows)
+    report = index(tmp_path / "sounds", tmp_path / "index", embedder, stop=stop)
+    assert report.stopped and len(read) == 3 and len(report.skipped) == 3
+
+
+STOPPED_BESIDE_A_DEAD_PROCESS = f"""{LOCK_HELD_BY_THE_DEAD}
+import signal, sys
+from transformers.utils import logging
+from modeling_wavlink import search
+from modeling_wavlink.embedder import Embedder
+logging.disable_progress_bar()  # as the command does
+real = Embedder.embed_clips
+def embed_clips(self, clips):
+    for vector in real(self, clips):
+        signal.raise_signal(signal.SIGTERM)
+        yield vector
+Embedder.embed_clips = embed_clips
+sys.exit(search.main(["index", *sys.argv[1:]]))
+"""
+
+
+def test_a_killed_process_that_held_tqdms_lock_stops_neither_index_nor_its_signals(sounds, tmp_path, models):
+    options = ["--model", models["model"], "--out", tmp_path / "index"]
+    command = [sys.executable, "-c", STOPPED_BESIDE_A_DEAD_PROCESS, sounds, *options]
+    done = run_process(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 143 and "stopped; 1 added" in done.stdout, done.stderr[-2000:]
+    assert "stopping: writing what is embedded" in done.stderr
 
 
 def test_a_lost_part_of_a_long_file_is_embedded_again(tmp_path, embedder, monkeypatch):
@@ -553,7 +595,7 @@ def test_the_command(sounds, tmp_path, models, capsys):
 
 def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "modeling_wavlink.search", "query", str(tmp_path / "none"), "rain"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_process(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("modeling_wavlink.search: ") and "is no index" in line

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from transformers import AutoModel
 import train
 from modeling_wavlink import embedding, sharding
 
+from .processes import run_process
 from .test_distributed import TEXT_CONFIG
 from .test_train import folder  # noqa: F401
 
@@ -52,7 +52,7 @@ def command(data, output, *options) -> list[str]:
 def launch(config: str, *arguments) -> None:
     run = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), "train.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*run, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = run_process([*run, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

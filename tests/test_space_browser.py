@@ -274,11 +274,11 @@ def test_what_was_dropped_is_swept_away(demo, folder, tmp_path, monkeypatch):
 
 
 @needs_gradio
-def test_the_command_serves_until_it_is_stopped_and_leaves_no_file(folder, tmp_path):
+def test_the_command_serves_until_it_is_stopped_and_leaves_no_file(folder, tmp_path, start):
     port = _free_port()
     command = [sys.executable, "hub_cards/space/app.py", "--model", str(folder / "model"), "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    process = start(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     said = [process.stdout.readline() for _ in range(6)]
     assert said[0].split() == ["model", str(folder / "model")] and said[-1].startswith("serving")
     assert b"WavLink" in urlopen(f"http://127.0.0.1:{port}/", timeout=60).read()

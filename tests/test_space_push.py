@@ -4,7 +4,6 @@ import configparser
 import json
 import os
 import re
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from modeling_wavlink.querying import Index
 
 from .hub_faults import FaultyHub
 from .hub_server import READ_TOKEN, TOKEN
+from .processes import run_process
 from .space_demo import write_all, write_index, write_sounds
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +97,27 @@ def test_a_later_push_takes_away_what_an_older_one_left_and_nothing_else(hub, he
     assert set(upload.SPACE_FOLDERS) == {"model", "index", "sounds", *space_folder.PACKAGES}
 
 
+def test_a_space_keeps_what_people_put_there(hub, here, made):
+    here(made / "model", "user/demo", "--space", "--index", made / "index")
+    api = HfApi(endpoint=hub.endpoint, token=TOKEN)
+
+    def put(name: str, content: bytes) -> None:
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id="user/demo", repo_type="space")
+
+    _, place = hub.find("spaces", "user/demo", "main")
+    app = (place / "app.py").read_bytes()
+    put("sounds/mine.wav", b"mine")
+    put("README.md", (place / "README.md").read_bytes() + b"Mine.\n")
+    here(made / "model", "user/demo", "--space")
+    files = hub.files("user/demo", kind="spaces")
+    assert "sounds/mine.wav" in files and not [name for name in files if name.startswith("index/")]
+    assert (hub.find("spaces", "user/demo", "main")[1] / "README.md").read_text().endswith("Mine.\n")
+    put("app.py", app + b"# mine\n")
+    with pytest.raises(SystemExit, match="app.py of user/demo was edited on the Hub"):
+        here(made / "model", "user/demo", "--space")
+    here(made / "model", "user/demo", "--space", "--overwrite_card")
+
+
 def test_a_model_and_a_space_of_one_name_are_two_repositories(hub, here, made):
     here(made / "model", "user/demo", "--space")
     with pytest.raises(RepositoryNotFoundError):
@@ -131,7 +152,7 @@ def test_what_was_pushed_starts_with_its_requirements_alone_and_answers_alike(ma
     words = [made / "model", "user/demo", "--space", "--index", made / "index", "--dry_run", "--output_dir", out]
     push.main([str(word) for word in words])  # with the check that starts it
     environment = {**os.environ, "PYTHONPATH": "", "PYTHONSAFEPATH": ""}
-    done = subprocess.run(
+    done = run_process(
         [sys.executable, "-c", AS_ON_THE_HUB], cwd=out, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -22,6 +21,7 @@ from processing import WavLinkProcessor
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
+from .processes import spawn
 
 LOSSES = ["info_nce", "sigmoid"]
 REGIMES = ["full", "lora"]
@@ -194,7 +194,7 @@ def wavlink(whisper_folder, bert_folder, processor, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def together(wavlink) -> dict:
     """The gradients of every case on two processes."""
-    mp.spawn(work, (str(wavlink),), nprocs=2)
+    spawn(work, (str(wavlink),), 2)
     ranks = [torch.load(wavlink / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for case, steps in ranks[0].items():
         for one, other in zip(steps, ranks[1][case], strict=True):

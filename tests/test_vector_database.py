@@ -233,15 +233,18 @@ def test_load_refuses_other_rows(tmp_path):
 LOAD = "import sys; from modeling_wavlink.vector_database import load_rows; load_rows(*sys.argv[1:3], 'sounds')"
 
 
-def start(code: str, *arguments) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def start_code(start):
+    """`start_code(code, *arguments)`: a process that runs it."""
+    options = {"stdout": subprocess.PIPE, "text": True}
+    return lambda code, *arguments: start([sys.executable, "-c", code, *map(str, arguments)], **options)
 
 
-def test_killed_while_loading_and_repeated_nothing_is_lost_or_twice(tmp_path):
+def test_killed_while_loading_and_repeated_nothing_is_lost_or_twice(tmp_path, start_code):
     rows, folder = tmp_path / "rows", tmp_path / "db"
     for number in range(30):
         write_part(rows, number, 100)
-    process = start(LOAD, rows, folder)
+    process = start_code(LOAD, rows, folder)
     parts = folder / "sounds.lance" / "data"
     deadline = time.monotonic() + 200
     while len([*parts.glob("*.lance")] if parts.is_dir() else []) < 5 and time.monotonic() < deadline:
@@ -268,9 +271,9 @@ print(database.search(query, 1)[0][0].path)
 """
 
 
-def test_two_processes_read_while_this_one_adds(filled, tmp_path):
+def test_two_processes_read_while_this_one_adds(filled, tmp_path, start_code):
     np.save(tmp_path / "query.npy", vectors(300)[10:11])
-    readers = [start(READ, tmp_path / "db", tmp_path / "query.npy") for _ in range(2)]
+    readers = [start_code(READ, tmp_path / "db", tmp_path / "query.npy") for _ in range(2)]
     for reader in readers:
         assert reader.stdout.readline() == "open\n"
     for seed in range(5):

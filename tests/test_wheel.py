@@ -1,7 +1,6 @@
 """The wheel, where it is installed and no checkout can be imported (`make test-wheel`)."""
 
 import importlib.metadata
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,6 +11,8 @@ import hub_cards
 import modeling_wavlink
 import processing
 import train
+
+from .processes import run_process
 
 SITE = Path(sysconfig.get_path("purelib"))
 pytestmark = pytest.mark.skipif(
@@ -37,5 +38,15 @@ def test_what_is_no_python_is_there_too():
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["query", "--help"], ["push", "--help"]])
 def test_the_command_is_there(command, tmp_path):
     program = Path(sys.executable).with_name("wavlink")
-    done = subprocess.run([program, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run_process([program, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+
+
+def test_a_space_is_made_from_the_wheel(wavlink_folder, tmp_path):
+    """With its licence, which lies beside the packages in a checkout and not in a wheel."""
+    program = Path(sys.executable).with_name("wavlink")
+    command = [program, "push", wavlink_folder, "user/demo", "--space", "--dry_run", "--output_dir", "space"]
+    done = run_process(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "Apache License" in (tmp_path / "space/LICENSE").read_text(encoding="utf-8")
+    assert (tmp_path / "space/model/model.safetensors").is_file() and (tmp_path / "space/app.py").is_file()

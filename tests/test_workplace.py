@@ -12,6 +12,7 @@ import pytest
 from hub_cards.workplace import temporary
 
 from .hub_server import TOKEN
+from .processes import run_process
 
 ROOT = Path(__file__).parents[1]
 # The command, killed where it would verify what it has written.
@@ -50,7 +51,7 @@ def test_one_of_a_killed_process_goes_and_one_in_use_stays(top, tmp_path):
     foreign[2].mkdir()
     code = "import os, signal\nfrom hub_cards.workplace import temporary\n"
     code += "with temporary() as folder:\n (folder / 'weights').touch()\n os.kill(os.getpid(), signal.SIGKILL)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"TMPDIR": str(top)}, check=False)
+    run_process([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"TMPDIR": str(top)}, check=False)
     (left,) = set(top.iterdir()) - set(foreign)
     assert (left / "weights").exists()
     with temporary() as mine:
@@ -66,7 +67,7 @@ def test_a_killed_push_leaves_nothing_that_stays_or_stops_the_next(hub, top, wav
 
     def push(script: str, *options) -> subprocess.CompletedProcess:
         line = [sys.executable, "-c", script, "hub_cards.push", str(wavlink_folder), "user/killed", *map(str, options)]
-        return subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        return run_process(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
 
     stopped = push(KILLED.format(number=int(signal.SIGTERM)))
     said = "hub_cards.push: stopped; the Hub has all of its commit or none, and the same command starts again"

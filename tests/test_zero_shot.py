@@ -202,9 +202,12 @@ def test_words_that_tell_nothing_apart_are_refused(options, message):
         ({"prompts": "a sound"}, "where the label goes.*got 'a sound'"),
         ({"prompts": ["{}", "a sound"]}, "where the label goes.*got 'a sound'"),
         ({"prompts": []}, "at least one prompt"),
+        *(({"prompts": text}, "exactly one {}") for text in ("{x}", "{0}", "{!r}", "{} {}", "{}{", "}{}", "{{}}", "")),
         ({"labels": [None, ""] * 3}, "none of 6 clips has a label: give the data set a column of labels"),
         ({"candidates": ["Dog", "Rain"]}, r"among the 2 candidates \(Dog, Rain\).*such as dog, rain"),
         ({"candidates": []}, "among the 0 candidates"),
+        ({"candidates": ["dog"]}, "'dog' is the only label, so that every clip would be right"),
+        ({"labels": ["dog"] * 6}, "'dog' is the only label"),
         ({"labels": LABELS[:5]}, "labels for each of the 6 clips, got 5"),
         ({"groups": ["music"]}, "groups for each of the 6 clips, got 1"),
     ],
@@ -233,5 +236,5 @@ def test_the_table_names_the_best_the_worst_and_the_confusions():
 
 
 def test_the_table_of_few_classes_names_each_once():
-    text = table(zero_shot_scores(DOGS_AND_RAIN[:1, :1], ["dog"], axes("dog"), [1]))
+    text = table(zero_shot_scores(DOGS_AND_RAIN[:1], ["dog"], axes("dog", "rain"), [2], candidates=["dog", "rain"]))
     assert text.count("dog 100.0") == 1 and "confusions" not in text and "left out" not in text

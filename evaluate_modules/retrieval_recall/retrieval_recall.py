@@ -55,8 +55,9 @@ _CITATION = """
 """
 
 
-@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class RetrievalRecall(evaluate.Metric):
+    __doc__ = _DESCRIPTION + _KWARGS_DESCRIPTION
+
     def _info(self):
         embeddings = datasets.Sequence(datasets.Value("float32"))
         columns = {"predictions": embeddings, "references": embeddings}

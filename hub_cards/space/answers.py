@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
@@ -23,7 +24,8 @@ from modeling_wavlink.long import HOP, WINDOW, Recording, Span, envelope, hear, 
 from modeling_wavlink.losses_wavlink import truncate_embeddings
 from modeling_wavlink.querying import Hit, Index
 from modeling_wavlink.zero_shot import PROMPT
-from processing.audio import at_rate, mono_blocks, opened
+from processing.audio import at_rate, limited, opened, resampled
+from processing.downmix import mono_blocks
 
 SILENCE = 1e-4  # of full scale: 80 dB below it
 SHORT = (120.0, 4.0, 1.0)  # seconds: a recording of less is heard in windows of 4 s, one each second
@@ -102,8 +104,8 @@ class Demo:
 
     def name(self, path: str | None, labels: str) -> Named:
         names = labels_in(labels)
-        clip = self.sound(path)
         with self.turn():
+            clip = self.sound(path)
             rate = self.embedder.sampling_rate
             (vector,) = self.embedder.embed_files([{"array": clip, "sampling_rate": rate, "path": "the sound"}])
             if isinstance(vector, ValueError):
@@ -112,11 +114,7 @@ class Demo:
         return Named(names, vector, said, float(self.embedder.model.scale.detach()))
 
     def ask(self, text: str) -> Asked:
-        text = clean(text or "", MOST_LETTERS + 1)
-        if not text:
-            raise ValueError("Type a sentence first, such as: a dog barks far away.")
-        if len(text) > MOST_LETTERS:
-            raise ValueError(f"The sentence is longer than {MOST_LETTERS} letters: shorten it.")
+        text = sentence_in(text)
         with self.turn():
             return Asked(text, self.embedder.embed_text([text])[0])
 
@@ -134,16 +132,21 @@ class Demo:
         return max((known for known in self.indexes if known <= dim), default=min(self.indexes))
 
     def listen(self, path: str | None, text: str) -> Heard:
-        clip = self.sound(path)
-        asked = self.ask(text)
-        longest, *short = SHORT
-        window, hop = short if len(clip) < longest * self.embedder.sampling_rate else (WINDOW, HOP)
+        text = sentence_in(text)
         with self.turn():
+            longest, *short = SHORT
+            samples = len(self.sound(path))
+            window, hop = short if samples < longest * self.embedder.sampling_rate else (WINDOW, HOP)
+            asked = Asked(text, self.embedder.embed_text([text])[0])
             recording = hear(self.embedder, path, window, hop)
             return Heard(path, recording, envelope(path, recording.duration), asked)
 
     def sound(self, path: str | None) -> np.ndarray:
-        """float32 mono `[samples]` at the model's rate, within the limits and not silent."""
+        """float32 mono `[samples]` at the model's rate, within the limits and not silent.
+
+        To be called in turn: of `limits.seconds` at the model's rate, 38 MB, it takes the memory twice, whatever the
+        file's own rate and channels are.
+        """
         if not path or not os.path.isfile(path):
             raise ValueError("Drop or record a sound first.")
         name = clean(os.path.basename(path), 60)
@@ -155,20 +158,20 @@ class Demo:
         return clip
 
     def _decoded(self, path: str, name: str) -> np.ndarray:
-        blocks, samples = [], 0
+        rate, blocks = self.embedder.sampling_rate, []
+        most = self.limits.seconds * rate
         try:
-            with opened(path, name) as (sound, _):
-                for block in mono_blocks(sound):  # its header's length is not believed
-                    samples += len(block)
-                    if samples > self.limits.seconds * sound.samplerate:
+            with opened(path, name) as sound:
+                for block in resampled(limited(sound), sound.samplerate, rate, name):
+                    most -= len(block)
+                    if most < 0:  # the header's length is not believed
                         break
                     blocks.append(block)
-                else:
-                    mono = np.concatenate([np.empty(0, np.float32), *blocks])
-                    return at_rate(mono, sound.samplerate, self.embedder.sampling_rate, name)
         except ValueError as error:
             raise ValueError(f"{clean(error, 200).rstrip('.')}. Try wav, flac, ogg or mp3.") from error
-        raise ValueError(f"{name} is longer than {self.limits.seconds:g} s: cut it.")
+        if most < 0:
+            raise ValueError(f"{name} is longer than {self.limits.seconds:g} s: cut it.")
+        return np.concatenate(blocks)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -178,6 +181,15 @@ class Demo:
             yield
         finally:
             self._turn.release()
+
+
+def sentence_in(text: str | None) -> str:
+    text = clean(text or "", MOST_LETTERS + 1)
+    if not text:
+        raise ValueError("Type a sentence first, such as: a dog barks far away.")
+    if len(text) > MOST_LETTERS:
+        raise ValueError(f"The sentence is longer than {MOST_LETTERS} letters: shorten it.")
+    return text
 
 
 def labels_in(text: str) -> list[str]:
@@ -194,12 +206,32 @@ def labels_in(text: str) -> list[str]:
 def part_of(path: str, start: float, end: float, rate: int) -> np.ndarray | None:
     """Mono `[samples]` at `rate` from `start` to `end` seconds of a file; None if there is no such sound any more."""
     try:
-        with opened(path) as (sound, name):
-            sound.seek(round(start * sound.samplerate))
-            taken = sound.read(round((end - start) * sound.samplerate), dtype="float32", always_2d=True)
-            return at_rate(taken.mean(axis=1), sound.samplerate, rate, name)
+        with open(path, "rb") as file, soundfile.SoundFile(file) as sound:
+            if end * sound.samplerate <= sound.frames:
+                sound.seek(round(start * sound.samplerate))
+                taken = sound.read(round((end - start) * sound.samplerate), dtype="float32", always_2d=True)
+                mono = np.concatenate(list(mono_blocks([taken], sound.samplerate)))
+                return at_rate(mono, sound.samplerate, rate, path)
+        return _decoded_part(path, start, end, rate)
+    except soundfile.SoundFileError:
+        return _decoded_part(path, start, end, rate)
+    except (OSError, ValueError):
+        return None
+
+
+def _decoded_part(path: str, start: float, end: float, rate: int) -> np.ndarray | None:
+    """The same of what libsndfile alone does not read so far, by decoding all that is before."""
+    first, last, place, blocks = round(start * rate), round(end * rate), 0, []
+    try:
+        with opened(path) as sound:
+            for block in resampled(limited(sound), sound.samplerate, rate, path):
+                blocks.append(block[max(0, first - place) : max(0, last - place)])
+                place += len(block)
+                if place >= last:
+                    break
     except ValueError:
         return None
+    return np.concatenate(blocks) if place > first else None
 
 
 def trained_on(model: str, revision: str | None = None) -> str:

@@ -285,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="hub_cards/space/app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="a WavLink, a folder or a Hub id; its code is run")
+    add("--model", required=True, help="a WavLink, a folder or a Hub id")
     add("--revision", help="of a Hub id: a branch, tag or commit")
     add("--index", default="", help="of modeling_wavlink.search; or synthetic, of sounds made by code at the start")
     add("--sounds", default="", metavar="FOLDER", help="that holds the index's sounds now (default: where they were)")

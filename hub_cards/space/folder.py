@@ -4,6 +4,7 @@ The code goes along because a Space installs its requirements from a package ind
 there is what was tried here, and stays so when the project goes on.
 """
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -57,8 +58,8 @@ def write_space(folder: Path, repo_id: str, model: str, revision: str = "", inde
         options += ['f"--index={HERE}/index"', 'f"--sounds={HERE}/sounds"']
     for package in PACKAGES:
         _ship_package(package, folder)
-    for name in ("requirements.txt", "LICENSE"):
-        shutil.copyfile(ROOT / name if name == "LICENSE" else HERE / name, folder / name)
+    shutil.copyfile(HERE / "requirements.txt", folder / "requirements.txt")
+    shutil.copyfile(_licence(), folder / "LICENSE")
     (folder / "app.py").write_text(
         _APP.replace("{options}", "\n".join(f"    {option}," for option in options)), encoding="utf-8"
     )
@@ -74,10 +75,30 @@ def check_space(folder: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
     environment = kept | {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
     command = [sys.executable, "app.py", "--check"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it was killed: is there memory for the model?"]
         raise ValueError(f"the Space does not start: {said[-1]}")
+
+
+def _licence() -> Path:
+    """Of a checkout beside its setup.cfg, of an installed package among the files of its distribution.
+
+    Raises:
+        ValueError: an installation without it.
+    """
+    if (ROOT / "setup.cfg").is_file():
+        return ROOT / "LICENSE"
+    try:
+        files = importlib.metadata.files("wavlink") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == "LICENSE" and file.locate().is_file():
+            return Path(file.locate())
+    raise ValueError("this installation of wavlink lacks its LICENSE, which a Space must have: install it again")
 
 
 def _ship_package(package: str, folder: Path) -> None:
@@ -90,19 +111,25 @@ def _ship_package(package: str, folder: Path) -> None:
 
 def _ship_index(source: Path, folder: Path) -> None:
     """The index without where it was made, and the sounds below `sounds/` by the paths they have in it."""
-    about = IndexFolder.open(source)
+    about, files = IndexFolder.reading(source, lambda about: _ship_parts(about, folder / "index"))
+    (folder / "index/index.json").write_text(away(about.manifest).to_json(), encoding="utf-8")
+    (folder / "sounds").mkdir()
+    _ship_sounds(about, files, folder / "sounds")
+
+
+def _ship_parts(about: IndexFolder, folder: Path) -> tuple[IndexFolder, list[dict]]:
+    """Copies the parts, and returns their index with its rows of files."""
     refuse_damaged(about)
+    shutil.rmtree(folder, ignore_errors=True)  # of a state of the index that has been replaced meanwhile
     for part in about.manifest.parts:
         for kind in part.sha256:
-            (folder / "index" / kind).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / kind / part.name, folder / "index" / kind / part.name)
-    (folder / "sounds").mkdir()
-    (folder / "index/index.json").write_text(away(about.manifest).to_json(), encoding="utf-8")
-    _ship_sounds(about, folder / "sounds")
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(about.folder / kind / part.name, folder / kind / part.name)
+    return about, about.files().to_pylist()
 
 
-def _ship_sounds(about: IndexFolder, folder: Path) -> None:
-    files, gone = about.files().to_pylist(), []
+def _ship_sounds(about: IndexFolder, files: list[dict], folder: Path) -> None:
+    gone = []
     for path in sorted({row["path"] for row in files if not row["error"]}):
         there, place = file_of(about.manifest.root, path), file_of(str(folder.resolve()), path)
         if not there or not place or not os.path.isfile(there):

@@ -1,0 +1,78 @@
+"""Break guarded lines one at a time and see the tests fail: a check of the tests, run by hand.
+
+    python .ci/mutations.py [NAME ...]
+
+Each mutation changes one line of a copy of the tracked files and runs the tests that guard it. Prints a line for each;
+exits with 1 if one of them went unnoticed, or if a line to change is not there any more.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+_SECONDS = 900
+
+
+class Mutation(NamedTuple):
+    """In `file`, `line` becomes `broken`, which `tests` (arguments of pytest) must notice."""
+
+    file: str
+    line: str
+    broken: str
+    tests: str
+
+
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def copy_of_tracked_files(folder: Path) -> None:
+    """Copy the files that git tracks, as they are in the working tree."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in listed.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+
+
+def noticed(mutation: Mutation, folder: Path) -> str:
+    """Run the tests on the broken copy; returns "noticed", or what is wrong with the tests."""
+    path = folder / mutation.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutation.line) != 1:
+        return f"the line stands {text.count(mutation.line)} times in {mutation.file}"
+    path.write_text(text.replace(mutation.line, mutation.broken), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split()]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_SECONDS} s"
+    finally:
+        path.write_text(text, encoding="utf-8")
+    if done.returncode == 1:  # tests ran and failed; 2 and more are errors of pytest's own
+        return "noticed"
+    last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
+    return f"NOT NOTICED, pytest's exit status is {done.returncode}: {''.join(last)}"
+
+
+def main(names: list[str]) -> int:
+    """Try the mutations of these names, or all; returns the exit status."""
+    unknown = sorted(set(names) - set(MUTATIONS))
+    if unknown:
+        raise SystemExit(f"no mutation {', '.join(unknown)}: there are {', '.join(MUTATIONS)}")
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        copy_of_tracked_files(Path(folder))
+        for name in names or MUTATIONS:
+            results[name] = noticed(MUTATIONS[name], Path(folder))
+            print(f"{name}: {results[name]}", flush=True)
+    caught = sum(result == "noticed" for result in results.values())
+    print(f"{caught} of {len(results)} noticed")
+    return int(caught < len(results))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,144 @@
+"""What earlier pushes made in a repository of the Hub, and what people have written there since.
+
+Each push leaves a record, `.wavlink/push.json`: the names of its files, and of those that people edit the sha256. A
+later push deletes only files of the record, and replaces those that people edit only where they are as the record
+says. The card has a line below which everything is the people's and stays.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo, SpaceInfo
+
+RECORD = ".wavlink/push.json"
+CARD = "README.md"
+LINE = "<!-- What stands below this line is yours: pushes of WavLink keep it. -->"
+EDITED = (CARD, "app.py", "requirements.txt")  # by people, on the Hub
+_OURS = ("wavlink", "# An index of sounds", "modeling_wavlink")  # in the cards of versions that left no record
+_FRONT_MATTER = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_MADE_BY_THE_HUB = "https://huggingface.co/docs/hub/spaces-config-reference"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What is in a repository before a push.
+
+    Attributes:
+        commit: the newest one.
+        names: of all files.
+        made: those of earlier pushes; None without a record.
+        sha256: of files as the last push made them.
+        texts: what is in those of `EDITED` now.
+    """
+
+    commit: str
+    names: frozenset[str]
+    made: frozenset[str] | None
+    sha256: dict[str, str]
+    texts: dict[str, str]
+
+
+def read_earlier(api: HfApi, repo_id: str, kind: str, revision: str) -> Earlier:
+    """Read what is there, on `revision` or, where there is no such branch yet, on main."""
+    try:
+        head = api.repo_info(repo_id, revision=revision, repo_type=kind)
+    except RevisionNotFoundError:
+        head = api.repo_info(repo_id, repo_type=kind)
+    names = _names(head)
+    texts = {name: _read(api, repo_id, kind, head.sha, name) for name in (RECORD, *EDITED) if name in names}
+    made, sha256 = _parse(texts.pop(RECORD, ""))
+    return Earlier(head.sha, names, made, sha256, texts)
+
+
+def _names(head: ModelInfo | DatasetInfo | SpaceInfo) -> frozenset[str]:
+    return frozenset(file.rfilename for file in head.siblings or ())
+
+
+def _read(api: HfApi, repo_id: str, kind: str, commit: str, name: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = api.hf_hub_download(repo_id, name, repo_type=kind, revision=commit, local_dir=folder)
+        except EntryNotFoundError:
+            return ""
+        return Path(path).read_bytes().decode("utf-8", "surrogateescape")
+
+
+def _parse(text: str) -> tuple[frozenset[str] | None, dict[str, str]]:
+    """A record that was edited is none."""
+    try:
+        record = json.loads(text)
+        files, sha256 = record["files"], record["sha256"]
+        if all(isinstance(name, str) for name in (*files, *sha256, *sha256.values())):
+            return frozenset(files), dict(sha256)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return None, {}
+
+
+def refuse_edited(earlier: Earlier, repo_id: str, written: Iterable[str] = EDITED) -> None:
+    """Refuse to replace what people have edited on the Hub.
+
+    Raises:
+        ValueError: naming the file and what to do.
+    """
+    for name in sorted({*written} & {*earlier.texts}):
+        ours, _ = _divided(earlier.texts[name]) if name == CARD else (earlier.texts[name], "")
+        if name in earlier.sha256:
+            edited = _sha256(ours) != earlier.sha256[name]
+        else:
+            edited = _is_edited_without_record(name, ours)
+        if edited:
+            below = f"; in {CARD} words below the line {LINE!r} are kept" if name == CARD else ""
+            raise ValueError(
+                f"{name} of {repo_id} was edited on the Hub, or comes from elsewhere: save your words, and give "
+                f"--overwrite_card to replace it{below}"
+            )
+
+
+def _is_edited_without_record(name: str, text: str) -> bool:
+    """A card without metadata is kept below the line; one of an earlier version may hold anything."""
+    if name == "app.py":
+        return "hub_cards.space" not in text
+    if name != CARD or _MADE_BY_THE_HUB in text:
+        return False
+    return bool(_FRONT_MATTER.match(text) or any(word in text.lower() for word in _OURS))
+
+
+def card_with_kept(earlier: Earlier, card: str) -> str:
+    """A new card, with what people have put below the line of the one before."""
+    before = earlier.texts.get(CARD, "")
+    _, own = _divided(before)
+    unknown = LINE not in before and CARD not in earlier.sha256 and not _is_edited_without_record(CARD, before)
+    if unknown and before.strip() and _MADE_BY_THE_HUB not in before:
+        own = f"\n{before.strip()}\n"
+    return f"{_divided(card)[0].rstrip()}\n\n{LINE}\n{own}"
+
+
+def record_of(files: Iterable[str], texts: dict[str, str]) -> bytes:
+    """The record of a push.
+
+    Args:
+        files: the names of all its files.
+        texts: of its files that people may edit.
+    """
+    sha256 = {name: _sha256(_divided(text)[0] if name == CARD else text) for name, text in texts.items()}
+    return json.dumps({"files": sorted({*files, RECORD}), "sha256": sha256}, indent=1).encode()
+
+
+def _divided(card: str) -> tuple[str, str]:
+    """What is ours of a card, and what is below the line."""
+    ours, _, own = card.partition(LINE)
+    return ours, own.removeprefix("\r").removeprefix("\n")
+
+
+def _sha256(text: str) -> str:
+    """Of a text's lines, whatever ends them."""
+    lines = text.strip().splitlines()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,1 @@
+"""transformers' own common tests, plugged onto WavLink's classes: `make test-common`."""

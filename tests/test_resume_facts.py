@@ -1,0 +1,148 @@
+"""A run goes on only with the processes, the data and the vocabulary that it was begun with."""
+
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+
+import train
+from modeling_wavlink.embedding import fingerprint
+from processing.fingerprints import rows_digest
+
+from .conftest import RATE, tone
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        write(tmp_path / "data" / split, 6)
+    return tmp_path / "data"
+
+
+def write(split, clips: int, words: str = "a tone") -> None:
+    lines = ["file_name,caption"]
+    for i in range(clips):
+        soundfile.write(split / f"{i}.wav", tone(150 * (1 + i), 0.2 + 0.05 * i, i), RATE)
+        lines.append(f"{i}.wav,{words} number {i}")
+    (split / "metadata.csv").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def begin(folder, tmp_path, monkeypatch):
+    """Trains for two steps; called again, goes on to the third."""
+    for name in ("draw_loss", "draw_recall", "draw_similarities"):
+        monkeypatch.setattr(train, name, lambda *_: None)
+    small = [
+        "--label_prompt",
+        "",
+        "--batch_size",
+        "3",
+        "--max_steps",
+        "3",
+        "--save_steps",
+        "1",
+        "--num_workers",
+        "0",
+        "--mixed_precision",
+        "no",
+    ]
+    recipe = train.parse_recipe(["quickstart", "--data", str(folder), "--output_dir", str(tmp_path / "run"), *small])
+    learn = train.Run.learn
+
+    def killed(self, *arguments):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return learn(self, *arguments)
+
+    monkeypatch.setattr(train.Run, "learn", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe)
+    monkeypatch.setattr(train.Run, "learn", learn)
+    return lambda: train.train(recipe)
+
+
+def change_place(tmp_path, change) -> None:
+    for path in (tmp_path / "run/checkpoints").glob("step-*/place.json"):
+        place = json.loads(path.read_text())
+        change(place)
+        path.write_text(json.dumps(place))
+
+
+def test_an_unchanged_run_goes_on(begin):
+    begin()
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(begin, tmp_path):
+    change_place(tmp_path, lambda place: place.pop("facts"))
+    begin()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_another_number_of_processes_is_refused(begin, tmp_path, older):
+    def change(place):
+        place["feeds"] = [{}, {}]
+        place["facts"]["processes"] = 2
+        if older:
+            del place["facts"]
+
+    change_place(tmp_path, change)
+    with pytest.raises(ValueError, match="processes: 2, now 1.*--output_dir"):
+        begin()
+
+
+def test_data_that_has_grown_is_refused(begin, folder):
+    write(folder / "train", 7)
+    with pytest.raises(ValueError, match="clips: 6, now 7; captions and sounds: .*; vocabulary: .*--output_dir"):
+        begin()
+
+
+def test_a_changed_vocabulary_is_refused(begin, folder):
+    write(folder / "train", 6, "a tune")
+    with pytest.raises(ValueError, match="captions and sounds: .*vocabulary"):
+        begin()
+
+
+def test_a_changed_duration_is_refused(begin, folder):
+    soundfile.write(folder / "train/0.wav", tone(150, 0.4), RATE)
+    with pytest.raises(ValueError, match="changed .captions and sounds: [^;]*:"):
+        begin()
+
+
+def test_a_changed_validation_split_is_refused(begin, folder):
+    write(folder / "validation", 5)
+    with pytest.raises(ValueError, match="validation clips: 6, now 5"):
+        begin()
+
+
+def test_a_moved_data_set_has_the_same_digest(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "moved")
+    load = train.load_source
+    recipe = train.parse_recipe(["quickstart"])
+    one, other = (load(recipe, str(path), "train") for path in (folder, tmp_path / "moved"))
+    assert rows_digest(one, ["caption"], [1.0]) == rows_digest(other, ["caption"], [1.0])
+    assert rows_digest(one, ["caption"], [1.0]) != rows_digest(one, ["caption"], [1.001])
+
+
+def test_a_digest_of_rows_does_not_depend_on_how_they_are_chunked():
+    audio = [{"bytes": bytes(i), "path": None} for i in range(5)]
+    rows = datasets.Dataset.from_dict({"audio": audio, "caption": list("abcde")})
+    joined = datasets.concatenate_datasets([rows.select(range(2)), rows.select(range(2, 5))])
+    assert rows_digest(rows, ["caption"]) == rows_digest(joined, ["caption"])
+
+
+@pytest.mark.parametrize("stored", ["bytes", "path"])
+def test_a_fingerprint_of_sounds_is_of_their_content(stored, tmp_path):
+    """Two sounds of one name and size are not one."""
+    found = []
+    for seed in range(2):
+        noise = np.random.default_rng(seed).uniform(-0.5, 0.5, 1600)
+        soundfile.write(tmp_path / "x.wav", noise, RATE)
+        content = (tmp_path / "x.wav").read_bytes() if stored == "bytes" else None
+        audio = {"bytes": content, "path": "x.wav" if content else str(tmp_path / "x.wav")}
+        rows = [{"audio": audio, "caption": "a sound"}]
+        found += [fingerprint(rows), fingerprint(rows)]
+    assert found[0] == found[1] != found[2] == found[3]
