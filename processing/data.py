@@ -310,20 +310,19 @@ class AudioTextCollator:
 
     def _read(self, rows: Sequence[dict], rate: int) -> tuple[list[dict], list[np.ndarray]]:
         """The rows that can be read, and their samples."""
-        read, clips = [], []
+        read, clips, name, why = [], [], "", ""
         for number, row in enumerate(rows):
             try:
                 clips.append(_decoded(row["audio"], rate))
                 read.append(row)
             except UnreadableClip as error:
+                why = str(error)
                 name = clip_name(row["audio"], number)
                 if name not in self.unreadable:
                     self.unreadable[name] = str(error)
                     logger.warning(f"{name} cannot be read and is left out ({len(self.unreadable)} so far): {error}")
         if not read:
-            raise ValueError(
-                f"none of the {len(rows)} clips of a batch can be read, such as {next(reversed(self.unreadable))}"
-            )
+            raise ValueError(f"none of the {len(rows)} clips of a batch can be read, such as {name} ({why})")
         return read, clips
 
 
