@@ -118,6 +118,23 @@ def test_a_space_keeps_what_people_put_there(hub, here, made):
     here(made / "model", "user/demo", "--space", "--overwrite_card")
 
 
+def test_the_licence_of_an_installed_package_is_among_its_distribution_s_files(tmp_path, monkeypatch):
+    """Beside its packages there may be another one's."""
+    about = tmp_path / "wavlink-0.1.0.dist-info"
+    (about / "licenses").mkdir(parents=True)
+    (tmp_path / "LICENSE").write_text("of another package")
+    (about / "licenses/LICENSE").write_text("ours")
+    (about / "METADATA").write_text("Metadata-Version: 2.4\nName: wavlink\nVersion: 0.1.0\n")
+    (about / "RECORD").write_text(f"{about.name}/licenses/LICENSE,,\n{about.name}/METADATA,,\n")
+    assert space_folder._licence() == space_folder.ROOT / "LICENSE"
+    monkeypatch.setattr(space_folder, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert space_folder._licence().read_text() == "ours"
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ValueError, match="lacks its LICENSE"):
+        space_folder._licence()
+
+
 def test_a_model_and_a_space_of_one_name_are_two_repositories(hub, here, made):
     here(made / "model", "user/demo", "--space")
     with pytest.raises(RepositoryNotFoundError):
