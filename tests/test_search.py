@@ -669,6 +669,33 @@ def test_pushed_pulled_and_gone_on_with(sounds, tmp_path, models, embedder, hub)
     assert files - {".gitattributes"} == {"README.md", "index.json", f"embeddings/{part}", f"files/{part}"}
 
 
+COMMIT_BETWEEN = """
+from huggingface_hub import CommitOperationAdd, HfApi
+from modeling_wavlink import search
+real = HfApi.create_commit
+def create_commit(self, repo_id, operations, **options):
+    HfApi.create_commit = real
+    theirs = [CommitOperationAdd("theirs.txt", b"theirs")]
+    real(self, repo_id, theirs, commit_message="theirs", repo_type="dataset")
+    return real(self, repo_id, operations, **options)
+HfApi.create_commit = create_commit
+try:
+    search.main(["push", {out!r}, "user/shared"])
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_push_is_refused_where_another_commit_came_between(sounds, tmp_path, models, hub):
+    """What it would delete, and what it would leave, was decided by another commit."""
+    out = str(tmp_path / "index")
+    index(sounds, out, str(models["model"]))
+    assert "refused: the push to" in hub.run(COMMIT_BETWEEN.format(out=out), tmp_path / "home", TOKEN)
+    assert hub.files("user/shared", kind="datasets") - {".gitattributes"} == {"theirs.txt"}
+    hub.run(f"from modeling_wavlink import search\nsearch.main(['push', {out!r}, 'user/shared'])", tmp_path, TOKEN)
+    assert {"theirs.txt", "index.json"} < hub.files("user/shared", kind="datasets")
+
+
 def test_the_command_line_is_frozen():
     """What users have typed goes on to work: take nothing from here."""
     frozen = {
