@@ -24,9 +24,9 @@ from lancedb.index import IvfPq
 from hub_cards.foreign_text import clean
 
 from .cli import run_command
+from .embedded_rows import fixed_size_list, parts_of
 from .embedder import Embedder
 from .querying import Hit, as_dict
-from .ray_embedding import fixed_size_list, parts_of
 from .vectors import encode
 
 INDEX_ROWS = 1 << 18  # up to here comparing with all takes some 20 ms, and finds all
