@@ -202,6 +202,22 @@ def test_added_changed_and_removed_files(sounds, tmp_path, embedder):
     assert (out / "index.json").stat().st_mtime_ns == untouched
 
 
+def test_what_another_process_has_just_added_is_not_removed(sounds, tmp_path, embedder, monkeypatch):
+    """It adds a new file while this one waits for the lock."""
+    out, real = tmp_path / "index", IndexFolder.writing
+    index(sounds, out, embedder)
+
+    def writing(self):
+        monkeypatch.setattr(IndexFolder, "writing", real)
+        write(sounds / "new.wav", 7)
+        assert index(sounds, out, embedder).added == 1
+        return real(self)
+
+    monkeypatch.setattr(IndexFolder, "writing", writing)
+    report = index(sounds, out, embedder)
+    assert (report.added, report.changed, report.removed, report.unchanged) == (0, 0, 0, 6)
+
+
 def test_a_second_source_adds_to_the_first(sounds, tmp_path, embedder):
     index(sounds / "dog", tmp_path / "index", embedder, root=str(sounds))
     assert {path for path, _, _ in rows(tmp_path / "index")} == {"dog/far.wav", "dog/near.wav"}

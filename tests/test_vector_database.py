@@ -223,6 +223,28 @@ def test_load_leaves_out_what_cannot_be_read(tmp_path):
     assert places(database.search(query, 1)[0]) == [("1/7.wav", 0.0, 10.0)]
 
 
+def test_loaded_again_a_changed_file_has_the_windows_it_has_now(tmp_path):
+    def write_rows(starts: dict[str, list[float]]) -> None:
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        paths = [path for path, each in starts.items() for _ in each]
+        times = [start for each in starts.values() for start in each]
+        times = pyarrow.array([None if start < 0 else start for start in times], pyarrow.float64())
+        errors = ["broken" if start is None else "" for start in times.to_pylist()]
+        columns = {"path": paths, "start": times, "end": times, "embedding": fixed_size_list(vectors(len(paths)))}
+        about = {"model": "m", "revision": REVISION, "dims": WIDTH, "matryoshka_dims": [WIDTH]}
+        table = pyarrow.table(columns | {"error": errors}).replace_schema_metadata({"wavlink": json.dumps(about)})
+        pq.write_table(table, tmp_path / "rows/part-000000.parquet")
+
+    write_rows({"a": [0.0, 5.0, 10.0], "b": [0.0, 5.0], "c": [0.0]})
+    load_rows(tmp_path / "rows", tmp_path / "db", "sounds")
+    VectorDatabase(tmp_path / "db", "sounds").add(["others"], [0.0], [1.0], vectors(1))
+    write_rows({"a": [0.0, 2.5], "b": [-1.0], "c": [0.0]})
+    database = load_rows(tmp_path / "rows", tmp_path / "db", "sounds")
+    rows = database._table.to_arrow()
+    found = sorted(zip(rows["path"].to_pylist(), rows["start"].to_pylist(), strict=True))
+    assert found == [("a", 0.0), ("a", 2.5), ("c", 0.0), ("others", 0.0)]
+
+
 def test_load_refuses_other_rows(tmp_path):
     rows = tmp_path / "rows"
     with pytest.raises(ValueError, match="holds no rows"):
