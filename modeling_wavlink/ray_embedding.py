@@ -58,12 +58,17 @@ class FileEmbedder(Embedder):
             `path`, `start` and `end` in seconds, `embedding` `[rows, dims]` fp32, `error`, and `windows`: how many
             rows the file has. One that cannot be embedded to its end has one row, of NaN, and the error.
         """
+        return self._rows_or_errors(batch)
+
+    def _rows_or_errors(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Not `__call__` itself, which Ray Data lets one thread alone call: it would wait for itself."""
         try:
             return self._rows(batch)
         except _FAULTS as error:
             if len(batch["path"]) == 1:
                 return failed(batch["path"][0], _reason(error), self.dims)
-        alone = [self({name: column[n : n + 1] for name, column in batch.items()}) for n in range(len(batch["path"]))]
+        files = [{name: column[n : n + 1] for name, column in batch.items()} for n in range(len(batch["path"]))]
+        alone = [self._rows_or_errors(file) for file in files]
         return {name: np.concatenate([rows[name] for rows in alone]) for name in alone[0]}
 
     def _rows(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
