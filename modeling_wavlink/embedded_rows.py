@@ -130,9 +130,9 @@ class Rows:
         """Notes files whose workers have died; in `why`, {path} is the file's.
 
         Raises:
-            OSError: these are all there are, so that it is hardly a fault of theirs.
+            OSError: no file has ever been embedded here, so that it is hardly a fault of theirs.
         """
-        if len(paths) > 1 and not self.report.embedded:
+        if len(paths) > 1 and not self.known:
             raise OSError(f"the workers of all {len(paths)} files have died, such as of {paths[0]}: see Ray's logs")
         for path in paths:
             self.coming.pop(path, None)

@@ -143,7 +143,7 @@ def embed_with_ray(
 
     Raises:
         ValueError: wrong options, no sounds, a data set, or a folder with rows of another model or other windows.
-        OSError: the worker of every single file dies.
+        OSError: the worker of every single file dies, and there are no rows of earlier runs.
     """
     if actors < 1 or batch_size < 1:
         raise ValueError(f"actors and batch_size must be 1 or more, got {actors} and {batch_size}")
