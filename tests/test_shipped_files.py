@@ -17,7 +17,9 @@ OPTIONAL = {"soundfile", "soxr"}  # which a user may lack: in a `try:` of their 
 def optional_imports(tree: ast.AST) -> set[ast.AST]:
     """The imports of `try: import x` with an `except ImportError`."""
     tries = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Try) and "ImportError" in ast.dump(node.handlers[0])
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try) and any("ImportError" in ast.dump(handler) for handler in node.handlers)
     ]
     return {node for part in tries for node in part.body if isinstance(node, ast.Import)}
 
