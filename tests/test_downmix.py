@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from processing.downmix import mono_blocks
+from processing.downmix_wavlink import mono_blocks
 
 from processing.audio import load_audio
 from processing.windows import stream_windows
