@@ -684,6 +684,16 @@ def test_pushed_pulled_and_gone_on_with(sounds, tmp_path, models, embedder, hub)
     part = IndexFolder.open(out).manifest.parts[0].name
     assert files - {".gitattributes"} == {"README.md", "index.json", f"embeddings/{part}", f"files/{part}"}
 
+    repo = hub.root / "datasets/user/sounds"
+    card = (hub.find("datasets", "user/sounds", "main")[1] / "README.md").read_text()
+    hub.commit(repo, "main", {"README.md": f"{card}Mine.\n".encode(), "notes.json": b"{}"})
+    hub.run(again, tmp_path / "home", TOKEN)
+    _, place = hub.find("datasets", "user/sounds", "main")
+    assert (place / "README.md").read_text() == f"{card}Mine.\n" and (place / "notes.json").exists()
+    hub.commit(repo, "main", {"README.md": card.replace("# An index", "# My index").encode()})
+    refused = again.replace("\n", "\ntry:\n ") + "\nexcept ValueError as error: print(error)"
+    assert "README.md of user/sounds was edited on the Hub" in hub.run(refused, tmp_path / "home", TOKEN)
+
 
 COMMIT_BETWEEN = """
 from huggingface_hub import CommitOperationAdd, HfApi
