@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from processing.downmix_wavlink import mono_blocks
 
 from processing.audio import load_audio
+from processing.downmix_wavlink import mono_blocks
 from processing.windows import stream_windows
 
 from .conftest import RATE
