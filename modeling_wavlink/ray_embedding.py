@@ -12,6 +12,7 @@ Hub id), and this package installed. The rows come to the machine that the comma
 """
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -193,8 +194,11 @@ def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
-    with ray.data.DataContext.current(context):
-        yield from _batches(sounds, model, options, actors, batch_size)
+    try:
+        with ray.data.DataContext.current(context):
+            yield from _batches(sounds, model, options, actors, batch_size)
+    finally:
+        gc.collect()  # a batch that has failed leaves cycles, which hold its workers and their share of the cluster
 
 
 def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
