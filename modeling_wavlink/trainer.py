@@ -23,12 +23,12 @@ class EpochBatches(Sampler):
     Trainer and Accelerate go through it once an epoch, and say which one by `set_epoch`.
 
     Args:
-        rows: the row of `dataset` that each index of the plan stands for.
+        rows: the row of `dataset` that each index of the plan stands for; default: the same.
     """
 
-    def __init__(self, plan: BatchPlan, dataset, rows: np.ndarray):
+    def __init__(self, plan: BatchPlan, dataset, rows: np.ndarray | None = None):
         self.plan = plan
-        self.rows = rows
+        self.rows = np.arange(len(plan.lengths)) if rows is None else rows
         self.by_epoch = isinstance(dataset, CaptionedAudio)  # its captions and crops depend on the epoch
         self.epoch = 0
         self.sampler = self  # there Accelerate tells the epoch where a resumed one skips batches (transformers 5.6)
