@@ -207,3 +207,9 @@ def load_column(value, sampling_rate: int = 16000) -> np.ndarray:
     """What an `audio` column holds, as `load_audio` gives it: a path, bytes, `{"bytes", "path"}`, `{"array",
     "sampling_rate"}`, whose array must be mono floats, or a decoder of `datasets`."""
     return load_source(value, sampling_rate, load_audio)
+
+
+def clip_name(audio, index: int) -> str:
+    """What to call a row in a message: its file, or its number."""
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    return os.fspath(path) if path and isinstance(path, str | os.PathLike) else f"row {index}"
