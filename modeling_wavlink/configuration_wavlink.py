@@ -360,9 +360,12 @@ def _check_htsat(config: PretrainedConfig) -> None:
 
 
 def _without_code(config_dict: dict) -> dict:
-    """A copy without the fields that name code, but for those of the two classes that are shipped: what is saved from
-    it names no code of others either."""
+    """A copy without the fields that name code, but for those of the classes that are shipped: what is saved from it
+    names no code of others either."""
+    pipelines = config_dict.get("custom_pipelines")
     config_dict = {name: value for name, value in config_dict.items() if name not in _NAMES_CODE}
+    if _are_own(pipelines):
+        config_dict["custom_pipelines"] = CUSTOM_PIPELINES  # of the folder itself: no other repository is named
     if isinstance(config_dict.get("auto_map"), dict):
         own = {name: value for name, value in config_dict["auto_map"].items() if name in ("AutoConfig", "AutoModel")}
         config_dict["auto_map"] = own
@@ -370,6 +373,14 @@ def _without_code(config_dict: dict) -> dict:
         if isinstance(config_dict.get(name), dict):
             config_dict[name] = {k: v for k, v in config_dict[name].items() if k not in (*_NAMES_CODE, "auto_map")}
     return config_dict
+
+
+def _are_own(pipelines) -> bool:
+    """Whether a file names the shipped pipeline and no other; the Hub's client puts a repository in front of it."""
+    if not isinstance(pipelines, dict) or set(pipelines) != set(CUSTOM_PIPELINES):
+        return False
+    named = {task: about.get("impl") if isinstance(about, dict) else None for task, about in pipelines.items()}
+    return all(str(named[task]).split("--")[-1] == about["impl"] for task, about in CUSTOM_PIPELINES.items())
 
 
 def text_max_length(text_config: PretrainedConfig) -> int | None:

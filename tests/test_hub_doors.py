@@ -176,10 +176,9 @@ def test_a_pushed_data_set_of_embeddings_is_exact_and_nested(loaded, pushed):
     assert_close(loaded["embeddings"][0], loaded["audio"])
 
 
-def test_a_pipeline_knows_its_task_from_the_card_alone(loaded):
-    """The card of a stock push names none, so there the task has to be given."""
-    stock, tagged = loaded["tasks"]
-    assert "pipeline_tag" in stock and tagged == "zero-shot-audio-classification"
+def test_a_pipeline_knows_its_task_from_the_config(loaded):
+    """A stock push writes a card that names no task; the config's `custom_pipelines` does."""
+    assert loaded["tasks"] == ["zero-shot-audio-classification"] * 2
 
 
 def test_all_of_it_again_from_the_cache_with_the_server_gone(hub, desk, loaded, tmp_path):

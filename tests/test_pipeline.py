@@ -9,6 +9,7 @@ import soundfile
 from transformers import AutoConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from modeling_wavlink.configuration_wavlink import CUSTOM_PIPELINES, WavLinkConfig
 from modeling_wavlink.pipeline_wavlink import WavLinkZeroShotAudioClassificationPipeline
 
 from .conftest import RATE, tone
@@ -138,3 +139,22 @@ def test_batches_in_a_clean_process(sharp_folder, single, tmp_path):
         tmp_path=tmp_path,
     )
     np.testing.assert_allclose(scores(json.loads(out.splitlines()[-1])), single, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("impl", "kept"),
+    [
+        ("pipeline_wavlink.WavLinkZeroShotAudioClassificationPipeline", True),
+        ("evil/repo--pipeline_wavlink.WavLinkZeroShotAudioClassificationPipeline", True),
+        ("evil.Evil", False),
+        ("evil/repo--evil.Evil", False),
+        (None, False),
+    ],
+)
+def test_a_file_can_name_no_other_pipeline(impl, kept):
+    """The Hub's client writes the repository in front; it is left out, so that the pipeline is the model's own."""
+    config = {**WavLinkConfig.for_size("base").to_dict(), "custom_pipelines": {TASK: {"impl": impl, "pt": []}}}
+    loaded = WavLinkConfig.from_dict(config)
+    assert getattr(loaded, "custom_pipelines", None) == (CUSTOM_PIPELINES if kept else None)
+    config["custom_pipelines"]["another-task"] = {"impl": "evil.Evil"}
+    assert not hasattr(WavLinkConfig.from_dict(config), "custom_pipelines")
