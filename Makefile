@@ -10,8 +10,8 @@ COMMON := .common-tests
 # out is what is numpy and torch alone (losses, metrics, pooling, sweeps), compilation, and the README's own commands.
 AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weights feature_extraction processing \
 	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
-	run_folder embedding evaluation evaluate_modules audio windows embedder vectors index_folder sound_map \
-	hostile_files constraints cpu_kernels)
+	run_folder embedding evaluation evaluate_modules audio containers downmix windows embedder vectors index_folder \
+	sound_map hostile_files constraints cpu_kernels)
 
 .PHONY: help demo space test test-minimum test-common test-wheel test-space lint bench
 help:  ## this list

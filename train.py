@@ -31,7 +31,7 @@ from modeling_wavlink.checkpoints import load_state, save_state
 from modeling_wavlink.cli import run_command, stdout_for
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
-from modeling_wavlink.memory import peak_memory, return_freed_memory
+from modeling_wavlink.memory import peak_memory, recompute_large_attention, return_freed_memory
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.progress import Bar
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
@@ -130,8 +130,6 @@ class Run:
                 f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
                 "nothing for some: raise it, or use fewer"
             )
-        if self.accelerator.device.type == "cpu":
-            return_freed_memory()
         sharding.refuse_unequal_chunks(self.accelerator, recipe.batch_size, recipe.micro_batch_size)
         refuse_bad_start(recipe)
         set_seed(recipe.seed)
@@ -149,6 +147,7 @@ class Run:
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
         self.accelerator.print(describe(model))
+        self._save_memory(model)
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
         warmup = math.ceil(recipe.warmup_ratio * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
@@ -159,6 +158,16 @@ class Run:
         self.facts = self._facts()
         self.step = 0
         self.best = -1.0
+
+    def _save_memory(self, model: torch.nn.Module) -> None:
+        if self.accelerator.device.type != "cpu":
+            return
+        return_freed_memory()
+        whisper = isinstance(model.audio_model, WavLinkAudioModel)
+        recipe = self.recipe
+        if whisper and recipe.attn_implementation == "eager" and not (recipe.compile or recipe.gradient_checkpointing):
+            for layer in model.audio_model.encoder.layers:
+                recompute_large_attention(layer.self_attn, model.config.audio_config.encoder_attention_heads)
 
     def _facts(self) -> dict:
         """What must be the same for the run to go on; the main process looks, since all have the same data."""

@@ -25,7 +25,6 @@ import soundfile
 from processing import captions
 from processing.captions import captions_by_id
 from processing.clip_files import in_threads, seconds_in, seconds_of
-from processing.feeds import JoinedCaptions
 
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
 WORDS = "a dog barks while rain falls on the roof of an old house and someone plays soft piano music far away".split()
@@ -33,7 +32,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def generate(folder: Path, rows: int) -> list[str]:
-    """A csv of `rows` ids and captions of 30 words; returns the ids."""
+    """A csv of `rows` ids and captions of 30 words; returns the clips' keys."""
     rng = np.random.default_rng(0)
     ids = ["".join(letters) for letters in LETTERS[rng.integers(len(LETTERS), size=(rows, 11))]]
     draws = np.array(WORDS)[rng.integers(len(WORDS), size=(1000, 30))]
@@ -42,7 +41,7 @@ def generate(folder: Path, rows: int) -> list[str]:
         file.write("id,caption\n")
         file.writelines(f"Y{name}_{row % 600},{texts[row % 1000]} {row}\n" for row, name in enumerate(ids))
     (folder / "empty.csv").write_text("id,caption\n")
-    return [f"Y{name}_{row % 600}" for row, name in enumerate(ids)]
+    return [f"{name}_{row % 600}" for row, name in enumerate(ids)]
 
 
 def as_dict(name: str, split: str) -> dict[str, list[str]]:
@@ -65,21 +64,21 @@ def memory() -> dict[str, float]:
     return {"rss_mb": round(kb["Rss"] / 1024), "private_mb": round(private / 1024)}
 
 
-def look_up(parts: list[Mapping], names: list[str], seed: int, out) -> None:
-    joined, drawn = JoinedCaptions(parts), random.Random(seed).choices(names, k=LOOK_UPS)
+def look_up(found: Mapping, keys: list[str], seed: int, out) -> None:
+    drawn = random.Random(seed).choices(keys, k=LOOK_UPS)
     began = time.perf_counter()
-    missing = sum(joined.get(name) is None for name in drawn)
+    missing = sum(found.get(key) is None for key in drawn)
     out.put({**memory(), "microseconds_a_look_up": round(1e6 * (time.perf_counter() - began) / LOOK_UPS, 1)})
     assert not missing
 
 
-def of_captions(make: Callable, names: list[str], workers: int, out) -> None:
+def of_captions(make: Callable, keys: list[str], workers: int, out) -> None:
     """One process of a run, and its workers."""
     began = time.perf_counter()
-    parts = [make("audiosetcaps", "train")]
+    found = make("audiosetcaps", "train")
     result = {"seconds": round(time.perf_counter() - began, 1), "process": memory()}
     queue = FORK.Queue()
-    jobs = [FORK.Process(target=look_up, args=(parts, names, seed, queue)) for seed in range(workers)]
+    jobs = [FORK.Process(target=look_up, args=(found, keys, seed, queue)) for seed in range(workers)]
     for job in jobs:
         job.start()
     result["workers"] = [queue.get() for _ in jobs]
@@ -134,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--look_ups", type=int, default=20_000, help="of each worker (%(default)s)")
+    parser.add_argument("--look_ups", type=int, default=100_000, help="of each worker (%(default)s)")
     parser.add_argument("--files", type=int, default=200_000, help="whose headers are read (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="that read them at once (%(default)s)")
     parser.add_argument("--output", type=Path)
@@ -143,12 +142,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         huggingface_hub.constants.HF_HOME = str(folder / "home")
-        names = generate(folder, options.rows)
+        keys = generate(folder, options.rows)
         captions.hf_hub_download = lambda _, file, **more: str(
             folder / ("captions.csv" if file == "Dataset/AudioSetCaps_caption.csv" else "empty.csv")
         )
         ways = {"dict": as_dict, "table, made": captions_by_id, "table, kept": captions_by_id}
-        results = {way: in_process(of_captions, make, names, options.workers) for way, make in ways.items()}
+        results = {way: in_process(of_captions, make, keys, options.workers) for way, make in ways.items()}
         for way, result in results.items():
             print(f"{way}: {json.dumps(result)}", flush=True)
         paths = files(folder, options.files)

@@ -86,8 +86,9 @@ class WavLink:
 
 
 def mono_blocks(sound: soundfile.SoundFile):
-    """Float32 mono `[samples]` of up to a second and whether they are the last, as `processing/downmix.py` makes them:
-    the mean of the channels, or where they cancel each other out, with those inverted that make it louder."""
+    """Float32 mono `[samples]` of up to a second and whether they are the last, as `processing/downmix_wavlink.py`
+    makes them: the mean of the channels, or where they cancel each other out, with those inverted that make it louder.
+    """
     sound.seekable = lambda: False  # else the header's length is believed
     frames, signs = min(sound.samplerate, 2**16, 2**20 // sound.channels), None
     while True:

@@ -12,6 +12,7 @@ from modeling_wavlink import WavLinkConfig, WavLinkModel
 from modeling_wavlink.metrics import KS, percent
 from modeling_wavlink.pictures import draw_confusion, draw_dims, draw_loss, draw_recall
 from modeling_wavlink.retrieval import DIRECTIONS, RANKED
+from processing.file_names import stays_below
 
 from . import training
 from .foreign_text import escape, last_part, table, without_paths
@@ -82,6 +83,8 @@ def _ship_scores(folder: Path, scores: Sequence[dict], names: Sequence[str], rep
     for number, score in enumerate(scores):
         name = Path(names[number]).stem if names else last_part(data_name(score))
         stem = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "scores"
+        if not stays_below(stem, windows=True):  # the name of a device
+            stem = f"scores-{stem}"
         file = f"scores/{stem}.json"
         if file in files:
             file = f"scores/{stem}-{number + 1}.json"

@@ -21,6 +21,7 @@ RECORD = ".wavlink/push.json"
 CARD = "README.md"
 LINE = "<!-- What stands below this line is yours: pushes of WavLink keep it. -->"
 EDITED = (CARD, "app.py", "requirements.txt")  # by people, on the Hub
+_SIGNED = re.compile(r"<!-- The text above was pushed with the sha256 ([0-9a-f]{64}) -->")
 _OURS = ("wavlink", "# An index of sounds", "modeling_wavlink")  # in the cards of versions that left no record
 _FRONT_MATTER = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _MADE_BY_THE_HUB = "https://huggingface.co/docs/hub/spaces-config-reference"
@@ -54,6 +55,8 @@ def read_earlier(api: HfApi, repo_id: str, kind: str, revision: str) -> Earlier:
     names = _names(head)
     texts = {name: _read(api, repo_id, kind, head.sha, name) for name in (RECORD, *EDITED) if name in names}
     made, sha256 = _parse(texts.pop(RECORD, ""))
+    if CARD not in sha256 and (signature := _SIGNED.search(texts.get(CARD, ""))):
+        sha256[CARD] = signature[1]
     return Earlier(head.sha, names, made, sha256, texts)
 
 
@@ -82,7 +85,9 @@ def _parse(text: str) -> tuple[frozenset[str] | None, dict[str, str]]:
     return None, {}
 
 
-def refuse_edited(earlier: Earlier, repo_id: str, written: Iterable[str] = EDITED) -> None:
+def refuse_edited(
+    earlier: Earlier, repo_id: str, written: Iterable[str] = EDITED, option: str = "give --overwrite_card"
+) -> None:
     """Refuse to replace what people have edited on the Hub.
 
     Raises:
@@ -91,14 +96,14 @@ def refuse_edited(earlier: Earlier, repo_id: str, written: Iterable[str] = EDITE
     for name in sorted({*written} & {*earlier.texts}):
         ours, _ = _divided(earlier.texts[name]) if name == CARD else (earlier.texts[name], "")
         if name in earlier.sha256:
-            edited = _sha256(ours) != earlier.sha256[name]
+            edited = _sha256(_SIGNED.sub("", ours)) != earlier.sha256[name]
         else:
             edited = _is_edited_without_record(name, ours)
         if edited:
             below = f"; in {CARD} words below the line {LINE!r} are kept" if name == CARD else ""
             raise ValueError(
-                f"{name} of {repo_id} was edited on the Hub, or comes from elsewhere: save your words, and give "
-                f"--overwrite_card to replace it{below}"
+                f"{name} of {repo_id} was edited on the Hub, or comes from elsewhere: save your words, and {option} "
+                f"to have it replaced{below}"
             )
 
 
@@ -119,6 +124,11 @@ def card_with_kept(earlier: Earlier, card: str) -> str:
     if unknown and before.strip() and _MADE_BY_THE_HUB not in before:
         own = f"\n{before.strip()}\n"
     return f"{_divided(card)[0].rstrip()}\n\n{LINE}\n{own}"
+
+
+def signed(card: str) -> str:
+    """A card that says what it was as it was pushed, for a repository without a record."""
+    return f"{card.rstrip()}\n\n<!-- The text above was pushed with the sha256 {_sha256(card)} -->\n"
 
 
 def record_of(files: Iterable[str], texts: dict[str, str]) -> bytes:

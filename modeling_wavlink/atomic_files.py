@@ -13,13 +13,13 @@ import fnmatch
 import os
 import secrets
 import shutil
-import stat
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
+
+from .destinations import check_parent, file_destination, folder_destination, followed
 
 try:
     import fcntl
@@ -32,48 +32,6 @@ _LOCK = ".lock"
 _TRIES = 100
 # A folder that cannot be opened (Windows) or synced (some network file systems).
 _NO_SYNC = {errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOTSUP, errno.ENOSYS}
-
-
-def file_destination(path: str | os.PathLike) -> Path:
-    """Check, before the work, that a file can be written, and follow links to where it will be.
-
-    Folders that are missing above it are made when it is written.
-
-    Raises:
-        ValueError: a folder, a device, a read-only file, or a folder without the right to write.
-    """
-    target = _followed(path)
-    mode = _mode(target)
-    if stat.S_ISDIR(mode) or os.fspath(path).endswith(("/", os.sep)):
-        raise ValueError(f"{path} is a folder: name a file in it")
-    if mode and not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is not a regular file: name another")
-    if mode and not os.access(target, os.W_OK):
-        raise ValueError(f"{path} is read-only: name another file")
-    _check_parent(path, target)
-    return target
-
-
-def folder_destination(path: str | os.PathLike, replace: bool = False) -> Path:
-    """Check, before the work, that a folder can be written, and follow links to where it will be.
-
-    Args:
-        replace: it may be there and hold something. Otherwise it must be new or empty.
-
-    Raises:
-        ValueError: a file, a folder that holds something, one that cannot be renamed (a mount point, the folder this
-            process is in or one above it), or a folder without the right to write.
-    """
-    target = _followed(path)
-    mode = _mode(target)
-    if mode and not stat.S_ISDIR(mode):
-        raise ValueError(f"{path} is a file: name a folder")
-    if mode and not replace and any(target.iterdir()):
-        raise ValueError(f"{path} is there already: name a folder that is new or empty")
-    if mode and (why := _why_not_renamed(target)):
-        raise ValueError(f"{path} is {why}, which cannot be replaced: name a new folder in it")
-    _check_parent(path, target)
-    return target
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -189,14 +147,14 @@ def added_files(
     Raises:
         ValueError: what cannot be written, or another process writes there now.
     """
-    folder = _followed(path)
+    folder = followed(path)
     if not os.path.lexists(folder):
         with new_folder(path) as unfinished:
             yield unfinished
         return
     if not folder.is_dir():
         raise ValueError(f"{path} is a file: name a folder")
-    _check_parent(path, folder / record)
+    check_parent(path, folder / record)
     with _temporary(folder / record, Path.mkdir) as unfinished:
         yield unfinished
         with only_writer(folder):
@@ -261,11 +219,11 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file
-            path.unlink()
+        if fcntl:
+            path.unlink(missing_ok=True)
         lock.release()
-        with suppress(OSError):
-            path.unlink() if not fcntl else None
+        if not fcntl:  # Windows removes no open file
+            _remove(path)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -438,43 +396,6 @@ def _sync_tree(folder: Path) -> None:
         if not path.is_symlink() and (path.is_file() or path.is_dir()):
             sync(path)
     sync(folder)
-
-
-def _followed(path: str | os.PathLike) -> Path:
-    text = os.fspath(path)
-    if not text or "\0" in text:
-        raise ValueError(f"{text!r} is no path: name a file or folder")
-    target = Path(os.path.realpath(text))
-    try:
-        mode = _mode(target)
-    except OSError as error:  # a loop of links, a name that is too long, a file as a folder
-        raise ValueError(f"{text[:300]} cannot be written: {error.strerror}") from error
-    if stat.S_ISLNK(mode):
-        raise ValueError(f"{text} is a link that leads nowhere: name another")
-    return target
-
-
-def _mode(target: Path) -> int:
-    """What is there; 0 if nothing is."""
-    try:
-        return os.lstat(target).st_mode
-    except FileNotFoundError:
-        return 0
-
-
-def _why_not_renamed(folder: Path) -> str:
-    if os.path.ismount(folder):
-        return "a mount point"
-    here = Path(os.path.realpath(os.curdir))
-    return "the folder you are in, or one above it" if here.is_relative_to(folder) else ""
-
-
-def _check_parent(path: str | os.PathLike, target: Path) -> None:
-    above = next(folder for folder in target.parents if os.path.lexists(folder))
-    try:
-        tempfile.TemporaryFile(dir=above).close()  # where it can, without a name
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written, as in {above} nothing can: {error.strerror}") from error
 
 
 def _could_not_write(path: str | os.PathLike, error: OSError) -> OSError:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from hub_cards.foreign_text import clean
+from processing.audio import clip_name
 from processing.audio_inputs_wavlink import as_list
-from processing.data import clip_name
 from processing.sound_files import with_folders_listed
 
 from .cli import run_command, stdout_for

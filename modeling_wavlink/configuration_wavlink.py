@@ -190,6 +190,7 @@ class WavLinkConfig(PretrainedConfig):
         """As transformers', with the pipeline that `WavLinkModel.save_pretrained` puts beside it."""
         self.custom_pipelines = _Pipelines(CUSTOM_PIPELINES)
         super().save_pretrained(save_directory, **kwargs)
+        del self.custom_pipelines  # which loading leaves out as well
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from transformers.utils import logging
 
-from processing.data import caption_key, captions_of, clip_name, durations
+from processing.audio import clip_name
+from processing.data import caption_key, captions_of, durations
 
 from .atomic_files import atomic_file, write_text
 from .embedder import Embedder

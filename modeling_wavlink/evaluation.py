@@ -27,8 +27,9 @@ from processing.benchmark_data import BENCHMARKS, load_benchmark
 from processing.data import SYNTHETIC, caption_columns, load_split, named_like_captions
 from processing.paper_data import load_paper_data
 
-from .atomic_files import file_destination, only_writer, write_text
+from .atomic_files import only_writer, write_text
 from .cli import run_command, stdout_for
+from .destinations import file_destination
 from .embedding import fingerprint, open_store, remove_store
 from .metrics import multiple_choice_accuracy as multiple_choice_accuracy
 from .metrics import percent

@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 
 from hub_cards.foreign_text import escape
 from hub_cards.record import CARD as CARD_NAME
-from hub_cards.record import RECORD, Earlier, card_with_kept, read_earlier, record_of, refuse_edited
+from hub_cards.record import Earlier, card_with_kept, read_earlier, refuse_edited, signed
 from hub_cards.upload import reason
 from processing.sources import file_of
 
@@ -75,7 +75,7 @@ def _converted(windows: pyarrow.Table, own: Manifest, new: Manifest) -> Iterator
         yield new.windows(some["path"], some["start"], some["end"], codes)
 
 
-def push(folder: str | os.PathLike, repo_id: str, private: bool = False, overwrite_card: bool = False) -> str:
+def push(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
     """Puts an index on the Hub, in place of an older one there, in one commit; returns its address.
 
     Its sounds' paths below the root go with it, the root and where the model is do not. What people have written into
@@ -83,7 +83,7 @@ def push(folder: str | os.PathLike, repo_id: str, private: bool = False, overwri
 
     Raises:
         ValueError: a damaged index, a name that is none, a public repository where a private one is asked for, or a
-            card that was edited on the Hub, unless `overwrite_card`.
+            card that was edited on the Hub above the line that it names.
         OSError: the Hub refuses, or does not answer.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
@@ -97,12 +97,9 @@ def push(folder: str | os.PathLike, repo_id: str, private: bool = False, overwri
             if private and not api.dataset_info(repo_id).private:
                 raise ValueError(f"{repo_id} exists and is public: make it private in its settings, then push")
             earlier = read_earlier(api, repo_id, "dataset", "main")
-            if not overwrite_card:
-                refuse_edited(earlier, repo_id, [CARD_NAME])
-            contents |= _kept_and_recorded(earlier, contents)
-            stale = [
-                CommitOperationDelete(name) for name in sorted(earlier.names - {*contents}) if _made(earlier, name)
-            ]
+            refuse_edited(earlier, repo_id, [CARD_NAME], option="delete it there")
+            contents[CARD_NAME] = card_with_kept(earlier, signed(contents[CARD_NAME].decode())).encode()
+            stale = sorted(name for name in earlier.names - {*contents} if _made(earlier, name))
             added = [CommitOperationAdd(name, content) for name, content in contents.items()]
             # not upload_folder, which may make several commits, so that a cut upload leaves half an index
             options = {"repo_type": "dataset", "commit_message": "An index of sounds", "parent_commit": earlier.commit}
@@ -113,16 +110,9 @@ def push(folder: str | os.PathLike, repo_id: str, private: bool = False, overwri
             raise OSError(f"the push to {api.endpoint}/datasets/{repo_id} failed: {reason(error)}") from error
 
 
-def _kept_and_recorded(earlier: Earlier, contents: dict[str, bytes | str]) -> dict[str, bytes]:
-    card = contents[CARD_NAME].decode()
-    record = record_of(contents, {CARD_NAME: card})
-    return {CARD_NAME: card_with_kept(earlier, card).encode("utf-8", "surrogateescape"), RECORD: record}
-
-
 def _made(earlier: Earlier, name: str) -> bool:
-    """Whether an earlier push has made this part: by the record, or as versions without one did."""
-    made = name in earlier.made if earlier.made is not None else "index.json" in earlier.names
-    return made and bool(_PART.fullmatch(name))
+    """Whether an earlier push has made this part: an index is there, and only its pushes name parts so."""
+    return "index.json" in earlier.names and bool(_PART.fullmatch(name))
 
 
 def pull(

@@ -91,8 +91,11 @@ def split_part(
     if whole and not _in_order(windows, files) and _is_readable(windows, files):
         yield windows, files  # of another program
         return
-    coming = _Stream([windows] if whole else windows, schema)
-    for start, stop, first, last in _portions(files, width(schema)):
+    coming, portions = _Stream([windows] if whole else windows, schema), [*_portions(files, width(schema))]
+    if len(portions) < 2 and not whole:
+        yield coming.take(int(pc.sum(files["rows"]).as_py() or 0)), files
+        portions = []
+    for start, stop, first, last in portions:
         part = files.slice(start, stop - start)
         offsets, counts = np.zeros(stop - start, np.int64), part["rows"].to_numpy().copy()
         counts[-1] = last

@@ -88,9 +88,8 @@ def index_sounds(
     wanted = {"dim": dim, "storage": storage, "window": window, "hop": hop}
     sources = [sources] if isinstance(sources, str | os.PathLike) else sources
     index = IndexFolder.open(out) if os.path.exists(os.path.join(out, "index.json")) else None
-    listing = list_sounds(
-        [os.fspath(source) for source in sources], root or (index.manifest.root if index else ""), split
-    )
+    sources = [os.fspath(source) for source in sources]
+    listing = None if index else list_sounds(sources, root, split)
     if index:
         _refuse_other_options(index.manifest, wanted)
         writing = index.writing()
@@ -99,6 +98,8 @@ def index_sounds(
         embedder = new_embedder(model, device, dtype)
         writing = IndexFolder.create(out, _new_manifest(embedder, listing.root, wanted))
     with writing as index:
+        # An index is compared with what there is once no other process adds to it.
+        listing = listing or list_sounds(sources, root or index.manifest.root, split)
         _note(index, listing.root, embedder.name if embedder and isinstance(model, str) else "")
         todo, new, report = _compare(index, listing, retry)
         broken = [task for task in todo if task.sound.error]

@@ -26,8 +26,8 @@ import torch
 from hub_cards.foreign_text import printable
 from processing.windows import stream_windows
 
-from .atomic_files import file_destination
 from .cli import run_command
+from .destinations import file_destination
 from .embedder import Embedder, mean_direction
 from .losses_wavlink import truncate_embeddings
 

@@ -1,11 +1,17 @@
-"""Memory of a training process on a CPU: how freed tensors go back to the system, and the most it has held."""
+"""Memory of training on a CPU: freed tensors go back to the system, attention is recomputed, the peak is known."""
 
 import ctypes
+import functools
 import os
 import platform
 
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MAPPED = 1 << 20  # bytes: larger blocks are mapped one by one
+_MANY_WEIGHTS = 1 << 23  # 32 MB in fp32
 _KEPT = 1 << 26  # free bytes at the end of the heap that stay there
 
 
@@ -36,3 +42,21 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak >> (20 if platform.system() == "Darwin" else 10)
+
+
+def recompute_large_attention(module: nn.Module, head_count: int) -> None:
+    """Make a Whisper's `self_attn` keep no attention weights for backward where they are many, but compute them anew.
+
+    The gradients are the same to the last bit. With `attn_implementation="eager"`, which in bf16 on a CPU is the
+    fastest, the weights `[B, heads, L, L]` of long clips are most of a step's memory, in fp32 and in bf16.
+    """
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def recomputed(hidden_states, *args, **kwargs):
+        batch, length = hidden_states.shape[:2]
+        if torch.is_grad_enabled() and batch * head_count * length**2 >= _MANY_WEIGHTS:
+            return checkpoint(forward, hidden_states, *args, use_reentrant=False, **kwargs)
+        return forward(hidden_states, *args, **kwargs)
+
+    module.forward = recomputed

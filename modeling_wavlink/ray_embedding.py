@@ -2,7 +2,9 @@
 
     python -m modeling_wavlink.ray_embedding SOUNDS --model your-name/wavlink-base --out FOLDER --address auto
 
-The same command again goes on where it was killed. `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`
+The same command again goes on where it was killed, and takes in what has been added, changed and removed. A file that
+cannot be embedded, because it is broken or because it makes its worker die, is noted with the reason and left out from
+then on; `--retry` tries such files again. `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`
 reads the rows; `python -m modeling_wavlink.vector_database load FOLDER` takes them into a vector database.
 
 Sounds and model are read by the workers: both must be there under the same name on every machine (a shared disk, a
@@ -10,31 +12,27 @@ Hub id), and this package installed. The rows come to the machine that the comma
 """
 
 import argparse
-import json
+import gc
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import filelock
 import numpy as np
-import pyarrow
-import pyarrow.parquet as pq
 
 from hub_cards.foreign_text import printable
 from processing.sources import Sound, list_sounds
 from processing.windows import check_window, stream_windows
 
 from .cli import run_command
+from .embedded_rows import Report, failed, fixed_size_list, parts_of  # noqa: F401 - for those who read the rows
+from .embedded_rows import Rows as _Rows
 from .embedder import DTYPES, Embedder
-from .index_folder import write_durably
 from .indexing import HOP, WINDOW
 from .progress import Bar
 
-_ABOUT = b"wavlink"  # in the parquet schema's metadata: how the rows were made, as JSON
-_ROWS_A_PART = 1 << 16
+_RETRIES = 2  # of a batch whose worker has died; of each of its files alone as many
+_FAULTS = (Exception, SystemExit)  # what may come of a file
 
 
 class FileEmbedder(Embedder):
@@ -59,8 +57,23 @@ class FileEmbedder(Embedder):
 
         Returns:
             `path`, `start` and `end` in seconds, `embedding` `[rows, dims]` fp32, `error`, and `windows`: how many
-            rows the file has. One that cannot be read to its end has one row, of NaN, and the error.
+            rows the file has. One that cannot be embedded to its end has one row, of NaN, and the error.
         """
+        return self._rows_or_errors(batch)
+
+    def _rows_or_errors(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Not `__call__` itself, which Ray Data lets one thread alone call: it would wait for itself."""
+        try:
+            return self._rows(batch)
+        except _FAULTS as error:
+            if len(batch["path"]) == 1:
+                return failed(batch["path"][0], _reason(error), self.dims)
+        files = [{name: column[n : n + 1] for name, column in batch.items()} for n in range(len(batch["path"]))]
+        alone = [self._rows_or_errors(file) for file in files]
+        return {name: np.concatenate([rows[name] for rows in alone]) for name in alone[0]}
+
+    def _rows(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same, of files that are embedded together: a fault of the model is one of them all."""
         taken, errors = [], {}
         vectors = list(self.embed_clips(self._windows(batch, taken, errors)))
         for (number, *_), vector in zip(taken, vectors, strict=True):
@@ -85,18 +98,12 @@ class FileEmbedder(Embedder):
                 for window in stream_windows(os.fsdecode(place), self.window, self.hop, self.sampling_rate, path):
                     taken.append((number, window.start, window.end))
                     yield window.samples
-            except ValueError as error:
-                errors[number] = str(error)
+            except _FAULTS as error:
+                errors[number] = _reason(error)
 
 
-@dataclass
-class Report:
-    """What a run did; `unreadable` is of all runs into the folder: why, by path."""
-
-    embedded: int = 0  # files
-    there: int = 0  # files of an earlier run
-    rows: int = 0  # of this run
-    unreadable: dict[str, str] = field(default_factory=dict)
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def embed_with_ray(
@@ -114,10 +121,13 @@ def embed_with_ray(
     dtype: str = "float32",
     commit_seconds: float = 30.0,
     progress: bool = True,
+    retry: bool = False,
 ) -> Report:
-    """Embeds every sound that has no rows in `out` yet. Killed at any moment, the same call goes on.
+    """Embeds every sound that has no rows in `out` yet, or has changed. Killed at any moment, the same call goes on.
 
-    Rows are written by whole files. A worker that dies is replaced by Ray, and what it was at is done again.
+    Rows are written by whole files. A file is known again by its size and its time of change; rows of files that are
+    gone are removed. A worker that dies is replaced by Ray, and what it was at is done again, a few times; then each
+    of these files alone, and one whose worker dies each time gets an error for a row.
 
     Args:
         sources: folders and files, see `processing.sources.list_sounds`; rows have paths below their common folder.
@@ -130,9 +140,11 @@ def embed_with_ray(
         address: of the cluster, or "auto"; without, that of RAY_ADDRESS, else one is started on this machine.
         window, hop: in seconds.
         commit_seconds: what has come back is on the disk after about so long.
+        retry: also files that earlier runs could not embed and that have not changed.
 
     Raises:
         ValueError: wrong options, no sounds, a data set, or a folder with rows of another model or other windows.
+        OSError: the worker of every single file dies, and there are no rows of earlier runs.
     """
     if actors < 1 or batch_size < 1:
         raise ValueError(f"actors and batch_size must be 1 or more, got {actors} and {batch_size}")
@@ -150,13 +162,16 @@ def embed_with_ray(
     if revision:
         options["revision"] = embedder.revision  # the commit that a branch was at
     with _Rows(Path(out), about, commit_seconds) as rows:
-        todo = [sound for sound in listing.sounds if sound.path not in rows.whole]
-        rows.report.there = len(listing.sounds) - len(todo)
+        todo = rows.compare(listing, retry)
         if todo:
             _start(address)
             with Bar(total=len(todo), desc="sounds", unit="file", disable=not progress) as bar:
-                for batch in _embedded(todo, model, options, actors, batch_size):
-                    bar.update(rows.take(batch))
+                for size in (batch_size, 1):
+                    lost = [sound for sound in todo if sound.path not in rows.known]
+                    for batch in _embedded(lost, model, options, actors, size) if lost else ():
+                        bar.update(rows.take(batch))
+            why = f"its worker died {1 + _RETRIES} times while it embedded {{path}} alone; --retry tries again"
+            rows.quarantine([sound.path for sound in todo if sound.path not in rows.known], why)
             rows.write()
     return rows.report
 
@@ -170,10 +185,25 @@ def _start(address: str | None) -> None:
 
 
 def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
-    """Batches of rows as `FileEmbedder` gives them, in the order in which they are ready."""
+    """Batches of rows as `FileEmbedder` gives them, in the order in which they are ready.
+
+    Those of a batch do not come if its workers died, with one more try than `_RETRIES`.
+    """
     import ray.data
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1
+    try:
+        with ray.data.DataContext.current(context):
+            yield from _batches(sounds, model, options, actors, batch_size)
+    finally:
+        gc.collect()  # a batch that has failed leaves cycles, which hold its workers and their share of the cluster
+
+
+def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
+    import ray.data
+
     files = [{"path": sound.path, "place": os.fsencode(sound.place)} for sound in sounds]
     blocks = -(-len(files) // batch_size)
     embedded = ray.data.from_items(files, override_num_blocks=blocks).map_batches(
@@ -181,112 +211,14 @@ def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch
         fn_constructor_args=(model,),
         fn_constructor_kwargs=options,
         batch_size=batch_size,
-        compute=ray.data.ActorPoolStrategy(size=min(actors, blocks)),
+        # one at a time: of a worker that dies, no other batch is lost
+        compute=ray.data.ActorPoolStrategy(size=min(actors, blocks), max_tasks_in_flight_per_actor=1),
         num_cpus=1,
         num_gpus=int(options["device"].startswith("cuda")),
+        max_restarts=-1,
+        max_task_retries=_RETRIES,
     )
     return embedded.iter_batches(batch_size=None, batch_format="numpy")
-
-
-class _Rows:
-    """The folder: files count once all their rows are in a part, and a part once it has its name."""
-
-    def __init__(self, folder: Path, about: dict, commit_seconds: float):
-        self.folder, self.about, self.commit_seconds = folder, about, commit_seconds
-        self.report, self.whole = Report(), set()
-        self.coming, self.unwritten, self.written = {}, [], time.monotonic()
-
-    def __enter__(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(self.folder / ".lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise ValueError(f"another process is writing to {self.folder}: wait until it has ended") from error
-        try:
-            self._read()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(self, *_):
-        self._lock.release()
-
-    def _read(self) -> None:
-        """What earlier runs have written."""
-        for path, there in parts_of(self.folder):
-            for name, value in self.about.items():
-                if there[name] != value:
-                    raise ValueError(f"{path} has {name}={there[name]}, not {value}: give that, or another folder")
-            rows = pq.read_table(path, columns=["path", "error"])
-            for name, error in zip(*(rows[column].to_pylist() for column in rows.column_names), strict=True):
-                self.whole.add(name)
-                if error:
-                    self.report.unreadable[name] = error
-
-    def take(self, batch: dict[str, np.ndarray]) -> int:
-        """How many files have ended with these rows."""
-        before = len(self.whole)
-        names = ("path", "start", "end", "embedding", "error")
-        for windows, path, *row in zip(batch["windows"], *(batch[name] for name in names), strict=True):
-            if path in self.whole:
-                continue
-            rows = self.coming.setdefault(path, {})
-            rows[row[0]] = (path, *row)  # by its start: what comes twice is there once
-            if len(rows) == windows:
-                self._end(path, self.coming.pop(path))
-        if len(self.unwritten) >= _ROWS_A_PART or time.monotonic() - self.written > self.commit_seconds:
-            self.write()
-        return len(self.whole) - before
-
-    def _end(self, path: str, rows: dict) -> None:
-        self.whole.add(path)
-        self.unwritten += [rows[start] for start in sorted(rows)]
-        self.report.embedded += 1
-        self.report.rows += len(rows)
-        error = self.unwritten[-1][-1]
-        if error:
-            self.report.unreadable[path] = str(error)
-
-    def write(self) -> None:
-        self.written = time.monotonic()
-        if not self.unwritten:
-            return
-        paths, starts, ends, vectors, errors = zip(*self.unwritten, strict=True)
-        columns = {
-            "path": pyarrow.array(paths, pyarrow.string()),
-            "start": pyarrow.array(starts, pyarrow.float64(), from_pandas=True),  # null for NaN
-            "end": pyarrow.array(ends, pyarrow.float64(), from_pandas=True),
-            "embedding": fixed_size_list(np.stack(vectors)),
-            "error": pyarrow.array(errors, pyarrow.string()),
-        }
-        sink = pyarrow.BufferOutputStream()
-        about = {_ABOUT: json.dumps(self.about)}
-        pq.write_table(pyarrow.table(columns).replace_schema_metadata(about), sink, compression="zstd")
-        number = max((int(path.stem[5:]) for path, _ in parts_of(self.folder)), default=-1) + 1
-        write_durably(self.folder / f"part-{number:06d}.parquet", sink.getvalue())
-        self.unwritten = []
-
-
-def fixed_size_list(vectors: np.ndarray) -> pyarrow.FixedSizeListArray:
-    """`[N, D]` fp32 as an Arrow column."""
-    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), vectors.shape[1])
-
-
-def parts_of(folder: str | os.PathLike) -> Iterator[tuple[Path, dict]]:
-    """The parquet files that `embed_with_ray` has written, and how: `model`, `revision`, `dims`, `window`, ...
-
-    Raises:
-        ValueError: a parquet file that it has not, or that is damaged.
-    """
-    for path in sorted(Path(folder).glob("part-*.parquet")):
-        try:
-            yield path, json.loads(pq.read_schema(path).metadata[_ABOUT])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged or none of this program's: remove it, and embed its sounds anew"
-            ) from error
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -302,11 +234,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hop", type=float, default=HOP, help="seconds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--retry", action="store_true", help="also files that earlier runs could not embed")
     options = vars(parser.parse_args(arguments))
     report = embed_with_ray(options.pop("sounds"), **options)
     print(
-        f"{report.embedded} sounds embedded in {report.rows} rows, {report.there} were there; "
-        f"{len(report.unreadable)} cannot be read"
+        f"{report.embedded} sounds embedded in {report.rows} rows ({report.changed} of them changed), "
+        f"{report.there} were there, {report.removed} removed; {len(report.unreadable)} cannot be read"
     )
     for path, error in report.unreadable.items():
         print(f"  {printable(path)}: {printable(error)}")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from processing.audio import clip_name
 from processing.cells import kind_of
-from processing.data import captions_of, clip_name, label_names
+from processing.data import captions_of, label_names
 
 from .embedding import Embedded, embed_dataset, embed_text
 from .multiple_choice import (

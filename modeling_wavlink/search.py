@@ -132,8 +132,8 @@ def reindex(folder, out, as_json, **options) -> None:
     _tell_windows(out, as_json)
 
 
-def push(folder, repo_id, private, overwrite_card, as_json) -> None:
-    where = index_copies.push(folder, repo_id, private, overwrite_card)
+def push(folder, repo_id, private, as_json) -> None:
+    where = index_copies.push(folder, repo_id, private)
     _tell({"repo_id": repo_id, "where": where}, where, as_json)
 
 
@@ -237,7 +237,6 @@ def _parser() -> argparse.ArgumentParser:
     add = command(push, "put an index on the Hub as a data set; the sounds stay here")
     add("repo_id", help="user/name or organisation/name")
     add("--private", action="store_true")
-    add("--overwrite_card", action="store_true", help="also where it was edited on the Hub, above the line it names")
 
     add = command(pull, "take an index from the Hub", folder=False)
     add("repo_id")

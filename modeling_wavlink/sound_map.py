@@ -29,8 +29,9 @@ from processing.file_names import existing
 from processing.folders import read_metadata
 from processing.sources import file_of
 
-from .atomic_files import file_destination, write_text
+from .atomic_files import write_text
 from .cli import run_command
+from .destinations import file_destination
 from .embedder import DTYPES
 from .index_folder import IndexFolder, Manifest
 from .index_model import embedder_of

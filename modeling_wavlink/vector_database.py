@@ -24,9 +24,9 @@ from lancedb.index import IvfPq
 from hub_cards.foreign_text import clean
 
 from .cli import run_command
+from .embedded_rows import fixed_size_list, parts_of
 from .embedder import Embedder
 from .querying import Hit, as_dict
-from .ray_embedding import fixed_size_list, parts_of
 from .vectors import encode
 
 INDEX_ROWS = 1 << 18  # up to here comparing with all takes some 20 ms, and finds all
@@ -107,6 +107,16 @@ class VectorDatabase:
         for start in range(0, len(paths), _PATHS_AT_ONCE):
             self._table.delete(col("path").isin(paths[start : start + _PATHS_AT_ONCE]))
 
+    def stale(self, paths: Sequence[str], starts: Sequence[float]) -> list[str]:
+        """Those of the files that have other windows in the table than these, too."""
+        wanted, files, found = {*zip(paths, starts, strict=True)}, [*dict.fromkeys(paths)], set()
+        for first in range(0, len(files) if len(self) else 0, _PATHS_AT_ONCE):
+            here = self._table.search().where(col("path").isin(files[first : first + _PATHS_AT_ONCE]))
+            rows = here.select(["path", "start"]).limit(len(self)).to_arrow()
+            windows = zip(rows["path"].to_pylist(), rows["start"].to_pylist(), strict=True)
+            found |= {path for path, start in windows if (path, start) not in wanted}
+        return sorted(found)
+
     def search(self, queries: np.ndarray, k: int, where: Expr | None = None) -> list[list[Hit]]:
         """Of each query the k nearest windows, best first, with the exact cosine as `score`.
 
@@ -151,6 +161,9 @@ def below(folder: str) -> Expr:
 def load_rows(rows: str | os.PathLike, uri: str | os.PathLike, table: str, dim: int | None = None) -> VectorDatabase:
     """Takes what `embed_with_ray` has written into a table. Killed at any moment, the same call goes on.
 
+    Of a file that has changed, windows that it has no more are removed. Files that `rows` knows no more stay in the
+    table, which may hold others' too: `VectorDatabase.remove` takes them out.
+
     Args:
         dim: one of the model's nested dims (default: all of its dims).
 
@@ -167,6 +180,7 @@ def load_rows(rows: str | os.PathLike, uri: str | os.PathLike, table: str, dim: 
     database = VectorDatabase(uri, table, **model)
     for path, _ in parts:
         part = pq.read_table(path)
+        database.remove(database.stale(part["path"].to_pylist(), part["start"].to_pylist()))
         part = part.filter(pc.equal(part["error"], "")).combine_chunks()
         if len(part):
             vectors = np.concatenate([chunk.flatten().to_numpy() for chunk in part["embedding"].chunks])

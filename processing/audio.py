@@ -20,7 +20,7 @@ from .containers import HARMLESS, Link, links_of
 from .downmix_wavlink import block_length, mono_blocks
 from .video import open_video
 
-_FOREIGN = 1, 4  # libsndfile's errors for a format and for an encoding that it does not know
+_FOREIGN = 1, 4, 161  # libsndfile's errors for a format and an encoding that it does not know, and for FLAC in Ogg
 
 logger = logging.get_logger(__name__)
 
@@ -94,31 +94,35 @@ def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator
 
 def _sound(file: BinaryIO, name: str, stack: ExitStack) -> Sound:
     links, rest = links_of(file, name)
-    if len(links) == 1:
-        try:
-            sound = stack.enter_context(soundfile.SoundFile(links[0].open(file)))
-        except soundfile.LibsndfileError as error:
-            if error.code not in _FOREIGN:
-                raise
-            rate, parts = open_video(file, name, error, stack)
-        else:
-            rate, parts = sound.samplerate, [(sound.samplerate, _blocks(sound, links[0], name))]
-            if sound.format == "SDS":  # libsndfile prints a line for each damaged word of one
-                raise ValueError(f"{name} is a MIDI sample dump: convert it to wav")
-    else:
-        rate, parts = _linked(file, links, name)
-    check_rate(rate, name)
+    rate, parts = _link(file, links[0], name, stack) if len(links) == 1 else _linked(file, links, name)
     return Sound(name, rate, _joined(parts, rate, rest, name))
 
 
+def _link(file: BinaryIO, link: Link, name: str, stack: ExitStack) -> tuple[int, Iterable[tuple]]:
+    """The rate of one sound, and of each of its parts the rate and blocks `[samples, channels]`; `stack` closes it."""
+    content = link.open(file)
+    try:
+        sound = stack.enter_context(soundfile.SoundFile(content))
+    except soundfile.LibsndfileError as error:
+        if error.code not in _FOREIGN:
+            raise
+        rate, parts = open_video(content, name, error, stack)
+    else:
+        rate, parts = sound.samplerate, [(sound.samplerate, _blocks(sound, link, name))]
+        if sound.format == "SDS":  # libsndfile prints a line for each damaged word of one
+            raise ValueError(f"{name} is a MIDI sample dump: convert it to wav")
+    check_rate(rate, name)
+    return rate, parts
+
+
 def _linked(file: BinaryIO, links: list[Link], name: str) -> tuple[int, Iterator[tuple]]:
-    """The highest rate of several sounds, and of each its rate and blocks `[samples, channels]`."""
+    """The highest rate of several sounds, and their parts."""
     rates, errors = {}, []
     for place, link in enumerate(links):
         try:
-            with soundfile.SoundFile(link.open(file)) as sound:
-                rates[place] = sound.samplerate
-        except soundfile.SoundFileError as error:
+            with ExitStack() as stack:
+                rates[place], _ = _link(file, link, name, stack)
+        except (soundfile.SoundFileError, ValueError) as error:
             errors.append(error)
     if not rates:
         raise errors[0]
@@ -127,8 +131,8 @@ def _linked(file: BinaryIO, links: list[Link], name: str) -> tuple[int, Iterator
 
     def parts() -> Iterator[tuple[int, Iterator[np.ndarray]]]:
         for place in rates:
-            with soundfile.SoundFile(links[place].open(file)) as sound:
-                yield sound.samplerate, _blocks(sound, links[place], name)
+            with ExitStack() as stack:
+                yield from _link(file, links[place], name, stack)[1]
 
     return max(rates.values()), parts()
 
@@ -203,3 +207,9 @@ def load_column(value, sampling_rate: int = 16000) -> np.ndarray:
     """What an `audio` column holds, as `load_audio` gives it: a path, bytes, `{"bytes", "path"}`, `{"array",
     "sampling_rate"}`, whose array must be mono floats, or a decoder of `datasets`."""
     return load_source(value, sampling_rate, load_audio)
+
+
+def clip_name(audio, index: int) -> str:
+    """What to call a row in a message: its file, or its number."""
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    return os.fspath(path) if path and isinstance(path, str | os.PathLike) else f"row {index}"

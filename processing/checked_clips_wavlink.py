@@ -16,6 +16,12 @@ class CheckedClips:
     """Beside a `SequenceFeatureExtractor`: a subclass has `_axes` and `_time_axis` of a clip's features, `_longest`
     along that axis, `_is_own` and `_resolve_padding`."""
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As transformers', which leaves the saved file's `auto_map` on the extractor that it saved."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        vars(self).pop("auto_map", None)
+        return saved
+
     def _clips(self, audio, sampling_rate: int | None, max_length: int | None) -> list[np.ndarray]:
         """The checked samples of each clip. Bare arrays have `sampling_rate`, all else its own, and is resampled."""
         clips, limit = as_list(audio), min(max_length or self.n_samples, self.n_samples)

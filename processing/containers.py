@@ -6,6 +6,7 @@ each sound in a file; what libsndfile would read wrongly is given to it under a 
 """
 
 import struct
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -226,7 +227,7 @@ def _flac(reader: Reader, start: int) -> tuple[list[Link], int]:
 def _ogg(reader: Reader, start: int) -> tuple[list[Link], int]:
     """Pages that begin streams, then others, are a link; each page tells its length."""
     starts, cuts, place, sound = [start], [], start, False
-    while place < reader.size:
+    while place < reader.size and len(starts) <= MAX_LINKS:
         head = reader.peek(place, 27 + 255)
         table = head[27 : 27 + head[26]] if len(head) > 26 else b""
         first = len(head) > 5 and head[5] & 2
@@ -247,12 +248,13 @@ def _ogg(reader: Reader, start: int) -> tuple[list[Link], int]:
     ends = [*starts[1:], place]
     links = []
     for one, end in zip(starts, ends, strict=True):
-        links += _as_it_is(reader, one, end, any(one <= cut and end - 65307 <= cut < end for cut in cuts))
+        near = bisect_left(cuts, end) - 1  # a page that is cut is the last one
+        links += _as_it_is(reader, one, end, near >= 0 and cuts[near] >= max(one, end - 65307))
     return links, place
 
 
 def _mp3(reader: Reader, start: int) -> tuple[list[Link], int]:
-    runs, end = mp3_runs(reader, start)
+    runs, end = mp3_runs(reader, start, MAX_LINKS)
     if len(runs) == 1 and not runs[0].header and start == 0 and after_tags(reader, end) == reader.size:
         return [Link(None, runs[0].samples, cut=runs[0].cut)], end
     pieces = [[run.header, (run.start, run.stop)] if run.header else [(run.start, run.stop)] for run in runs]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from transformers.utils import logging
 
-from .audio import load_column
+from .audio import clip_name, load_column
 from .batch_plan import BatchPlan
 from .cells import refuse_other_captions, refuse_other_labels, texts_in
 from .durations import header_seconds
@@ -251,12 +251,6 @@ class CaptionedAudio(torch.utils.data.Dataset):
 
     def name(self, index: int) -> str:
         return clip_name(self.dataset[int(index)]["audio"], index)
-
-
-def clip_name(audio, index: int) -> str:
-    """What to call a row in a message: its file, or its number."""
-    path = audio.get("path") if isinstance(audio, dict) else audio
-    return os.fspath(path) if path and isinstance(path, str | os.PathLike) else f"row {index}"
 
 
 class AudioTextCollator:

@@ -37,6 +37,7 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
     _axes, _time_axis = 2, 1  # of a clip's features, [F, T]
 
     def __init__(self, feature_size=80, padding="longest", **kwargs):
+        kwargs.pop("auto_map", None)  # of a file; saving writes it anew
         super().__init__(feature_size=feature_size, **kwargs)
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
@@ -140,6 +141,7 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
     def __init__(self, feature_size=64, padding="longest", chunk_length=30, frequency_min=50, **kwargs):
         # "rand_trunc" only names the mel filters here (Slaney's): no clip gets as far as being cut.
         kwargs["truncation"] = "rand_trunc"
+        kwargs.pop("auto_map", None)  # as above
         super().__init__(feature_size=feature_size, frequency_min=frequency_min, padding="repeatpad", **kwargs)
         if padding != "longest":
             raise ValueError(f"padding must be 'longest' for an HTS-AT tower, whose windows are full, got {padding!r}")

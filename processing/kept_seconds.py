@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import filelock
@@ -14,7 +15,7 @@ import pyarrow
 import pyarrow.compute as pc
 import pyarrow.feather
 
-_WORKERS = 16  # threads that ask for the size of files
+_WORKERS, _FILES_A_TASK = 16, 1024  # threads that ask for the size of files
 
 
 class KeptSeconds:
@@ -35,8 +36,7 @@ class KeptSeconds:
 
     def read(self, measure: Callable[[list[str]], np.ndarray]) -> np.ndarray:
         """float64 `[n]`; `measure` gives the seconds of those that are not known yet, NaN of what cannot be read."""
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            sizes, times = np.array(list(pool.map(_size_and_time, self.paths, chunksize=256)), np.float64).T
+        sizes, times = _sizes_and_times(self.paths).T
         paths = pyarrow.array(self.paths, pyarrow.large_string())
         seconds = self._known(paths, sizes, times)
         if not np.isnan(seconds).any():
@@ -81,6 +81,14 @@ class KeptSeconds:
             os.replace(unfinished, self.file)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _sizes_and_times(paths: list[str]) -> np.ndarray:
+    """float64 `[n, 2]`."""
+    tasks = [paths[start : start + _FILES_A_TASK] for start in range(0, len(paths), _FILES_A_TASK)]
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        found = pool.map(lambda task: [_size_and_time(path) for path in task], tasks)
+        return np.array(list(chain.from_iterable(found)), np.float64).reshape(-1, 2)
 
 
 def _size_and_time(path: str) -> tuple[float, float]:

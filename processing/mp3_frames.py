@@ -89,10 +89,10 @@ def is_mp3(reader: Reader, place: int) -> bool:
     return after.form == frame.form if after else place + frame.length == reader.size
 
 
-def mp3_runs(reader: Reader, start: int) -> tuple[list[Run], int]:
-    """The runs of frames from `start` on, where a frame is, and where the last one ends."""
+def mp3_runs(reader: Reader, start: int, most: int) -> tuple[list[Run], int]:
+    """The runs of frames from `start` on, where a frame is, and where the last one ends; up to `most` and one more."""
     runs, place = [], start
-    while place < reader.size:
+    while place < reader.size and len(runs) <= most:
         head = reader.peek(place, 64)
         frame, run = frame_of(head[:4]), runs[-1] if runs else None
         known = run is not None and frame is not None and frame.form == run.form
@@ -102,10 +102,11 @@ def mp3_runs(reader: Reader, start: int) -> tuple[list[Run], int]:
         if known or (frame and is_mp3(reader, place)):
             told = _told(head, frame)
             if not known or told is not None or place > run.stop + _RESYNC:
-                runs.append(Run(place, place, frame.form, told or None, frame_samples=frame.samples))
+                runs.append(Run(place, place, frame.form, told or None, frame_samples=frame.samples, last=place))
             elif run.told is not None and run.frames > run.told:  # its header tells of fewer than there are
                 more = run.frames - run.told
-                runs.append(Run(run.told_stop, run.stop, run.form, None, more, frame.samples, run.rates))
+                first = run.told_stop
+                runs.append(Run(first, run.stop, run.form, None, more, frame.samples, run.rates, last=run.last))
                 run.stop, run.frames = run.told_stop, run.told
             if told is None:
                 _add(runs[-1], frame, place)
@@ -117,7 +118,7 @@ def mp3_runs(reader: Reader, start: int) -> tuple[list[Run], int]:
         if behind == place:
             behind = -1 if head.startswith(_OTHERS) else _next_frame(reader, run.last if run else place)
             if run and run.last < behind < place:  # the last frame was cut off by another MP3
-                run.stop, run.frames = run.last, run.frames - 1
+                run.stop, run.frames = run.last, max(0, run.frames - 1)
         if behind < 0:
             break
         place = behind

@@ -53,6 +53,8 @@ class WavLinkProcessor(ProcessorMixin):
 
     def __init__(self, feature_extractor, tokenizer):
         super().__init__(feature_extractor, tokenizer)
+        # What names the code of others is not handed on to where this processor is saved.
+        vars(feature_extractor).pop("auto_map", None)
 
     @classmethod
     def from_pretrained(
@@ -87,8 +89,6 @@ class WavLinkProcessor(ProcessorMixin):
                 "transformers has, or, if you trust that code, call WavLinkProcessor.from_pretrained with "
                 "trust_remote_code=True"
             ) from error
-        # What names the code of others is not handed on to where this processor is saved.
-        vars(feature_extractor).pop("auto_map", None)
         if not trusted:
             tokenizer.init_kwargs.pop("auto_map", None)
         return cls(feature_extractor, tokenizer)
@@ -168,9 +168,10 @@ class WavLinkProcessor(ProcessorMixin):
         return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers', which leaves the saved file's `auto_map` on the processor that it saved."""
+        """As transformers', which leaves the saved file's `auto_map` on what it saved."""
         saved = super().save_pretrained(save_directory, *args, **kwargs)
-        vars(self).pop("auto_map", None)
+        for one in (self, self.feature_extractor):
+            vars(one).pop("auto_map", None)
         return saved
 
     def _options(self, kwargs: dict) -> tuple[dict, dict]:

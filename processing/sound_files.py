@@ -35,7 +35,7 @@ _NAMED = 3  # files in a message
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name (without its folder) is nobody's data."""
-    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in _OF_SYSTEMS
 
 
 def is_sound(name: str) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,6 +20,7 @@ logger = logging.get_logger(__name__)
 
 _DATA_SET = "dataset:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_COARSE = 3 * 10**9  # ns: FAT keeps times to 2 s
 _CHANGES = -1  # the version of what cannot be read now: it is looked at again each time
 
 
@@ -166,7 +168,17 @@ def _file(path: str, root: str) -> Sound:
             raise PermissionError(0, "there is no right to read it")
     except OSError as error:
         return Sound(name, 0, _CHANGES, path, f"{error.strerror}")
-    return Sound(name, known.st_size, known.st_mtime_ns, path, "" if known.st_size else "it holds no bytes")
+    return Sound(name, known.st_size, _version(known), path, "" if known.st_size else "it holds no bytes")
+
+
+def _version(known: os.stat_result) -> int:
+    """A file's time of change in ns.
+
+    Where that is in whole seconds, as some file systems keep it, a file that has changed just now may change again
+    without a trace: it is looked at again.
+    """
+    new = abs(time.time_ns() - known.st_mtime_ns) < _COARSE and known.st_mtime_ns % 10**9 == 0
+    return _CHANGES if new else known.st_mtime_ns
 
 
 def _list_data_set(sources: list[str], root: str, split: str) -> Listing:

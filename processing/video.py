@@ -71,6 +71,8 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
         raise ValueError(why) from other
     if not container.streams.audio:
         raise ValueError(f"{name} has no sound: FFmpeg finds no audio stream in it")
+    if container.streams.audio[0].codec_context is None:
+        raise ValueError(f"{name} holds sound of a codec that is not read: convert it to wav or flac")
     frames = _frames(container, av, name)
     stack.callback(frames.close)
     first = next(frames, None)

@@ -114,7 +114,7 @@ def test_destinations_are_refused_before_the_work(tmp_path, monkeypatch):
     def refused(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(atomic_files.tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
     for check in (file_destination, folder_destination):
         with pytest.raises(ValueError, match="cannot be written.*Permission denied"):
             check(tmp_path / "new")

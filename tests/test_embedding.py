@@ -4,6 +4,7 @@ import functools
 import io
 
 import datasets
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -121,17 +122,21 @@ def test_a_model_that_gives_nan_is_refused(sharp_model, processor, monkeypatch):
 
 
 def captioned(captions: list[list[str]]) -> datasets.Dataset:
-    rows = [{"audio": {"bytes": wav(i), "path": f"{i}.wav"}} for i in range(len(captions))]
+    rows = [{"audio": {"bytes": stored(i), "path": f"{i}.wav"}} for i in range(len(captions))]
     for row, texts in zip(rows, captions, strict=True):
         row["caption"] = texts
     dataset = datasets.Dataset.from_list(rows)
     return dataset.cast(datasets.Features({**dataset.features, "audio": datasets.Audio(decode=False)}))
 
 
-@functools.cache  # libsndfile writes the time into it
-def wav(number: int) -> bytes:
+@functools.cache  # libsndfile writes the time into a file
+def stored(number: int) -> bytes:
+    return wav(CLIPS[number])
+
+
+def wav(clip: np.ndarray) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, CLIPS[number], RATE, format="WAV", subtype="FLOAT")
+    soundfile.write(file, clip, RATE, format="WAV", subtype="FLOAT")
     return file.getvalue()
 
 

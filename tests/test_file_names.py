@@ -1,10 +1,10 @@
 """Names from elsewhere: paths of other systems, composed and decomposed letters, bytes that are no UTF-8."""
 
 import csv
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -13,6 +13,7 @@ import pyarrow
 import pytest
 import soundfile
 
+from modeling_wavlink.cli import main
 from modeling_wavlink.search import main as search
 from processing.clip_files import clip_keys, find_clips
 from processing.file_names import existing, same_letters, stays_below
@@ -20,8 +21,6 @@ from processing.folders import load_folder
 from processing.sources import file_of, list_sounds
 
 from .conftest import RATE, tone
-
-ROOT = Path(__file__).parents[1]
 
 
 def write_sound(path: Path) -> None:
@@ -118,32 +117,45 @@ def library(tmp_path) -> Path:
     return root
 
 
-def run(*words, encoding: str = "utf-8", **options) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "modeling_wavlink.cli", *map(os.fspath, words)]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, **options)
+@pytest.fixture
+def console(monkeypatch):
+    """A command's exit code, and what stdout and stderr of an encoding have got."""
+
+    def run(encoding: str, *words) -> tuple[int, str, str]:
+        streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["wavlink"])
+            for name, stream in streams.items():
+                patch.setattr(sys, name, stream)
+            code = main([os.fspath(word) for word in words])
+        for stream in streams.values():
+            stream.flush()
+        return code, *(stream.buffer.getvalue().decode(encoding) for stream in streams.values())
+
+    return run
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
-def test_names_that_a_console_cannot_write_lose_no_result(library, wavlink_folder, tmp_path, encoding):
-    index = tmp_path / "index"
-    made = run("index", library, "--model", wavlink_folder, "--out", index, "--json", encoding=encoding)
-    report = json.loads(made.stdout)
-    assert made.returncode == 0 and report["sounds"] == 3 and [*report["skipped"]] == ["bad \\xfe.wav"]
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_names_that_a_console_cannot_write_lose_no_result(library, console, wavlink_folder, tmp_path, encoding):
+    out = tmp_path / "index"
+    code, made, _ = console(encoding, "index", library, "--model", wavlink_folder, "--out", out, "--json")
+    report = json.loads(made)
+    assert code == 0 and report["sounds"] == 3 and [*report["skipped"]] == ["bad \\xfe.wav"]
+    good = [path for path in sorted(library.iterdir()) if not path.name.startswith("bad")]
     for words, rows in {
-        ("query", index, "a tone"): 3,
-        ("info", index): 2,
-        ("classify", *sorted(library.glob("*")), "--model", wavlink_folder, "--labels", "犬", "cat"): 4,
+        ("query", out, "a tone"): 3,
+        ("info", out): 2,
+        ("verify", out): 0,
+        ("classify", *good, "--model", wavlink_folder, "--labels", "犬", "cat"): 3,
     }.items():
-        plain = run(*words, encoding=encoding)
-        assert plain.returncode == 0, plain.stderr
-        assert plain.stdout.decode(encoding).count(".wav") == rows
-        as_json = run(*words, "--json", encoding=encoding)
-        assert as_json.returncode == 0 and json.loads(as_json.stdout.decode("ascii"))
-    found = run("where", wavlink_folder, library / "音.wav", "--query", "♪ a tone", encoding=encoding)
-    assert found.returncode == 0 and found.stdout
-    failed = run("query", index, "a tone", "--by_sound", "音 missing.wav", encoding=encoding)
-    assert failed.returncode == 2 and b"missing.wav" in failed.stderr and b"Traceback" not in failed.stderr
+        code, plain, said = console(encoding, *words)
+        assert code == 0 and plain.count(".wav") == rows and plain, said
+        code, as_json, _ = console(encoding, *words, "--json")
+        assert code == 0 and as_json.isascii() and json.loads(as_json)
+    code, plain, said = console(encoding, "where", wavlink_folder, library / "音.wav", "--query", "♪ a tone")
+    assert code == 0 and "a tone" in plain, said
+    code, _, said = console(encoding, "query", out, "a tone", "--by_sound", "音 missing.wav")
+    assert code == 2 and "missing.wav" in said and "Traceback" not in said
 
 
 def test_paths_of_an_index_are_named_in_any_form(library, wavlink_folder, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 INPUTS = {"config": 25, "checkpoint": 60, "shard": 40, "metadata": 60, "index.json": 60, "index part": 60}  # else 100
-TARGETS = ["wav", "flac", "ogg", "opus", "mp3", "other", *INPUTS]
+TARGETS = ["wav", "flac", "ogg", "opus", "mp3", "other", "video", *INPUTS]
 
 
 @pytest.fixture
@@ -21,6 +21,8 @@ def fuzz(monkeypatch):
 def test_what_is_damaged_is_refused_by_name_or_read_rightly(target, fuzz, tmp_path):
     targets = fuzz.load_targets(["fuzz_audio", "fuzz_files"])
     assert sorted(targets) == sorted(TARGETS)
+    if target == "video":
+        pytest.importorskip("av")
     draw, read = targets[target](tmp_path, "")
     tally = fuzz.Tally()
     for number in range(INPUTS.get(target, 100)):

@@ -7,9 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import train
+from modeling_wavlink import memory
 from modeling_wavlink.memory import peak_memory
+from processing.data import AudioTextCollator
+
+from .conftest import RATE, tone
 
 # A block of 16 MB that is freed makes glibc take all smaller ones from the heap; the last tensor keeps the heap's end.
 FREED = """
@@ -53,6 +58,33 @@ def test_freed_tensors_go_back_to_the_system():
 @glibc
 def test_settings_of_the_environment_stay():
     assert run(True, MALLOC_TRIM_THRESHOLD_="100000000")[0] == "False"
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_recomputed_attention_has_the_same_gradients(model, processor, monkeypatch, many):
+    """To the last bit, in bf16 and with a mask."""
+    model.set_attn_implementation("eager")
+    rows = [{"audio": {"array": tone(300, 0.3 + i, i), "sampling_rate": RATE}, "caption": str(i)} for i in range(3)]
+    batch = AudioTextCollator(processor, ["caption"])(rows)
+    layers = model.audio_model.encoder.layers
+    calls = []
+    layers[0].self_attn.q_proj.register_forward_hook(lambda *_: calls.append(1))
+
+    def gradients():
+        model.zero_grad()
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, len(calls)
+
+    expected, once = gradients()
+    monkeypatch.setattr(memory, "_MANY_WEIGHTS", 1 if many else 1 << 40)
+    for layer in layers:
+        memory.recompute_large_attention(layer.self_attn, model.config.audio_config.encoder_attention_heads)
+    found, again = gradients()
+    assert once == 1 and again == (2 if many else 1)
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
 def test_a_run_notes_its_peak_memory(tmp_path, monkeypatch):

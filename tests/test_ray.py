@@ -162,6 +162,121 @@ def test_a_worker_killed_in_the_middle_loses_nothing(cluster, folder, wavlink_fo
     assert len({*notes.glob("*.pid")}) > 1  # another process has gone on
 
 
+def faulty(notes: Path) -> type[FileEmbedder]:
+    """An embedder that ends its process, or raises, as it comes to some files, and notes each time."""
+
+    class Faulty(FileEmbedder):
+        def _windows(self, batch, *arguments):
+            for path in batch["path"]:
+                with open(notes / path.replace("/", "-"), "a", encoding="utf-8") as file:
+                    file.write("begun\n")
+                if path == "a/1.wav":
+                    os._exit(0)
+                if path == "b/0.wav":
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                if path == "a/2.wav":
+                    raise RuntimeError("the decoder is confused")
+                if path == "b/it's.wav":
+                    raise SystemExit(3)
+            yield from super()._windows(batch, *arguments)
+
+    return Faulty
+
+
+@pytest.mark.timeout(600)
+def test_files_that_end_their_worker_are_left_out_by_name_and_the_others_go_on(
+    cluster, folder, wavlink_folder, tmp_path, monkeypatch
+):
+    notes, out = tmp_path / "notes", tmp_path / "rows"
+    notes.mkdir()
+    kind, map_batches = faulty(notes), ray.data.Dataset.map_batches
+    with monkeypatch.context() as patch:
+        patch.setattr(ray.data.Dataset, "map_batches", lambda data, _, **how: map_batches(data, kind, **how))
+        patch.setattr(ray_embedding, "_RETRIES", 1)  # each of which loads the model anew
+        report = embed(folder, wavlink_folder, out)
+    bad = {"a/1.wav", "a/2.wav", "b/0.wav", "b/it's.wav"}
+    assert set(report.unreadable) == bad | {"a/broken.wav", "b/empty.wav"} and report.embedded == 8
+    for path in ("a/1.wav", "b/0.wav"):
+        assert report.unreadable[path].startswith(f"its worker died 2 times while it embedded {path} alone")
+        assert (notes / path.replace("/", "-")).read_text().count("begun") <= 4
+    assert report.unreadable["a/2.wav"] == "RuntimeError: the decoder is confused"
+    assert report.unreadable["b/it's.wav"] == "SystemExit: 3"
+    assert {row["path"]: row["error"] for row in rows(out) if row["error"]} == report.unreadable
+    wanted = {key: vector for key, vector in local(folder, wavlink_folder).items() if key[0] not in bad}
+    fine = {(row["path"], row["start"], row["end"]): row["embedding"] for row in rows(out) if not row["error"]}
+    assert fine.keys() == wanted.keys() and len(wanted) == 3
+    for key, vector in wanted.items():
+        np.testing.assert_allclose(fine[key], vector, atol=1e-5)
+
+    again = embed(folder, wavlink_folder, out)
+    assert (again.embedded, again.there) == (0, 8) and again.unreadable == report.unreadable
+    again = embed(folder, wavlink_folder, out, retry=True)
+    assert (again.embedded, again.there, again.changed) == (6, 2, 6)
+    check_rows(out, folder, wavlink_folder)
+
+
+def test_where_every_worker_dies_no_file_is_blamed(here, folder, wavlink_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_embedding, "_embedded", lambda *_: iter(()))
+    with pytest.raises(OSError, match="the workers of all 8 files have died"):
+        embed(folder, wavlink_folder, tmp_path / "rows")
+    assert not [*parts_of(tmp_path / "rows")]
+
+
+def test_a_fault_of_the_model_is_that_of_one_file(here, folder, wavlink_folder, tmp_path, monkeypatch):
+    real = FileEmbedder.embed_clips
+
+    def embed_clips(self, clips):
+        for number, vector in enumerate(real(self, clips)):
+            clip = vector  # of what is embedded together, the third is too much
+            if number == 2:
+                raise MemoryError("too much at once")
+            yield clip
+
+    monkeypatch.setattr(FileEmbedder, "embed_clips", embed_clips)
+    report = embed(folder, wavlink_folder, tmp_path / "rows")
+    assert report.unreadable["b/it's.wav"] == "MemoryError: too much at once"
+    assert {row["path"] for row in rows(tmp_path / "rows") if not row["error"]} == {*SECONDS} - {
+        "a/1.wav",
+        "b/it's.wav",
+    }
+
+
+def test_changed_and_removed_files_are_noticed(here, folder, wavlink_folder, tmp_path):
+    out = tmp_path / "rows"
+    embed(folder, wavlink_folder, out)
+    size = (folder / "a/0.wav").stat().st_size
+    write(folder / "a/0.wav", 1.0, 70)  # of the same size
+    assert (folder / "a/0.wav").stat().st_size == size
+    write(folder / "a/1.wav", 1.0, 71)
+    write(folder / "a/broken.wav", 1.0, 72)
+    (folder / "b/empty.wav").unlink()
+    (folder / "b/0.wav").unlink()
+    kept = [row for row in rows(out) if row["path"] in ("a/2.wav", "b/it's.wav", "b/ü.wav")]
+    report = embed(folder, wavlink_folder, out)
+    counts = (report.embedded, report.there, report.changed, report.removed, report.unreadable)
+    assert counts == (3, 3, 3, 2, {})
+    assert [row for row in rows(out) if row["path"] in ("a/2.wav", "b/it's.wav", "b/ü.wav")] == kept
+    embed(folder, wavlink_folder, tmp_path / "anew")
+    found, anew = ({(r["path"], r["start"]): r["embedding"] for r in rows(o)} for o in (out, tmp_path / "anew"))
+    assert len(rows(out)) == len(found) and found.keys() == anew.keys()
+    for key, vector in anew.items():
+        np.testing.assert_allclose(found[key], vector, atol=1e-5)
+    assert embed(folder, wavlink_folder, out).there == 6
+
+
+def test_rows_that_do_not_tell_what_their_files_were_are_kept(here, folder, wavlink_folder, tmp_path):
+    """As they were written before sizes and times were."""
+    out = tmp_path / "rows"
+    embed(folder, wavlink_folder, out)
+    (part,) = (path for path, _ in parts_of(out))
+    table = pq.read_table(part)
+    pq.write_table(table.replace_schema_metadata({b"wavlink": table.schema.metadata[b"wavlink"]}), part)
+    write(folder / "a/new.wav", 1.0, 50)
+    (folder / "a/0.wav").unlink()
+    report = embed(folder, wavlink_folder, out)
+    assert (report.embedded, report.there, report.changed, report.removed) == (1, 7, 0, 1)
+
+
 def test_rows_are_a_dataset(here, folder, wavlink_folder, tmp_path):
     datasets = pytest.importorskip("datasets")
     out = tmp_path / "rows"

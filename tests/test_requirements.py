@@ -28,6 +28,7 @@ OTHERS = {
 }
 LAZY = {"gradio": "space", "lancedb": "cluster", "matplotlib": "data", "plotly": "map", "ray": "cluster"}
 LAZY |= {"sklearn": "map", "threadpoolctl": "map", "datasets": "data", "peft": "train"}
+LAZY |= {"accelerate": "train", "av": "formats", "faiss": "search"}
 
 
 def extras() -> dict[str, set[str]]:

@@ -202,6 +202,22 @@ def test_added_changed_and_removed_files(sounds, tmp_path, embedder):
     assert (out / "index.json").stat().st_mtime_ns == untouched
 
 
+def test_what_another_process_has_just_added_is_not_removed(sounds, tmp_path, embedder, monkeypatch):
+    """It adds a new file while this one waits for the lock."""
+    out, real = tmp_path / "index", IndexFolder.writing
+    index(sounds, out, embedder)
+
+    def writing(self):
+        monkeypatch.setattr(IndexFolder, "writing", real)
+        write(sounds / "new.wav", 7)
+        assert index(sounds, out, embedder).added == 1
+        return real(self)
+
+    monkeypatch.setattr(IndexFolder, "writing", writing)
+    report = index(sounds, out, embedder)
+    assert (report.added, report.changed, report.removed, report.unchanged) == (0, 0, 0, 6)
+
+
 def test_a_second_source_adds_to_the_first(sounds, tmp_path, embedder):
     index(sounds / "dog", tmp_path / "index", embedder, root=str(sounds))
     assert {path for path, _, _ in rows(tmp_path / "index")} == {"dog/far.wav", "dog/near.wav"}
@@ -667,6 +683,43 @@ def test_pushed_pulled_and_gone_on_with(sounds, tmp_path, models, embedder, hub)
     files = hub.files("user/sounds", kind="datasets")
     part = IndexFolder.open(out).manifest.parts[0].name
     assert files - {".gitattributes"} == {"README.md", "index.json", f"embeddings/{part}", f"files/{part}"}
+
+    repo = hub.root / "datasets/user/sounds"
+    card = (hub.find("datasets", "user/sounds", "main")[1] / "README.md").read_text()
+    hub.commit(repo, "main", {"README.md": f"{card}Mine.\n".encode(), "notes.json": b"{}"})
+    hub.run(again, tmp_path / "home", TOKEN)
+    _, place = hub.find("datasets", "user/sounds", "main")
+    assert (place / "README.md").read_text() == f"{card}Mine.\n" and (place / "notes.json").exists()
+    hub.commit(repo, "main", {"README.md": card.replace("# An index", "# My index").encode()})
+    refused = again.replace("\n", "\ntry:\n ") + "\nexcept ValueError as error: print(error)"
+    assert "README.md of user/sounds was edited on the Hub" in hub.run(refused, tmp_path / "home", TOKEN)
+
+
+COMMIT_BETWEEN = """
+from huggingface_hub import CommitOperationAdd, HfApi
+from modeling_wavlink import search
+real = HfApi.create_commit
+def create_commit(self, repo_id, operations, **options):
+    HfApi.create_commit = real
+    theirs = [CommitOperationAdd("theirs.txt", b"theirs")]
+    real(self, repo_id, theirs, commit_message="theirs", repo_type="dataset")
+    return real(self, repo_id, operations, **options)
+HfApi.create_commit = create_commit
+try:
+    search.main(["push", {out!r}, "user/shared"])
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_push_is_refused_where_another_commit_came_between(sounds, tmp_path, models, hub):
+    """What it would delete, and what it would leave, was decided by another commit."""
+    out = str(tmp_path / "index")
+    index(sounds, out, str(models["model"]))
+    assert "refused: the push to" in hub.run(COMMIT_BETWEEN.format(out=out), tmp_path / "home", TOKEN)
+    assert hub.files("user/shared", kind="datasets") - {".gitattributes"} == {"theirs.txt"}
+    hub.run(f"from modeling_wavlink import search\nsearch.main(['push', {out!r}, 'user/shared'])", tmp_path, TOKEN)
+    assert {"theirs.txt", "index.json"} < hub.files("user/shared", kind="datasets")
 
 
 def test_the_command_line_is_frozen():

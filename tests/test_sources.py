@@ -1,6 +1,7 @@
 """What is found to be indexed: folders, links, lists, data sets; odd names, odd files, folders that cannot be read."""
 
 import os
+import time
 
 import datasets
 import numpy as np
@@ -41,6 +42,17 @@ def test_a_folder_with_all_below(sounds):
     known = os.stat(sounds / "b.wav")
     assert (sound.size, sound.version, sound.error) == (5, known.st_mtime_ns, "")
     assert listing.content(sound) == file_of(listing.root, sound.path) == str(sounds / "b.wav")
+
+
+def test_a_time_in_whole_seconds_of_this_moment_is_not_trusted(sounds):
+    """Within that second, or two, the file may change again and keep it."""
+    now = int(time.time())
+    for name, when in (("a.FLAC", now), ("b.wav", now - 60), ("dog-2.aiff", now + 0.25), ("dog/1.mp3", now + 3600)):
+        os.utime(sounds / name, ns=(int(when * 10**9),) * 2)
+    versions = {sound.path: sound.version for sound in list_sounds([str(sounds)]).sounds}
+    assert versions["a.FLAC"] == -1
+    for name in ("b.wav", "dog-2.aiff", "dog/1.mp3"):
+        assert versions[name] == os.stat(sounds / name).st_mtime_ns
 
 
 def test_a_part_of_a_root_covers_that_part_alone(sounds):

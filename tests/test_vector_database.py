@@ -13,6 +13,7 @@ import pytest
 lancedb = pytest.importorskip("lancedb", reason="of the optional extra cluster")
 pytest.importorskip("faiss", reason="of the optional extra search")
 
+from modeling_wavlink import vector_database  # noqa: E402
 from modeling_wavlink.ray_embedding import fixed_size_list, parts_of  # noqa: E402
 from modeling_wavlink.vector_database import VectorDatabase, below, load_rows, main  # noqa: E402
 
@@ -67,22 +68,30 @@ def test_search_agrees_with_brute_force(filled):
     assert len(filled.search(queries[:1], 1000)[0]) == 300
 
 
-def test_scores_of_an_approximate_index_are_exact_cosines(tmp_path):
+def test_scores_of_an_approximate_index_are_exact_cosines(tmp_path, monkeypatch):
+    """Of vectors enough for several partitions: looking into one finds too few, and so does no rescoring."""
     database = opened(tmp_path)
-    count = 3000
+    count = 40_000
     database.add(*windows(count), vectors(count))
     database.optimize(least=count)
     assert database._table.list_indices()
-    queries = vectors(20, seed=2)
+    queries = vectors(50, seed=2)
     cosines = unit(queries) @ unit(vectors(count)).T
     best = np.sort(cosines, axis=1)[:, : -10 - 1 : -1]
     place = {(path, start): row for row, (path, start, _) in enumerate(zip(*windows(count), strict=True))}
-    found = database.search(queries, 10)
-    for query, hits in enumerate(found):
+
+    def recall() -> float:
+        scores = np.array([[hit.score for hit in hits] for hits in database.search(queries, 10)])
+        return (scores >= best[:, -1:] - 1e-6).mean()
+
+    for query, hits in enumerate(database.search(queries, 10)):
         own = [cosines[query, place[hit.path, hit.start]] for hit in hits]
         np.testing.assert_allclose([hit.score for hit in hits], own, atol=1e-6)
-    scores = np.array([[hit.score for hit in hits] for hits in found])
-    assert (scores >= best[:, -1:] - 1e-6).mean() > 0.95
+    assert recall() > 0.93  # 0.966
+    for name, least in (("_PROBES", 0.85), ("_REFINE", 0.65)):  # 0.70, 0.49
+        with monkeypatch.context() as patch:
+            patch.setattr(vector_database, name, 1)
+            assert recall() < least
 
 
 def test_rows_added_after_the_index_are_found(tmp_path):
@@ -212,6 +221,28 @@ def test_load_leaves_out_what_cannot_be_read(tmp_path):
     assert (len(database), database.dim, database.revision) == (98, DIM, REVISION)
     query = vectors(50, seed=1)[7:8]
     assert places(database.search(query, 1)[0]) == [("1/7.wav", 0.0, 10.0)]
+
+
+def test_loaded_again_a_changed_file_has_the_windows_it_has_now(tmp_path):
+    def write_rows(starts: dict[str, list[float]]) -> None:
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        paths = [path for path, each in starts.items() for _ in each]
+        times = [start for each in starts.values() for start in each]
+        times = pyarrow.array([None if start < 0 else start for start in times], pyarrow.float64())
+        errors = ["broken" if start is None else "" for start in times.to_pylist()]
+        columns = {"path": paths, "start": times, "end": times, "embedding": fixed_size_list(vectors(len(paths)))}
+        about = {"model": "m", "revision": REVISION, "dims": WIDTH, "matryoshka_dims": [WIDTH]}
+        table = pyarrow.table(columns | {"error": errors}).replace_schema_metadata({"wavlink": json.dumps(about)})
+        pq.write_table(table, tmp_path / "rows/part-000000.parquet")
+
+    write_rows({"a": [0.0, 5.0, 10.0], "b": [0.0, 5.0], "c": [0.0]})
+    load_rows(tmp_path / "rows", tmp_path / "db", "sounds")
+    VectorDatabase(tmp_path / "db", "sounds").add(["others"], [0.0], [1.0], vectors(1))
+    write_rows({"a": [0.0, 2.5], "b": [-1.0], "c": [0.0]})
+    database = load_rows(tmp_path / "rows", tmp_path / "db", "sounds")
+    rows = database._table.to_arrow()
+    found = sorted(zip(rows["path"].to_pylist(), rows["start"].to_pylist(), strict=True))
+    assert found == [("a", 0.0), ("a", 2.5), ("c", 0.0), ("others", 0.0)]
 
 
 def test_load_refuses_other_rows(tmp_path):

@@ -11,6 +11,7 @@ import hub_cards
 import modeling_wavlink
 import processing
 import train
+from hub_cards.space.folder import write_space
 
 from .processes import run_process
 
@@ -33,6 +34,13 @@ def test_what_is_no_python_is_there_too():
     assert not {name for name in files if name.startswith(("tests/", "benchmarks/", "examples/"))}
     about = importlib.metadata.metadata("wavlink")
     assert "Apache-2.0" in (about["License-Expression"], about["License"]) and "pip install" in about.get_payload()
+
+
+def test_a_space_has_all_of_its_files(tmp_path):
+    write_space(tmp_path, "user/demo", "user/model", "0" * 40)
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"LICENSE", "README.md", "app.py", "requirements.txt", "hub_cards/space/style.css"} <= names
+    assert "Apache License" in (tmp_path / "LICENSE").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["query", "--help"], ["push", "--help"]])

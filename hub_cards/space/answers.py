@@ -25,7 +25,7 @@ from modeling_wavlink.losses_wavlink import truncate_embeddings
 from modeling_wavlink.querying import Hit, Index
 from modeling_wavlink.zero_shot import PROMPT
 from processing.audio import at_rate, limited, opened, resampled
-from processing.downmix import mono_blocks
+from processing.downmix_wavlink import mono_blocks
 
 SILENCE = 1e-4  # of full scale: 80 dB below it
 SHORT = (120.0, 4.0, 1.0)  # seconds: a recording of less is heard in windows of 4 s, one each second
