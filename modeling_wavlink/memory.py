@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MAPPED = 1 << 20  # bytes: larger blocks are mapped one by one
-_MANY_WEIGHTS = 1 << 23  # 32 MB in fp32
+_MANY_WEIGHTS = 14 << 20  # 56 MB in fp32
 _KEPT = 1 << 26  # free bytes at the end of the heap that stay there
 
 
