@@ -26,7 +26,82 @@ class Mutation(NamedTuple):
     tests: str
 
 
-MUTATIONS: dict[str, Mutation] = {}
+MUTATIONS = {
+    "only audio to text is trained": Mutation(
+        "modeling_wavlink/losses_wavlink.py",
+        "return (audio_to_text + clips_per_text * text_to_audio) / (2 * len(all_audio_embeds))",
+        "return (audio_to_text + clips_per_text * audio_to_text) / (2 * len(all_audio_embeds))",
+        "tests/test_losses.py",
+    ),
+    "negatives of other processes get no gradient": Mutation(
+        "modeling_wavlink/processes_wavlink.py",
+        "        dist.all_reduce(grad)\n",
+        "",
+        "tests/test_distributed.py",
+    ),
+    "padding reaches the second convolution": Mutation(
+        "modeling_wavlink/whisper_audio_wavlink.py",
+        """        hidden_states = F.gelu(encoder.conv1(hidden_states))
+        if mask is not None:""",
+        """        hidden_states = F.gelu(encoder.conv1(hidden_states))
+        if False:""",
+        "tests/test_modeling.py tests/test_contract.py",
+    ),
+    "ties count for the model": Mutation(
+        "modeling_wavlink/metrics.py",
+        "position = first = 1 + (rows >= right[:, :1]).sum(1)",
+        "position = first = 1 + (rows > right[:, :1]).sum(1)",
+        "tests/test_metrics.py",
+    ),
+    "an index runs whatever model it names": Mutation(
+        "modeling_wavlink/index_model.py",
+        'pinned = {"local_files_only": True}',
+        "pinned = {}",
+        "tests/test_trust.py -k index",
+    ),
+    "a push of an index goes over another's commit": Mutation(
+        "modeling_wavlink/index_copies.py",
+        ', "parent_commit": earlier.commit}',
+        "}",
+        "tests/test_search.py -k push",
+    ),
+    "files are not brought to the disk": Mutation(
+        "modeling_wavlink/atomic_files.py",
+        "            os.fsync(handle)\n",
+        "            pass\n",
+        "tests/test_atomic_files.py",
+    ),
+    "a scale runs away from its bound": Mutation(
+        "modeling_wavlink/regimes.py",
+        "    model.logit_scale.clamp_(max=math.log(model.config.logit_scale_max))",
+        "    pass",
+        "tests/test_optimization.py",
+    ),
+    "dropout differs between the passes of a cached gradient": Mutation(
+        "modeling_wavlink/grad_cache.py",
+        "    torch.set_rng_state(states[0])\n",
+        "",
+        "tests/test_grad_cache.py",
+    ),
+    "hidden files are clips": Mutation(
+        "processing/sound_files.py",
+        'return (name.startswith(".") and name not in (".", "..")) or name.lower() in _OF_SYSTEMS',
+        "return False",
+        "tests/test_sound_files.py",
+    ),
+    "a clip in memory has no bound": Mutation(
+        "processing/audio.py",
+        "        if most < 0:\n",
+        "        if False:\n",
+        "tests/test_audio.py tests/test_windows.py",
+    ),
+    "an index may unpack to any size": Mutation(
+        "modeling_wavlink/index_parts.py",
+        "        if size > _MOST_STEPS * MOST_BYTES:\n",
+        "        if False:\n",
+        "tests/test_index_folder.py tests/test_hostile_files.py",
+    ),
+}
 
 
 def copy_of_tracked_files(folder: Path) -> None:
