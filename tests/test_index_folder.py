@@ -285,3 +285,25 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path):
     with pytest.raises(ValueError, match="is there already and is no index"), IndexFolder.create(tmp_path, manifest()):
         pass
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "files/part-000000.parquet", "embeddings/notes.txt"])
+def test_a_folder_of_something_else_with_names_of_an_index_is_not_taken(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match="is there already and is no index"), IndexFolder.create(tmp_path, manifest()):
+        pass
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "files"])
+def test_files_of_others_beside_the_parts_stay(folder, kind):
+    names = ["part-000000.parquet.bak", "my-part-000009.parquet", ".part-000000.parquet.swp", "notes.txt"]
+    ours = ["part-000999.parquet", ".part-000999.parquet.unfinished", ".part-000999.parquet.0a1b2c.unfinished"]
+    for name in [*names, *ours]:
+        (folder / kind / name).write_text("mine")
+    with IndexFolder.open(folder).writing() as index:
+        index.drop(["a"])
+        index.merge()
+    left = {path.name for path in (folder / kind).iterdir()} - {part.name for part in index.manifest.parts}
+    assert left == {*names}
