@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -20,9 +21,9 @@ from .atomic_files import new_folder
 from .index_folder import CARD, FILES, IndexFolder, Manifest, write_durably
 from .vectors import decode, encode
 
-_OURS = ("index.json", "embeddings/part-*.parquet", "files/part-*.parquet")
+_MANIFEST = "index.json"
+_OURS = (_MANIFEST, "embeddings/part-*.parquet", "files/part-*.parquet")
 _ROWS = 1 << 16  # converted at once
-_PART = re.compile(r"(embeddings|files)/part-\d+\.parquet")
 
 _TEXT = """
 # An index of sounds
@@ -82,8 +83,8 @@ def push(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
     the card, and files that no push has made, stay (see `hub_cards.record`).
 
     Raises:
-        ValueError: a damaged index, a name that is none, a public repository where a private one is asked for, or a
-            card that was edited on the Hub above the line that it names.
+        ValueError: a damaged index, a name that is none, a public repository where a private one is asked for, a
+            card that was edited on the Hub above the line that it names, or files of others under an index's names.
         OSError: the Hub refuses, or does not answer.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
@@ -99,7 +100,10 @@ def push(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
             earlier = read_earlier(api, repo_id, "dataset", "main")
             refuse_edited(earlier, repo_id, [CARD_NAME], option="delete it there")
             contents[CARD_NAME] = card_with_kept(earlier, signed(contents[CARD_NAME].decode())).encode()
-            stale = sorted(name for name in earlier.names - {*contents} if _made(earlier, name))
+            made = _made(api, repo_id, earlier)
+            if foreign := sorted((earlier.names & {*contents}) - made - {CARD_NAME}):
+                raise ValueError(f"{foreign[0]} of {repo_id} is of no earlier push: name another repository")
+            stale = sorted(made - {*contents})
             added = [CommitOperationAdd(name, content) for name, content in contents.items()]
             # not upload_folder, which may make several commits, so that a cut upload leaves half an index
             options = {"repo_type": "dataset", "commit_message": "An index of sounds", "parent_commit": earlier.commit}
@@ -110,9 +114,24 @@ def push(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
             raise OSError(f"the push to {api.endpoint}/datasets/{repo_id} failed: {reason(error)}") from error
 
 
-def _made(earlier: Earlier, name: str) -> bool:
-    """Whether an earlier push has made this part: an index is there, and only its pushes name parts so."""
-    return "index.json" in earlier.names and bool(_PART.fullmatch(name))
+def _made(api: HfApi, repo_id: str, earlier: Earlier) -> set[str]:
+    """The files of an earlier push, by its manifest. Others may have put an index.json or parquet there too."""
+    if _MANIFEST not in earlier.names:
+        return set()
+    with tempfile.TemporaryDirectory() as folder:
+        api.hf_hub_download(repo_id, _MANIFEST, repo_type="dataset", revision=earlier.commit, local_dir=folder)
+        try:
+            manifest = IndexFolder.open(folder).manifest
+        except ValueError as error:
+            raise ValueError(
+                f"{_MANIFEST} of {repo_id} is of no earlier push, or was edited: name another repository, or delete "
+                "it there with its parts"
+            ) from error
+    return _files_of(manifest) & earlier.names
+
+
+def _files_of(manifest: Manifest) -> set[str]:
+    return {_MANIFEST, *(f"{kind}/{part.name}" for part in manifest.parts for kind in part.sha256)}
 
 
 def pull(
@@ -173,11 +192,10 @@ def away(manifest: Manifest) -> Manifest:
 def _contents(index: IndexFolder, repo_id: str) -> dict[str, bytes | str]:
     """What is pushed: bytes, or the path of a file."""
     manifest = away(index.manifest)
-    parts = {f"{kind}/{part.name}" for part in manifest.parts for kind in part.sha256}
     return {
-        "index.json": manifest.to_json().encode(),
+        _MANIFEST: manifest.to_json().encode(),
         "README.md": _card(manifest, repo_id).encode(),
-        **{name: str(index.folder / name) for name in sorted(parts)},
+        **{name: str(index.folder / name) for name in sorted(_files_of(manifest) - {_MANIFEST})},
     }
 
 

@@ -35,6 +35,7 @@ _FORMAT = 1
 _MANIFEST, _LOCK, _CARD = "index.json", ".lock", "README.md"
 _KINDS = ("embeddings", "files")
 _PART = re.compile(r"part-(\d{6,})\.parquet")
+_UNFINISHED = re.compile(r"\.part-\d{6,}\.parquet\.(\w+\.)?unfinished")  # what a killed process has left of one
 _PART_BYTES, _PART_ROWS = 1 << 26, 1 << 20  # parts are merged up to this size on the disk; in memory see index_parts
 _READS = 20  # of an index that another process changes meanwhile
 _REPAIR = "`verify INDEX --drop` forgets what is damaged, and `index` then embeds it anew"
@@ -163,7 +164,7 @@ class IndexFolder:
     def create(cls, folder: str | os.PathLike, manifest: Manifest) -> Iterator["IndexFolder"]:
         """An empty index, for writing."""
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(_is_foreign(name) for name in os.listdir(folder))):
+        if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
             raise ValueError(f"{folder} is there already and is no index: name a folder that is new or empty")
         folder.mkdir(parents=True, exist_ok=True)
         index = cls(folder, manifest)
@@ -370,7 +371,7 @@ class IndexFolder:
         named = {part.name for part in self.manifest.parts}
         for kind in _KINDS:
             for path in (self.folder / kind).iterdir():
-                if path.name not in named and _PART.search(path.name):
+                if path.name not in named and (_PART.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name)):
                     path.unlink()
 
     @contextmanager
@@ -386,8 +387,13 @@ class IndexFolder:
             lock.release()
 
 
-def _is_foreign(name: str) -> bool:
-    return name not in (_CARD, *_KINDS) and not name.startswith(".")  # ours of a process killed early
+def _is_foreign(path: Path) -> bool:
+    """Whether it is none of what a process that was killed before the first manifest has left."""
+    if path.name in _KINDS and path.is_dir():
+        return any(not name.startswith(".") for name in os.listdir(path))
+    if path.name == _CARD and path.is_file():
+        return path.read_bytes() != CARD.encode()
+    return not path.name.startswith(".")
 
 
 def write_durably(path: Path, content) -> None:

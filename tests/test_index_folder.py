@@ -6,17 +6,20 @@ import json
 import os
 import sys
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
 from datasets import load_dataset
+from huggingface_hub import HfApi, constants
 
-from modeling_wavlink import index_folder
+from modeling_wavlink import index_copies, index_folder
 from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
 from modeling_wavlink.vectors import STORAGES, encode
 
+from .hub_server import TOKEN
 from .processes import run_process
 
 DIM = 12
@@ -285,3 +288,56 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path):
     with pytest.raises(ValueError, match="is there already and is no index"), IndexFolder.create(tmp_path, manifest()):
         pass
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "files/part-000000.parquet", "embeddings/notes.txt"])
+def test_a_folder_of_something_else_with_names_of_an_index_is_not_taken(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match="is there already and is no index"), IndexFolder.create(tmp_path, manifest()):
+        pass
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "files"])
+def test_files_of_others_beside_the_parts_stay(folder, kind):
+    names = ["part-000000.parquet.bak", "my-part-000009.parquet", ".part-000000.parquet.swp", "notes.txt"]
+    ours = ["part-000999.parquet", ".part-000999.parquet.unfinished", ".part-000999.parquet.0a1b2c.unfinished"]
+    for name in [*names, *ours]:
+        (folder / kind / name).write_text("mine")
+    with IndexFolder.open(folder).writing() as index:
+        index.drop(["a"])
+        index.merge()
+    left = {path.name for path in (folder / kind).iterdir()} - {part.name for part in index.manifest.parts}
+    assert left == {*names}
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"index.json": b'{"weight_map": {}}'},
+        {"index.json": b"{}", "files/part-000123.parquet": b"theirs"},
+        {"files/part-000003.parquet": b"theirs"},
+    ],
+)
+def test_a_push_replaces_and_deletes_no_file_of_others(folder, hub, monkeypatch, tmp_path, theirs):
+    ours, other = f"user/ours-{tmp_path.name}", f"user/other-{tmp_path.name}"
+    with IndexFolder.open(folder).writing() as index:
+        index.merge()
+    api = partial(HfApi, endpoint=hub.endpoint, token=TOKEN)
+    monkeypatch.setattr(index_copies, "HfApi", api)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    index_copies.push(folder, ours)
+    with IndexFolder.open(folder).writing() as index:
+        index.drop(["a"])
+    index_copies.push(folder, ours)
+    names = {f"{kind}/{part.name}" for kind in ("embeddings", "files") for part in index.manifest.parts}
+    assert hub.files(ours, kind="datasets") - {".gitattributes"} == {"README.md", "index.json", *names}
+
+    theirs = {name.replace("part-000003", index.manifest.parts[0].name[:11]): text for name, text in theirs.items()}
+    api().create_repo(other, repo_type="dataset")
+    hub.commit(hub.root / "datasets" / other, "main", theirs)
+    with pytest.raises(ValueError, match="of no earlier push"):
+        index_copies.push(folder, other)
+    _, place = hub.find("datasets", other, "main")
+    assert {name: (place / name).read_bytes() for name in theirs} == theirs
