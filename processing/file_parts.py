@@ -64,11 +64,17 @@ class Reader:
 
     def find(self, wanted: bytes, place: int) -> int:
         """Where `wanted` is next, -1 if nowhere."""
+        return self.find_any((wanted,), place)
+
+    def find_any(self, wanted: tuple[bytes, ...], place: int) -> int:
+        """Where the first of `wanted` is next, -1 if none is anywhere."""
+        overlap = max(map(len, wanted)) - 1
         while place < self.size:
             content = self.peek(place, 1 << 20)
-            if (found := content.find(wanted)) >= 0:
-                return place + found
-            place += max(1, len(content) - len(wanted) + 1)
+            found = [at for one in wanted if (at := content.find(one)) >= 0]
+            if found:
+                return place + min(found)
+            place += max(1, len(content) - overlap)
         return -1
 
     def number(self, place: int, form: str) -> int:
@@ -84,6 +90,8 @@ def after_tags(reader: Reader, place: int) -> int:
         if head[0] == 0:
             content = reader.peek(place, 1 << 20)
             place += len(content) - len(content.lstrip(b"\0"))
+            if reader.peek(place + 1, 4) == b"ftyp":  # of an mp4, the size of the first box begins with zeros
+                return place - 3
         elif head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 128:
             a, b, c, d = head[6:10]
             place += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if head[5] & 16 else 0)
