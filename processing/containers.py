@@ -15,6 +15,7 @@ from .file_parts import Pieces, Reader, after_tags
 from .mp3_frames import frame_of, is_mp3, mp3_runs, next_frame
 
 MAX_LINKS = 10_000  # sounds in one file
+_MAX_MP4S = 100  # the same where one is an mp4, which takes milliseconds to open
 HARMLESS = 1024  # bytes of an unknown kind at the end of a file that need no warning
 _OPEN = 0x7FFF0000  # sizes from here on are what programs write that do not know the size yet
 _PART = 1 << 30  # bytes of sound under one corrected header, whose sizes have 32 bits
@@ -71,8 +72,9 @@ def links_of(file: BinaryIO, name: str) -> tuple[list[Link], int]:
     while split := _kind(reader, place):
         found, end = split(reader, place)
         links += found
-        if len(links) > MAX_LINKS:
-            raise ValueError(f"{name} holds more than {MAX_LINKS} sounds one after another: cut it")
+        most = _MAX_MP4S if split is _mp4 else MAX_LINKS
+        if len(links) > most:
+            raise ValueError(f"{name} holds more than {most} sounds one after another: cut it")
         place = after_tags(reader, max(end, place + 1))
     if not links:
         return [Link()], 0

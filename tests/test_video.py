@@ -229,3 +229,8 @@ def test_a_file_that_is_shorter_than_it_says_is_told(container, codec, video, ca
     assert not caplog.records
     load_audio(whole[: len(whole) * 3 // 4])
     assert [record.getMessage() for record in caplog.records if "ends before its sound does" in record.getMessage()]
+
+
+def test_a_file_of_too_many_mp4s_is_refused():
+    with pytest.raises(ValueError, match="more than 100 sounds"):
+        load_audio(b"\0\0\0\x10ftypM4A \0\0\0\0" * 9000)
