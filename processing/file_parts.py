@@ -1,6 +1,7 @@
 """Bytes of a file by their position, parts of it as a file of their own, and the tags between sounds."""
 
 import io
+import re
 import struct
 from bisect import bisect_right
 from itertools import accumulate
@@ -64,16 +65,20 @@ class Reader:
 
     def find(self, wanted: bytes, place: int) -> int:
         """Where `wanted` is next, -1 if nowhere."""
-        return self.find_any((wanted,), place)
+        while place < self.size:
+            content = self.peek(place, 1 << 20)
+            if (found := content.find(wanted)) >= 0:
+                return place + found
+            place += max(1, len(content) - len(wanted) + 1)
+        return -1
 
     def find_any(self, wanted: tuple[bytes, ...], place: int) -> int:
         """Where the first of `wanted` is next, -1 if none is anywhere."""
-        overlap = max(map(len, wanted)) - 1
+        overlap, any_of = max(map(len, wanted)) - 1, re.compile(b"|".join(map(re.escape, wanted)))
         while place < self.size:
             content = self.peek(place, 1 << 20)
-            found = [at for one in wanted if (at := content.find(one)) >= 0]
-            if found:
-                return place + min(found)
+            if found := any_of.search(content):  # which stops there: a search for each would take all of `content`
+                return place + found.start()
             place += max(1, len(content) - overlap)
         return -1
 
