@@ -12,13 +12,27 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from .file_parts import Pieces, Reader, after_tags
-from .mp3_frames import is_mp3, mp3_runs
+from .mp3_frames import frame_of, is_mp3, mp3_runs, next_frame
 
 MAX_LINKS = 10_000  # sounds in one file
+_MAX_MP4S = 100  # the same where one is an mp4, which takes milliseconds to open
 HARMLESS = 1024  # bytes of an unknown kind at the end of a file that need no warning
 _OPEN = 0x7FFF0000  # sizes from here on are what programs write that do not know the size yet
 _PART = 1 << 30  # bytes of sound under one corrected header, whose sizes have 32 bits
 _OGG_SOUND = b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   "
+_FLAC_HEADERS = b"\0\0\0\x22", b"\x80\0\0\x22"  # the first block's, of 34 bytes
+_BEGINNINGS = (
+    b"fLaC",
+    b"OggS\0\2",
+    b"RIFF",
+    b"RIFX",
+    b"RF64",
+    b"BW64",
+    b"FORM",
+    b"caff\0\1",
+    b".snd\0\0",
+    b"riff\x2e\x91\xcf",
+)
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
 
@@ -53,11 +67,14 @@ def links_of(file: BinaryIO, name: str) -> tuple[list[Link], int]:
     """
     reader, links = Reader(file), []
     place = after_tags(reader, 0)
+    if frame_of(reader.peek(place, 4)) and not is_mp3(reader, place):  # a frame that is cut, before a whole MP3
+        place = max(next_frame(reader, place), place)
     while split := _kind(reader, place):
         found, end = split(reader, place)
         links += found
-        if len(links) > MAX_LINKS:
-            raise ValueError(f"{name} holds more than {MAX_LINKS} sounds one after another: cut it")
+        most = _MAX_MP4S if split is _mp4 else MAX_LINKS
+        if len(links) > most:
+            raise ValueError(f"{name} holds more than {most} sounds one after another: cut it")
         place = after_tags(reader, max(end, place + 1))
     if not links:
         return [Link()], 0
@@ -76,7 +93,16 @@ def _kind(reader: Reader, place: int) -> Callable | None:
         return kinds[head[:4]]
     if head == _W64_RIFF:
         return _w64
+    if head[4:8] == b"ftyp":
+        return _mp4
     return _mp3 if is_mp3(reader, place) else None
+
+
+def _begins(reader: Reader, place: int) -> bool:
+    """Whether a container begins at `place`, amid the bytes of another; of an MP3 too little is certain."""
+    if reader.peek(place, 4) == b"fLaC":
+        return reader.peek(place + 4, 4) in _FLAC_HEADERS
+    return _kind(reader, place) not in (None, _mp3)
 
 
 def _iff(reader: Reader, start: int) -> tuple[list[Link], int]:
@@ -207,16 +233,26 @@ def _w64(reader: Reader, start: int) -> tuple[list[Link], int]:
     return _as_it_is(reader, start, end, cut), min(max(place, end), reader.size)
 
 
+def _mp4(reader: Reader, start: int) -> tuple[list[Link], int]:
+    """Boxes of a size and a name, to the end of the file or to the first box of another mp4."""
+    place = start
+    while _is_name(reader.peek(place + 4, 4)) and (place == start or not _kind(reader, place)):
+        length = reader.number(place, ">I")
+        length = reader.number(place + 8, ">Q") if length == 1 else length
+        place = min(place + length, reader.size) if length >= 8 else reader.size
+    end = place if _kind(reader, place) else reader.size
+    return _as_it_is(reader, start, end), end
+
+
 def _flac(reader: Reader, start: int) -> tuple[list[Link], int]:
-    """A FLAC tells no size in bytes: it ends where another begins, or with the file. The number of samples in its
-    header becomes 0, unknown, since libsndfile reads no more than that."""
-    blocks = b"\0\0\0\x22", b"\x80\0\0\x22"  # the header's, of 34 bytes
-    end = reader.find(b"fLaC", start + 4)
-    while end >= 0 and reader.peek(end + 4, 4) not in blocks:
-        end = reader.find(b"fLaC", end + 4)
+    """A FLAC tells no size in bytes: it ends where another sound begins, or with the file. The number of samples
+    in its header becomes 0, unknown, since libsndfile reads no more than that."""
+    end = reader.find_any(_BEGINNINGS, start + 4)
+    while end >= 0 and not _begins(reader, end):
+        end = reader.find_any(_BEGINNINGS, end + 4)
     if end < 0:
         end = reader.size - (128 if reader.peek(reader.size - 128, 3) == b"TAG" else 0)
-    if reader.peek(start + 4, 4) not in blocks:
+    if reader.peek(start + 4, 4) not in _FLAC_HEADERS:
         return _as_it_is(reader, start, end), end
     about = reader.number(start + 18, ">Q")
     samples = about & (2**36 - 1)

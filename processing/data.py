@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow
 import pyarrow.compute as pc
 import torch
 from transformers.utils import logging
@@ -54,10 +55,16 @@ def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
         return synthetic_dataset(split, _SYNTHETIC_CLIPS_PER_KIND.get(split, 1))
     if Path(data).is_dir() and not holds_parquet(Path(data), split):
         return load_folder(Path(data), split)
-    dataset = datasets.load_dataset(data, split=split)
+    try:
+        dataset = datasets.load_dataset(data, split=split)
+    except datasets.exceptions.DatasetGenerationError as error:  # its cause says more
+        raise ValueError(f"{data} cannot be read as a data set: {error.__cause__ or error}") from error
     if "audio" not in dataset.column_names:
         raise ValueError(f"{data} has no column 'audio', only {', '.join(dataset.column_names)}")
-    dataset = dataset.cast_column("audio", datasets.Audio(decode=False))
+    try:
+        dataset = dataset.cast_column("audio", datasets.Audio(decode=False))
+    except (pyarrow.ArrowException, TypeError, ImportError) as error:  # arrays would be encoded, by torchcodec
+        raise ValueError(f"{data} has a column 'audio' that holds no sounds: {error}") from error
     _refuse_other_places(dataset, data)
     return dataset
 

@@ -1,6 +1,7 @@
 """Bytes of a file by their position, parts of it as a file of their own, and the tags between sounds."""
 
 import io
+import re
 import struct
 from bisect import bisect_right
 from itertools import accumulate
@@ -71,6 +72,16 @@ class Reader:
             place += max(1, len(content) - len(wanted) + 1)
         return -1
 
+    def find_any(self, wanted: tuple[bytes, ...], place: int) -> int:
+        """Where the first of `wanted` is next, -1 if none is anywhere."""
+        overlap, any_of = max(map(len, wanted)) - 1, re.compile(b"|".join(map(re.escape, wanted)))
+        while place < self.size:
+            content = self.peek(place, 1 << 20)
+            if found := any_of.search(content):  # which stops there: a search for each would take all of `content`
+                return place + found.start()
+            place += max(1, len(content) - overlap)
+        return -1
+
     def number(self, place: int, form: str) -> int:
         """One number of `struct`'s form, 0 after the end of the file."""
         content = self.peek(place, struct.calcsize(form))
@@ -84,6 +95,8 @@ def after_tags(reader: Reader, place: int) -> int:
         if head[0] == 0:
             content = reader.peek(place, 1 << 20)
             place += len(content) - len(content.lstrip(b"\0"))
+            if reader.peek(place + 1, 4) == b"ftyp":  # of an mp4, the size of the first box begins with zeros
+                return place - 3
         elif head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 128:
             a, b, c, d = head[6:10]
             place += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if head[5] & 16 else 0)

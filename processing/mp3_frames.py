@@ -116,7 +116,7 @@ def mp3_runs(reader: Reader, start: int, most: int) -> tuple[list[Run], int]:
             continue
         behind = after_tags(reader, place)
         if behind == place:
-            behind = -1 if head.startswith(_OTHERS) else _next_frame(reader, run.last if run else place)
+            behind = -1 if head.startswith(_OTHERS) else next_frame(reader, run.last if run else place)
             if run and run.last < behind < place:  # the last frame was cut off by another MP3
                 run.stop, run.frames = run.last, max(0, run.frames - 1)
         if behind < 0:
@@ -143,7 +143,7 @@ def _told(head: bytes, frame: Frame) -> int | None:
     return int.from_bytes(head[50:54], "big") if head[36:40] == b"VBRI" else None
 
 
-def _next_frame(reader: Reader, place: int) -> int:
+def next_frame(reader: Reader, place: int) -> int:
     """The next place where two frames follow each other, -1 if there is none nearby."""
     end = place + _SEARCH
     while 0 <= (place := reader.find(b"\xff", place + 1)) < end:

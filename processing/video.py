@@ -73,7 +73,7 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
         raise ValueError(f"{name} has no sound: FFmpeg finds no audio stream in it")
     if container.streams.audio[0].codec_context is None:
         raise ValueError(f"{name} holds sound of a codec that is not read: convert it to wav or flac")
-    frames = _frames(container, av, name)
+    frames = _frames(container, av, name, _missing(reader))
     stack.callback(frames.close)
     first = next(frames, None)
     if first is None:
@@ -104,7 +104,26 @@ def _packets(reader: Reader) -> int:
     return packets
 
 
-def _frames(container, av, name: str) -> Iterator[tuple[int, np.ndarray]]:
+def _missing(reader: Reader) -> bool:
+    """Whether a Matroska or AVI is shorter than its outermost element says."""
+    if reader.peek(0, 4) == b"RIFF":
+        return 8 + reader.number(4, "<I") > reader.size
+    if reader.peek(0, 4) != _BEGINNINGS[0]:
+        return False
+    length, place = _matroska_size(reader, 4)
+    size, body = _matroska_size(reader, place + length + 4)  # of the segment, behind the header and its own name
+    return body + size > reader.size
+
+
+def _matroska_size(reader: Reader, place: int) -> tuple[int, int]:
+    """The size that stands at `place`, 0 where the writer did not know it, and the place behind it."""
+    first = reader.number(place, "B")
+    width = 9 - first.bit_length()
+    size = int.from_bytes(reader.peek(place, width), "big") & ((1 << 7 * width) - 1)
+    return (0 if size == (1 << 7 * width) - 1 else size), place + width
+
+
+def _frames(container, av, name: str, missing: bool) -> Iterator[tuple[int, np.ndarray]]:
     """The sample rate and float32 `[samples, channels]` of each frame of the first audio stream."""
     stream, seconds, damaged = container.streams.audio[0], 0.0, 0
     stream.codec_context.thread_count = 1
@@ -123,8 +142,9 @@ def _frames(container, av, name: str) -> Iterator[tuple[int, np.ndarray]]:
     if damaged:
         logger.warning(f"{name} is damaged: {damaged} of its packets cannot be decoded and are left out")
     stated = _stated(container, stream)
-    if seconds < stated - _SHORT:
-        logger.warning(f"{name} ends before its sound does, after {seconds:.1f} s of {stated:.1f} s: it was cut off")
+    if missing or seconds < stated - _SHORT:
+        of = f" of {stated:.1f} s" if seconds < stated else ""
+        logger.warning(f"{name} ends before its sound does, after {seconds:.1f} s{of}: it was cut off")
 
 
 def _stated(container, stream) -> float:

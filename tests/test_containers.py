@@ -331,3 +331,17 @@ def test_a_file_of_too_many_sounds_is_refused(monkeypatch):
     monkeypatch.setattr(containers, "MAX_LINKS", 3)
     with pytest.raises(ValueError, match="more than 3 sounds one after another: cut it"):
         load_audio(link("WAV", "PCM_16", 440, 0.1) * 4)
+
+
+@pytest.mark.parametrize(("container", "codec"), [kind for kind in CHAINS if kind[0] not in ("FLAC", "MP3")])
+def test_sounds_of_other_formats_behind_a_flac(container, codec, read):
+    clip, said = read(
+        link("FLAC", "PCM_16", 440) + link(container, codec, 880, 1, 48000, 2) + link("FLAC", "PCM_24", 330)
+    )
+    assert abs(len(clip) - 3 * RATE) < 2000 and heard(clip) and not said
+
+
+def test_an_mp3_behind_the_start_of_a_frame(read):
+    whole = link("MP3", "MPEG_LAYER_III", 440, 3.0)
+    for length in range(4, 300, 37):
+        assert abs(len(read(whole[:length] + whole)[0]) - 3 * RATE) < 2000

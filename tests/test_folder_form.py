@@ -97,3 +97,20 @@ def test_clothos_tables_go_before_a_stray_parquet(tmp_path):
     stray(folder / "x.parquet")
     dataset, _ = load_paper_data("clotho", "test", str(folder))
     assert dataset[0]["captions"] == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    "audio", [3, [0.1, 0.2], {"array": [0.1], "sampling_rate": 16000}], ids=lambda x: str(type(x))
+)
+def test_a_parquet_whose_audio_is_no_sound_is_refused(audio, tmp_path):
+    datasets.Dataset.from_list([{"audio": audio, "caption": "a dog"}]).to_parquet(tmp_path / "train-0.parquet")
+    with pytest.raises(ValueError, match="'audio' that holds no sounds"):
+        load_split(str(tmp_path), "train")
+
+
+def test_parquet_files_of_different_columns_are_refused(tmp_path):
+    for number, column in enumerate(["caption", "words"]):
+        rows = [{"audio": {"bytes": b"", "path": "a"}, column: "a dog"}]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f"train-{number}.parquet")
+    with pytest.raises(ValueError, match="cannot be read as a data set"):
+        load_split(str(tmp_path), "train")

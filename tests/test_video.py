@@ -210,3 +210,27 @@ def test_a_damaged_packet_is_told(caplog):
         assert "a.aac" in str(error)
     else:
         assert any("a.aac is damaged" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("container", ["ipod", "mp4", "mov", "3gp"])
+def test_mp4s_one_after_another(container, caplog):
+    parts = [made(container, "aac", pure(hertz, 48000, 1.0)) for hertz in (440, 880, 330)]
+    clip = load_audio(b"".join(parts), 48000)
+    np.testing.assert_array_equal(clip, np.concatenate([load_audio(part, 48000) for part in parts]))
+    assert heard(load_audio(b"".join(parts))) and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "video"), [("webm", "libopus", ""), ("matroska", "aac", "mpeg4"), ("avi", "mp2", "mpeg4")]
+)
+def test_a_file_that_is_shorter_than_it_says_is_told(container, codec, video, caplog):
+    whole = made(container, codec, video=video)
+    load_audio(whole)
+    assert not caplog.records
+    load_audio(whole[: len(whole) * 3 // 4])
+    assert [record.getMessage() for record in caplog.records if "ends before its sound does" in record.getMessage()]
+
+
+def test_a_file_of_too_many_mp4s_is_refused():
+    with pytest.raises(ValueError, match="more than 100 sounds"):
+        load_audio(b"\0\0\0\x10ftypM4A \0\0\0\0" * 9000)
