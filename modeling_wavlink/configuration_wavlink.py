@@ -188,9 +188,14 @@ class WavLinkConfig(PretrainedConfig):
 
     def save_pretrained(self, save_directory, **kwargs):
         """As transformers', with the pipeline that `WavLinkModel.save_pretrained` puts beside it."""
+        before = vars(self).get("custom_pipelines")
         self.custom_pipelines = _Pipelines(CUSTOM_PIPELINES)
-        super().save_pretrained(save_directory, **kwargs)
-        del self.custom_pipelines  # which loading leaves out as well
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.custom_pipelines = before
+            if before is None:
+                del self.custom_pipelines
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -203,9 +208,17 @@ class WavLinkConfig(PretrainedConfig):
             )
         return super().from_dict(_without_code(config_dict), **kwargs)
 
+    def to_dict(self) -> dict:
+        """The fields, without the pipeline of the folder that they were loaded from."""
+        output = super().to_dict()
+        output.pop("custom_pipelines", None)
+        return output
+
     def to_diff_dict(self) -> dict:
-        """What is saved: not where the towers came from, which is a folder of one machine."""
+        """What is saved: the pipeline too, but not where the towers came from, which is a folder of one machine."""
         output = super().to_diff_dict()
+        if "custom_pipelines" in vars(self):
+            output["custom_pipelines"] = self.custom_pipelines
         for tower in (output.get(name) for name in self.sub_configs):
             if isinstance(tower, dict):
                 tower.pop("_name_or_path", None)
@@ -292,7 +305,8 @@ def check_text_config(config: PretrainedConfig) -> None:
     alone = isinstance(getattr(config, "vocab_size", None), int) and isinstance(
         getattr(config, "hidden_size", None), int
     )
-    if type(config) not in MODEL_MAPPING or config.is_encoder_decoder or not alone:
+    halves = config.is_encoder_decoder or getattr(type(config), "is_encoder_decoder", False)  # a T5EncoderModel's too
+    if type(config) not in MODEL_MAPPING or halves or not alone:
         raise ValueError(
             f"a {config.model_type!r} cannot be the text tower, which is an encoder of text alone: "
             f"{', '.join(_TEXT_TOWERS)}, or another that AutoModel builds and that has no decoder"
