@@ -5,6 +5,8 @@ import math
 
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     ClapAudioConfig,
@@ -251,6 +253,11 @@ class WavLinkConfig(PretrainedConfig):
             )
         if self.text_pooling not in TEXT_POOLINGS:
             raise ValueError(f"text_pooling must be one of {', '.join(TEXT_POOLINGS)}, got {self.text_pooling!r}")
+        if self.text_pooling == "cls" and _sees_only_the_past(self.text_config):
+            raise ValueError(
+                f"text_pooling='cls' is the first token's state, which in this {self.text_config.model_type!r} knows "
+                "nothing of the text after it: use 'eos' or 'mean'"
+            )
         if self.text_pooling == "eos" and self.text_config.eos_token_id is None:
             raise ValueError(
                 f"text_pooling='eos' needs an eos_token_id, which this {self.text_config.model_type!r} config lacks: "
@@ -312,6 +319,14 @@ def check_text_config(config: PretrainedConfig) -> None:
             f"{', '.join(_TEXT_TOWERS)}, or another that AutoModel builds and that has no decoder"
         )
     _check_layers(config)
+
+
+def _sees_only_the_past(config: PretrainedConfig) -> bool:
+    """Whether a text tower is a decoder such as GPT-2, whose tokens attend to those before them alone."""
+    if getattr(config, "is_decoder", False):
+        return True
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return causal and config.model_type != "xlnet" and not getattr(config, "use_bidirectional_attention", False)
 
 
 def _check_layers(config: PretrainedConfig) -> None:

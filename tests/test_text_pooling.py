@@ -232,3 +232,15 @@ def test_heads_of_a_text_checkpoint_are_left_out(head, whisper_folder, tmp_path)
     ids = torch.tensor([[1, 9, 40, 8, 2]])
     with torch.no_grad():
         assert torch.equal(model.text_model(ids).last_hidden_state, saved.base_model(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("fields", [{"model_type": "gpt2"}, {"model_type": "qwen3"}, {"model_type": "bert"}])
+def test_the_first_token_of_a_decoder_is_refused(fields):
+    """It would give every text that begins alike one vector."""
+    decoder = {**fields, "vocab_size": 50, "is_decoder": fields["model_type"] == "bert"}
+    for pooling in (None, "cls"):
+        with pytest.raises(ValueError, match=f"text_pooling='cls'.*{fields['model_type']}.*mean"):
+            WavLinkConfig(WHISPER, decoder, text_pooling=pooling)
+    assert WavLinkConfig(WHISPER, decoder, text_pooling="mean").text_pooling == "mean"
+    both_ways = {"model_type": "gemma3_text", "use_bidirectional_attention": True}
+    assert WavLinkConfig(WHISPER, both_ways, 16).text_pooling == "cls"
