@@ -5,6 +5,8 @@ import math
 
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     ClapAudioConfig,
@@ -188,9 +190,14 @@ class WavLinkConfig(PretrainedConfig):
 
     def save_pretrained(self, save_directory, **kwargs):
         """As transformers', with the pipeline that `WavLinkModel.save_pretrained` puts beside it."""
+        before = vars(self).get("custom_pipelines")
         self.custom_pipelines = _Pipelines(CUSTOM_PIPELINES)
-        super().save_pretrained(save_directory, **kwargs)
-        del self.custom_pipelines  # which loading leaves out as well
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.custom_pipelines = before
+            if before is None:
+                del self.custom_pipelines
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -203,9 +210,17 @@ class WavLinkConfig(PretrainedConfig):
             )
         return super().from_dict(_without_code(config_dict), **kwargs)
 
+    def to_dict(self) -> dict:
+        """The fields, without the pipeline of the folder that they were loaded from."""
+        output = super().to_dict()
+        output.pop("custom_pipelines", None)
+        return output
+
     def to_diff_dict(self) -> dict:
-        """What is saved: not where the towers came from, which is a folder of one machine."""
+        """What is saved: the pipeline too, but not where the towers came from, which is a folder of one machine."""
         output = super().to_diff_dict()
+        if "custom_pipelines" in vars(self):
+            output["custom_pipelines"] = self.custom_pipelines
         for tower in (output.get(name) for name in self.sub_configs):
             if isinstance(tower, dict):
                 tower.pop("_name_or_path", None)
@@ -238,6 +253,11 @@ class WavLinkConfig(PretrainedConfig):
             )
         if self.text_pooling not in TEXT_POOLINGS:
             raise ValueError(f"text_pooling must be one of {', '.join(TEXT_POOLINGS)}, got {self.text_pooling!r}")
+        if self.text_pooling == "cls" and _sees_only_the_past(self.text_config):
+            raise ValueError(
+                f"text_pooling='cls' is the first token's state, which in this {self.text_config.model_type!r} knows "
+                "nothing of the text after it: use 'eos' or 'mean'"
+            )
         if self.text_pooling == "eos" and self.text_config.eos_token_id is None:
             raise ValueError(
                 f"text_pooling='eos' needs an eos_token_id, which this {self.text_config.model_type!r} config lacks: "
@@ -292,12 +312,21 @@ def check_text_config(config: PretrainedConfig) -> None:
     alone = isinstance(getattr(config, "vocab_size", None), int) and isinstance(
         getattr(config, "hidden_size", None), int
     )
-    if type(config) not in MODEL_MAPPING or config.is_encoder_decoder or not alone:
+    halves = config.is_encoder_decoder or getattr(type(config), "is_encoder_decoder", False)  # a T5EncoderModel's too
+    if type(config) not in MODEL_MAPPING or halves or not alone:
         raise ValueError(
             f"a {config.model_type!r} cannot be the text tower, which is an encoder of text alone: "
             f"{', '.join(_TEXT_TOWERS)}, or another that AutoModel builds and that has no decoder"
         )
     _check_layers(config)
+
+
+def _sees_only_the_past(config: PretrainedConfig) -> bool:
+    """Whether a text tower is a decoder such as GPT-2, whose tokens attend to those before them alone."""
+    if getattr(config, "is_decoder", False):
+        return True
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return causal and config.model_type != "xlnet" and not getattr(config, "use_bidirectional_attention", False)
 
 
 def _check_layers(config: PretrainedConfig) -> None:

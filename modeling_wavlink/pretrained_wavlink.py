@@ -17,7 +17,9 @@ from .configuration_wavlink import one_line, saved_alone
 # pretraining heads of a text encoder, and buffers that old checkpoints stored.
 _NO_TEXT_TOWER = re.compile(
     r"^vision_model\.|^visual_projection\.|^logit_scale$|(^|\.)pooler\."
-    r"|^(cls|lm_head|head|decoder|classifier|qa_outputs)\.|position_ids$"
+    r"|^(cls|lm_head|head|decoder|(pre_)?classifier|qa_outputs|predictions|sop_classifier)\."
+    r"|^(vocab_(transform|layer_norm|projector)|(discriminator|generator|lm|mask)_predictions|generator_lm_head)\."
+    r"|position_ids$"
 )
 
 RECORDED = ("output_hidden_states", "output_attentions")  # what the towers give on request

@@ -217,6 +217,8 @@ class WavLinkProcessor(ProcessorMixin):
                     f"text {number} {ascii(sentence[:80])} holds half of a surrogate pair, which is no character: "
                     "decode it anew, for example with errors='replace'"
                 )
+        if max_length is not None and max_length < 0:
+            raise ValueError(f"max_length must be a number of tokens, got {max_length}")
         saved = self.tokenizer.init_kwargs  # what the tokenizer was loaded with counts where the call says nothing
         padding = saved.get("padding", True) if padding is None else padding
         if padding == "max_length" and max_length is None:

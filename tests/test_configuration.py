@@ -139,3 +139,13 @@ def test_config_of_another_model_is_refused(folder, request):
 )
 def test_text_max_length(config, limit):
     assert text_max_length(config) == limit
+
+
+def test_a_config_keeps_its_fields_through_saving_and_loading(tmp_path):
+    config = WavLinkConfig.for_size("base")
+    config.save_pretrained(tmp_path)
+    loaded = WavLinkConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    loaded.save_pretrained(tmp_path / "again")
+    assert loaded.custom_pipelines and not hasattr(config, "custom_pipelines")
+    assert (tmp_path / "again/config.json").read_text() == (tmp_path / "config.json").read_text()

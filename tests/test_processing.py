@@ -329,3 +329,8 @@ def test_auto_processor_does_the_same_in_a_clean_process(processor, tmp_path):
     assert set(loaded) == set(expected)
     for name in expected:
         np.testing.assert_array_equal(loaded[name], expected[name])
+
+
+def test_a_negative_max_length_is_refused(processor):
+    with pytest.raises(ValueError, match="max_length must be a number of tokens, got -1"):
+        processor(text="a dog", max_length=-1)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
@@ -202,3 +203,44 @@ def test_a_folder_of_such_a_tower_is_refused_before_its_weights_are_read(model_t
 def test_a_mean_in_half_precision_does_not_overflow(dtype, mask):
     states = torch.full((2, 3000, 4), 100.0, dtype=dtype)
     assert torch.equal(masked_mean(states, mask), torch.full((2, 4), 100.0, dtype=dtype))
+
+
+def test_the_encoder_of_a_t5_alone_is_refused_before_its_weights_are_read(whisper_folder, tmp_path):
+    fields = {"model_type": "t5", "is_encoder_decoder": False}  # as T5EncoderModel saves it
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="t5.*clip_text_model, bert"):
+        WavLinkModel.from_audio_text_pretrained(str(whisper_folder), str(tmp_path))
+    with pytest.raises(ValueError, match="t5.*clip_text_model, bert"):
+        WavLinkConfig(WHISPER, fields, text_pooling="mean")
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["BertForPreTraining", "RobertaForMaskedLM", "MPNetForMaskedLM", "ModernBertForMaskedLM", "DebertaV2ForMaskedLM"]
+    + ["DistilBertForMaskedLM", "DistilBertForSequenceClassification", "ElectraForPreTraining", "ElectraForMaskedLM"]
+    + ["AlbertForPreTraining", "DebertaForMaskedLM"],
+)
+def test_heads_of_a_text_checkpoint_are_left_out(head, whisper_folder, tmp_path):
+    kind = getattr(transformers, head)
+    sizes = {**SIZES, "vocab_size": 50, "max_position_embeddings": 20, "embedding_size": 16}
+    if head.startswith("DistilBert"):
+        sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "vocab_size": 50}
+    config = kind.config_class(pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, **sizes)
+    saved = kind(config).eval()
+    saved.save_pretrained(tmp_path)
+    model = WavLinkModel.from_audio_text_pretrained(str(whisper_folder), str(tmp_path), text_pooling="mean").eval()
+    ids = torch.tensor([[1, 9, 40, 8, 2]])
+    with torch.no_grad():
+        assert torch.equal(model.text_model(ids).last_hidden_state, saved.base_model(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("fields", [{"model_type": "gpt2"}, {"model_type": "qwen3"}, {"model_type": "bert"}])
+def test_the_first_token_of_a_decoder_is_refused(fields):
+    """It would give every text that begins alike one vector."""
+    decoder = {**fields, "vocab_size": 50, "is_decoder": fields["model_type"] == "bert"}
+    for pooling in (None, "cls"):
+        with pytest.raises(ValueError, match=f"text_pooling='cls'.*{fields['model_type']}.*mean"):
+            WavLinkConfig(WHISPER, decoder, text_pooling=pooling)
+    assert WavLinkConfig(WHISPER, decoder, text_pooling="mean").text_pooling == "mean"
+    both_ways = {"model_type": "gemma3_text", "use_bidirectional_attention": True}
+    assert WavLinkConfig(WHISPER, both_ways, 16).text_pooling == "cls"
