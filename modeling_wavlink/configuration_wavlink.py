@@ -191,7 +191,7 @@ class WavLinkConfig(PretrainedConfig):
     def save_pretrained(self, save_directory, **kwargs):
         """As transformers', with the pipeline that `WavLinkModel.save_pretrained` puts beside it."""
         before = vars(self).get("custom_pipelines")
-        self.custom_pipelines = _Pipelines(CUSTOM_PIPELINES)
+        self.custom_pipelines = _PipelinesToSave(CUSTOM_PIPELINES)
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:
@@ -217,9 +217,9 @@ class WavLinkConfig(PretrainedConfig):
         return output
 
     def to_diff_dict(self) -> dict:
-        """What is saved: the pipeline too, but not where the towers came from, which is a folder of one machine."""
+        """What is saved: not where the towers came from, which is a folder of one machine."""
         output = super().to_diff_dict()
-        if "custom_pipelines" in vars(self):
+        if isinstance(vars(self).get("custom_pipelines"), _PipelinesToSave):
             output["custom_pipelines"] = self.custom_pipelines
         for tower in (output.get(name) for name in self.sub_configs):
             if isinstance(tower, dict):
@@ -275,6 +275,10 @@ class _Pipelines(dict):
 
     def __getitem__(self, task: str) -> dict:
         return dict(super().__getitem__(task))
+
+
+class _PipelinesToSave(_Pipelines):
+    """Those of a config that is being saved."""
 
 
 def _check_numbers(config: WavLinkConfig) -> None:

@@ -145,7 +145,7 @@ def test_a_config_keeps_its_fields_through_saving_and_loading(tmp_path):
     config = WavLinkConfig.for_size("base")
     config.save_pretrained(tmp_path)
     loaded = WavLinkConfig.from_pretrained(tmp_path)
-    assert loaded.to_dict() == config.to_dict()
+    assert loaded.to_dict() == config.to_dict() and loaded.to_diff_dict() == config.to_diff_dict()
     loaded.save_pretrained(tmp_path / "again")
     assert loaded.custom_pipelines and not hasattr(config, "custom_pipelines")
     assert (tmp_path / "again/config.json").read_text() == (tmp_path / "config.json").read_text()
