@@ -126,8 +126,8 @@ class Rows:
             self.write()
         return len(self.known) - before
 
-    def quarantine(self, paths: list[str], why: str) -> None:
-        """Notes files whose workers have died; in `why`, {path} is the file's.
+    def quarantine(self, paths: list[str]) -> None:
+        """Notes files of which nothing has come back.
 
         Raises:
             OSError: no file has ever been embedded here, so that it is hardly a fault of theirs.
@@ -136,7 +136,7 @@ class Rows:
             raise OSError(f"the workers of all {len(paths)} files have died, such as of {paths[0]}: see Ray's logs")
         for path in paths:
             self.coming.pop(path, None)
-            self.take(failed(path, why.replace("{path}", path), self.about["dims"]))
+            self.take(failed(path, "its worker died again and again; --retry tries again", self.about["dims"]))
 
     def _end(self, path: str, rows: dict) -> None:
         self.known[path] = self.versions.get(path)

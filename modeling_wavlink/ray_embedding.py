@@ -12,10 +12,11 @@ Hub id), and this package installed. The rows come to the machine that the comma
 """
 
 import argparse
-import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from .embedder import DTYPES, Embedder
 from .indexing import HOP, WINDOW
 from .progress import Bar
 
-_RETRIES = 2  # of a batch whose worker has died; of each of its files alone as many
+_TRIES = 2  # of a file alone whose worker dies
 _FAULTS = (Exception, SystemExit)  # what may come of a file
 
 
@@ -42,11 +43,12 @@ class FileEmbedder(Embedder):
         model, revision, device, dtype: of `Embedder`.
         window, hop: in seconds, see `processing.windows.stream_windows`.
         expected: the revision that the weights must have, on whatever machine this is.
+        journal: Ray's handle of a `Journal`, which outlives this process.
     """
 
-    def __init__(self, model: str, *, window: float, hop: float, expected: str, **options):
+    def __init__(self, model: str, *, window: float, hop: float, expected: str, journal=None, **options):
         super().__init__(model, **options)
-        self.window, self.hop = window, hop
+        self.window, self.hop, self.journal = window, hop, journal
         if self.revision != expected:
             raise ValueError(f"{model} is at {self.revision} on this machine, not at {expected}: copy it anew")
 
@@ -59,18 +61,34 @@ class FileEmbedder(Embedder):
             `path`, `start` and `end` in seconds, `embedding` `[rows, dims]` fp32, `error`, and `windows`: how many
             rows the file has. One that cannot be embedded to its end has one row, of NaN, and the error.
         """
-        return self._rows_or_errors(batch)
-
-    def _rows_or_errors(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Not `__call__` itself, which Ray Data lets one thread alone call: it would wait for itself."""
-        try:
-            return self._rows(batch)
-        except _FAULTS as error:
-            if len(batch["path"]) == 1:
-                return failed(batch["path"][0], _reason(error), self.dims)
-        files = [{name: column[n : n + 1] for name, column in batch.items()} for n in range(len(batch["path"]))]
-        alone = [self._rows_or_errors(file) for file in files]
+        if self._deaths(*batch["path"]) == 0:
+            with suppress(*_FAULTS):
+                return self._rows(batch)
+        files = ({name: column[n : n + 1] for name, column in batch.items()} for n in range(len(batch["path"])))
+        alone = [self._alone(file) for file in files]
         return {name: np.concatenate([rows[name] for rows in alone]) for name in alone[0]}
+
+    def _alone(self, file: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rows of a batch of one file: the fault is its own."""
+        path = file["path"][0]
+        if self._deaths("alone", path) >= _TRIES:
+            why = f"its worker died {_TRIES} times while it embedded {path} alone; --retry tries again"
+            return failed(path, why, self.dims)
+        try:
+            rows = self._rows(file)
+        except _FAULTS as error:
+            rows = failed(path, _reason(error), self.dims)
+        if self.journal:
+            self.journal.end.remote(("alone", path))
+        return rows
+
+    def _deaths(self, *names: str) -> int:
+        """How many workers have died over this; from now on this one is at it."""
+        if not self.journal:
+            return 0
+        import ray
+
+        return ray.get(self.journal.begin.remote(names))
 
     def _rows(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The same, of files that are embedded together: a fault of the model is one of them all."""
@@ -102,6 +120,21 @@ class FileEmbedder(Embedder):
                 errors[number] = _reason(error)
 
 
+class Journal:
+    """What workers have begun and not ended, as they may die meanwhile."""
+
+    def __init__(self):
+        self.begun = Counter()
+
+    def begin(self, names: tuple[str, ...]) -> int:
+        """How often it has been begun before."""
+        self.begun[names] += 1
+        return self.begun[names] - 1
+
+    def end(self, names: tuple[str, ...]) -> None:
+        self.begun[names] -= 1  # that of this worker: deaths of others still count
+
+
 def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
@@ -126,8 +159,8 @@ def embed_with_ray(
     """Embeds every sound that has no rows in `out` yet, or has changed. Killed at any moment, the same call goes on.
 
     Rows are written by whole files. A file is known again by its size and its time of change; rows of files that are
-    gone are removed. A worker that dies is replaced by Ray, and what it was at is done again, a few times; then each
-    of these files alone, and one whose worker dies each time gets an error for a row.
+    gone are removed. A worker that dies is replaced by Ray, and the next one embeds the files that it was at one by
+    one. A file whose worker dies while it embeds this one alone, twice, has an error for a row.
 
     Args:
         sources: folders and files, see `processing.sources.list_sounds`; rows have paths below their common folder.
@@ -166,12 +199,9 @@ def embed_with_ray(
         if todo:
             _start(address)
             with Bar(total=len(todo), desc="sounds", unit="file", disable=not progress) as bar:
-                for size in (batch_size, 1):
-                    lost = [sound for sound in todo if sound.path not in rows.known]
-                    for batch in _embedded(lost, model, options, actors, size) if lost else ():
-                        bar.update(rows.take(batch))
-            why = f"its worker died {1 + _RETRIES} times while it embedded {{path}} alone; --retry tries again"
-            rows.quarantine([sound.path for sound in todo if sound.path not in rows.known], why)
+                for batch in _embedded(todo, model, options, actors, batch_size):
+                    bar.update(rows.take(batch))
+            rows.quarantine([sound.path for sound in todo if sound.path not in rows.known])
             rows.write()
     return rows.report
 
@@ -187,18 +217,17 @@ def _start(address: str | None) -> None:
 def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
     """Batches of rows as `FileEmbedder` gives them, in the order in which they are ready.
 
-    Those of a batch do not come if its workers died, with one more try than `_RETRIES`.
+    Those of a batch do not come if its workers died even more often than its files account for.
     """
     import ray.data
+
+    options = options | {"journal": ray.remote(num_cpus=0)(Journal).remote()}
 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
-    try:
-        with ray.data.DataContext.current(context):
-            yield from _batches(sounds, model, options, actors, batch_size)
-    finally:
-        gc.collect()  # a batch that has failed leaves cycles, which hold its workers and their share of the cluster
+    with ray.data.DataContext.current(context):
+        yield from _batches(sounds, model, options, actors, batch_size)
 
 
 def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
@@ -211,12 +240,12 @@ def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_
         fn_constructor_args=(model,),
         fn_constructor_kwargs=options,
         batch_size=batch_size,
-        # one at a time: of a worker that dies, no other batch is lost
+        # one at a time: a worker that dies has no other batch
         compute=ray.data.ActorPoolStrategy(size=min(actors, blocks), max_tasks_in_flight_per_actor=1),
         num_cpus=1,
         num_gpus=int(options["device"].startswith("cuda")),
         max_restarts=-1,
-        max_task_retries=_RETRIES,
+        max_task_retries=1 + (_TRIES + 1) * batch_size,
     )
     return embedded.iter_batches(batch_size=None, batch_format="numpy")
 

@@ -97,8 +97,9 @@ def verify(folder, drop, as_json) -> None:
             manifest = about.manifest
     else:
         manifest = IndexFolder.reading(folder, lambda about: index_copies.refuse_damaged(about) or about.manifest)
-    facts = {"parts": len(manifest.parts), "windows": manifest.rows, "forgotten": [*dropped], "split": split}
-    facts["sounds"] = sorted({path for paths in dropped.values() for path in paths or ()})
+    facts = {"parts": len(manifest.parts), "windows": manifest.rows, "forgotten": [*dropped]}
+    if drop:
+        facts |= {"split": split, "sounds": sorted({path for paths in dropped.values() for path in paths or ()})}
     if as_json:
         return _tell(facts, "", as_json)
     for name in split:

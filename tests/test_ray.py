@@ -192,19 +192,18 @@ def test_files_that_end_their_worker_are_left_out_by_name_and_the_others_go_on(
     kind, map_batches = faulty(notes), ray.data.Dataset.map_batches
     with monkeypatch.context() as patch:
         patch.setattr(ray.data.Dataset, "map_batches", lambda data, _, **how: map_batches(data, kind, **how))
-        patch.setattr(ray_embedding, "_RETRIES", 1)  # each of which loads the model anew
         report = embed(folder, wavlink_folder, out)
     bad = {"a/1.wav", "a/2.wav", "b/0.wav", "b/it's.wav"}
     assert set(report.unreadable) == bad | {"a/broken.wav", "b/empty.wav"} and report.embedded == 8
     for path in ("a/1.wav", "b/0.wav"):
         assert report.unreadable[path].startswith(f"its worker died 2 times while it embedded {path} alone")
-        assert (notes / path.replace("/", "-")).read_text().count("begun") <= 4
+        assert (notes / path.replace("/", "-")).read_text().count("begun") <= 3
     assert report.unreadable["a/2.wav"] == "RuntimeError: the decoder is confused"
     assert report.unreadable["b/it's.wav"] == "SystemExit: 3"
     assert {row["path"]: row["error"] for row in rows(out) if row["error"]} == report.unreadable
     wanted = {key: vector for key, vector in local(folder, wavlink_folder).items() if key[0] not in bad}
     fine = {(row["path"], row["start"], row["end"]): row["embedding"] for row in rows(out) if not row["error"]}
-    assert fine.keys() == wanted.keys() and len(wanted) == 3
+    assert fine.keys() == wanted.keys() and len(wanted) == 2
     for key, vector in wanted.items():
         np.testing.assert_allclose(fine[key], vector, atol=1e-5)
 

@@ -81,6 +81,10 @@ def test_a_files_vector_is_the_mean_direction_of_its_windows_over_all_parts(tmp_
     stored = decode(encode(vectors(9), DIM, "int8"), DIM, "int8").reshape(3, 3, DIM)
     expected = stored.sum(1) / np.linalg.norm(stored.sum(1), axis=1, keepdims=True)
     assert np.allclose(file_vectors(index, ["a.wav", "c.wav"]), expected[[1, 2]], atol=1e-6)
+    with index.writing():
+        index.merge()
+    assert len(index.manifest.parts) == 1
+    assert np.allclose(file_vectors(index, ["a.wav", "c.wav"]), expected[[1, 2]], atol=1e-6)
 
 
 def test_near_vectors_are_near_on_the_map():

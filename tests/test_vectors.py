@@ -133,6 +133,13 @@ def test_candidates_are_enough(dim, storage, collection, queries):
     np.testing.assert_allclose(scores, np.take_along_axis(expected, rows, 1), atol=3e-7)
 
 
+def test_faiss_is_asked_for_int8_codes_in_whole_numbers(collection, queries):
+    """On some machines it cuts off the decimals of what it is asked for."""
+    asked = index_of(collection, 48, "int8")._asked(encode(queries, 48, "fp32"))
+    np.testing.assert_array_equal(asked, np.rint(asked))
+    np.testing.assert_array_equal(abs(asked).max(1), 127)
+
+
 def test_rescoring_finds_more_by_signs(collection, queries):
     expected, index = best(cosines(queries, collection, 128, "binary"), 10), index_of(collection, 128, "binary")
     bits = np.sign(queries) @ np.sign(collection).T  # 128 minus twice the Hamming distance
