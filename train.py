@@ -167,7 +167,7 @@ class Run:
         recipe = self.recipe
         if whisper and recipe.attn_implementation == "eager" and not (recipe.compile or recipe.gradient_checkpointing):
             for layer in model.audio_model.encoder.layers:
-                recompute_large_attention(layer.self_attn, model.config.audio_config.encoder_attention_heads)
+                recompute_large_attention(layer.self_attn)
 
     def _facts(self) -> dict:
         """What must be the same for the run to go on; the main process looks, since all have the same data."""

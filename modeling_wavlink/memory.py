@@ -4,14 +4,16 @@ import ctypes
 import functools
 import os
 import platform
+import sys
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.models.whisper.modeling_whisper import eager_attention_forward
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MAPPED = 1 << 20  # bytes: larger blocks are mapped one by one
-_MANY_WEIGHTS = 14 << 20  # 56 MB in fp32
+MANY_WEIGHTS = 14 << 20  # 56 MB in fp32
 _KEPT = 1 << 26  # free bytes at the end of the heap that stay there
 
 
@@ -41,11 +43,11 @@ def peak_memory() -> int | None:
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak >> (20 if platform.system() == "Darwin" else 10)
+    return peak >> (20 if sys.platform == "darwin" else 10)
 
 
-def recompute_large_attention(module: nn.Module, head_count: int) -> None:
-    """Make a Whisper's `self_attn` keep no attention weights for backward where they are many, but compute them anew.
+def recompute_large_attention(module: nn.Module) -> None:
+    """Make a Whisper's `self_attn` compute attention weights anew in backward where they are many, in pieces.
 
     The gradients are the same to the last bit. With `attn_implementation="eager"`, which in bf16 on a CPU is the
     fastest, the weights `[B, heads, L, L]` of long clips are most of a step's memory, in fp32 and in bf16.
@@ -53,10 +55,27 @@ def recompute_large_attention(module: nn.Module, head_count: int) -> None:
     forward = module.forward
 
     @functools.wraps(forward)
-    def recomputed(hidden_states, *args, **kwargs):
+    def recomputed(hidden_states, attention_mask=None, **kwargs):
         batch, length = hidden_states.shape[:2]
-        if torch.is_grad_enabled() and batch * head_count * length**2 >= _MANY_WEIGHTS:
-            return checkpoint(forward, hidden_states, *args, use_reentrant=False, **kwargs)
-        return forward(hidden_states, *args, **kwargs)
+        weights = module.num_heads * length**2  # of a clip
+        others = any(value is not None and value is not False for value in kwargs.values())  # such as other keys
+        if others or not torch.is_grad_enabled() or batch * weights < MANY_WEIGHTS:
+            return forward(hidden_states, attention_mask=attention_mask, **kwargs)
+        states = [module.q_proj(hidden_states) * module.scaling, module.k_proj(hidden_states)]
+        states = [x.view(batch, length, module.num_heads, -1) for x in (*states, module.v_proj(hidden_states))]
+        pieces = [x.transpose(1, 2).contiguous().split(max(1, MANY_WEIGHTS // weights)) for x in states]
+        masks = [None] * len(pieces[0])
+        if attention_mask is not None:
+            masks = attention_mask.expand(batch, -1, -1, -1).split(len(pieces[0][0]))
+        attended = [
+            checkpoint(_attend, module, *piece, use_reentrant=False) for piece in zip(*pieces, masks, strict=True)
+        ]
+        return module.out_proj(torch.cat(attended).reshape(batch, length, -1)), None
 
     module.forward = recomputed
+
+
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """`[b, heads, L, d]` thrice and a mask `[b, 1, L, L]` -> `[b, L, heads, d]`."""
+    dropout = module.dropout if module.training else 0.0
+    return eager_attention_forward(module, query, key, value, mask, scaling=1.0, dropout=dropout)[0]

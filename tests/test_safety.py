@@ -44,10 +44,12 @@ UNSAFE = {"load_pickle", "read_pickle", "register_for_checkpointing", "full_load
 # the command that is measured.
 MAY_IMPORT = {
     "modeling_wavlink/checkpoints.py": {"pickle"},
+    "modeling_wavlink/memory.py": {"ctypes"},  # glibc's mallopt
     "modeling_wavlink/run_folder.py": {"subprocess"},
     "hub_cards/push.py": {"huggingface_hub"},
     "hub_cards/verify.py": {"subprocess"},
     "hub_cards/space/folder.py": {"subprocess", "huggingface_hub"},
+    "benchmarks/captions_at_scale.py": {"multiprocessing"},
     "benchmarks/forked.py": {"multiprocessing"},
 }
 
