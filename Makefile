@@ -13,6 +13,9 @@ AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weigh
 	run_folder embedding evaluation evaluate_modules audio containers downmix windows embedder vectors index_folder \
 	sound_map hostile_files constraints cpu_kernels)
 
+# The oldest matplotlib and plotly call what newer neighbours of theirs have deprecated.
+OLD_WARNINGS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
+
 .PHONY: help demo space test test-minimum test-common test-wheel test-space lint bench
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -49,7 +52,7 @@ test: $(VENV)/.installed  ## the whole test suite, a file at a time on every cor
 	$(RUN) -m pytest -n logical --dist loadfile
 
 test-minimum: $(MINIMUM)/.installed  ## what depends on versions, on the oldest that setup.cfg allows
-	$(MINIMUM)/bin/python -m pytest -n logical --dist loadfile $(AT_MINIMUM)
+	$(MINIMUM)/bin/python -m pytest -n logical --dist loadfile $(OLD_WARNINGS) $(AT_MINIMUM)
 
 test-common: $(VENV)/.installed  ## transformers' own common tests, out of the source package of the installed version
 	folder=$$($(RUN) tests/common/sources.py $(COMMON)) && HF_HUB_OFFLINE=1 WAVLINK_COMMON_TESTS=$$folder \

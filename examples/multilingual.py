@@ -143,6 +143,8 @@ def score(model, processor, clips) -> dict:
         found = zero_shot_scores(heard.audio, named["label"], partial(embed_text, model, processor), **options)
         scores["zero_shot"][name] = found[str(dim)]["accuracy"]
     pairs = embed_dataset(model, processor, spoken, [SAID])
+    if len(pairs.text) < 2:  # one phrase is nothing to search in
+        return scores
     groups = spoken["language"] if "language" in spoken.column_names else []
     found = retrieval_scores(pairs.audio, pairs.text, pairs.correspondence, [dim], groups)
     scores["said"] = {"clips": len(spoken), "chance": found["chance"]["text_to_audio"]["R@10"]}
@@ -156,7 +158,9 @@ def score(model, processor, clips) -> dict:
 def show(scores: dict) -> None:
     print(f"zero-shot, {scores['clips']} clips, chance {100 * scores['chance']:.1f}:")
     print(*(f"  {name}  {percent(x)}" for name, x in scores["zero_shot"].items()), sep="\n")
-    said = scores["said"]
+    said = scores.get("said")
+    if not said:
+        return
     print(f"what is said -> its clip, R@10, {said['clips']} clips, chance {100 * said['chance']:.1f}:")
     for name, x in [item for item in said.items() if item[0] not in ("clips", "chance")]:
         known = f", if the language alone is heard {100 * x['language alone']:.1f}" if "language alone" in x else ""

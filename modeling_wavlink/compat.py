@@ -6,6 +6,8 @@ evaluate for metrics (`_info`, `_compute`), and `progress.Bar`'s clock, without 
 parentheses are those that had the private thing.
 """
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -80,6 +82,14 @@ def on_device(trainer, inputs: dict) -> dict:
     from accelerate.utils import send_to_device
 
     return dict(send_to_device(inputs, trainer.args.device))
+
+
+def map_batches(dataset, function, *, max_restarts: int, max_task_retries: int, **options):
+    """Ray Data's `map_batches` with bounds for its workers, which have no parameters of their own: what it takes any
+    option by is announced to go in 2.64, with a warning at each call (ray 2.60)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
+        return dataset.map_batches(function, max_restarts=max_restarts, max_task_retries=max_task_retries, **options)
 
 
 def stored_bytes(vector, size: int) -> np.ndarray:

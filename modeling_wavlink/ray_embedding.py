@@ -26,6 +26,7 @@ from processing.sources import Sound, list_sounds
 from processing.windows import check_window, stream_windows
 
 from .cli import run_command
+from .compat import map_batches
 from .embedded_rows import Report, failed, fixed_size_list, parts_of  # noqa: F401 - for those who read the rows
 from .embedded_rows import Rows as _Rows
 from .embedder import DTYPES, Embedder
@@ -235,7 +236,8 @@ def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_
 
     files = [{"path": sound.path, "place": os.fsencode(sound.place)} for sound in sounds]
     blocks = -(-len(files) // batch_size)
-    embedded = ray.data.from_items(files, override_num_blocks=blocks).map_batches(
+    embedded = map_batches(
+        ray.data.from_items(files, override_num_blocks=blocks),
         FileEmbedder,
         fn_constructor_args=(model,),
         fn_constructor_kwargs=options,
