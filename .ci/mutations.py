@@ -99,7 +99,7 @@ MUTATIONS = {
         "modeling_wavlink/index_parts.py",
         "        if size > _MOST_STEPS * MOST_BYTES:\n",
         "        if False:\n",
-        "tests/test_index_folder.py tests/test_hostile_files.py",
+        "tests/test_index_parts.py tests/test_hostile_files.py",
     ),
 }
 

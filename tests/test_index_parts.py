@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from hub_cards.space.folder import _ship_parts
@@ -297,3 +298,18 @@ def test_what_is_damaged_beside_a_writer_is_an_error(folder):  # noqa: F811
 
     with pytest.raises(ValueError, match="is missing from the index"):
         IndexFolder.reading(folder, read)
+
+
+def test_what_unpacks_to_more_than_any_writer_made_is_refused(small):
+    """Reasons whose length the columns' widths do not tell: each step is within its bound, all steps are not."""
+    step = index_parts.PART_BYTES // index_parts.width(FILES)
+    row = dict(zip(FILES.names, ("a.wav", 1, 1, 0, 0, 0, "x" * (700_000 // step)), strict=True))
+    rows = 100 * step  # 70 MB of reasons, where 64 are the bound
+    table = pyarrow.table({name: pyarrow.repeat(row[name], rows) for name in FILES.names}, schema=FILES)
+    content = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, content, compression="zstd")
+    read = []
+    with pytest.raises(ValueError, match="unpacks to more than"):
+        for part in index_parts.read_steps(content.getvalue().to_pybytes(), FILES, rows):
+            read.append(unpacked(part))
+    assert len(read) > 10 and max(read) <= index_parts.MOST_BYTES
