@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -204,26 +204,33 @@ def interrupted(folder: Path, record: str) -> Path:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes that ask for it in this way.
+def locked(path: Path, remove: bool = False) -> Iterator[None]:
+    """Hold a lock file, which stands for the folder that it lies in, against other processes.
+
+    Args:
+        remove: whether the file goes in the end.
 
     Raises:
         ValueError: another one holds it.
     """
-    path = folder / _LOCK
     lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise ValueError(f"another process is writing to {folder}: wait until it has ended") from error
+        raise ValueError(f"another process is writing to {path.parent}: wait until it has ended") from error
     try:
         yield
     finally:
-        if fcntl:
+        if remove and fcntl:
             path.unlink(missing_ok=True)
         lock.release()
-        if not fcntl:  # Windows removes no open file
+        if remove and not fcntl:  # Windows removes no open file
             _remove(path)
+
+
+def only_writer(folder: Path) -> AbstractContextManager[None]:
+    """Hold a folder against other processes that ask for it in this way; see `locked`."""
+    return locked(folder / _LOCK, remove=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import filelock
 import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .atomic_files import write_bytes
+from .atomic_files import locked, write_bytes
 from .index_parts import PartTooLarge, is_small, read_part, read_steps, split_part, unpacked, width
 from .vectors import STORAGES, bytes_per_vector
 
@@ -168,7 +167,7 @@ class IndexFolder:
             raise ValueError(f"{folder} is there already and is no index: name a folder that is new or empty")
         folder.mkdir(parents=True, exist_ok=True)
         index = cls(folder, manifest)
-        with index._locked():
+        with locked(index.folder / _LOCK):
             if (folder / _MANIFEST).exists():
                 raise ValueError(f"{folder} has just become the index of another process: start again")
             for kind in _KINDS:
@@ -181,7 +180,7 @@ class IndexFolder:
     @contextmanager
     def writing(self) -> Iterator["IndexFolder"]:
         """Locked against other writers, at the state the last one left; readers may go on reading."""
-        with self._locked():
+        with locked(self.folder / _LOCK):
             self.manifest = _read_manifest(self.folder)
             self._remove_strays()
             yield self
@@ -373,18 +372,6 @@ class IndexFolder:
             for path in (self.folder / kind).iterdir():
                 if path.name not in named and (_PART.fullmatch(path.name) or _UNFINISHED.fullmatch(path.name)):
                     path.unlink()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = filelock.FileLock(self.folder / _LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise ValueError(f"another process is writing to {self.folder}: wait until it has ended") from error
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 def _is_foreign(path: Path) -> bool:
