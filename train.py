@@ -31,7 +31,7 @@ from modeling_wavlink.checkpoints import load_state, save_state
 from modeling_wavlink.cli import run_command, stdout_for
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
-from modeling_wavlink.memory import peak_memory, recompute_large_attention, return_freed_memory
+from modeling_wavlink.memory import limit_kept_memory, peak_memory, recompute_attention, return_freed_memory
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.progress import Bar
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
@@ -125,6 +125,9 @@ class Run:
         self.folder = Path(recipe.output_dir)
         refuse_unknown_trackers(recipe.trackers)
         self.accelerator = sharding.start(recipe.mixed_precision, recipe.trackers, recipe.output_dir)
+        self.on_cpu = self.accelerator.device.type == "cpu"
+        if self.on_cpu:
+            limit_kept_memory()
         if recipe.batch_size < self.accelerator.num_processes:
             raise ValueError(
                 f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
@@ -147,7 +150,10 @@ class Run:
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
         self.accelerator.print(describe(model))
-        self._save_memory(model)
+        eager = recipe.attn_implementation == "eager"
+        if self.on_cpu and eager and not (recipe.compile or recipe.gradient_checkpointing):
+            for tower in (model.audio_model, model.text_model):
+                recompute_attention(tower)
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
         warmup = math.ceil(recipe.warmup_ratio * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
@@ -158,16 +164,6 @@ class Run:
         self.facts = self._facts()
         self.step = 0
         self.best = -1.0
-
-    def _save_memory(self, model: torch.nn.Module) -> None:
-        if self.accelerator.device.type != "cpu":
-            return
-        return_freed_memory()
-        whisper = isinstance(model.audio_model, WavLinkAudioModel)
-        recipe = self.recipe
-        if whisper and recipe.attn_implementation == "eager" and not (recipe.compile or recipe.gradient_checkpointing):
-            for layer in model.audio_model.encoder.layers:
-                recompute_large_attention(layer.self_attn)
 
     def _facts(self) -> dict:
         """What must be the same for the run to go on; the main process looks, since all have the same data."""
@@ -370,6 +366,8 @@ def train(recipe: Recipe) -> Path:
                 break
             learning_rate = run.schedule.get_last_lr()[0]
             loss, stop = run.learn(batch, signal_received)
+            if run.on_cpu:
+                return_freed_memory()
             log.step(loss, run.accelerator.unwrap_model(run.model).scale.item(), learning_rate)
             if run.feed.is_epoch_end(run.step):
                 log.validation(*run.score())

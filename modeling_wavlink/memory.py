@@ -1,7 +1,7 @@
 """Memory of training on a CPU: freed tensors go back to the system, attention is recomputed, the peak is known."""
 
 import ctypes
-import functools
+import inspect
 import os
 import platform
 import sys
@@ -9,26 +9,39 @@ import sys
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.models.whisper.modeling_whisper import eager_attention_forward
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MAPPED = 1 << 20  # bytes: larger blocks are mapped one by one
-MANY_WEIGHTS = 14 << 20  # 56 MB in fp32
+MANY_WEIGHTS = 4 << 20  # 16 MB in fp32, in each layer
+PIECE = 14 << 20
 _KEPT = 1 << 26  # free bytes at the end of the heap that stay there
+_CACHES = {"LRU_CACHE_CAPACITY": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}  # 1024 each by default
+_NAME = "eager_recomputed"
 
 
-def return_freed_memory() -> bool:
-    """Make glibc give the memory of freed tensors back at once, and return whether it will.
+def limit_kept_memory() -> bool:
+    """Make oneDNN keep few buffers and glibc none of freed tensors; return whether glibc does. Call it before torch computes.
 
-    By itself glibc takes blocks of up to 32 MB from one heap as soon as one such block was freed. Batches of ever
-    other lengths then leave gaps in which the next ones do not fit, so that the heap grows all through a run: of the
-    recipe `sounds` beyond 8 GB. Settings of `MALLOC_*` and `GLIBC_TUNABLES` in the environment are left as they are.
+    oneDNN keeps what it prepared, buffers included, for each of the last 1,024 shapes, of which each batch of another
+    length brings new ones. glibc takes blocks of up to 32 MB from one heap as soon as one such block was freed, and the
+    batches' ever other lengths leave gaps in which the next ones do not fit. With both, training's memory grows for an
+    hour: of the recipe `sounds` beyond 8 GB. Settings of these in the environment are left as they are.
     """
+    for name, capacity in _CACHES.items():
+        os.environ.setdefault(name, capacity)
     tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if tuned or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_THRESHOLD, _MAPPED) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+
+
+def return_freed_memory() -> None:
+    """Give the free pages of the heap, also those between blocks in use, back to the system; only with glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory() -> int | None:
@@ -46,36 +59,33 @@ def peak_memory() -> int | None:
     return peak >> (20 if sys.platform == "darwin" else 10)
 
 
-def recompute_large_attention(module: nn.Module) -> None:
-    """Make a Whisper's `self_attn` compute attention weights anew in backward where they are many, in pieces.
+def recompute_attention(model: PreTrainedModel) -> None:
+    """Make a tower with eager attention compute attention weights anew in backward where they are many.
 
     The gradients are the same to the last bit. With `attn_implementation="eager"`, which in bf16 on a CPU is the
-    fastest, the weights `[B, heads, L, L]` of long clips are most of a step's memory, in fp32 and in bf16.
+    fastest, the weights `[B, heads, L, L]` of long clips and captions are most of a step's memory.
     """
-    forward = module.forward
-
-    @functools.wraps(forward)
-    def recomputed(hidden_states, attention_mask=None, **kwargs):
-        batch, length = hidden_states.shape[:2]
-        weights = module.num_heads * length**2  # of a clip
-        others = any(value is not None and value is not False for value in kwargs.values())  # such as other keys
-        if others or not torch.is_grad_enabled() or batch * weights < MANY_WEIGHTS:
-            return forward(hidden_states, attention_mask=attention_mask, **kwargs)
-        states = [module.q_proj(hidden_states) * module.scaling, module.k_proj(hidden_states)]
-        states = [x.view(batch, length, module.num_heads, -1) for x in (*states, module.v_proj(hidden_states))]
-        pieces = [x.transpose(1, 2).contiguous().split(max(1, MANY_WEIGHTS // weights)) for x in states]
-        masks = [None] * len(pieces[0])
-        if attention_mask is not None:
-            masks = attention_mask.expand(batch, -1, -1, -1).split(len(pieces[0][0]))
-        attended = [
-            checkpoint(_attend, module, *piece, use_reentrant=False) for piece in zip(*pieces, masks, strict=True)
-        ]
-        return module.out_proj(torch.cat(attended).reshape(batch, length, -1)), None
-
-    module.forward = recomputed
+    AttentionInterface.register(_NAME, _recomputed_attention)
+    AttentionMaskInterface.register(_NAME, eager_mask)
+    model.set_attn_implementation(_NAME)
 
 
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """`[b, heads, L, d]` thrice and a mask `[b, 1, L, L]` -> `[b, L, heads, d]`."""
-    dropout = module.dropout if module.training else 0.0
-    return eager_attention_forward(module, query, key, value, mask, scaling=1.0, dropout=dropout)[0]
+def _recomputed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options
+) -> tuple[Tensor, Tensor | None]:
+    """`[B, heads, L, d]` thrice and a mask `[B or 1, 1, L, L]` -> `[B, L, heads, d]`, and weights where they stay."""
+    attend = inspect.getmodule(type(module)).eager_attention_forward  # each model has its own
+    batch, heads, length = query.shape[:3]
+    weights = heads * length * key.shape[2]  # of a clip
+    if not torch.is_grad_enabled() or batch * weights < MANY_WEIGHTS:
+        return attend(module, query, key, value, mask, **options)
+    size = max(1, PIECE // weights)
+    if module.training and options.get("dropout"):
+        size = batch  # so that dropout draws what it draws without this
+    pieces = [x.split(size) for x in (query, key, value)]
+    masks = [None] * len(pieces[0]) if mask is None else mask.expand(batch, -1, -1, -1).split(size)
+    attended = [
+        checkpoint(lambda *piece: attend(module, *piece, **options)[0], *piece, use_reentrant=False)
+        for piece in zip(*pieces, masks, strict=True)
+    ]
+    return torch.cat(attended), None
