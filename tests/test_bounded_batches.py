@@ -13,9 +13,9 @@ from modeling_wavlink import embedding
 from modeling_wavlink.embedder import _BATCH_SECONDS, Embedder
 from modeling_wavlink.embedding import embed_audio, embed_text
 
+from .clap_models import save_clap
 from .conftest import RATE, tone
-from .test_peers import RATE as CLAP_RATE
-from .test_peers import save_clap
+from .htsat_models import RATE as CLAP_RATE
 
 
 class Recording:

@@ -19,7 +19,7 @@ from processing.durations import header_seconds
 from processing.feeds import Epochs, Stream
 
 from .conftest import RATE, tone
-from .test_streaming import sound, tar_of
+from .tar_streams import sound, tar_of
 
 CLIPS = 12
 

@@ -29,8 +29,8 @@ from processing.air_bench import AIR_BENCH
 from processing.captions import CAPTION_FILES
 
 from .conftest import RATE, tone
+from .htsat_models import whole_clap
 from .processes import run_process
-from .test_htsat import whole_clap
 
 REPO = "user/wavlink-test"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

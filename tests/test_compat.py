@@ -19,8 +19,8 @@ from modeling_wavlink.trainer import WavLinkTrainer
 from modeling_wavlink.vectors import STORAGES, FlatIndex, encode
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 
+from .clap_models import unfused  # noqa: F401
 from .conftest import RATE, tone
-from .test_peers import unfused  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 COMPAT = {

@@ -13,12 +13,12 @@ from processing.audio import load_audio
 from processing.windows import stream_windows
 
 from .conftest import RATE
-from .test_audio import encoded, pure
+from .container_files import PITCHES, heard, link
+from .sound_bytes import encoded, pure
 
 CHAINS = [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")]
 CHAINS += [("WAV", "PCM_16"), ("WAV", "IMA_ADPCM"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_16")]
 CHAINS += [("RF64", "PCM_16"), ("W64", "PCM_16"), ("WAVEX", "FLOAT")]
-PITCHES = 440, 880, 330
 
 
 def warnings_of(caplog) -> list[str]:
@@ -48,24 +48,6 @@ def read(tmp_path, caplog):
         return clip, said
 
     return both
-
-
-def pitches(clip: np.ndarray, number: int, rate: int = RATE) -> list[int]:
-    """Hz of the middle of each of `number` equal parts."""
-    found = []
-    for part in np.array_split(clip, number):
-        middle = part[len(part) // 4 : -len(part) // 4]
-        power = np.abs(np.fft.rfft(middle * np.hanning(len(middle)), rate))
-        found.append(int(power.argmax()))
-    return found
-
-
-def heard(clip: np.ndarray, number: int = 3) -> bool:
-    return all(abs(one - other) < 12 for one, other in zip(pitches(clip, number), PITCHES[:number], strict=True))
-
-
-def link(container: str, codec: str, hertz: float, seconds: float = 1.0, rate: int = RATE, channels: int = 1) -> bytes:
-    return encoded(np.repeat(pure(hertz, rate, seconds)[:, None], channels, 1), container, codec, rate)
 
 
 @pytest.mark.parametrize(("container", "codec"), CHAINS, ids=lambda name: name)

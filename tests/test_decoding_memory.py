@@ -20,7 +20,7 @@ from hub_cards.space.answers import Demo, Limits
 from processing.audio import load_audio
 
 from .conftest import RATE, tone
-from .test_audio import encoded, pure, repeated_flac
+from .sound_bytes import encoded, pure, repeated_flac
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "serve_onnx.py"

@@ -17,7 +17,7 @@ from processing import captions, feeds
 from processing.feeds import Epochs, Stream
 
 from .conftest import RATE, tone
-from .test_train import folder  # noqa: F401
+from .tone_runs import folder  # noqa: F401
 
 AUTO_ACD = ["aaaaaaaaaaa", "bbbbbbbbbbb", "ccccccccccc", "ddddddddddd"]
 AUDIOSETCAPS = ["ccccccccccc", "ddddddddddd"]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from .clean_process import run_clean
 from .conftest import RATE, tone
 from .hub_server import TOKEN, Hub
-from .test_front_doors import run_clean
 
 TEXTS = ["a dog barks", "the bell rings"]
 

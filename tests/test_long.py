@@ -16,9 +16,9 @@ from modeling_wavlink.long import Recording, Span, clock, envelope, hear, locate
 from processing.audio import load_audio
 
 from .conftest import RATE, tone
+from .helpers import is_picture
 from .processes import run_process
-from .test_audio import encoded
-from .test_pictures import is_picture
+from .sound_bytes import encoded
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,8 +12,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 from modeling_wavlink.configuration_wavlink import CUSTOM_PIPELINES, WavLinkConfig
 from modeling_wavlink.pipeline_wavlink import WavLinkZeroShotAudioClassificationPipeline
 
+from .clean_process import run_clean
 from .conftest import RATE, tone
-from .test_front_doors import run_clean
 
 TASK = "zero-shot-audio-classification"
 LABELS = ["dog", "a low bell rings and falls", "rain"]

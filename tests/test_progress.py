@@ -10,22 +10,11 @@ from tqdm import tqdm
 
 from modeling_wavlink.progress import Bar
 
+from .helpers import LOCK_HELD_BY_THE_DEAD
 from .processes import run_process
 
 DAY = 86400.0
 ROOT = Path(__file__).parents[1]
-
-# A process whose lock of tqdm is held by a child that was killed: no other bar of tqdm can be made in it.
-LOCK_HELD_BY_THE_DEAD = """
-import os, signal
-from tqdm import tqdm
-tqdm(total=1, file=open(os.devnull, "w")).close()
-if not (child := os.fork()):
-    tqdm.get_lock().acquire()
-    os.kill(os.getpid(), signal.SIGKILL)
-os.waitpid(child, 0)
-assert not tqdm.get_lock().locks[0].acquire(False)
-"""
 
 
 def test_a_bar_goes_on_where_the_clock_is_put_back(monkeypatch):

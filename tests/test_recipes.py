@@ -17,8 +17,8 @@ from modeling_wavlink.building import refuse_bad_start
 from modeling_wavlink.recipes import Recipe, computes_in_bf16, design_sweep, get_recipe
 
 from .conftest import RATE, tone
-from .test_htsat import AUDIO as HTSAT
-from .test_train import folder  # noqa: F401
+from .htsat_models import AUDIO as HTSAT
+from .tone_runs import folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 PRECISION = ["--mixed_precision", "no"]  # Accelerate takes one a process, which all tests share

@@ -14,9 +14,9 @@ from modeling_wavlink.regimes import describe, lora_config, merged_state_dict, s
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
-from .test_grad_cache import gradients, without_chance
-from .test_htsat import AUDIO as HTSAT
-from .test_train import folder  # noqa: F401
+from .htsat_models import AUDIO as HTSAT
+from .model_gradients import gradients, without_chance
+from .tone_runs import folder  # noqa: F401
 
 CAPTIONS = ["a dog", "the cat", "the bell rings", "low rain", "a loud sound"]
 PROJECTIONS = {"audio_projection.weight", "text_projection.weight", "logit_scale"}

@@ -24,7 +24,7 @@ from modeling_wavlink.run_folder import (
     whole,
 )
 
-from .test_train import folder, recipe  # noqa: F401
+from .tone_runs import folder, recipe  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,8 +18,10 @@ import train
 from modeling_wavlink import embedding, sharding
 
 from .processes import run_process
-from .test_distributed import TEXT_CONFIG
-from .test_train import folder  # noqa: F401
+from .tone_runs import (
+    TEXT_CONFIG,
+    folder,  # noqa: F401
+)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "accelerate_configs"

@@ -35,10 +35,10 @@ from modeling_wavlink.querying import Index
 from modeling_wavlink.search import main as search_main
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
 
+from .clap_models import unfused  # noqa: F401
+from .clean_process import run_clean
 from .conftest import RATE, tone
-from .test_front_doors import run_clean
-from .test_peers import unfused  # noqa: F401
-from .test_train import folder, recipe  # noqa: F401
+from .tone_runs import folder, recipe  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 EVIL = """
