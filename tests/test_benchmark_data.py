@@ -221,6 +221,7 @@ print(*rows["label"])
 """
 
 
+@pytest.mark.slow
 def test_from_the_hub_only_what_is_asked(hub, tmp_path):
     hub.add_repo("qyang1021/AIR-Bench-Dataset", Path(air_bench_folder(tmp_path / "air")))
     types = {"classID": datasets.Value("int64"), "class": datasets.Value("string")}

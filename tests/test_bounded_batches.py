@@ -78,6 +78,7 @@ print(json.dumps([peak() - before, found.windowed]))
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_number_of_long_files():
     """Twelve files of ten minutes in one batch would be 240 windows, 230 MB of log-mels and 460 MB of samples."""
     pytest.importorskip("resource")

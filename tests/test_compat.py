@@ -219,6 +219,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_may_be_missing_on_the_hub(hub, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files/config.json").write_text("{}")

@@ -35,6 +35,7 @@ def losses(launcher: list[str], data, output, *options) -> list[float]:
     return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["info_nce", "sigmoid"])
 def test_two_processes_train_as_one(folder, tmp_path, loss_type):  # noqa: F811
     """Five clips a batch: three on one process, which chunks of two cut, and two on the other. Dropout is off, since

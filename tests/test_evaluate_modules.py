@@ -95,6 +95,7 @@ def test_the_folder_is_no_package():
     assert not list((ROOT / "evaluate_modules").rglob("__init__.py"))
 
 
+@pytest.mark.slow
 def test_from_a_clone_offline_in_a_clean_process(tmp_path):
     code = """
         import evaluate

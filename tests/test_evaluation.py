@@ -197,6 +197,7 @@ def test_a_benchmark_by_name_is_read_from_its_copy(wavlink_folder, tmp_path):
     assert labels > len(written["zero_shot"]["per_class"]) and written["zero_shot"]["chance"] == 1 / labels
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_the_hub_has_its_commit_on_record(hub, wavlink_folder, tmp_path):
     labels = {"category": datasets.Value("string")}
     rows = [{"audio": {"bytes": wav(tone(300, 0.2, i)), "path": f"{i}.wav"}, "category": str(i)} for i in range(3)]

@@ -133,6 +133,7 @@ def options(shards, folder, output, *more):  # noqa: F811
     return train.parse_recipe(["quickstart", *given, "--num_workers", "0", "--output_dir", str(output), *more])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_streamed_run_resumes_to_the_same_weights_and_metrics(
     shards,

@@ -70,6 +70,7 @@ def test_auto_classes_and_pipeline_in_a_clean_process(wavlink_folder, model, pro
     )
 
 
+@pytest.mark.slow
 def test_the_pipeline_pads_as_the_checkpoint_was_trained(model, processor, tmp_path):
     processor.feature_extractor.padding = "max_length"
     try:

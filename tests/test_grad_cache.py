@@ -101,6 +101,7 @@ def work(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_several_texts_a_clip_on_two_processes_and_in_chunks(model, captioned, tmp_path):
     model.save_pretrained(tmp_path)
     torch.save(captioned, tmp_path / "batch.pt")

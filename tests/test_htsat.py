@@ -252,6 +252,7 @@ def test_no_more_is_claimed_than_transformers_has(model, tmp_path):
         enable_checkpointing(model)
 
 
+@pytest.mark.slow
 def test_auto_classes_and_pipeline_in_a_clean_process(model, processor, tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -297,6 +298,7 @@ def test_sentence_transformer_encodes_at_48_khz(model, processor, tmp_path):
         door.encode([{"array": clips[0], "sampling_rate": 16000}])
 
 
+@pytest.mark.slow
 def test_it_is_pushed_with_a_card_of_its_own(model, processor, tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -325,6 +327,7 @@ def sounds_folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_the_loop_trains_scores_and_saves(sounds_folder, clap_folder, bert_folder, tmp_path, pretrained):
     options = ["--data", str(sounds_folder), "--output_dir", str(tmp_path), "--batch_size", "3", "--epochs", "2"]

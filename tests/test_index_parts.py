@@ -237,6 +237,7 @@ def test_a_manifest_that_would_write_over_its_parts_is_refused(folder):  # noqa:
         IndexFolder.open(folder)
 
 
+@pytest.mark.slow
 def test_more_than_2_gb_of_paths_are_taken_and_sorted():
     """1 GB of zeros that no memory is needed for, three times: arrow's own offsets count 2 GB."""
     count, size = 1 << 10, 1 << 20

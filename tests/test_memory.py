@@ -52,6 +52,7 @@ def run(returned: bool, code: str = FREED, **environment) -> list[str]:
     return subprocess.run(command, env={**clean, **environment}, **options).stdout.split()
 
 
+@pytest.mark.slow
 @glibc
 def test_freed_tensors_go_back_to_the_system():
     """In MiB, of 390 freed: by itself glibc keeps them."""
@@ -60,6 +61,7 @@ def test_freed_tensors_go_back_to_the_system():
     assert answer == "True" and int(kept) < 50
 
 
+@pytest.mark.slow
 @glibc
 def test_settings_of_the_environment_stay():
     assert run(True, MALLOC_TRIM_THRESHOLD_="100000000")[0] == "False"
@@ -87,6 +89,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow
 @glibc
 def test_new_lengths_take_no_new_memory():
     """In MiB, over 190 lengths; 916 without the limits, on a CPU whose products in bf16 are oneDNN's."""

@@ -145,6 +145,7 @@ print(json.dumps([events, roots]))
 """
 
 
+@pytest.mark.slow
 def test_a_loaded_folder_reaches_for_nothing_but_itself(wavlink_folder, tmp_path):
     """As far as Python sees: its audit events. The Hub is not said to be offline, but would be refused."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

@@ -270,6 +270,7 @@ print(kills, os.WEXITSTATUS(status))
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_nothing_is_lost_and_nothing_there_twice(sounds, tmp_path, models, embedder):
     """SIGKILL at random moments; of long files, the windows before it stay."""
     for number in range(12):
@@ -341,6 +342,7 @@ sys.exit(search.main(["index", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_that_held_tqdms_lock_stops_neither_index_nor_its_signals(sounds, tmp_path, models):
     options = ["--model", models["model"], "--out", tmp_path / "index"]
     command = [sys.executable, "-c", STOPPED_BESIDE_A_DEAD_PROCESS, sounds, *options]

@@ -105,6 +105,7 @@ def expected(wavlink) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("name", TOGETHER)

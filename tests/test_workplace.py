@@ -42,6 +42,7 @@ def test_a_temporary_folder_goes_in_the_end_and_after_an_error(top):
     assert not list(top.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_push_leaves_nothing_that_stops_the_next(hub, top, wavlink_folder, tmp_path):
     environment = hub.environment(tmp_path / "home", TOKEN, TMPDIR=str(top), OMP_NUM_THREADS="1")
     out = tmp_path / "out"
