@@ -57,6 +57,9 @@ space: $(SPACE)/.installed  ## the demo in a browser, of what `make demo` traine
 	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo
 	$(SPACE)/bin/python hub_cards/space/app.py --model runs/quickstart/best --index synthetic
 
+# A worker a core: further threads, also of the processes that tests start, would only wait for each other.
+test test-slow coverage: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/.installed  ## the fast tests, a file at a time on every core: 5 minutes on 2 cores
 	$(RUN) -m pytest -n logical --dist loadfile -m '$(FAST)'
 
