@@ -16,6 +16,7 @@ from modeling_wavlink.memory import peak_memory
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
+from .tone_runs import folder, recipe  # noqa: F401
 
 # A block of 16 MB that is freed makes glibc take all smaller ones from the heap; the last tensor keeps the heap's end.
 FREED = """
@@ -131,10 +132,9 @@ def test_recomputed_attention_has_the_same_gradients(model, processor, monkeypat
     assert bool(sizes) == many
 
 
-def test_a_run_notes_its_peak_memory(tmp_path, monkeypatch):
+def test_a_run_notes_its_peak_memory(folder, tmp_path, monkeypatch):  # noqa: F811
     for name in ("draw_loss", "draw_recall", "draw_similarities"):
         monkeypatch.setattr(train, name, lambda *_: None)
-    options = ["--max_steps", "1", "--batch_size", "2", "--num_workers", "0", "--mixed_precision", "no"]
-    output = train.train(train.parse_recipe(["quickstart", "--output_dir", str(tmp_path), *options]))
+    output = train.train(recipe(folder, tmp_path / "run", "--max_steps", "1"))
     last = json.loads((output / "environment.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 1 and 100 < last["peak_memory_mib"] <= peak_memory()
