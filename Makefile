@@ -16,7 +16,7 @@ AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weigh
 # The oldest matplotlib and plotly call what newer neighbours of theirs have deprecated.
 OLD_WARNINGS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
-.PHONY: help demo space test test-minimum test-common test-wheel test-space lint bench
+.PHONY: help demo space test test-minimum test-common test-wheel test-space lint bench docs tables
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -37,6 +37,10 @@ $(SPACE)/.installed: $(VENV)/.installed
 	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> "$$($(SPACE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
 	$(SPACE)/bin/python -m pip install -c constraints.txt -e '.[browser]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(RUN) -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
 demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a stranger would, and use it
@@ -79,3 +83,9 @@ lint: $(VENV)/.installed  ## ruff, and known vulnerabilities where their service
 bench: $(VENV)/.installed  ## speed of embedding and of training
 	$(RUN) benchmarks/speed.py
 	$(RUN) benchmarks/train_step.py
+
+docs: $(VENV)/.docs  ## the documentation, into site/; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+tables: $(VENV)/.installed  ## the tables of README and docs, from benchmarks/results
+	$(RUN) benchmarks/tables.py
