@@ -17,9 +17,9 @@ A record holds:
     values    tables by name: `{"columns": [...], "rows": [[cell, ...], ...]}`
     raw       all that the script measured, for later questions
 
-A cell is a text, a number, null, or `{"value": 47.4, "interval": [44.5, 50.5], "digits": 1, "unit": "ms"}`, all but the
-value optional; instead of an interval (95 %, by bootstrap) it may have a `"range"`, the least and the most of several
-runs. `"signed": true` prints a plus sign.
+A cell is a text, a number, null, or `{"value": 47.4, "interval": [44.5, 50.5], "digits": 1, "unit": "ms"}`. All but the
+value are optional. Instead of an interval (95 %, by bootstrap) it may have a `"range"`: the least and the most of
+several runs. `"signed": true` prints a plus sign.
 """
 
 import argparse
@@ -62,7 +62,13 @@ def number(value: float, digits: int, unit: str = "") -> dict:
 
 
 def write(
-    path: Path | None, *, title: str, values: dict[str, dict], seed: int | None, note: str = "", raw: dict | None = None
+    path: Path | None,
+    *,
+    title: str,
+    values: dict[str, dict],
+    seed: int | None,
+    note: str = "",
+    raw: dict | None = None,
 ) -> None:
     """Write a record of this process's run, checked and atomically; do nothing where `path` is None.
 

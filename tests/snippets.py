@@ -129,9 +129,14 @@ def _check_module(name: str, *words: str) -> None:
     handed = {known: (command.module, list(command.first)) for known, command in cli.COMMANDS.items()} | _ELSEWHERE
     assert name in handed, f"no command {name}"
     module, first = handed[name]
+    module = importlib.import_module(module)
+    if hasattr(module, "_parser"):
+        _, rest = module._parser().parse_known_args([*first, *words])
+        assert not [word for word in rest if word.startswith("-")], rest
+        return
     with parsed_alone() as parsed:
         try:
-            importlib.import_module(module).main([*first, *words])
+            module.main([*first, *words])
         except _Parsed:
             pass
     assert parsed, f"wavlink {name}"
@@ -170,4 +175,3 @@ def known_options() -> set[str]:
     sources.append((ROOT / "train.py").read_text(encoding="utf-8"))
     fields = {f"--{field.name}" for field in dataclasses.fields(Recipe)}
     return fields.union(*(re.findall(r'"(--[\w-]+)"', source) for source in sources))
-

@@ -58,7 +58,9 @@ def test_python_blocks_parse_and_import_what_exists(name):
         assert snippets.missing_imports(code) == []
 
 
-@pytest.mark.parametrize("name, words", COMMANDS, ids=lambda value: " ".join(value)[:60] if value else "")
+@pytest.mark.parametrize(
+    "name, words", COMMANDS, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60]
+)
 def test_commands_are_understood(name, words):
     snippets.check_command(words)
 

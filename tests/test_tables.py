@@ -53,7 +53,9 @@ def test_cells_print_values_intervals_ranges_and_units():
     interval = records.percent({"value": 0.4744, "interval": [0.445, 0.505]})
     difference = records.percent({"value": 0.004, "interval": [-0.001, 0.008]}, signed=True)
     spread = {"value": 2.5, "range": [2.0, 3.0], "digits": 1, "unit": "s"}
-    table = records.table(["a", "b", "c", "d", "e"], [[interval, difference, spread, 2000000, records.number(8.72, 1)]])
+    table = records.table(
+        ["a", "b", "c", "d", "e"], [[interval, difference, spread, 2000000, records.number(8.72, 1)]]
+    )
     row = tables.markdown(table).splitlines()[-1]
     assert row == "| 47.4 [44.5, 50.5] | +0.4 [-0.1, +0.8] | 2.5 (2.0 to 3.0) s | 2,000,000 | 8.7 |"
 
