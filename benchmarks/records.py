@@ -17,9 +17,12 @@ A record holds:
     values    tables by name: `{"columns": [...], "rows": [[cell, ...], ...]}`
     raw       all that the script measured, for later questions
 
-A cell is a text, a number, null, or `{"value": 47.4, "interval": [44.5, 50.5], "digits": 1, "unit": "ms"}`. All but the
-value are optional. Instead of an interval (95 %, by bootstrap) it may have a `"range"`: the least and the most of
-several runs. `"signed": true` prints a plus sign.
+A cell is a text, a number, null, or an object such as
+
+    {"value": 47.4, "interval": [44.5, 50.5], "digits": 1, "unit": "ms", "signed": true}
+
+of which all but the value are optional. Instead of an interval (95 %, by bootstrap) it may have a `"range"`: the least
+and the most of several runs.
 """
 
 import argparse
