@@ -25,7 +25,7 @@ SEED ?= 0
 FAST := not (slow or real or browser or big)
 SLOW := (slow or real or browser) and not big
 
-.PHONY: help demo space test test-slow test-minimum test-common test-wheel test-space coverage lint fuzz bench
+.PHONY: help demo space test test-slow test-minimum test-common test-wheel test-space coverage lint fuzz bench docs tables
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -46,6 +46,10 @@ $(SPACE)/.installed: $(VENV)/.installed
 	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> "$$($(SPACE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth"
 	$(SPACE)/bin/python -m pip install -c constraints.txt -e '.[browser]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(RUN) -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
 demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a stranger would, and use it
@@ -104,3 +108,9 @@ fuzz: $(VENV)/.installed  ## damaged files, and property tests on new examples: 
 bench: $(VENV)/.installed  ## speed of embedding and of training
 	$(RUN) benchmarks/speed.py
 	$(RUN) benchmarks/train_step.py
+
+docs: $(VENV)/.docs  ## the documentation, into site/; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+tables: $(VENV)/.installed  ## the tables of README and docs, from benchmarks/results
+	$(RUN) benchmarks/tables.py
