@@ -257,7 +257,9 @@ def test_python_m_wavlink_does_not_look_in_the_working_directory(tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site/wavlink").mkdir()
     for file in ("__init__.py", "packages.py", "auto_classes.py"):
-        (tmp_path / "site/wavlink" / file).write_text((ROOT / "wavlink" / file).read_text(encoding="utf-8"))
+        (tmp_path / "site/wavlink" / file).write_text(
+            Path(wavlink.__file__).with_name(file).read_text(encoding="utf-8")
+        )
     (tmp_path / "site/wavlink/__main__.py").write_text(
         "import processing, modeling_wavlink, hub_cards, train\nprint(processing.own)\n"
     )
