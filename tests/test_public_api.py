@@ -24,12 +24,12 @@ from .processes import run_process
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
-    "WavLinkConfig WavLinkModel WavLinkProcessor WavLinkFeatureExtractor WavLinkTrainer Embedder Index classify locate "
-    "evaluate train load_audio load_recipe"
+    "WavLinkConfig WavLinkModel WavLinkProcessor WavLinkFeatureExtractor WavLinkTrainer Embedder Index classify "
+    "locate evaluate train load_audio load_recipe"
 ).split()
 FUNCTIONS = [name for name in NAMES if name.islower()]
 LABELS = ["a low sound", "a high sound"]
-VERBS = "classify find evaluate train decode load".split()  # that the functions' docstrings begin with
+VERBS = "classify find evaluate train decode load".split()
 
 
 @pytest.fixture
