@@ -87,15 +87,16 @@ test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed wher
 	$(WHEEL)/bin/python -m pip install -c constraints.txt hypothesis pytest pytest-timeout sentence-transformers \
 		"$$(echo dist/*.whl)[train,eval,search,space]"
 	elsewhere=$$(mktemp -d) && cp -r tests setup.cfg $$elsewhere && cd $$elsewhere && \
-		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli); \
+		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli public_api); \
 		status=$$?; rm -rf $$elsewhere; exit $$status
 
 test-space: $(SPACE)/.installed  ## the demo with gradio, and where there is a chromium in a browser
 	$(SPACE)/bin/python -m pytest tests/test_space.py tests/test_space_push.py tests/test_space_browser.py
 
-lint: $(VENV)/.installed  ## ruff, GitHub's files by their schemas, known vulnerabilities where their service can be reached
+lint: $(VENV)/.installed  ## ruff, types of the public API, GitHub's files by their schemas, known vulnerabilities where their service can be reached
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 	$(RUN) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml

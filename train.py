@@ -34,7 +34,7 @@ from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.memory import limit_kept_memory, peak_memory, recompute_attention, return_freed_memory
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.progress import Bar
-from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe, refuse_another_run
+from modeling_wavlink.recipes import RECIPES, Recipe, load_recipe, refuse_another_run
 from modeling_wavlink.regimes import (
     clamp_scale,
     describe,
@@ -89,14 +89,11 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     """RECIPE and its options as one recipe."""
     parser = recipe_parser()
     parser.add_argument("recipe", metavar="RECIPE", help=", ".join(RECIPES))
-    changes = parse(parser, argv)
-    if "init" in changes:
-        changes = {"pooling": "", "frame_pooling": 0} | changes  # the recipe's own are for new models
+    options = parse(parser, argv)
     try:
-        recipe = dataclasses.replace(get_recipe(changes.pop("recipe")), **changes)
+        return load_recipe(options.pop("recipe"), **options)
     except ValueError as error:
         parser.error(str(error))
-    return recipe if recipe.output_dir else dataclasses.replace(recipe, output_dir=f"runs/{recipe.name}")
 
 
 def _argument(field: dataclasses.Field) -> dict:

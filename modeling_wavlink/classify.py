@@ -46,6 +46,8 @@ def classify(
         ValueError: a prompt without one `{}`, a label given twice or only one, a folder without sounds, or a dim that
             is none.
     """
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"labels must be a list of strings, such as ['dog', 'rain'], got {labels!r}")
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise ValueError(f"give two labels or more, each once, got {', '.join(map(repr, labels)) or 'none'}")
     prompts = checked_prompts(list(prompts))

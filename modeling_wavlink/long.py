@@ -177,22 +177,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.picture:
         _check_picture(Path(options.picture))
     embedder = Embedder(options.model, revision=options.revision, device=options.device)
-    dims = sorted({*embedder.matryoshka_dims, embedder.dims})
-    if options.dim is not None and options.dim not in dims:
-        raise ValueError(f"--dim must be one of the nested dims of {embedder.name}, {dims}, got {options.dim}")
-    recording = hear(embedder, options.file, options.window, options.hop)
-    queries = _queries(embedder, options)
-    found = [(name, vector, locate(recording, vector, options.top_k, options.dim)) for name, vector in queries]
+    recording, found = locate_all(
+        embedder,
+        options.file,
+        options.query,
+        options.by_sound,
+        options.window,
+        options.hop,
+        options.top_k,
+        options.dim,
+    )
     if options.picture:
         _draw(options, recording, found)
     print(_as_json(options, embedder, recording, found) if options.json else _as_tables(found))
 
 
-def _queries(embedder: Embedder, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
-    """What is looked for, by name: texts, then sounds, each as a whole."""
-    texts = zip(options.query, embedder.embed_text(options.query), strict=True) if options.query else []
-    sounds = [(path, hear(embedder, path, options.window, options.hop).whole) for path in options.by_sound]
-    return [*texts, *sounds]
+def locate_all(
+    embedder: Embedder,
+    file,
+    texts: Sequence[str],
+    sounds: Sequence,
+    window: float,
+    hop: float,
+    top_k: int,
+    dim: int | None,
+) -> tuple[Recording, list[tuple]]:
+    """The recording, and of each text, then of each sound, its name, vector `[D]` and spans (see `locate`).
+
+    Args:
+        file, sounds: what `hear` takes; each sound is looked for as a whole.
+
+    Raises:
+        ValueError: `hear`'s, no such `dim`, `top_k` below 1, or an empty text.
+    """
+    dims = sorted({*embedder.matryoshka_dims, embedder.dims})
+    if dim not in (None, *dims):
+        raise ValueError(f"dim must be one of the nested dims of {embedder.name}, {dims}, got {dim}")
+    texts = list(texts)
+    queries = list(zip(texts, embedder.embed_text(texts), strict=True)) if texts else []
+    queries += [(sound, hear(embedder, sound, window, hop).whole) for sound in sounds]
+    recording = hear(embedder, file, window, hop)  # last: it may take an hour
+    return recording, [(name, vector, locate(recording, vector, top_k, dim)) for name, vector in queries]
 
 
 def _check_picture(path: Path) -> None:

@@ -1,10 +1,13 @@
 """Recipes: complete, frozen training configurations. A field is also an option of `train.py`."""
 
 import dataclasses
+import difflib
 import itertools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -349,3 +352,55 @@ def get_recipe(name: str) -> Recipe:
     raise ValueError(
         f"no recipe {name!r}; the recipes are {', '.join(RECIPES)}, and sweep's {design_sweep()[0].name}, ..."
     )
+
+
+def load_recipe(name: str, **changes: Any) -> Recipe:
+    """Load a training recipe by its name, with some of its fields changed.
+
+    Args:
+        name: one of `RECIPES`, such as `"sounds"`, or a configuration of the sweep.
+        changes: fields of `Recipe`, such as `data`, `batch_size` or `learning_rate`; times are in seconds. A model
+            given as `init` keeps its own `pooling` and `frame_pooling` unless these are given.
+
+    Returns:
+        The recipe, with `output_dir` `runs/NAME` unless it is given. `wavlink.train` runs it.
+
+    Raises:
+        ValueError: no such recipe or field, or a value that it cannot have.
+
+    Example:
+
+    ```python
+    >>> from wavlink import load_recipe
+    >>> recipe = load_recipe("quickstart", batch_size=16, matryoshka_dims=[128, 64])
+    >>> recipe.batch_size, recipe.matryoshka_dims, recipe.output_dir
+    (16, (128, 64), 'runs/quickstart')
+
+    ```
+    """
+    fields = {field.name: field for field in dataclasses.fields(Recipe) if field.name != "name"}
+    for change in changes:
+        if change not in fields:
+            near = difflib.get_close_matches(change, fields, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(fields)}"
+            raise ValueError(f"a recipe has no field {change!r}; {advice}")
+    changes = {change: _field_value(fields[change], value) for change, value in changes.items()}
+    if "init" in changes:
+        changes = {"pooling": "", "frame_pooling": 0} | changes  # the recipe's own are for new models
+    recipe = dataclasses.replace(get_recipe(name), **changes)
+    return recipe if recipe.output_dir else dataclasses.replace(recipe, output_dir=f"runs/{recipe.name}")
+
+
+def _field_value(field: dataclasses.Field, value: Any) -> Any:
+    """A value as the field's type: a path as text, a list as a tuple, a whole number as a float."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    kind = field.type
+    if kind in (tuple[str, ...], tuple[int, ...]):
+        item, name = kind.__args__[0], f"a list of {kind.__args__[0].__name__}"
+        if isinstance(value, list | tuple) and all(type(each) is item for each in value):
+            return tuple(value)
+    else:
+        name = kind.__name__
+        if type(value) is kind or (kind is float and type(value) is int):
+            return kind(value)
+    raise ValueError(f"{field.name} must be {name}, got {value!r}")

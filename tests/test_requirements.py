@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import wavlink
 from modeling_wavlink.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-OWN = ("modeling_wavlink", "processing", "hub_cards", "train")
+OWN = ("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")
 DISTRIBUTIONS = {"faiss": "faiss-cpu", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
 EXTRAS = {  # of each command; "" is an installation without extras
     **{"train": "train", "eval": "eval", "classify": "", "where": "", "map": "map", "export": "onnx"},
@@ -55,6 +56,8 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 
     def walk(node: ast.AST, lazy: bool) -> None:
         for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
             inner = lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             if isinstance(child, ast.Import):
                 found.extend((alias.name, inner) for alias in child.names)
@@ -102,6 +105,19 @@ def test_what_a_command_imports_is_declared(start):
     assert packages and file_of(start)
     missing = {name: where for name, where in packages.items() if DISTRIBUTIONS.get(name, name) not in declared}
     assert not missing, f"add to the extra {STARTS[start]!r} of setup.cfg: {missing}"
+
+
+@pytest.mark.parametrize("name", wavlink.__all__)
+def test_what_a_public_name_imports_is_declared(name):
+    home, extra = wavlink._HOMES[name]
+    packages = needed(home)
+    declared = extras()[extra]
+    missing = {name: where for name, where in packages.items() if DISTRIBUTIONS.get(name, name) not in declared}
+    assert packages and not missing, f"name the extra that brings them in wavlink._HOMES: {missing}"
+
+
+def test_the_package_itself_imports_the_standard_library_alone():
+    assert file_of("wavlink") and not needed("wavlink")
 
 
 def test_what_is_imported_in_functions_is_declared_somewhere():
