@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from processing.synthetic import KINDS, render
+from wavlink import options as of
+from wavlink.console import run_command, stdout_for
 
 from .atomic_files import added_files, interrupted
-from .cli import run_command, stdout_for
 from .configuration_wavlink import text_max_length
 from .peers import load_for_evaluation, revision
 
@@ -291,14 +292,11 @@ def _to_int8(path: Path, processor) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a folder or Hub id of a WavLink")
-    parser.add_argument("folder", help="to write")
-    parser.add_argument("--int8", action="store_true", help="8 bits a weight, and what that costs")
-    parser.add_argument("--opset", type=int, help="of ONNX; default: torch's own")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    options = parser.parse_args(argv)
-    with stdout_for(options.json) as print_json:
+    run_export(of.parser_of(of.export, "python -m modeling_wavlink.onnx_export", __doc__).parse_args(argv))
+
+
+def run_export(options: argparse.Namespace) -> None:
+    with stdout_for(options.as_json) as print_json:
         about = export_onnx(*load_for_evaluation(options.model), options.folder, options.int8, options.opset)
         size = sum(path.stat().st_size for path in Path(options.folder).glob("*.onnx*")) / 1e6
         print(f"{options.folder}: {about['precision']}, {size:.1f} MB, opset {about['opset']}")
