@@ -15,16 +15,19 @@ along, and so do an index and its sounds. Before the upload it has started in a 
 import argparse
 import gc
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers.utils import logging
 
 from modeling_wavlink.atomic_files import new_folder
 from wavlink import options as of
-from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for
+from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for, step
 
 from .card import write_card
 from .measured import read_scores, scores_of
@@ -80,22 +83,52 @@ def push(options: argparse.Namespace) -> str:
     scores = read_scores(options.scores)
     api = HfApi()
     if not options.dry_run:
+        step("asking the Hub who may write")
         check_access(api, target)
-    with _workplace(options.output_dir) as folder:
+    with own_lines_alone(), _workplace(options.output_dir) as folder:
         if options.space:
             prepare_space(options, folder, scores)
         else:
-            verify(folder, prepare(options, folder, scores))
-        return options.output_dir if options.dry_run else upload(api, folder, target)
+            _verify(folder, prepare(options, folder, scores))
+        if options.dry_run:
+            return options.output_dir
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        step(f"uploading {size:.1f} MB to {options.repo_id}")
+        return upload(api, folder, target)
+
+
+def _verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
+    step("loading it in a clean process with transformers and torch alone")
+    verify(folder, expected)
+
+
+@contextmanager
+def own_lines_alone() -> Iterator[None]:
+    """Without the progress bars of transformers and huggingface_hub, and without the warnings of other libraries."""
+    bars, hub_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if hub_bars:
+        disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+        if hub_bars:
+            enable_progress_bars()
 
 
 def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> dict[str, np.ndarray]:
     """Writes everything that is to be on the Hub into `folder`; returns the vectors that it must give."""
     source = options.folder or f"the untrained {options.init} model"
+    step(f"loading {source}")
     model, processor = open_paper_model(options.init) if options.init else open_checkpoint(options.folder)
     expected = vectors(model, processor)
     model = merged(model)
     measured = scores_of(model, source, scores)
+    step("writing the model and its card")
     try:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         processor.save_pretrained(folder)
@@ -124,12 +157,14 @@ def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, l
     """Writes a Space into `folder`, with the model in it unless that is a whole one on the Hub; and starts it once."""
     commit = commit_of(options.folder)
     if not commit:
-        verify(folder / "model", prepare(options, folder / "model", scores))
+        _verify(folder / "model", prepare(options, folder / "model", scores))
     name = options.folder if commit else Path(options.folder).resolve().name
+    step("writing the Space")
     try:
         write_space(folder, options.repo_id, name, commit, options.index)
     except OSError as error:
         raise OSError(f"could not write {folder}: {error}; nothing was uploaded") from error
+    step("starting the Space once in a clean process")
     check_space(folder)
 
 

@@ -42,11 +42,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is
 
 
 def run(returned: bool, code: str = FREED, **environment) -> list[str]:
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE", "LRU_", "ONEDNN_"))
-    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE", "LRU_", "ONEDNN_"))}
     command = [sys.executable, "-c", code, str(returned)]
     options = {"capture_output": True, "text": True, "check": True, "timeout": 300}
     return subprocess.run(command, env={**clean, **environment}, **options).stdout.split()
@@ -102,9 +98,7 @@ def test_recomputed_attention_has_the_same_gradients(model, processor, monkeypat
     for module in model.text_model.modules():
         if hasattr(module, "dropout") and isinstance(module.dropout, float):
             module.dropout = 0.1
-    rows = [
-        {"audio": {"array": tone(300, 0.3 + i, i), "sampling_rate": RATE}, "caption": "a " * (1 + i)} for i in range(3)
-    ]
+    rows = [{"audio": {"array": tone(300, 0.3 + i, i), "sampling_rate": RATE}, "caption": "a " * (1 + i)} for i in range(3)]
     batch = AudioTextCollator(processor, ["caption"])(rows)
     tower = getattr(model, f"{tower}_model")
     sizes = []

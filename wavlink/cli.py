@@ -7,7 +7,7 @@ help, errors of usage and completion answer at once.
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from . import options as of
@@ -211,6 +211,15 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _taking_text(parser: Parser) -> Iterator[argparse.Action]:
+    """What may be a path, of all commands."""
+    for action in parser._actions:
+        if action.nargs != 0 and not action.choices and action.type in (None, str):
+            yield action
+    for command in parser.commands.values():
+        yield from _taking_text(command)
+
+
 class _Completion(argparse.Action):
     """Print a shell's completion script, made by shtab."""
 
@@ -219,6 +228,8 @@ class _Completion(argparse.Action):
             import shtab
         except ModuleNotFoundError:
             parser.error(f"shtab is not installed: {install_command('completion')}")
+        for action in _taking_text(parser):
+            action.complete = shtab.FILE
         print(shtab.complete(parser, shell=shell))
         parser.exit()
 

@@ -147,15 +147,13 @@ def step(line: str) -> None:
 
 
 @contextlib.contextmanager
-def without_foreign_output(*loggers: str) -> Iterator[None]:
-    """Keep warnings, and what `loggers` say below an error, from the terminal; errors are raised as ever."""
-    before = {name: logging.getLogger(name).level for name in loggers}
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.ERROR)
+def without_foreign_output() -> Iterator[None]:
+    """Keep warnings and log records below an error from the terminal; errors are raised and logged as ever."""
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(disabled)
