@@ -277,7 +277,7 @@ def parse_name(name: str) -> tuple[str, int | None]:
 
 
 def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple[str, str | None, bool]:
-    """The model type, and the commit if it is the Hub's, from the config alone; whether only the cache is to be had."""
+    """The model type, the commit if it is the Hub's, and whether only its cache is to be had, from the config alone."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         best = folder / "best"
@@ -291,7 +291,8 @@ def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple
         path = cached_file(source, "config.json", revision=revision, local_files_only=local_files_only)
     except OSError as error:
         raise ValueError(
-            f"{source!r} is neither a folder here nor to be had from the Hub{near_folder(source)}: {ACCEPTED} ({error})"
+            f"{source!r} is neither a folder here nor to be had from the Hub{near_folder(source)}: {ACCEPTED} "
+            f"({error})"
         ) from error
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))

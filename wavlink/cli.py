@@ -156,9 +156,13 @@ def build_parser() -> Parser:
         description="Compact audio-text embeddings: train, measure, search, publish.",
         epilog=f"{_examples()}\n\n`wavlink COMMAND --help` lists a command's options.\n\n{EXIT_CODES}",
     )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("--version", action=_Version, default=argparse.SUPPRESS, help="print the version and exit")
     parser.add_argument(
-        "--print-completion", action=_Completion, choices=SHELLS, metavar="{bash,zsh,fish}", help="default: none"
+        "--print-completion",
+        action=_Completion,
+        choices=SHELLS,
+        default=argparse.SUPPRESS,
+        help="print the completion script of a shell and exit",
     )
     _debug_option(parser)
     commands = parser.add_commands(dest="command", title="commands")

@@ -45,11 +45,11 @@ def run_command(
     try:
         return command(arguments) or 0
     except (ValueError, OSError) as error:
-        line = clean(error, _MOST)
+        line, failure = clean(error, _MOST), error
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in OWN:
             raise
-        line = install_hint(error.name, extra)
+        line, failure = install_hint(error.name, extra), error
     except SystemExit as stopped:
         if not isinstance(stopped.code, str):
             return stopped.code or 0
@@ -60,7 +60,7 @@ def run_command(
             print(f"{name}: {stopped.args[1]}", file=sys.stderr)
         return code_of(stopped)
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(failure)
     print_error(name, line, as_json)
     return 2
 

@@ -14,10 +14,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help
-        if not text or not action.option_strings or action.nargs == 0 or action.required or "default:" in text:
+        shown = getattr(action, "shown_default", None)
+        stated = not text or "default:" in text or (action.default == argparse.SUPPRESS and shown is None)
+        if stated or not action.option_strings or action.nargs == 0 or action.required:
             return text
-        if getattr(action, "shown_default", None) is not None:
-            return f"{text} (default: {action.shown_default})".replace("%", "%%")
+        if shown is not None:
+            return f"{text} (default: {str(shown).replace('%', '%%')})"
         empty = action.default in (None, "", [], ())
         return f"{text} (default: {'none' if empty else '%(default)s'})"
 
@@ -50,7 +52,9 @@ class Parser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         args = list(sys.argv[1:] if args is None else args)
         self.as_json = "--json" in args
-        self._refuse_other_command(args)
+        own = args[: self._refuse_other_command(args)]
+        if unknown := self._unknown(own):  # before what is missing, since that may be what is misspelt
+            self.refuse([unknown])
         self._within = True
         try:
             parse = self.parse_known_intermixed_args if self.intermixed else super().parse_known_args
@@ -66,19 +70,38 @@ class Parser(argparse.ArgumentParser):
         option = next((word for word in rest if word.startswith("-")), None)
         if option is None:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
-        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        near = difflib.get_close_matches("--" + option.partition("=")[0].lstrip("-"), known, n=1)
+        near = difflib.get_close_matches("--" + option.partition("=")[0].lstrip("-"), self._names(), n=1)
         advice = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
         self.error(f"unknown option {option}; {advice}")
 
-    def _refuse_other_command(self, args: Sequence[str]) -> None:
+    def _names(self) -> list[str]:
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+
+    def _unknown(self, args: Sequence[str]) -> str:
+        """Return the first word that is an option's by its form, and neither one nor the beginning of one."""
+        for word in args:
+            name = word.partition("=")[0]
+            if word == "--":
+                break
+            if not name.startswith("--") or " " in name or name in self._names():
+                continue
+            if not (self.allow_abbrev and any(known.startswith(name) for known in self._names())):
+                return word
+        return ""
+
+    def _refuse_other_command(self, args: Sequence[str]) -> int:
+        """Return how many words stand before the command, which is a known one; all of them where none is due."""
+        if not self.commands:
+            return len(args)
         values = {name for action in self._actions if action.nargs != 0 for name in action.option_strings}
-        before = ["", *args]
-        name = next((w for last, w in zip(before, args, strict=False) if w[:1] != "-" and last not in values), None)
-        if self.commands and name is not None and name not in self.commands:
-            near = difflib.get_close_matches(name, self.commands, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(self.commands)}"
-            self.error(f"no command {name!r}; {advice}")
+        for index, (last, word) in enumerate(zip(["", *args], args, strict=False)):
+            if not word.startswith("-") and last not in values:
+                if word not in self.commands:
+                    near = difflib.get_close_matches(word, self.commands, n=1)
+                    advice = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(self.commands)}"
+                    self.error(f"no command {word!r}; {advice}")
+                return index
+        return len(args)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
