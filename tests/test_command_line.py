@@ -2,10 +2,12 @@
 
 import inspect
 import json
+import logging
 import os
 import shlex
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -215,6 +217,22 @@ def test_defaults_and_choices_are_those_of_the_library():
     for name in "actors batch_size window hop device dtype".split():
         assert parsers["ray"].get_default(name) == by_name[name].default
     assert app._parser().get_default("max_mb") == Limits.megabytes
+
+
+def test_foreign_output_is_kept_away_and_errors_are_not(caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with console.without_foreign_output():
+            warnings.warn("foreign", FutureWarning, stacklevel=1)
+            logging.getLogger("foreign").warning("a warning")
+            logging.getLogger("foreign").error("an error")
+        assert [record.message for record in caplog.records] == ["an error"]
+        with pytest.raises(OSError, match="disk"), console.without_foreign_output():
+            raise OSError("the disk is full")
+        logging.getLogger("foreign").warning("afterwards")
+        assert caplog.records[-1].message == "afterwards"
+        with pytest.raises(FutureWarning):
+            warnings.warn("own", FutureWarning, stacklevel=1)
 
 
 def test_a_sweeps_options_are_of_the_sweep_alone(capsys):
