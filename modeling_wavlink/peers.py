@@ -277,7 +277,7 @@ def parse_name(name: str) -> tuple[str, int | None]:
 
 
 def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple[str, str | None, bool]:
-    """The model type, the commit if it is the Hub's, and whether only its cache is to be had, from the config alone."""
+    """The model type, the commit if it is the Hub's, and whether only its cache answers, from the config alone."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         best = folder / "best"

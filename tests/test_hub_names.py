@@ -44,6 +44,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 def test_a_mistyped_name_is_refused_without_retries_by_every_command(wavlink_folder, tmp_path):
     (tmp_path / "runs/best").mkdir(parents=True)
     (tmp_path / "a.wav").touch()
