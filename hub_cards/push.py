@@ -42,8 +42,9 @@ SHARD_SIZE = "5GB"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code of one that went well or was stopped; what went wrong is said by SystemExit."""
+    options = _options(argv)
     try:
-        return run(_options(argv))
+        return run(options)
     except (ValueError, OSError) as error:
         failure = str(error)
     except KeyboardInterrupt as stopped:
@@ -106,18 +107,18 @@ def _verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
 def own_lines_alone() -> Iterator[None]:
     """Without the progress bars of transformers and huggingface_hub, and without the warnings of other libraries."""
     bars, hub_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    logging.disable_progress_bar()
-    if hub_bars:
-        disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable_progress_bar()
         if hub_bars:
-            enable_progress_bars()
+            disable_progress_bars()
+        try:
+            yield
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+            if hub_bars:
+                enable_progress_bars()
 
 
 def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> dict[str, np.ndarray]:

@@ -76,9 +76,7 @@ class Recipe:
     projection_dim: int = _field(0, "dims of the embeddings; 0: the text tower's own")
     matryoshka_dims: tuple[int, ...] = _field((), "nested dims (default: projection_dim and its three halves)")
     pooling: str = _field("", "of the clip's frames (default: that of --init, else token)")
-    frame_pooling: int = _field(
-        0, "neighbouring frames merged into one in a Whisper; 0: as --init, else 1 (none)"
-    )
+    frame_pooling: int = _field(0, "neighbouring frames merged into one in a Whisper; 0: as --init, else 1 (none)")
     frame_pooling_layer: tuple[int, ...] = _field((1,), "merge frames after so many layers, each time by that factor")
     token_start: str = _field("noise", "start of a new global token; mean_frame: the mean of 64 training clips")
     regime: str = _field("full", "what of the towers is trained; projector: nothing")

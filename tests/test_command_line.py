@@ -219,6 +219,17 @@ def test_defaults_and_choices_are_those_of_the_library():
     assert app._parser().get_default("max_mb") == Limits.megabytes
 
 
+def test_debug_masks_the_hubs_token(monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
+
+    def run(_):
+        raise ValueError("refused") from OSError("Bearer hf_secret")
+
+    assert console.run_command("wavlink push", run, debug=True) == 2
+    err = capsys.readouterr().err
+    assert "OSError: Bearer ***" in err and "hf_secret" not in err
+
+
 def test_foreign_output_is_kept_away_and_errors_are_not(caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -60,9 +60,16 @@ def run_command(
             print(f"{name}: {stopped.args[1]}", file=sys.stderr)
         return code_of(stopped)
     if debug:
-        traceback.print_exception(failure)
+        print(_without_token("".join(traceback.format_exception(failure))), end="", file=sys.stderr)
     print_error(name, line, as_json)
     return 2
+
+
+def _without_token(text: str) -> str:
+    """Mask the Hub's token, which an error of its client may hold."""
+    hub = sys.modules.get("huggingface_hub")
+    token = hub.get_token() if hub else None
+    return text.replace(token, "***") if token else text
 
 
 def print_error(name: str, line: str, as_json: bool = False) -> None:
