@@ -39,8 +39,7 @@ $(MINIMUM)/.installed: setup.cfg pyproject.toml constraints-minimum.txt
 	$(MINIMUM)/bin/python -m pip install -c constraints-minimum.txt -e '.[train,eval,search,map,dev]'
 	touch $@
 
-# gradio takes no pillow 13, which the rest may have taken: it lies above .venv, in an environment that sees through to
-# that one and changes nothing in it.
+# The browser's driver lies above .venv, in an environment that sees through to that one and changes nothing in it.
 $(SPACE)/.installed: $(VENV)/.installed
 	$(PYTHON) -m venv $(SPACE)
 	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
@@ -57,9 +56,9 @@ demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a 
 	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 	$(RUN) examples/demo.py runs/quickstart/best
 
-space: $(SPACE)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
+space: $(VENV)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
 	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo
-	$(SPACE)/bin/python hub_cards/space/app.py --model runs/quickstart/best --index synthetic
+	$(RUN) -m wavlink space --model runs/quickstart/best --index synthetic
 
 # A worker a core: further threads, also of the processes that tests start, would only wait for each other.
 test test-slow coverage: export OMP_NUM_THREADS = 1

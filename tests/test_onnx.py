@@ -4,12 +4,14 @@ import copy
 import importlib.util
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -248,6 +250,23 @@ def test_the_command(served, graphs_at_hand, tmp_path, monkeypatch, capsys):
     about = json.loads((tmp_path / "onnx" / CONFIG).read_text())
     printed = capsys.readouterr().out
     assert "int8" in printed and f"min {about['int8_cosine']['text']['min']:.4f}" in printed
+
+
+def test_the_command_prints_its_own_lines_alone(served, tmp_path, monkeypatch, capfd):
+    def write_graph(tower, path, *_):
+        warnings.warn("foreign", FutureWarning, stacklevel=1)
+        logging.getLogger("torch.onnx.foreign").warning("foreign")
+        logging.warning("foreign")
+        shutil.copy(served[0] / path.name, path)
+        return 20
+
+    monkeypatch.setattr(onnx_export, "_write_graph", write_graph)
+    monkeypatch.setattr(onnx_export, "load_for_evaluation", {"runs/best": served[1:]}.__getitem__)
+    main(["runs/best", str(tmp_path / "onnx"), "--int8"])
+    told = capfd.readouterr()
+    assert told.err.count("\n") == 6 and all(line.endswith(" ...") for line in told.err.splitlines())
+    assert "loading runs/best ..." in told.err and "exporting the text tower ..." in told.err
+    assert "foreign" not in told.out
 
 
 # Serving.
