@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import datasets
@@ -17,6 +18,11 @@ from processing import fingerprints
 from processing.fingerprints import rows_digest
 
 from .conftest import RATE, tone
+from .processes import run_process
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--label_prompt", "", "--batch_size", "3", "--save_steps", "1", "--num_workers", "0"]
+SMALL += ["--mixed_precision", "no"]
 
 
 @pytest.fixture
@@ -40,21 +46,9 @@ def begin(folder, tmp_path, monkeypatch):
     """Trains for two steps; called again, goes on to the third."""
     for name in ("draw_loss", "draw_recall", "draw_similarities"):
         monkeypatch.setattr(train, name, lambda *_: None)
-    small = [
-        "--label_prompt",
-        "",
-        "--batch_size",
-        "3",
-        "--max_steps",
-        "3",
-        "--save_steps",
-        "1",
-        "--num_workers",
-        "0",
-        "--mixed_precision",
-        "no",
-    ]
-    recipe = train.parse_recipe(["quickstart", "--data", str(folder), "--output_dir", str(tmp_path / "run"), *small])
+    recipe = train.parse_recipe(
+        ["quickstart", "--data", str(folder), "--output_dir", str(tmp_path / "run"), *SMALL, "--max_steps", "3"]
+    )
     learn = train.Run.learn
 
     def killed(self, *arguments):
@@ -96,6 +90,24 @@ def test_another_number_of_processes_is_refused(begin, tmp_path, older):
     change_place(tmp_path, change)
     with pytest.raises(ValueError, match="processes: 2, now 1.*--output_dir"):
         begin()
+
+
+def test_a_checkpoint_that_two_processes_wrote_is_refused_by_one(folder, tmp_path, monkeypatch):
+    """They really run, over gloo."""
+    for name in ("draw_loss", "draw_recall", "draw_similarities"):
+        monkeypatch.setattr(train, name, lambda *_: None)
+    options = ["quickstart", "--data", str(folder), "--output_dir", str(tmp_path / "run"), *SMALL]
+    two = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2.yaml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 240}
+    done = run_process([*two, "train.py", *options, "--max_steps", "1"], **run)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    written = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.is_file()}
+    assert len(json.loads(written["place.json"])["feeds"]) == 2 and "random_states_1.pkl" in written
+    with pytest.raises(ValueError, match="processes: 2, now 1.*--output_dir"):
+        train.train(train.parse_recipe([*options, "--max_steps", "1"]))
+    assert {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.is_file()} == written
 
 
 def test_data_that_has_grown_is_refused(begin, folder):
@@ -146,7 +158,7 @@ def test_a_digest_of_rows_is_of_their_sounds(stored, tmp_path):
         contents = [Path(file).read_bytes() if stored == "bytes" else None for file in files]
         audio = [{"bytes": content, "path": file} for content, file in zip(contents, files, strict=True)]
         features = datasets.Features({"audio": datasets.Audio(decode=False), "caption": datasets.Value("string")})
-        return datasets.Dataset.from_dict({"audio": audio, "caption": list("abc")}, features)
+        return datasets.Dataset.from_dict({"audio": audio, "caption": list("abc")}).cast(features)
 
     for number in range(3):
         soundfile.write(tmp_path / f"{number}.wav", tone(150 * (1 + number), 0.5, number), RATE)
