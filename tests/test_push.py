@@ -87,6 +87,7 @@ def test_a_broken_checkpoint_and_a_pickled_one_are_refused(wavlink_folder, tmp_p
         prepared(wavlink_folder, tmp_path / "out2")
 
 
+@pytest.mark.slow
 def test_other_vectors_and_foreign_code_are_refused(wavlink_folder, tmp_path, monkeypatch):
     save = WavLinkModel.save_pretrained
 
