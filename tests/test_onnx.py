@@ -36,6 +36,8 @@ from .conftest import RATE, tone  # noqa: E402
 from .htsat_models import AUDIO  # noqa: E402
 from .processes import run_process  # noqa: E402
 
+pytestmark = pytest.mark.slow  # an export takes seconds
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_onnx.py"
 SECONDS = (1.111, 0.0123, 0.5, 2.0)  # 112 frames, 2, 50 and 200
 TEXTS = ["a dog barks", "the loud bell rings . the low cat meows", "rain"]
@@ -307,7 +309,6 @@ def environment(tmp_path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(hidden)}
 
 
-@pytest.mark.slow
 def test_the_example_needs_no_torch(served, environment, tmp_path):
     folder, model, processor = served
     for number, clip in enumerate(clips()):
@@ -354,7 +355,6 @@ def wav(clip: np.ndarray, rate: int = RATE) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.slow
 def test_a_sound_is_posted_and_its_texts_are_scored(served, endpoint):
     _, model, processor = served
     clip = clips()[0]
@@ -368,7 +368,6 @@ def test_a_sound_is_posted_and_its_texts_are_scored(served, endpoint):
     assert status == 200 and answer[0]["text"] == "a déjà vu & more"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("texts", "body", "headers", "message"),
     [

@@ -163,6 +163,7 @@ def test_a_model_on_the_hub_is_named_by_its_commit_and_not_copied(hub, made, tmp
     assert card.data.models == ["user/model"] and "https://huggingface.co/user/model" in card.text
 
 
+@pytest.mark.slow
 def test_what_was_pushed_starts_with_its_requirements_alone_and_answers_alike(made, tmp_path, monkeypatch):
     monkeypatch.setattr(push, "verify", lambda folder, expected: None)
     out = tmp_path / "out"

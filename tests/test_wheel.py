@@ -52,6 +52,7 @@ def test_the_command_is_there(command, tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
+@pytest.mark.slow
 def test_a_space_is_made_from_the_wheel(wavlink_folder, tmp_path):
     """With its licence, which lies beside the packages in a checkout and not in a wheel."""
     program = Path(sys.executable).with_name("wavlink")
