@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
-RUN := $(VENV)/bin/python
+BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+RUN := $(VENV)/$(BIN)/python
 MINIMUM := .venv-minimum
 WHEEL := .venv-wheel
 SPACE := .venv-space
@@ -16,7 +17,15 @@ AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weigh
 # The oldest matplotlib and plotly call what newer neighbours of theirs have deprecated.
 OLD_WARNINGS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
-.PHONY: help demo space test test-minimum test-common test-wheel test-space lint bench docs tables
+# Of `make fuzz`: inputs of each kind of file, and what they are drawn from.
+INPUTS ?= 2000
+SEED ?= 0
+
+# The two speeds of test: what CONTRIBUTING.md calls fast, and all else that runs without gigabytes of memory.
+FAST := not (slow or real or browser or big)
+SLOW := (slow or real or browser) and not big
+
+.PHONY: help demo space test test-slow test-minimum test-common test-wheel test-space coverage lint fuzz bench docs tables
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -52,8 +61,17 @@ space: $(SPACE)/.installed  ## the demo in a browser, of what `make demo` traine
 	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo
 	$(SPACE)/bin/python hub_cards/space/app.py --model runs/quickstart/best --index synthetic
 
-test: $(VENV)/.installed  ## the whole test suite, a file at a time on every core
-	$(RUN) -m pytest -n logical --dist loadfile
+# A worker a core: further threads, also of the processes that tests start, would only wait for each other.
+test test-slow coverage: export OMP_NUM_THREADS = 1
+
+test: $(VENV)/.installed  ## the fast tests, a file at a time on every core: 5 minutes on 2 cores
+	$(RUN) -m pytest -n logical --dist loadfile -m '$(FAST)'
+
+test-slow: $(VENV)/.installed  ## the other tests: whole commands, kills, several processes, real sounds where there are some
+	$(RUN) -m pytest -n logical --dist loadfile -m '$(SLOW)'
+
+coverage: $(VENV)/.installed  ## the fast tests, and the share of each file's lines that they run
+	$(RUN) -m pytest -n logical --dist loadfile -m '$(FAST)' --cov --cov-report=term:skip-covered
 
 test-minimum: $(MINIMUM)/.installed  ## what depends on versions, on the oldest that setup.cfg allows
 	$(MINIMUM)/bin/python -m pytest -n logical --dist loadfile $(OLD_WARNINGS) $(AT_MINIMUM)
@@ -75,10 +93,17 @@ test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed wher
 test-space: $(SPACE)/.installed  ## the demo with gradio, and where there is a chromium in a browser
 	$(SPACE)/bin/python -m pytest tests/test_space.py tests/test_space_push.py tests/test_space_browser.py
 
-lint: $(VENV)/.installed  ## ruff, and known vulnerabilities where their service can be reached
+lint: $(VENV)/.installed  ## ruff, GitHub's files by their schemas, known vulnerabilities where their service can be reached
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(RUN) .ci/audit.py constraints.txt
+
+fuzz: $(VENV)/.installed  ## damaged files, and property tests on new examples: SEED=1 INPUTS=2000
+	$(RUN) benchmarks/fuzz.py --inputs $(INPUTS) --seed $(SEED) --failures runs/fuzz
+	$(RUN) -m pytest --hypothesis-profile=search tests/test_properties.py tests/test_properties_losses.py
 
 bench: $(VENV)/.installed  ## speed of embedding and of training
 	$(RUN) benchmarks/speed.py

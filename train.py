@@ -273,11 +273,11 @@ class StopSignal:
         self.received = True
 
 
-def distinct_pairs(embedded: Embedded, most: int = 24) -> list[int]:
-    """Clips from all over the split whose first captions differ."""
+def distinct_pairs(embedded: Embedded) -> list[int]:
+    """At most 24 clips from all over the split whose first captions differ."""
     first = {row[0]: index for index, row in reversed(list(enumerate(embedded.captions)))}
     rows = sorted(first.values())
-    return rows[:: -(-len(rows) // most)]
+    return rows[:: -(-len(rows) // 24)]
 
 
 def without_details(scores: dict) -> dict:

@@ -31,8 +31,8 @@ from processing.data import captions_of, load_split  # noqa: E402
 from processing.synthetic import KINDS, render  # noqa: E402
 
 from .conftest import RATE, tone  # noqa: E402
+from .htsat_models import AUDIO  # noqa: E402
 from .processes import run_process  # noqa: E402
-from .test_htsat import AUDIO  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_onnx.py"
 SECONDS = (1.111, 0.0123, 0.5, 2.0)  # 112 frames, 2, 50 and 200
@@ -288,6 +288,7 @@ def environment(tmp_path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(hidden)}
 
 
+@pytest.mark.slow
 def test_the_example_needs_no_torch(served, environment, tmp_path):
     folder, model, processor = served
     for number, clip in enumerate(clips()):
@@ -334,6 +335,7 @@ def wav(clip: np.ndarray, rate: int = RATE) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_sound_is_posted_and_its_texts_are_scored(served, endpoint):
     _, model, processor = served
     clip = clips()[0]
@@ -347,6 +349,7 @@ def test_a_sound_is_posted_and_its_texts_are_scored(served, endpoint):
     assert status == 200 and answer[0]["text"] == "a déjà vu & more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("texts", "body", "headers", "message"),
     [

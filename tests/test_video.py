@@ -14,8 +14,8 @@ from processing.audio import load_audio
 from processing.windows import stream_windows
 
 from .conftest import RATE
-from .test_audio import pure
-from .test_containers import heard, link
+from .container_files import heard, link
+from .sound_bytes import pure
 
 av = pytest.importorskip("av")
 SOUNDS = [
