@@ -42,6 +42,15 @@ def test_links_lead_to_pages_and_files(name):
             assert not anchor or anchor in {re.sub(r"\W+", "-", heading.lower()) for heading in headings}, target
 
 
+def test_links_of_included_files_lead_to_pages_or_become_names():
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text = "[a](ARCHITECTURE.md), [LICENSE](LICENSE), [b](http://b), [c](#c), ![d](d.png)"
+    assert hooks.included(text) == "[a](architecture.md), `LICENSE`, [b](http://b), [c](#c), ![d](d.png)"
+    assert all((DOCS / page).is_file() and (ROOT / name).is_file() for page, name in hooks.INCLUDED.items())
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_files_that_are_named_exist(name):
     for code in snippets.inline(PAGES[name]):
