@@ -124,6 +124,7 @@ def main() -> None:
         title="Vector databases beside FAISS in memory",
         seed=0,
         note=f"{options.vectors:,} vectors of {options.dim} dims, {options.queries} queries one at a time.",
+        packages=("faiss-cpu", "lancedb"),
         values={"databases": records.table(["", "rows/s", "median", "p95", f"recall@{K}"], rows)},
     )
 

@@ -11,7 +11,7 @@ A record holds:
     source    where a figure comes from that was not measured here, such as a paper; then there is no command
     commit    of the code, with "-dirty" where files had changed
     time, seed
-    machine   platform, processor, cpus, threads, devices
+    machine   platform, processor, cpus, threads, devices, and load: processes that wanted a core in the last minute
     versions  of Python and of the packages that matter
     note      what a reader must know to judge the values
     values    tables by name: `{"columns": [...], "rows": [[cell, ...], ...]}`
@@ -28,7 +28,9 @@ and the most of several runs.
 import argparse
 import json
 import math
+import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from numbers import Number
 from pathlib import Path
 
@@ -72,8 +74,12 @@ def write(
     seed: int | None,
     note: str = "",
     raw: dict | None = None,
+    packages: Sequence[str] = (),
 ) -> None:
     """Write a record of this process's run, checked and atomically; do nothing where `path` is None.
+
+    Args:
+        packages: distributions whose versions matter, beside those of every run.
 
     Raises:
         ValueError: the record does not have the form that this module describes.
@@ -84,7 +90,8 @@ def write(
     from modeling_wavlink.run_folder import environment
 
     facts = environment()
-    versions = {"python": facts["python"], **facts["packages"]}
+    versions = {"python": facts["python"], **facts["packages"], **{name: version(name) for name in packages}}
+    load = {"load": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}
     record = {
         "name": path.stem,
         "title": title,
@@ -92,7 +99,7 @@ def write(
         "commit": facts["commit"],
         "time": facts["time"],
         "seed": seed,
-        "machine": {name: facts[name] for name in _MACHINE},
+        "machine": {name: facts[name] for name in _MACHINE} | load,
         "versions": versions,
         "note": note,
         "values": values,

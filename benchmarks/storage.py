@@ -304,6 +304,7 @@ def main() -> None:
         note=f"{about['clips']:,} clips, {about['texts']:,} captions; 95 % bootstrap intervals over clips.",
         values=as_values(recall, scores.get("large")),
         raw=scores,
+        packages=("faiss-cpu",),
     )
 
 

@@ -21,6 +21,7 @@ except ModuleNotFoundError:  # run as a script
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- /table -->$", re.DOTALL | re.MULTILINE)
+_NAMED = ("torch", "transformers", "faiss-cpu", "lancedb")  # versions that stand below a table
 _MARK = re.compile(r"^[ \t]*<!-- /?table\b.*$", re.MULTILINE)
 
 
@@ -71,8 +72,9 @@ def measured(record: dict) -> str:
         return f"*{_escaped(source)}*{_escaped(note)}"
     machine, versions = record["machine"], record["versions"]
     cores = f"{machine['cpus']} cores" if machine.get("cpus") else ""
+    cores += f" under a load of {machine['load']:g}" if machine.get("load") else ""
     devices = ", ".join(machine.get("devices") or ())
-    packages = [f"{name} {versions[name]}" for name in ("torch", "transformers") if versions.get(name)]
+    packages = [f"{name} {versions[name]}" for name in _NAMED if versions.get(name)]
     facts = [f"seed {record['seed']}" if record["seed"] is not None else "", f"commit {record['commit']}", cores]
     facts += [devices, *packages, record["time"][:10]]
     return f"`{record['command']}` ({', '.join(filter(None, facts))}).{_escaped(note)}"

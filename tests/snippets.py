@@ -169,9 +169,19 @@ class parsed_alone:
 
 
 def known_options() -> set[str]:
-    """Every option that a source file of this checkout or a recipe names."""
-    folders = ("modeling_wavlink", "processing", "hub_cards", "benchmarks", "wavlink")
+    """Every option of a command, of a recipe and of the benchmarks."""
+    folders = ["benchmarks", *(() if _one_tree() else ("modeling_wavlink", "hub_cards"))]
     sources = [path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    sources.append((ROOT / "train.py").read_text(encoding="utf-8"))
-    fields = {f"--{field.name}" for field in dataclasses.fields(Recipe)}
-    return fields.union(*(re.findall(r'"(--[\w-]+)"', source) for source in sources))
+    known = {f"--{field.name}" for field in dataclasses.fields(Recipe)}
+    known |= _options_of(importlib.import_module("wavlink.cli").build_parser()) if _one_tree() else set()
+    return known.union(*(re.findall(r'"(--[\w-]+)"', source) for source in sources))
+
+
+def _options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """The options of a parser and of its commands."""
+    found = set()
+    for action in parser._actions:
+        found |= {*action.option_strings}
+        if isinstance(action, argparse._SubParsersAction):
+            found = found.union(*map(_options_of, action.choices.values()))
+    return found

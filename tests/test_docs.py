@@ -1,5 +1,7 @@
 """The documentation: its pages, links and code blocks are true of this checkout."""
 
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -38,6 +40,15 @@ def test_links_lead_to_pages_and_files(name):
             assert (DOCS / page).is_file(), target
             headings = re.findall(r"^#+ (.*)$", PAGES.get(page or name, ""), re.M)
             assert not anchor or anchor in {re.sub(r"\W+", "-", heading.lower()) for heading in headings}, target
+
+
+def test_links_of_included_files_lead_to_pages_or_become_names():
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text = "[a](ARCHITECTURE.md), [LICENSE](LICENSE), [b](http://b), [c](#c), ![d](d.png)"
+    assert hooks.included(text) == "[a](architecture.md), `LICENSE`, [b](http://b), [c](#c), ![d](d.png)"
+    assert all((DOCS / page).is_file() and (ROOT / name).is_file() for page, name in hooks.INCLUDED.items())
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -87,9 +98,15 @@ def test_pages_use_the_terms_of_the_field(name):
 
 
 def test_the_api_page_documents_every_public_name():
-    listed = [line.rsplit(".", 1)[1] for line in PAGES["api.md"].splitlines() if line.startswith("::: ")]
-    renamed = {"get_recipe": "load_recipe", "scores_of": "evaluate"}  # until each lives in `wavlink`
-    assert {renamed.get(name, name) for name in listed} == snippets.PUBLIC
+    listed = [line.removeprefix("::: ") for line in PAGES["api.md"].splitlines() if line.startswith("::: ")]
+    if importlib.util.find_spec("wavlink"):
+        assert sorted(listed) == sorted(f"wavlink.{name}" for name in importlib.import_module("wavlink").__all__)
+    for name in listed:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+    homes = {"get_recipe": "load_recipe", "scores_of": "evaluate"}  # names of today's modules
+    names = [name.rpartition(".")[2] for name in listed]
+    assert sorted(homes.get(name, name) for name in names) == sorted(snippets.PUBLIC)
 
 
 def test_an_unknown_option_or_import_would_be_found():

@@ -1,0 +1,106 @@
+"""A record of scores that runs have already: of models side by side, and of a model's seeds.
+
+    python benchmarks/scores.py --record benchmarks/results/sounds.json --title "sounds" \\
+        --note "wavlink train sounds --data FOLDER ..." \\
+        "sounds=runs/sounds-0/scores.json" "sounds=runs/sounds-1/scores.json" "random=random.json"
+
+A file is what `wavlink eval --output` has written of one model, or a run's `metrics.jsonl`, of which the last
+validation is taken. Files of the same name are seeds of one row: their mean and range. One file alone keeps its 95 %
+intervals. Prints the tables; `--note` should hold the command that trained the models.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import records
+import tables
+
+from modeling_wavlink.retrieval import DIRECTIONS, RANKED
+
+
+def load(path: Path) -> dict:
+    """The scores of one model.
+
+    Raises:
+        ValueError: the file holds several models, or no scores.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        found = [row["validation"] for row in map(json.loads, text.splitlines()) if "validation" in row]
+        if not found:
+            raise ValueError(f"{path} has no validation")
+        return found[-1]
+    scores = json.loads(text)
+    if "text_to_audio" not in scores and "zero_shot" not in scores:
+        raise ValueError(f"{path} does not hold the scores of one model")
+    return scores
+
+
+def dims(scores: dict) -> list[str]:
+    """The nested dims, the largest first."""
+    return sorted(scores["text_to_audio"], key=int, reverse=True)
+
+
+def cell(seeds: Sequence[dict], *keys: str) -> dict:
+    """The figure below `keys` in percent, with its interval, or of several seeds with their range."""
+    figures = [functools.reduce(dict.__getitem__, keys, scores) for scores in seeds]
+    if len(figures) == 1:
+        return records.percent(figures[0])
+    values = [100 * figure["value"] for figure in figures]
+    return {"value": float(np.mean(values)), "range": [min(values), max(values)], "digits": 1}
+
+
+def summary(models: dict[str, list[dict]]) -> dict:
+    """A row a model, at full width."""
+    heads = [f"{words} R@{k}" for words in DIRECTIONS.values() for k in (1, 10)]
+    rows = []
+    for name, seeds in models.items():
+        widest, smallest = dims(seeds[0])[0], dims(seeds[0])[-1]
+        row = [name, len(seeds)]
+        row += [cell(seeds, way, widest, f"R@{k}") for way in DIRECTIONS for k in (1, 10)]
+        row.append(cell(seeds, "text_to_audio", smallest, "R@10"))
+        if all("zero_shot" in scores for scores in seeds):
+            row.append(cell(seeds, "zero_shot", widest, "accuracy"))
+        rows.append([*row, *[None] * (8 - len(row))])
+    columns = ["", "seeds", *heads, "text → audio R@10, smallest dim", "zero-shot"]
+    return records.table(columns, rows)
+
+
+def by_dims(seeds: list[dict]) -> dict:
+    """All retrieval figures of one model."""
+    rows = [
+        [words, int(dim), *(cell(seeds, way, dim, name) for name in RANKED)]
+        for way, words in DIRECTIONS.items()
+        for dim in dims(seeds[0])
+    ]
+    return records.table(["", "dims", *RANKED], rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scores", nargs="+", metavar="NAME=FILE")
+    parser.add_argument("--title", default="Scores")
+    parser.add_argument("--note", default="", help="the command that trained the models, and their data")
+    records.add_option(parser, "scores")
+    options = parser.parse_args(arguments)
+    models: dict[str, list[dict]] = {}
+    for word in options.scores:
+        name, _, path = word.rpartition("=")
+        if not name:
+            parser.error(f"{word!r}: give NAME=FILE")
+        models.setdefault(name, []).append(load(Path(path)))
+    values = {"summary": summary(models), "dims": by_dims(next(iter(models.values())))}
+    print("\n\n".join(map(tables.markdown, values.values())))
+    about = {
+        name: [{key: x.get(key) for key in ("model", "about", "versions")} for x in seeds]
+        for name, seeds in models.items()
+    }
+    records.write(options.record, title=options.title, seed=None, note=options.note, values=values, raw=about)
+
+
+if __name__ == "__main__":
+    main()
