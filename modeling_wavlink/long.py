@@ -1,13 +1,15 @@
 """Recordings of any length: heard in overlapping windows as they are decoded, and searched for where a sound is.
 
     python -m modeling_wavlink.long MODEL FILE --query "a siren" ["a dog barks" ...] [--by_sound FILE ...]
-        [--window 10 --hop 5 --top_k 5 --dim D --json --picture timeline.png]
+        [--window 10 --hop 5 --top_k 5 --min_score 0.4 --dim D --json --picture timeline.png]
 
 ```python
 >>> embedder = Embedder("your-name/wavlink-base")
 >>> recording = hear(embedder, "night.flac")
 >>> locate(recording, embedder.embed_text(["a siren"])[0])
 [Span(start=4385.0, end=4400.0, score=0.41...), ...]
+>>> locate(recording, embedder.embed_text(["a violin"])[0], min_score=noise_score(embedder, recording))
+[]
 ```
 """
 
@@ -24,14 +26,18 @@ import numpy as np
 import torch
 
 from hub_cards.foreign_text import printable
+from processing.prompts import PROMPT
 from processing.windows import stream_windows
 
 from .cli import run_command
+from .common_sounds import COMMON_SOUNDS
 from .destinations import file_destination
 from .embedder import Embedder, mean_direction
 from .losses_wavlink import truncate_embeddings
 
 WINDOW, HOP = 10.0, 5.0
+SHORT, SHORT_WINDOW, SHORT_HOP = 120.0, 4.0, 1.0  # seconds: a recording of up to `SHORT` has the other two
+NOISE_SHARE = 0.95  # of what common sounds score; `benchmarks/where.py` measures what that lets through
 _LOOKAHEAD = 32  # windows that the embedder sorts by length; they are of one length, so a batch or two is enough
 
 
@@ -93,6 +99,36 @@ def hear(embedder: Embedder, path_or_bytes: str | os.PathLike | bytes, window=WI
     return Recording(np.stack(vectors), starts, ends, whole, hop)
 
 
+def windows_for(path_or_bytes: str | os.PathLike | bytes, longest: float | None = None) -> tuple[float, float]:
+    """Choose a window and a hop, in seconds, by a recording's length; up to `SHORT` of it is decoded.
+
+    Args:
+        longest: seconds that the model takes at once; None where it has no limit.
+    """
+    parts = stream_windows(path_or_bytes, SHORT, SHORT)
+    next(parts)
+    window, hop = (SHORT_WINDOW, SHORT_HOP) if next(parts, None) is None else (WINDOW, HOP)
+    window = min(window, longest or window)
+    return window, min(hop, window)
+
+
+def noise_score(embedder: Embedder, recording: Recording, dim: int | None = None) -> float:
+    """Compute the score from which a text stands out in a recording.
+
+    It is the 95th percentile of the cosines of all windows with the names of common sounds (`COMMON_SOUNDS`), most of
+    which are not in the recording. So it follows the model's own scale, and a sound that goes on all the time stands
+    out as well.
+
+    Args:
+        dim: as for `timeline`.
+    """
+    names = embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])  # (N, D)
+    count, width = recording.vectors.shape
+    vectors = np.vstack([recording.vectors, names], dtype=np.float32)
+    cut = truncate_embeddings(torch.from_numpy(vectors), width if dim is None else dim)
+    return float(np.quantile((cut[:count] @ cut[count:].T).numpy(), NOISE_SHARE))
+
+
 def timeline(recording: Recording, query: np.ndarray, dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """How much each step of a recording is like a query.
 
@@ -127,7 +163,9 @@ def _cosines(recording: Recording, query: np.ndarray, dim: int | None) -> np.nda
     return (cut[:-1] @ cut[-1]).double().numpy()  # (W)
 
 
-def locate(recording: Recording, query: np.ndarray, top_k: int = 5, dim: int | None = None) -> list[Span]:
+def locate(
+    recording: Recording, query: np.ndarray, top_k: int = 5, dim: int | None = None, min_score: float | None = None
+) -> list[Span]:
     """Where in a recording a sound is: up to `top_k` spans that do not overlap, the best first.
 
     The rule, on the steps of `timeline`: a hit is a step that scores no less than its neighbours, and takes in the
@@ -136,9 +174,11 @@ def locate(recording: Recording, query: np.ndarray, top_k: int = 5, dim: int | N
 
     Args:
         query, dim: as for `timeline`.
+        min_score: of a span; there is none where nothing scores so much. `noise_score` gives one for texts.
     """
     if top_k < 1:
         raise ValueError(f"top_k must be 1 span or more, got {top_k}")
+    _check_score(min_score)
     edges, scores = timeline(recording, query, dim)
     padded = np.concatenate([[-np.inf], scores, [-np.inf]])
     peaks = np.flatnonzero((scores >= padded[:-2]) & (scores >= padded[2:]))
@@ -150,10 +190,16 @@ def locate(recording: Recording, query: np.ndarray, top_k: int = 5, dim: int | N
             enough = min((median + scores[peak]) / 2, scores[peak])
             # 1e-6: equal cosines that were weighted differently are not equal to the last bit
             first, last = _run(free & (scores >= enough - 1e-6), peak)
-            spans.append(Span(float(edges[first]), float(edges[last + 1]), float(scores[peak])))
+            if min_score is None or scores[peak] >= min_score:
+                spans.append(Span(float(edges[first]), float(edges[last + 1]), float(scores[peak])))
             free[first : last + 1] = False
             best &= np.abs(edges[:-1] - edges[peak]) >= recording.window - 1e-6
     return spans
+
+
+def _check_score(min_score: float | None) -> None:
+    if min_score is not None and not -1 <= min_score <= 1:
+        raise ValueError(f"min_score is a cosine, from -1 to 1, got {min_score}")
 
 
 def _run(steps: np.ndarray, place: int) -> tuple[int, int]:
@@ -176,22 +222,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError('nothing to look for: give --query "a siren" or --by_sound FILE')
     if options.picture:
         _check_picture(Path(options.picture))
+    _check_score(options.min_score)
     embedder = Embedder(options.model, revision=options.revision, device=options.device)
     dims = sorted({*embedder.matryoshka_dims, embedder.dims})
     if options.dim is not None and options.dim not in dims:
         raise ValueError(f"--dim must be one of the nested dims of {embedder.name}, {dims}, got {options.dim}")
-    recording = hear(embedder, options.file, options.window, options.hop)
+    recording = hear(embedder, options.file, *_windows(options, embedder))
     queries = _queries(embedder, options)
-    found = [(name, vector, locate(recording, vector, options.top_k, options.dim)) for name, vector in queries]
+    least = noise_score(embedder, recording, options.dim) if options.min_score is None else options.min_score
+    found = []  # name, vector, the spans that stand out, the best one in any case
+    for name, vector in queries:
+        spans = locate(recording, vector, options.top_k, options.dim)
+        found.append((name, vector, [span for span in spans if span.score >= least], spans[0]))
     if options.picture:
-        _draw(options, recording, found)
-    print(_as_json(options, embedder, recording, found) if options.json else _as_tables(found))
+        _draw(options, recording, found, least)
+    told = _as_json(options, embedder, recording, found, least) if options.json else _as_tables(found, least)
+    print(told)
+
+
+def _windows(options: argparse.Namespace, embedder: Embedder) -> tuple[float, float]:
+    """The window and the hop of the recording; a hop that is not given is half of a window that is."""
+    if options.window is not None:
+        return options.window, options.window / 2 if options.hop is None else options.hop
+    window, hop = windows_for(options.file, embedder.max_seconds)
+    return window, hop if options.hop is None else options.hop
 
 
 def _queries(embedder: Embedder, options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
-    """What is looked for, by name: texts, then sounds, each as a whole."""
+    """What is looked for, by name: texts, then sounds, each as a whole, whatever the recording's length."""
     texts = zip(options.query, embedder.embed_text(options.query), strict=True) if options.query else []
-    sounds = [(path, hear(embedder, path, options.window, options.hop).whole) for path in options.by_sound]
+    window = WINDOW if options.window is None else options.window
+    hop = window / 2 if options.hop is None else options.hop
+    sounds = [(path, hear(embedder, path, window, hop).whole) for path in options.by_sound]
     return [*texts, *sounds]
 
 
@@ -202,32 +264,40 @@ def _check_picture(path: Path) -> None:
     file_destination(path)
 
 
-def _draw(options: argparse.Namespace, recording: Recording, found: list) -> None:
+def _draw(options: argparse.Namespace, recording: Recording, found: list, least: float) -> None:
     from .pictures import draw_timeline
 
     curves = {
         printable(name): (*timeline(recording, vector, options.dim), [(span.start, span.end) for span in spans])
-        for name, vector, spans in found
+        for name, vector, spans, _ in found
     }
-    draw_timeline(envelope(options.file, recording.duration), recording.duration, curves, Path(options.picture))
+    peaks = envelope(options.file, recording.duration)
+    draw_timeline(peaks, recording.duration, curves, Path(options.picture), min_score=least)
 
 
-def _as_json(options: argparse.Namespace, embedder: Embedder, recording: Recording, found: list) -> str:
+def _as_json(
+    options: argparse.Namespace, embedder: Embedder, recording: Recording, found: list, least: float
+) -> str:
     asked = ["text"] * len(options.query) + ["sound"] * len(options.by_sound)
     results = [
-        {kind: name, "spans": [asdict(span) for span in spans]}
-        for kind, (name, _, spans) in zip(asked, found, strict=True)
+        {kind: name, "spans": [asdict(span) for span in spans], "closest": asdict(closest)}
+        for kind, (name, _, spans, closest) in zip(asked, found, strict=True)
     ]
     about = {"model": embedder.name, "revision": embedder.revision, "dim": options.dim or embedder.dims}
-    heard = {"file": options.file, "duration": recording.duration, "window": options.window, "hop": options.hop}
-    return json.dumps({**about, **heard, "queries": results}, indent=2)
+    heard = {"file": options.file, "duration": recording.duration, "window": recording.window, "hop": recording.hop}
+    return json.dumps({**about, **heard, "min_score": least, "queries": results}, indent=2)
 
 
-def _as_tables(found: list) -> str:
+def _as_tables(found: list, least: float) -> str:
     lines = []
-    for name, _, spans in found:
-        lines += [printable(name), f"{'start':>12} {'end':>12} {'score':>7}"]
-        lines += [f"{clock(span.start):>12} {clock(span.end):>12} {span.score:7.3f}" for span in spans]
+    for name, _, spans, best in found:
+        lines.append(printable(name))
+        if spans:
+            lines.append(f"{'start':>12} {'end':>12} {'score':>7}")
+            lines += [f"{clock(span.start):>12} {clock(span.end):>12} {span.score:7.3f}" for span in spans]
+        else:
+            closest = f"the closest is {clock(best.start)} to {clock(best.end)}, score {best.score:.3f}"
+            lines.append(f"  nothing stands out; {closest} of at least {least:.3f}")
     return "\n".join(lines)
 
 
@@ -244,9 +314,21 @@ def _parser() -> argparse.ArgumentParser:
     add("file", help="the recording: wav, flac, ogg, opus, mp3, ... of any length")
     add("--query", nargs="+", default=[], help="texts to look for")
     add("--by_sound", nargs="+", default=[], metavar="FILE", help="sounds to look for")
-    add("--window", type=float, default=WINDOW, help="in seconds (%(default)s)")
-    add("--hop", type=float, default=HOP, help="in seconds, from a window's start to the next one's (%(default)s)")
+    short = f"of recordings of up to {SHORT:g} s"
+    add("--window", type=float, help=f"in seconds (default: {WINDOW:g}; {short} {SHORT_WINDOW:g})")
+    add(
+        "--hop",
+        type=float,
+        help="in seconds, from a window's start to the next one's (default: half of --window, without it "
+        f"{HOP:g}; {short} {SHORT_HOP:g})",
+    )
     add("--top_k", type=int, default=5, help="spans of each query (%(default)s)")
+    add(
+        "--min_score",
+        type=float,
+        help="cosine of a span; -1 marks the best whatever they score (default: more than 95 %% of the scores of "
+        "common sounds in this recording)",
+    )
     add("--dim", type=int, help="compare the first of the nested dims (default: all)")
     add("--json", action="store_true", help="times in seconds, as JSON")
     add("--picture", help="a .png of the recording over time, with the scores and the spans")

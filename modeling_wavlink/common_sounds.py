@@ -1,0 +1,20 @@
+"""Names of common sounds: candidates where nobody gave any, and a scale for what a model finds alike without reason."""
+
+# Everyday sounds, then the kinds of `processing.synthetic` that they lack.
+COMMON_SOUNDS = tuple(
+    name.strip()
+    for line in """
+    dog bark, cat meow, bird song, rooster, cow, horse, sheep, pig, frog, cricket, bee buzzing, lion roar, monster growl
+    speech, a man speaking, a woman speaking, a child speaking, crowd chatter, whispering, singing, choir, laughter
+    crying baby, coughing, sneezing, snoring, breathing, screaming, grunt, footsteps, hand claps, applause, heartbeat
+    rain, thunder, wind, ocean waves, running water, water drops, fire, splash
+    car engine, car horn, motorcycle, train, helicopter, airplane, boat, bicycle bell, tyres screeching, police siren
+    door knock, door slam, creaking door, keys jangling, typewriter, clock ticking, alarm clock, fire alarm, vacuum cleaner
+    washing machine, hammer, saw, drill, glass breaking, paper rustling, coins, dishes, zip, camera shutter
+    telephone ringing, dial tone, busy tone, telephone keypad, beep, radio static, white noise, hum, silence
+    explosion, gunshot, sword, arrow, laser, magic spell, punch, coin pickup, button click, error buzzer, fanfare
+    piano, guitar, violin, flute, trumpet, organ, church bell, gong, xylophone, harp, synthesizer, bass drum, snare drum
+    orchestra, electronic music, video game music, rock music, a rising scale, a chord, sonar ping, morse code
+    """.strip().splitlines()
+    for name in line.split(",")
+)
