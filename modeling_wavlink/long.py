@@ -37,7 +37,7 @@ from .losses_wavlink import truncate_embeddings
 
 WINDOW, HOP = 10.0, 5.0
 SHORT, SHORT_WINDOW, SHORT_HOP = 120.0, 4.0, 1.0  # seconds: a recording of up to `SHORT` has the other two
-NOISE_SHARE = 0.95  # of what common sounds score; `benchmarks/where.py` measures what that lets through
+NOISE_SHARE = 0.9  # of common sounds score less; `benchmarks/where.py` measures what that lets through
 _LOOKAHEAD = 32  # windows that the embedder sorts by length; they are of one length, so a batch or two is enough
 
 
@@ -113,20 +113,22 @@ def windows_for(path_or_bytes: str | os.PathLike | bytes, longest: float | None 
 
 
 def noise_score(embedder: Embedder, recording: Recording, dim: int | None = None) -> float:
-    """Compute the score from which a text stands out in a recording.
+    """Compute the score from which a query stands out in a recording.
 
-    It is the 95th percentile of the cosines of all windows with the names of common sounds (`COMMON_SOUNDS`), most of
-    which are not in the recording. So it follows the model's own scale, and a sound that goes on all the time stands
-    out as well.
+    Nine of ten common sounds (`COMMON_SOUNDS`) score less where they score best. Most of them are not in the
+    recording, so this is what a model gives without reason: it follows the model's own scale, and a sound that goes on
+    all the time can stand out as well.
 
     Args:
         dim: as for `timeline`.
     """
-    names = embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])  # (N, D)
+    names = embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])
+    names = np.unique(names.astype(np.float32).round(3), axis=0)  # words a tokenizer does not know have one vector
     count, width = recording.vectors.shape
-    vectors = np.vstack([recording.vectors, names], dtype=np.float32)
-    cut = truncate_embeddings(torch.from_numpy(vectors), width if dim is None else dim)
-    return float(np.quantile((cut[:count] @ cut[count:].T).numpy(), NOISE_SHARE))
+    both = torch.from_numpy(np.vstack([recording.vectors, names]))
+    cut = truncate_embeddings(both, width if dim is None else dim)
+    _, scores = _steps(recording, (cut[:count] @ cut[count:].T).double().numpy())  # (S, N)
+    return float(np.quantile(scores.max(0), NOISE_SHARE))
 
 
 def timeline(recording: Recording, query: np.ndarray, dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -142,16 +144,20 @@ def timeline(recording: Recording, query: np.ndarray, dim: int | None = None) ->
     Returns:
         `edges` `[S + 1]` in seconds and `scores` `[S]`.
     """
-    cosines = _cosines(recording, query, dim)
+    return _steps(recording, _cosines(recording, query, dim))
+
+
+def _steps(recording: Recording, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The edges of the steps, and their scores `[S, ...]` by the windows' cosines `[W, ...]`."""
     edges = np.arange(max(1, math.floor(recording.duration / recording.hop + 0.5)) + 1) * float(recording.hop)
     edges[-1] = recording.duration
-    sums, weights = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
+    sums, weights = np.zeros((len(edges) - 1, *cosines.shape[1:])), np.zeros(len(edges) - 1)
     for start, end, cosine in zip(recording.starts, recording.ends, cosines, strict=True):
         part = slice(np.searchsorted(edges, start, "right") - 1, np.searchsorted(edges, end, "left"))
         covered = np.minimum(edges[1:][part], end) - np.maximum(edges[:-1][part], start)
-        sums[part] += cosine * covered
+        sums[part] += np.multiply.outer(covered, cosine)
         weights[part] += covered
-    return edges, sums / weights
+    return edges, sums / weights.reshape(-1, *[1] * (cosines.ndim - 1))
 
 
 def _cosines(recording: Recording, query: np.ndarray, dim: int | None) -> np.ndarray:
@@ -174,7 +180,7 @@ def locate(
 
     Args:
         query, dim: as for `timeline`.
-        min_score: of a span; there is none where nothing scores so much. `noise_score` gives one for texts.
+        min_score: of a span; there is none where nothing scores so much. `noise_score` gives one.
     """
     if top_k < 1:
         raise ValueError(f"top_k must be 1 span or more, got {top_k}")
@@ -326,8 +332,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--min_score",
         type=float,
-        help="cosine of a span; -1 marks the best whatever they score (default: more than 95 %% of the scores of "
-        "common sounds in this recording)",
+        help="cosine of a span; -1 marks the best whatever they score (default: what nine of ten common "
+        "sounds do not reach in this recording)",
     )
     add("--dim", type=int, help="compare the first of the nested dims (default: all)")
     add("--json", action="store_true", help="times in seconds, as JSON")
