@@ -29,7 +29,7 @@ def name_a_sound(page: Page) -> None:
 
 def locate_a_sound(page: Page) -> None:
     page.get_by_role("tab", name="Locate").click()
-    page.get_by_role("button", name="Rain, with").click()
+    page.get_by_role("button", name="Faint rain").click()
     page.wait_for_timeout(1500)
     page.get_by_role("button", name="Look for it").click()
     page.locator("#listen-answer li").first.wait_for()

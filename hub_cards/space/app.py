@@ -29,6 +29,12 @@ _KEPT = 900  # seconds that a dropped sound and an answer stay, so that more can
 _SWEPT = 60  # seconds from one look for what is older to the next
 # What gradio reads out as an answer arrives, for which its own translations have no words.
 _ANNOUNCED = {"common.complete": "The answer is ready.", "common.error": "Something went wrong."}
+# A screen reader says the dims, not the position of the slider.
+_SAID_DIMS = """() => {
+    const say = () => document.querySelectorAll("#dims input[type=range]").forEach(
+        x => x.setAttribute("aria-valuetext", DIMS[x.value - 1] + " dims"));
+    ["input", "focusin", "pointerover"].forEach(name => document.addEventListener(name, say));
+}"""
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +64,8 @@ def _level(gr, demo: Demo):
         return gr.State(1)
     return gr.Slider(
         *(1, len(demo.dims), len(demo.dims), 1),
-        label="Numbers kept of each vector",
-        info="Fewer take less room and change the answers a little: move it, and look at the answer above.",
+        label="Dims kept of each vector",
+        info="Fewer numbers take less room and change the answers a little: move it, and look at the answer above.",
         buttons=[],
         elem_id="dims",
         render=False,
@@ -68,6 +74,7 @@ def _level(gr, demo: Demo):
 
 def _details(gr, demo: Demo, level) -> None:
     """What a vector costs at each nested dim, and what was loaded."""
+    say = _SAID_DIMS.replace("DIMS", str(demo.dims))
     with gr.Row():
         with gr.Column(min_width=300):
             if len(demo.dims) > 1:
@@ -77,6 +84,7 @@ def _details(gr, demo: Demo, level) -> None:
         with gr.Column(min_width=300):
             shown = gr.HTML(pages.costs(demo, demo.dims[-1]), elem_id="costs", padding=True)
     gr.HTML(pages.facts(demo), padding=True)
+    gr.on(None, None, js=say, api_name=False)  # as the page is loaded
     level.change(
         lambda place: pages.costs(demo, _dim(demo, place)), level, shown, show_progress="hidden", api_name="bytes"
     )

@@ -3,7 +3,7 @@
 import numpy as np
 
 RATE = 16000  # Hz
-RECORDING = "Rain, with a bell and a siren"
+RECORDING = "Faint rain, a bell and a siren"
 
 
 def _clock(seconds: float) -> np.ndarray:
@@ -48,8 +48,8 @@ def sample(name: str) -> tuple[int, np.ndarray]:
 
 
 def _recording() -> np.ndarray:
-    """Rain from start to end, a bell from 6 to 9 s and a siren from 15 to 19 s."""
-    clip = 0.08 * np.tile(_level(_rain()), 6)
+    """Faint rain from start to end, a bell from 6 to 9 s and a siren from 15 to 19 s."""
+    clip = 0.003 * np.tile(_level(_rain()), 6)
     for second, event in ((6, _bell()), (15, _siren())):
         clip[second * RATE : second * RATE + len(event)] += _level(event)
     return clip
