@@ -124,7 +124,7 @@ def draw(figures: dict, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    times, figure = per_clip(figures), Figure(figsize=(9, 3.6), layout="constrained")
+    times, figure = per_clip(figures), Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, way, title in zip(figure.subplots(1, 2), ("stream", "features"), ("wav files", "log-mels"), strict=True):
         for name in figures["rows"]:
@@ -136,5 +136,5 @@ def draw(figures: dict, path: Path) -> None:
         ticks = sorted({seconds for _, seconds, _ in times})
         axes.set_xticks(ticks, [str(seconds) for seconds in ticks])
     figure.axes[0].set_ylabel("times as fast as CLAP")
-    figure.axes[1].legend(fontsize="x-small")
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
     figure.savefig(path, dpi=120)

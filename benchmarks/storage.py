@@ -246,7 +246,7 @@ def draw(records: list[dict], path: Path) -> None:
         sizes = [2**power for power in range(min(row["bytes"] for row in records).bit_length() - 1, 12)]
         axes.set_xticks(sizes, sizes)
         axes.set(xlabel="bytes a clip (beside the dots: dims)", ylabel="R@10 (%)", title=words)
-        axes.legend()
+    picture.legend(*axes.get_legend_handles_labels(), loc="outside right center", title="storage")
     picture.savefig(path, dpi=120)
 
 

@@ -132,11 +132,17 @@ def _widths(part: dict) -> list[str]:
     return [dim for dim in part if dim.isdigit()]
 
 
+def _ends(part: dict) -> list[str]:
+    """The largest and the smallest of the dims that were measured, as they are named in the JSON."""
+    dims = sorted(_widths(part), key=int)
+    return list(dict.fromkeys([*dims[-1:], *dims[:1]]))
+
+
 def retrieval_rows(score: dict) -> list[list[str]]:
-    """Every nested dim, and what chance would find."""
+    """The largest and the smallest nested dim, and the chance level."""
     rows = []
     for way, words in DIRECTIONS.items():
-        for dim in _widths(score.get(way, {})):
+        for dim in _ends(score.get(way, {})):
             figures = score[way][dim]
             rank = f"{figures['median_rank']['value']:g}"
             rows.append([words, dim, *(percent(figures[name]) for name in RANKED), rank])
@@ -146,7 +152,7 @@ def retrieval_rows(score: dict) -> list[list[str]]:
 
 
 def other_rows(score: dict) -> list[list[str]]:
-    """Zero-shot accuracy and multiple choice, at every nested dim."""
+    """Zero-shot accuracy and multiple choice, at the largest and the smallest nested dim."""
     rows = []
     tasks = (
         ("zero_shot", "zero-shot", "labels", "accuracy"),
@@ -154,7 +160,7 @@ def other_rows(score: dict) -> list[list[str]]:
     )
     for key, words, counted, name in tasks:
         part = score.get(key, {})
-        for dim in _widths(part):
+        for dim in _ends(part):
             title = f"{words}, {part[counted]:d} {counted}"
             rows.append([title, dim, percent(part[dim][name]), f"{100 * part['chance']:.1f}"])
     return rows
@@ -217,23 +223,26 @@ def _draw_scores(folder: Path, score: dict, stem: str) -> list[list[str]]:
 
 
 def _nested(config, scores: Sequence[dict], files: Sequence[str]) -> dict:
-    """What each nested dim takes in memory and, where it was measured, what it costs in recall."""
-    header, rows = ["dims", "bytes a vector (fp32)"], [[str(dim), str(4 * dim)] for dim in _dims(config)]
+    """The bytes of each nested dim or, where it was measured, of the ends, with the change in recall at the smallest.
+
+    The recall itself stands in the results alone.
+    """
+    header, dims = ["dims", "bytes a vector (fp32)"], _dims(config)
     measured = ((score, file) for score, file in zip(scores, files, strict=True) if "difference" in score)
     score, file = next(measured, (None, ""))
     if score is None:
-        return {"table": table(header, rows), "file": ""}
+        return {"table": table(header, [[str(dim), str(4 * dim)] for dim in dims]), "file": ""}
     difference = score["difference"]
     smallest, largest = difference["dims"]
-    for way, words in DIRECTIONS.items():
-        header += [f"{words} R@10", f"against {largest:d}"]
-        for row in rows:
-            figures = score[way].get(row[0])
-            row.append(percent(figures["R@10"]) if figures else "")
-            row.append(percent(difference[way]["R@10"], signed=True) if row[0] == str(smallest) else "")
-    changes = [f"{words} {percent(difference[way]['R@1'], signed=True)}" for way, words in DIRECTIONS.items()]
-    words = f"R@1 at {smallest:d} dims against {largest:d}: {', '.join(changes)}."
-    return {"table": table(header, rows), "file": file, "data": escape(data_name(score)), "first": words}
+    changes = {
+        f"{words} {name}, change": percent(difference[way][name], signed=True)
+        for way, words in DIRECTIONS.items()
+        for name in ("R@1", "R@10")
+    }
+    rows = [[str(largest), str(4 * largest), *("" for _ in changes)]]
+    rows.append([str(smallest), str(4 * smallest), *changes.values()])
+    header += changes
+    return {"table": table(header, rows), "file": file, "data": escape(data_name(score)), "from": largest}
 
 
 def _stages(folder: Path, found: list[training.Stage], shipped: list[str]) -> list[dict]:

@@ -4,7 +4,8 @@ without paths."""
 import re
 import unicodedata
 
-_SPECIAL = set("&<>|`*[]\\$~#!{}")  # what begins something in Markdown, HTML, LaTeX or Jinja
+_SPECIAL = set("&<>|`*[]\\$~#!")  # what begins something in Markdown, HTML or LaTeX
+_JINJA = re.compile(r"\{(?=[{%#])|(?<=[}%#])\}")  # a single brace, as in the prompt "a sound of {}", begins nothing
 _SEPARATOR = r"[\\/]"
 _START = r"(?:~|[A-Za-z]:|\.\.?|file:/{0,2})?[\\/]"
 _AUDIOSET = r"(?!/[a-z]/\w+(?![\w/]))"  # /m/0dgw9r is the id of a label
@@ -29,7 +30,8 @@ def escape(text: object, most: int = 120) -> str:
     """`clean`, with every character that Markdown, HTML or Jinja would act on as its HTML entity."""
     line = clean(text, most)
     inside_word = {i for i in range(1, len(line) - 1) if line[i - 1].isalnum() and line[i + 1].isalnum()}
-    special = (c in _SPECIAL or (c == "_" and i not in inside_word) for i, c in enumerate(line))
+    jinja = {found.start() for found in _JINJA.finditer(line)}
+    special = (c in _SPECIAL or i in jinja or (c == "_" and i not in inside_word) for i, c in enumerate(line))
     return "".join(f"&#{ord(c)};" if hit else c for c, hit in zip(line, special, strict=True))
 
 

@@ -1,13 +1,15 @@
 """Recordings of any length: heard in overlapping windows as they are decoded, and searched for where a sound is.
 
     python -m modeling_wavlink.long MODEL FILE --query "a siren" ["a dog barks" ...] [--by_sound FILE ...]
-        [--window 10 --hop 5 --top_k 5 --dim D --json --picture timeline.png]
+        [--window 10 --hop 5 --top_k 5 --min_score 0.4 --dim D --json --picture timeline.png]
 
 ```python
 >>> embedder = Embedder("your-name/wavlink-base")
 >>> recording = hear(embedder, "night.flac")
 >>> locate(recording, embedder.embed_text(["a siren"])[0])
 [Span(start=4385.0, end=4400.0, score=0.41...), ...]
+>>> locate(recording, embedder.embed_text(["a violin"])[0], min_score=noise_score(embedder, recording))
+[]
 ```
 """
 
@@ -23,15 +25,19 @@ import numpy as np
 import torch
 
 from hub_cards.foreign_text import printable
+from processing.prompts import PROMPT
 from processing.windows import stream_windows
 from wavlink import options as of
 from wavlink.console import print_json, run_command
 
+from .common_sounds import COMMON_SOUNDS
 from .destinations import file_destination
 from .embedder import Embedder, mean_direction
 from .losses_wavlink import truncate_embeddings
 
 WINDOW, HOP = 10.0, 5.0
+SHORT, SHORT_WINDOW, SHORT_HOP = 120.0, 4.0, 1.0  # seconds: a recording of up to `SHORT` has the other two
+NOISE_SHARE = 0.9  # of common sounds score less; `benchmarks/where.py` measures what that lets through
 _LOOKAHEAD = 32  # windows that the embedder sorts by length; they are of one length, so a batch or two is enough
 
 
@@ -93,6 +99,38 @@ def hear(embedder: Embedder, path_or_bytes: str | os.PathLike | bytes, window=WI
     return Recording(np.stack(vectors), starts, ends, whole, hop)
 
 
+def windows_for(path_or_bytes: str | os.PathLike | bytes, longest: float | None = None) -> tuple[float, float]:
+    """Choose a window and a hop, in seconds, by a recording's length; up to `SHORT` of it is decoded.
+
+    Args:
+        longest: seconds that the model takes at once; None where it has no limit.
+    """
+    parts = stream_windows(path_or_bytes, SHORT, SHORT)
+    next(parts)
+    window, hop = (SHORT_WINDOW, SHORT_HOP) if next(parts, None) is None else (WINDOW, HOP)
+    window = min(window, longest or window)
+    return window, min(hop, window)
+
+
+def noise_score(embedder: Embedder, recording: Recording, dim: int | None = None) -> float:
+    """Compute the score from which a query stands out in a recording.
+
+    Nine of ten common sounds (`COMMON_SOUNDS`) score less where they score best. Most of them are not in the
+    recording, so this is what a model gives without reason: it follows the model's own scale, and a sound that goes on
+    all the time can stand out as well.
+
+    Args:
+        dim: as for `timeline`.
+    """
+    names = embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])
+    names = np.unique(names.astype(np.float32).round(3), axis=0)  # words a tokenizer does not know have one vector
+    count, width = recording.vectors.shape
+    both = torch.from_numpy(np.vstack([recording.vectors, names]))
+    cut = truncate_embeddings(both, width if dim is None else dim)
+    _, scores = _steps(recording, (cut[:count] @ cut[count:].T).double().numpy())  # (S, N)
+    return float(np.quantile(scores.max(0), NOISE_SHARE))
+
+
 def timeline(recording: Recording, query: np.ndarray, dim: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """How much each step of a recording is like a query.
 
@@ -106,16 +144,20 @@ def timeline(recording: Recording, query: np.ndarray, dim: int | None = None) ->
     Returns:
         `edges` `[S + 1]` in seconds and `scores` `[S]`.
     """
-    cosines = _cosines(recording, query, dim)
+    return _steps(recording, _cosines(recording, query, dim))
+
+
+def _steps(recording: Recording, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The edges of the steps, and their scores `[S, ...]` by the windows' cosines `[W, ...]`."""
     edges = np.arange(max(1, math.floor(recording.duration / recording.hop + 0.5)) + 1) * float(recording.hop)
     edges[-1] = recording.duration
-    sums, weights = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1)
+    sums, weights = np.zeros((len(edges) - 1, *cosines.shape[1:])), np.zeros(len(edges) - 1)
     for start, end, cosine in zip(recording.starts, recording.ends, cosines, strict=True):
         part = slice(np.searchsorted(edges, start, "right") - 1, np.searchsorted(edges, end, "left"))
         covered = np.minimum(edges[1:][part], end) - np.maximum(edges[:-1][part], start)
-        sums[part] += cosine * covered
+        sums[part] += np.multiply.outer(covered, cosine)
         weights[part] += covered
-    return edges, sums / weights
+    return edges, sums / weights.reshape(-1, *[1] * (cosines.ndim - 1))
 
 
 def _cosines(recording: Recording, query: np.ndarray, dim: int | None) -> np.ndarray:
@@ -127,7 +169,9 @@ def _cosines(recording: Recording, query: np.ndarray, dim: int | None) -> np.nda
     return (cut[:-1] @ cut[-1]).double().numpy()  # (W)
 
 
-def locate(recording: Recording, query: np.ndarray, top_k: int = 5, dim: int | None = None) -> list[Span]:
+def locate(
+    recording: Recording, query: np.ndarray, top_k: int = 5, dim: int | None = None, min_score: float | None = None
+) -> list[Span]:
     """Where in a recording a sound is: up to `top_k` spans that do not overlap, the best first.
 
     The rule, on the steps of `timeline`: a hit is a step that scores no less than its neighbours, and takes in the
@@ -136,9 +180,11 @@ def locate(recording: Recording, query: np.ndarray, top_k: int = 5, dim: int | N
 
     Args:
         query, dim: as for `timeline`.
+        min_score: of a span; there is none where nothing scores so much. `noise_score` gives one.
     """
     if top_k < 1:
         raise ValueError(f"top_k must be 1 span or more, got {top_k}")
+    _check_score(min_score)
     edges, scores = timeline(recording, query, dim)
     padded = np.concatenate([[-np.inf], scores, [-np.inf]])
     peaks = np.flatnonzero((scores >= padded[:-2]) & (scores >= padded[2:]))
@@ -150,10 +196,16 @@ def locate(recording: Recording, query: np.ndarray, top_k: int = 5, dim: int | N
             enough = min((median + scores[peak]) / 2, scores[peak])
             # 1e-6: equal cosines that were weighted differently are not equal to the last bit
             first, last = _run(free & (scores >= enough - 1e-6), peak)
-            spans.append(Span(float(edges[first]), float(edges[last + 1]), float(scores[peak])))
+            if min_score is None or scores[peak] >= min_score:
+                spans.append(Span(float(edges[first]), float(edges[last + 1]), float(scores[peak])))
             free[first : last + 1] = False
             best &= np.abs(edges[:-1] - edges[peak]) >= recording.window - 1e-6
     return spans
+
+
+def _check_score(min_score: float | None) -> None:
+    if min_score is not None and not -1 <= min_score <= 1:
+        raise ValueError(f"min_score is a cosine, from -1 to 1, got {min_score}")
 
 
 def _run(steps: np.ndarray, place: int) -> tuple[int, int]:
@@ -179,8 +231,9 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError('nothing to look for: give --query "a siren" or --by_sound FILE')
     if options.picture:
         _check_picture(Path(options.picture))
+    _check_score(options.min_score)
     embedder = Embedder(options.model, revision=options.revision, device=options.device)
-    recording, found = locate_all(
+    recording, least, found = locate_all(
         embedder,
         options.file,
         options.query,
@@ -189,13 +242,14 @@ def run(options: argparse.Namespace) -> None:
         options.hop,
         options.top_k,
         options.dim,
+        options.min_score,
     )
     if options.picture:
-        _draw(options, recording, found)
+        _draw(options, recording, found, least)
     if options.as_json:
-        print_json(_as_dict(options, embedder, recording, found))
+        print_json(_as_dict(options, embedder, recording, found, least))
     else:
-        print(_as_tables(found))
+        print(_as_tables(found, least))
 
 
 def locate_all(
@@ -203,62 +257,90 @@ def locate_all(
     file,
     texts: Sequence[str],
     sounds: Sequence,
-    window: float,
-    hop: float,
+    window: float | None,
+    hop: float | None,
     top_k: int,
     dim: int | None,
-) -> tuple[Recording, list[tuple]]:
-    """The recording, and of each text, then of each sound, its name, vector `[D]` and spans (see `locate`).
+    min_score: float | None,
+) -> tuple[Recording, float, list[tuple]]:
+    """The recording, the least score of a span, and of each text, then of each sound, what was found.
+
+    That is its name, vector `[D]`, the spans that stand out (see `locate`), and the best span in any case.
 
     Args:
         file, sounds: what `hear` takes; each sound is looked for as a whole.
+        window, hop: in seconds; None: `windows_for` chooses for the recording, and the hop is half of a window that is
+            given.
+        min_score: None is `noise_score`'s.
 
     Raises:
         ValueError: `hear`'s, no such `dim`, `top_k` below 1, or an empty text.
     """
+    _check_score(min_score)
     dims = sorted({*embedder.matryoshka_dims, embedder.dims})
     if dim not in (None, *dims):
         raise ValueError(f"dim must be one of the nested dims of {embedder.name}, {dims}, got {dim}")
     texts = list(texts)
     queries = list(zip(texts, embedder.embed_text(texts), strict=True)) if texts else []
-    queries += [(sound, hear(embedder, sound, window, hop).whole) for sound in sounds]
-    recording = hear(embedder, file, window, hop)  # last: it may take an hour
-    return recording, [(name, vector, locate(recording, vector, top_k, dim)) for name, vector in queries]
+    for sound in sounds:
+        of_sound = _windows(embedder, sound, WINDOW if window is None else window, hop)
+        queries.append((sound, hear(embedder, sound, *of_sound).whole))
+    recording = hear(embedder, file, *_windows(embedder, file, window, hop))  # last: it may take an hour
+    least = noise_score(embedder, recording, dim) if min_score is None else min_score
+    found = []
+    for name, vector in queries:
+        spans = locate(recording, vector, top_k, dim)
+        found.append((name, vector, [span for span in spans if span.score >= least], spans[0]))
+    return recording, least, found
+
+
+def _windows(embedder: Embedder, file, window: float | None, hop: float | None) -> tuple[float, float]:
+    """The window and the hop; a hop that is not given is half of a window that is."""
+    if window is not None:
+        return window, window / 2 if hop is None else hop
+    window, chosen = windows_for(file, embedder.max_seconds)
+    return window, chosen if hop is None else hop
 
 
 def _check_picture(path: Path) -> None:
-    """Before the recording is heard, which may take an hour."""
+    """Before the recording is embedded, which may take an hour."""
     if path.suffix != ".png" or not path.parent.is_dir():
         raise ValueError(f"--picture {path}: give the name of a .png in a folder that exists")
     file_destination(path)
 
 
-def _draw(options: argparse.Namespace, recording: Recording, found: list) -> None:
+def _draw(options: argparse.Namespace, recording: Recording, found: list, least: float) -> None:
     from .pictures import draw_timeline
 
     curves = {
         printable(name): (*timeline(recording, vector, options.dim), [(span.start, span.end) for span in spans])
-        for name, vector, spans in found
+        for name, vector, spans, _ in found
     }
-    draw_timeline(envelope(options.file, recording.duration), recording.duration, curves, Path(options.picture))
+    peaks = envelope(options.file, recording.duration)
+    draw_timeline(peaks, recording.duration, curves, Path(options.picture), min_score=least)
 
 
-def _as_dict(options: argparse.Namespace, embedder: Embedder, recording: Recording, found: list) -> dict:
+def _as_dict(options: argparse.Namespace, embedder: Embedder, recording: Recording, found: list, least: float) -> dict:
     asked = ["text"] * len(options.query) + ["sound"] * len(options.by_sound)
     results = [
-        {kind: name, "spans": [asdict(span) for span in spans]}
-        for kind, (name, _, spans) in zip(asked, found, strict=True)
+        {kind: name, "spans": [asdict(span) for span in spans], "closest": asdict(closest)}
+        for kind, (name, _, spans, closest) in zip(asked, found, strict=True)
     ]
     about = {"model": embedder.name, "revision": embedder.revision, "dim": options.dim or embedder.dims}
-    heard = {"file": options.file, "duration": recording.duration, "window": options.window, "hop": options.hop}
-    return {**about, **heard, "queries": results}
+    heard = {"file": options.file, "duration": recording.duration, "window": recording.window, "hop": recording.hop}
+    return {**about, **heard, "min_score": least, "queries": results}
 
 
-def _as_tables(found: list) -> str:
+def _as_tables(found: list, least: float) -> str:
     lines = []
-    for name, _, spans in found:
-        lines += [printable(name), f"{'start':>12} {'end':>12} {'score':>7}"]
-        lines += [f"{clock(span.start):>12} {clock(span.end):>12} {span.score:7.3f}" for span in spans]
+    for name, _, spans, best in found:
+        lines.append(printable(name))
+        if spans:
+            lines.append(f"{'start':>12} {'end':>12} {'score':>7}")
+            lines += [f"{clock(span.start):>12} {clock(span.end):>12} {span.score:7.3f}" for span in spans]
+        else:
+            closest = f"the closest is {clock(best.start)} to {clock(best.end)}, score {best.score:.3f}"
+            lines.append(f"  nothing stands out; {closest} of at least {least:.3f}")
     return "\n".join(lines)
 
 

@@ -157,14 +157,18 @@ def draw_timeline(
     curves: Mapping[str, tuple],
     path: Path,
     size: tuple[float, float] = (12, 4.5),
+    min_score: float | None = None,
 ) -> None:
     """A recording's loudness over its time, and below it how much each step is like each query; their spans shaded.
+
+    The axis of the scores always reaches from 0 to 1, or further down, so that small differences look small.
 
     Args:
         peaks: `[points]`, the largest absolute samples of equal parts of the recording.
         duration: in seconds.
         curves: what is looked for -> `edges [S + 1]` in seconds, `scores [S]`, spans `[(start, end), ...]`.
         size: width and height in inches, of 120 points.
+        min_score: the score from which a step stands out; a dashed line.
     """
     unit, seconds = ("hours", 3600) if duration > 7200 else ("minutes", 60) if duration > 120 else ("seconds", 1)
     with _axes(path, size, rows=2) as (loudness, likeness):
@@ -178,6 +182,11 @@ def draw_timeline(
                     axes.axvspan(start / seconds, end / seconds, color=f"C{number}", alpha=0.15, linewidth=0)
                 where = (start + end) / 2 / seconds, 0.02 + 0.08 * number  # a line of ranks for each query
                 likeness.annotate(f"{place + 1}", where, xycoords=("data", "axes fraction"), color=f"C{number}")
-        likeness.set(xlabel=unit, ylabel="cosine")
-        for text in likeness.legend(fontsize=8, loc="upper right").get_texts():
+        lowest = min((float(np.min(scores)) for _, scores, _ in curves.values()), default=0.0)
+        likeness.set(xlabel=unit, ylabel="cosine", ylim=(min(0.0, 1.05 * lowest), 1.0))
+        if min_score is not None:
+            label = f"stands out from {min_score:.2f}"
+            likeness.axhline(min_score, color="tab:gray", linestyle="--", linewidth=1, label=label)
+        columns = max(1, int(size[0] / 3))
+        for text in likeness.figure.legend(fontsize=8, loc="outside lower center", ncols=columns).get_texts():
             text.set_parse_math(False)

@@ -4,6 +4,8 @@ away. It needs no network.
     python -m modeling_wavlink.sound_map INDEX --out map.html --labels sounds/metadata.csv
     python -m modeling_wavlink.sound_map INDEX --out map.html --labels_from_text dog rain "a person talks"
 
+Without labels, groups of sounds are found by k-means and named by the index's own model (zero-shot).
+
 The places are t-SNE's (van der Maaten and Hinton, 2008): what is near is alike; how far apart two groups are says
 little.
 """
@@ -31,6 +33,7 @@ from wavlink import options as of
 from wavlink.console import print_json, run_command
 
 from .atomic_files import write_text
+from .common_sounds import COMMON_SOUNDS
 from .destinations import file_destination
 from .index_folder import IndexFolder, Manifest
 from .index_model import embedder_of
@@ -43,6 +46,9 @@ MOST = 20_000  # sounds of a map: beyond, browsers are slow to draw and t-SNE ta
 EMBEDDED_BYTES = 200_000  # of a sound inside the file, unless told
 EMBEDDED_TOTAL = 100_000_000  # bytes of all sounds inside a file
 UNLABELLED = "unlabelled"
+GUESSED_LABELS = "The labels were guessed by the model."
+GUESSED_GROUPS = "The groups were found, and their names guessed, by the model."
+_FEW, _MOST_GROUPS = 8, 16  # fewer sounds than the first have no groups
 _PERPLEXITY = 30.0
 _SLOW = 5_000  # sounds that take more than a minute or so
 
@@ -82,11 +88,12 @@ def draw_map(
         out: the HTML file; links to sounds are relative to it.
         labels: a metadata.csv (or .jsonl) with `file_name`, from its own folder, and `label_column`.
         labels_from_text: the labels to choose from by the model, each put into `zero_shot.PROMPT`. Without both, a
-            sound's label is the name of the folder it is in.
+            sound's label is the name of the folder it is in; where all are in one, groups are found and named (see
+            `named_groups`), as far as the index's model is at hand.
         embed_audio: sounds of at most so many bytes go into the file, `EMBEDDED_TOTAL` in all.
         most: sounds drawn; of more, so many are chosen by `seed`, each as likely as another.
         seed: of the choice and of t-SNE. The same index, options and versions give the same file.
-        model, device, dtype: as for `Index.open`; only for `labels_from_text`.
+        model, device, dtype: as for `Index.open`; only where the model names sounds.
 
     Raises:
         ValueError: an empty or damaged index, labels that cannot be had, too much sound to embed.
@@ -105,14 +112,19 @@ def draw_map(
         print(f"{most} of the {held} sounds are drawn, chosen by seed {seed}; --most takes more", file=sys.stderr)
     named = _from_metadata(labels, label_column, root, paths) if labels else None
     links = sound_links(root, paths, out, embed_audio)
+    guessed = ""
     if labels_from_text:
         embedder = embedder_of(manifest, model, device, dtype)
-        named = nearest_labels(vectors, labels_from_text, embedder.embed_text)
-    named = [clean(label, 80) or UNLABELLED for label in named or (_folder_name(root, path) for path in paths)]
+        named, guessed = nearest_labels(vectors, labels_from_text, embedder.embed_text), GUESSED_LABELS
+    if not named:
+        named = [_folder_name(root, path) for path in paths]
+        if len(set(named)) == 1 and len(paths) >= _FEW and (embedder := _at_hand(manifest, model, device, dtype)):
+            named, guessed = named_groups(vectors, embedder.embed_text, seed), GUESSED_GROUPS
+    named = [clean(label, 80) or UNLABELLED for label in named]
     if len(paths) > _SLOW:
         print(f"laying out {len(paths)} sounds takes some minutes", file=sys.stderr)
     title = clean(Path(folder).resolve().name)
-    write_text(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], named, links))
+    write_text(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], named, links, guessed))
     return {"file": os.fspath(out), "sounds": len(paths), "labels": dict(Counter(named).most_common())}
 
 
@@ -188,6 +200,40 @@ def nearest_labels(vectors: np.ndarray, labels: Sequence[str], embed_text) -> li
     labels = list(dict.fromkeys(labels))
     said = encode(embed_text([PROMPT.replace("{}", text) for text in label_texts(labels)]), vectors.shape[1], "fp32")
     return [labels[n] for n in (vectors @ said.T).argmax(1)]
+
+
+def _at_hand(manifest: Manifest, model: str, device: str, dtype: str):
+    """The index's embedder; None, and a line on stderr, where it cannot be loaded and none was named."""
+    try:
+        return embedder_of(manifest, model, device, dtype)
+    except (ValueError, OSError) as error:
+        if model:
+            raise
+        print(f"groups of sounds have no names without the index's model: {clean(error, 200)}", file=sys.stderr)
+        return None
+
+
+def named_groups(vectors: np.ndarray, embed_text, seed: int) -> list[str]:
+    """Of each vector `[N, dim]` the words for its group, such as "rain, wind": the two common sounds (`COMMON_SOUNDS`)
+    that the group is most like in comparison with all sounds.
+
+    Groups are found by k-means.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    if not np.ptp(vectors, axis=0).any():  # all alike
+        return [UNLABELLED] * len(vectors)
+    count = min(_MOST_GROUPS, max(2, round((len(vectors) / 2) ** 0.5)), len(np.unique(vectors, axis=0)))
+    with threadpool_limits(1):
+        groups = KMeans(count, n_init=4, random_state=seed).fit_predict(vectors)
+    said = embed_text([PROMPT.replace("{}", text) for text in COMMON_SOUNDS])
+    cosines = vectors @ encode(said, vectors.shape[1], "fp32").T  # (N, sounds)
+    words = {}
+    for group in range(count):
+        best = np.argsort(cosines.mean(0) - cosines[groups == group].mean(0), kind="stable")[:2]
+        words[group] = ", ".join(COMMON_SOUNDS[n] for n in best)
+    return [words[group] for group in groups.tolist()]
 
 
 def _folder_name(root: str, path: str) -> str:

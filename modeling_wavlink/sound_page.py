@@ -39,7 +39,7 @@ footer {{ order: 1; border-top: 1px solid #ddd; min-height: 56px; }}
 </head>
 <body>
 <header>
-<h1>{title}</h1><small>Near is alike. Click a point to hear it, a label to hide it; scroll to zoom.</small>
+<h1>{title}</h1><small>Near is alike. Click a point to hear it, a label to hide it; scroll to zoom. {guessed}</small>
 </header>
 <footer><audio id="player" controls></audio><span id="sound" aria-live="polite">No sound chosen yet</span></footer>
 <main>{plot}</main>
@@ -68,13 +68,21 @@ plot.on("plotly_click", ({points: [point]}) => {
 """
 
 
-def page(title: str, places: np.ndarray, names: Sequence[str], labels: Sequence[str], links: Sequence[str]) -> str:
+def page(
+    title: str,
+    places: np.ndarray,
+    names: Sequence[str],
+    labels: Sequence[str],
+    links: Sequence[str],
+    guessed: str = "",
+) -> str:
     """The HTML.
 
     Args:
         title: of one line.
         places: `[N, 2]`.
         names, labels, links: N of each; the link is a URL, "" where there is no sound to play.
+        guessed: a sentence on labels that nobody gave.
     """
     import plotly.graph_objects as go
     import plotly.io
@@ -92,7 +100,7 @@ def page(title: str, places: np.ndarray, names: Sequence[str], labels: Sequence[
             x=places[members, 0],
             y=places[members, 1],
             customdata=[rows[n] for n in members],
-            text=[f"<b>{_shown(labels[n])}</b><br>{_shown(clean(names[n], 100))}" for n in members],
+            text=[f"<b>{_shown(clean(names[n], 100))}</b><br>{_shown(labels[n])}" for n in members],
             hovertemplate="%{text}<extra></extra>",
             mode="markers",
             marker=_marker(number, len(labels), number == len(own)),
@@ -112,7 +120,7 @@ def page(title: str, places: np.ndarray, names: Sequence[str], labels: Sequence[
         default_height="100%",
         div_id="map",  # otherwise drawn at random
     )
-    return _PAGE.format(title=escape(f"{len(labels)} sounds of {title}"), plot=plot)
+    return _PAGE.format(title=escape(f"{len(labels)} sounds of {title}"), guessed=escape(guessed), plot=plot)
 
 
 def _shown(text: str) -> str:

@@ -163,6 +163,24 @@ def test_a_nested_dim_costs_what_the_difference_says(write):
     assert "| 8 | 32 |" in dims and "%" not in dims and "has not been measured" in dims
 
 
+def test_recall_is_in_one_table_and_at_the_full_and_smallest_dim_alone(write):
+    mine = score()
+    for way in ("text_to_audio", "audio_to_text"):
+        mine[way]["16"] = {name: figure(0.5) for name in ("R@1", "R@5", "R@10", "mAP@10")}
+        mine[way]["16"]["median_rank"] = {"value": 3, "interval": [2, 5]}
+    mine["zero_shot"]["16"] = mine["zero_shot"]["4"]
+    card, folder = write(scores=[mine], score_files=["mine.json"])
+    results, nested = section(card.text, "Results"), section(card.text, "Nested dims")
+    assert re.findall(r"\| text → audio \| (\w+)", results) == ["32", "4", "chance"]
+    assert re.findall(r"\| zero-shot, 3 labels \| (\w+)", results) == ["32", "4"]
+    assert re.findall(r"^\| (\d+) ", nested, re.MULTILINE) == ["32", "4"]
+    for way in ("text_to_audio", "audio_to_text"):
+        for dim in ("32", "4"):
+            told = f"| {100 * mine[way][dim]['R@10']['value']:.1f} ["
+            assert told in results and told not in nested
+    assert "16" in json.loads((folder / "scores/mine.json").read_text())["text_to_audio"]  # and all dims in the file
+
+
 def test_without_the_json_there_is_no_section_and_no_metadata(write):
     with_one, _ = write(scores=[score()], score_files=["mine.json"])
     without, folder = write()
@@ -249,6 +267,13 @@ def test_foreign_words_break_neither_tables_nor_yaml(text, write, tmp_path):
 def test_words_without_markup_stay_as_they_are():
     assert escape("my_sounds, 3 dogs (loud); Größe “x” → 日本") == "my_sounds, 3 dogs (loud); Größe “x” → 日本"
     assert escape("a|<b>") == "a&#124;&#60;b&#62;" and escape("_x_") == "&#95;x&#95;"
+    assert escape("a sound of {}, {x}") == "a sound of {}, {x}"
+    for marks in ("{{ x }}", "{% x %}", "{# x #}", "{{{x}}}"):
+        assert not re.search(r"{[{%#]|[%#}]}", escape(marks))
+
+
+def test_the_card_shows_the_prompt_as_it_is(write):
+    assert "asked for as “This is a sound of {}.”" in write(scores=[score()])[0].text
 
 
 def test_model_index_comes_back_as_it_was_measured(write):

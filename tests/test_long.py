@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,21 @@ import numpy as np
 import pytest
 import soundfile
 
-from modeling_wavlink import long
+from modeling_wavlink import long, pictures
+from modeling_wavlink.common_sounds import COMMON_SOUNDS
 from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.long import Recording, Span, clock, envelope, hear, locate, printable, timeline
+from modeling_wavlink.long import (
+    Recording,
+    Span,
+    clock,
+    envelope,
+    hear,
+    locate,
+    noise_score,
+    printable,
+    timeline,
+    windows_for,
+)
 from processing.audio import load_audio
 
 from .conftest import RATE, tone
@@ -36,8 +49,8 @@ class Bands:
             yield bands / np.linalg.norm(bands)
 
     def embed_text(self, texts):
-        """`siren` is 2.5 kHz, `bell` is 6.5 kHz."""
-        return np.stack([self.vector({"siren": 2500, "bell": 6500}[text]) for text in texts])
+        """`siren` is 2.5 kHz, `bell` is 6.5 kHz, any other text 4.5 kHz."""
+        return np.stack([self.vector({"siren": 2500, "bell": 6500}.get(text, 4500)) for text in texts])
 
     def vector(self, hertz: float) -> np.ndarray:
         return next(self.embed_clips([tone(hertz)]))
@@ -152,6 +165,44 @@ def test_as_many_spans_as_asked_for():
     assert [(span.start, span.end) for span in spans] == [(10 * n + 5.0, 10 * n + 7.0) for n in range(8)]
 
 
+def test_nothing_that_scores_less_than_asked_for_is_a_span():
+    scores = [0.1] * 10 + [0.5] * 3 + [0.1] * 10 + [0.9] * 3 + [0.1] * 10
+    every = locate(recording(scores), QUERY)
+    for least in (-1, 0.3, 0.6, 1):
+        kept = [span for span in every if span.score >= least]
+        assert locate(recording(scores), QUERY, min_score=least) == kept
+    assert [len(locate(recording(scores), QUERY, min_score=least)) for least in (0.3, 0.6, 1)] == [2, 1, 0]
+
+
+class Words(Bands):
+    """Texts at random directions of 8; "hum" is a 500 Hz tone."""
+
+    def embed_text(self, texts):
+        rng = np.random.default_rng(0)
+        said = rng.normal(size=(len(texts), self.dims)).astype(np.float32)
+        said /= np.linalg.norm(said, axis=1, keepdims=True)
+        return np.stack([self.vector(500) if text == "hum" else row for text, row in zip(texts, said, strict=True)])
+
+
+@pytest.mark.parametrize("dim", [None, 4])
+def test_the_noise_score_is_what_common_sounds_seldom_reach(dim):
+    words, heard = Words(), hear(Words(), encoded(with_tones(30, (2500, 10, 14))), 4.0, 1.0)
+    least = noise_score(words, heard, dim)
+    best = [timeline(heard, name, dim)[1].max() for name in words.embed_text(list(COMMON_SOUNDS))]
+    assert np.mean(np.array(best) > least) == pytest.approx(0.1, abs=0.03)
+    (hum,) = words.embed_text(["hum"])  # all over the recording, but for the tone
+    assert locate(heard, hum, dim=dim, min_score=least)[0].score > 0.9
+    assert locate(heard, -hum, dim=dim, min_score=least) == []
+
+
+@pytest.mark.parametrize(
+    "seconds, longest, expected",
+    [(3, 30, (4, 1)), (120, None, (4, 1)), (121, 30, (10, 5)), (121, 4, (4, 4)), (3, 0.5, (0.5, 0.5))],
+)
+def test_short_recordings_have_short_windows(seconds, longest, expected):
+    assert windows_for(encoded(np.zeros(round(seconds * RATE), np.float32) + 0.1), longest) == expected
+
+
 def test_nested_dims_are_cut_and_normalised_again():
     heard = hear(Bands(), encoded(with_tones(20, (2500, 10, 14))), 4.0, 2.0)
     query = Bands().vector(2500)
@@ -173,6 +224,8 @@ def test_nested_dims_are_cut_and_normalised_again():
         ({"query": QUERY, "dim": 0}, "between 1 and the embeddings' width 2"),
         ({"query": QUERY, "dim": 3}, "between 1 and the embeddings' width 2"),
         ({"query": QUERY, "top_k": 0}, "top_k must be 1"),
+        ({"query": QUERY, "min_score": 1.5}, "min_score is a cosine"),
+        ({"query": QUERY, "min_score": np.nan}, "min_score is a cosine"),
     ],
 )
 def test_queries_that_are_none_are_refused(options, message):
@@ -299,6 +352,36 @@ def test_the_command_prints_json(command):
     assert (text["spans"][0]["start"], text["spans"][0]["end"]) == (20, 26)
 
 
+def test_the_command_marks_nothing_where_nothing_stands_out(command, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "draw_timeline", lambda *given, **options: drawn.append((given[2], options)))
+    loud = ("--query", "siren", "owl", "--top_k", "1", "--min_score", "0.8")  # no owl is in it
+    lines = command(*loud, "--picture", "timeline.png").splitlines()
+    assert lines[0] == "siren" and lines[2].split()[:2] == ["0:00:20.0", "0:00:26.0"] and lines[3] == "owl"
+    assert re.fullmatch(r"  nothing stands out; the closest is .+, score 0\.\d{3} of at least 0\.800", lines[4])
+    ((curves, options),) = drawn
+    assert [len(spans) for _, _, spans in curves.values()] == [1, 0] and options == {"min_score": 0.8}
+    siren, owl = json.loads(command(*loud, "--json"))["queries"]
+    assert len(siren["spans"]) == 1 and owl["spans"] == [] and owl["closest"]["score"] < 0.8
+    assert json.loads(command("--query", "owl", "--min_score", "-1", "--json"))["queries"][0]["spans"]
+
+
+def test_the_command_takes_windows_by_the_recordings_length(command, tmp_path):
+    def windows(*options: str) -> tuple[float, float]:
+        found = json.loads(command("--query", "siren", "--json", *options))
+        return found["window"], found["hop"]
+
+    assert windows() == (4, 2)  # as the fixture asks
+
+    def chosen(*options: str) -> tuple[float, float]:
+        given = long._parser().parse_args(["model", "night.wav", *options])
+        return long._windows(Bands(), given.file, given.window, given.hop)
+
+    assert chosen() == (4, 1) and chosen("--window", "8") == (8, 4) and chosen("--hop", "2") == (4, 2)
+    (tmp_path / "night.wav").write_bytes(encoded(tone(500, 130)))
+    assert chosen() == (10, 5)
+
+
 def test_the_command_draws_a_picture(command, tmp_path):
     command("--query", "siren", "--by_sound", "bell.wav", "--picture", "timeline.png")
     assert is_picture(tmp_path / "timeline.png")
@@ -315,6 +398,7 @@ def test_the_command_draws_a_picture(command, tmp_path):
         (("--by_sound", "nowhere.wav"), "nowhere.wav does not exist"),
         (("--query", "siren", "--hop", "9"), "hop over 0 s and up to it"),
         (("--query", "siren", "--window", "40"), "over the 30 s"),
+        (("--query", "siren", "--min_score", "2"), "a cosine, from -1 to 1"),
     ],
 )
 def test_wrong_options_are_refused(command, arguments, message):

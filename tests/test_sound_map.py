@@ -14,10 +14,19 @@ import pytest
 import soundfile
 
 from modeling_wavlink import sound_map
+from modeling_wavlink.common_sounds import COMMON_SOUNDS
 from modeling_wavlink.embedder import Embedder
 from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
 from modeling_wavlink.indexing import index_sounds
-from modeling_wavlink.sound_map import UNLABELLED, file_vectors, layout, nearest_labels
+from modeling_wavlink.sound_map import (
+    GUESSED_GROUPS,
+    GUESSED_LABELS,
+    UNLABELLED,
+    file_vectors,
+    layout,
+    named_groups,
+    nearest_labels,
+)
 from modeling_wavlink.sound_page import SHOWN, page
 from modeling_wavlink.vectors import decode, encode
 
@@ -173,6 +182,42 @@ def test_labels_from_text_ask_the_indexs_model(tmp_path, wavlink_folder):
     best = (file_vectors(index, ["1.wav", "2.wav", "3.wav"]) @ texts.T).argmax(1)
     shown = points((tmp_path / "map.html").read_text())
     assert [shown[f"{n}.wav"][0] for n in (1, 2, 3)] == [words[n] for n in best] and made["sounds"] == 3
+
+
+class Spread:
+    """Embeds n texts at the first n of the axes of `[DIM]`, and over again."""
+
+    def embed_text(self, texts):
+        return np.eye(DIM, dtype=np.float32)[np.arange(len(texts)) % DIM]
+
+
+def test_groups_have_the_words_of_the_common_sounds_they_are_most_like():
+    axes = np.repeat([0, 1, 2], 6)
+    sounds = np.eye(DIM, dtype=np.float32)[axes] + 0.01 * vectors(18)
+    sounds /= np.linalg.norm(sounds, axis=1, keepdims=True)
+    named = named_groups(sounds, Spread().embed_text, 0)
+    assert len(set(named)) == 3
+    for axis, words in zip(axes, named, strict=True):
+        assert all(COMMON_SOUNDS.index(word) % DIM == axis for word in words.split(", "))
+    assert set(named_groups(np.tile(sounds[:1], (9, 1)), Spread().embed_text, 0)) == {UNLABELLED}
+
+
+@pytest.mark.parametrize("count", [7, 8])
+def test_sounds_of_one_folder_are_grouped_and_the_page_says_who_named_them(tmp_path, wavlink_folder, count, capsys):
+    root = sound_files(tmp_path / "sounds", [f"{n}.wav" for n in range(count)])
+    index_sounds(str(root), tmp_path / "index", str(wavlink_folder), storage="fp32", progress=False)
+    made = sound_map.draw_map(tmp_path / "index", tmp_path / "map.html")
+    html = (tmp_path / "map.html").read_text()
+    assert (made["labels"] == {"sounds": count}) == (count < 8) == (GUESSED_GROUPS not in html)
+    if count == 8:
+        assert all(word in COMMON_SOUNDS for label in made["labels"] for word in label.split(", "))
+        assert points(html).keys() == {f"{n}.wav" for n in range(count)}
+        assert traces(html)[0]["text"][0].startswith("<b>") and ".wav</b><br>" in traces(html)[0]["text"][0]
+        sound_map.draw_map(tmp_path / "index", tmp_path / "map.html", labels_from_text=["dog", "cat"])
+        assert GUESSED_LABELS in (tmp_path / "map.html").read_text()
+    shutil.rmtree(wavlink_folder)
+    assert sound_map.draw_map(tmp_path / "index", tmp_path / "map.html")["labels"] == {"sounds": count}
+    assert ("have no names without the index's model" in capsys.readouterr().err) == (count == 8)
 
 
 def test_many_labels_share_a_grey():

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 import torch
 
-from hub_cards.space import answers, pages
+from hub_cards.space import answers, pages, samples
 from hub_cards.space.answers import Demo, Limits, Named, labels_in, part_of, trained_on
 from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.long import hear, locate
+from modeling_wavlink.long import hear, locate, noise_score
 from modeling_wavlink.querying import Index
 from processing.audio import load_audio
 
@@ -87,10 +87,17 @@ def test_a_recording_is_heard_and_drawn_as_long_py_does_and_no_file_is_left(demo
     recording = hear(demo.embedder, folder / "long.flac", 4.0, 1.0)  # of less than two minutes
     spans = locate(recording, demo.embedder.embed_text(["a low bell"])[0], 5, 8)
     assert np.array_equal(heard.recording.vectors, recording.vectors) and heard.at(8)[2] == spans
+    least = noise_score(demo.embedder, recording, 8)
+    assert heard.min_score(8) == least
+    heard = dataclasses.replace(heard, min_scores={8: spans[-1].score})
     shown = pages.places(demo, heard, 8)
     times = re.findall(r'wl-label">([^<]+)', shown)
     assert len(times) == len(spans) and times[0] == f"{pages._clock(spans[0].start)} to {pages._clock(spans[0].end)}"
     assert shown.count("data:image/png;base64,") == 2 and 'alt="loudness' in shown
+    assert f"stands out in {len(spans)} place" in shown
+    shown = pages.places(demo, dataclasses.replace(heard, min_scores={8: 1.0}), 8)
+    assert "Nothing stands out for “a low bell”" in shown and "under 1.00" in shown
+    assert re.findall(r'wl-label">([^<]+)', shown) == times[:1] and "; nothing stands out" in shown
     assert not list(tmp_path.iterdir())
 
 
@@ -100,11 +107,11 @@ def test_bytes_of_each_storage(demo):
 
 
 def test_the_page_says_what_was_loaded(demo, folder):
-    shown = pages.header(demo)
+    shown = pages.facts(demo)
     for words in (f"{folder.name}/model", demo.embedder.revision, "32, nested: 8, 16, 32", "tones", "7 windows"):
         assert words in shown, words
     assert str(folder) not in shown
-    assert "none, so sounds cannot be searched" in pages.header(Demo(demo.embedder))
+    assert "none, so sounds cannot be searched" in pages.facts(Demo(demo.embedder))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +136,19 @@ def test_what_is_wrong_is_told_in_one_line_without_a_path(demo, folder, monkeypa
     with pytest.raises(ValueError, match=said) as told:
         demo.name(file and str(folder / file), labels)
     assert str(folder) not in str(told.value) and "\n" not in str(told.value)
+
+
+def test_samples_are_sounds_that_the_demo_takes(demo, tmp_path):
+    for name in (*samples.NAMES, samples.RECORDING):
+        rate, clip = samples.sample(name)
+        assert clip.dtype == np.int16 and 10000 < np.abs(clip).max() <= 16000
+        soundfile.write(tmp_path / "sample.wav", clip, rate)
+        assert len(demo.sound(str(tmp_path / "sample.wav"))) == len(clip)
+        assert 2 * rate < len(clip) <= 24 * rate and np.array_equal(clip, samples.sample(name)[1])
+
+
+def test_the_slider_stands_over_the_models_nested_dims(demo):
+    assert re.findall(r"<span>(\d+)</span>", pages.ticks(demo)) == ["8", "16", "32"]
 
 
 def test_sentences_that_say_nothing_or_too_much(demo, folder):

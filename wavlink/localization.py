@@ -7,7 +7,7 @@ from typing import TypeAlias, overload
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_wavlink.embedder import Embedder, embedder_for
-from modeling_wavlink.long import HOP, WINDOW, Span, locate_all
+from modeling_wavlink.long import Span, locate_all
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
 
@@ -25,6 +25,7 @@ def locate(
     hop: float | None = None,
     top_k: int = 5,
     dim: int | None = None,
+    min_score: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[Span]: ...
@@ -42,6 +43,7 @@ def locate(
     hop: float | None = None,
     top_k: int = 5,
     dim: int | None = None,
+    min_score: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[list[Span]]: ...
@@ -58,6 +60,7 @@ def locate(
     hop: float | None = None,
     top_k: int = 5,
     dim: int | None = None,
+    min_score: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[Span] | list[list[Span]]:
@@ -72,11 +75,13 @@ def locate(
         query: a text, or a list of texts.
         by_sound: sounds to look for, one or several, given as `recording` is.
         processor: of a loaded model.
-        window: length of a window in seconds, at most the model's 30 s (default: 10).
-        hop: seconds from the start of one window to that of the next, at most `window` (default: 5, or `window` if
-            that is less).
+        window: length of a window in seconds, at most the model's 30 s (default: 10; of up to 120 s 4).
+        hop: seconds from the start of one window to that of the next, at most `window` (default: half of a given
+            `window`; else 5, or 1 for a recording of up to 120 s).
         top_k: the most spans for each query.
         dim: compare the first `dim` numbers of the vectors, one of the nested dims (default: all).
+        min_score: the least score of a span, from -1 to 1 (default: what nine of ten common sounds do not reach in
+            this recording, so that a sound that is not there has no span).
         device: such as `"cuda"` (default: the CPU, or where a loaded model is).
         dtype: `"float32"` (default), `"bfloat16"` or `"float16"`.
 
@@ -106,8 +111,6 @@ def locate(
     if top_k < 1:
         raise ValueError(f"top_k must be 1 span or more, got {top_k}")
     embedder = embedder_for(model, processor, device, dtype)
-    window = WINDOW if window is None else window
-    hop = min(HOP, window) if hop is None else hop
-    _, located = locate_all(embedder, recording, texts, sounds, window, hop, top_k, dim)
-    found = [spans for _, _, spans in located]
+    _, _, located = locate_all(embedder, recording, texts, sounds, window, hop, top_k, dim, min_score)
+    found = [spans for _, _, spans, _ in located]
     return found[0] if isinstance(query, str) and not sounds else found

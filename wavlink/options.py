@@ -17,6 +17,11 @@ PROMPT = "This is a sound of {}."
 QUESTION = "What is this sound?"
 CHOICE_TEXT = "{question} {choice}"
 WINDOW, HOP = 10.0, 5.0
+SHORT, SHORT_WINDOW, SHORT_HOP = (
+    120.0,
+    4.0,
+    1.0,
+)  # seconds: recordings of up to `SHORT` have the others
 MODEL = "a folder or a Hub id of a WavLink or a CLAP"
 INDEX_MODEL = "the index's own model, if it is elsewhere now (default: where the index says)"
 REVISION = "of a Hub id: a branch, tag or commit (default: its main branch)"
@@ -196,9 +201,13 @@ def where(parser: Parser) -> None:
     add("file", metavar="FILE", help="the recording: wav, flac, ogg, opus, mp3, ... of any length")
     add("--query", nargs="+", default=[], metavar="TEXT", help="texts to look for")
     add("--by_sound", nargs="+", default=[], metavar="FILE", help="sounds to look for")
-    add("--window", type=float, default=WINDOW, help="seconds embedded at once")
-    add("--hop", type=float, default=HOP, help="seconds from one window's start to the next one's")
+    short = f"of recordings of up to {SHORT:g} s"
+    add("--window", type=float, help=f"seconds embedded at once (default: {WINDOW:g}; {short} {SHORT_WINDOW:g})")
+    hops = f"half of --window, without it {HOP:g}; {short} {SHORT_HOP:g}"
+    add("--hop", type=float, help=f"seconds from one window's start to the next one's (default: {hops})")
     add("--top_k", type=int, default=5, help="spans of each query")
+    least = "what nine of ten common sounds do not reach in this recording"
+    add("--min_score", type=float, help=f"cosine of a span; -1 marks the best, whatever they score (default: {least})")
     add("--dim", type=int, help="compare the first of the nested dims (default: all dims)")
     json_option(parser)
     add("--picture", metavar="PNG", help="plot of the recording over time, with scores and spans (default: none)")

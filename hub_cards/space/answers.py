@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 
 from hub_cards.foreign_text import clean, last_part
 from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.long import HOP, WINDOW, Recording, Span, envelope, hear, locate, timeline
+from modeling_wavlink.long import Recording, Span, envelope, hear, locate, noise_score, timeline, windows_for
 from modeling_wavlink.losses_wavlink import truncate_embeddings
 from modeling_wavlink.querying import Hit, Index
 from modeling_wavlink.zero_shot import PROMPT
@@ -28,7 +28,6 @@ from processing.audio import at_rate, limited, opened, resampled
 from processing.downmix_wavlink import mono_blocks
 
 SILENCE = 1e-4  # of full scale: 80 dB below it
-SHORT = (120.0, 4.0, 1.0)  # seconds: a recording of less is heard in windows of 4 s, one each second
 MOST_LABELS, MOST_LETTERS = 50, 500
 TOP_K = 5
 
@@ -67,12 +66,17 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """A recording's windows, its outline (see `long.envelope`), and what is looked for in it."""
+    """A recording's windows, its outline (see `long.envelope`), what is looked for in it, and from which score on it
+    stands out at each of the nested dims (see `long.noise_score`)."""
 
     path: str
     recording: Recording
     peaks: np.ndarray
     query: Asked
+    min_scores: dict[int, float]
+
+    def min_score(self, dim: int) -> float:
+        return self.min_scores[dim]
 
     def at(self, dim: int) -> tuple[np.ndarray, np.ndarray, list[Span]]:
         """`edges` `[S + 1]`, `scores` `[S]` and the best spans (see `long`)."""
@@ -134,12 +138,11 @@ class Demo:
     def listen(self, path: str | None, text: str) -> Heard:
         text = sentence_in(text)
         with self.turn():
-            longest, *short = SHORT
-            samples = len(self.sound(path))
-            window, hop = short if samples < longest * self.embedder.sampling_rate else (WINDOW, HOP)
+            self.sound(path)
             asked = Asked(text, self.embedder.embed_text([text])[0])
-            recording = hear(self.embedder, path, window, hop)
-            return Heard(path, recording, envelope(path, recording.duration), asked)
+            recording = hear(self.embedder, path, *windows_for(path, self.embedder.max_seconds))
+            least = {dim: noise_score(self.embedder, recording, dim) for dim in self.dims}
+            return Heard(path, recording, envelope(path, recording.duration), asked, least)
 
     def sound(self, path: str | None) -> np.ndarray:
         """float32 mono `[samples]` at the model's rate, within the limits and not silent.
@@ -176,7 +179,7 @@ class Demo:
     @contextmanager
     def turn(self) -> Iterator[None]:
         if not self._turn.acquire(timeout=self.limits.wait):
-            raise ValueError(f"Others have been before you for {self.limits.wait:g} s: try again in a minute.")
+            raise ValueError(f"The server has been busy for {self.limits.wait:g} s: try again in a minute.")
         try:
             yield
         finally:

@@ -14,10 +14,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from hub_cards.foreign_text import clean
-from hub_cards.space import pages
+from hub_cards.space import pages, samples
 from hub_cards.space.answers import Demo, Limits, trained_on
 from modeling_wavlink.embedder import Embedder
 from wavlink import options as of
@@ -27,6 +28,14 @@ STYLE = Path(__file__).with_name("style.css")
 WAITING = 32  # visitors at once; one more is told to come back
 _KEPT = 900  # seconds that a dropped sound and an answer stay, so that more can be asked of them
 _SWEPT = 60  # seconds from one look for what is older to the next
+# What gradio reads out as an answer arrives, for which its own translations have no words.
+_ANNOUNCED = {"common.complete": "The answer is ready.", "common.error": "Something went wrong."}
+# A screen reader says the dims, not the position of the slider.
+_SAID_DIMS = """() => {
+    const say = () => document.querySelectorAll("#dims input[type=range]").forEach(
+        x => x.setAttribute("aria-valuetext", DIMS[x.value - 1] + " dims"));
+    ["input", "focusin", "pointerover"].forEach(name => document.addEventListener(name, say));
+}"""
 
 logger = logging.getLogger(__name__)
 
@@ -36,47 +45,59 @@ def build(demo: Demo):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    with gr.Blocks(title="WavLink", analytics_enabled=False, delete_cache=(_SWEPT, _KEPT)) as page:
-        gr.HTML(pages.header(demo))
-        level = _dims(gr, demo)
+    with gr.Blocks(title="WavLink: sounds and words", analytics_enabled=False, delete_cache=(_SWEPT, _KEPT)) as page:
+        gr.HTML(pages.header())
+        level = _level(gr, demo)
         with gr.Tab("Name", id="name"):
             _name_tab(gr, demo, level)
         with gr.Tab("Find", id="find"):
             _find_tab(gr, demo, level)
         with gr.Tab("Locate", id="locate"):
             _long_tab(gr, demo, level)
+        with gr.Accordion("About this model", open=False, elem_id="details"):
+            _details(gr, demo, level)
     return page.queue(max_size=WAITING, default_concurrency_limit=WAITING)
 
 
-def _dims(gr, demo: Demo):
-    """The slider, whose places are the nested dims, and what a vector costs at each."""
+def _level(gr, demo: Demo):
+    """The slider, whose positions are the nested dims; `_details` shows it, below the tabs that depend on it."""
+    if len(demo.dims) == 1:
+        return gr.State(1)
+    return gr.Slider(
+        *(1, len(demo.dims), len(demo.dims), 1),
+        label="Dims kept of each vector",
+        info="Fewer numbers take less room and change the answers a little: move it, and look at the answer above.",
+        buttons=[],
+        elem_id="dims",
+        render=False,
+    )
+
+
+def _details(gr, demo: Demo, level) -> None:
+    """What a vector costs at each nested dim, and what was loaded."""
+    say = _SAID_DIMS.replace("DIMS", str(demo.dims))
     with gr.Row():
         with gr.Column(min_width=300):
-            level = gr.State(1)
             if len(demo.dims) > 1:
-                level = gr.Slider(
-                    *(1, len(demo.dims), len(demo.dims), 1),
-                    label="Dims kept of each vector",
-                    info=", ".join(f"{place}: {dim} dims" for place, dim in enumerate(demo.dims, 1))
-                    + ". Fewer cost fewer bytes: move it, and see below what that changes.",
-                    buttons=[],
-                    elem_id="dims",
-                )
+                with gr.Group():
+                    level.render()
+                    gr.HTML(pages.ticks(demo), elem_id="ticks")
         with gr.Column(min_width=300):
             shown = gr.HTML(pages.costs(demo, demo.dims[-1]), elem_id="costs", padding=True)
+    gr.HTML(pages.facts(demo), padding=True)
+    gr.on(None, None, js=say, api_name=False)  # as the page is loaded
     level.change(
         lambda place: pages.costs(demo, _dim(demo, place)), level, shown, show_progress="hidden", api_name="bytes"
     )
-    return level
 
 
 def _name_tab(gr, demo: Demo, level) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            sound = _sound(gr, demo, "A sound")
+            sound = _sound(gr, demo, "A sound", samples.NAMES)
             labels = gr.Textbox(
-                "a dog barks, a church bell, rain, a man speaks",
-                label="Labels, parted by commas",
+                "a church bell, a police siren, rain, a clock ticking, a dog barking",
+                label="What could it be? Names, parted by commas",
                 lines=2,
                 max_lines=4,
             )
@@ -91,7 +112,7 @@ def _find_tab(gr, demo: Demo, level) -> None:
         return
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            text = gr.Textbox("a dog barks", label="A sentence", info="Its closest sounds of the index are found.")
+            text = gr.Textbox("a church bell rings", label="A sentence", info="The sounds most like it are found.")
             button = gr.Button("Find sounds", variant="primary")
         answer = _answer(gr, "find")
     _answered(gr, demo, level, [button.click, text.submit], demo.ask, [text], pages.sounds, answer)
@@ -100,8 +121,8 @@ def _find_tab(gr, demo: Demo, level) -> None:
 def _long_tab(gr, demo: Demo, level) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            sound = _sound(gr, demo, "A recording")
-            text = gr.Textbox("a dog barks", label="What to look for", info="Where in the recording it is heard.")
+            sound = _sound(gr, demo, "A recording", (samples.RECORDING,))
+            text = gr.Textbox("a police siren", label="What to look for", info="The answer shows where it is.")
             button = gr.Button("Look for it", variant="primary")
         answer = _answer(gr, "listen")
     _answered(gr, demo, level, [button.click, text.submit], demo.listen, [sound, text], pages.places, answer)
@@ -112,9 +133,14 @@ def _answer(gr, name: str):
         return gr.HTML(pages.waiting(name), elem_id=f"{name}-answer", padding=True)
 
 
-def _sound(gr, demo: Demo, label: str):
+def _sound(gr, demo: Demo, label: str, names: Sequence[str]):
+    """A place to drop or record a sound, and buttons that put one of `samples` there."""
     sound = gr.Audio(label=label, sources=["upload", "microphone"], type="filepath", editable=False, buttons=[])
-    gr.HTML(f'<p class="wl-note">{pages.limits(demo)}</p>', padding=True)
+    gr.HTML(f'<p class="wl-note">{pages.limits(demo)} Or try one of these:</p>', padding=True)
+    with gr.Row(elem_classes="wl-samples"):
+        for name in names:
+            button = gr.Button(name, size="sm", min_width=90)
+            button.click(partial(samples.sample, name), outputs=sound, show_progress="hidden", api_name=False)
     return sound
 
 
@@ -228,6 +254,16 @@ def _theme(gr):
         button_primary_background_fill_hover_dark="*primary_600",
         button_primary_text_color="white",
         color_accent="*primary_600",
+        slider_color="*primary_600",
+        slider_color_dark="*primary_400",
+        input_border_width="1px",
+        input_border_color="*neutral_500",
+        input_border_color_dark="*neutral_500",
+        block_border_width="1px",
+        border_color_primary="*neutral_400",
+        border_color_primary_dark="*neutral_600",
+        button_secondary_border_color="*neutral_500",
+        button_border_width="1px",
         block_label_background_fill="*block_background_fill",
         block_label_background_fill_dark="*block_background_fill",
         block_label_text_color="*body_text_color",
@@ -270,6 +306,7 @@ def launch(page, port: int | None, max_mb: float = Limits.megabytes) -> None:
         ssr_mode=False,
         quiet=True,
         prevent_thread_lock=True,
+        i18n=gr.I18n(en=_ANNOUNCED),  # other languages fall back to it
     )
 
 

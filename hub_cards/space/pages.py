@@ -30,19 +30,31 @@ def _clock(seconds: float) -> str:
     return long.clock(seconds).removeprefix("0:")
 
 
-def header(demo: Demo) -> str:
+def header() -> str:
+    """What a visitor can do here."""
+    said = "Name a sound, find sounds by describing them, or locate one in a recording."
+    return f'<header class="wl-head"><h1>Find and name sounds with words</h1><p>{said}</p></header>'
+
+
+def facts(demo: Demo) -> str:
+    """What was loaded."""
     embedder = demo.embedder
     revision = embedder.revision if embedder.revision.startswith("sha256:") else embedder.revision[:12]
-    facts = {
+    told = {
         "Model": _name(embedder.name),
         "Revision": revision,
         "Dims": f"{embedder.dims}, nested: {', '.join(map(str, demo.dims))}",
         "Trained on": demo.trained,
         "Index": _index(demo),
     }
-    rows = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    said = "A sound and a sentence become one short vector each; how near they are is one inner product."
-    return f'<header class="wl-head"><h1>WavLink</h1><p>{said}</p><dl>{rows}</dl></header>'
+    rows = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in told.items())
+    said = "WavLink turns a sound and a sentence into one short vector each; how alike they are is one inner product."
+    return f'<div class="wl-facts"><p>{said}</p><dl>{rows}</dl></div>'
+
+
+def ticks(demo: Demo) -> str:
+    """The nested dims below the positions of the slider."""
+    return f'<div class="wl-ticks" aria-hidden="true">{"".join(f"<span>{dim}</span>" for dim in demo.dims)}</div>'
 
 
 def _name(model: str) -> str:
@@ -59,10 +71,10 @@ def _index(demo: Demo) -> str:
 
 def limits(demo: Demo) -> str:
     """Told beside a place to drop a sound."""
-    return f"Drop a file of up to {demo.limits.megabytes:g} MB and {_span(demo.limits.seconds)}, or record one."
+    return f"Drop a file of up to {demo.limits.megabytes:g} MB and {_length(demo.limits.seconds)}, or record one."
 
 
-def _span(seconds: float) -> str:
+def _length(seconds: float) -> str:
     return f"{seconds / 60:g} minutes" if seconds > 120 else f"{seconds:g} seconds"
 
 
@@ -156,38 +168,45 @@ def _waveform(clip: np.ndarray, words: str) -> str:
 
 
 def places(demo: Demo, heard: Heard, dim: int) -> str:
-    """A recording's timeline for a query, and its best places with players."""
+    """A recording's timeline for a query, and the spans that stand out with players; without one, the closest."""
     edges, scores, spans = heard.at(dim)
-    most, rate = demo.dims[-1], demo.embedder.sampling_rate
-    rows = []
-    for number, span in enumerate(spans, 1):
-        when = f"{_clock(span.start)} to {_clock(span.end)}"
-        clip = part_of(heard.path, span.start, min(span.end, span.start + _PLAYED), rate)
-        player = '<p class="wl-note">This part cannot be played.</p>' if clip is None else _player(clip, rate, when)
-        rows.append(
-            f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{when}</span>'
-            f'<span class="wl-value">{span.score:.3f}</span>{player}</div></li>'
-        )
-    told = f"“{heard.query.text}” in {_clock(heard.recording.duration)}, heard in windows of "
+    least, most, asked = heard.min_score(dim), demo.dims[-1], heard.query.text
+    marked = [span for span in spans if span.score >= least]
+    if marked:
+        told = f"“{asked}” stands out in {len(marked)} {'place' if len(marked) == 1 else 'places'}"
+    else:
+        told = f"Nothing stands out for “{asked}”: the closest is below, but its score is under {least:.2f}"
+    told += f". The recording has {_clock(heard.recording.duration)}, compared in windows of "
     told += f"{heard.recording.window:g} s, one every {heard.recording.hop:g} s"
     if dim != most:
         whole = heard.at(most)[1]
         told += f". Against all {most} dims the curve differs by at most {np.abs(scores - whole).max():.3f}"
         told += ", its highest place is " + ("the same" if scores.argmax() == whole.argmax() else "another")
-    picture = _timeline(heard, edges, scores, spans)
+    rows = [_span(demo, heard, number, span) for number, span in enumerate(marked or spans[:1], 1)]
+    picture = _timeline(heard, edges, scores, marked, least)
     return f'<p class="wl-said">{escape(told)}.</p>{picture}<ol class="wl-hits">{"".join(rows)}</ol>'
 
 
-def _timeline(heard: Heard, edges: np.ndarray, scores: np.ndarray, spans: Sequence) -> str:
+def _span(demo: Demo, heard: Heard, number: int, span) -> str:
+    when, rate = f"{_clock(span.start)} to {_clock(span.end)}", demo.embedder.sampling_rate
+    clip = part_of(heard.path, span.start, min(span.end, span.start + _PLAYED), rate)
+    player = '<p class="wl-note">This part cannot be played.</p>' if clip is None else _player(clip, rate, when)
+    return (
+        f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{when}</span>'
+        f'<span class="wl-value">{span.score:.3f}</span>{player}</div></li>'
+    )
+
+
+def _timeline(heard: Heard, edges: np.ndarray, scores: np.ndarray, spans: Sequence, least: float) -> str:
     """Drawn twice, for wide and for narrow windows."""
     duration, drawn = heard.recording.duration, {}
     curves = {heard.query.text: (edges, scores, [(span.start, span.end) for span in spans])}
     with tempfile.TemporaryDirectory(prefix="wavlink-space-") as folder:
-        for name, size in (("wide", (12, 4.5)), ("narrow", (5, 4.5))):
+        for name, size in (("wide", (8, 4)), ("narrow", (4.2, 4))):
             path = Path(folder, f"{name}.png")
-            draw_timeline(heard.peaks, duration, curves, path, size)
+            draw_timeline(heard.peaks, duration, curves, path, size, least)
             drawn[name] = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    best = f"; best from {_clock(spans[0].start)} to {_clock(spans[0].end)}" if spans else ""
+    best = f"; best from {_clock(spans[0].start)} to {_clock(spans[0].end)}" if spans else "; nothing stands out"
     words = f"loudness of the recording, and below it how much each step is like “{heard.query.text}”{best}"
     return (
         f'<picture class="wl-timeline"><source media="(max-width: 640px)" srcset="{drawn["narrow"]}">'
@@ -196,9 +215,9 @@ def _timeline(heard: Heard, edges: np.ndarray, scores: np.ndarray, spans: Sequen
 
 
 WAITING = {
-    "name": "Drop or record a sound, type what it could be, and see which label is the most like it.",
-    "find": "Type a sentence, and hear the sounds that are the most like it.",
-    "listen": "Drop a long recording, type what to look for, and see when it is heard.",
+    "name": "Choose, drop or record a sound, type what it could be, and press “Name it”.",
+    "find": "Type a sentence, press “Find sounds”, and listen to those most like it.",
+    "listen": "Choose, drop or record a recording, type what to look for, and press “Look for it”.",
 }
 
 
