@@ -39,8 +39,7 @@ $(MINIMUM)/.installed: setup.cfg pyproject.toml constraints-minimum.txt
 	$(MINIMUM)/bin/python -m pip install -c constraints-minimum.txt -e '.[train,eval,search,map,dev]'
 	touch $@
 
-# gradio takes no pillow 13, which the rest may have taken: it lies above .venv, in an environment that sees through to
-# that one and changes nothing in it.
+# The browser's driver lies above .venv, in an environment that sees through to that one and changes nothing in it.
 $(SPACE)/.installed: $(VENV)/.installed
 	$(PYTHON) -m venv $(SPACE)
 	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
@@ -57,9 +56,9 @@ demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a 
 	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 	$(RUN) examples/demo.py runs/quickstart/best
 
-space: $(SPACE)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
+space: $(VENV)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
 	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo
-	$(SPACE)/bin/python hub_cards/space/app.py --model runs/quickstart/best --index synthetic
+	$(RUN) -m wavlink space --model runs/quickstart/best --index synthetic
 
 # A worker a core: further threads, also of the processes that tests start, would only wait for each other.
 test test-slow coverage: export OMP_NUM_THREADS = 1
@@ -87,15 +86,16 @@ test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed wher
 	$(WHEEL)/bin/python -m pip install -c constraints.txt hypothesis pytest pytest-timeout sentence-transformers \
 		"$$(echo dist/*.whl)[train,eval,search,space]"
 	elsewhere=$$(mktemp -d) && cp -r tests setup.cfg $$elsewhere && cd $$elsewhere && \
-		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli); \
+		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli public_api); \
 		status=$$?; rm -rf $$elsewhere; exit $$status
 
 test-space: $(SPACE)/.installed  ## the demo with gradio, and where there is a chromium in a browser
 	$(SPACE)/bin/python -m pytest tests/test_space.py tests/test_space_push.py tests/test_space_browser.py
 
-lint: $(VENV)/.installed  ## ruff, GitHub's files by their schemas, known vulnerabilities where their service can be reached
+lint: $(VENV)/.installed  ## ruff, types of the public API, GitHub's files by their schemas, known vulnerabilities where their service can be reached
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 	$(RUN) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml

@@ -89,7 +89,8 @@ def _as_class(config: PretrainedConfig, classes: dict[str, type]) -> PretrainedC
 
 
 class WavLinkConfig(PretrainedConfig):
-    """
+    """Configuration of a `WavLinkModel`: its two towers, the shared space and the loss.
+
     Args:
         audio_config (`WhisperConfig`, `ClapAudioConfig` or `dict`, *optional*): the audio tower: a Whisper, of which
             only the encoder half is used, or CLAP's HTS-AT (`"clap_audio_model"`) without fusion. Defaults to the
@@ -114,10 +115,16 @@ class WavLinkConfig(PretrainedConfig):
             ignored, at least 0 and below 1 (arXiv 1512.00567, section 7).
         initializer_range (`float`): standard deviation of new projections and of the global token.
 
+    Raises:
+        ValueError: dims that do not fit, an unknown loss or pooling, or towers that no WavLink can have.
+
+    Example:
+
     ```python
-    >>> from modeling_wavlink import WavLinkConfig
+    >>> from wavlink import WavLinkConfig
     >>> WavLinkConfig.for_size("base").matryoshka_dims
     [512, 256, 128, 64]
+
     ```
     """
 

@@ -1,15 +1,8 @@
-"""Embedder: clips, files and texts to vectors, as fast as one process can and with no other vectors than the model's.
-
-```python
->>> embedder = Embedder("your-name/wavlink-base")  # or a folder, or a CLAP such as laion/clap-htsat-unfused
->>> for vector in embedder.embed_files(["a.wav", "b.flac"]):
-...     print(vector.shape)
->>> embedder.embed_text(["a dog barks"]) @ vector
-```
-"""
+"""Embedder: clips, files and texts to the model's own vectors, as fast as one process can."""
 
 import copy
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -17,7 +10,7 @@ from contextlib import closing
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from processing.audio import load_column
 from processing.audio_inputs_wavlink import is_source, to_numpy
@@ -37,7 +30,7 @@ _BATCHES_SORTED = 10  # hold no more sound than this, however large the lookahea
 
 
 class Embedder:
-    """A model and its processor, ready to embed many sounds.
+    """Model and processor that embed many sounds and texts, fast.
 
     Sounds are decoded and their log-mels computed in a thread beside the model. Clips of like length share a batch, of
     as many as `_BATCH_SECONDS` holds. Neither changes a vector: a clip has that of the model alone (fp32: to 1e-5).
@@ -56,18 +49,30 @@ class Embedder:
     Attributes:
         model, processor: `model` computes, and is not for training.
         name, revision: what was loaded, and the Hub's commit or a digest of the weights (see `peers.revision`).
+        parameters: how many the model has.
         sampling_rate: of clips, in Hz.
         dims, matryoshka_dims: of the vectors, and the nested ones that were trained.
         max_seconds: the longest clip that the model takes; None where it has no limit (a CLAP hears 10 s of it).
 
     Raises:
         ValueError: a model that is neither, or an unknown dtype.
+
+    Example:
+
+    ```python
+    >>> from wavlink import Embedder
+    >>> embedder = Embedder(model_folder)
+    >>> vectors = list(embedder.embed_files([sounds_folder / "low.wav", sounds_folder / "high.wav"]))
+    >>> vectors[0].shape, embedder.embed_text(["a low sound", "a high sound"]).shape
+    ((32,), (2, 32))
+
+    ```
     """
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
-        processor=None,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        processor: ProcessorMixin | RepeatableClapProcessor | None = None,
         *,
         revision: str | None = None,
         local_files_only: bool = False,
@@ -79,10 +84,12 @@ class Embedder:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         hub = {"revision": revision, "local_files_only": local_files_only}
         self._arguments = {**hub, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self._source = model if isinstance(model, str) else None
         self._batch_size = None
         model, self.processor = _load(model, processor, revision, local_files_only)
         self.name, self.revision = model.name_or_path or type(model).__name__, _revision(model)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu":
             pack_layers(self.model.audio_model)
@@ -115,7 +122,8 @@ class Embedder:
         self._loaded = frozenset(vars(self)) | {"_loaded"}
 
     def embed_clips(self, clips: Iterable, lookahead: int = 256) -> Iterator[np.ndarray]:
-        """
+        """Embed clips, in order, as they come.
+
         Args:
             clips: mono `[samples]` of floats in [-1, 1] at `sampling_rate`, or what an `audio` column holds (see
                 `processing.audio.load_column`), taken lazily, in a thread of their own.
@@ -141,7 +149,8 @@ class Embedder:
                     place += 1
 
     def embed_files(self, files: Iterable) -> Iterator[np.ndarray | ValueError]:
-        """
+        """Embed sound files of any length, in order, as they come.
+
         Args:
             files: paths or bytes, or what else an `audio` column holds (see `processing.audio.load_column`).
 
@@ -179,7 +188,11 @@ class Embedder:
             yield from counts
 
     def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
-        """`[texts, dims]` fp32, L2-normalised. Texts of like length share a batch."""
+        """Embed texts: `[texts, dims]` fp32, L2-normalised. Texts of like length share a batch.
+
+        Raises:
+            ValueError: no list of strings, or a vector that is zero or not finite.
+        """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of strings")
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
@@ -278,6 +291,30 @@ class Embedder:
         }
         with self._gradients():
             return F.normalize(getattr(model, method)(**inputs).pooler_output.float(), dim=-1).cpu().numpy()
+
+
+def embedder_for(
+    model: str | os.PathLike[str] | PreTrainedModel | Embedder,
+    processor: ProcessorMixin | RepeatableClapProcessor | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Embedder:
+    """Return an embedder as it is, and one of any other model that `Embedder` takes.
+
+    Args:
+        processor: of a loaded model, and only then.
+        device, dtype: default: the CPU, or where a loaded model is, and float32.
+
+    Raises:
+        ValueError: `Embedder`'s, or an embedder with any of the other arguments.
+    """
+    if isinstance(model, Embedder):
+        if (processor, device, dtype) != (None, None, None):
+            raise ValueError("an Embedder has its own processor, device and dtype: leave these arguments out")
+        return model
+    if isinstance(model, PreTrainedModel):
+        device = device or str(model.device)
+    return Embedder(model, processor, device=device or "cpu", dtype=dtype or "float32")
 
 
 def cover(clip: np.ndarray, limit: int | None) -> list[np.ndarray]:

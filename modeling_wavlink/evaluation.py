@@ -11,10 +11,11 @@ import argparse
 import dataclasses
 import difflib
 import json
+import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +27,12 @@ from hub_cards.foreign_text import printable
 from processing.benchmark_data import BENCHMARKS, load_benchmark
 from processing.data import SYNTHETIC, caption_columns, load_split, named_like_captions
 from processing.paper_data import load_paper_data
+from wavlink import options as of
+from wavlink.console import run_command, stdout_for
 
 from .atomic_files import only_writer, write_text
-from .cli import run_command, stdout_for
 from .destinations import file_destination
+from .embedder import Embedder
 from .embedding import fingerprint, open_store, remove_store
 from .metrics import multiple_choice_accuracy as multiple_choice_accuracy
 from .metrics import percent
@@ -40,20 +43,22 @@ from .pictures import draw_confusion, draw_dims
 from .retrieval import DIRECTIONS
 from .retrieval import compute_metrics as compute_metrics
 from .scoring import Protocol, evaluate_dataset, refuse_unscorable, table
-from .zero_shot import CLEAN_UPS
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "soundfile", "soxr")
 _OF_CAPTIONS = ("audiocaps", "clotho")
 _NAMES = (*_OF_CAPTIONS, *BENCHMARKS, SYNTHETIC)
 
 
-def load(benchmark: str, split: str = "", data: str = "") -> tuple[datasets.Dataset, dict]:
+def load(
+    benchmark: str, split: str = "", data: str = "", say: Callable[[str], None] | None = None
+) -> tuple[datasets.Dataset, dict]:
     """A split, and what to record of it.
 
     Args:
         benchmark: a name, a folder or a Hub id.
         split: default: what the benchmark is scored on; of a folder, `test`.
         data: of a benchmark by name, the copy to read (see `load_benchmark` and `load_paper_data`).
+        say: called with what was left out of it (default: print it).
     """
     if benchmark in BENCHMARKS:
         dataset, report = load_benchmark(benchmark, split, data)
@@ -72,7 +77,7 @@ def load(benchmark: str, split: str = "", data: str = "") -> tuple[datasets.Data
     about = {"source": data or benchmark, "split": getattr(report, "split", split or "test"), "rows": len(dataset)}
     about |= {"fingerprint": fingerprint(dataset), "revision": _commit(dataset)}
     if report is not None:
-        _say(str(report))
+        (say or _say)(str(report))
         about["report"] = {name: x for name, x in vars(report).items() if isinstance(x, int) or name == "examples"}
         about["labels"] = getattr(report, "labels", ())
     return dataset, about
@@ -84,21 +89,30 @@ def _commit(dataset: datasets.Dataset) -> str | None:
     return next((name for name in names if re.fullmatch("[0-9a-f]{40}", name)), None)
 
 
-def score(name: str, dataset, columns: Sequence[str], protocol: Protocol, batch_size: int, store=None) -> dict:
+def score(
+    name: str | Embedder, dataset, columns: Sequence[str], protocol: Protocol, batch_size: int, store=None
+) -> dict:
     """What is on record of one model: who it is, what it scored, and what that depends on.
 
     Args:
+        name: as `load_for_evaluation` takes it, or an embedder, whose model and processor are scored as they are.
         store: a folder for parts of the work and what tells the data apart from other data, if parts are to be kept.
     """
-    model, processor = load_for_evaluation(name, "cuda" if torch.cuda.is_available() else "cpu")
+    known = {}
+    if isinstance(name, Embedder):
+        model, processor = name.model, name.processor
+        known = {"parameters": name.parameters, "revision": name.revision}  # of its weights before they were packed
+    else:
+        model, processor = load_for_evaluation(name, "cuda" if torch.cuda.is_available() else "cpu")
     if store:
         folder, data = store
-        key = {"revision": describe(model, processor)["revision"], "data": data, "batch_size": batch_size}
+        revision = (describe(model, processor) | known)["revision"]
+        key = {"revision": revision, "data": data, "batch_size": batch_size}
         store = open_store(folder, key)
     scores = evaluate_dataset(model, processor, dataset, columns, protocol, batch_size=batch_size, store=store)
     versions = {package: version(package) for package in PACKAGES}
     return {
-        "about": describe(model, processor),
+        "about": describe(model, processor) | known,
         "protocol": dataclasses.asdict(protocol),
         "versions": {"python": platform.python_version(), **versions},
         **scores,
@@ -139,43 +153,93 @@ def draw(models: Sequence[dict], output: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(argv)
-    with stdout_for(options.json) as print_json:
+    run(_parser().parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> None:
+    with stdout_for(options.as_json) as print_json:
         print_json(_score(options))
 
 
 def _score(options: argparse.Namespace) -> dict:
     """The scores, which are printed and written as they come."""
-    if not options.output:
-        return _score_models(options)
-    file_destination(options.output)  # before the work, not after it
-    parts = Path(f"{options.output}.parts")
+    return evaluate_models(
+        options.model,
+        options.benchmark,
+        _protocol(options),
+        output=options.output,
+        split=options.split,
+        data=options.data,
+        caption_columns=options.caption_columns,
+        batch_size=options.batch_size,
+        say=_say,
+    )
+
+
+def evaluate_models(
+    models: Sequence[str | Embedder],
+    benchmark: str,
+    protocol: Protocol,
+    *,
+    output: str | os.PathLike | None = None,
+    **options,
+) -> dict:
+    """Score models on one benchmark.
+
+    Args:
+        models: as `score` takes them.
+        protocol: without `candidates`, the benchmark's own labels are the candidates.
+        output: a JSON file to write; killed, the same call goes on where it was.
+        options: of `_score_models`.
+
+    Returns:
+        The scores of one model; of several, what they share and `models`.
+    """
+    if not output:
+        return _score_models(models, benchmark, protocol, **options)
+    file_destination(output)  # before the work, not after it
+    parts = Path(f"{os.fspath(output)}.parts")
     parts.mkdir(parents=True, exist_ok=True)
     with only_writer(parts):
-        scores = _score_models(options, parts)
-        write_text(options.output, json.dumps(scores, indent=2) + "\n")
-        draw(scores.get("models", [scores]), Path(options.output))
-        for number in range(len(options.model)):
+        scores = _score_models(models, benchmark, protocol, parts=parts, **options)
+        write_text(output, json.dumps(scores, indent=2) + "\n")
+        draw(scores.get("models", [scores]), Path(output))
+        for number in range(len(models)):
             remove_store(parts / str(number))
     with suppress(OSError):  # where others have put something into it
         parts.rmdir()
     return scores
 
 
-def _score_models(options: argparse.Namespace, parts: Path | None = None) -> dict:
-    dataset, about = load(options.benchmark, options.split, options.data)
-    protocol = _protocol(options, about.pop("labels", ()))
-    columns = _columns(dataset, options.caption_columns)
+def _score_models(
+    models: Sequence[str | Embedder],
+    benchmark: str,
+    protocol: Protocol,
+    *,
+    split: str = "",
+    data: str = "",
+    caption_columns: Sequence[str] = (),
+    batch_size: int = 32,
+    say: Callable[[str], None],
+    parts: Path | None = None,
+) -> dict:
+    dataset, about = load(benchmark, split, data, say)
+    labels = tuple(about.pop("labels", ()))
+    protocol = dataclasses.replace(
+        protocol, candidates=protocol.candidates or labels, share_captions=benchmark not in _OF_CAPTIONS
+    )
+    columns = _columns(dataset, caption_columns)
     refuse_unscorable(dataset, columns, protocol)  # before a model is loaded
-    head = {"benchmark": options.benchmark, "split": about.pop("split"), "data": about}
-    models = []
-    for number, name in enumerate(options.model):
+    head = {"benchmark": benchmark, "split": about.pop("split"), "data": about}
+    scored = []
+    for number, model in enumerate(models):
+        name = model.name if isinstance(model, Embedder) else model
         store = (parts / str(number), about["fingerprint"]) if parts else None
-        models.append({"model": name, **head, **score(name, dataset, columns, protocol, options.batch_size, store)})
-        _say(f"{name}\n{table(models[-1])}")
-    if len(models) > 1:
-        _say(side_by_side(models))
-    return models[0] if len(models) == 1 else {**head, "models": models}
+        scored.append({"model": name, **head, **score(model, dataset, columns, protocol, batch_size, store)})
+        say(f"{name}\n{table(scored[-1])}")
+    if len(scored) > 1:
+        say(side_by_side(scored))
+    return scored[0] if len(scored) == 1 else {**head, "models": scored}
 
 
 def _columns(dataset, wanted: Sequence[str]) -> list[str]:
@@ -186,7 +250,7 @@ def _columns(dataset, wanted: Sequence[str]) -> list[str]:
     return []
 
 
-def _protocol(options: argparse.Namespace, labels: Sequence[str]) -> Protocol:
+def _protocol(options: argparse.Namespace) -> Protocol:
     renames = json.loads(Path(options.renames).read_text(encoding="utf-8")) if options.renames else {}
     if not isinstance(renames, dict):
         raise ValueError(f"{options.renames} must hold one object, label to words, as {{'dog': 'a dog'}}")
@@ -194,8 +258,7 @@ def _protocol(options: argparse.Namespace, labels: Sequence[str]) -> Protocol:
         prompts=tuple(options.prompt),
         clean_up=options.clean_up,
         renames=renames,
-        candidates=tuple(options.candidates or labels),
-        share_captions=options.benchmark not in _OF_CAPTIONS,
+        candidates=tuple(options.candidates or ()),
         group_column=options.group_column,
         choices=options.choices,
         question=options.question,
@@ -205,27 +268,7 @@ def _protocol(options: argparse.Namespace, labels: Sequence[str]) -> Protocol:
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = Protocol()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model", required=True, nargs="+", help="folders, Hub ids, random:FOLDER_OR_ID")
-    add("--benchmark", required=True, help=f"{', '.join(_NAMES)}, an audiofolder, or a Hub data set")
-    add("--split", default="", help="default: what the benchmark is scored on; of a folder, test")
-    add("--data", default="", help="of a benchmark by name, the copy to read: a folder or a Hub id")
-    add("--caption_columns", nargs="*", default=[], help="default: every column named like a caption")
-    add("--prompt", nargs="+", default=default.prompts, help="of zero-shot labels; several are averaged (%(default)s)")
-    add("--clean_up", default=default.clean_up, choices=CLEAN_UPS, help="underscores in labels (%(default)s)")
-    add("--renames", help="a JSON file of {label: words}, for labels that read badly")
-    add("--candidates", nargs="+", help="the labels to choose from; default: the split's own")
-    add("--group_column", default=default.group_column, help="clips are also scored by it (%(default)s)")
-    add("--choices", type=int, default=default.choices, help="of a question made from labels; 0: none (%(default)s)")
-    add("--question", default=default.question, help="made from labels (%(default)s)")
-    add("--choice_text", default=default.choice_text, help="question and choice as one text (%(default)s)")
-    add("--seed", type=int, default=default.seed, help="of the choices drawn (%(default)s)")
-    add("--batch_size", type=int, default=32)
-    add("--output", help="a JSON file for the scores; pictures go beside it")
-    add("--json", action="store_true", help="the same JSON on stdout, tables on stderr")
-    return parser
+    return of.parser_of(of.evaluate, "python -m modeling_wavlink.evaluation", __doc__)
 
 
 def _say(lines: str) -> None:

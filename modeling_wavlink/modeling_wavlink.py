@@ -73,16 +73,36 @@ def _refuse_untrained_token(pooling: str, source, **options) -> None:
 
 
 class WavLinkModel(CheckedWeights, PreTrainedModel):
-    """Audio and text towers, their projections, and the contrastive loss over nested dims.
+    """Audio tower and text tower with one shared space, and the contrastive loss over its nested dims.
 
     With a Whisper, `torch.compile` (with `dynamic=True` one graph for all batches) and `torch.export` (dynamic batch
     and length) work. Export with at least 3 mel frames (one position after the convolutions is a case of its own to
     `torch.export`) and with `return_loss=False`, which keeps the numbers of clips and texts independent.
 
+    `get_audio_features` and `get_text_features` give `pooler_output` `[B, projection_dim]`, L2-normalised. Calling the
+    model gives a `WavLinkOutput` with the logits of all pairs, and with `return_loss=True` the loss.
+
+    Args:
+        config: of the towers and the shared space. New weights are random: `from_pretrained` loads a WavLink,
+            `from_audio_text_pretrained` starts from two pretrained towers.
+
+    Raises:
+        ValueError: a config whose parts do not fit together.
+
+    Example:
+
     ```python
-    >>> from modeling_wavlink import WavLinkModel
-    >>> model = WavLinkModel.from_audio_text_pretrained("openai/whisper-base.en", "openai/clip-vit-base-patch32")
-    >>> model.get_audio_features(**processor(audio=waveform, sampling_rate=16000, return_tensors="pt")).pooler_output
+    >>> import torch
+    >>> from wavlink import WavLinkModel, WavLinkProcessor, load_audio
+    >>> model = WavLinkModel.from_pretrained(model_folder)
+    >>> processor = WavLinkProcessor.from_pretrained(model_folder)
+    >>> samples = load_audio(sounds_folder / "low.wav")
+    >>> inputs = processor(audio=samples, text=["a dog barks"], sampling_rate=16000, return_tensors="pt")
+    >>> with torch.no_grad():
+    ...     output = model(**inputs)
+    >>> output.audio_embeds.shape, output.logits_per_audio.shape
+    (torch.Size([1, 32]), torch.Size([1, 1]))
+
     ```
     """
 

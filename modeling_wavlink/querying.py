@@ -1,11 +1,4 @@
-"""Sounds of an index, found by text, by sounds that are alike, by both, and without what they should not be.
-
-```python
->>> index = Index.open("sounds.index")
->>> for hit in index.query("a dog barks far away", without="a person talks", top_k=5):
-...     print(f"{hit.score:.3f} {hit.path} {hit.start:.1f}-{hit.end:.1f} s")
-```
-"""
+"""Sounds of an index, found by text, by sounds that are alike, by both, and without what they should not be."""
 
 import os
 from collections.abc import Sequence
@@ -15,6 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 
+from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
 from processing.sources import file_of
 from processing.windows import stream_windows
@@ -42,10 +36,35 @@ class Hit:
 
 
 class Index:
-    """An index in memory, opened by `Index.open(folder)`."""
+    """Index of sounds in memory, made by `Index.build` or opened by `Index.open`.
+
+    `len(index)` is its number of windows. Its sounds are found by text, by similar sounds, or both.
+
+    Attributes:
+        manifest: what the index holds: model, dims, storage, window and hop in seconds.
+        embedder: the model that it was made by, loaded when it is first needed.
+        skipped: after `build`, why each file that the index does not hold was skipped, by its path.
+
+    Raises:
+        ValueError: no index, or a damaged one.
+
+    Example:
+
+    ```python
+    >>> from wavlink import Index
+    >>> index = Index.build(sounds_folder, output_folder / "index", model_folder, progress=False)
+    >>> hits = index.query("a low sound", top_k=2)
+    >>> len(hits), hits[0].score >= hits[1].score, hits[0].path.endswith(".wav")
+    (2, True, True)
+    >>> len(Index.open(output_folder / "index")) == len(index)
+    True
+
+    ```
+    """
 
     def __init__(self, folder: IndexFolder, dim: int, embedder: Embedder | None, options: dict):
         self.manifest, self._embedder, self._options = folder.manifest, embedder, options
+        self.skipped: dict[str, str] = {}
         self._found = FlatIndex(dim, self.manifest.storage)
         parts = []
         for part in self.manifest.parts:
@@ -61,18 +80,68 @@ class Index:
         self._files = {name: files[name] for name in ("path", "size", "version")}
 
     @classmethod
+    def build(
+        cls,
+        sounds: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        folder: str | os.PathLike[str],
+        model: str | os.PathLike[str] | Embedder = "",
+        *,
+        dim: int | None = None,
+        storage: str | None = None,
+        window: float | None = None,
+        hop: float | None = None,
+        split: str = "train",
+        retry: bool = False,
+        device: str = "cpu",
+        dtype: str = "float32",
+        progress: bool = True,
+    ) -> "Index":
+        """Bring an index to what is in `sounds`, or make it, and open it; killed at any moment, the same call goes on.
+
+        Files that the index has and that have not changed are not embedded again. What cannot be read is skipped:
+        `skipped` of the index says why, by path.
+
+        Args:
+            sounds: folders, files, `@list.txt` or one data set (a Hub id).
+            folder: of the index.
+            model: a folder or Hub id of a WavLink or a CLAP, or an `Embedder`; needed for a new index.
+            dim: of the nested dims, for a new index (default: the least from 48 on).
+            storage: for a new index, see `vectors.STORAGES` (default: int8).
+            window: seconds embedded at once, for a new index (default: 10).
+            hop: seconds from window to window, for a new index (default: 5).
+            split: of a data set.
+            retry: embed files too that earlier runs skipped.
+            device: such as `"cuda"`.
+            dtype: `"float32"`, `"bfloat16"` or `"float16"`.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: no sounds, none that can be read, an index of another model or with other options.
+        """
+        from .indexing import index_sounds  # which needs more than searching does
+
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
+        options = {"dim": dim, "storage": storage, "window": window, "hop": hop, "split": split, "retry": retry}
+        run = {"device": device, "dtype": dtype, "progress": progress}
+        report = index_sounds(sounds, folder, model, **options, **run)
+        index = cls.open(folder, model, device=device, dtype=dtype)
+        index.skipped = report.skipped
+        return index
+
+    @classmethod
     def open(
         cls,
-        folder: str | os.PathLike,
-        model: str | Embedder = "",
+        folder: str | os.PathLike[str],
+        model: str | os.PathLike[str] | Embedder = "",
         *,
         dim: int | None = None,
         device: str = "cpu",
         dtype: str = "float32",
     ) -> "Index":
-        """
+        """Open an index that `Index.build` has made.
+
         Args:
-            folder: of `index_sounds`.
+            folder: of the index.
             model: the one that the index was made by, where this machine does not have it under the name in the index
                 (see `embedder_of`); loaded at the first query.
             dim: of the nested dims, fewer than the index's (default: its own).
@@ -80,6 +149,7 @@ class Index:
         Raises:
             ValueError: no index, a damaged one (every part's checksum is verified), or such a dim.
         """
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         options = {"model": model, "device": device, "dtype": dtype}
 
         def read(index: IndexFolder) -> "Index":
@@ -91,7 +161,7 @@ class Index:
         return IndexFolder.reading(folder, read)
 
     def __len__(self) -> int:
-        """Windows."""
+        """The number of windows."""
         return len(self._rows)
 
     @property
@@ -103,15 +173,15 @@ class Index:
     def query(
         self,
         text: str | Sequence[str] = (),
-        sound=(),
+        sound: AudioSource | Sequence[AudioSource] = (),
         without: str | Sequence[str] = (),
-        without_sound=(),
+        without_sound: AudioSource | Sequence[AudioSource] = (),
         *,
         weight: float = WEIGHT,
         top_k: int = 10,
         windows: bool = False,
     ) -> list[Hit]:
-        """The nearest sounds, best first.
+        """Find the nearest sounds, best first.
 
         What is asked is the direction of p - weight * n: p is the mean of all wanted texts' and sounds' vectors,
         normalised, n that of the unwanted ones. A sound's vector is the normalised mean of its windows'.

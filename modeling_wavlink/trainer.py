@@ -7,9 +7,10 @@ import numpy as np
 from accelerate.data_loader import DataLoaderShard
 from peft import PeftModel
 from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from processing.data import BatchPlan, CaptionedAudio, durations
+from processing import WavLinkProcessor
+from processing.data import AudioTextCollator, BatchPlan, CaptionedAudio, caption_columns, durations
 
 from . import compat
 from .grad_cache import backward
@@ -64,19 +65,45 @@ class _ClampedScale(TrainerCallback):
 
 
 class WavLinkTrainer(Trainer):
-    """`transformers.Trainer`, with one gradient whatever the number of processes and chunks.
+    """`transformers.Trainer` whose gradient is the same for any number of processes and chunks.
 
     A batch is `per_device_train_batch_size` clips a process, or the whole data set where that is smaller; processes
-    share it, if need be unevenly. What does not fill a batch is left out of that epoch, and no row is ever heard twice
-    (`processing.data.BatchPlan`). `train_sampling_strategy` is `"random"` or `"group_by_length"`.
+    share it, if need be unevenly. What does not fill a batch is left out of that epoch, and no row is used twice in
+    one (`processing.data.BatchPlan`). `train_sampling_strategy` is `"random"` or `"group_by_length"`.
 
     Of a model with the LoRA of `regimes.set_trainable`, a saved folder holds the merged weights, which AutoModel
     loads, and `adapter/`, from which `resume_from_checkpoint` goes on; give it the model built as it was at first.
 
     Args:
-        args, kwargs: Trainer's. `processing_class` is by default the collator's processor.
+        args, kwargs: Trainer's. `processing_class` is by default the collator's processor, and `data_collator` that of
+            the `processing_class`, with all columns that are named like captions.
         micro_batch_size: clips that pass through the towers at a time on each process (`grad_cache.backward`); the
             gradient stays that of the whole batch. 0: all at once.
+
+    Raises:
+        ValueError: arguments that would train on anything but one contrastive batch a step.
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> from transformers import TrainingArguments
+    >>> from wavlink import WavLinkModel, WavLinkProcessor, WavLinkTrainer
+    >>> files = [str(sounds_folder / name) for name in ("low.wav", "high.wav")]
+    >>> trainer = WavLinkTrainer(
+    ...     model=WavLinkModel.from_pretrained(model_folder),
+    ...     args=TrainingArguments(
+    ...         output_dir=output_folder, per_device_train_batch_size=2, max_steps=1, remove_unused_columns=False,
+    ...         report_to=[], use_cpu=True, disable_tqdm=True,
+    ...     ),
+    ...     processing_class=WavLinkProcessor.from_pretrained(model_folder),
+    ...     train_dataset=Dataset.from_dict({"audio": files, "caption": ["a low sound", "a high sound"]}),
+    ... )
+    >>> trainer.train().global_step
+    {'train_runtime': ...}
+    1
+
+    ```
     """
 
     def __init__(self, *args, micro_batch_size: int = 0, **kwargs):
@@ -92,6 +119,10 @@ class WavLinkTrainer(Trainer):
         self.can_return_loss = True  # a loss in evaluation also without `label_names`
         if self.processing_class is None:
             self.processing_class = getattr(self.data_collator, "processor", None)
+        elif isinstance(self.processing_class, WavLinkProcessor) and self.data_collator is default_data_collator:
+            dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
+            columns = caption_columns(dataset) if getattr(dataset, "column_names", None) else ["captions"]
+            self.data_collator = AudioTextCollator(self.processing_class, columns)
 
     def get_train_dataloader(self) -> DataLoader:
         dataset, args = self.train_dataset, self.args

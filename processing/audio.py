@@ -3,10 +3,10 @@
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import soundfile
@@ -25,6 +25,16 @@ _FOREIGN = 1, 4, 161  # libsndfile's errors for a format and an encoding that it
 logger = logging.get_logger(__name__)
 
 
+class AudioDecoder(Protocol):
+    """A decoder of torchcodec, as the `Audio` columns of `datasets` hold."""
+
+    def get_all_samples(self) -> Any: ...
+
+
+# A sound, wherever one is taken: a file's path or content, {"array", "sampling_rate"}, {"path", "bytes"}, a decoder.
+AudioSource = str | os.PathLike[str] | bytes | Mapping[str, Any] | AudioDecoder
+
+
 @dataclass(frozen=True)
 class Sound:
     """An open sound file.
@@ -40,8 +50,10 @@ class Sound:
     blocks: Iterator[np.ndarray]
 
 
-def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16000, name: str = "") -> np.ndarray:
-    """Decodes a sound file; the content says what it is, not the name.
+def load_audio(
+    path_or_bytes: str | os.PathLike[str] | bytes, sampling_rate: int = 16000, name: str = ""
+) -> np.ndarray:
+    """Decode a sound file to mono samples; the content says what it is, not the name.
 
     Any format that libsndfile reads (wav, flac, ogg, opus, mp3, ...), with all sounds of a file that holds several one
     after another; through PyAV (`pip install 'wavlink[formats]'`) also m4a, aac, wma, webm and the sound of videos.
@@ -57,6 +69,16 @@ def load_audio(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int = 16
     Raises:
         ValueError: the file cannot be read, is empty, has more than `MAX_SAMPLES` at its own or the wanted rate, a
             rate outside `RATES`, or samples that are NaN, infinite or beyond `LOUDEST`; it names the file.
+
+    Example:
+
+    ```python
+    >>> from wavlink import load_audio
+    >>> samples = load_audio(sounds_folder / "low.wav", sampling_rate=16000)
+    >>> samples.shape, samples.dtype
+    ((16000,), dtype('float32'))
+
+    ```
     """
     with opened(path_or_bytes, name) as sound:
         most = MAX_SAMPLES * min(1, sound.samplerate / sampling_rate)

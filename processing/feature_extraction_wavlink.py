@@ -13,30 +13,38 @@ PADDINGS = ("longest", "max_length")
 
 
 class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
-    """Whisper's log-mel spectrogram of each clip by itself, so that it never depends on the clip's batch-mates.
+    """Whisper's log-mel spectrogram of each clip by itself, independent of the other clips of a batch.
 
     The first frames of a clip are those of `WhisperFeatureExtractor`, which pads to 30 s: at native length only the
     frames after the clip's end are left out.
 
     Args:
-        padding (`str`): what calls that do not say get. `"longest"` (native length): `ceil(samples / 160)` frames of
+        feature_size (`int`): mel bins.
+        padding (`str`): the default of calls. `"longest"` (native length): `ceil(samples / 160)` frames of
             10 ms, padded to the longest clip of the batch, with `input_features_mask`. `"max_length"` (the paper's
-            way): 3000 frames and no mask, so that the model hears the silence too.
+            way): 3000 frames and no mask, so that the model attends to the silence too.
         kwargs: as for `WhisperFeatureExtractor`.
+
+    Raises:
+        ValueError: an unknown padding; when called: clips that are not mono floats `[samples]`, are longer than 30 s,
+            or have another sampling rate, or none.
+
+    Example:
 
     ```python
     >>> import numpy as np
-    >>> from processing import WavLinkFeatureExtractor
+    >>> from wavlink import WavLinkFeatureExtractor
     >>> extractor = WavLinkFeatureExtractor()
     >>> extractor(np.zeros(16000, dtype=np.float32), sampling_rate=16000, return_tensors="pt").input_features.shape
     torch.Size([1, 80, 100])
+
     ```
     """
 
     model_input_names = ["input_features", "input_features_mask"]
     _axes, _time_axis = 2, 1  # of a clip's features, [F, T]
 
-    def __init__(self, feature_size=80, padding="longest", **kwargs):
+    def __init__(self, feature_size: int = 80, padding: str = "longest", **kwargs):
         kwargs.pop("auto_map", None)  # of a file; saving writes it anew
         super().__init__(feature_size=feature_size, **kwargs)
         if padding not in PADDINGS:

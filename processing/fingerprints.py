@@ -2,7 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -10,11 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _ROWS = 10_000  # of captions in memory at once
+_PIECES, _PIECE = 4, 1024  # pieces of a sound that are read, and bytes of each
+_MOST_SOUNDS = 100_000  # of which pieces are read
+_WORKERS = 16  # threads that read them
 
 
 def rows_digest(dataset: datasets.Dataset, columns: Sequence[str], seconds: Sequence[float] = ()) -> str:
-    """16 hexadecimal digits of what decides the order and the texts of training, without reading any sound: captions,
-    durations, and the names and sizes of the sounds.
+    """16 hexadecimal digits of what training learns from, without reading it all: captions, durations, and of the
+    sounds names, sizes and four pieces of 1 KB, from the beginning to the end.
+
+    A sound in place of another of the same name, size and duration is noticed where a piece differs; sounds of up to
+    4 KB are read as a whole. Pieces are read of at most 100,000 sounds, spread evenly over the data set: 400 MB.
+    When files were changed does not matter.
 
     Args:
         columns: with captions.
@@ -26,6 +36,11 @@ def rows_digest(dataset: datasets.Dataset, columns: Sequence[str], seconds: Sequ
     digest.update(np.asarray(seconds, np.float64).round(3).tobytes())
     for known in _names_and_sizes(dataset.data.column("audio")):
         digest.update(repr(known).encode())
+    readers = _readers(dataset.data.column("audio"))
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        while some := list(islice(readers, _ROWS)):
+            for pieces in pool.map(lambda read: read(), some):
+                digest.update(hashlib.blake2b(pieces, digest_size=16).digest())
     return digest.hexdigest()
 
 
@@ -37,6 +52,43 @@ def _names_and_sizes(audio: pa.ChunkedArray) -> Iterator[tuple[str, int | None]]
         audio = pc.struct_field(audio, "path").filter(pc.is_null(content))
     for path in audio.to_pylist():
         yield os.path.basename(path or ""), os.path.getsize(path) if os.path.isfile(path or "") else None
+
+
+def _readers(audio: pa.ChunkedArray) -> Iterator[Callable[[], bytes]]:
+    """For each of at most `_MOST_SOUNDS` rows what reads its pieces."""
+    step, first = -(-len(audio) // _MOST_SOUNDS), 0
+    for chunk in audio.chunks:
+        held = pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else pa.nulls(len(chunk), pa.binary())
+        paths = pc.struct_field(chunk, "path") if pa.types.is_struct(chunk.type) else chunk
+        for row in range(-first % step, len(chunk), step):
+            if held[row].is_valid:
+                yield partial(_pieces_of_bytes, held[row].as_buffer())
+            else:
+                yield partial(_pieces_of_file, paths[row].as_py() or "")
+        first += len(chunk)
+
+
+def _pieces_of_bytes(content: pa.Buffer) -> bytes:
+    return b"".join(content.slice(start, min(_PIECE, content.size - start)) for start in _starts(content.size))
+
+
+def _pieces_of_file(path: str) -> bytes:
+    """None of what is no file or cannot be read."""
+    if not os.path.isfile(path):
+        return b""
+    pieces = []
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for start in _starts(os.fstat(file.fileno()).st_size):
+                file.seek(start)
+                pieces.append(file.read(_PIECE))
+    except OSError:
+        return b""
+    return b"".join(pieces)
+
+
+def _starts(size: int) -> list[int]:
+    return [max(0, size - _PIECE) * piece // (_PIECES - 1) for piece in range(_PIECES)] if size > _PIECE else [0]
 
 
 def vocabulary_digest(tokenizer) -> str:

@@ -40,14 +40,26 @@ _OTHER_MODALITIES = ("images_kwargs", "videos_kwargs")
 
 
 class WavLinkProcessor(ProcessorMixin):
-    """A feature extractor for sound and a tokenizer for text.
+    """Feature extractor for sounds and tokenizer for texts, which make the inputs of a `WavLinkModel`.
+
+    Args:
+        feature_extractor: a `WavLinkFeatureExtractor`, or a `WavLinkClapFeatureExtractor` for HTS-AT.
+        tokenizer: of the text tower.
+
+    Raises:
+        ValueError: when called: samples that are not mono floats `[samples]`, are longer than the model takes (30 s),
+            or have another sampling rate than the model's 16000 Hz, or no sampling rate.
+
+    Example:
 
     ```python
-    >>> towers = "openai/whisper-base.en", "openai/clip-vit-base-patch32"
-    >>> processor = WavLinkProcessor.from_audio_text_pretrained(*towers)
-    >>> inputs = processor(text=["a dog barks"], audio=waveform, sampling_rate=16000, return_tensors="pt")
+    >>> from wavlink import WavLinkProcessor, load_audio
+    >>> processor = WavLinkProcessor.from_pretrained(model_folder)
+    >>> samples = load_audio(sounds_folder / "low.wav")
+    >>> inputs = processor(text=["a dog barks"], audio=samples, sampling_rate=16000, return_tensors="pt")
     >>> sorted(inputs)
     ['attention_mask', 'input_features', 'input_features_mask', 'input_ids']
+
     ```
     """
 

@@ -11,7 +11,7 @@ STRANGER = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_wavlink", "processing", "hub_cards"):
+        if name.split(".")[0] in ("modeling_wavlink", "processing", "hub_cards", "wavlink"):
             raise ImportError(f"{name} is not installed")
 sys.meta_path.insert(0, Refuse())
 sys.path = [path for path in sys.path if path]

@@ -468,7 +468,7 @@ def test_shipped_code_does_what_the_card_says_of_it():
 GUARD = """
 import sys
 sys.path = [path for path in sys.path if path]
-sys.modules.update(dict.fromkeys(("modeling_wavlink", "processing", "hub_cards", "train")))
+sys.modules.update(dict.fromkeys(("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")))
 def refuse(event, arguments):
     if event == "socket.connect":
         raise RuntimeError(f"a connection to {arguments[1]}")

@@ -59,7 +59,9 @@ def private_touches(tree: ast.AST, defined: set[str] = frozenset()) -> list[str]
     return found
 
 
-SOURCES = [path for name in ("modeling_wavlink", "processing", "hub_cards") for path in (ROOT / name).rglob("*.py")]
+SOURCES = [
+    path for name in ("modeling_wavlink", "processing", "hub_cards", "wavlink") for path in (ROOT / name).rglob("*.py")
+]
 
 
 @pytest.mark.parametrize("path", [*SOURCES, ROOT / "train.py"], ids=lambda path: str(path.relative_to(ROOT)))

@@ -73,7 +73,8 @@ rows = load_dataset("user/embeddings", split="train")
 found["files"] = list(rows["file"])
 vectors = torch.tensor(np.stack(rows.with_format("numpy")["embedding"][:]))
 found["embeddings"], found["nested"] = vectors.tolist(), model.truncate_embeddings(vectors, 8).tolist()
-found["modules"] = sorted(name for name in sys.modules if name.split(".")[0] in ("modeling_wavlink", "processing"))
+own = "modeling_wavlink", "processing", "wavlink"
+found["modules"] = sorted(name for name in sys.modules if name.split(".")[0] in own)
 adapted = PeftModel.from_pretrained(model, "user/adapter").eval()
 with torch.no_grad():
     found["adapted"] = adapted(**inputs).audio_embeds[0].tolist()

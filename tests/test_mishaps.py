@@ -54,6 +54,7 @@ def same_files(run: Path, other: Path) -> bool:
 # --- a worker that dies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "call", "checkpoints"),
     [(train.Run, "learn", ["step-00000002", "step-00000003"]), (train, "merged_state_dict", ["step-00000002"])],
@@ -138,6 +139,7 @@ def test_scores_that_do_not_fit_are_named_and_the_same_command_goes_on(wavlink_f
 # --- a clock that is moved
 
 
+@pytest.mark.slow
 def test_a_moving_clock_changes_nothing_of_a_run(folder, tmp_path, monkeypatch, request):  # noqa: F811
     """It goes on from the newest checkpoint by its step, whatever the times of files say."""
     options = ["--save_steps", "2"]

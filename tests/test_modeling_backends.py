@@ -113,6 +113,7 @@ def test_gradient_checkpointing_gives_equal_gradients(tower, pooling, request):
     assert all(torch.allclose(actual[name], value, atol=1e-6) for name, value in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tower", "pooling"), TOWERS)
 def test_torch_compile_is_one_graph_for_all_lengths(tower, pooling, request):
     model, processor = build(request, tower, text_pooling=pooling)
@@ -128,6 +129,7 @@ def test_torch_compile_is_one_graph_for_all_lengths(tower, pooling, request):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_torch_compile_trains(model, processor):
     inputs = batch_of(processor)
     model(**inputs).loss.backward()
@@ -139,6 +141,7 @@ def test_torch_compile_trains(model, processor):
         assert name not in expected or torch.allclose(p.grad, expected[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tower", "pooling"), TOWERS)
 def test_torch_export_with_dynamic_batch_and_lengths(tower, pooling, request):
     model, processor = build(request, tower, text_pooling=pooling)

@@ -145,6 +145,7 @@ def test_an_adapter_of_it_fits_its_base(pooled, processor, tmp_path):
     torch.testing.assert_close(vectors(adapted, processor), vectors(pooled, processor), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_torch_export_with_dynamic_batch_and_length(pooled, processor):
     inputs = features(processor, CLIPS[:2])

@@ -62,16 +62,20 @@ def same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_a_verified_folder_with_a_card(wavlink_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(push, "HfApi", lambda: None)  # which nothing may ask
     scores = scores_of(wavlink_folder, tmp_path / "scores.json")
+    capsys.readouterr()  # of the fixtures
     out = prepared(wavlink_folder, tmp_path / "out", "--scores", str(scores))
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "zero-shot-audio-classification"
     assert 'from_pretrained("user/name"' in card.text and "43.2" in card.text
     assert {"model.safetensors", "modeling_wavlink.py", "processing_wavlink.py"} <= {p.name for p in out.iterdir()}
     assert same(weights(out), weights(wavlink_folder))
-    assert f"verified, not uploaded: {out}" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"verified, not uploaded: {out}" in told.out
+    assert all(line.endswith(" ...") for line in told.err.splitlines()) and told.err.count("\n") == 3
 
 
 def test_a_broken_checkpoint_and_a_pickled_one_are_refused(wavlink_folder, tmp_path):
@@ -86,6 +90,7 @@ def test_a_broken_checkpoint_and_a_pickled_one_are_refused(wavlink_folder, tmp_p
         prepared(wavlink_folder, tmp_path / "out2")
 
 
+@pytest.mark.slow
 def test_other_vectors_and_foreign_code_are_refused(wavlink_folder, tmp_path, monkeypatch):
     save = WavLinkModel.save_pretrained
 
@@ -116,6 +121,7 @@ def test_nothing_pickled_is_verified(wavlink_folder, name):
         verify.verify(wavlink_folder, {})
 
 
+@pytest.mark.slow
 def test_shards_load_as_one_file_does(wavlink_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(push, "SHARD_SIZE", "100KB")
     out = prepared(wavlink_folder, tmp_path / "out")
@@ -143,6 +149,7 @@ def run(model, processor, wavlink_folder, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_an_adapter_is_pushed_merged_with_its_run_s_padding_and_scores(run, wavlink_folder, tmp_path):
     scores = scores_of(run / "best", tmp_path / "scores.json")
     out = prepared(run / "best/adapter", tmp_path / "out", "--scores", str(scores))
@@ -236,6 +243,7 @@ def test_scores_measured_on_a_commit_count_for_its_weights(
         prepared(wavlink_folder, tmp_path / "out3", "--scores", str(control))
 
 
+@pytest.mark.slow
 def test_half_precision_stays_and_its_scores_were_taken_in_fp32(model, processor, tmp_path):
     model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     processor.save_pretrained(tmp_path / "half")

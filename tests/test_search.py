@@ -447,6 +447,7 @@ def test_a_folder_without_sounds_leaves_no_folder_and_removes_nothing(sounds, tm
     assert len(rows(tmp_path / "index")) == 9
 
 
+@pytest.mark.slow
 def test_100_000_empty_files_are_told_in_seconds(tmp_path, embedder):
     """And a second time none is looked into."""
     for folder in range(100):
@@ -550,6 +551,7 @@ def test_the_command(sounds, tmp_path, models, capsys):
     assert "--unknown" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "modeling_wavlink.search", "query", str(tmp_path / "none"), "rain"]
     done = run_process(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -586,6 +588,7 @@ print("files", *datasets.load_dataset("user/sounds", "files", split="train")["pa
 """
 
 
+@pytest.mark.slow
 def test_pushed_pulled_and_gone_on_with(sounds, tmp_path, models, embedder, hub):
     out, pulled = str(tmp_path / "index"), str(tmp_path / "pulled")
     index(sounds, out, str(models["model"]))
@@ -653,6 +656,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_push_is_refused_where_another_commit_came_between(sounds, tmp_path, models, hub):
     """What it would delete, and what it would leave, was decided by another commit."""
     out = str(tmp_path / "index")

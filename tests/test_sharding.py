@@ -172,6 +172,7 @@ def test_what_does_not_shard_is_refused(monkeypatch, version, precision, message
         sharding.start(precision)
 
 
+@pytest.mark.slow
 def test_compiled_towers_train_as_eager_ones(odd, tmp_path, monkeypatch):
     """The graphs are captured and differentiated as in real compilation; only their machine code is left out, which
     takes minutes on a CPU."""

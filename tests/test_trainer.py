@@ -123,12 +123,14 @@ def test_one_process(wavlink, expected, loss_type, regime, name):
     assert_same(found, expected[loss_type, regime, clips])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("dim", DIMS)
 def test_each_nested_dim(wavlink, together, loss_type, dim):
     assert_same(together[loss_type, dim], reference(wavlink, loss_type, "full", 5, [dim])[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_stock_trainer_with_an_uneven_last_batch(wavlink, together, loss_type):
     """13 clips in batches of 4 a process: 4 + 4, then 4 + 1; on one process 8, then 5."""
@@ -138,6 +140,7 @@ def test_stock_trainer_with_an_uneven_last_batch(wavlink, together, loss_type):
     assert_same(together[loss_type, "13 clips"], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_the_plan_is_that_of_one_process(wavlink, together, loss_type):
     """Two epochs of one batch of 8 out of 13."""

@@ -393,6 +393,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_an_index_downloads_no_model(hub, wavlink_folder, wavs, tmp_path):
     """What has been downloaded for one's own index is found again; on another machine the model is to be named."""
     hub.add_repo("user/wavlink", wavlink_folder, "model")

@@ -11,6 +11,7 @@ import hub_cards
 import modeling_wavlink
 import processing
 import train
+import wavlink
 from hub_cards.space.folder import write_space
 
 from .processes import run_process
@@ -23,14 +24,15 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_everything_comes_from_the_wheel():
-    assert {SITE in Path(module.__file__).parents for module in (hub_cards, modeling_wavlink, processing, train)} == {
-        True
-    }
+    modules = hub_cards, modeling_wavlink, processing, train, wavlink
+    assert all(SITE in Path(module.__file__).parents for module in modules)
 
 
 def test_what_is_no_python_is_there_too():
     files = {str(file) for file in importlib.metadata.files("wavlink")}
-    assert {"hub_cards/model_card.md", "train.py"} <= files
+    typed = {f"{name}/py.typed" for name in ("modeling_wavlink", "processing", "wavlink")}
+    assert {"hub_cards/model_card.md", "train.py"} | typed <= files
+    assert importlib.metadata.version("wavlink") == wavlink.__version__
     assert not {name for name in files if name.startswith(("tests/", "benchmarks/", "examples/"))}
     about = importlib.metadata.metadata("wavlink")
     assert "Apache-2.0" in (about["License-Expression"], about["License"]) and "pip install" in about.get_payload()
@@ -50,6 +52,7 @@ def test_the_command_is_there(command, tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
+@pytest.mark.slow
 def test_a_space_is_made_from_the_wheel(wavlink_folder, tmp_path):
     """With its licence, which lies beside the packages in a checkout and not in a wheel."""
     program = Path(sys.executable).with_name("wavlink")

@@ -1,0 +1,87 @@
+"""WavLink: one short vector for a sound, one for a sentence, in one space.
+
+    >>> import wavlink
+    >>> wavlink.classify(model_folder, sounds_folder / "low.wav", ["a low sound", "a high sound"])[0]["labels"]
+    [{'label': ...}, {'label': ...}]
+
+The names of `__all__` are the public API; each is imported when it is first used. WavLink's classes are registered
+with transformers' Auto classes, so that `AutoModel.from_pretrained(folder)` needs no `trust_remote_code`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import auto_classes, packages
+
+if TYPE_CHECKING:
+    from modeling_wavlink.configuration_wavlink import WavLinkConfig
+    from modeling_wavlink.embedder import Embedder
+    from modeling_wavlink.modeling_wavlink import WavLinkModel
+    from modeling_wavlink.querying import Index
+    from modeling_wavlink.recipes import load_recipe
+    from modeling_wavlink.trainer import WavLinkTrainer
+    from processing.audio import load_audio
+    from processing.feature_extraction_wavlink import WavLinkFeatureExtractor
+    from processing.processing_wavlink import WavLinkProcessor
+
+    from .classification import classify
+    from .localization import locate
+    from .recipe_runs import train
+    from .scores import evaluate
+
+__version__ = "0.1.0"
+__all__ = [
+    "WavLinkConfig",
+    "WavLinkModel",
+    "WavLinkProcessor",
+    "WavLinkFeatureExtractor",
+    "WavLinkTrainer",
+    "Embedder",
+    "Index",
+    "classify",
+    "locate",
+    "evaluate",
+    "train",
+    "load_audio",
+    "load_recipe",
+]
+# Where each name lives, and the extra that brings what its module imports.
+_HOMES = {
+    "WavLinkConfig": ("modeling_wavlink.configuration_wavlink", ""),
+    "WavLinkModel": ("modeling_wavlink.modeling_wavlink", ""),
+    "WavLinkProcessor": ("processing.processing_wavlink", ""),
+    "WavLinkFeatureExtractor": ("processing.feature_extraction_wavlink", ""),
+    "WavLinkTrainer": ("modeling_wavlink.trainer", "train"),
+    "Embedder": ("modeling_wavlink.embedder", ""),
+    "Index": ("modeling_wavlink.querying", "search"),
+    "classify": ("wavlink.classification", ""),
+    "locate": ("wavlink.localization", ""),
+    "evaluate": ("wavlink.scores", "eval"),
+    "train": ("wavlink.recipe_runs", "train"),
+    "load_audio": ("processing.audio", ""),
+    "load_recipe": ("modeling_wavlink.recipes", ""),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, extra = _HOMES[name]
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        if packages.is_own(error.name or ""):
+            raise
+        wanted = f"wavlink[{extra}]" if extra else "wavlink"
+        raise ImportError(f"wavlink.{name} needs {error.name}: pip install '{wanted}'", name=error.name) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+packages.refuse_shadowed()
+auto_classes.register_with_transformers()

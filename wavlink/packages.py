@@ -1,0 +1,71 @@
+"""The packages that lie beside this one, and what python would import instead of them.
+
+Python looks in the working directory first, where a folder may happen to have the name of one of these packages.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from types import ModuleType
+
+PACKAGES = ("hub_cards", "modeling_wavlink", "processing")
+LAUNCHER = "train"  # a module: the training loop
+_ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+
+
+def is_own(module: str) -> bool:
+    """Whether the full name of a module is that of this project's code."""
+    return module.partition(".")[0] in (*PACKAGES, LAUNCHER, "wavlink")
+
+
+def refuse_shadowed() -> None:
+    """Raise an ImportError if something else would be imported by the name of one of this project's packages.
+
+    A process started as `python -m wavlink` runs no code of the working directory: it stops looking there.
+    """
+    if _is_command() and any(map(shadow_of, (*PACKAGES, LAUNCHER))):
+        sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath(os.getcwd())]
+    for name in PACKAGES:
+        if shadow := shadow_of(name):
+            raise ImportError(
+                f"wavlink cannot be imported: it needs its own package {name!r}, but python finds {shadow} first; "
+                "rename that, or start python in another folder",
+                name="wavlink",
+            )
+
+
+def shadow_of(name: str) -> str:
+    """Find the path of what python imports by a name of this project instead of its own code; "" if nothing."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a module made by hand
+        return f"a module {name!r} that is imported already"
+    if spec is None:  # missing altogether, as its import will say
+        return ""
+    place = next(iter(spec.submodule_search_locations or ()), spec.origin or "")
+    own = os.path.join(_ROOT, name)
+    return "" if os.path.realpath(place) in (own, f"{own}.py") else place
+
+
+def launcher() -> ModuleType:
+    """Import the training loop, also where the working directory has a `train.py` of its own."""
+    if not shadow_of(LAUNCHER):
+        return importlib.import_module(LAUNCHER)
+    name = f"wavlink.{LAUNCHER}_py"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, os.path.join(_ROOT, f"{LAUNCHER}.py"))
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _is_command() -> bool:
+    """Whether python was started with `-m wavlink`; `sys.argv` says so until the module has been found."""
+    options = sys.orig_argv[1:]
+    return sys.argv[:1] == ["-m"] and "-m" in options and options[options.index("-m") + 1 :][:1] == ["wavlink"]
