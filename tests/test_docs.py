@@ -82,7 +82,7 @@ def test_options_in_the_text_exist(name):
     known = snippets.known_options()
     for code in snippets.inline(PAGES[name]):
         if not code.startswith(("pip ", "python ")):
-            assert set(re.findall(r"(?<!\S)--[a-z_0-9]+", code)) <= known, code
+            assert set(re.findall(r"(?<!\S)--[\w-]+", code)) <= known, code
 
 
 @pytest.mark.parametrize("name", PAGES)
