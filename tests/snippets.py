@@ -9,26 +9,14 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import train
 from modeling_wavlink.recipes import Recipe
 from modeling_wavlink.sweep import configurations, sweep_parser
+from wavlink.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = {"python", "bash", "console", "text"}
-# What `import wavlink` gives, for a checkout that has no such package yet.
-PUBLIC = {
-    *("WavLinkConfig", "WavLinkModel", "WavLinkProcessor", "WavLinkFeatureExtractor", "WavLinkTrainer", "Embedder"),
-    *("Index", "classify", "locate", "evaluate", "train", "load_audio", "load_recipe"),
-}
-# Where commands are until one parser tree has them all: a module, and words before those of the user.
-_ELSEWHERE = {
-    "pull": ("modeling_wavlink.search", ["pull"]),
-    "push-index": ("modeling_wavlink.search", ["push"]),
-    "ray": ("modeling_wavlink.ray_embedding", []),
-    "lance": ("modeling_wavlink.vector_database", []),
-}
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -64,9 +52,6 @@ def missing_imports(code: str) -> list[str]:
             missing += [alias.name for alias in node.names if importlib.util.find_spec(alias.name) is None]
         elif isinstance(node, ast.ImportFrom):
             names = [alias.name for alias in node.names]
-            if node.module == "wavlink" and importlib.util.find_spec("wavlink") is None:
-                missing += [f"wavlink.{name}" for name in names if name not in PUBLIC]
-                continue
             module = importlib.import_module(node.module)
             missing += [f"{node.module}.{name}" for name in names if not hasattr(module, name)]
     return missing
@@ -109,71 +94,17 @@ def check_train(words: list[str]) -> None:
 def check_wavlink(words: list[str]) -> None:
     """Check a command of `wavlink` and its options."""
     try:
-        if words[0] == "train":
-            check_train(words[1:])
-        elif _one_tree():
-            importlib.import_module("wavlink.cli").build_parser().parse_args(words)
-        else:
-            _check_module(*words)
+        build_parser().parse_args(words)
     except SystemExit as stopped:
         raise AssertionError(f"wavlink {shlex.join(words)} is not understood") from stopped
-
-
-def _one_tree() -> bool:
-    return importlib.util.find_spec("wavlink") is not None and importlib.util.find_spec("wavlink.cli") is not None
-
-
-def _check_module(name: str, *words: str) -> None:
-    from modeling_wavlink import cli
-
-    handed = {known: (command.module, list(command.first)) for known, command in cli.COMMANDS.items()} | _ELSEWHERE
-    assert name in handed, f"no command {name}"
-    module, first = handed[name]
-    module = importlib.import_module(module)
-    if hasattr(module, "_parser"):
-        _, rest = module._parser().parse_known_args([*first, *words])
-        assert not [word for word in rest if word.startswith("-")], rest
-        return
-    with parsed_alone() as parsed:
-        try:
-            module.main([*first, *words])
-        except _Parsed:
-            pass
-    assert parsed, f"wavlink {name}"
-
-
-class _Parsed(BaseException):
-    """Stops a command once its options are parsed."""
-
-
-class parsed_alone:
-    """While it is on, a parser that has understood its words raises `_Parsed`; it yields what was parsed."""
-
-    def __enter__(self) -> list:
-        parsed, self.patches = [], []
-        for name in ("parse_args", "parse_intermixed_args"):
-            own = getattr(argparse.ArgumentParser, name)
-
-            def parse(parser, *arguments, own=own, **options):
-                parsed.append(own(parser, *arguments, **options))
-                raise _Parsed
-
-            self.patches.append(mock.patch.object(argparse.ArgumentParser, name, parse))
-        for patch in self.patches:
-            patch.start()
-        return parsed
-
-    def __exit__(self, *error) -> None:
-        for patch in self.patches:
-            patch.stop()
+    if words[0] == "train":
+        check_train(words[1:])
 
 
 def known_options() -> set[str]:
     """Every option of a command, of a recipe and of the benchmarks."""
-    folders = ["benchmarks", *(() if _one_tree() else ("modeling_wavlink", "hub_cards"))]
-    sources = [path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    known = {f"--{field.name}" for field in dataclasses.fields(Recipe)}
-    known |= _options_of(importlib.import_module("wavlink.cli").build_parser()) if _one_tree() else set()
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")]
+    known = {f"--{field.name}" for field in dataclasses.fields(Recipe)} | _options_of(build_parser())
     return known.union(*(re.findall(r'"(--[\w-]+)"', source) for source in sources))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from . import snippets
 
@@ -33,9 +34,6 @@ def test_a_notebook_is_valid_small_and_imports_what_exists(path):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
-    pytest.importorskip("wavlink")
-    from nbclient import NotebookClient
-
     monkeypatch.setenv("PYTHONPATH", str(snippets.ROOT))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
