@@ -177,16 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.picture:
         _check_picture(Path(options.picture))
     embedder = Embedder(options.model, revision=options.revision, device=options.device)
-    recording, found = locate_all(
-        embedder,
-        options.file,
-        options.query,
-        options.by_sound,
-        options.window,
-        options.hop,
-        options.top_k,
-        options.dim,
-    )
+    given = options.window, options.hop, options.top_k, options.dim
+    recording, found = locate_all(embedder, options.file, options.query, options.by_sound, *given)
     if options.picture:
         _draw(options, recording, found)
     print(_as_json(options, embedder, recording, found) if options.json else _as_tables(found))
