@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
-RUN := $(VENV)/bin/python
+BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+RUN := $(VENV)/$(BIN)/python
 MINIMUM := .venv-minimum
 WHEEL := .venv-wheel
 SPACE := .venv-space
@@ -16,7 +17,15 @@ AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weigh
 # The oldest matplotlib and plotly call what newer neighbours of theirs have deprecated.
 OLD_WARNINGS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
-.PHONY: help demo space test test-minimum test-common test-wheel test-space lint bench
+# Of `make fuzz`: inputs of each kind of file, and what they are drawn from.
+INPUTS ?= 2000
+SEED ?= 0
+
+# The two speeds of test: what CONTRIBUTING.md calls fast, and all else that runs without gigabytes of memory.
+FAST := not (slow or real or browser or big)
+SLOW := (slow or real or browser) and not big
+
+.PHONY: help demo space test test-slow test-minimum test-common test-wheel test-space coverage lint fuzz bench docs tables
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -30,8 +39,7 @@ $(MINIMUM)/.installed: setup.cfg pyproject.toml constraints-minimum.txt
 	$(MINIMUM)/bin/python -m pip install -c constraints-minimum.txt -e '.[train,eval,search,map,dev]'
 	touch $@
 
-# gradio takes no pillow 13, which the rest may have taken: it lies above .venv, in an environment that sees through to
-# that one and changes nothing in it.
+# The browser's driver lies above .venv, in an environment that sees through to that one and changes nothing in it.
 $(SPACE)/.installed: $(VENV)/.installed
 	$(PYTHON) -m venv $(SPACE)
 	$(RUN) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
@@ -39,17 +47,30 @@ $(SPACE)/.installed: $(VENV)/.installed
 	$(SPACE)/bin/python -m pip install -c constraints.txt -e '.[browser]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(RUN) -m pip install -c constraints.txt -e '.[docs]'
+	touch $@
+
 demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a stranger would, and use it
 	$(RUN) train.py quickstart --output_dir runs/quickstart
 	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 	$(RUN) examples/demo.py runs/quickstart/best
 
-space: $(SPACE)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
+space: $(VENV)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
 	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo
-	$(SPACE)/bin/python hub_cards/space/app.py --model runs/quickstart/best --index synthetic
+	$(RUN) -m wavlink space --model runs/quickstart/best --index synthetic
 
-test: $(VENV)/.installed  ## the whole test suite, a file at a time on every core
-	$(RUN) -m pytest -n logical --dist loadfile
+# A worker a core: further threads, also of the processes that tests start, would only wait for each other.
+test test-slow coverage: export OMP_NUM_THREADS = 1
+
+test: $(VENV)/.installed  ## the fast tests, a file at a time on every core: 5 minutes on 2 cores
+	$(RUN) -m pytest -n logical --dist loadfile -m '$(FAST)'
+
+test-slow: $(VENV)/.installed  ## the other tests: whole commands, kills, several processes, real sounds where there are some
+	$(RUN) -m pytest -n logical --dist loadfile -m '$(SLOW)'
+
+coverage: $(VENV)/.installed  ## the fast tests, and the share of each file's lines that they run
+	$(RUN) -m pytest -n logical --dist loadfile -m '$(FAST)' --cov --cov-report=term:skip-covered
 
 test-minimum: $(MINIMUM)/.installed  ## what depends on versions, on the oldest that setup.cfg allows
 	$(MINIMUM)/bin/python -m pytest -n logical --dist loadfile $(OLD_WARNINGS) $(AT_MINIMUM)
@@ -71,12 +92,25 @@ test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed wher
 test-space: $(SPACE)/.installed  ## the demo with gradio, and where there is a chromium in a browser
 	$(SPACE)/bin/python -m pytest tests/test_space.py tests/test_space_push.py tests/test_space_browser.py
 
-lint: $(VENV)/.installed  ## ruff, types of the public API, and known vulnerabilities where their service can be reached
+lint: $(VENV)/.installed  ## ruff, types of the public API, GitHub's files by their schemas, known vulnerabilities where their service can be reached
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(RUN) -m check_jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(RUN) .ci/audit.py constraints.txt
+
+fuzz: $(VENV)/.installed  ## damaged files, and property tests on new examples: SEED=1 INPUTS=2000
+	$(RUN) benchmarks/fuzz.py --inputs $(INPUTS) --seed $(SEED) --failures runs/fuzz
+	$(RUN) -m pytest --hypothesis-profile=search tests/test_properties.py tests/test_properties_losses.py
 
 bench: $(VENV)/.installed  ## speed of embedding and of training
 	$(RUN) benchmarks/speed.py
 	$(RUN) benchmarks/train_step.py
+
+docs: $(VENV)/.docs  ## the documentation, into site/; a broken link or reference fails
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+tables: $(VENV)/.installed  ## the tables of README and docs, from benchmarks/results
+	$(RUN) benchmarks/tables.py

@@ -9,14 +9,13 @@ goes on, `metrics.jsonl`, `recipe.json`, `environment.jsonl` and pictures.
 
 import argparse
 import dataclasses
-import difflib
 import gc
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,13 +27,12 @@ from modeling_wavlink import WavLinkAudioModel, sharding
 from modeling_wavlink.atomic_files import remove_leftovers, write_text
 from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.checkpoints import load_state, save_state
-from modeling_wavlink.cli import run_command, stdout_for
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.memory import limit_kept_memory, peak_memory, recompute_attention, return_freed_memory
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.progress import Bar
-from modeling_wavlink.recipes import RECIPES, Recipe, load_recipe, refuse_another_run
+from modeling_wavlink.recipes import Recipe, load_recipe, refuse_another_run
 from modeling_wavlink.regimes import (
     clamp_scale,
     describe,
@@ -59,59 +57,40 @@ from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import caption_columns, with_captions
 from processing.feeds import Epochs, Stream, load_source
 from processing.fingerprints import rows_digest, vocabulary_digest
+from wavlink.console import run_command, stdout_for
+from wavlink.parsing import Parser
+from wavlink.train_options import (
+    json_option,
+    parse,
+    recipe_argument,
+    recipe_options,
+    refuse_sweep_options,
+    sweep_of,
+)
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*_wavlink.py")  # whose names change from run to run
 
 
 def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
     """An option for each field of a recipe; `--json` is the one that is none (see `main`)."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one JSON document on stdout")
-    for field in dataclasses.fields(Recipe):
-        if field.name != "name":
-            parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **_argument(field))
+    parser = Parser(prog="train.py", description=description, allow_abbrev=False)
+    json_option(parser)
+    recipe_options(parser)
     return parser
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict:
-    """What was given, by name; an unknown option is refused with the nearest name."""
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        name = unknown[0].split("=")[0].lstrip("-")
-        near = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(Recipe)], n=1)
-        parser.error(f"unknown option {unknown[0]}" + (f"; did you mean --{near[0]}?" if near else ""))
-    return vars(options)
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:
     """RECIPE and its options as one recipe."""
     parser = recipe_parser()
-    parser.add_argument("recipe", metavar="RECIPE", help=", ".join(RECIPES))
-    options = parse(parser, argv)
+    recipe_argument(parser)
     try:
-        return load_recipe(options.pop("recipe"), **options)
+        return _recipe(parse(parser, argv))
     except ValueError as error:
         parser.error(str(error))
 
 
-def _argument(field: dataclasses.Field) -> dict:
-    if field.type is bool:
-        return {"type": _boolean, "metavar": "true|false"}
-    if field.type is dict:
-        return {"type": json.loads, "metavar": "JSON"}
-    if field.type == tuple[str, ...]:
-        return {"type": lambda text: tuple(text.split(",")), "metavar": "A,B"}
-    if field.type == tuple[int, ...]:
-        return {"type": lambda text: tuple(map(int, text.split(","))), "metavar": "N,N"}
-    return {"type": field.type}
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
-    return text.lower() == "true"
+def _recipe(options: dict) -> Recipe:
+    return load_recipe(options.pop("recipe"), **options)
 
 
 class Run:
@@ -270,11 +249,11 @@ class StopSignal:
         self.received = True
 
 
-def distinct_pairs(embedded: Embedded, most: int = 24) -> list[int]:
-    """Clips from all over the split whose first captions differ."""
+def distinct_pairs(embedded: Embedded) -> list[int]:
+    """At most 24 clips from all over the split whose first captions differ."""
     first = {row[0]: index for index, row in reversed(list(enumerate(embedded.captions)))}
     rows = sorted(first.values())
-    return rows[:: -(-len(rows) // most)]
+    return rows[:: -(-len(rows) // 24)]
 
 
 def without_details(scores: dict) -> dict:
@@ -385,21 +364,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = [option for option in argv if option != "--json"]
     with stdout_for(given != argv) as print_json:
         try:
-            done = _sweep(given[1:]) if given[:1] == ["sweep"] else _train(given)
+            if given[:1] == ["sweep"]:
+                done = _sweep(parse(sweep_parser(recipe_parser(sweep.__doc__)), given[1:]))
+            else:
+                done = _train(parse_recipe(given))
         except (ValueError, OSError) as error:
             sys.exit(f"train.py: {error}")
-        if PartialState().is_main_process:
-            print(f"done: {' and '.join(str(done[name]) for name in [*done][-2:])}")
-            print_json({name: str(path) for name, path in done.items()})
+        _report(done, print_json)
 
 
-def _train(argv: Sequence[str]) -> dict[str, Path]:
-    folder = train(parse_recipe(argv))
+def run(options: argparse.Namespace) -> None:
+    """Train what `wavlink train` was given, a recipe or the sweep."""
+    options = dict(vars(options))
+    with stdout_for(options.pop("as_json", False)) as print_json:
+        if options["recipe"] == "sweep":
+            del options["recipe"]
+            done = _sweep(sweep_of(options))
+        else:
+            refuse_sweep_options(options, options["recipe"])
+            done = _train(_recipe(options))
+        _report(done, print_json)
+
+
+def _report(done: dict[str, Path], print_json: Callable) -> None:
+    if PartialState().is_main_process:
+        print(f"done: {' and '.join(str(done[name]) for name in [*done][-2:])}")
+        print_json({name: str(path) for name, path in done.items()})
+
+
+def _train(recipe: Recipe) -> dict[str, Path]:
+    folder = train(recipe)
     return {"metrics": folder / "metrics.jsonl", "best": folder / "best", "last": folder / "last"}
 
 
-def _sweep(argv: Sequence[str]) -> dict[str, Path]:
-    folder = Path(sweep(parse(sweep_parser(recipe_parser(sweep.__doc__)), argv), train))
+def _sweep(options: dict) -> dict[str, Path]:
+    folder = Path(sweep(options, train))
     return {"picture": folder / "figure1.png", "table": folder / "sweep.md"}
 
 

@@ -1,17 +1,16 @@
 """What the captions and headers of a data set of the paper's size cost each process and worker, before and now.
 
-    python benchmarks/captions_at_scale.py --output captions_at_scale.json
+    python benchmarks/captions_at_scale.py [--record]
 
-Rows are generated in AudioSetCaps' form. "dict" is what `captions_by_id` was until it kept an Arrow file: a Python
-dict of lists of strings, made by each process, of which forked workers get copies page by page as they read; "table"
-is what it is. Of the headers, "each process" opens every file, "kept" is `seconds_of`. Linux only.
+Rows are generated in AudioSetCaps' form. The dict is what `captions_by_id` was until it kept an Arrow file: a Python
+dict of lists of strings, made by each process, of which forked workers get copies page by page as they read; the
+Arrow file is what it is. Of the headers, "opened" opens every file, "kept" is `seconds_of`. Linux only.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import platform
 import random
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
+import records
 import soundfile
 
 from processing import captions
@@ -128,6 +128,32 @@ def files(folder: Path, count: int) -> list[str]:
     return list(map(str, paths))
 
 
+def as_values(captions: dict, headers: dict, files: int) -> dict:
+    """The tables of a record."""
+    rows = [
+        [
+            way,
+            records.number(found["seconds"], 1),
+            found["process"]["rss_mb"],
+            found["process"]["private_mb"],
+            spread([worker["private_mb"] for worker in found["workers"]], 0),
+            spread([worker["microseconds_a_look_up"] for worker in found["workers"]], 0),
+        ]
+        for way, found in captions.items()
+    ]
+    memory = ["resident MB", "of them private", "private MB of a worker"]
+    return {
+        "captions": records.table(["captions as", "seconds to load", *memory, "µs a look-up"], rows),
+        "headers": records.table(
+            [f"lengths of {files:,} files", "seconds"], [[way, spread(found, 1)] for way, found in headers.items()]
+        ),
+    }
+
+
+def spread(values: list[float], digits: int) -> dict:
+    return {"value": sum(values) / len(values), "range": [min(values), max(values)], "digits": digits}
+
+
 def main() -> None:
     global LOOK_UPS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,7 +162,7 @@ def main() -> None:
     parser.add_argument("--look_ups", type=int, default=100_000, help="of each worker (%(default)s)")
     parser.add_argument("--files", type=int, default=200_000, help="whose headers are read (%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="that read them at once (%(default)s)")
-    parser.add_argument("--output", type=Path)
+    records.add_option(parser, "captions_at_scale")
     options = parser.parse_args()
     LOOK_UPS = options.look_ups
     with tempfile.TemporaryDirectory() as place:
@@ -146,7 +172,11 @@ def main() -> None:
         captions.hf_hub_download = lambda _, file, **more: str(
             folder / ("captions.csv" if file == "Dataset/AudioSetCaps_caption.csv" else "empty.csv")
         )
-        ways = {"dict": as_dict, "table, made": captions_by_id, "table, kept": captions_by_id}
+        ways = {
+            "a Python dict in each process (before)": as_dict,
+            "Arrow file, first run": captions_by_id,
+            "Arrow file, later runs": captions_by_id,
+        }
         results = {way: in_process(of_captions, make, keys, options.workers) for way, make in ways.items()}
         for way, result in results.items():
             print(f"{way}: {json.dumps(result)}", flush=True)
@@ -155,17 +185,20 @@ def main() -> None:
         headers = {
             way: of_headers(read, paths, options.processes)
             for way, read in {
-                "each process": each,
+                "opened by each process (before)": each,
                 "kept, first run": seconds_of,
-                "kept, next run": seconds_of,
+                "kept, later runs": seconds_of,
             }.items()
         }
         print(f"headers, seconds of each process: {json.dumps(headers)}")
-    settings = {name: value for name, value in vars(options).items() if name != "output"}
-    machine = {"machine": platform.platform(), "cpus": os.cpu_count()}
-    report = {"settings": settings, **machine, "captions": results, "headers_seconds": headers}
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    records.write(
+        options.record,
+        title="Memory and time of captions and file headers",
+        seed=0,
+        note="Ranges are over workers or processes.",
+        values=as_values(results, headers, options.files),
+        raw={"settings": vars(options), "captions": results, "headers_seconds": headers},
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import records
 
 from modeling_wavlink.vector_database import VectorDatabase
 from modeling_wavlink.vectors import FlatIndex, encode
@@ -40,7 +41,7 @@ def fill(database: VectorDatabase, vectors: np.ndarray) -> float:
     return len(vectors) / (time.perf_counter() - began)
 
 
-def milvus(folder: str, vectors: np.ndarray, queries: np.ndarray, right: np.ndarray) -> None:
+def milvus(folder: str, vectors: np.ndarray, queries: np.ndarray, right: np.ndarray) -> list:
     """The same of Milvus Lite: one vector a row, known by its number, compared with all."""
     from pymilvus import DataType, MilvusClient
 
@@ -60,11 +61,17 @@ def milvus(folder: str, vectors: np.ndarray, queries: np.ndarray, right: np.ndar
     def nearest(query: np.ndarray) -> list[int]:
         return [int(hit["path"]) for hit in client.search("sounds", data=query, limit=K)[0]]
 
-    print(f"Milvus Lite, added    {rate:9.0f} rows/s, {ask(nearest, queries, right)}", flush=True)
+    return row("Milvus Lite", rate, nearest, queries, right)
 
 
-def ask(search: Callable[[np.ndarray], Sequence[int]], queries: np.ndarray, right: np.ndarray) -> str:
-    """One query at a time."""
+def row(
+    name: str,
+    rate: float | None,
+    search: Callable[[np.ndarray], Sequence[int]],
+    queries: np.ndarray,
+    right: np.ndarray,
+) -> list:
+    """A row of the table, which is printed too; one query at a time."""
     search(queries[:1])
     times, hits = [], 0
     for query, rows in zip(queries, right, strict=True):
@@ -73,7 +80,10 @@ def ask(search: Callable[[np.ndarray], Sequence[int]], queries: np.ndarray, righ
         times.append(1000 * (time.perf_counter() - began))
         hits += len({*found} & {*rows.tolist()})
     middle, slow = np.percentile(times, [50, 95])
-    return f"median {middle:6.1f} ms, p95 {slow:6.1f} ms, recall@{K} {hits / right.size:.3f}"
+    taken = "" if rate is None else f"{rate:.0f} rows/s"
+    print(f"{name:24}{taken:>15}, median {middle:6.1f} ms, p95 {slow:6.1f} ms, recall@{K} {hits / right.size:.3f}")
+    cells = [records.number(middle, 1, "ms"), records.number(slow, 1, "ms"), records.number(hits / right.size, 3)]
+    return [name, rate and records.number(rate, 0), *cells]
 
 
 def main() -> None:
@@ -82,6 +92,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=48)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--milvus", action="store_true", help="Milvus Lite too")
+    records.add_option(parser, "databases")
     options = parser.parse_args()
     centres = np.random.default_rng(0).normal(scale=1 / options.dim**0.5, size=(1000, options.dim))
     vectors = make_vectors(options.vectors, options.dim, 1, centres)
@@ -92,26 +103,29 @@ def main() -> None:
     rate = len(vectors) / (time.perf_counter() - began)
     right = flat.search(queries, K)[1]
     print(f"{options.vectors} vectors of {options.dim} dims, {options.queries} queries, one at a time")
-    print(
-        f"FlatIndex, in memory  {rate:9.0f} rows/s, {ask(lambda query: flat.search(query, K)[1][0], queries, right)}"
-    )
+    rows = [row("FAISS, in memory", rate, lambda query: flat.search(query, K)[1][0], queries, right)]
     with tempfile.TemporaryDirectory() as folder:
         if options.milvus:
-            milvus(folder, vectors, queries, right)
+            rows.append(milvus(folder, vectors, queries, right))
         database = VectorDatabase(folder, "sounds", model="random", revision="0", dim=options.dim)
 
         def nearest(query: np.ndarray) -> list[int]:
             return [int(hit.path) for hit in database.search(query, K)[0]]
 
-        print(
-            f"LanceDB, added        {fill(database, vectors):9.0f} rows/s, {ask(nearest, queries, right)}", flush=True
-        )
+        rows.append(row("LanceDB, added", fill(database, vectors), nearest, queries, right))
         database.optimize(least=options.vectors + 1)
-        print(f"LanceDB, files merged {'':9}         {ask(nearest, queries, right)}", flush=True)
+        rows.append(row("LanceDB, files merged", None, nearest, queries, right))
         began = time.perf_counter()
         database.optimize(least=1)
         rate = options.vectors / (time.perf_counter() - began)
-        print(f"LanceDB, indexed      {rate:9.0f} rows/s, {ask(nearest, queries, right)}")
+        rows.append(row("LanceDB, indexed", rate, nearest, queries, right))
+    records.write(
+        options.record,
+        title="Vector databases beside FAISS in memory",
+        seed=0,
+        note=f"{options.vectors:,} vectors of {options.dim} dims, {options.queries} queries one at a time.",
+        values={"databases": records.table(["", "rows/s", "median", "p95", f"recall@{K}"], rows)},
+    )
 
 
 if __name__ == "__main__":

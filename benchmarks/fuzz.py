@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import records
 
 _STATE = struct.Struct("<qqqdd")  # the input's number; refused, decoded; slowest in s, peak in MB
 _WALL = 20  # times the processor's seconds: what sleeps is hanging too
@@ -191,6 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seconds", type=float, default=10, help="of processor time for an input (%(default)s)")
     add("--first", type=int, default=0, help=argparse.SUPPRESS)
     add("--state", help=argparse.SUPPRESS)
+    records.add_option(parser, "fuzz")
     options = parser.parse_args(arguments)
     if options.state:
         read_all(options)
@@ -206,6 +208,22 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
     print(table(tallies, options))
+    rows = [
+        [
+            *(name, options.inputs, tally.refused, tally.decoded),
+            *(records.number(tally.slowest, 2, "s"), records.number(tally.peak, 0, "MB"), len(tally.failures)),
+        ]
+        for name, tally in tallies.items()
+    ]
+    records.write(
+        options.record,
+        title="Damaged and hostile files",
+        seed=options.seed,
+        values={
+            "targets": records.table(["target", "inputs", "refused", "read", "slowest", "peak", "failures"], rows)
+        },
+        raw={name: tally.failures for name, tally in tallies.items()},
+    )
     return any(tally.failures for tally in tallies.values())
 
 

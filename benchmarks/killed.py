@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import records
 import soundfile
 from forked import FORK, MOST_SECONDS, command, fail, finish, finish_and_preload, kill_group, start
 
@@ -289,6 +290,7 @@ def main() -> None:
     parser.add_argument("--what", choices=("train", "index", "push"), default="train")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    records.add_option(parser, "killed")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
@@ -317,6 +319,14 @@ def kill(options: argparse.Namespace, place: Path) -> None:
     left = [path.name for path in (place / "temporary").iterdir()]
     print(f"{options.what}: {kills} kills in {rounds} rounds, each of which ended as if it had never been killed")
     print(f"left in the folder of temporary files: {left or 'nothing'}")
+    row = [options.what, kills, rounds, "as if never killed, each time"]
+    records.write(
+        options.record,
+        title="Runs killed at random moments",
+        seed=options.seed,
+        note=f"Signals in turn: {', '.join(number.name for number in SIGNALS)}.",
+        values={options.what: records.table(["command", "kills", "rounds", "ended"], [row])},
+    )
 
 
 def start_and_kill(subject, chance: random.Random, number: int, log: Path) -> int:

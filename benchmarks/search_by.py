@@ -12,6 +12,7 @@ import os
 from collections import Counter
 
 import numpy as np
+import records
 
 from modeling_wavlink.indexing import index_sounds
 from modeling_wavlink.metrics import figure, percent
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--least", type=int, default=6, help="clips of a label that asks")
     parser.add_argument("--top_k", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    records.add_option(parser, "search_by")
     options = parser.parse_args()
     rows = load_split(options.folder, "test")
     files = [os.path.abspath(audio["path"]) for audio in rows["audio"]]
@@ -70,8 +72,17 @@ def main() -> None:
     chance = np.mean([(counts[labels[clip]] - 1) / (len(files) - 1) for clip in clips])
     asked = Asked(Index.open(options.index), labels, options.top_k)
     print(f"{len(clips)} clips ask, right by chance {100 * chance:.1f}; % of the first {options.top_k}:")
-    for name, values in measure(asked, clips, np.random.default_rng(options.seed)).items():
+    shares = measure(asked, clips, np.random.default_rng(options.seed))
+    for name, values in shares.items():
         print(f"  {name:28}{percent(figure(values))} of {len(values)}")
+    rows = [[name, records.percent(figure(values)), len(values)] for name, values in shares.items()]
+    records.write(
+        options.record,
+        title="Searches by text, by example and without something",
+        seed=options.seed,
+        note=f"Percent of the first {options.top_k} results; {100 * chance:.1f} would be right at random.",
+        values={"shares": records.table(["search", "results", "queries"], rows)},
+    )
 
 
 if __name__ == "__main__":

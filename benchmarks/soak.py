@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import records
 from scipy import stats
 from tqdm import tqdm
 
@@ -100,21 +101,24 @@ def slope(hours: Sequence[float], values: Sequence[float]) -> tuple[float, float
     return line.slope, stats.t.ppf(0.975, BLOCKS - 2) * line.stderr
 
 
-def report(samples: np.ndarray, bound: float) -> bool:
-    """Prints the figures; whether all is flat."""
-    flat = True
+def report(samples: np.ndarray, bound: float) -> tuple[bool, list[list]]:
+    """Prints the figures; whether all is flat, and the rows of a record."""
+    flat, rows = True, []
     for place, name in enumerate(NAMES[1:], start=1):
         values = samples[:, place]
         told = f"{name}: {values.min():.0f} to {values.max():.0f}"
+        rows.append([name, records.number(values.min(), 0), records.number(values.max(), 0), None])
         if "MiB" in name:
             grows, half = slope(samples[:, 0] / 3600, values)
             told += f", {grows:+.1f} ± {half:.1f} MiB an hour"
             flat &= grows - half < bound
+            interval = [grows - half, grows + half]
+            rows[-1][-1] = {"value": grows, "interval": interval, "digits": 1, "signed": True}
         else:
             least = [part.min() for part in np.array_split(values, BLOCKS)]
             flat &= least[-1] <= max(least[:-1])
         print(told)
-    return bool(flat)
+    return bool(flat), rows
 
 
 def soak(options: argparse.Namespace, workplace: Path) -> None:
@@ -140,7 +144,16 @@ def soak(options: argparse.Namespace, workplace: Path) -> None:
     warm = samples[samples[:, 0] > 60 * options.warm_up]
     print(f"{count} {'sounds' if options.work == 'embed' else 'steps'} in {samples[-1, 0] / 60:.0f} minutes; after")
     print(f"{options.warm_up:g} minutes of warm-up, {len(warm)} samples:")
-    if not report(warm, options.bound):
+    flat, rows = report(warm, options.bound)
+    records.write(
+        options.record,
+        title="Memory, file descriptors and threads over time",
+        seed=options.seed,
+        note=f"{count:,} {'sounds' if options.work == 'embed' else 'steps'} in {samples[-1, 0] / 60:.0f} minutes, the "
+        f"first {options.warm_up:g} left out.",
+        values={options.work: records.table(["", "least", "most", "an hour"], rows)},
+    )
+    if not flat:
         sys.exit(f"not flat (bound: {options.bound:g} MiB an hour)")
 
 
@@ -157,6 +170,7 @@ def main() -> None:
     add("--seed", type=int, default=0)
     add("--samples", help="a file for them all")
     add("--into", type=Path, help=argparse.SUPPRESS)
+    records.add_option(parser, "soak")
     options = parser.parse_args()
     if options.work == "forever":
         return embed_forever(options.model, options.sounds, options.into, options.seed)

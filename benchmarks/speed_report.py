@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+import records
 from speed_systems import BASE, PEER, PLAIN, POOLED
 
 WAYS = ("file", "stream", "alone", "features")
@@ -41,6 +42,21 @@ def table(figures: dict) -> str:
             )
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([_machine(figures), rows, *_others(figures, times)]) + "\n"
+
+
+def as_values(figures: dict) -> dict:
+    """The tables of a record: milliseconds a clip of a stream of files and of one file, and ratios to CLAP."""
+    times, tables = per_clip(figures), {}
+    for way in ("stream", "file", "features"):
+        rows = []
+        for name in figures["rows"]:
+            lengths = [seconds for row, seconds, known in times if (row, known) == (name, way)]
+            for seconds in sorted(lengths):
+                spent, clap = times[name, seconds, way][0], times[PEER, seconds, way][0]
+                ratio = None if name == PEER else records.number(clap / spent, 2, "x")
+                rows.append([name, f"{seconds} s", records.number(1000 * spent, 1, "ms"), ratio])
+        tables[way] = records.table(["model", "clip", "a clip takes", "as fast as CLAP"], rows)
+    return tables
 
 
 def _cell(times: dict, name: str, seconds: int, way: str) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import records
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -82,7 +83,7 @@ def recall_by_storage(split: Split) -> list[dict]:
         "text_to_audio": split.correspondence.T,
         "audio_to_text": Correspondence(asking[:, None], len(split.audio)),
     }  # of each query, as in modeling_wavlink.retrieval
-    records, whole = [], {}
+    found, whole = [], {}
     for dim in tqdm(split.dims, desc="dims"):
         for storage in STORAGES:
             record = {"dim": dim, "storage": storage, "bytes": bytes_per_vector(dim, storage)}
@@ -96,8 +97,8 @@ def recall_by_storage(split: Split) -> list[dict]:
                     }
                     for k in KS
                 }
-            records.append(record)
-    return records
+            found.append(record)
+    return found
 
 
 def _found(split: Split, asking: np.ndarray, dim: int, storage: str) -> dict[str, np.ndarray]:
@@ -249,6 +250,30 @@ def draw(records: list[dict], path: Path) -> None:
     picture.savefig(path, dpi=120)
 
 
+def as_values(found: list[dict], large: dict | None) -> dict:
+    """The tables of a record."""
+    titles = [f"{words} R@{k}" for words in DIRECTIONS.values() for k in KS]
+    columns = ["dims", "storage", "bytes", *(cell for title in titles for cell in (title, "difference"))]
+    rows = []
+    for row in found:
+        figures = [row[way][f"R@{k}"] for way in DIRECTIONS for k in KS]
+        cells = [(records.percent(x), records.percent(x["difference"], signed=True)) for x in figures]
+        rows.append([row["dim"], row["storage"], row["bytes"], *(cell for pair in cells for cell in pair)])
+    values = {"recall": records.table(columns, rows)}
+    if large:
+        rows = [
+            [
+                *(row["dim"], row["storage"], records.number(row["megabytes"], 0)),
+                *(records.number(100 * row["recall@10"], 1, "%"), records.number(row["lost"], 3)),
+                *(records.number(row[name], 1, "ms") for name in ("median_ms", "p95_ms")),
+            ]
+            for row in large["rows"]
+        ]
+        columns = ["dims", "storage", "MB", "of the true ten", "cosine lost", "median", "p95"]
+        values["million"] = records.table(columns, rows)
+    return values
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
@@ -257,13 +282,14 @@ def main() -> None:
     parser.add_argument("--output", default="storage.json")
     parser.add_argument("--picture", default="storage.png")
     parser.add_argument("--million", type=int, default=1_000_000, help="made vectors to search; 0: none (%(default)s)")
+    records.add_option(parser, "storage")
     options = parser.parse_args()
     split, about = embedded(options.model, options.folder, options.cache)
     about |= {"clips": len(split.audio), "texts": len(split.text), "int8_range": int8_range(split)}
-    records = recall_by_storage(split)
-    print(recall_table(records), flush=True)
-    draw(records, Path(options.picture))
-    scores = {**about, "recall": records}
+    recall = recall_by_storage(split)
+    print(recall_table(recall), flush=True)
+    draw(recall, Path(options.picture))
+    scores = {**about, "recall": recall}
     if options.million:
         busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         machine = {"processor": platform.processor(), "cores": os.cpu_count(), "load": busy}
@@ -271,6 +297,14 @@ def main() -> None:
         scores |= {"machine": machine, "large": large_search(split, options.million)}
         print(f"{machine}\n{scores['large']['jitter']}\n{large_table(scores['large'])}")
     write_text(Path(options.output), json.dumps(scores, indent=2) + "\n")
+    records.write(
+        options.record,
+        title="Recall by dims and storage, and search in vectors made from the split's own",
+        seed=0,
+        note=f"{about['clips']:,} clips, {about['texts']:,} captions; 95 % bootstrap intervals over clips.",
+        values=as_values(recall, scores.get("large")),
+        raw=scores,
+    )
 
 
 if __name__ == "__main__":

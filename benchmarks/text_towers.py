@@ -11,6 +11,7 @@ About 5 minutes on 2 cores; prints how well each student keeps the teacher's sim
 import argparse
 from pathlib import Path
 
+import records
 import torch
 from torch.nn import functional as F
 from tqdm import trange
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    records.add_option(parser, "text_towers")
     options = parser.parse_args()
     teacher_tokenizer = AutoTokenizer.from_pretrained(options.teacher)
     teacher = AutoModel.from_pretrained(options.teacher).eval()
@@ -132,6 +134,7 @@ def main() -> None:
     )
     pairs = torch.triu_indices(len(unseen), len(unseen), 1).unbind()
     set_seed(options.seed)
+    rows = []
     for name, (tokenizer, tower, encode) in students(options).items():
         teach(tower, encode, tokenizer, texts, targets, options)
         embeds = embed(encode, tokenizer, unseen)
@@ -141,8 +144,16 @@ def main() -> None:
             f"{name}: {size:.1f} M parameters, correlation with the teacher's similarities {kept:.3f} "
             f"on {len(unseen)} captions"
         )
+        rows.append([name, records.number(size, 1, "M"), records.number(float(kept), 3)])
         tower.save_pretrained(Path(options.out) / name)
         tokenizer.save_pretrained(Path(options.out) / name)
+    records.write(
+        options.record,
+        title="Small text towers taught a sentence model's similarities",
+        seed=options.seed,
+        note=f"On {len(unseen)} captions that no tower has learned from.",
+        values={"towers": records.table(["tower", "parameters", "correlation with the teacher"], rows)},
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 
+import records
 import torch
 
 import train
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--mixed_precision", default="no")
+    records.add_option(parser, "train_step")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(
@@ -163,6 +165,25 @@ def main() -> None:
     print(
         f"kept for backward: {memory['whole']:.0f} MB whole, {memory['cached']:.0f} MB cached in pieces of "
         f"{micro_batch_size}: 1/{memory['whole'] / memory['cached']:.1f}"
+    )
+    kept = {"bare": memory["whole"], "cached": memory["cached"]}
+    rows = [
+        [
+            name,
+            {"value": middle[name], "range": [min(values), max(values)], "digits": 2, "unit": "s"},
+            records.number(middle[name] / middle["bare"], 3),
+            records.number(kept[name], 0, "MB") if name in kept else None,
+        ]
+        for name, values in times.items()
+    ]
+    records.write(
+        options.record,
+        title="The training loop and cached gradients beside a bare step",
+        seed=0,
+        note=f"{torch.get_num_threads()} threads, mixed precision {options.mixed_precision}, "
+        f"{options.batch_size} clips, cached in pieces of {micro_batch_size}.",
+        values={"steps": records.table(["step", "time", "of bare", "kept for backward"], rows)},
+        raw={"seconds": times, "megabytes": memory},
     )
 
 

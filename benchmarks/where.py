@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import records
 import soundfile
 from tqdm import tqdm
 
@@ -194,6 +195,24 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def as_values(results: dict) -> dict:
+    """The table of a record: each figure beside that of the same spans at a random place."""
+    columns = ["window / hop", "asked by", "first span hits", "random", "one of five", "random", "IoU", "random"]
+    rows = [
+        [
+            *(windows, kind),
+            *(
+                records.percent(figures[name][who])
+                for name in ("hit@1", "hit@5", "iou")
+                for who in ("found", "chance")
+            ),
+        ]
+        for windows, kinds in results.items()
+        for kind, figures in kinds.items()
+    ]
+    return {"spans": records.table(columns, rows)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder or Hub id")
@@ -204,6 +223,7 @@ def main() -> None:
     parser.add_argument("--snr", type=float, default=10.0, help="dB by which a planted clip is louder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="a JSON file")
+    records.add_option(parser, "where")
     options = parser.parse_args()
     rows = load_split(options.folder, "test")
     if missing := {"caption", "label", "duration"} - set(rows.column_names):
@@ -214,6 +234,15 @@ def main() -> None:
     if options.out:
         about = {"model": embedder.name, "revision": embedder.revision, **vars(options)}
         write_text(Path(options.out), json.dumps({**about, "results": results}, indent=2) + "\n")
+    records.write(
+        options.record,
+        title="Spans found in recordings made of known clips",
+        seed=options.seed,
+        note=f"{options.count} recordings of {options.minutes:g} minutes, {options.snr:g} dB over the background; "
+        "percent, with 95 % bootstrap intervals over recordings.",
+        values=as_values(results),
+        raw={"model": embedder.name, "revision": embedder.revision, "results": results},
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from modeling_wavlink.metrics import KS, percent
 from modeling_wavlink.pictures import draw_confusion, draw_dims, draw_loss, draw_recall
 from modeling_wavlink.retrieval import DIRECTIONS, RANKED
 from processing.file_names import stays_below
+from wavlink.installing import install_hint
 
 from . import training
 from .foreign_text import escape, last_part, table, without_paths
@@ -51,7 +52,7 @@ def write_card(
     if score_files and len(score_files) != len(scores):
         raise ValueError(f"{len(scores)} scores need as many file names, got {len(score_files)}")
     if (scores or run) and find_spec("matplotlib") is None:
-        raise ValueError("the card's pictures need matplotlib: pip install matplotlib")
+        raise ValueError(f"the card's plots need {install_hint('matplotlib', 'push')}")
     folder, scores = Path(folder), [without_paths(score) for score in scores]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     found = training.stages(None if run is None else Path(run))

@@ -15,19 +15,23 @@ along, and so do an index and its sounds. Before the upload it has started in a 
 import argparse
 import gc
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers.utils import logging
 
 from modeling_wavlink.atomic_files import new_folder
-from modeling_wavlink.cli import code_of, run_command, signals_as_interrupts, stdout_for
+from wavlink import options as of
+from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for, step
 
 from .card import write_card
 from .measured import read_scores, scores_of
-from .source import SIZES, commit_of, merged, open_checkpoint, open_paper_model, run_of
+from .source import commit_of, merged, open_checkpoint, open_paper_model, run_of
 from .space.folder import check_space, write_space
 from .upload import Target, check_access, upload, without_token
 from .verify import vectors, verify
@@ -37,24 +41,39 @@ SHARD_SIZE = "5GB"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of one that went well or was stopped; what went wrong is said by SystemExit."""
+    """Return the exit code of one that went well or was stopped; what went wrong is said by SystemExit."""
     options = _options(argv)
     try:
-        with signals_as_interrupts(), stdout_for(options.json) as print_json:
+        return run(options)
+    except (ValueError, OSError) as error:
+        failure = str(error)
+    except KeyboardInterrupt as stopped:
+        print(f"hub_cards.push: {stopped.args[1]}", file=sys.stderr)
+        return code_of(stopped)
+    sys.exit(f"hub_cards.push: {failure}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Push what the options say.
+
+    Raises:
+        ValueError, OSError: in one line, without the token.
+        KeyboardInterrupt: stopped by a signal, with its number and what to say.
+    """
+    try:
+        with signals_as_interrupts(), stdout_for(options.as_json) as print_json:
             where = push(options)
             print(f"verified, not uploaded: {where}" if options.dry_run else where)
             print_json({"repo_id": options.repo_id, "uploaded": not options.dry_run, "where": where})
         return 0
     except (ValueError, OSError) as error:
-        code, failure = 0, without_token(" ".join(str(error).split()))
+        kind, line = ValueError if isinstance(error, ValueError) else OSError, " ".join(str(error).split())
+        raise kind(without_token(line)) from error
     except KeyboardInterrupt as stopped:
-        code = code_of(stopped)
-        failure = "stopped; the Hub has all of its commit or none, and the same command starts again"
-    gc.collect()  # an upload that fails leaves its progress bar open, which would have the last word
-    if not code:
-        sys.exit(f"hub_cards.push: {failure}")
-    print(f"hub_cards.push: {failure}", file=sys.stderr)
-    return code
+        line = "stopped; the Hub has all of its commit or none, and the same command starts again"
+        raise KeyboardInterrupt(code_of(stopped) - 128, line) from stopped
+    finally:
+        gc.collect()  # an upload that fails leaves its progress bar open, which would have the last word
 
 
 def push(options: argparse.Namespace) -> str:
@@ -65,22 +84,52 @@ def push(options: argparse.Namespace) -> str:
     scores = read_scores(options.scores)
     api = HfApi()
     if not options.dry_run:
+        step("asking the Hub who may write")
         check_access(api, target)
-    with _workplace(options.output_dir) as folder:
+    with own_lines_alone(), _workplace(options.output_dir) as folder:
         if options.space:
             prepare_space(options, folder, scores)
         else:
-            verify(folder, prepare(options, folder, scores))
-        return options.output_dir if options.dry_run else upload(api, folder, target)
+            _verify(folder, prepare(options, folder, scores))
+        if options.dry_run:
+            return options.output_dir
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        step(f"uploading {size:.1f} MB to {options.repo_id}")
+        return upload(api, folder, target)
+
+
+def _verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
+    step("loading it in a clean process with transformers and torch alone")
+    verify(folder, expected)
+
+
+@contextmanager
+def own_lines_alone() -> Iterator[None]:
+    """Without the progress bars of transformers and huggingface_hub, and without the warnings of other libraries."""
+    bars, hub_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable_progress_bar()
+        if hub_bars:
+            disable_progress_bars()
+        try:
+            yield
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+            if hub_bars:
+                enable_progress_bars()
 
 
 def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> dict[str, np.ndarray]:
     """Writes everything that is to be on the Hub into `folder`; returns the vectors that it must give."""
     source = options.folder or f"the untrained {options.init} model"
+    step(f"loading {source}")
     model, processor = open_paper_model(options.init) if options.init else open_checkpoint(options.folder)
     expected = vectors(model, processor)
     model = merged(model)
     measured = scores_of(model, source, scores)
+    step("writing the model and its card")
     try:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         processor.save_pretrained(folder)
@@ -109,12 +158,14 @@ def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, l
     """Writes a Space into `folder`, with the model in it unless that is a whole one on the Hub; and starts it once."""
     commit = commit_of(options.folder)
     if not commit:
-        verify(folder / "model", prepare(options, folder / "model", scores))
+        _verify(folder / "model", prepare(options, folder / "model", scores))
     name = options.folder if commit else Path(options.folder).resolve().name
+    step("writing the Space")
     try:
         write_space(folder, options.repo_id, name, commit, options.index)
     except OSError as error:
         raise OSError(f"could not write {folder}: {error}; nothing was uploaded") from error
+    step("starting the Space once in a clean process")
     check_space(folder)
 
 
@@ -134,37 +185,8 @@ def _workplace(output_dir: str | None) -> Iterator[Path]:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("folder", nargs="?", help="a WavLink or a LoRA adapter, a folder or a Hub id; left out with --init")
-    add("repo_id", help="user/name")
-    add("--init", choices=SIZES, help="instead of FOLDER, the paper's model of this size before its training")
-    add("--scores", nargs="+", default=[], help="JSON files of modeling_wavlink.evaluation, of these very weights")
-    add("--license", help="of the weights, as the Hub names it; the towers' and the data's decide it")
-    add("--output_dir", help="an empty or new folder for what is pushed (default: a temporary one)")
-    add("--json", action="store_true", help="one JSON document on stdout")
-    add("--dry_run", action="store_true", help="write and verify, upload nothing")
-    add("--private", action="store_true", help="a new repository is one that only its owners see")
-    add("--revision", default="", metavar="BRANCH", help="default: main; a new branch starts there")
-    add("--create_pr", action="store_true", help="open a pull request instead of writing to main")
-    add("--tag", default="", help="of the new commit")
-    add("--overwrite_card", action="store_true", help="also where it was edited on the Hub, above the line it names")
-    add("--space", action="store_true", help="push a demo of the model, not the model; REPO_ID is the Space's")
-    add(
-        "--index",
-        default="",
-        help="with --space, of modeling_wavlink.search; its sounds go along, for all to hear",
-    )
-    options = parser.parse_intermixed_args(argv)
-    if bool(options.folder) == bool(options.init):
-        parser.error("give either FOLDER and REPO_ID, or --init and REPO_ID")
-    if options.space and (options.init or options.scores):
-        parser.error("--space shows a trained model: leave --init and --scores out")
-    if options.index and not options.space:
-        parser.error("--index goes with --space; alone it is pushed by python -m modeling_wavlink.search push")
-    if options.dry_run and not options.output_dir:
-        parser.error("--dry_run needs --output_dir, or nothing would be left to look at")
-    return options
+    parser = of.parser_of(of.push, "python -m hub_cards.push", __doc__)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

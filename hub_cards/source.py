@@ -15,6 +15,7 @@ from modeling_wavlink.compat_wavlink import optional_file
 from modeling_wavlink.pretrained_wavlink import refuse_adapter
 from modeling_wavlink.recipes import get_recipe
 from processing import WavLinkProcessor
+from processing.hub_names import needs_cache
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +29,7 @@ def open_checkpoint(source: str) -> tuple[WavLinkModel | PeftModel, WavLinkProce
         source: a folder or Hub id of a WavLink, such as runs/sounds/best, or of a PEFT adapter of one.
     """
     folder = Path(source)
+    needs_cache(source)
     if optional_file(source, "adapter_config.json"):
         return _open_adapter(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -58,6 +60,7 @@ def run_of(source: str) -> Path | None:
 
 def commit_of(source: str) -> str:
     """The Hub's commit of a WavLink; "" of a folder, and of an adapter, which has to be merged first."""
+    needs_cache(source)
     if Path(source).is_dir() or optional_file(source, "adapter_config.json"):
         return ""
     config = optional_file(source, "config.json")

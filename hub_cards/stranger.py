@@ -33,7 +33,7 @@ def required(names: list[str]) -> set[str]:
 kept = required(["torch", "transformers"])
 installed = metadata.packages_distributions()
 others = [name for name, owners in installed.items() if not kept & {name_of(owner) for owner in owners}]
-for name in [*others, "modeling_wavlink", "processing", "hub_cards", "train"]:
+for name in [*others, "modeling_wavlink", "processing", "hub_cards", "wavlink", "train"]:
     sys.modules.setdefault(name, None)
 
 import numpy as np  # noqa: E402

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+from processing.hub_names import needs_cache
 
 from .compat import enable_checkpointing
 from .configuration_wavlink import WavLinkConfig, frame_pooling
@@ -26,6 +27,8 @@ def refuse_bad_start(recipe: Recipe) -> None:
         config = _config_to_start_from(recipe)
     elif recipe.audio_model:
         towers = recipe.audio_model, recipe.text_model
+        for tower in filter(None, towers):
+            needs_cache(tower)
         config = WavLinkModel.config_from_audio_text(*towers, **_frames(recipe), **_fields(recipe))
     else:
         audio_config = {**recipe.audio_config, **_frames(recipe)}
@@ -45,6 +48,7 @@ def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
             f"{recipe.name} starts from {recipe.init}, which is neither a folder nor a Hub id: train its first stage, "
             "or give --init"
         )
+    needs_cache(recipe.init)
     config = WavLinkConfig.from_pretrained(recipe.init)
     refuse_adapter(recipe.init)
     if config.loss_type != recipe.loss_type:

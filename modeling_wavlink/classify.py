@@ -17,11 +17,12 @@ from hub_cards.foreign_text import clean
 from processing.audio import clip_name
 from processing.audio_inputs_wavlink import as_list
 from processing.sound_files import with_folders_listed
+from wavlink import options as of
+from wavlink.console import run_command, stdout_for
 
-from .cli import run_command, stdout_for
-from .embedder import DTYPES, Embedder
+from .embedder import Embedder
 from .losses_wavlink import truncate_embeddings
-from .zero_shot import CLEAN_UPS, PROMPT, checked_prompts, embed_prompted, ensemble, label_texts
+from .zero_shot import PROMPT, checked_prompts, embed_prompted, ensemble, label_texts
 
 
 def classify(
@@ -79,9 +80,12 @@ def _scale(model: torch.nn.Module) -> torch.Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """2 where a sound could not be read; the others are told all the same."""
-    options = _parser().parse_args(argv)
-    with stdout_for(options.json) as print_json:
+    return run(_parser().parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Return 2 where a sound could not be read; the others are printed all the same."""
+    with stdout_for(options.as_json) as print_json:
         embedder = Embedder(options.model, revision=options.revision, device=options.device, dtype=options.dtype)
         found = classify(embedder, options.files, options.labels, options.prompt, options.clean_up, options.dim)
         for row in found:
@@ -94,20 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="sound files, or folders of them")
-    add("--model", required=True, help="a folder or a Hub id of a WavLink or a CLAP")
-    add("--labels", required=True, nargs="+", help="to choose from")
-    add("--prompt", nargs="+", default=[PROMPT], help="{} is the label; several are averaged (%(default)s)")
-    add("--clean_up", default="spaces", choices=CLEAN_UPS, help="underscores in labels (%(default)s)")
-    add("--dim", type=int, help="of the nested dims (default: all)")
-    add("--top_k", type=int, default=5, help="labels told of each sound (%(default)s)")
-    add("--json", action="store_true", help="one JSON document on stdout")
-    add("--revision", help="of a Hub id: a branch, tag or commit")
-    add("--device", default="cpu")
-    add("--dtype", default="float32", choices=DTYPES)
-    return parser
+    return of.parser_of(of.classify, "python -m modeling_wavlink.classify", __doc__)
 
 
 if __name__ == "__main__":

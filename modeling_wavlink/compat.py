@@ -2,8 +2,7 @@
 
 Shipped files have theirs in `compat_wavlink.py` and `processing/compat_features_wavlink.py`. Not in here: what
 transformers documents for models of one's own (`_init_weights`, `_no_split_modules`, `_supports_sdpa`, ...) and
-evaluate for metrics (`_info`, `_compute`), and `progress.Bar`'s clock, without which a bar has tqdm's own. Versions in
-parentheses are those that had the private thing.
+evaluate for metrics (`_info`, `_compute`). Versions in parentheses are those that had the private thing.
 """
 
 import warnings

@@ -27,9 +27,10 @@ from hub_cards.foreign_text import printable
 from processing.benchmark_data import BENCHMARKS, load_benchmark
 from processing.data import SYNTHETIC, caption_columns, load_split, named_like_captions
 from processing.paper_data import load_paper_data
+from wavlink import options as of
+from wavlink.console import run_command, stdout_for
 
 from .atomic_files import only_writer, write_text
-from .cli import run_command, stdout_for
 from .destinations import file_destination
 from .embedder import Embedder
 from .embedding import fingerprint, open_store, remove_store
@@ -42,7 +43,6 @@ from .pictures import draw_confusion, draw_dims
 from .retrieval import DIRECTIONS
 from .retrieval import compute_metrics as compute_metrics
 from .scoring import Protocol, evaluate_dataset, refuse_unscorable, table
-from .zero_shot import CLEAN_UPS
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "soundfile", "soxr")
 _OF_CAPTIONS = ("audiocaps", "clotho")
@@ -155,8 +155,11 @@ def draw(models: Sequence[dict], output: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(argv)
-    with stdout_for(options.json) as print_json:
+    run(_parser().parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> None:
+    with stdout_for(options.as_json) as print_json:
         print_json(_score(options))
 
 
@@ -267,27 +270,7 @@ def _protocol(options: argparse.Namespace) -> Protocol:
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = Protocol()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model", required=True, nargs="+", help="folders, Hub ids, random:FOLDER_OR_ID")
-    add("--benchmark", required=True, help=f"{', '.join(_NAMES)}, an audiofolder, or a Hub data set")
-    add("--split", default="", help="default: what the benchmark is scored on; of a folder, test")
-    add("--data", default="", help="of a benchmark by name, the copy to read: a folder or a Hub id")
-    add("--caption_columns", nargs="*", default=[], help="default: every column named like a caption")
-    add("--prompt", nargs="+", default=default.prompts, help="of zero-shot labels; several are averaged (%(default)s)")
-    add("--clean_up", default=default.clean_up, choices=CLEAN_UPS, help="underscores in labels (%(default)s)")
-    add("--renames", help="a JSON file of {label: words}, for labels that read badly")
-    add("--candidates", nargs="+", help="the labels to choose from; default: the split's own")
-    add("--group_column", default=default.group_column, help="clips are also scored by it (%(default)s)")
-    add("--choices", type=int, default=default.choices, help="of a question made from labels; 0: none (%(default)s)")
-    add("--question", default=default.question, help="made from labels (%(default)s)")
-    add("--choice_text", default=default.choice_text, help="question and choice as one text (%(default)s)")
-    add("--seed", type=int, default=default.seed, help="of the choices drawn (%(default)s)")
-    add("--batch_size", type=int, default=32)
-    add("--output", help="a JSON file for the scores; pictures go beside it")
-    add("--json", action="store_true", help="the same JSON on stdout, tables on stderr")
-    return parser
+    return of.parser_of(of.evaluate, "python -m modeling_wavlink.evaluation", __doc__)
 
 
 def _say(lines: str) -> None:

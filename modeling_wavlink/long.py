@@ -12,7 +12,6 @@
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -25,8 +24,9 @@ import torch
 
 from hub_cards.foreign_text import printable
 from processing.windows import stream_windows
+from wavlink import options as of
+from wavlink.console import print_json, run_command
 
-from .cli import run_command
 from .destinations import file_destination
 from .embedder import Embedder, mean_direction
 from .losses_wavlink import truncate_embeddings
@@ -171,7 +171,10 @@ def envelope(path_or_bytes: str | os.PathLike | bytes, duration: float, points: 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(argv)
+    run(_parser().parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> None:
     if not options.query and not options.by_sound:
         raise ValueError('nothing to look for: give --query "a siren" or --by_sound FILE')
     if options.picture:
@@ -181,7 +184,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     recording, found = locate_all(embedder, options.file, options.query, options.by_sound, *given)
     if options.picture:
         _draw(options, recording, found)
-    print(_as_json(options, embedder, recording, found) if options.json else _as_tables(found))
+    if options.as_json:
+        print_json(_as_dict(options, embedder, recording, found))
+    else:
+        print(_as_tables(found))
 
 
 def locate_all(
@@ -229,7 +235,7 @@ def _draw(options: argparse.Namespace, recording: Recording, found: list) -> Non
     draw_timeline(envelope(options.file, recording.duration), recording.duration, curves, Path(options.picture))
 
 
-def _as_json(options: argparse.Namespace, embedder: Embedder, recording: Recording, found: list) -> str:
+def _as_dict(options: argparse.Namespace, embedder: Embedder, recording: Recording, found: list) -> dict:
     asked = ["text"] * len(options.query) + ["sound"] * len(options.by_sound)
     results = [
         {kind: name, "spans": [asdict(span) for span in spans]}
@@ -237,7 +243,7 @@ def _as_json(options: argparse.Namespace, embedder: Embedder, recording: Recordi
     ]
     about = {"model": embedder.name, "revision": embedder.revision, "dim": options.dim or embedder.dims}
     heard = {"file": options.file, "duration": recording.duration, "window": options.window, "hop": options.hop}
-    return json.dumps({**about, **heard, "queries": results}, indent=2)
+    return {**about, **heard, "queries": results}
 
 
 def _as_tables(found: list) -> str:
@@ -255,21 +261,7 @@ def clock(seconds: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("model", help="a folder or Hub id of a WavLink or a CLAP")
-    add("file", help="the recording: wav, flac, ogg, opus, mp3, ... of any length")
-    add("--query", nargs="+", default=[], help="texts to look for")
-    add("--by_sound", nargs="+", default=[], metavar="FILE", help="sounds to look for")
-    add("--window", type=float, default=WINDOW, help="in seconds (%(default)s)")
-    add("--hop", type=float, default=HOP, help="in seconds, from a window's start to the next one's (%(default)s)")
-    add("--top_k", type=int, default=5, help="spans of each query (%(default)s)")
-    add("--dim", type=int, help="compare the first of the nested dims (default: all)")
-    add("--json", action="store_true", help="times in seconds, as JSON")
-    add("--picture", help="a .png of the recording over time, with the scores and the spans")
-    add("--revision", help="of a Hub id: a branch, tag or commit")
-    add("--device", default="cpu")
-    return parser
+    return of.parser_of(of.where, "python -m modeling_wavlink.long", __doc__)
 
 
 if __name__ == "__main__":

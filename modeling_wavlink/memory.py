@@ -22,12 +22,14 @@ _NAME = "eager_recomputed"
 
 
 def limit_kept_memory() -> bool:
-    """Make oneDNN keep few buffers and glibc none of freed tensors; return whether glibc does. Call it before torch computes.
+    """Make oneDNN keep few buffers and glibc none of freed tensors; return whether glibc does.
+
+    Call it before torch computes.
 
     oneDNN keeps what it prepared, buffers included, for each of the last 1,024 shapes, of which each batch of another
-    length brings new ones. glibc takes blocks of up to 32 MB from one heap as soon as one such block was freed, and the
-    batches' ever other lengths leave gaps in which the next ones do not fit. With both, training's memory grows for an
-    hour: of the recipe `sounds` beyond 8 GB. Settings of these in the environment are left as they are.
+    length brings new ones. glibc takes blocks of up to 32 MB from one heap as soon as one such block was freed, and
+    the batches' ever other lengths leave gaps in which the next ones do not fit. With both, training's memory grows
+    for an hour: of the recipe `sounds` beyond 8 GB. Settings of these in the environment are left as they are.
     """
     for name, capacity in _CACHES.items():
         os.environ.setdefault(name, capacity)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 KS = (1, 5, 10)
+RESAMPLES = 1000  # of the bootstrap
 _BLOCK = 1 << 25  # similarities at once: 128 MB of fp32
 _COLUMNS = 1 << 16  # in fp64 at once
 _DRAWN = 1 << 16  # clips drawn at once
@@ -195,8 +196,6 @@ def figure(
     clips: Correspondence | None = None,
     only: np.ndarray | None = None,
     median=False,
-    seed: int = 0,
-    resamples: int = 1000,
 ) -> dict:
     """`{"value", "interval"}`: the mean (or median) over queries, and its 95 % bootstrap interval over clips.
 
@@ -215,17 +214,17 @@ def figure(
     if not len(chosen):
         raise ValueError("there are no clips to take a mean over")
     statistic = (_weighted_median if median else _weighted_mean)(values, clips)
-    drawn = [statistic(counts) for counts in _draws(chosen, clips.shape[1], seed, resamples)]
+    drawn = [statistic(counts) for counts in _draws(chosen, clips.shape[1])]
     low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
     value = statistic(np.bincount(chosen, minlength=clips.shape[1])[None])[0]
     return {"value": float(value), "interval": [float(low), float(high)]}
 
 
-def _draws(chosen: np.ndarray, clips: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
+def _draws(chosen: np.ndarray, clips: int) -> Iterator[np.ndarray]:
     """`[draws, clips]`, how often each clip is among as many drawn from `chosen`, a block of the draws at a time."""
-    rng, block = np.random.default_rng(seed), max(1, _DRAWN // clips)
-    for start in range(0, resamples, block):
-        draws = min(block, resamples - start)
+    rng, block = np.random.default_rng(0), max(1, _DRAWN // clips)
+    for start in range(0, RESAMPLES, block):
+        draws = min(block, RESAMPLES - start)
         drawn = chosen[rng.integers(len(chosen), size=(draws, len(chosen)))] + clips * np.arange(draws)[:, None]
         yield np.bincount(drawn.ravel(), minlength=draws * clips).reshape(draws, clips)
 

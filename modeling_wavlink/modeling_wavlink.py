@@ -1,7 +1,6 @@
 """WavLink: a Whisper encoder with one learned global token (or, for comparison, CLAP's HTS-AT) beside a text encoder,
 in one space (arXiv 2601.15118)."""
 
-import inspect
 from dataclasses import dataclass
 
 import torch
@@ -59,15 +58,6 @@ class WavLinkOutput(ModelOutput):
 
     def to_tuple(self):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-def _loss_by_default(forward):
-    """Trainer computes an eval loss only where the signature says `return_loss=True`; the true default is None,
-    so that zero-shot calls (1 clip, n labels) get logits and only an explicit True refuses unequal counts."""
-    signature = inspect.signature(forward)
-    parameters = [p.replace(default=True) if p.name == "return_loss" else p for p in signature.parameters.values()]
-    forward.__signature__ = signature.replace(parameters=parameters)
-    return forward
 
 
 def _refuse_untrained_token(pooling: str, source, **options) -> None:
@@ -303,7 +293,6 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
             raise ValueError(f"dim must be one of the nested dims this model was trained with, {trained}, got {dim}")
         return truncate_embeddings(embeds, dim)
 
-    @_loss_by_default
     @can_return_tuple
     def forward(
         self,

@@ -12,7 +12,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from processing.synthetic import KINDS, render
+from wavlink import options as of
+from wavlink.console import run_command, stdout_for, step, without_foreign_output
 
 from .atomic_files import added_files, interrupted
-from .cli import run_command, stdout_for
 from .configuration_wavlink import text_max_length
 from .peers import load_for_evaluation, revision
 
@@ -52,7 +53,14 @@ class Tower(nn.Module):
         return getattr(self.model, f"get_{self.name}_features")(inputs, mask).pooler_output
 
 
-def export_onnx(model, processor, folder: str | os.PathLike, int8: bool = False, opset: int | None = None) -> dict:
+def export_onnx(
+    model,
+    processor,
+    folder: str | os.PathLike,
+    int8: bool = False,
+    opset: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict:
     """Writes a folder that `examples/serve_onnx.py` serves, once all in it is checked.
 
     `audio.onnx` takes `input_features` float32 `[B, F, T]` and `input_features_mask` int64 `[B, T]` (ones where the
@@ -68,6 +76,7 @@ def export_onnx(model, processor, folder: str | os.PathLike, int8: bool = False,
         int8: the weights of matrix products and embeddings in 8 bits, by onnxruntime's dynamic quantization. The
             activations are then scaled by the whole batch: only in batches of one does a clip have one vector.
         opset: of ONNX, 18 or later; default: torch's own.
+        progress: called with what is done next, before each step.
 
     Returns:
         what `wavlink_onnx.json` holds: how to hear and to read, `logit_scale` (a log) and `logit_bias`, `agreement`
@@ -81,17 +90,20 @@ def export_onnx(model, processor, folder: str | os.PathLike, int8: bool = False,
     """
     _refuse_other_folder(Path(folder))
     model = _exportable(model)
-    with added_files(folder, CONFIG, _files_of_earlier) as unfinished:
+    with added_files(folder, CONFIG, _files_of_earlier) as unfinished, without_foreign_output():
         about = _write_processor(model, processor, unfinished)
         _refuse_to_overwrite(Path(folder), unfinished)
         about["agreement"] = {}
         for name in INPUTS:
             tower, path = Tower(model, name).eval(), unfinished / f"{name}.onnx"
             batches = _batches(name, processor)
+            progress(f"exporting the {name} tower")
             about["opset"] = _write_graph(tower, path, batches[0], about["text_max_length"], opset)
+            progress(f"comparing the {name} tower in onnxruntime with torch")
             about["agreement"][name] = _agreement(tower, path, batches)
         if int8:
             about["precision"] = "int8"
+            progress("converting both towers to int8, and measuring what that costs")
             about["int8_cosine"] = {name: _to_int8(unfinished / f"{name}.onnx", processor) for name in INPUTS}
         about["files"] = sorted([CONFIG, *(path.name for path in unfinished.iterdir())])
         (unfinished / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -291,15 +303,14 @@ def _to_int8(path: Path, processor) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a folder or Hub id of a WavLink")
-    parser.add_argument("folder", help="to write")
-    parser.add_argument("--int8", action="store_true", help="8 bits a weight, and what that costs")
-    parser.add_argument("--opset", type=int, help="of ONNX; default: torch's own")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    options = parser.parse_args(argv)
-    with stdout_for(options.json) as print_json:
-        about = export_onnx(*load_for_evaluation(options.model), options.folder, options.int8, options.opset)
+    run_export(of.parser_of(of.export, "python -m modeling_wavlink.onnx_export", __doc__).parse_args(argv))
+
+
+def run_export(options: argparse.Namespace) -> None:
+    with stdout_for(options.as_json) as print_json:
+        step(f"loading {options.model}")
+        loaded = load_for_evaluation(options.model)
+        about = export_onnx(*loaded, options.folder, options.int8, options.opset, progress=step)
         size = sum(path.stat().st_size for path in Path(options.folder).glob("*.onnx*")) / 1e6
         print(f"{options.folder}: {about['precision']}, {size:.1f} MB, opset {about['opset']}")
         for name, difference in about["agreement"].items():

@@ -32,6 +32,7 @@ from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from processing import WavLinkProcessor
+from processing.hub_names import near_folder, needs_cache
 
 from .modeling_wavlink import WavLinkModel
 from .pretrained_wavlink import from_safetensors, refuse_adapter
@@ -163,7 +164,7 @@ def load_for_evaluation(
         ValueError: a name that is none of these, or weights or a processor that are missing.
     """
     source, seed = parse_name(name)
-    model_type, commit = _look_up(source, revision, local_files_only)
+    model_type, commit, local_files_only = _look_up(source, revision, local_files_only)
     if revision and not commit:
         raise ValueError(f"revision={revision!r} is of a Hub id, {source} is a folder: leave it out")
     pinned = {"local_files_only": local_files_only}
@@ -194,7 +195,8 @@ def random_control(
         if isinstance(name_or_model, PreTrainedModel):
             model = type(name_or_model)(copy.deepcopy(name_or_model.config))
         else:
-            kind = _CLASSES[_look_up(name_or_model, revision, local_files_only)[0]]
+            model_type, _, local_files_only = _look_up(name_or_model, revision, local_files_only)
+            kind = _CLASSES[model_type]
             pinned = {"revision": revision, "local_files_only": local_files_only}
             config = kind.config_class.from_pretrained(name_or_model, **pinned)
             model = AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
@@ -274,18 +276,23 @@ def parse_name(name: str) -> tuple[str, int | None]:
     return found["source"], int(found["seed"] or 0)
 
 
-def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple[str, str | None]:
-    """The model type, and the commit if it is the Hub's, from the config alone."""
+def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple[str, str | None, bool]:
+    """The model type, the commit if it is the Hub's, and whether only its cache answers, from the config alone."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         best = folder / "best"
         hint = f"did you mean {best}?" if (best / "config.json").is_file() else ACCEPTED
         raise ValueError(f"{source} has no config.json: {hint}")
     try:
+        local_files_only = local_files_only or needs_cache(source, revision=revision)
+    except ValueError as error:
+        raise ValueError(f"{error}: {ACCEPTED}") from error
+    try:
         path = cached_file(source, "config.json", revision=revision, local_files_only=local_files_only)
     except OSError as error:
         raise ValueError(
-            f"{source!r} is neither a folder here nor to be had from the Hub: {ACCEPTED} ({error})"
+            f"{source!r} is neither a folder here nor to be had from the Hub{near_folder(source)}: {ACCEPTED} "
+            f"({error})"
         ) from error
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -301,7 +308,7 @@ def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple
         )
     commit = extract_commit_hash(path, None)
     refuse_adapter(source, revision=commit, local_files_only=local_files_only)
-    return model_type, commit
+    return model_type, commit, local_files_only
 
 
 def _pretrained(source: str, model_type: str, revision: str | None = None, **hub) -> PreTrainedModel:

@@ -226,29 +226,61 @@ def sentence_transformers_pooling(source: str) -> str | None:
     """The `text_pooling` of a sentence-transformers folder or Hub id, None where it is of another library.
 
     Raises:
-        ValueError: a pooling that is not one of ours, or a module whose work would be left out.
+        ValueError: a pooling that is not one of ours, or what would be left out: the work of another module, a default
+            prompt, letters made lower case before a tokenizer that does not do so itself.
     """
-    pooling, name = None, "modules.json"
-    while name:
-        path = optional_file(source, name)
-        content = None
-        if path is not None:
-            try:
-                with open(path, encoding="utf-8") as file:
-                    content = json.load(file)
-            except ValueError as error:
-                raise ValueError(f"{path} is not JSON: {one_line(error)}") from error
-        if name == "modules.json":
-            pooling = "1_Pooling" if content is None else _pooling_folder(source, content)
-            name, described = f"{pooling}/config.json", content is not None
-        elif content is None and described:
-            raise ValueError(f"{source} has no {name}, which its modules.json needs; {_BY_HAND}")
-        else:
-            return None if content is None else _pooling_mode(f"{source}/{name}", content)
+    modules = _json(source, "modules.json")
+    folder = "1_Pooling" if modules is None else _pooling_folder(source, modules)
+    pooling = _json(source, f"{folder}/config.json")
+    if pooling is None and modules is not None:
+        raise ValueError(f"{source} has no {folder}/config.json, which its modules.json needs; {_BY_HAND}")
+    if pooling is None:
+        return None
+    _refuse_changed_texts(source)
+    return _pooling_mode(f"{source}/{folder}/config.json", pooling)
+
+
+def _json(source: str, name: str):
+    """What a JSON file of a folder or Hub id holds, None where there is no such file."""
+    if (path := optional_file(source, name)) is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {one_line(error)}") from error
 
 
 _BY_HAND = "WavLinkModel.from_audio_text_pretrained(..., text_pooling=mean, cls or eos) takes its encoder alone"
 _DIRECTION_STAYS = ("Normalize", "Dropout")  # modules that do not turn the vector of a text
+
+
+def _refuse_changed_texts(source: str) -> None:
+    """Refuses what sentence-transformers does to every text before the tokenizer, and WavLink does not."""
+    config = _json(source, name := "config_sentence_transformers.json") or {}
+    prompts = (config.get("prompts") or {}) if isinstance(config, dict) else None
+    if not isinstance(prompts, dict):
+        raise ValueError(f"{name} of {source} is not a config of prompts; {_BY_HAND}")
+    default = config.get("default_prompt_name")
+    if default is not None and (prompt := prompts.get(str(default), default)):
+        raise ValueError(
+            f"{source} puts the prompt {prompt!r} before every text (default_prompt_name in {name}), which WavLink "
+            f"would leave out: set it to null in a copy of the folder, or choose the pooling yourself; {_BY_HAND}"
+        )
+    transformer = _json(source, name := "sentence_bert_config.json")
+    if isinstance(transformer, dict) and transformer.get("do_lower_case") and not _lowers(source):
+        raise ValueError(
+            f"{source} makes every text lower case (do_lower_case in {name}), which its tokenizer alone does not: set "
+            f"it in tokenizer_config.json, or to false here; {_BY_HAND}"
+        )
+
+
+def _lowers(source: str) -> bool:
+    """Whether a tokenizer makes letters lower case itself."""
+    config, tokenizer = _json(source, "tokenizer_config.json"), _json(source, "tokenizer.json")
+    steps = json.dumps(tokenizer.get("normalizer")) if isinstance(tokenizer, dict) else ""
+    own = isinstance(config, dict) and config.get("do_lower_case")
+    return bool(own) or '"lowercase": true' in steps or '"Lowercase"' in steps
 
 
 def _pooling_folder(source: str, modules) -> str:
@@ -258,6 +290,8 @@ def _pooling_folder(source: str, modules) -> str:
     folders = []
     for module in sorted(modules, key=lambda module: module.get("idx") or 0):
         kind, path = str(module.get("type")).rsplit(".", 1)[-1], str(module.get("path") or "")
+        if kind in ("Transformer", "Pooling") and not str(module["type"]).startswith("sentence_transformers."):
+            kind = module["type"]  # code of its own
         if kind == "Pooling" and re.fullmatch(r"\w[\w.-]*", path):
             folders.append(path)
         elif not (kind == "Transformer" and not path and not folders) and kind not in _DIRECTION_STAYS:

@@ -24,12 +24,13 @@ import numpy as np
 from hub_cards.foreign_text import printable
 from processing.sources import Sound, list_sounds
 from processing.windows import check_window, stream_windows
+from wavlink import options as of
+from wavlink.console import run_command
 
-from .cli import run_command
 from .compat import map_batches
 from .embedded_rows import Report, failed, fixed_size_list, parts_of  # noqa: F401 - for those who read the rows
 from .embedded_rows import Rows as _Rows
-from .embedder import DTYPES, Embedder
+from .embedder import Embedder
 from .indexing import HOP, WINDOW
 from .progress import Bar
 
@@ -253,20 +254,11 @@ def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sounds", nargs="+", help="folders, files or @list.txt")
-    parser.add_argument("--model", required=True, help="a folder or Hub id")
-    parser.add_argument("--revision", help="of a Hub id")
-    parser.add_argument("--out", required=True, help="folder for the rows")
-    parser.add_argument("--actors", type=int, default=2, help="models in the cluster")
-    parser.add_argument("--batch_size", type=int, default=64, help="files that an actor takes at a time")
-    parser.add_argument("--address", help="of the cluster, or auto; without, one is started on this machine")
-    parser.add_argument("--window", type=float, default=WINDOW, help="seconds")
-    parser.add_argument("--hop", type=float, default=HOP, help="seconds")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--retry", action="store_true", help="also files that earlier runs could not embed")
-    options = vars(parser.parse_args(arguments))
+    run(of.parser_of(of.ray, "python -m modeling_wavlink.ray_embedding", __doc__).parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> None:
+    options = dict(vars(options))
     report = embed_with_ray(options.pop("sounds"), **options)
     print(
         f"{report.embedded} sounds embedded in {report.rows} rows ({report.changed} of them changed), "

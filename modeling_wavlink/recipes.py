@@ -1,4 +1,7 @@
-"""Recipes: complete, frozen training configurations. A field is also an option of `train.py`."""
+"""Recipes: complete, frozen training configurations. A field is also an option of `wavlink train`.
+
+The command line reads this module for its help: it imports torch and transformers in functions alone.
+"""
 
 import dataclasses
 import difflib
@@ -9,22 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from processing.prompts import checked_prompt
-
-from .compat import has_bf16_kernels
-from .configuration_wavlink import LOSS_TYPES, POOLINGS
-
 REGIMES = ("projector", "lora", "full")
 SCOPES = ("audio", "both")
 # Fields without any effect on a run's weights and scores.
 MAY_CHANGE = ("output_dir", "num_workers", "save_steps", "checkpoints_kept", "trackers")
-_CHOICES = {
+CHOICES = {
     "regime": REGIMES,
     "scope": SCOPES,
-    "loss_type": LOSS_TYPES,
-    "pooling": ("", *POOLINGS),
+    "loss_type": ("info_nce", "sigmoid"),
+    "pooling": ("", "token", "mean", "token_mean"),
     "token_start": ("noise", "mean_frame"),
     "padding": ("longest", "max_length"),
     "mixed_precision": ("auto", "bf16", "fp16", "no"),
@@ -45,68 +41,82 @@ _AT_LEAST = {
 }
 
 
+def _field(default, text: str):
+    """A field with its default and what its option's help says."""
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run depends on. Strings are Hub ids or folders; times are in seconds."""
+    """Everything a run depends on. Strings are Hub ids or folders; times are in seconds.
+
+    What a field's metadata says is also the help of its option.
+    """
 
     name: str
-    data: str = "synthetic"  # "synthetic", an audiofolder, a Hub id, or one of the paper's sets
-    mixture: dict = dataclasses.field(default_factory=dict)  # instead of `data`: {source: weight}
-    audio_folder: str = (
-        ""  # the paper's sets' sounds: files or, streamed, tars named by YouTube id; Clotho's in clotho/
+    data: str = _field("synthetic", "`synthetic`, an audiofolder, a Hub id, or one of the paper's sets")
+    mixture: dict = _field({}, "several data sets instead of --data: {source: weight}")
+    audio_folder: str = _field(
+        "", "sounds of the paper's sets: files or, streamed, tars named by YouTube id; Clotho's in clotho/"
     )
-    streaming: bool = False  # read shards (tar, parquet, Hub) as they come; needs max_steps
-    train_split: str = "train"
-    validation_data: str = ""  # default: `data`
-    validation_split: str = "validation"
-    caption_columns: tuple[str, ...] = ()  # default: every column named like a caption
-    label_prompt: str = ""  # such as "This is a sound of {}.": the label so worded is one more training caption
-    init: str = ""  # a WavLink folder or Hub id to start from, with its dims, instead of two towers
-    audio_model: str = (
-        ""  # a Whisper or a CLAP (HTS-AT); without it, towers of `audio_config` and `text_config` from scratch
+    streaming: bool = _field(False, "read shards (tar, parquet, Hub) as they come; needs --max_steps")
+    train_split: str = _field("train", "split to train on")
+    validation_data: str = _field("", "data set to validate on (default: that of --data)")
+    validation_split: str = _field("validation", "split to validate on")
+    caption_columns: tuple[str, ...] = _field((), "columns with captions (default: every column named like one)")
+    label_prompt: str = _field(
+        "", 'such as "This is a sound of {}.": the label so worded is one more training caption'
     )
-    text_model: str = ""  # a CLIP, ModernBERT or BERT-like encoder
-    audio_config: dict = dataclasses.field(default_factory=dict)
-    text_config: dict = dataclasses.field(default_factory=dict)
-    projection_dim: int = 0  # 0: the text tower's own
-    matryoshka_dims: tuple[int, ...] = ()  # default: projection_dim and its three halves
-    pooling: str = ""  # of the clip's frames: "token", "mean" or "token_mean"; default: that of `init`, else "token"
-    frame_pooling: int = 0  # neighbouring frames that become one in a Whisper; 0: that of `init`, else 1 (none)
-    frame_pooling_layer: tuple[int, ...] = (1,)  # after so many layers, each time by that factor
-    token_start: str = "noise"  # of a new global token: "noise", or "mean_frame", that of 64 training clips
-    regime: str = "full"  # what of the towers learns: "projector" (nothing), "lora" or "full"
-    scope: str = "both"  # in which of them: "audio" or "both"; token, projections and scale always learn
-    lora_rank: int = 8
-    lora_alpha: int = 16
-    lora_targets: tuple[str, ...] = ()  # such as q_proj,v_proj; default: every linear map in the layers
-    loss_type: str = "info_nce"
-    label_smoothing: float = 0.0  # of InfoNCE's targets
-    all_captions: bool = False  # every caption of a clip is a positive of it, instead of one drawn at random
-    padding: str = "longest"  # "longest": native length; "max_length": the paper's 30 s
-    max_seconds: float = 30.0  # longer training clips are cropped at random; validation hears clips whole
-    mask_false_negatives: bool = True  # clips that share a caption are no negatives of each other
-    batch_size: int = 64  # over all processes
-    micro_batch_size: int = 0  # clips a process embeds at once, with the same gradients; 0: its whole share
-    epochs: int = 3
-    max_steps: int = 0  # 0: `epochs` decides
-    learning_rate: float = 1e-4
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "auto"  # "bf16", "fp16" or "no"; "auto" becomes bf16 where the device computes in it
-    attn_implementation: str = "sdpa"  # or "eager", "flash_attention_2"
-    gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile of both towers: minutes at the start, then faster steps
-    num_workers: int = 1
-    save_steps: int = 0  # 0: a checkpoint at the end of each epoch
-    checkpoints_kept: int = 2
-    trackers: tuple[str, ...] = ()  # of Accelerate, by name: tensorboard, trackio, wandb ...
-    seed: int = 0
-    output_dir: str = ""  # default: runs/NAME
+    init: str = _field("", "a WavLink folder or Hub id to start from, with its dims, instead of two towers")
+    audio_model: str = _field(
+        "", "a Whisper or a CLAP (HTS-AT); without it, towers of --audio_config and --text_config from scratch"
+    )
+    text_model: str = _field("", "a CLIP, ModernBERT or BERT-like encoder")
+    audio_config: dict = _field({}, "config of an audio tower with new weights")
+    text_config: dict = _field({}, "config of a text tower with new weights")
+    projection_dim: int = _field(0, "dims of the embeddings; 0: the text tower's own")
+    matryoshka_dims: tuple[int, ...] = _field((), "nested dims (default: projection_dim and its three halves)")
+    pooling: str = _field("", "of the clip's frames (default: that of --init, else token)")
+    frame_pooling: int = _field(0, "neighbouring frames merged into one in a Whisper; 0: as --init, else 1 (none)")
+    frame_pooling_layer: tuple[int, ...] = _field((1,), "merge frames after so many layers, each time by that factor")
+    token_start: str = _field("noise", "start of a new global token; mean_frame: the mean of 64 training clips")
+    regime: str = _field("full", "what of the towers is trained; projector: nothing")
+    scope: str = _field("both", "which towers are trained; token, projections and scale always are")
+    lora_rank: int = _field(8, "rank of LoRA's matrices")
+    lora_alpha: int = _field(16, "scale of LoRA's updates, divided by the rank")
+    lora_targets: tuple[str, ...] = _field((), "such as q_proj,v_proj (default: every linear map in the layers)")
+    loss_type: str = _field("info_nce", "contrastive loss")
+    label_smoothing: float = _field(0.0, "of InfoNCE's targets")
+    all_captions: bool = _field(False, "every caption of a clip is a positive of it, instead of a random one")
+    padding: str = _field("longest", "longest: native length; max_length: the paper's 30 s")
+    max_seconds: float = _field(30.0, "longer training clips are cropped at random; validation encodes whole clips")
+    mask_false_negatives: bool = _field(True, "clips that share a caption are no negatives of each other")
+    batch_size: int = _field(64, "clips of a step, over all processes")
+    micro_batch_size: int = _field(
+        0, "clips a process embeds at once, with the same gradients; 0: its share of the batch"
+    )
+    epochs: int = _field(3, "passes over the data")
+    max_steps: int = _field(0, "optimizer steps; 0: --epochs decides")
+    learning_rate: float = _field(1e-4, "peak of the cosine schedule of AdamW")
+    warmup_ratio: float = _field(0.05, "share of the steps with a rising learning rate")
+    weight_decay: float = _field(0.01, "of AdamW")
+    max_grad_norm: float = _field(1.0, "gradients are clipped to this norm")
+    mixed_precision: str = _field("auto", "auto: bf16 where the device computes in it, else no")
+    attn_implementation: str = _field("sdpa", "attention kernels of transformers")
+    gradient_checkpointing: bool = _field(False, "recompute activations in the backward pass: less memory, more time")
+    compile: bool = _field(False, "torch.compile of both towers: minutes at the start, then faster steps")
+    num_workers: int = _field(1, "processes that decode sounds")
+    save_steps: int = _field(0, "steps between checkpoints; 0: one at the end of each epoch")
+    checkpoints_kept: int = _field(2, "newest checkpoints that are kept")
+    trackers: tuple[str, ...] = _field((), "of Accelerate, by name: tensorboard, trackio, wandb ...")
+    seed: int = _field(0, "of weights, order and crops")
+    output_dir: str = _field("", "folder of the run (default: runs/NAME)")
 
     def __post_init__(self):
         """Refuses what cannot work, before anything is read or downloaded."""
-        for name, allowed in _CHOICES.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name, least in _AT_LEAST.items():
@@ -118,6 +128,8 @@ class Recipe:
         if any(dim < 1 or (width and dim > width) for dim in dims):
             raise ValueError(f"matryoshka_dims must be between 1 and projection_dim={width}, got {dims}")
         if self.label_prompt:
+            from processing.prompts import checked_prompt
+
             checked_prompt(self.label_prompt)
         if self.label_smoothing and self.loss_type != "info_nce":
             raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
@@ -137,6 +149,10 @@ class Recipe:
 def computes_in_bf16() -> bool:
     """Whether this machine's device has kernels for it. Elsewhere torch multiplies bf16 in plain loops, tens of times
     as slow as fp32."""
+    import torch
+
+    from .compat import has_bf16_kernels
+
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.accelerator.is_available():
@@ -317,7 +333,7 @@ _MADE_BY = (
     _large_stage1,
     _large_stage2,
 )
-RECIPES = {recipe().name: recipe for recipe in _MADE_BY}
+RECIPES = {recipe.__name__.lstrip("_"): recipe for recipe in _MADE_BY}
 
 
 def differences(begun: dict, recipe: Recipe) -> str:

@@ -91,6 +91,7 @@ def compute_metrics(prediction) -> dict[str, float]:
     """For `transformers.Trainer`: R@K of the pairs it evaluated, both directions, at full width.
 
     With `label_names=["caption_ids"]` in the TrainingArguments, clips that share a caption answer for each other.
+    Without labels Trainer computes a loss and metrics where `trainer.can_return_loss` is True, as in `WavLinkTrainer`.
     """
     audio_embeds, text_embeds = prediction.predictions[:2]
     ids = np.asarray(prediction.label_ids if prediction.label_ids is not None else [])

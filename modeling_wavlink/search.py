@@ -9,7 +9,6 @@ The first command again, with the same INDEX, goes on where it was killed and ta
 """
 
 import argparse
-import json
 import signal
 import sys
 import threading
@@ -21,29 +20,23 @@ from transformers.utils import logging
 from hub_cards.foreign_text import clean
 from processing.file_names import same_letters
 from processing.sources import readable
+from wavlink import options as of
+from wavlink.console import on_stop_signals, print_json, run_command
+from wavlink.parsing import Parser
 
 from . import index_copies
-from .cli import on_stop_signals, run_command
-from .embedder import DTYPES
 from .index_folder import IndexFolder
 from .index_parts import with_large_texts
-from .indexing import HOP, STORAGE, WINDOW, index_sounds
+from .indexing import index_sounds
 from .progress import Bar
-from .querying import WEIGHT, Index, as_dict
-from .vectors import STORAGES
+from .querying import Index, as_dict
 
 _SHOWN = 10  # skipped files
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0, 130 or 143 after SIGINT or SIGTERM."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    options = vars(options)
-    if rest and ("text" not in options or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options["text"] += rest  # words after options, which argparse cannot place
+    """Return the exit code: 0, 130 or 143 after SIGINT or SIGTERM."""
+    options = vars(_parser().parse_args(arguments))
     return options.pop("run")(**options) or 0
 
 
@@ -61,7 +54,7 @@ def query(folder, text, by_sound, without, without_sound, weight, top_k, windows
         text, by_sound, without, without_sound, weight=weight, top_k=top_k, windows=windows
     )
     if as_json:
-        print(json.dumps([as_dict(hit) for hit in found], indent=2))
+        print_json([as_dict(hit) for hit in found])
         return
     for hit in found:
         mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
@@ -82,7 +75,7 @@ def info(folder, as_json) -> None:
         "bytes": sum(part.bytes for part in manifest.parts),
     }
     if as_json:
-        print(json.dumps(facts | {"skipped": skipped}, indent=2))
+        print_json(facts | {"skipped": skipped})
         return
     for name, value in facts.items():
         print(f"{name:14} {clean(value, 1000)}")
@@ -149,7 +142,10 @@ def _tell_windows(out, as_json: bool) -> None:
 
 
 def _tell(facts: dict, line: str, as_json: bool) -> None:
-    print(json.dumps(facts, indent=2) if as_json else line)
+    if as_json:
+        print_json(facts)
+    else:
+        print(line)
 
 
 def _say_skipped(skipped: dict[str, str], all_of_them: bool) -> None:
@@ -175,82 +171,22 @@ def _stopped_by(stop: threading.Event, caught: list[int]):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_wavlink.search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(run, does: str, folder=True):
-        added = commands.add_parser(run.__name__, help=does, description=does)
-        added.set_defaults(run=run)
-        added.add_argument("--json", action="store_true", dest="as_json", help="one JSON document on stdout")
-        if folder:
-            added.add_argument("folder", metavar="INDEX")
-        return added.add_argument
-
-    add = command(index, "embed sounds into an index, new or not", folder=False)
-    add("sounds", nargs="+", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
-    add("--out", required=True, metavar="INDEX")
-    add("--model", default="", help="a folder or a Hub id; an index that there is knows its own")
-    add("--dim", type=int, help="of the nested dims (default: the least from 48 on)")
-    add("--storage", choices=STORAGES, help=f"of a new index (default: {STORAGE})")
-    add("--window", type=float, help=f"seconds embedded at once, of a new index (default: {WINDOW:g})")
-    add("--hop", type=float, help=f"seconds from window to window, of a new index (default: {HOP:g})")
-    add("--root", default="", help="the folder that paths are told from, also: where the sounds have moved to")
-    add("--split", default="train", help="of a data set (%(default)s)")
-    add("--retry", action="store_true", help="also what was skipped before")
-    add("--commit_seconds", type=float, default=30.0, help="what a kill costs at most (%(default)s)")
-    _add_model_options(add)
-
-    add = command(query, "find sounds")
-    add("text", nargs="*", help="what is wanted, in words")
-    add(
-        "--by_sound",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a sound that is alike (more: again)",
-    )
-    add("--without", action="append", default=[], metavar="TEXT", help="what is not wanted")
-    add("--without_sound", action="append", default=[], metavar="FILE")
-    add("--weight", type=float, default=WEIGHT, help="of what is not wanted (%(default)s)")
-    add("--top_k", type=int, default=10, help="(%(default)s)")
-    add("--windows", action="store_true", help="every window for itself, not each file's best alone")
-    add("--model", default="", help="the index's own, if it is elsewhere now")
-    add("--dim", type=int, help="fewer of the nested dims than the index has")
-    _add_model_options(add)
-
-    command(info, "what an index is and holds, and what was skipped")
-
-    add = command(verify, "compare every part with its checksum")
-    add("--drop", action="store_true", help="forget damaged parts; the next `index` embeds their sounds anew")
-
-    add = command(remove, "take sounds out")
-    add("paths", nargs="+", metavar="PATH", help="as `query` tells them, or a folder of them")
-
-    add = command(reindex, "the same index with fewer dims or another storage, from its own vectors")
-    add("--out", required=True, metavar="OTHER")
-    add("--dim", type=int)
-    add("--storage", choices=STORAGES)
-
-    add = command(push, "put an index on the Hub as a data set; the sounds stay here")
-    add("repo_id", help="user/name or organisation/name")
-    add("--private", action="store_true")
-
-    add = command(pull, "take an index from the Hub", folder=False)
-    add("repo_id")
-    add("--out", required=True, metavar="INDEX")
-    add("--model", default="", help="the one it was made by, where you trust and have it")
-    add("--root", default="", help="the folder here that holds the sounds")
-    add("--revision", help="a branch, tag or commit")
+    parser = Parser(prog="python -m modeling_wavlink.search", description=__doc__)
+    commands = parser.add_commands()
+    for name, (run, add_options) in {
+        "index": (index, of.index),
+        "query": (query, of.query),
+        "info": (info, of.info),
+        "verify": (verify, of.verify),
+        "remove": (remove, of.remove),
+        "reindex": (reindex, of.reindex),
+        "push": (push, of.push_index),
+        "pull": (pull, of.pull),
+    }.items():
+        command = commands.add_parser(name)
+        add_options(command)
+        command.set_defaults(run=run)
     return parser
-
-
-def _add_model_options(add) -> None:
-    add("--device", default="cpu", help="such as cuda (%(default)s)")
-    add("--dtype", default="float32", choices=DTYPES, help="(%(default)s)")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ little.
 
 import argparse
 import base64
-import json
 import mimetypes
 import os
 import sys
@@ -28,11 +27,11 @@ from hub_cards.foreign_text import clean
 from processing.file_names import existing
 from processing.folders import read_metadata
 from processing.sources import file_of
+from wavlink import options as of
+from wavlink.console import print_json, run_command
 
 from .atomic_files import write_text
-from .cli import run_command
 from .destinations import file_destination
-from .embedder import DTYPES
 from .index_folder import IndexFolder, Manifest
 from .index_model import embedder_of
 from .index_parts import with_large_texts
@@ -49,11 +48,17 @@ _SLOW = 5_000  # sounds that take more than a minute or so
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = vars(_parser().parse_args(arguments))
+    run(_parser().parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> None:
+    options = dict(vars(options))
     as_json = options.pop("as_json")
     made = draw_map(options.pop("folder"), options.pop("out"), **options)
-    told = f"{made['file']}: {made['sounds']} sounds, labels: {len(made['labels'])}"
-    print(json.dumps(made, indent=2) if as_json else told)
+    if as_json:
+        print_json(made)
+    else:
+        print(f"{made['file']}: {made['sounds']} sounds, labels: {len(made['labels'])}")
 
 
 def draw_map(
@@ -226,36 +231,7 @@ def _relative(file: str, folder: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_wavlink.sound_map",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("folder", metavar="INDEX")
-    add("--out", required=True, metavar="HTML")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--labels", default="", metavar="CSV", help="metadata with file_name and label")
-    either.add_argument(
-        "--labels_from_text", nargs="+", default=[], metavar="LABEL", help="the model chooses the nearest"
-    )
-    add("--label_column", default="label", help="of --labels (%(default)s)")
-    add(
-        "--embed_audio",
-        nargs="?",
-        type=int,
-        const=EMBEDDED_BYTES,
-        default=0,
-        metavar="BYTES",
-        help=f"put sounds of up to so many bytes ({EMBEDDED_BYTES}) inside, at most {EMBEDDED_TOTAL} in all",
-    )
-    add("--most", type=int, default=MOST, help="sounds; of more, so many are chosen by the seed (%(default)s)")
-    add("--seed", type=int, default=0, help="(%(default)s)")
-    add("--json", action="store_true", dest="as_json", help="file, sounds, labels")
-    add("--model", default="", help="the index's own, if it is elsewhere now; for --labels_from_text")
-    add("--device", default="cpu", help="such as cuda (%(default)s)")
-    add("--dtype", default="float32", choices=DTYPES, help="(%(default)s)")
-    return parser
+    return of.parser_of(of.draw_map, "python -m modeling_wavlink.sound_map", __doc__)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
+from wavlink.train_options import SWEEP, sweep_options
+
 from .atomic_files import remove, remove_leftovers, write_text
 from .building import refuse_bad_start
 from .pictures import draw_sweep
@@ -22,10 +24,8 @@ AXES = ("text_model", "loss_type", "regime", "scope", "init")  # of the sweep, s
 
 
 def sweep_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("--only", default="*", help="names or patterns of configurations: clip-*,*-full-both")
-    parser.add_argument("--seeds", default="0", help="such as 0,1,2: every configuration under each")
-    for name, source in SWEEP_TEXTS.items():
-        parser.add_argument(f"--{name}", default=source, help="this text tower's Hub id or folder (%(default)s)")
+    sweep_options(parser)
+    parser.set_defaults(**SWEEP)
     return parser
 
 

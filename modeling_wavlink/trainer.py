@@ -116,6 +116,7 @@ class WavLinkTrainer(Trainer):
                 "get_peft_model around the model, or install transformers<6"
             )
         self.micro_batch_size = micro_batch_size
+        self.can_return_loss = True  # a loss in evaluation also without `label_names`
         if self.processing_class is None:
             self.processing_class = getattr(self.data_collator, "processor", None)
         elif isinstance(self.processing_class, WavLinkProcessor) and self.data_collator is default_data_collator:

@@ -7,7 +7,6 @@ ROWS is what `modeling_wavlink.ray_embedding` has written. URI is a folder, `s3:
 (both embedded: this process reads and writes the files), or `db://name`, a cluster, whose key is in LANCEDB_API_KEY.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -22,8 +21,10 @@ from lancedb.expr import Expr, col
 from lancedb.index import IvfPq
 
 from hub_cards.foreign_text import clean
+from wavlink import options as of
+from wavlink.console import print_json, run_command
+from wavlink.parsing import Parser
 
-from .cli import run_command
 from .embedded_rows import fixed_size_list, parts_of
 from .embedder import Embedder
 from .querying import Hit, as_dict
@@ -202,27 +203,18 @@ def query(text, database, table, model, top_k, under, as_json) -> None:
     found = VectorDatabase(database, table, revision=embedder.revision)
     hits = found.search(embedder.embed_text([text]), top_k, below(under) if under else None)[0]
     if as_json:
-        print(json.dumps([as_dict(hit) for hit in hits], indent=2))
+        print_json([as_dict(hit) for hit in hits])
         return
     for hit in hits:
         print(f"{hit.score:6.3f}  {hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    loading = commands.add_parser("load", help="take in rows")
-    loading.add_argument("rows", help="a folder that modeling_wavlink.ray_embedding has written")
-    loading.add_argument("--dim", type=int, help="one of the model's nested dims")
-    asking = commands.add_parser("query", help="find the windows nearest to a text")
-    asking.add_argument("text")
-    asking.add_argument("--model", required=True, help="a folder or Hub id, the one that the rows were made by")
-    asking.add_argument("--top_k", type=int, default=10)
-    asking.add_argument("--under", help="only sounds whose paths begin so, such as dogs/")
-    asking.add_argument("--json", dest="as_json", action="store_true")
-    for command, run in ((loading, load), (asking, query)):
-        command.add_argument("--database", required=True, help="a folder, s3://, gs:// or db:// address")
-        command.add_argument("--table", default="sounds")
+    parser = Parser(prog="python -m modeling_wavlink.vector_database", description=__doc__)
+    commands = parser.add_commands()
+    for name, add_options, run in (("load", of.lance_load, load), ("query", of.lance_query, query)):
+        command = commands.add_parser(name)
+        add_options(command)
         command.set_defaults(run=run)
     options = vars(parser.parse_args(arguments))
     options.pop("run")(**options)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from processing.prompts import PROMPT, checked_prompt, prompted
 
-from .metrics import Similarities, figure, percent, ranks
+from .metrics import RESAMPLES, Similarities, figure, percent, ranks
 
 CLEAN_UPS = {"spaces": lambda label: label.replace("_", " "), "none": lambda label: label}
 _EXAMPLES = 10  # of the labels that are no candidates
@@ -161,14 +161,14 @@ def _classified(audio: torch.Tensor, text: torch.Tensor, targets: np.ndarray) ->
     return found, np.where(found == 1, targets, similarities.argmax(1))
 
 
-def _class_figures(hits: np.ndarray, targets: np.ndarray, resamples: int = 1000) -> tuple[dict[int, dict], dict]:
+def _class_figures(hits: np.ndarray, targets: np.ndarray) -> tuple[dict[int, dict], dict]:
     """The accuracy of each class that has clips, and the mean of these, with 95 % bootstrap intervals over clips.
 
     Clips are drawn anew within each class. Of n drawn from n the number of hits is binomial, so it is drawn at once.
     """
     classes, clips = np.unique(targets, return_counts=True)
     shares = np.bincount(targets, hits)[classes] / clips
-    drawn = np.random.default_rng(0).binomial(clips, shares, (resamples, len(classes))) / clips
+    drawn = np.random.default_rng(0).binomial(clips, shares, (RESAMPLES, len(classes))) / clips
     means = np.concatenate([drawn, drawn.mean(1, keepdims=True)], axis=1)  # the last is of all classes
     *intervals, all_classes = np.percentile(means, [2.5, 97.5], axis=0).T.tolist()
     rows = zip(classes.tolist(), clips.tolist(), shares.tolist(), intervals, strict=True)

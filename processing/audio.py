@@ -115,9 +115,10 @@ def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator
 
 
 def _sound(file: BinaryIO, name: str, stack: ExitStack) -> Sound:
+    size = file.seek(0, io.SEEK_END)
     links, rest = links_of(file, name)
     rate, parts = _link(file, links[0], name, stack) if len(links) == 1 else _linked(file, links, name)
-    return Sound(name, rate, _joined(parts, rate, rest, name))
+    return Sound(name, rate, _joined(parts, rate, rest, size, name))
 
 
 def _link(file: BinaryIO, link: Link, name: str, stack: ExitStack) -> tuple[int, Iterable[tuple]]:
@@ -180,6 +181,13 @@ def _blocks(sound: soundfile.SoundFile, link: Link, name: str) -> Iterator[np.nd
             break
         done += len(block)
         yield block
+    if link.stated < 1:
+        seconds = done / sound.samplerate
+        logger.warning(
+            f"{name} has a header that tells of {link.stated * seconds:.1f} s of sound, but {seconds:.1f} s are there "
+            "and read: if a recorder stopped before it wrote the header again, repair it, for example with `sox "
+            "--ignore-length in.wav out.wav`; else cut off what is no sound"
+        )
     if link.cut or done < promised:
         of = f" of {promised / sound.samplerate:.1f} s" if done < promised else ""
         logger.warning(
@@ -188,16 +196,21 @@ def _blocks(sound: soundfile.SoundFile, link: Link, name: str) -> Iterator[np.nd
         )
 
 
-def _joined(parts: Iterable[tuple], rate: int, rest: int, name: str) -> Iterator[np.ndarray]:
-    """Mono `[samples]` at one rate of parts at several; `rest`: bytes that no part holds."""
+def _joined(parts: Iterable[tuple], rate: int, rest: int, size: int, name: str) -> Iterator[np.ndarray]:
+    """Mono `[samples]` at one rate of parts at several; `rest`: bytes of `size` that no part holds."""
+    done = 0
     for own, blocks in parts:
         check_rate(own, name)
         mono = mono_blocks(blocks, own)
-        yield from mono if own == rate else resample_blocks(mono, own, rate)
+        for block in mono if own == rate else resample_blocks(mono, own, rate):
+            done += len(block)
+            yield block
     if rest > HARMLESS:
+        seconds = done / rate
         logger.warning(
-            f"{name} goes on for {rest} bytes after its sound, which are not read: if they are sound, repair its "
-            "header, for example with `sox --ignore-length in.wav out.wav`"
+            f"{name} goes on for {rest} bytes after its sound, which are not read: {seconds:.1f} s are read, and the "
+            f"rest would be {seconds * rest / max(size - rest, 1):.1f} s at as many bytes a second; if it is sound, "
+            "repair the header, for example with `sox --ignore-length in.wav out.wav`, or cut the file there"
         )
 
 

@@ -27,6 +27,7 @@ from .captions import read_csv
 from .clip_files import clip_keys, find_clips, index_folder, seconds_of
 from .file_names import existing
 from .folder_form import parquet_files
+from .hub_names import needs_cache
 from .paper_data import Report, judge, sounds_of
 
 logger = logging.get_logger(__name__)
@@ -169,6 +170,7 @@ def _from_paths(report: LabelReport, folder: str, clips: list[tuple[str, str, st
 
 def _from_parquet(report: LabelReport, source: str, column: str) -> datasets.Dataset:
     """Sounds stay where they are, and of each only the header is read."""
+    needs_cache(source, "README.md", kind="dataset")
     rows = datasets.load_dataset(source, split=report.split)
     if missing := [name for name in ("audio", column) if name not in rows.column_names]:
         raise ValueError(f"{source} has no column {', '.join(missing)}, only {', '.join(rows.column_names)}")

@@ -81,14 +81,14 @@ def refuse_other_captions(dataset, columns: Iterable[str]) -> None:
         )
 
 
-def refuse_other_labels(dataset, column: str = "label") -> None:
+def refuse_other_labels(dataset) -> None:
     """Refuses a `label` column that is neither text nor class numbers with names."""
-    feature = dataset.features[column]
+    feature = dataset.features["label"]
     if isinstance(feature, datasets.ClassLabel) and feature.names or _is_text(feature):
         return
-    where, value = _first_cell(dataset, column)
+    where, value = _first_cell(dataset, "label")
     raise ValueError(
-        f"column {column!r} holds {_in_words(feature, value)}{where}; a label is a text, one for each clip: write the "
+        f"column 'label' holds {_in_words(feature, value)}{where}; a label is a text, one for each clip: write the "
         "class's name, or cast class numbers to datasets.ClassLabel(names=[...])"
     )
 

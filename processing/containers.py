@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from .file_parts import Pieces, Reader, after_tags
+from .flac_frames import ends_of
 from .mp3_frames import frame_of, is_mp3, mp3_runs, next_frame
 
 MAX_LINKS = 10_000  # sounds in one file
@@ -21,7 +22,17 @@ _OPEN = 0x7FFF0000  # sizes from here on are what programs write that do not kno
 _PART = 1 << 30  # bytes of sound under one corrected header, whose sizes have 32 bits
 _OGG_SOUND = b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   "
 _FLAC_HEADERS = b"\0\0\0\x22", b"\x80\0\0\x22"  # the first block's, of 34 bytes
+_OTHERS = (  # of which this module knows the beginning alone
+    b"Creative Voice File\x1a",
+    b"NIST_1A\n",
+    b"MATLAB 5.0 MAT-file",
+    b" paf\0\0\0",
+    b"fap \0\0\0",
+)
+# Too short to be looked for; where one stands behind a sound, it is another: IRCAM, AVR, PVF, MPC2K.
+_SHORT_OTHERS = *(b"\x64\xa3" + bytes([kind]) for kind in range(5)), b"2BIT", b"PVF1\n", b"\1\4"
 _BEGINNINGS = (
+    *_OTHERS,
     b"fLaC",
     b"OggS\0\2",
     b"RIFF",
@@ -45,12 +56,14 @@ class Link:
         samples: of each channel, that there must be at least; None: unknown.
         complete: what comes after `samples` is no sound, so that an error there is none.
         cut: the file ends, or another sound begins, before this one is over.
+        stated: the share of this sound that its header tells of, where that is less than there is.
     """
 
     pieces: list | None = None
     samples: int | None = None
     complete: bool = False
     cut: bool = False
+    stated: float = 1.0
 
     def open(self, file: BinaryIO) -> BinaryIO:
         file.seek(0)
@@ -83,7 +96,7 @@ def links_of(file: BinaryIO, name: str) -> tuple[list[Link], int]:
 
 def _kind(reader: Reader, place: int) -> Callable | None:
     """What splits the container that begins at `place`."""
-    head = reader.peek(place, 16)
+    head = reader.peek(place, 20)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return _iff
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
@@ -91,8 +104,10 @@ def _kind(reader: Reader, place: int) -> Callable | None:
     kinds = {b"fLaC": _flac, b"OggS": _ogg, b".snd": _au, b"dns.": _au, b"caff": _caf}
     if head[:4] in kinds:
         return kinds[head[:4]]
-    if head == _W64_RIFF:
+    if head[:16] == _W64_RIFF:
         return _w64
+    if head.startswith(_OTHERS) or (head[:4] == b"FORM" and head[8:12] in (b"8SVX", b"16SV")):
+        return _other
     if head[4:8] == b"ftyp":
         return _mp4
     return _mp3 if is_mp3(reader, place) else None
@@ -129,6 +144,8 @@ def _iff(reader: Reader, start: int) -> tuple[list[Link], int]:
     else:
         held = _held(reader, body, told, lambda end: _chunks_end(reader, end, order))
     end = min(_chunks_end(reader, body + held, order), reader.size)
+    if block and _is_stale(reader, body, held, end):
+        return _stale(_parts(start, place, body, reader.size - body, block, magic), held), reader.size
     if held == told or not block:
         return _as_it_is(reader, start, end, cut=held > reader.size - body and held < _OPEN), end
     return [Link(piece) for piece in _parts(start, place, body, held, block, magic)], end
@@ -167,6 +184,29 @@ def _held(reader: Reader, body: int, told: int, after: Callable[[int], int]) -> 
     return told + (there - told) // 2**32 * 2**32
 
 
+def _is_stale(reader: Reader, body: int, held: int, end: int) -> bool:
+    """Whether a header was written early and never again: it tells of less than half of what is there, and what
+    follows is neither chunks nor tags nor another sound.
+
+    Args:
+        held: bytes of sound by the header.
+        end: of the chunks behind them.
+    """
+    rest = reader.size - body - held
+    if not 0 < held <= rest - HARMLESS or end > body + held + 1:
+        return False
+    behind = after_tags(reader, body + held)
+    head = reader.peek(behind, 5)
+    known = _is_name(head[:4]) or head.startswith(_SHORT_OTHERS) or _kind(reader, behind)
+    return behind == body + held and not known
+
+
+def _stale(parts: list[list], held: int) -> list[Link]:
+    """Links of a sound of which the header tells of `held` bytes only."""
+    start, stop = parts[0][-1]
+    return [Link(parts[0], stated=held / (stop - start)), *map(Link, parts[1:])]
+
+
 def _is_name(name: bytes) -> bool:
     return len(name) == 4 and all(32 <= letter < 127 for letter in name)
 
@@ -195,6 +235,9 @@ def _au(reader: Reader, start: int) -> tuple[list[Link], int]:
     offset, told, _, _, channels = struct.unpack(order + "5I", reader.peek(start + 4, 20).ljust(20, b"\0"))
     body, block = start + offset, 24 * max(1, min(channels, 1024))  # a multiple of whatever a frame takes
     held = _held(reader, body, told, lambda end: end)
+    stated = held
+    if _is_stale(reader, body, held, body + held):
+        held = reader.size - body
     end = min(body + held, reader.size)
     if held == told < _OPEN:
         return _as_it_is(reader, start, end, cut=body + held > reader.size), end
@@ -202,22 +245,34 @@ def _au(reader: Reader, start: int) -> tuple[list[Link], int]:
     for first in range(body, end, most):
         length = min(most, end - first)
         size = struct.pack(order + "I", length)
-        links.append(Link([(start, start + 8), size, (start + 12, body), (first, first + length)]))
-    return links or _as_it_is(reader, start, end), end
+        links.append([(start, start + 8), size, (start + 12, body), (first, first + length)])
+    if held > stated:
+        return _stale(links, stated), end
+    return list(map(Link, links)) or _as_it_is(reader, start, end), end
 
 
 def _caf(reader: Reader, start: int) -> tuple[list[Link], int]:
-    place, pieces, cut = start + 8, [], False
+    place, pieces, cut, stated = start + 8, [], False, 1.0
     while place + 12 <= reader.size and _is_name(name := reader.peek(place, 4)) and not _kind(reader, place):
         length = reader.number(place + 4, ">q")
         end = reader.size if length < 0 else place + 12 + length
         if name == b"data" and (length < 0 or end > reader.size):  # libsndfile reads neither
             cut, held = length >= 0, struct.pack(">q", reader.size - place - 12)
             pieces = [(start, place + 4), held, (place + 12, reader.size)]
+        elif name == b"data" and _is_stale(reader, place + 12, length, _caf_end(reader, end)):
+            stated, end = length / (reader.size - place - 12), reader.size
+            pieces = [(start, place + 4), struct.pack(">q", end - place - 12), (place + 12, end)]
         elif end > reader.size:
             break
         place = min(end, reader.size)
-    return [Link(pieces, cut=cut)] if pieces else _as_it_is(reader, start, place), place
+    return [Link(pieces, cut=cut, stated=stated)] if pieces else _as_it_is(reader, start, place), place
+
+
+def _caf_end(reader: Reader, place: int) -> int:
+    """Behind the chunk at `place`, or `place` where there is none."""
+    length = reader.number(place + 4, ">q")
+    known = _is_name(reader.peek(place, 4)) and -1 <= length <= reader.size - place - 12
+    return reader.size if known and length < 0 else place + 12 + length if known else place
 
 
 def _w64(reader: Reader, start: int) -> tuple[list[Link], int]:
@@ -244,19 +299,36 @@ def _mp4(reader: Reader, start: int) -> tuple[list[Link], int]:
     return _as_it_is(reader, start, end), end
 
 
-def _flac(reader: Reader, start: int) -> tuple[list[Link], int]:
-    """A FLAC tells no size in bytes: it ends where another sound begins, or with the file. The number of samples
-    in its header becomes 0, unknown, since libsndfile reads no more than that."""
+def _other(reader: Reader, start: int) -> tuple[list[Link], int]:
+    end = _next_beginning(reader, start)
+    end = reader.size if end < 0 else end
+    return _as_it_is(reader, start, end), end
+
+
+def _next_beginning(reader: Reader, start: int) -> int:
+    """Where the next container begins after the one at `start`, -1 if none does; that may be an MP3 too."""
     end = reader.find_any(_BEGINNINGS, start + 4)
     while end >= 0 and not _begins(reader, end):
         end = reader.find_any(_BEGINNINGS, end + 4)
+    return end
+
+
+def _flac(reader: Reader, start: int) -> tuple[list[Link], int]:
+    """A FLAC tells no size in bytes: it ends where its last frame does, where another sound begins, or with the file.
+    The number of samples in its header becomes 0, unknown, since libsndfile reads no more than that."""
+    end = _next_beginning(reader, start)
     if end < 0:
         end = reader.size - (128 if reader.peek(reader.size - 128, 3) == b"TAG" else 0)
     if reader.peek(start + 4, 4) not in _FLAC_HEADERS:
         return _as_it_is(reader, start, end), end
     about = reader.number(start + 18, ">Q")
     samples = about & (2**36 - 1)
+    ends = ends_of(reader, start, end)
+    known = [place for place in ends if _kind(reader, after_tags(reader, place))]
+    end = known[0] if known else end
     pieces = [(start, start + 18), (about - samples).to_bytes(8, "big"), (start + 26, end)]
+    if not known and samples and ends and after_tags(reader, ends[-1]) + HARMLESS < end == reader.size:
+        end = ends[0]  # what follows is of no known kind; libsndfile stops by itself, wherever that is
     return [Link(pieces, samples or None, complete=samples > 0)], end
 
 

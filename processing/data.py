@@ -21,6 +21,7 @@ from .cells import refuse_other_captions, refuse_other_labels, texts_in
 from .durations import header_seconds
 from .folder_form import holds_parquet
 from .folders import load_folder
+from .hub_names import needs_cache
 from .paper_data import NAMES, load_paper_data
 from .prompts import checked_prompt, prompted
 from .synthetic import synthetic_dataset
@@ -55,6 +56,7 @@ def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
         return synthetic_dataset(split, _SYNTHETIC_CLIPS_PER_KIND.get(split, 1))
     if Path(data).is_dir() and not holds_parquet(Path(data), split):
         return load_folder(Path(data), split)
+    needs_cache(data, "README.md", kind="dataset")
     try:
         dataset = datasets.load_dataset(data, split=split)
     except datasets.exceptions.DatasetGenerationError as error:  # its cause says more

@@ -26,6 +26,7 @@ from .captions import CAPTION_FILES, group, read_captions, read_csv
 from .cells import refuse_other_captions
 from .clip_files import clip_keys, find_clips, index_folder, seconds_of
 from .folder_form import parquet_files
+from .hub_names import needs_cache
 
 logger = logging.get_logger(__name__)
 
@@ -198,6 +199,7 @@ def _load_parquet(report: Report, folder: str) -> datasets.Dataset:
     name, split = report.source, report.split
     if name == "clotho" and not folder and split != "test":
         raise ValueError(f"{_PARQUET[name]} has the test split alone: name the folder of the original files (audio=)")
+    needs_cache(folder or _PARQUET[name], "README.md", kind="dataset")
     rows = datasets.load_dataset(folder or _PARQUET[name], split=split)
     wanted = ["youtube_id", "caption"] if name == "audiocaps" else ["text"]
     if missing := [column for column in ["audio", *wanted] if column not in rows.column_names]:

@@ -4,12 +4,15 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from glob import has_magic
 from itertools import islice
 from pathlib import Path
 
 import datasets
 import fsspec
+import pyarrow
+import pyarrow.parquet
 from transformers.utils import logging
 
 from .cells import kind_of
@@ -37,6 +40,8 @@ def load_stream(data: str, split: str) -> datasets.IterableDataset:
         split: such as `"train"`. Of a folder of tars: those in `split/`, else those with the split in their names,
             else all if none names another split; a glob is taken as it is.
 
+    A shard that cannot be read to its end is an error where it is read; here, where none can be read.
+
     Raises:
         ValueError: no shards, or no sounds in them.
     """
@@ -47,7 +52,7 @@ def load_stream(data: str, split: str) -> datasets.IterableDataset:
         return _stream_tars(_of_split(folder, split))
     if not folder.is_dir() and ("://" in data or has_magic(data) or data.endswith(".tar")):
         return _stream_tars(_glob(data))
-    dataset = datasets.load_dataset(data, split=split, streaming=True)
+    dataset = _stream_parquet(data, split)
     names = dataset.column_names or []
     if "audio" not in names:
         raise ValueError(
@@ -55,6 +60,18 @@ def load_stream(data: str, split: str) -> datasets.IterableDataset:
             + (f"; read its tars as hf://datasets/{data}/**/*.tar" if "__key__" in names else "")
         )
     return dataset.cast_column("audio", datasets.Audio(decode=False))
+
+
+def _stream_parquet(data: str, split: str) -> datasets.IterableDataset:
+    """By the columns of the first file, or where that is damaged of the first one of a folder that can be read."""
+    try:
+        return datasets.load_dataset(data, split=split, streaming=True)
+    except pyarrow.ArrowInvalid as error:
+        for path in parquet_files(Path(data)) if Path(data).is_dir() else ():
+            with suppress(pyarrow.ArrowInvalid, OSError):
+                features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+                return datasets.load_dataset(data, split=split, streaming=True, features=features)
+        raise ValueError(f"cannot read the parquet files of {data}: {error}; write them again") from error
 
 
 def _is_parquet(folder: Path, split: str) -> bool:
@@ -86,14 +103,14 @@ def _of_split(folder: Path, split: str) -> list[str]:
 
 
 def _stream_tars(paths: list[str]) -> datasets.IterableDataset:
-    first = list(islice(_clips(paths[0]), _CLIPS_LOOKED_AT))
+    path, first = _first_clips(paths)
     if not any(_sound(files) for _, files in first):
         raise ValueError(
-            f"{paths[0]} holds no sound in its first {_CLIPS_LOOKED_AT} clips: write each as KEY.wav (or "
+            f"{path} holds no sound in its first {_CLIPS_LOOKED_AT} clips: write each as KEY.wav (or "
             f"{', '.join(SOUNDS[1:])}) beside KEY.json or KEY.txt"
         )
     for key, files in first:
-        _refuse_other_texts(paths[0], key, files)
+        _refuse_other_texts(path, key, files)
     names = tuple(dict.fromkeys(name for _, files in first for name in _texts(files)))
     text = datasets.Value("string")
     features = {"__key__": text, "audio": {"bytes": datasets.Value("binary"), "path": text}}
@@ -101,6 +118,38 @@ def _stream_tars(paths: list[str]) -> datasets.IterableDataset:
     return datasets.IterableDataset.from_generator(
         _read_tars, features=datasets.Features(features), gen_kwargs={"paths": paths, "names": names}
     )
+
+
+def _first_clips(paths: list[str]) -> tuple[str, list[tuple[str, dict[str, bytes]]]]:
+    """The first few clips of the first tar that is not damaged in front of all of them, and its path."""
+    reason = None
+    for path in paths:
+        clips, first = _clips(path), []
+        try:
+            first.extend(islice(clips, _CLIPS_LOOKED_AT))
+        except UnreadableTar as error:
+            reason = reason or error
+        if first or reason is None:
+            return path, first
+    raise ValueError(f"{reason}; none of {len(paths)} shards can be read") from reason
+
+
+class UnreadableTar(ValueError):
+    """A tar is damaged or was cut, or its file cannot be opened."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is cut or damaged is an error, which `tarfile` takes for the end where it is not the first one;
+    so is the lack of the zeros that end a tar."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf and not buf.strip(b"\0"):  # the end
+                raise
+            raise tarfile.ReadError(f"unexpected end of data ({error})" if len(buf) < 512 else str(error)) from error
 
 
 def _read_tars(paths: Sequence[str], names: tuple[str, ...]) -> Iterator[dict]:
@@ -121,7 +170,7 @@ def _clips(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     filesystem, name = fsspec.core.url_to_fs(path)
     current, files = None, {}
     try:
-        with filesystem.open(name, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        with filesystem.open(name, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as tar:
             for member in tar:
                 tar.members = []  # or the list of all members grows in memory
                 folder, _, base = member.name.removeprefix("./").rpartition("/")
@@ -140,8 +189,8 @@ def _clips(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                 if member.size > most:
                     raise ValueError(f"{path} holds {member.name[:80]!r}, of more than {most >> 20} MB: take it out")
                 current, files[suffix] = key, tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"cannot read {path}: {error}; write this shard again or take it out") from error
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UnreadableTar(f"cannot read {path}: {error}; write this shard again or take it out") from error
     if files:
         yield current, files
 

@@ -18,67 +18,12 @@ from transformers.utils import logging
 
 from .audio import load_column
 from .data import AudioTextCollator, captions_of, drawn
+from .shard_reader import DamagedShard
+from .shard_reader import ShardReader as ShardReader
 
 logger = logging.get_logger(__name__)
 
 NAMES_KEPT = 10  # of the examples skipped, in the report
-
-
-class ShardReader:
-    """The examples of one reader, epoch after epoch without end, and its place among them.
-
-    Of the shards, permuted by (seed, epoch), reader `number` out of `readers` reads every `readers`-th; where there
-    are fewer shards than readers, each reads all and keeps every `readers`-th example. So in each epoch the readers'
-    examples are disjoint, and together they are all. Readers do not wait for each other: one with shorter shards is
-    ahead in its epochs, and over many epochs every clip is heard equally often.
-    """
-
-    def __init__(self, source: datasets.IterableDataset, seed: int, number: int, readers: int, place: dict):
-        self.source = source
-        self.seed = seed
-        self.number = number
-        self.readers = readers
-        self.epoch, self.position, self.inside = place["epoch"], place["position"], place["inside"]
-        self._resumed = place["stream"]
-        self._stream = None
-
-    def place(self) -> dict:
-        """Where the next example will be read: plain values. `stream` is the state that `datasets` itself keeps."""
-        stream = self._resumed if self._stream is None else self._stream.state_dict()
-        return {"epoch": self.epoch, "position": self.position, "inside": self.inside, "stream": stream}
-
-    def __iter__(self) -> Iterator[tuple[dict, tuple[int, int, int]]]:
-        """Endless `(example, (epoch, shard, number inside the shard))`."""
-        while True:
-            kept = self.inside > 0  # a place inside a shard was taken after an example
-            shards = self._shards()
-            while self.position < len(shards):
-                for example in self._read(shards[self.position]):
-                    kept = True
-                    yield example, (self.epoch, shards[self.position], self.inside - 1)
-                self.position, self.inside, self._stream = self.position + 1, 0, None
-            if not kept:
-                raise ValueError(
-                    f"the stream's {self.source.num_shards} shards hold no example for reader {self.number} of "
-                    f"{self.readers}: use fewer processes or workers, or remove empty shards"
-                )
-            self.epoch, self.position = self.epoch + 1, 0
-
-    def _shards(self) -> list[int]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.source.num_shards).tolist()
-        return order[self.number :: self.readers] if self.readers <= len(order) else order
-
-    def _read(self, shard: int) -> Iterator[dict]:
-        self._stream = self.source.shard(num_shards=self.source.num_shards, index=shard)
-        if self._resumed is not None:
-            self._stream.load_state_dict(self._resumed)
-            self._resumed = None
-        split_examples = self.readers > self.source.num_shards
-        # by `iter(1)`: in a worker of a DataLoader, plain iteration would divide the shard once more among workers
-        for batch in self._stream.iter(batch_size=1):
-            self.inside += 1
-            if not split_examples or (self.inside - 1) % self.readers == self.number:
-                yield {name: values[0] for name, values in batch.items()}
 
 
 class StreamedBatches:
@@ -167,7 +112,8 @@ class StreamedBatches:
     @property
     def report(self) -> dict:
         """`read`, `skipped_broken`, `skipped_without_caption`: examples of this process, counted anew in each epoch,
-        up to the windows of the batches taken; `names` of the first few skipped."""
+        up to the windows of the batches taken; `names` of the first few skipped. A shard whose rest cannot be read is
+        one more of `skipped_broken`."""
         total = {name: sum(report[name] for report in self._reports) for name in _start()["report"] if name != "names"}
         return {**total, "names": [name for report in self._reports for name in report["names"]][:NAMES_KEPT]}
 
@@ -229,6 +175,9 @@ class _Windows:
         clips, skipped, wanted = [], 0, self.window * self.share
         while len(clips) < wanted:
             example, key = next(examples)
+            if isinstance(example, DamagedShard):
+                _skip_shard(example, report)
+                continue
             row = self.rows.row(example, key, report)
             skipped = 0 if row else skipped + 1
             if row:
@@ -298,6 +247,13 @@ class _Rows:
             name = _name(example) or f"example {key[2]} of shard {key[1]}"
             report["names"].append(name)
             logger.warning(f"skipped {name}: {reason}")
+
+
+def _skip_shard(shard: DamagedShard, report: dict) -> None:
+    report["skipped_broken"] += 1
+    if shard.name not in report["names"] and len(report["names"]) < NAMES_KEPT:
+        report["names"].append(shard.name)
+    logger.warning(f"skipped the rest of {shard.name}: {shard.reason}")
 
 
 def _name(example: dict) -> str:

@@ -12,8 +12,7 @@ from modeling_wavlink import WavLinkConfig, WavLinkModel
 from modeling_wavlink.pretrained_wavlink import refuse_broken_weights
 
 from .conftest import RATE, tone
-from .test_contract import HTSAT
-from .test_modeling import batch_of, build
+from .tiny_models import HTSAT, batch_of, build
 
 TOWERS = [("clip", "eos"), ("modernbert", "cls"), ("bert", "mean")]
 CLIPS = [tone(300, 0.31, 0), tone(800, 1.23, 1), tone(500, 0.8, 2)]

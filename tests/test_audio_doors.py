@@ -21,8 +21,8 @@ from processing import audio_inputs_wavlink as inputs
 from processing.audio import load_audio, load_column
 from processing.data import AudioTextCollator, CaptionedAudio
 
+from .clean_process import run_clean
 from .conftest import RATE, tone
-from .test_front_doors import run_clean
 
 OWN_RATE = 22050
 

@@ -10,15 +10,9 @@ import pytest
 from processing.audio import load_column
 from processing.benchmark_data import load_benchmark
 
-from .test_paper_data import SOUNDS, write
+from .benchmark_folders import ESC50, air_bench_folder, esc50_folder, question, write_rows
+from .paper_files import SOUNDS, write
 
-ESC50 = """filename,fold,target,category,esc10,src_file,take
-1-100032-A-0.wav,1,0,dog,True,100032,A
-1-100038-A-14.wav,1,14,chirping_birds,False,100038,A
-1-100210-A-36.wav,1,36,vacuum_cleaner,False,100210,A
-2-100211-A-36.wav,2,36,vacuum_cleaner,False,100211,A
-2-100212-A-36.wav,2,36,,False,100212,A
-"""
 US8K = """slice_file_name,fsID,start,end,salience,fold,classID,class
 100032-3-0-0.wav,100032,0.0,0.317551,1,5,3,dog_bark
 100263-2-0-117.wav,100263,58.5,62.5,1,5,2,children_playing
@@ -33,14 +27,6 @@ aaaaaaaaaaa,7,zebra braying,test
 """
 
 
-def write_rows(folder: Path, split: str, rows: list[dict], types: dict) -> str:
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    features = datasets.Features({"audio": datasets.Audio(), **types})
-    path = folder / "data" / f"{split}-00000-of-00001.parquet"
-    datasets.Dataset.from_list(rows).cast(features).to_parquet(path)
-    return str(folder)
-
-
 def sound(name: str) -> dict:
     return {"bytes": SOUNDS[name], "path": f"{name}.wav"}
 
@@ -48,12 +34,6 @@ def sound(name: str) -> dict:
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def esc50_folder(folder: Path) -> str:
-    audio = {"audio/1-100032-A-0.wav": SOUNDS["dog"], "audio/1-100038-A-14.wav": SOUNDS["bell"]}
-    audio |= {"audio/2-100211-A-36.wav": SOUNDS["broken"], "audio/2-100212-A-36.wav": SOUNDS["dog"]}
-    return write(folder, {"meta/esc50.csv": ESC50, **audio})
 
 
 def test_esc50_as_published_keeps_labels_and_counts_what_is_not_there(tmp_path, caplog):
@@ -181,40 +161,6 @@ def test_another_number_of_labels_is_told(tmp_path, caplog, labels, told):
     assert any("49 missing" in line or "48 missing" in line for line in seen)
 
 
-def question(path: str, answer, task: str | None = "Sound_AQA", dataset: str = "avqa", **more) -> dict:
-    row = {"path": path, "question": "What is heard?", "answer_gt": answer, "task_name": task, "dataset_name": dataset}
-    choices = {"choice_a": "dog", "choice_b": "Cat", "choice_c": "bell", "choice_d": "rain"}
-    return {name: value for name, value in (row | choices | {"uniq_id": 7} | more).items() if value != "absent"}
-
-
-QUESTIONS = [
-    question("a.wav", "bell"),
-    question("a.wav", " cat", uniq_id=8),  # matches but for case and space
-    question("a.wav", "dog", choice_c=None, choice_d=None, uniq_id=9),
-    question("b.wav", "dog", choice_d="absent", uniq_id=10),
-    question("b.wav", "dog", choice_d="dog", uniq_id=11),
-    question("b.wav", "horse", uniq_id=12),
-    question("b.wav", "dog", None, uniq_id=13),
-    question("gone.wav", "dog", uniq_id=14),
-    question("gone.wav", "Cat", uniq_id=15),
-    question("broken.wav", "dog", uniq_id=16),
-    question("c.wav", [0.5, 1], "Audio_Grounding", "AudioGrounding", choice_a=[0.5, 1], choice_b=[1, 2.5], uniq_id=17),
-    question("long.wav", "rain", "Music_AQA", "music_avqa", uniq_id=18),
-]
-
-
-def air_bench_folder(folder: Path, questions=QUESTIONS) -> str:
-    return write(folder, {
-        "Foundation/Foundation_meta.json": json.dumps(questions),
-        "Foundation/Sound_AQA_avqa/a.wav": SOUNDS["dog"],
-        "Foundation/Sound_AQA_avqa/b.wav": SOUNDS["bell"],
-        "Foundation/Sound_AQA_avqa/broken.wav": SOUNDS["broken"],
-        "Foundation/Audio_Grounding_AudioGrounding/c.flac": SOUNDS["bell"],
-        "Foundation/Music_AQA_music_avqa/long.wav": SOUNDS["long"],
-        "Chat/Chat_meta.json": "[]",
-    })  # fmt: skip
-
-
 @pytest.mark.parametrize("below", ["", "Foundation"])
 def test_air_bench_questions_with_their_sounds(tmp_path, below):
     folder = air_bench_folder(tmp_path)
@@ -275,6 +221,7 @@ print(*rows["label"])
 """
 
 
+@pytest.mark.slow
 def test_from_the_hub_only_what_is_asked(hub, tmp_path):
     hub.add_repo("qyang1021/AIR-Bench-Dataset", Path(air_bench_folder(tmp_path / "air")))
     types = {"classID": datasets.Value("int64"), "class": datasets.Value("string")}

@@ -13,9 +13,9 @@ from modeling_wavlink import embedding
 from modeling_wavlink.embedder import _BATCH_SECONDS, Embedder
 from modeling_wavlink.embedding import embed_audio, embed_text
 
+from .clap_models import save_clap
 from .conftest import RATE, tone
-from .test_peers import RATE as CLAP_RATE
-from .test_peers import save_clap
+from .htsat_models import RATE as CLAP_RATE
 
 
 class Recording:
@@ -78,6 +78,7 @@ print(json.dumps([peak() - before, found.windowed]))
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_number_of_long_files():
     """Twelve files of ten minutes in one batch would be 240 windows, 230 MB of log-mels and 460 MB of samples."""
     pytest.importorskip("resource")

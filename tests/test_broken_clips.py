@@ -19,7 +19,7 @@ from processing.durations import header_seconds
 from processing.feeds import Epochs, Stream
 
 from .conftest import RATE, tone
-from .test_streaming import sound, tar_of
+from .tar_streams import sound, tar_of
 
 CLIPS = 12
 
@@ -312,6 +312,7 @@ def test_trainer_goes_on_past_a_broken_clip(wavlink_folder, processor, tmp_path,
     assert sizes == [4] * 4 if captioned else sorted(sizes) == [3, 3, 4, 4]
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_a_broken_clip_resumes_to_the_same_weights(tmp_path, wavlink_folder, monkeypatch):
     root = audiofolder(tmp_path / "data", durations=True)
     (root / "validation").symlink_to(root / "train")

@@ -27,7 +27,7 @@ from processing.shards import load_stream
 from processing.streaming import StreamedBatches
 
 from .conftest import RATE, tone
-from .test_streaming import collate, sound, write_tar
+from .tar_streams import collate, sound, write_tar
 
 WRONG = {  # cells of two rows, and what they hold
     "texts by language": ([{"en": "a dog", "fr": "un chien"}, {"en": "a cat", "fr": "un chat"}], "an object"),

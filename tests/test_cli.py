@@ -1,10 +1,9 @@
-"""The command `wavlink`: it answers at once, hands on what it is given, and says in one line what is wrong."""
+"""The command `wavlink` at work: exit codes, one line for an error, results as tables or JSON."""
 
 import json
 import os
 import shutil
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from modeling_wavlink.embedder import Embedder
 from processing.audio import load_audio
 
 from .conftest import RATE, tone
-from .processes import run_process
 
+EVAL, MAP = ["eval", "--model", "m", "--benchmark", "esc50"], ["map", "my_index", "--out", "map.html"]
 LABELS = ["low_tone", "high tone", "noise"]
 
 
@@ -31,34 +30,6 @@ def files(tmp_path_factory) -> list[str]:
     for path, clip in zip(paths, (tone(200, 0.6), tone(2000, 1.1), tone(500, 31.0)), strict=True):
         soundfile.write(path, clip, RATE)
     return paths
-
-
-def test_help_is_there_before_torch_is_and_tells_every_command_and_exit_code():
-    program = "import sys; from modeling_wavlink.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    out = run_process([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert all(f"\n  {name:9} " in out and f"wavlink {name} " in out for name in cli.COMMANDS)
-    assert all(f"\n  {code} " in out for code in (0, 1, 2, 130)) and "143" in out
-
-
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help_of_its_own(name, capsys):
-    code = cli.main([name, "--help"])
-    out, err = capsys.readouterr()
-    if code == 2 and "is not installed: pip install" in err:
-        pytest.skip(err.strip())
-    assert code == 0
-    assert out.startswith("usage: ") and "--json" in out
-
-
-def test_every_example_is_one_its_command_understands(monkeypatch):
-    for name, command in cli.COMMANDS.items():
-        assert not set(command.example) & set("{}<>"), name
-
-
-@pytest.mark.parametrize("words, said", [(["quer"], "did you mean query?"), (["x"], "the commands are train, eval")])
-def test_an_unknown_command_is_refused_with_the_nearest(words, said, capsys):
-    assert cli.main(words) == 2
-    assert said in capsys.readouterr().err
 
 
 def raising(error):
@@ -81,8 +52,8 @@ def raising(error):
     ],
 )
 def test_exit_codes(error, code, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "main", raising(error))
-    assert cli.main(["eval", "--model", "m"]) == code
+    monkeypatch.setattr(evaluation, "run", raising(error))
+    assert cli.main(EVAL) == code
     err = capsys.readouterr().err
     assert err.count("\n") == (code == 2) and "\x1b" not in err and "Traceback" not in err
 
@@ -106,21 +77,21 @@ def test_a_stop_is_one_whatever_the_stopped_code_makes_of_it(tmp_path, monkeypat
 
 
 def test_a_module_of_ours_that_is_missing_is_no_advice_to_install(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "map", cli.Command("modeling_wavlink.nowhere", (), "", ""))
+    monkeypatch.setitem(cli.COMMANDS, "map", cli.COMMANDS["map"]._replace(module="modeling_wavlink.nowhere"))
     with pytest.raises(ModuleNotFoundError):
-        cli.main(["map"])
+        cli.main(MAP)
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(evaluation, "main", raising(KeyError("fault")))
+    monkeypatch.setattr(evaluation, "run", raising(KeyError("fault")))
     with pytest.raises(KeyError):
-        cli.main(["eval"])
+        cli.main(EVAL)
 
 
 def test_what_is_not_installed_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(cli.COMMANDS, "map", cli.Command("a_module_nobody_has", (), "", ""))
-    assert cli.main(["map"]) == 2
-    assert "a_module_nobody_has is not installed: pip install" in capsys.readouterr().err
+    monkeypatch.setitem(cli.COMMANDS, "map", cli.COMMANDS["map"]._replace(module="a_module_nobody_has"))
+    assert cli.main(MAP) == 2
+    assert "wavlink map: a_module_nobody_has is not installed: pip install" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", range(2))
@@ -160,9 +131,25 @@ def test_classify_prints_a_table_or_one_json(files, wavlink_folder, tmp_path, ca
     out = capsys.readouterr().out
     assert out.count(" %  ") == 9 and "cannot read" in out and "\x1b" not in out
     assert cli.main([*given, "--json", "--top_k", "1"]) == 2
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)["results"]
     assert [len(row["labels"]) for row in found["sounds"]] == [1, 1, 1, 0] and found["revision"]
     assert "cannot read" in found["sounds"][3]["error"]
+
+
+def test_classify_walks_folders_by_the_rule_of_all_doors(files, wavlink_folder, tmp_path, capsys):
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name in ("a/b/1.wav", "a/.hidden.wav", "a/notes.txt"):
+        shutil.copy(files[0], tmp_path / name)
+    given = ["classify", str(tmp_path / "a"), files[1], "--model", str(wavlink_folder), "--labels", *LABELS, "--json"]
+    assert cli.main(given) == 0
+    found = json.loads(capsys.readouterr().out)["results"]["sounds"]
+    assert [row["path"] for row in found] == [str(tmp_path / "a/b/1.wav"), files[1]]
+    assert cli.main(["classify", str(tmp_path), "--model", str(wavlink_folder), "--labels", *LABELS]) == 0
+    (tmp_path / "empty").mkdir()
+    given[1] = str(tmp_path / "empty")
+    assert cli.main(given) == 2
+    told = capsys.readouterr()
+    assert "no sounds in" in json.loads(told.out[told.out.index("{") :])["error"]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +176,7 @@ def test_training_tells_json_of_what_it_wrote(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(train, "train", trains)
     assert cli.main(["train", "quickstart", "--json"]) == 0
     told = capsys.readouterr()
-    assert json.loads(told.out)["best"] == str(tmp_path / "best") and "said on the way" in told.err
+    assert json.loads(told.out)["results"]["best"] == str(tmp_path / "best") and "said on the way" in told.err
 
 
 def test_scores_and_reports_are_one_json(files, wavlink_folder, tmp_path, capsys):
@@ -206,21 +193,21 @@ def test_scores_and_reports_are_one_json(files, wavlink_folder, tmp_path, capsys
         )
         == 0
     )
-    scores = json.loads(capsys.readouterr().out)
+    scores = json.loads(capsys.readouterr().out)["results"]
     assert scores["clips"] == 3 and scores["text_to_audio"]
     assert (
         cli.main(["index", str(folder), "--model", str(wavlink_folder), "--out", str(tmp_path / "index"), "--json"])
         == 0
     )
-    assert json.loads(capsys.readouterr().out)["added"] == 3
+    assert json.loads(capsys.readouterr().out)["results"]["added"] == 3
     assert cli.main(["query", str(tmp_path / "index"), "a tone", "--json"]) == 0
-    hits = json.loads(capsys.readouterr().out)
+    hits = json.loads(capsys.readouterr().out)["results"]
     assert len(hits) == 3 and np.isfinite([hit["score"] for hit in hits]).all()
     index, small = str(tmp_path / "index"), str(tmp_path / "small")
 
     def told(*words: str) -> dict:
         assert cli.main([*words, "--json"]) == 0
-        return json.loads(capsys.readouterr().out)
+        return json.loads(capsys.readouterr().out)["results"]
 
     assert told("verify", index) == {"parts": 1, "windows": 3, "forgotten": []}
     assert told("reindex", index, "--out", small, "--storage", "binary") == {"index": small, "windows": 3}

@@ -18,13 +18,15 @@ from modeling_wavlink.regimes import set_trainable
 from modeling_wavlink.trainer import WavLinkTrainer
 from modeling_wavlink.vectors import STORAGES, FlatIndex, encode
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
+from processing.compat_datasets import files_of
 
+from .clap_models import unfused  # noqa: F401
 from .conftest import RATE, tone
-from .test_peers import unfused  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 COMPAT = {
     *("modeling_wavlink/compat.py", "modeling_wavlink/compat_wavlink.py", "processing/compat_features_wavlink.py"),
+    "processing/compat_datasets.py",
 }
 # Methods of ours, of namedtuples and of classes that transformers and evaluate want overridden.
 OWN = {"_replace", "_init_weights", "_save", "_load_from_checkpoint", "_load_best_model"}
@@ -107,6 +109,10 @@ def test_an_unknown_attention_is_not_packed(model, monkeypatch):
     cpu_kernels.pack_layers(model.audio_model)
     assert model.audio_model.encoder.layers[0].self_attn is attention
     assert compat.attention_of(SimpleNamespace()) == ""
+
+
+def test_a_stream_whose_files_are_unknown_has_none():
+    assert files_of(SimpleNamespace()) == files_of(SimpleNamespace(_ex_iterable=None)) == []
 
 
 def test_layers_that_fsdp_keeps_whole(model, monkeypatch):
@@ -221,6 +227,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_may_be_missing_on_the_hub(hub, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files/config.json").write_text("{}")

@@ -10,15 +10,17 @@ import soundfile
 
 from processing import containers
 from processing.audio import load_audio
+from processing.file_parts import Reader
+from processing.flac_frames import ends_of
 from processing.windows import stream_windows
 
 from .conftest import RATE
-from .test_audio import encoded, pure
+from .container_files import PITCHES, heard, link
+from .sound_bytes import encoded, pure
 
 CHAINS = [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")]
 CHAINS += [("WAV", "PCM_16"), ("WAV", "IMA_ADPCM"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_16")]
 CHAINS += [("RF64", "PCM_16"), ("W64", "PCM_16"), ("WAVEX", "FLOAT")]
-PITCHES = 440, 880, 330
 
 
 def warnings_of(caplog) -> list[str]:
@@ -48,24 +50,6 @@ def read(tmp_path, caplog):
         return clip, said
 
     return both
-
-
-def pitches(clip: np.ndarray, number: int, rate: int = RATE) -> list[int]:
-    """Hz of the middle of each of `number` equal parts."""
-    found = []
-    for part in np.array_split(clip, number):
-        middle = part[len(part) // 4 : -len(part) // 4]
-        power = np.abs(np.fft.rfft(middle * np.hanning(len(middle)), rate))
-        found.append(int(power.argmax()))
-    return found
-
-
-def heard(clip: np.ndarray, number: int = 3) -> bool:
-    return all(abs(one - other) < 12 for one, other in zip(pitches(clip, number), PITCHES[:number], strict=True))
-
-
-def link(container: str, codec: str, hertz: float, seconds: float = 1.0, rate: int = RATE, channels: int = 1) -> bytes:
-    return encoded(np.repeat(pure(hertz, rate, seconds)[:, None], channels, 1), container, codec, rate)
 
 
 @pytest.mark.parametrize(("container", "codec"), CHAINS, ids=lambda name: name)
@@ -339,6 +323,91 @@ def test_sounds_of_other_formats_behind_a_flac(container, codec, read):
         link("FLAC", "PCM_16", 440) + link(container, codec, 880, 1, 48000, 2) + link("FLAC", "PCM_24", 330)
     )
     assert abs(len(clip) - 3 * RATE) < 2000 and heard(clip) and not said
+
+
+@pytest.mark.parametrize("between", [b"", ID3, bytes(1000)], ids=["", "ID3", "zeros"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_mp3_behind_a_flac(between, streamed, read):
+    flac = bytearray(link("FLAC", "PCM_16", 440))
+    if streamed:  # a header that tells of no number of samples
+        flac[21], flac[22:26] = flac[21] & 0xF0, bytes(4)
+    clip, said = read(bytes(flac) + between + link("MP3", "MPEG_LAYER_III", 880))
+    assert abs(len(clip) - 2 * RATE) < 3000 and heard(clip, 2) and not said
+    flac, mp3 = link("FLAC", "PCM_16", 440), link("MP3", "MPEG_LAYER_III", 880)
+    clip, said = read(flac + between + mp3 + link("FLAC", "PCM_24", 330, 1, 48000, 2), 48000)
+    assert abs(len(clip) - 3 * 48000) < 9000 and heard(clip[::3], 3) and not said
+
+
+BEHIND = [("VOC", "PCM_16"), ("NIST", "PCM_16"), ("PAF", "PCM_16"), ("SVX", "PCM_16"), ("MAT5", "PCM_16")]
+
+
+@pytest.mark.parametrize(("container", "codec"), BEHIND)
+@pytest.mark.parametrize("first", [kind for kind in CHAINS if kind[1] not in ("OPUS", "IMA_ADPCM")], ids="-".join)
+def test_a_sound_of_an_old_format_behind_another(first, container, codec, read):
+    clip, said = read(link(*first, 440) + link(container, codec, 880))
+    assert abs(len(clip) - 2 * RATE) < 3000 and heard(clip, 2) and not said
+    clip, said = read(link(container, codec, 440) + link("FLAC", "PCM_16", 880))
+    assert abs(len(clip) - 2 * RATE) < 100 and heard(clip, 2) and not said
+
+
+@pytest.mark.parametrize("container", ["AVR", "HTK", "MPC2K", "IRCAM", "PVF", "MAT4"])
+@pytest.mark.parametrize("first", CHAINS, ids="-".join)
+def test_what_begins_like_no_sound_behind_another_is_told(first, container, read):
+    plain = link(*first, 440)
+    clip, said = read(plain + link(container, "PCM_16", 880))
+    np.testing.assert_array_equal(clip, load_audio(plain))
+    assert "goes on for" in said[0] and "1.0 s are read" in said[0] and "--ignore-length" in said[0]
+
+
+def test_noise_in_a_flac_is_no_sound_behind_it(read):
+    noise = np.random.default_rng(0).uniform(-1, 1, (20 * 48000, 2)).astype(np.float32)
+    for codec in ("PCM_16", "PCM_24"):
+        content = encoded(noise, "FLAC", codec, 48000)
+        clip, said = read(content, 48000)
+        assert len(clip) == len(noise) and not said
+        assert ends_of(Reader(io.BytesIO(content)), 0, len(content)) == [len(content)]
+        ends = ends_of(Reader(io.BytesIO(content + bytes(500) + b"x" * 5000)), 0, len(content) + 5500)
+        assert len(content) in ends and len(ends) < 4
+
+
+@pytest.mark.parametrize("container", ["WAV", "WAVEX", "RIFX", "RF64", "AIFF", "AU", "CAF"])
+@pytest.mark.parametrize(("codec", "frame"), [("PCM_16", 2), ("PCM_24", 3), ("FLOAT", 4)])
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 2.4])
+def test_a_header_written_early_and_never_again(container, codec, frame, seconds, read):
+    """All is read and said where the header tells of less than half; else what is not read is said."""
+    options = {"format": "WAV", "endian": "BIG"} if container == "RIFX" else {"format": container}
+    file = io.BytesIO()
+    soundfile.write(file, noise := np.random.default_rng(0).uniform(-1, 1, 3 * RATE), RATE, subtype=codec, **options)
+    content, size = bytearray(file.getvalue()), int(seconds * RATE) * frame
+    name = {"AIFF": b"SSND", "AU": b".snd"}.get(container, b"data")
+    at = content.index(name) + 4
+    assert len(content) == at + {"AIFF": 12, "AU": 20, "CAF": 12}.get(container, 4) + 3 * RATE * frame
+    if container == "RF64":
+        riff = content.index(b"ds64") + 8
+        content[riff : riff + 16] = struct.pack("<QQ", at + size, size)
+        content[at : at + 4] = b"\xff" * 4
+    elif container == "CAF":
+        content[at : at + 8] = struct.pack(">q", size + 4)
+    else:
+        at += 4 if container == "AU" else 0
+        big = container in ("RIFX", "AIFF", "AU")
+        content[at : at + 4] = struct.pack(">I" if big else "<I", size + 8 * (container == "AIFF"))
+        if container != "AU":
+            content[4:8] = struct.pack(">I" if big else "<I", at + size)
+    clip, (said,) = read(bytes(content))
+    if seconds < 1.5:
+        np.testing.assert_array_equal(clip, load_audio(file.getvalue()))
+        assert f"tells of {seconds:.1f} s of sound, but 3.0 s are there" in said and "--ignore-length" in said
+    else:
+        assert abs(len(clip) - seconds * RATE) <= 1 and len(noise) == 3 * RATE
+        assert "2.4 s are read" in said and "would be 0.6 s" in said and "--ignore-length" in said
+
+
+@pytest.mark.parametrize("behind", [chunk(b"LIST", 90_001), ID3, bytes(90_000), b"LIST" + b"\xff" * 90_000])
+def test_a_small_header_with_something_else_behind_is_right(behind, read):
+    plain = link("WAV", "PCM_16", 440)
+    clip, _ = read(plain + behind)
+    np.testing.assert_array_equal(clip, load_audio(plain))
 
 
 def test_an_mp3_behind_the_start_of_a_frame(read):

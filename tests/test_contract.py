@@ -15,19 +15,9 @@ from modeling_wavlink.configuration_wavlink import WavLinkAudioConfig, WavLinkCl
 from modeling_wavlink.trainer import WavLinkTrainer
 
 from .conftest import RATE, tone
-from .test_modeling import batch_of, build
+from .tiny_models import HTSAT, batch_of, build
 
 TOWERS = [("clip", "eos"), ("modernbert", "cls"), ("bert", "mean")]
-HTSAT = {
-    "window_size": 4,
-    "num_mel_bins": 16,
-    "spec_size": 64,
-    "patch_stride": [4, 4],
-    "hidden_size": 32,
-    "patch_embeds_hidden_size": 16,
-    "depths": [1, 1],
-    "num_attention_heads": [2, 2],
-}
 BOTH = {"output_hidden_states": True, "output_attentions": True}
 
 

@@ -20,7 +20,7 @@ from hub_cards.space.answers import Demo, Limits
 from processing.audio import load_audio
 
 from .conftest import RATE, tone
-from .test_audio import encoded, pure, repeated_flac
+from .sound_bytes import encoded, pure, repeated_flac
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "serve_onnx.py"
@@ -78,6 +78,7 @@ def peak_of(door: str, path: Path, tmp_path: Path) -> tuple[float, str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", PROGRAMS)
 def test_a_small_flac_of_a_high_rate(door, tmp_path):
     """200 s at 655 kHz are 524 MB of samples in 0.5 MB; at 16 kHz they are 13 MB."""
@@ -89,6 +90,7 @@ def test_a_small_flac_of_a_high_rate(door, tmp_path):
     assert said == {"load_audio": "", "stream_windows": ""}.get(door, said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["load_audio", "serve_onnx"])
 def test_a_file_of_many_channels(door, tmp_path):
     path = tmp_path / "wide.wav"

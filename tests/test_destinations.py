@@ -13,8 +13,8 @@ from hub_cards.card import _ship_scores
 from modeling_wavlink import evaluation, index_copies, sound_map
 from modeling_wavlink.atomic_files import only_writer
 
-from .test_evaluation import folder as five  # noqa: F401
-from .test_train import folder, recipe  # noqa: F401
+from .captioned_folders import folder as five  # noqa: F401
+from .tone_runs import folder, recipe  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from .processes import run_process
-from .test_train import folder  # noqa: F401
+from .tone_runs import (
+    TEXT_CONFIG,
+    folder,  # noqa: F401
+)
 
 ROOT = Path(__file__).parents[1]
 TWO = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2.yaml"]
@@ -32,6 +35,7 @@ def losses(launcher: list[str], data, output, *options) -> list[float]:
     return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["info_nce", "sigmoid"])
 def test_two_processes_train_as_one(folder, tmp_path, loss_type):  # noqa: F811
     """Five clips a batch: three on one process, which chunks of two cut, and two on the other. Dropout is off, since
@@ -42,15 +46,3 @@ def test_two_processes_train_as_one(folder, tmp_path, loss_type):  # noqa: F811
     cached = losses(TWO, folder, tmp_path / "cached", *options, "--micro_batch_size", "2")
     assert together == pytest.approx(alone, rel=1e-5) and cached == pytest.approx(alone, rel=1e-5)
     assert len(alone) == 6 and alone[-1] != alone[0]
-
-
-TEXT_CONFIG = {
-    "model_type": "bert",
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}

@@ -8,7 +8,7 @@ from processing.downmix_wavlink import mono_blocks
 from processing.windows import stream_windows
 
 from .conftest import RATE
-from .test_audio import encoded, pure
+from .sound_bytes import encoded, pure
 
 TONE = pure(440, seconds=3.3)
 NOISE = np.random.default_rng(0).normal(scale=0.1, size=(len(TONE), 6)).astype(np.float32)

@@ -15,9 +15,9 @@ from modeling_wavlink.embedder import Embedder, cover, cut_batches
 from modeling_wavlink.peers import load_for_evaluation, revision
 from modeling_wavlink.whisper_audio_wavlink import WavLinkLastLayer
 
+from .clap_models import LONG, SHORT, save_clap
 from .conftest import RATE, tone
-from .test_peers import LONG, SHORT, save_clap
-from .test_peers import RATE as CLAP_RATE
+from .htsat_models import RATE as CLAP_RATE
 
 SECONDS = [0.4, 3.0, 0.7, 2.9, 0.1, 1.5, 0.45]
 CLIPS = [tone(200 * (i + 1), seconds, i) for i, seconds in enumerate(SECONDS)]

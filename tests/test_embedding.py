@@ -1,12 +1,9 @@
 """Vectors of a split: batches, windows, clips that cannot be read, and work that goes on where it was."""
 
 import functools
-import io
 
 import datasets
-import numpy as np
 import pytest
-import soundfile
 import torch
 
 from modeling_wavlink import embedding
@@ -14,6 +11,7 @@ from modeling_wavlink.embedding import embed_audio, embed_dataset, embed_text, f
 from processing.data import caption_ids
 
 from .conftest import RATE, tone
+from .helpers import wav
 
 
 def rows_of(clips) -> list[dict]:
@@ -132,12 +130,6 @@ def captioned(captions: list[list[str]]) -> datasets.Dataset:
 @functools.cache  # libsndfile writes the time into a file
 def stored(number: int) -> bytes:
     return wav(CLIPS[number])
-
-
-def wav(clip: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, clip, RATE, format="WAV", subtype="FLOAT")
-    return file.getvalue()
 
 
 def test_captions_are_shared_or_each_its_own(sharp_model, processor):

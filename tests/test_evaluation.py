@@ -15,31 +15,14 @@ from modeling_wavlink.evaluation import main
 from modeling_wavlink.scoring import Protocol, evaluate_dataset
 from processing.data import load_split
 
+from . import captioned_folders
+from .benchmark_folders import air_bench_folder, esc50_folder, write_rows
+from .captioned_folders import ROWS
+from .clap_models import save_clap
 from .conftest import RATE, tone
-from .test_benchmark_data import air_bench_folder, esc50_folder, write_rows
-from .test_embedding import wav
-from .test_metrics import by_sorting
-from .test_peers import save_clap
+from .helpers import by_sorting, wav
 
-ROWS = [  # file, seconds, label, captions
-    ("dog.wav", 0.9, "dog", "a dog barks", "the loud dog"),
-    ("cat.wav", 0.2, "cat", "the cat meows", ""),
-    ("bell.wav", 0.4, "low_bell", "the bell rings", "a sound of the bell"),
-    ("dogs.wav", 0.3, "dog", "the loud dog", ""),
-    ("rain.wav", 0.6, "", "rain falls", "a dog barks"),
-]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An audiofolder of five clips, of which some share a caption and one has no label."""
-    root = tmp_path_factory.mktemp("five")
-    (root / "test").mkdir()
-    for number, (name, seconds, *_) in enumerate(ROWS):
-        soundfile.write(root / "test" / name, tone(200 * (number + 1), seconds, number), RATE, subtype="FLOAT")
-    lines = ["file_name,duration,label,caption,caption_2", *(",".join(map(str, row)) for row in ROWS)]
-    (root / "test" / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
-    return root
+folder = captioned_folders.folder
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -214,6 +197,7 @@ def test_a_benchmark_by_name_is_read_from_its_copy(wavlink_folder, tmp_path):
     assert labels > len(written["zero_shot"]["per_class"]) and written["zero_shot"]["chance"] == 1 / labels
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_the_hub_has_its_commit_on_record(hub, wavlink_folder, tmp_path):
     labels = {"category": datasets.Value("string")}
     rows = [{"audio": {"bytes": wav(tone(300, 0.2, i)), "path": f"{i}.wav"}, "category": str(i)} for i in range(3)]

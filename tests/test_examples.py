@@ -70,6 +70,7 @@ def test_an_example_says_how_to_run_it(name):
     assert f"python examples/{name}.py" in source.split('"""')[1]
 
 
+@pytest.mark.slow
 def test_lora_learns_the_labels_of_tones(sharp_folder, tones, tmp_path):
     options = ["--out", str(tmp_path / "out"), "--steps", "60", "--batch_size", "12", "--learning_rate", "1e-2"]
     scores = load("finetune_lora").main([sharp_folder, str(tones), *options])
@@ -98,6 +99,7 @@ def test_search_finds_the_like_and_leaves_out_the_unlike(sharp_folder, tones, tm
     assert [hit.path for hit in texts[0]] != [hit.path for hit in texts[1]]
 
 
+@pytest.mark.slow
 def test_the_language_model_learns_to_caption_tones(sharp_folder, tones, tmp_path):
     rag = load("audio_rag")
     rag.WAYS = {name: rag.WAYS[name] for name in ("text + token", "frames")}
@@ -155,6 +157,7 @@ def sharp_whisper(whisper_folder, tmp_path) -> str:
     return str(tmp_path / "whisper")
 
 
+@pytest.mark.slow
 def test_an_xlm_r_is_asked_in_six_languages(sharp_whisper, tmp_path, capsys):
     names = {"explosion": 200, "piano": 900, "Czech speech": 4000}
     said = {"Czech speech": 'A man says in Czech: "Dobrý den"'}

@@ -17,7 +17,7 @@ from processing import captions, feeds
 from processing.feeds import Epochs, Stream
 
 from .conftest import RATE, tone
-from .test_train import folder  # noqa: F401
+from .tone_runs import folder  # noqa: F401
 
 AUTO_ACD = ["aaaaaaaaaaa", "bbbbbbbbbbb", "ccccccccccc", "ddddddddddd"]
 AUDIOSETCAPS = ["ccccccccccc", "ddddddddddd"]
@@ -133,6 +133,7 @@ def options(shards, folder, output, *more):  # noqa: F811
     return train.parse_recipe(["quickstart", *given, "--num_workers", "0", "--output_dir", str(output), *more])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_streamed_run_resumes_to_the_same_weights_and_metrics(
     shards,

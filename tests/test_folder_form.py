@@ -13,7 +13,7 @@ from processing.shards import load_stream
 from processing.sources import list_sounds
 
 from .conftest import RATE, tone
-from .test_streaming import sound, write_tar
+from .tar_streams import sound, write_tar
 
 STRAY = ["index/embeddings/part-000000.parquet", "x.parquet", "data/y.parquet", ".cache/train.parquet"]
 

@@ -120,6 +120,7 @@ def test_one_clip_one_vector(layer, pooling, padding, sharp_model, processor):
     assert (together - whole).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [1, [0, 1]])
 def test_saved_loaded_trained_and_exported(layer, sharp_model, processor, tmp_path):
     pooled(sharp_model, 2, layer).save_pretrained(tmp_path)

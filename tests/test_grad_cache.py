@@ -13,6 +13,7 @@ from modeling_wavlink.grad_cache import backward, trim
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
+from .model_gradients import gradients, without_chance
 from .processes import spawn
 
 CAPTIONS = ["a dog", "the cat", "the bell rings", "a dog", "low rain", "a low sound", "the high cat"]
@@ -40,13 +41,6 @@ def captioned(processor) -> dict[str, torch.Tensor]:
         for i, further in enumerate(FURTHER)
     ]
     return AudioTextCollator(processor, all_captions=True)(rows)
-
-
-def gradients(model, batch, micro_batch_size) -> tuple[float, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    torch.manual_seed(5)
-    loss = backward(Accelerator(cpu=True), model, batch, micro_batch_size)
-    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("loss_type", ["info_nce", "sigmoid"])
@@ -107,16 +101,7 @@ def work(rank, folder):
     dist.destroy_process_group()
 
 
-def without_chance(model: WavLinkModel, loss_type: str) -> WavLinkModel:
-    """In training mode, in which processes share their negatives, but without dropout."""
-    model.config.loss_type = loss_type
-    model.freeze_constants()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model.train()
-
-
+@pytest.mark.slow
 def test_several_texts_a_clip_on_two_processes_and_in_chunks(model, captioned, tmp_path):
     model.save_pretrained(tmp_path)
     torch.save(captioned, tmp_path / "batch.pt")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel, index_parts
 from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest, _digest
+from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
 from modeling_wavlink.index_parts import read_part
 from modeling_wavlink.querying import Index
 from modeling_wavlink.vectors import encode
@@ -27,7 +27,8 @@ from processing.data import load_split
 from processing.shards import load_stream
 
 from .conftest import RATE, tone
-from .test_audio import encoded
+from .helpers import signed
+from .sound_bytes import encoded
 
 
 @pytest.fixture(scope="module")
@@ -178,13 +179,6 @@ def in_bytes(table: pyarrow.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def signed(index: IndexFolder, **fields) -> None:
-    """Another manifest, its checksum made right."""
-    path = index.folder / "index.json"
-    told = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"} | fields
-    path.write_text(json.dumps(told | {"sha256": _digest(told)}))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from transformers import (
     ClapAudioConfig,
     ClapAudioModel,
     ClapAudioModelWithProjection,
-    ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
 )
@@ -30,36 +29,10 @@ from modeling_wavlink.grad_cache import backward, trim
 from processing import WavLinkClapFeatureExtractor, WavLinkProcessor
 from processing.data import AudioTextCollator
 
-from .test_front_doors import run_clean
+from .clean_process import run_clean
+from .htsat_models import AUDIO, RATE, tone, whole_clap
 
-RATE = 48000
-AUDIO = {  # two shifted-window stages over windows of 2 s: 201 frames on 256 x 16, folded to 64 x 64
-    "num_mel_bins": 16,
-    "spec_size": 64,
-    "window_size": 4,
-    "patch_embeds_hidden_size": 16,
-    "hidden_size": 32,
-    "depths": [2, 2],
-    "num_attention_heads": [2, 4],
-    "initializer_factor": 5.0,
-}
 CAPTIONS = ["a dog", "the cat", "the bell rings", "low rain", "a dog"]
-
-
-def tone(hertz: float = 440.0, seconds: float = 1.0, seed: int = 0) -> np.ndarray:
-    t = np.arange(round(seconds * RATE)) / RATE
-    noise = np.random.default_rng(seed).normal(scale=0.01, size=len(t))
-    return (0.5 * np.sin(2 * np.pi * hertz * t) + noise).astype(np.float32)
-
-
-def whole_clap(**audio) -> ClapModel:
-    text = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    clap = ClapModel(ClapConfig(text_config=text, audio_config={**AUDIO, **audio}, projection_dim=8))
-    with torch.no_grad():  # trained ones: neither those of a new ClapAudioModel nor those of a new tower of ours
-        batch_norm = clap.audio_model.audio_encoder.batch_norm
-        batch_norm.running_mean.copy_(torch.linspace(-60, -20, 16))
-        batch_norm.running_var.copy_(torch.linspace(200, 900, 16))
-    return clap.eval()
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +252,7 @@ def test_no_more_is_claimed_than_transformers_has(model, tmp_path):
         enable_checkpointing(model)
 
 
+@pytest.mark.slow
 def test_auto_classes_and_pipeline_in_a_clean_process(model, processor, tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -324,6 +298,7 @@ def test_sentence_transformer_encodes_at_48_khz(model, processor, tmp_path):
         door.encode([{"array": clips[0], "sampling_rate": 16000}])
 
 
+@pytest.mark.slow
 def test_it_is_pushed_with_a_card_of_its_own(model, processor, tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -352,6 +327,7 @@ def sounds_folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_the_loop_trains_scores_and_saves(sounds_folder, clap_folder, bert_folder, tmp_path, pretrained):
     options = ["--data", str(sounds_folder), "--output_dir", str(tmp_path), "--batch_size", "3", "--epochs", "2"]

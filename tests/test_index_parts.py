@@ -16,7 +16,7 @@ from modeling_wavlink.querying import Index
 from modeling_wavlink.sound_map import draw_map
 from modeling_wavlink.vectors import encode
 
-from .test_index_folder import contents, folder, manifest, tables  # noqa: F401
+from .index_files import contents, folder, manifest, tables  # noqa: F401
 
 DIM = 512
 
@@ -230,13 +230,14 @@ def test_a_shortage_of_memory_is_no_damage(folder, monkeypatch):  # noqa: F811
 
 
 def test_a_manifest_that_would_write_over_its_parts_is_refused(folder):  # noqa: F811
-    from .test_hostile_files import signed
+    from .helpers import signed
 
     signed(IndexFolder.open(folder), next_part=2)
     with pytest.raises(ValueError, match=r"index\.json is damaged .*the next part 2 beside part 2"):
         IndexFolder.open(folder)
 
 
+@pytest.mark.slow
 def test_more_than_2_gb_of_paths_are_taken_and_sorted():
     """1 GB of zeros that no memory is needed for, three times: arrow's own offsets count 2 GB."""
     count, size = 1 << 10, 1 << 20

@@ -16,9 +16,9 @@ from modeling_wavlink.long import Recording, Span, clock, envelope, hear, locate
 from processing.audio import load_audio
 
 from .conftest import RATE, tone
+from .helpers import is_picture
 from .processes import run_process
-from .test_audio import encoded
-from .test_pictures import is_picture
+from .sound_bytes import encoded
 
 ROOT = Path(__file__).parents[1]
 
@@ -240,6 +240,7 @@ def peaks_of_memory(*paths: Path) -> list[tuple[int, float]]:
     return [(int(count), float(peak)) for count, peak in map(str.split, done.stdout.splitlines())]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of memory is read from Linux's /proc")
 def test_an_hour_takes_no_more_memory_than_ten_minutes(tmp_path):
     for name, minutes in (("short", 10), ("long", 60)):
@@ -249,6 +250,7 @@ def test_an_hour_takes_no_more_memory_than_ten_minutes(tmp_path):
     assert after - before < 12  # MB; the samples of 50 minutes are 192 MB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("WAVLINK_TEN_HOURS"), reason="takes minutes: set WAVLINK_TEN_HOURS=1")
 def test_ten_hours_take_no_more_memory_than_ten_minutes(tmp_path):
     for name, minutes in (("short", 10), ("long", 600)):
@@ -325,6 +327,7 @@ def run_command(*arguments) -> subprocess.CompletedProcess:
     return run_process(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_with_a_model_from_disk_whatever_the_words(wavlink_folder, tmp_path):
     (tmp_path / "night.wav").write_bytes(encoded(with_tones(6, (2500, 2, 4))))
     words = "a $dog^\x1b[2J\nbarks"

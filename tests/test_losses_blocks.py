@@ -20,9 +20,9 @@ from modeling_wavlink.losses_wavlink import (
     sigmoid,
 )
 
+from .loss_batches import Batch, gradients
+from .loss_batches import same as nearly
 from .processes import spawn
-from .test_properties_losses import Batch, gradients
-from .test_properties_losses import same as nearly
 
 CLIPS = [slice(0, 3), slice(3, 5)]  # of each process
 TEXTS = [slice(0, 6), slice(6, 9)]

@@ -16,6 +16,7 @@ from modeling_wavlink.memory import peak_memory
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
+from .tone_runs import folder, recipe  # noqa: F401
 
 # A block of 16 MB that is freed makes glibc take all smaller ones from the heap; the last tensor keeps the heap's end.
 FREED = """
@@ -42,12 +43,17 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is
 
 
 def run(returned: bool, code: str = FREED, **environment) -> list[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE", "LRU_", "ONEDNN_"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE", "LRU_", "ONEDNN_"))
+    }
     command = [sys.executable, "-c", code, str(returned)]
     options = {"capture_output": True, "text": True, "check": True, "timeout": 300}
     return subprocess.run(command, env={**clean, **environment}, **options).stdout.split()
 
 
+@pytest.mark.slow
 @glibc
 def test_freed_tensors_go_back_to_the_system():
     """In MiB, of 390 freed: by itself glibc keeps them."""
@@ -56,6 +62,7 @@ def test_freed_tensors_go_back_to_the_system():
     assert answer == "True" and int(kept) < 50
 
 
+@pytest.mark.slow
 @glibc
 def test_settings_of_the_environment_stay():
     assert run(True, MALLOC_TRIM_THRESHOLD_="100000000")[0] == "False"
@@ -83,6 +90,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow
 @glibc
 def test_new_lengths_take_no_new_memory():
     """In MiB, over 190 lengths; 916 without the limits, on a CPU whose products in bf16 are oneDNN's."""
@@ -98,7 +106,9 @@ def test_recomputed_attention_has_the_same_gradients(model, processor, monkeypat
     for module in model.text_model.modules():
         if hasattr(module, "dropout") and isinstance(module.dropout, float):
             module.dropout = 0.1
-    rows = [{"audio": {"array": tone(300, 0.3 + i, i), "sampling_rate": RATE}, "caption": "a " * (1 + i)} for i in range(3)]
+    rows = [
+        {"audio": {"array": tone(300, 0.3 + i, i), "sampling_rate": RATE}, "caption": "a " * (1 + i)} for i in range(3)
+    ]
     batch = AudioTextCollator(processor, ["caption"])(rows)
     tower = getattr(model, f"{tower}_model")
     sizes = []
@@ -122,10 +132,9 @@ def test_recomputed_attention_has_the_same_gradients(model, processor, monkeypat
     assert bool(sizes) == many
 
 
-def test_a_run_notes_its_peak_memory(tmp_path, monkeypatch):
+def test_a_run_notes_its_peak_memory(folder, tmp_path, monkeypatch):  # noqa: F811
     for name in ("draw_loss", "draw_recall", "draw_similarities"):
         monkeypatch.setattr(train, name, lambda *_: None)
-    options = ["--max_steps", "1", "--batch_size", "2", "--num_workers", "0", "--mixed_precision", "no"]
-    output = train.train(train.parse_recipe(["quickstart", "--output_dir", str(tmp_path), *options]))
+    output = train.train(recipe(folder, tmp_path / "run", "--max_steps", "1"))
     last = json.loads((output / "environment.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 1 and 100 < last["peak_memory_mib"] <= peak_memory()

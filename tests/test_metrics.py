@@ -17,6 +17,8 @@ from modeling_wavlink.metrics import (
     zero_shot_accuracy,
 )
 
+from .helpers import by_sorting
+
 # Three queries, four candidates. Relevant: candidate 0; candidates 1 and 3; candidate 2.
 SIMILARITIES = np.array([[0.9, 0.1, 0.5, 0.2], [0.8, 0.3, 0.1, 0.6], [0.7, 0.4, 0.4, 0.4]])
 RELEVANT = np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]], dtype=bool)
@@ -69,15 +71,6 @@ def test_equal_vectors_tie_whatever_their_number(queries):
         for relevant in (0, candidates - 1):
             answers = Correspondence([[relevant]] * queries, candidates)
             assert ranks(Similarities(text, audio), answers).tolist() == [candidates] * queries
-
-
-def by_sorting(similarities: np.ndarray, correspondence: np.ndarray, k: int) -> float:
-    """Recall@k once more: the k best candidates of each query, and whether one of them is relevant."""
-    hits = 0
-    for row, relevant in zip(similarities, correspondence, strict=True):
-        best = sorted(range(len(row)), key=lambda candidate: -row[candidate])[:k]
-        hits += bool({*best} & {*np.flatnonzero(relevant)})
-    return hits / len(similarities)
 
 
 @pytest.mark.parametrize("seed", range(10))

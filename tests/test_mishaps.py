@@ -18,9 +18,9 @@ from modeling_wavlink.atomic_files import write_text
 from modeling_wavlink.index_folder import IndexFolder
 from modeling_wavlink.pictures import draw_loss
 
-from .test_evaluation import folder as five  # noqa: F401
-from .test_search import assert_same_rows, embedder, index, models, sounds, write  # noqa: F401
-from .test_train import folder, recipe  # noqa: F401
+from .captioned_folders import folder as five  # noqa: F401
+from .searches import assert_same_rows, embedder, index, models, sounds, write  # noqa: F401
+from .tone_runs import folder, recipe  # noqa: F401
 
 DAY = 86400.0
 

@@ -12,7 +12,7 @@ from modeling_wavlink.compat import enable_checkpointing
 from modeling_wavlink.losses_wavlink import LOSSES
 
 from .conftest import RATE, tone
-from .test_modeling import audio_embeds, batch_of, build
+from .tiny_models import audio_embeds, batch_of, build
 
 TOWERS = [("clip", "eos"), ("modernbert", "cls"), ("bert", "mean")]
 

@@ -20,7 +20,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 
-from .test_modeling import batch_of, build
+from .tiny_models import batch_of, build
 
 # What each published checkpoint is, saved from the same whole tower: name -> how to get it from the folder.
 AUDIO_LAYOUTS = {

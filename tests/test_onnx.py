@@ -4,12 +4,14 @@ import copy
 import importlib.util
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -31,8 +33,8 @@ from processing.data import captions_of, load_split  # noqa: E402
 from processing.synthetic import KINDS, render  # noqa: E402
 
 from .conftest import RATE, tone  # noqa: E402
+from .htsat_models import AUDIO  # noqa: E402
 from .processes import run_process  # noqa: E402
-from .test_htsat import AUDIO  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_onnx.py"
 SECONDS = (1.111, 0.0123, 0.5, 2.0)  # 112 frames, 2, 50 and 200
@@ -250,6 +252,23 @@ def test_the_command(served, graphs_at_hand, tmp_path, monkeypatch, capsys):
     assert "int8" in printed and f"min {about['int8_cosine']['text']['min']:.4f}" in printed
 
 
+def test_the_command_prints_its_own_lines_alone(served, tmp_path, monkeypatch, capfd):
+    def write_graph(tower, path, *_):
+        warnings.warn("foreign", FutureWarning, stacklevel=1)
+        logging.getLogger("torch.onnx.foreign").warning("foreign")
+        logging.warning("foreign")
+        shutil.copy(served[0] / path.name, path)
+        return 20
+
+    monkeypatch.setattr(onnx_export, "_write_graph", write_graph)
+    monkeypatch.setattr(onnx_export, "load_for_evaluation", {"runs/best": served[1:]}.__getitem__)
+    main(["runs/best", str(tmp_path / "onnx"), "--int8"])
+    told = capfd.readouterr()
+    assert told.err.count("\n") == 6 and all(line.endswith(" ...") for line in told.err.splitlines())
+    assert "loading runs/best ..." in told.err and "exporting the text tower ..." in told.err
+    assert "foreign" not in told.out
+
+
 # Serving.
 
 
@@ -288,6 +307,7 @@ def environment(tmp_path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(hidden)}
 
 
+@pytest.mark.slow
 def test_the_example_needs_no_torch(served, environment, tmp_path):
     folder, model, processor = served
     for number, clip in enumerate(clips()):
@@ -334,6 +354,7 @@ def wav(clip: np.ndarray, rate: int = RATE) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_sound_is_posted_and_its_texts_are_scored(served, endpoint):
     _, model, processor = served
     clip = clips()[0]
@@ -347,6 +368,7 @@ def test_a_sound_is_posted_and_its_texts_are_scored(served, endpoint):
     assert status == 200 and answer[0]["text"] == "a déjà vu & more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("texts", "body", "headers", "message"),
     [

@@ -18,6 +18,7 @@ from processing.data import CaptionedAudio, caption_columns, durations, load_spl
 from processing.paper_data import load_paper_data
 
 from .conftest import RATE, tone
+from .paper_files import SOUNDS, wav, write
 
 AUTO_ACD = """youtube_id,caption
 oPRC3zComfA_000117,"Electronic music plays, then stops"
@@ -55,34 +56,6 @@ CLOTHO_HUB = [  # index, text, its sound
     ("eval/Broken.wav", "One. Two. Three. Four. Five.", "broken"),
 ]
 CLOTHO_HEADER = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n"
-
-
-def wav(seconds: float, hertz: float = 440, rate: int = RATE, kind: str = "WAV") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, tone(hertz, seconds)[: round(seconds * rate)], rate, format=kind)
-    return file.getvalue()
-
-
-def long_wav() -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, np.zeros(30010), 1000, format="WAV", subtype="PCM_U8")  # 30.01 s in 30 kB
-    return file.getvalue()
-
-
-SOUNDS = {
-    "dog": wav(0.1),
-    "bell": wav(0.2, 880, kind="FLAC"),
-    "broken": b"RIFF, or not",
-    "long": long_wav(),
-    None: None,
-}
-
-
-def write(folder: Path, files: dict[str, bytes | str]) -> str:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(folder)
 
 
 def write_parquet(folder: Path, split: str, rows: list[dict]) -> str:

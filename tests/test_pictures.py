@@ -15,18 +15,12 @@ from modeling_wavlink.pictures import (
     draw_timeline,
 )
 
+from .helpers import is_picture
+
 
 def validation(step: int, value: float) -> dict:
     dims = {dim: {f"R@{k}": {"value": value * k / 10} for k in (1, 5, 10)} for dim in ("32", "16", "8", "4")}
     return {"step": step, "validation": {"text_to_audio": dims, "audio_to_text": dims}}
-
-
-def is_picture(path) -> bool:
-    """A PNG at least 300 pixels wide and high, and not of one colour."""
-    with Image.open(path) as picture:
-        return (
-            picture.format == "PNG" and min(picture.size) >= 300 and len(picture.convert("RGB").getcolors(10**6)) > 9
-        )
 
 
 def test_loss_and_scale_are_drawn(tmp_path):

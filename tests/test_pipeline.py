@@ -12,8 +12,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 from modeling_wavlink.configuration_wavlink import CUSTOM_PIPELINES, WavLinkConfig
 from modeling_wavlink.pipeline_wavlink import WavLinkZeroShotAudioClassificationPipeline
 
+from .clean_process import run_clean
 from .conftest import RATE, tone
-from .test_front_doors import run_clean
 
 TASK = "zero-shot-audio-classification"
 LABELS = ["dog", "a low bell rings and falls", "rain"]
@@ -123,6 +123,7 @@ def test_a_checkpoint_of_before_keeps_the_stock_pipeline(sharp_folder, tmp_path)
     assert len(classify(CLIPS[0], candidate_labels=LABELS)) == 3
 
 
+@pytest.mark.slow
 def test_batches_in_a_clean_process(sharp_folder, single, tmp_path):
     np.savez(tmp_path / "clips.npz", *CLIPS)
     out = run_clean(

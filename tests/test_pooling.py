@@ -17,7 +17,7 @@ from modeling_wavlink.regimes import save_adapter, set_trainable
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
-from .test_train import folder  # noqa: F401
+from .tone_runs import folder  # noqa: F401
 
 CLIPS = [tone(300, 0.31, 0), tone(800, 1.2, 1), tone(500, 0.8, 2)]
 

@@ -316,6 +316,7 @@ np.savez("inputs.npz", **inputs)
 """
 
 
+@pytest.mark.slow
 def test_auto_processor_does_the_same_in_a_clean_process(processor, tmp_path):
     processor = WavLinkProcessor(WavLinkFeatureExtractor(padding="max_length"), processor.tokenizer)
     processor.save_pretrained(tmp_path / "saved")

@@ -18,7 +18,7 @@ from processing import WavLinkFeatureExtractor
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, WORDS, tone
-from .test_modeling import build
+from .tiny_models import build
 
 HOP = 160  # samples a mel frame
 

@@ -65,13 +65,16 @@ def same(first: dict, second: dict) -> bool:
 def test_a_dry_run_leaves_a_verified_folder_with_a_card(wavlink_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(push, "HfApi", lambda: None)  # which nothing may ask
     scores = scores_of(wavlink_folder, tmp_path / "scores.json")
+    capsys.readouterr()  # of the fixtures
     out = prepared(wavlink_folder, tmp_path / "out", "--scores", str(scores))
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "zero-shot-audio-classification"
     assert 'from_pretrained("user/name"' in card.text and "43.2" in card.text
     assert {"model.safetensors", "modeling_wavlink.py", "processing_wavlink.py"} <= {p.name for p in out.iterdir()}
     assert same(weights(out), weights(wavlink_folder))
-    assert f"verified, not uploaded: {out}" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"verified, not uploaded: {out}" in told.out
+    assert all(line.endswith(" ...") for line in told.err.splitlines()) and told.err.count("\n") == 3
 
 
 def test_a_broken_checkpoint_and_a_pickled_one_are_refused(wavlink_folder, tmp_path):

@@ -89,6 +89,7 @@ def put_and_asked(hub) -> list[str]:
     return [path for method, path in hub.requests if method in ("PUT", "POST") and "validate-yaml" not in path]
 
 
+@pytest.mark.slow
 def test_the_whole_command_makes_one_private_verified_tagged_commit(hub, wavlink_folder, tmp_path):
     loud = {"HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug", "TRANSFORMERS_VERBOSITY": "debug"}
     words = [wavlink_folder, "user/name", "--private", "--tag", "v1"]
@@ -262,6 +263,7 @@ def test_no_token_a_wrong_one_and_no_right_to_write_are_told_before_any_work(hub
     refuse_leaks(TOKEN, [done.stdout, done.stderr], [hub.root])
 
 
+@pytest.mark.slow
 def test_an_upload_cut_for_a_while_goes_on(hub, wavlink_folder, tmp_path):
     hub.fail("PUT", "/lfs/", "broken", times=3)
     hub.fail("PUT", "/lfs/", "cut", times=2)
@@ -271,6 +273,7 @@ def test_an_upload_cut_for_a_while_goes_on(hub, wavlink_folder, tmp_path):
     assert sum(method == "PUT" for method, _ in hub.requests) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path, how, said",
     [
@@ -321,6 +324,7 @@ def test_a_tag_that_fails_does_not_hide_the_commit(hub, here, wavlink_folder):
     assert titles(hub) == ["initial commit", "WavLink"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_nothing_is_uploaded(hub, wavlink_folder, tmp_path):
     out = tmp_path / "out"
     line = message(command(hub, tmp_path, wavlink_folder, "user/name", "--output_dir", out, limit=50))

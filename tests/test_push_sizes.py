@@ -135,6 +135,7 @@ def fresh(tmp_path):
     hub.close()
 
 
+@pytest.mark.slow
 def test_base_is_pushed_untrained_and_ready_for_its_first_stage(fresh, tmp_path):
     check(fresh, "base", tmp_path)
 

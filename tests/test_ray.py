@@ -25,6 +25,7 @@ from modeling_wavlink import ray_embedding  # noqa: E402
 from modeling_wavlink.embedder import Embedder  # noqa: E402
 from modeling_wavlink.ray_embedding import FileEmbedder, embed_with_ray, main, parts_of  # noqa: E402
 
+pytestmark = pytest.mark.slow  # a Ray of its own for the module
 WINDOW, HOP = 2.0, 1.0
 SECONDS = {"a/0.wav": 1.0, "a/1.wav": 3.5, "a/2.wav": 2.0, "b/0.wav": 0.7, "b/it's.wav": 5.25, "b/ü.wav": 1.6}
 

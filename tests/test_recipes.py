@@ -17,8 +17,8 @@ from modeling_wavlink.building import refuse_bad_start
 from modeling_wavlink.recipes import Recipe, computes_in_bf16, design_sweep, get_recipe
 
 from .conftest import RATE, tone
-from .test_htsat import AUDIO as HTSAT
-from .test_train import folder  # noqa: F401
+from .htsat_models import AUDIO as HTSAT
+from .tone_runs import folder  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 PRECISION = ["--mixed_precision", "no"]  # Accelerate takes one a process, which all tests share
@@ -232,13 +232,15 @@ def test_data_without_pairs_is_refused(no_weights, tmp_path, count, message):
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(no_weights, folder, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(train.sharding, "start", lambda *_: SimpleNamespace(num_processes=64))
+    monkeypatch.setattr(
+        train.sharding, "start", lambda *_: SimpleNamespace(num_processes=64, device=torch.device("cpu"))
+    )
     message = "batch_size=32 is over all 64 processes and leaves nothing for some: raise it, or use fewer"
     refused(quick(folder, tmp_path / "run", "--batch_size", "32"), message)
 
 
 def test_fewer_clips_than_processes_are_refused(no_weights, tmp_path, monkeypatch):
-    accelerator = SimpleNamespace(num_processes=8, process_index=0, is_fsdp2=False)
+    accelerator = SimpleNamespace(num_processes=8, device=torch.device("cpu"), process_index=0, is_fsdp2=False)
     monkeypatch.setattr(train.sharding, "start", lambda *_: accelerator)
     message = "batch_size=16 and a data set of 5 leave nothing for some of the 8 processes: use fewer"
     refused(quick(clips(tmp_path / "data", 5), tmp_path / "run", "--batch_size", "16"), message)

@@ -14,9 +14,9 @@ from modeling_wavlink.regimes import describe, lora_config, merged_state_dict, s
 from processing.data import AudioTextCollator
 
 from .conftest import RATE, tone
-from .test_grad_cache import gradients, without_chance
-from .test_htsat import AUDIO as HTSAT
-from .test_train import folder  # noqa: F401
+from .htsat_models import AUDIO as HTSAT
+from .model_gradients import gradients, without_chance
+from .tone_runs import folder  # noqa: F401
 
 CAPTIONS = ["a dog", "the cat", "the bell rings", "low rain", "a loud sound"]
 PROJECTIONS = {"audio_projection.weight", "text_projection.weight", "logit_scale"}
@@ -281,6 +281,7 @@ def lora_run(folder, base, tmp_path_factory):  # noqa: F811
     return train.train(lora_recipe(folder, base, tmp_path_factory.mktemp("lora") / "run"))
 
 
+@pytest.mark.slow
 def test_a_killed_lora_run_resumes_to_the_same_weights(folder, base, lora_run, tmp_path, monkeypatch):  # noqa: F811
     recipe = lora_recipe(folder, base, tmp_path / "killed")
     learn = train.Run.learn
@@ -361,6 +362,7 @@ def client(hub, base, lora_run, folder, processor, tmp_path_factory):  # noqa: F
     return json.loads(hub.run(code, root / "home", OMP_NUM_THREADS="1").splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "hub"])
 def test_stock_peft_puts_the_adapter_on_its_base_in_a_clean_process(client, source):
     clean, found, _ = client
@@ -370,5 +372,6 @@ def test_stock_peft_puts_the_adapter_on_its_base_in_a_clean_process(client, sour
         assert (torch.tensor(got) - torch.tensor(base)).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_hub_id_which_its_adapter_names(client):
     assert client[2] == "user/base"

@@ -9,19 +9,13 @@ import pytest
 from packaging.requirements import Requirement
 
 import wavlink
-from modeling_wavlink.cli import COMMANDS
+from wavlink.cli import COMMANDS
+from wavlink.installing import BRINGS, EXTRA_OF, extra_of
 
 ROOT = Path(__file__).parents[1]
 OWN = ("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")
 DISTRIBUTIONS = {"faiss": "faiss-cpu", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
-EXTRAS = {  # of each command; "" is an installation without extras
-    **{"train": "train", "eval": "eval", "classify": "", "where": "", "map": "map", "export": "onnx"},
-    **{name: "search" for name in ("index", "query", "info", "verify", "remove", "reindex")},
-    **{"push": "push", "space": "space"},
-}
 OTHERS = {
-    "modeling_wavlink.ray_embedding": "cluster",
-    "modeling_wavlink.vector_database": "cluster",
     "modeling_wavlink.trainer": "train",
     "modeling_wavlink.embedder": "",
     "modeling_wavlink.modeling_wavlink": "",
@@ -29,7 +23,7 @@ OTHERS = {
 }
 LAZY = {"gradio": "space", "lancedb": "cluster", "matplotlib": "data", "plotly": "map", "ray": "cluster"}
 LAZY |= {"sklearn": "map", "threadpoolctl": "map", "datasets": "data", "peft": "train"}
-LAZY |= {"accelerate": "train", "av": "formats", "faiss": "search"}
+LAZY |= {"accelerate": "train", "av": "formats", "faiss": "search", "shtab": "completion"}
 
 
 def extras() -> dict[str, set[str]]:
@@ -95,7 +89,7 @@ def needed(start: str) -> dict[str, str]:
     return packages
 
 
-STARTS = {command.module: EXTRAS[name] for name, command in COMMANDS.items()} | OTHERS
+STARTS = {command.module: command.extra for command in COMMANDS.values()} | OTHERS
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -135,5 +129,13 @@ def test_what_is_imported_in_functions_is_declared_somewhere():
     )
 
 
-def test_every_command_has_its_extra():
-    assert set(EXTRAS) == set(COMMANDS)
+def test_a_hint_names_the_extra_that_brings_a_module():
+    declared = extras()
+    known = {name for name in declared["all"] if not name.startswith(("pytest", "ruff"))}
+    for module, extra in EXTRA_OF.items():
+        assert DISTRIBUTIONS.get(module, module) in declared[extra], module
+        for wanted in BRINGS:
+            found = extra_of(module, wanted)
+            assert found in (wanted, extra) and DISTRIBUTIONS.get(module, module) in declared[found]
+    assert all(declared[inner] <= declared[extra] for extra, inners in BRINGS.items() for inner in inners)
+    assert declared["space"] | declared["completion"] <= known | declared[""]

@@ -24,7 +24,7 @@ from modeling_wavlink.run_folder import (
     whole,
 )
 
-from .test_train import folder, recipe  # noqa: F401
+from .tone_runs import folder, recipe  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,6 +188,7 @@ def started_run(start, data, output, *options, limit: int | None = None) -> subp
     return start(command, cwd=ROOT, env=environment, **pipes)
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_path, start):  # noqa: F811
     options = ["--max_steps", "40", "--epochs", "2"]
     process = started_run(start, folder, tmp_path / "run", *options)

@@ -24,11 +24,11 @@ from modeling_wavlink.regimes import load_adapter, save_adapter, set_trainable
 from modeling_wavlink.trainer import WavLinkTrainer
 from processing.data import AudioTextCollator
 
+from .clap_models import unfused  # noqa: F401
+from .clean_process import run_clean
 from .conftest import RATE, tone
-from .test_front_doors import run_clean
-from .test_peers import unfused  # noqa: F401
-from .test_shipped_files import SHIPPED
-from .test_train import folder, recipe  # noqa: F401
+from .helpers import SHIPPED
+from .tone_runs import folder, recipe  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(path for path in ROOT.rglob("*.py") if not {"tests", "build"} & {*path.relative_to(ROOT).parts})
@@ -145,6 +145,7 @@ print(json.dumps([events, roots]))
 """
 
 
+@pytest.mark.slow
 def test_a_loaded_folder_reaches_for_nothing_but_itself(wavlink_folder, tmp_path):
     """As far as Python sees: its audit events. The Hub is not said to be offline, but would be refused."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

@@ -11,85 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from modeling_wavlink import WavLinkModel, indexing, search
+from modeling_wavlink import indexing, search
 from modeling_wavlink.embedder import Embedder
 from modeling_wavlink.index_copies import reindex
 from modeling_wavlink.index_folder import IndexFolder
-from modeling_wavlink.indexing import index_sounds
 from modeling_wavlink.querying import Index
 from processing.audio import load_audio
 
-from .conftest import RATE, tone
+from . import searches
+from .conftest import RATE
+from .helpers import LOCK_HELD_BY_THE_DEAD
 from .hub_server import TOKEN
 from .processes import run_process
-from .test_progress import LOCK_HELD_BY_THE_DEAD
+from .searches import SECONDS, assert_same_rows, index, rows, write
 
 ROOT = Path(__file__).parents[1]
-SECONDS = {"dog/far.wav": 1.0, "dog/near.wav": 2.0, "bell.flac": 3.0, "rain.wav": 25.0, "cat.ogg": 12.5}
 
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory, whisper_folder, bert_folder, processor) -> dict[str, Path]:
-    """Two, whose clips lie far apart (see `sharp_model`)."""
-    folders = {}
-    for seed, name in enumerate(("model", "other")):
-        torch.manual_seed(seed)
-        options = {"text_pooling": "mean", "matryoshka_dims": [32, 16, 8]}
-        model = WavLinkModel.from_audio_text_pretrained(str(whisper_folder), str(bert_folder), **options)
-        with torch.no_grad():
-            torch.nn.init.normal_(model.audio_model.global_token)
-            for key, weight in model.audio_model.encoder.named_parameters():
-                if weight.dim() > 1 and "embed_positions" not in key:
-                    weight.mul_(10)
-        folders[name] = tmp_path_factory.mktemp(name)
-        model.save_pretrained(folders[name])
-        processor.save_pretrained(folders[name])
-    return folders
-
-
-@pytest.fixture(scope="module")
-def embedder(models) -> Embedder:
-    return Embedder(str(models["model"]))
-
-
-@pytest.fixture
-def sounds(tmp_path) -> Path:
-    for number, (name, seconds) in enumerate(SECONDS.items()):
-        write(tmp_path / "sounds" / name, number, seconds)
-    return tmp_path / "sounds"
-
-
-def write(path: Path, number: int, seconds: float = 1.0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, tone(150 + 170 * number, seconds, number), RATE)
-
-
-def index(sounds, out, model="", **options):
-    return index_sounds(str(sounds), out, model, progress=False, **options)
-
-
-def rows(folder) -> dict[tuple, np.ndarray]:
-    """Codes by path, start and end; no row is there twice, and `files` tells of each what there is."""
-    opened, found = IndexFolder.open(folder), {}
-    for part in opened.manifest.parts:
-        windows = opened.read(part, "embeddings")
-        for row, code in zip(windows.to_pylist(), opened.manifest.codes(windows), strict=True):
-            key = row["path"], row["start"], row["end"]
-            assert key not in found
-            found[key] = code
-    known = indexing._known(opened)
-    assert {path for path, _, _ in found} == {path for path, there in known.items() if not there.error}
-    return found
-
-
-def assert_same_rows(folder, other) -> None:
-    """As vectors are to be the same to 1e-5 whatever shares their batch, a code may be the next."""
-    found, expected = rows(folder), rows(other)
-    assert found.keys() == expected.keys()
-    for key, code in found.items():
-        assert np.abs(code.astype(int) - expected[key]).max() <= 1, key
+models, embedder, sounds = searches.models, searches.embedder, searches.sounds
 
 
 # --- what is found
@@ -331,6 +270,7 @@ print(kills, os.WEXITSTATUS(status))
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_nothing_is_lost_and_nothing_there_twice(sounds, tmp_path, models, embedder):
     """SIGKILL at random moments; of long files, the windows before it stay."""
     for number in range(12):
@@ -402,6 +342,7 @@ sys.exit(search.main(["index", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_that_held_tqdms_lock_stops_neither_index_nor_its_signals(sounds, tmp_path, models):
     options = ["--model", models["model"], "--out", tmp_path / "index"]
     command = [sys.executable, "-c", STOPPED_BESIDE_A_DEAD_PROCESS, sounds, *options]
@@ -555,7 +496,7 @@ def test_a_damaged_part_is_named_by_a_query_and_mended_by_the_command(sounds, tm
     search.main(["index", str(sounds), "--out", out])
     assert_same_rows(out, tmp_path / "whole")
     search.main(["verify", out])
-    assert "1 parts with 9 windows are as they were written" in capsys.readouterr().out
+    assert "9 windows are as they were written" in capsys.readouterr().out
 
 
 def test_a_reader_does_not_mind_a_writer(sounds, tmp_path, embedder, monkeypatch):

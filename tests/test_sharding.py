@@ -18,8 +18,10 @@ import train
 from modeling_wavlink import embedding, sharding
 
 from .processes import run_process
-from .test_distributed import TEXT_CONFIG
-from .test_train import folder  # noqa: F401
+from .tone_runs import (
+    TEXT_CONFIG,
+    folder,  # noqa: F401
+)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "accelerate_configs"
@@ -101,6 +103,7 @@ def test_every_config_file_is_tested():
     assert len(list(CONFIGS.iterdir())) == 6
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(odd, tmp_path):
     """Batches of five: three clips on one process, two on the other."""
     options = ["--batch_size", "5", "--max_steps", "6"]
@@ -109,6 +112,7 @@ def test_two_processes_train_and_evaluate_as_one(odd, tmp_path):
     assert_trained_alike(tmp_path / "together", alone)
 
 
+@pytest.mark.slow
 def test_sharded_processes_train_as_one_and_resume(odd, tmp_path):
     """In chunks and with the bias learning, so that accumulation and every whole parameter take part."""
     options = ["--batch_size", "4", "--max_steps", "6", "--save_steps", "2", "--loss_type", "sigmoid"]
@@ -159,6 +163,7 @@ def test_sharded_processes_need_equally_many_chunks(batch_size, micro, fits):
     sharding.refuse_unequal_chunks(SimpleNamespace(is_fsdp2=False, num_processes=2), batch_size, micro)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version, precision, message", [(1, "bf16", "fsdp_version: 2"), (2, "fp16", "bf16 or fp32")])
 def test_what_does_not_shard_is_refused(monkeypatch, version, precision, message):
     fake = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=version == 2)

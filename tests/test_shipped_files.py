@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
-ROOT = Path(__file__).parents[1]
-SHIPPED = sorted([*(ROOT / "modeling_wavlink").glob("*_wavlink.py"), *(ROOT / "processing").glob("*_wavlink.py")])
+from .helpers import SHIPPED
+
 ALLOWED = {*sys.stdlib_module_names, "numpy", "torch", "transformers"}
 OPTIONAL = {"soundfile", "soxr"}  # which a user may lack: in a `try:` of their own, where the Hub's check skips them
 

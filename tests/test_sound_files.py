@@ -15,7 +15,7 @@ from processing.sound_files import CONTAINERS, LIBSNDFILE, SUFFIXES, SoundFiles,
 from processing.sources import list_sounds
 
 from .conftest import RATE, tone
-from .test_streaming import sound, write_tar
+from .tar_streams import sound, write_tar
 
 
 @pytest.fixture

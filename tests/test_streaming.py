@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 from collections import Counter
 from itertools import islice
 
@@ -18,33 +17,9 @@ from processing.shards import load_stream
 from processing.streaming import StreamedBatches
 
 from .conftest import RATE, tone
+from .tar_streams import collate, sound, tar_of, write_tar
 
 SHARDS = (7, 3, 9, 4)  # clips in each: 23
-
-
-def sound(number: int, samples: int | None = None) -> bytes:
-    """A wav whose samples tell who it is: `number`, then a ramp, over 2^15; the length is drawn by the number."""
-    samples = samples or 100 + number * 37 % 50
-    ramp = np.arange(samples) % 3000
-    ramp[0] = number
-    file = io.BytesIO()
-    soundfile.write(file, ramp.astype(np.int16), RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return file.getvalue()
-
-
-def write_tar(path, files: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(tar_of(files))
 
 
 def tars(folder, shards=SHARDS) -> str:
@@ -69,16 +44,6 @@ def parquets(folder, shards=SHARDS) -> str:
         dataset = dataset.cast(datasets.Features({**dataset.features, "audio": datasets.Audio(decode=False)}))
         dataset.to_parquet(folder / f"train-{shard}.parquet", batch_size=4)
     return str(folder)
-
-
-def collate(rows) -> dict[str, torch.Tensor]:
-    """Who is in a batch, by caption and by sound, and how long."""
-    arrays = [row["audio"]["array"] for row in rows]
-    return {
-        "id": torch.tensor([int(row["captions"][0]) for row in rows]),
-        "first": torch.tensor([round(float(array[0]) * 2**15) for array in arrays]),
-        "length": torch.tensor([len(array) for array in arrays]),
-    }
 
 
 def stream(data, collator=collate, batch_size=4, window=2, num_workers=0, columns=("caption",), **options):

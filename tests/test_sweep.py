@@ -15,7 +15,7 @@ import train
 from modeling_wavlink import sweep
 from modeling_wavlink.recipes import Recipe
 
-from .test_train import folder  # noqa: F401
+from .tone_runs import folder  # noqa: F401
 
 SMALL = ["--batch_size", "4", "--max_steps", "2", "--num_workers", "0", "--mixed_precision", "no", "--seeds", "3"]
 PROJECTOR = ["--only", "clip-info_nce-projector-*"]

@@ -96,6 +96,8 @@ def test_a_folder_of_another_library_has_no_pooling(tmp_path):
         ([module(0, "StaticEmbedding")], "0_StaticEmbedding"),
         ([{**TRANSFORMER, "path": "0_Transformer"}, POOLING], "0_Transformer"),
         ([TRANSFORMER], "no Pooling"),
+        ([{**TRANSFORMER, "type": "custom_st.Transformer"}, POOLING], "custom_st.Transformer"),
+        ([TRANSFORMER, {**POOLING, "type": "custom_st.Pooling"}], "custom_st.Pooling"),
         ([TRANSFORMER, {**POOLING, "path": "../elsewhere"}], "elsewhere"),
         ([TRANSFORMER, {**POOLING, "path": "missing"}], "missing"),
         ({}, "modules.json"),
@@ -123,6 +125,61 @@ def test_a_given_pooling_needs_no_module(whisper_folder, bert_folder, tmp_path):
     assert WavLinkModel.config_from_audio_text(*towers, text_pooling="cls").text_pooling == "cls"
 
 
+PROMPTS = {"query": "query: ", "document": "", "passage": None}
+
+
+@pytest.mark.parametrize("modules", [None, [TRANSFORMER, POOLING]])
+@pytest.mark.parametrize("default", [None, "document", "passage"])
+@pytest.mark.parametrize("prompts", [PROMPTS, {"document": "", "passage": None}])
+def test_prompts_that_no_text_gets_by_default_change_nothing(prompts, default, modules, tmp_path):
+    config = {"prompts": prompts, "default_prompt_name": default, "similarity_fn_name": "cosine"}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(config))
+    assert sentence_transformers_pooling(write(tmp_path, {"pooling_mode": "mean"}, modules)) == "mean"
+
+
+@pytest.mark.parametrize("modules", [None, [TRANSFORMER, POOLING]])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"prompts": PROMPTS, "default_prompt_name": "query"}, "'query: '.*default_prompt_name.*null.*text_pooling"),
+        ({"prompts": {}, "default_prompt_name": "query"}, "'query'.*default_prompt_name"),  # refused there, too
+        ({"default_prompt_name": "query"}, "'query'.*default_prompt_name"),
+        ({"prompts": ["query: "]}, "config_sentence_transformers.json.*text_pooling"),
+        (["query: "], "config_sentence_transformers.json.*text_pooling"),
+    ],
+)
+def test_a_default_prompt_is_refused_by_name(config, message, modules, whisper_folder, bert_folder, tmp_path):
+    shutil.copytree(bert_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(config))
+    towers = str(whisper_folder), write(tmp_path, {"pooling_mode": "mean"}, modules)
+    with pytest.raises(ValueError, match=message):
+        WavLinkModel.from_audio_text_pretrained(*towers)
+    assert WavLinkModel.config_from_audio_text(*towers, text_pooling="mean").text_pooling == "mean"
+
+
+@pytest.mark.parametrize(
+    ("lower", "name", "tokenizer", "fits"),
+    [
+        (False, "tokenizer_config.json", {}, True),
+        (True, "tokenizer_config.json", {"do_lower_case": True}, True),
+        (True, "tokenizer_config.json", {"do_lower_case": False}, False),
+        (True, "tokenizer.json", {"normalizer": {"type": "BertNormalizer", "lowercase": True}}, True),
+        (True, "tokenizer.json", {"normalizer": {"type": "BertNormalizer", "lowercase": False}}, False),
+        (True, "tokenizer.json", {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}, True),
+        (True, "tokenizer.json", {"normalizer": None}, False),
+    ],
+)
+def test_texts_made_lower_case_before_the_tokenizer_are_refused(lower, name, tokenizer, fits, tmp_path):
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9, "do_lower_case": lower}))
+    (tmp_path / name).write_text(json.dumps(tokenizer))
+    source = write(tmp_path, {"pooling_mode": "mean"}, [TRANSFORMER, POOLING])
+    if fits:
+        assert sentence_transformers_pooling(source) == "mean"
+    else:
+        with pytest.raises(ValueError, match="do_lower_case.*text_pooling"):
+            sentence_transformers_pooling(source)
+
+
 def test_what_sentence_transformers_writes_is_read(bert_folder, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = sentence_transformers.SentenceTransformer(str(bert_folder), device="cpu")
@@ -130,6 +187,10 @@ def test_what_sentence_transformers_writes_is_read(bert_folder, tmp_path):
         model[1] = type(model[1])(32, pooling_mode=mode)
         model.save_pretrained(str(tmp_path / mode))
         assert sentence_transformers_pooling(str(tmp_path / mode)) == mode
+    model.prompts["query"], model.default_prompt_name = "query: ", "query"
+    model.save_pretrained(str(tmp_path / "prompt"))
+    with pytest.raises(ValueError, match="'query: '.*default_prompt_name"):
+        sentence_transformers_pooling(str(tmp_path / "prompt"))
 
 
 def tower(model_type: str, text_pooling: str, **fields) -> WavLinkModel:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
@@ -13,7 +12,11 @@ import train
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
 
+from . import tone_runs
 from .conftest import RATE, tone
+from .tone_runs import recipe
+
+folder = tone_runs.folder
 
 OPTIONS = """
 data mixture audio_folder streaming train_split validation_data validation_split caption_columns label_prompt init
@@ -23,26 +26,6 @@ all_captions padding max_seconds mask_false_negatives batch_size micro_batch_siz
 warmup_ratio weight_decay max_grad_norm mixed_precision attn_implementation gradient_checkpointing compile
 num_workers save_steps checkpoints_kept trackers seed output_dir
 """.split()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An audiofolder of 14 tones, two of which share each caption."""
-    root = tmp_path_factory.mktemp("tones")
-    for split in ("train", "validation"):
-        (root / split).mkdir()
-        lines = ["file_name,duration,label,caption,caption_2"]
-        for i in range(14):
-            seconds = 0.2 + 0.05 * i
-            soundfile.write(root / split / f"{i}.wav", tone(150 * (1 + i // 2), seconds, i), RATE)
-            lines.append(f"{i}.wav,{seconds},tone {i // 2},tone number {i // 2},number {i // 2}")
-        (root / split / "metadata.csv").write_text("\n".join(lines))
-    return root
-
-
-def recipe(folder, output, *options) -> Recipe:
-    small = ["--batch_size", "4", "--epochs", "2", "--num_workers", "0", "--mixed_precision", "no"]
-    return train.parse_recipe(["quickstart", "--data", str(folder), "--output_dir", str(output), *small, *options])
 
 
 def test_the_command_line_is_frozen():

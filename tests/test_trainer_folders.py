@@ -13,7 +13,7 @@ from modeling_wavlink.regimes import set_trainable
 from modeling_wavlink.trainer import EpochBatches
 from processing.data import BatchPlan, CaptionedAudio
 
-from .test_trainer import CAPTIONS, REGIMES, collator, prepared, pretrained, rows, train, trainer, wavlink  # noqa: F401
+from .trainer_runs import CAPTIONS, REGIMES, collator, prepared, pretrained, rows, train, trainer, wavlink  # noqa: F401
 
 
 @pytest.mark.parametrize("regime", REGIMES)

@@ -35,10 +35,10 @@ from modeling_wavlink.querying import Index
 from modeling_wavlink.search import main as search_main
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
 
+from .clap_models import unfused  # noqa: F401
+from .clean_process import run_clean
 from .conftest import RATE, tone
-from .test_front_doors import run_clean
-from .test_peers import unfused  # noqa: F401
-from .test_train import folder, recipe  # noqa: F401
+from .tone_runs import folder, recipe  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 EVIL = """
@@ -118,6 +118,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_the_code_in_the_folder_does_run_where_it_is_trusted(wavlink_folder, tmp_path):
     """Else no test of this file could fail."""
     evil = poison(wavlink_folder, tmp_path / "evil", tmp_path / "it-ran")
@@ -254,6 +255,7 @@ def test_no_tower_runs_its_own_code(towers, marker, tmp_path, request):
     assert "evil" not in (tmp_path / "both/tokenizer_config.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_stage_trains_this_code_and_hands_no_other_on(folder, evil, tmp_path, monkeypatch):  # noqa: F811
     losses = []
 

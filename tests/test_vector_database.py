@@ -271,6 +271,7 @@ def start_code(start):
     return lambda code, *arguments: start([sys.executable, "-c", code, *map(str, arguments)], **options)
 
 
+@pytest.mark.slow
 def test_killed_while_loading_and_repeated_nothing_is_lost_or_twice(tmp_path, start_code):
     rows, folder = tmp_path / "rows", tmp_path / "db"
     for number in range(30):
@@ -302,6 +303,7 @@ print(database.search(query, 1)[0][0].path)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_read_while_this_one_adds(filled, tmp_path, start_code):
     np.save(tmp_path / "query.npy", vectors(300)[10:11])
     readers = [start_code(READ, tmp_path / "db", tmp_path / "query.npy") for _ in range(2)]

@@ -14,8 +14,8 @@ from processing.audio import load_audio
 from processing.windows import stream_windows
 
 from .conftest import RATE
-from .test_audio import pure
-from .test_containers import heard, link
+from .container_files import heard, link
+from .sound_bytes import pure
 
 av = pytest.importorskip("av")
 SOUNDS = [
@@ -191,7 +191,7 @@ def test_an_mp4_that_tells_of_packets_it_does_not_hold_takes_no_memory(count, fr
 
 def test_without_pyav_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"phone.m4a.*pip install 'wavlink\[formats\]', or convert it"):
+    with pytest.raises(ValueError, match=r"phone.m4a.*pip install .*\[formats\]', or convert it"):
         load_audio(made_before, name="phone.m4a")
     assert len(load_audio(link("OGG", "VORBIS", 440))) == RATE
 

@@ -14,7 +14,7 @@ from processing.audio import load_audio
 from processing.windows import stream_windows
 
 from .conftest import RATE, tone
-from .test_audio import BAD_FILES, FORMATS, encoded, repeated_flac
+from .sound_bytes import BAD_FILES, FORMATS, encoded, repeated_flac
 
 
 def stereo(seconds: float, rate: int = 44100) -> np.ndarray:

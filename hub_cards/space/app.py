@@ -19,8 +19,9 @@ from pathlib import Path
 from hub_cards.foreign_text import clean
 from hub_cards.space import pages
 from hub_cards.space.answers import Demo, Limits, trained_on
-from modeling_wavlink.cli import run_command, signals_as_interrupts, stdout_for
 from modeling_wavlink.embedder import Embedder
+from wavlink import options as of
+from wavlink.console import run_command, signals_as_interrupts, stdout_for
 
 STYLE = Path(__file__).with_name("style.css")
 WAITING = 32  # visitors at once; one more is told to come back
@@ -160,12 +161,12 @@ def _told(error: Exception) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until it is stopped; the exit code."""
-    return run_command("hub_cards.space", _main, argv)
+    return run_command("hub_cards.space", lambda argv: run(_parser().parse_args(argv)), argv)
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    options = _parser().parse_args(argv)
-    with signals_as_interrupts(), stdout_for(options.json) as print_json, _temporary() as folder:
+def run(options: argparse.Namespace) -> int:
+    """Serve what the options say until a signal comes."""
+    with signals_as_interrupts(), stdout_for(options.as_json) as print_json, _temporary() as folder:
         demo = _demo(options, folder)
         loaded = _loaded(demo)
         print("\n".join(f"{name:9} {clean(value, 1000)}" for name, value in loaded.items()), flush=True)
@@ -281,22 +282,7 @@ def _temporary() -> Iterator[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hub_cards/space/app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--model", required=True, help="a WavLink, a folder or a Hub id")
-    add("--revision", help="of a Hub id: a branch, tag or commit")
-    add("--index", default="", help="of modeling_wavlink.search; or synthetic, of sounds made by code at the start")
-    add("--sounds", default="", metavar="FOLDER", help="that holds the index's sounds now (default: where they were)")
-    add("--port", type=int, help="default: the first that is free from 7860 on, or GRADIO_SERVER_PORT")
-    add("--device", default="cpu", help="such as cuda (%(default)s)")
-    add("--max_mb", type=float, default=Limits.megabytes, help="of a visitor's file (%(default)s)")
-    add("--max_seconds", type=float, default=Limits.seconds, help="of a visitor's sound (%(default)s)")
-    add("--max_wait", type=float, default=Limits.wait, help="seconds for the visitors before (%(default)s)")
-    add("--json", action="store_true", help="one JSON document on stdout, with the address once it serves")
-    add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
-    return parser
+    return of.parser_of(of.space, "hub_cards/space/app.py", __doc__)
 
 
 if __name__ == "__main__":

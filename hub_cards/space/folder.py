@@ -20,7 +20,7 @@ from processing.sources import file_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PACKAGES = ("modeling_wavlink", "processing", "hub_cards")
+PACKAGES = ("modeling_wavlink", "processing", "hub_cards", "wavlink")
 LARGEST = 1e9  # bytes that the Hub lets a Space's repository hold
 
 _APP = '''"""Starts the demo; what it does is in hub_cards/space/app.py."""

@@ -1,0 +1,242 @@
+"""The command `wavlink`: one parser tree over every command.
+
+The work is done by modules that load torch; they are imported once it is known that a command is understood, so that
+help, errors of usage and completion answer at once.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from . import options as of
+from .console import EXIT_CODES, escape_unwritable, in_results, run_command
+from .installing import install_command
+from .parsing import Parser
+from .train_options import train as of_train
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+class Command(NamedTuple):
+    """A command: what `module`'s `function` does with what was parsed of `options`; `extra` is what it needs."""
+
+    module: str
+    function: str
+    options: Callable[[Parser], None]
+    extra: str
+    does: str
+    example: str
+
+
+SEARCH, LANCE = "modeling_wavlink.search", "modeling_wavlink.vector_database"
+COMMANDS = {
+    "train": Command(
+        *("train", "run", of_train, "train"),
+        "train a recipe, or resume it",
+        "sounds --data my_sounds --output_dir runs/my",
+    ),
+    "eval": Command(
+        *("modeling_wavlink.evaluation", "run", of.evaluate, "eval"),
+        "score models on a benchmark",
+        "--model runs/my/best --benchmark my_sounds",
+    ),
+    "classify": Command(
+        *("modeling_wavlink.classify", "run", of.classify, ""),
+        "name sounds",
+        "dog.wav my_sounds --model runs/my/best --labels dog rain",
+    ),
+    "index": Command(
+        *(SEARCH, "index", of.index, "search"),
+        "index sounds",
+        "my_sounds --model runs/my/best --out my_index",
+    ),
+    "query": Command(
+        *(SEARCH, "query", of.query, "search"),
+        "find sounds in an index",
+        'my_index "a dog barks" --without rain',
+    ),
+    "info": Command(
+        *(SEARCH, "info", of.info, "search"), "show what an index holds, and what was skipped", "my_index"
+    ),
+    "verify": Command(
+        *(SEARCH, "verify", of.verify, "search"), "compare an index with its checksums", "my_index --drop"
+    ),
+    "remove": Command(
+        *(SEARCH, "remove", of.remove, "search"), "take sounds out of an index", "my_index dogs/old.wav"
+    ),
+    "reindex": Command(
+        *(SEARCH, "reindex", of.reindex, "search"),
+        "make a smaller copy of an index",
+        "my_index --out small --storage binary",
+    ),
+    "map": Command(
+        *("modeling_wavlink.sound_map", "run", of.draw_map, "map"),
+        "draw an index as a map to click on",
+        "my_index --out map.html",
+    ),
+    "where": Command(
+        *("modeling_wavlink.long", "run", of.where, ""),
+        "find where in a recording a sound is",
+        "runs/my/best night.flac --query siren",
+    ),
+    "export": Command(
+        *("modeling_wavlink.onnx_export", "run_export", of.export, "onnx"),
+        "export both towers as ONNX",
+        "runs/my/best onnx/my --int8",
+    ),
+    "push": Command(
+        *("hub_cards.push", "run", of.push, "push"),
+        "publish a model with its card",
+        "runs/my/best your-name/wavlink-my",
+    ),
+    "push-index": Command(
+        *(SEARCH, "push", of.push_index, "search"),
+        "publish an index as a data set; the sounds stay here",
+        "my_index your-name/my-index",
+    ),
+    "pull": Command(
+        *(SEARCH, "pull", of.pull, "search"),
+        "download an index from the Hub",
+        "your-name/my-index --out my_index --model runs/my/best",
+    ),
+    "space": Command(
+        *("hub_cards.space.app", "run", of.space, "space"),
+        "serve a demo in the browser",
+        "--model runs/my/best --index my_index",
+    ),
+    "ray": Command(
+        *("modeling_wavlink.ray_embedding", "run", of.ray, "cluster"),
+        "embed a collection on a Ray cluster",
+        "my_sounds --model runs/my/best --out my_rows",
+    ),
+    "lance load": Command(
+        *(LANCE, "load", of.lance_load, "cluster"), "load rows into LanceDB", "my_rows --database my_database"
+    ),
+    "lance query": Command(
+        *(LANCE, "query", of.lance_query, "cluster"),
+        "find windows in LanceDB",
+        '"a dog barks" --database my_database --model runs/my/best',
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, do what it says, and return the exit code."""
+    escape_unwritable()
+    argv = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        options = build_parser().parse_args(argv)
+    except SystemExit as stopped:
+        return stopped.code or 0
+    name, debug = options.command, vars(options).pop("debug", False)
+    command = COMMANDS[name]
+    del options.command
+
+    def imported_and_called(_) -> int | None:
+        run = getattr(importlib.import_module(command.module), command.function)
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()  # of the weights being loaded
+        return run(**vars(options)) if command.module in (SEARCH, LANCE) else run(options)
+
+    with in_results():
+        return run_command(
+            *(f"wavlink {name}", imported_and_called),
+            extra=command.extra,
+            debug=debug,
+            as_json=getattr(options, "as_json", False),
+        )
+
+
+def build_parser() -> Parser:
+    """Return the parser of all commands."""
+    parser = Parser(
+        prog="wavlink",
+        usage="wavlink COMMAND ...",
+        description="Compact audio-text embeddings: train, measure, search, publish.",
+        epilog=f"{_examples()}\n\n`wavlink COMMAND --help` lists a command's options.\n\n{EXIT_CODES}",
+    )
+    parser.add_argument("--version", action=_Version, default=argparse.SUPPRESS, help="print the version and exit")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=SHELLS,
+        default=argparse.SUPPRESS,
+        help="print the completion script of a shell and exit",
+    )
+    _debug_option(parser)
+    commands = parser.add_commands(dest="command", title="commands")
+    lance = None
+    for name, command in COMMANDS.items():
+        parent, _, child = name.rpartition(" ")
+        if parent and lance is None:
+            inner = commands.add_parser(
+                parent, help="load rows into LanceDB, and query them", prog=f"wavlink {parent}"
+            )
+            lance = inner.add_commands(title="commands")
+        _add_command(lance if parent else commands, child, name, command)
+    return parser
+
+
+def _add_command(commands, child: str, name: str, command: Command) -> None:
+    parser = commands.add_parser(
+        child,
+        prog=f"wavlink {name}",
+        help=command.does,
+        description=f"{command.does[0].upper()}{command.does[1:]}.",
+        epilog=f"example:\n  wavlink {name} {command.example}",
+        allow_abbrev=command.options is not of_train,
+    )
+    command.options(parser)
+    _debug_option(parser)
+    parser.set_defaults(command=name)
+
+
+def _examples() -> str:
+    return "examples:\n" + "\n".join(f"  wavlink {name} {command.example}" for name, command in COMMANDS.items())
+
+
+def _debug_option(parser: Parser) -> None:
+    text = "print the traceback above the line of an error"
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
+
+
+class _Version(argparse.Action):
+    def __init__(self, *args, **options):
+        super().__init__(*args, nargs=0, **options)
+
+    def __call__(self, parser, *_):
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"wavlink {version('wavlink')}")
+        except PackageNotFoundError:
+            print("wavlink, not installed: a checkout that is imported from its folder")
+        parser.exit()
+
+
+def _taking_text(parser: Parser) -> Iterator[argparse.Action]:
+    """What may be a path, of all commands."""
+    for action in parser._actions:
+        if action.nargs != 0 and not action.choices and action.type in (None, str):
+            yield action
+    for command in parser.commands.values():
+        yield from _taking_text(command)
+
+
+class _Completion(argparse.Action):
+    """Print a shell's completion script, made by shtab."""
+
+    def __call__(self, parser, namespace, shell, option_string=None):
+        try:
+            import shtab
+        except ModuleNotFoundError:
+            parser.error(f"shtab is not installed: {install_command('completion')}")
+        for action in _taking_text(parser):
+            action.complete = shtab.FILE
+        print(shtab.complete(parser, shell=shell))
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

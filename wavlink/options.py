@@ -1,0 +1,323 @@
+"""The options of every command that is not `train`. It imports nothing heavy, so that `--help` answers at once.
+
+Defaults that a library function has as well are equal to those (a test compares them).
+"""
+
+import argparse
+from collections.abc import Callable
+
+from .parsing import Parser
+
+DTYPES = ("float32", "bfloat16", "float16")
+STORAGES = ("fp32", "fp16", "int8", "binary")
+CLEAN_UPS = ("spaces", "none")
+SIZES = ("base", "small", "large")
+BENCHMARKS = ("audiocaps", "clotho", "esc50", "us8k", "vggsound", "airbench", "synthetic")
+PROMPT = "This is a sound of {}."
+QUESTION = "What is this sound?"
+CHOICE_TEXT = "{question} {choice}"
+WINDOW, HOP = 10.0, 5.0
+MODEL = "a folder or a Hub id of a WavLink or a CLAP"
+INDEX_MODEL = "the index's own model, if it is elsewhere now (default: where the index says)"
+REVISION = "of a Hub id: a branch, tag or commit (default: its main branch)"
+
+
+def parser_of(add_options: Callable[[Parser], None], prog: str, description: str | None = None, **options) -> Parser:
+    """Return a parser of one command's options.
+
+    Args:
+        prog: what its usage and errors call it.
+        description: of the module that does the work.
+    """
+    parser = Parser(prog=prog, description=description, **options)
+    add_options(parser)
+    return parser
+
+
+def classify(parser: Parser) -> None:
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="sound files, or folders of them")
+    add("--model", required=True, help=MODEL)
+    add("--labels", required=True, nargs="+", metavar="LABEL", help="labels to choose from, two or more")
+    add(
+        "--prompt",
+        nargs="+",
+        default=[PROMPT],
+        help=f'texts with {{}} for the label; several are averaged (default: "{PROMPT}")',
+    )
+    add("--clean_up", default="spaces", choices=CLEAN_UPS, help="spaces: underscores in labels become spaces")
+    add("--dim", type=int, help="one of the nested dims (default: all dims)")
+    add("--top_k", type=int, default=5, help="labels printed for each sound")
+    json_option(parser)
+    add("--revision", help=REVISION)
+    model_options(parser)
+
+
+def evaluate(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, nargs="+", help="folders, Hub ids, or random:FOLDER_OR_ID for new weights")
+    add("--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, an audiofolder, or a Hub data set")
+    add("--split", default="", help="default: what the benchmark is scored on; of a folder, test")
+    add("--data", default="", help="a local folder or Hub id to read a benchmark by name from (default: its own)")
+    add(
+        "--caption_columns", nargs="*", default=[], metavar="COLUMN", help="default: every column named like a caption"
+    )
+    add(
+        "--prompt",
+        nargs="+",
+        default=(PROMPT,),
+        help=f'texts with {{}} for a zero-shot label; several are averaged (default: "{PROMPT}")',
+    )
+    add("--clean_up", default="spaces", choices=CLEAN_UPS, help="spaces: underscores in labels become spaces")
+    add("--renames", metavar="JSON", help="a JSON file of {label: words}, for labels that read badly")
+    add("--candidates", nargs="+", metavar="LABEL", help="labels to choose from (default: the split's own)")
+    add("--group_column", default="group", help="column of groups that are scored separately as well")
+    add("--choices", type=int, default=4, help="choices of a question made from labels; 0: no questions")
+    add("--question", default=QUESTION, help="question made from labels")
+    add("--choice_text", default=CHOICE_TEXT, help="question and choice as one text")
+    add("--seed", type=int, default=0, help="of the choices that are drawn")
+    add("--batch_size", type=int, default=32, help="clips and texts that are embedded at once")
+    add("--output", metavar="SCORES.json", help="a JSON file for the scores; plots go beside it (default: none)")
+    json_option(parser)
+
+
+def index(parser: Parser) -> None:
+    add = parser.add_argument
+    json_option(parser)
+    add("sounds", nargs="+", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
+    add("--out", required=True, metavar="INDEX", help="folder of the index, new or not")
+    add("--model", default="", help="a folder or a Hub id; an index that exists knows its own (default: that one)")
+    add("--dim", type=int, help="one of the nested dims (default: the least from 48 on)")
+    add("--storage", choices=STORAGES, help="number format of a new index (default: int8)")
+    add("--window", type=float, help=f"seconds embedded at once, of a new index (default: {WINDOW:g})")
+    add("--hop", type=float, help=f"seconds from window to window, of a new index (default: {HOP:g})")
+    add("--root", default="", help="folder that paths are relative to, or where the sounds have moved to")
+    add("--split", default="train", help="of a data set")
+    add("--retry", action="store_true", help="retry files skipped by earlier runs")
+    add("--commit_seconds", type=float, default=30.0, help="work that a kill loses at most")
+    model_options(parser)
+
+
+def query(parser: Parser) -> None:
+    parser.intermixed = True
+    add = parser.add_argument
+    index_folder(parser)
+    add("text", nargs="*", metavar="TEXT", help="what to find, in words")
+    add("--by_sound", action="append", default=[], metavar="FILE", help="find sounds similar to FILE (repeatable)")
+    add("--without", action="append", default=[], metavar="TEXT", help="what is not wanted (repeatable)")
+    add(
+        "--without_sound",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a sound like those that are not wanted (repeatable)",
+    )
+    add("--weight", type=float, default=0.5, help="of what is not wanted")
+    add("--top_k", type=int, default=10, help="results")
+    add("--windows", action="store_true", help="rank every window, not each file's best one alone")
+    add("--model", default="", help=INDEX_MODEL)
+    add("--dim", type=int, help="fewer of the nested dims than the index has (default: all that it has)")
+    model_options(parser)
+
+
+def info(parser: Parser) -> None:
+    index_folder(parser)
+
+
+def verify(parser: Parser) -> None:
+    index_folder(parser)
+    parser.add_argument(
+        "--drop", action="store_true", help="forget damaged parts; the next `index` embeds their sounds again"
+    )
+
+
+def remove(parser: Parser) -> None:
+    index_folder(parser)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="as `query` prints them, or a folder of them")
+
+
+def reindex(parser: Parser) -> None:
+    index_folder(parser)
+    add = parser.add_argument
+    add("--out", required=True, metavar="OTHER", help="folder of the new index")
+    add("--dim", type=int, help="one of the nested dims (default: the index's own)")
+    add("--storage", choices=STORAGES, help="number format (default: the index's own)")
+
+
+def push_index(parser: Parser) -> None:
+    index_folder(parser)
+    parser.add_argument("repo_id", metavar="REPO_ID", help="user/name or organisation/name")
+    parser.add_argument("--private", action="store_true", help="a new repository is visible to its owners alone")
+
+
+def pull(parser: Parser) -> None:
+    add = parser.add_argument
+    json_option(parser)
+    add("repo_id", metavar="REPO_ID", help="user/name or organisation/name")
+    add("--out", required=True, metavar="INDEX", help="folder of the index, new")
+    add("--model", default="", help="the model it was made by, a folder or Hub id that you trust")
+    add("--root", default="", help="folder that holds the sounds here")
+    add("--revision", help="a branch, tag or commit (default: main)")
+
+
+def draw_map(parser: Parser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="INDEX", help="folder of an index")
+    add("--out", required=True, metavar="HTML", help="file to write")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--labels", default="", metavar="CSV", help="metadata with file_name and label")
+    either.add_argument(
+        "--labels_from_text",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="labels that the model chooses from; without both, a sound's folder is its label",
+    )
+    add("--label_column", default="label", help="of --labels")
+    add(
+        "--embed_audio",
+        nargs="?",
+        type=int,
+        const=200_000,
+        default=0,
+        metavar="BYTES",
+        help="put sounds of up to so many bytes (200000) inside, at most 100000000 in all (default: 0, links alone)",
+    )
+    add("--most", type=int, default=20_000, help="sounds; of more, a random sample is drawn")
+    add("--seed", type=int, default=0, help="of the sample and of t-SNE")
+    json_option(parser)
+    add("--model", default="", help=INDEX_MODEL)
+    model_options(parser)
+
+
+def where(parser: Parser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL)
+    add("file", metavar="FILE", help="the recording: wav, flac, ogg, opus, mp3, ... of any length")
+    add("--query", nargs="+", default=[], metavar="TEXT", help="texts to look for")
+    add("--by_sound", nargs="+", default=[], metavar="FILE", help="sounds to look for")
+    add("--window", type=float, default=WINDOW, help="seconds embedded at once")
+    add("--hop", type=float, default=HOP, help="seconds from one window's start to the next one's")
+    add("--top_k", type=int, default=5, help="spans of each query")
+    add("--dim", type=int, help="compare the first of the nested dims (default: all dims)")
+    json_option(parser)
+    add("--picture", metavar="PNG", help="plot of the recording over time, with scores and spans (default: none)")
+    add("--revision", help=REVISION)
+    device_option(parser)
+
+
+def export(parser: Parser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a folder or Hub id of a WavLink")
+    add("folder", metavar="DIR", help="folder to write")
+    add("--int8", action="store_true", help="8-bit weights; what that costs is measured")
+    add("--opset", type=int, help="of ONNX (default: torch's own)")
+    json_option(parser)
+
+
+def push(parser: Parser) -> None:
+    parser.intermixed, parser.check = True, check_push
+    add = parser.add_argument
+    add("folder", nargs="?", metavar="FOLDER", help="a WavLink or a LoRA adapter, a folder or a Hub id")
+    add("repo_id", metavar="REPO_ID", help="user/name")
+    add("--init", choices=SIZES, help="instead of FOLDER, the paper's model of this size before its training")
+    add(
+        "--scores",
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="what `wavlink eval --output` has written of these very weights",
+    )
+    add("--license", help="of the weights, as the Hub names it (default: what towers and data allow)")
+    add("--output_dir", metavar="DIR", help="an empty or new folder for what is pushed (default: a temporary one)")
+    json_option(parser)
+    add("--dry_run", action="store_true", help="write and verify, upload nothing")
+    add("--private", action="store_true", help="a new repository is visible to its owners alone")
+    add("--revision", default="", metavar="BRANCH", help="a new branch starts at main (default: main)")
+    add("--create_pr", action="store_true", help="open a pull request instead of writing to main")
+    add("--tag", default="", help="of the new commit")
+    add("--overwrite_card", action="store_true", help="also where the card was edited on the Hub, above its line")
+    add("--space", action="store_true", help="push a demo of the model, not the model; REPO_ID is the Space's")
+    add("--index", default="", help="with --space, an index whose sounds everyone may play")
+
+
+def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
+    """Refuse options of `push` that do not go together."""
+    if bool(options.folder) == bool(options.init):
+        parser.error("give either FOLDER and REPO_ID, or --init and REPO_ID")
+    if options.space and (options.init or options.scores):
+        parser.error("--space shows a trained model: leave --init and --scores out")
+    if options.index and not options.space:
+        parser.error("--index goes with --space; alone it is pushed by `wavlink push-index`")
+    if options.dry_run and not options.output_dir:
+        parser.error("--dry_run needs --output_dir, or nothing would be left to look at")
+    return options
+
+
+def space(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="a WavLink, a folder or a Hub id")
+    add("--revision", help=REVISION)
+    add("--index", default="", help="an index of sounds; or `synthetic`, of sounds made by code at the start")
+    add("--sounds", default="", metavar="FOLDER", help="holds the index's sounds now (default: where they were)")
+    add("--port", type=int, help="default: the first that is free from 7860 on, or GRADIO_SERVER_PORT")
+    device_option(parser)
+    add("--max_mb", type=float, default=25, help="of a visitor's file")
+    add("--max_seconds", type=float, default=600, help="of a visitor's sound")
+    add("--max_wait", type=float, default=60, help="seconds for the visitors before")
+    json_option(parser, "one JSON document on stdout, with the address once it serves")
+    add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
+
+
+def ray(parser: Parser) -> None:
+    add = parser.add_argument
+    add("sounds", nargs="+", metavar="SOUNDS", help="folders, files or @list.txt")
+    add("--model", required=True, help=MODEL)
+    add("--revision", help=REVISION)
+    add("--out", required=True, metavar="FOLDER", help="folder for the rows")
+    add("--actors", type=int, default=2, help="models in the cluster")
+    add("--batch_size", type=int, default=64, help="files that an actor takes at a time")
+    add("--address", help="of the cluster, or auto (default: RAY_ADDRESS, else one is started on this machine)")
+    add("--window", type=float, default=WINDOW, help="seconds embedded at once")
+    add("--hop", type=float, default=HOP, help="seconds from window to window")
+    model_options(parser)
+    add("--retry", action="store_true", help="retry files skipped by earlier runs")
+
+
+def lance_load(parser: Parser) -> None:
+    parser.add_argument("rows", metavar="ROWS", help="a folder that `wavlink ray` has written")
+    parser.add_argument("--dim", type=int, help="one of the model's nested dims (default: all dims)")
+    database(parser)
+
+
+def lance_query(parser: Parser) -> None:
+    add = parser.add_argument
+    add("text", metavar="TEXT", help="what to find, in words")
+    add("--model", required=True, help="a folder or Hub id, the one that the rows were made by")
+    add("--top_k", type=int, default=10, help="results")
+    add("--under", metavar="PREFIX", help="only sounds whose paths begin so, such as dogs/ (default: all)")
+    json_option(parser)
+    database(parser)
+
+
+def database(parser: Parser) -> None:
+    parser.add_argument("--database", required=True, help="a folder, s3://, gs:// or db:// address")
+    parser.add_argument("--table", default="sounds", help="name of the table")
+
+
+def index_folder(parser: Parser) -> None:
+    json_option(parser)
+    parser.add_argument("folder", metavar="INDEX", help="folder of an index")
+
+
+def json_option(parser: Parser, text: str = "one JSON document on stdout, all else on stderr") -> None:
+    parser.add_argument("--json", action="store_true", dest="as_json", help=text)
+
+
+def device_option(parser: Parser) -> None:
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda")
+
+
+def model_options(parser: Parser) -> None:
+    device_option(parser)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model's weights")

@@ -1,0 +1,109 @@
+"""Parsers whose help states every default, and whose errors are one line with the nearest name."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from .console import print_error
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and behind the help of each option that takes a value its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        shown = getattr(action, "shown_default", None)
+        stated = not text or "default:" in text or (action.default == argparse.SUPPRESS and shown is None)
+        if stated or not action.option_strings or action.nargs == 0 or action.required:
+            return text
+        if shown is not None:
+            return f"{text} (default: {str(shown).replace('%', '%%')})"
+        empty = action.default in (None, "", [], ())
+        return f"{text} (default: {'none' if empty else '%(default)s'})"
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that says what is wrong in one line and exits with 2.
+
+    Args:
+        intermixed: words may stand between and after options, which argparse cannot place by itself.
+    """
+
+    def __init__(self, *args, intermixed: bool = False, **options):
+        options.setdefault("formatter_class", HelpFormatter)
+        super().__init__(*args, **options)
+        self.intermixed = intermixed
+        self._within = False
+        self.as_json = False
+        self.commands: dict[str, Parser] = {}
+        self.check: Callable | None = None  # of options together: takes them and the parser, and returns them
+
+    def add_commands(self, **options) -> "argparse._SubParsersAction[Parser]":
+        """`add_subparsers`, whose parsers are this class's."""
+        action = self.add_subparsers(required=True, metavar="COMMAND", parser_class=type(self), **options)
+        self.commands = action.choices
+        return action
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse like argparse, but refuse what is left over."""
+        if self._within:
+            return super().parse_known_args(args, namespace)
+        args = list(sys.argv[1:] if args is None else args)
+        self.as_json = "--json" in args
+        own = args[: self._refuse_other_command(args)]
+        if unknown := self._unknown(own):  # before what is missing, since that may be what is misspelt
+            self.refuse([unknown])
+        self._within = True
+        try:
+            parse = self.parse_known_intermixed_args if self.intermixed else super().parse_known_args
+            options, rest = parse(args, namespace)
+        finally:
+            self._within = False
+        if rest:
+            self.refuse(rest)
+        return self.check(options, self) if self.check else options, rest
+
+    def refuse(self, rest: Sequence[str]) -> NoReturn:
+        """Name the first option that there is none of, and the nearest one that there is."""
+        option = next((word for word in rest if word.startswith("-")), None)
+        if option is None:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        near = difflib.get_close_matches("--" + option.partition("=")[0].lstrip("-"), self._names(), n=1)
+        advice = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
+        self.error(f"unknown option {option}; {advice}")
+
+    def _names(self) -> list[str]:
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+
+    def _unknown(self, args: Sequence[str]) -> str:
+        """Return the first word that is an option's by its form, and neither one nor the beginning of one."""
+        for word in args:
+            name = word.partition("=")[0]
+            if word == "--":
+                break
+            if not name.startswith("--") or " " in name or name in self._names():
+                continue
+            if not (self.allow_abbrev and any(known.startswith(name) for known in self._names())):
+                return word
+        return ""
+
+    def _refuse_other_command(self, args: Sequence[str]) -> int:
+        """Return how many words stand before the command, which is a known one; all of them where none is due."""
+        if not self.commands:
+            return len(args)
+        values = {name for action in self._actions if action.nargs != 0 for name in action.option_strings}
+        for index, (last, word) in enumerate(zip(["", *args], args, strict=False)):
+            if not word.startswith("-") and last not in values:
+                if word not in self.commands:
+                    near = difflib.get_close_matches(word, self.commands, n=1)
+                    advice = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(self.commands)}"
+                    self.error(f"no command {word!r}; {advice}")
+                return index
+        return len(args)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        print_error(self.prog, message, self.as_json)
+        self.exit(2)

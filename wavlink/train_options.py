@@ -1,0 +1,107 @@
+"""The options of `train`: a recipe's fields, with their own help, defaults and choices, and those of its sweep."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from modeling_wavlink.recipes import CHOICES, RECIPES, SWEEP_TEXTS, Recipe
+
+from .parsing import Parser
+
+SWEEP = {"only": "*", "seeds": "0", **SWEEP_TEXTS}
+_SWEEP_HELP = {
+    "only": "names or patterns of configurations: clip-*,*-full-both",
+    "seeds": "such as 0,1,2: every configuration under each",
+    **{name: f"the {name} text tower, a Hub id or folder" for name in SWEEP_TEXTS},
+}
+
+
+def train(parser: Parser) -> None:
+    """Add RECIPE, its options and, for the recipe `sweep`, the sweep's."""
+    recipe_argument(parser)
+    json_option(parser)
+    recipe_options(parser)
+    sweep_options(parser.add_argument_group("of `train sweep` alone"))
+
+
+def recipe_argument(parser: Parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or sweep, the paper's 24 in a row")
+
+
+def json_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        dest="as_json",
+        help="one JSON document on stdout, all else on stderr",
+    )
+
+
+def recipe_options(parser: Parser) -> None:
+    """Add an option for each field of a recipe; the default shown is of a recipe that does not state its own."""
+    for field in dataclasses.fields(Recipe):
+        if field.name != "name":
+            kind = _argument(field)
+            added = parser.add_argument(
+                f"--{field.name}", default=argparse.SUPPRESS, help=field.metadata["help"].replace("%", "%%"), **kind
+            )
+            added.shown_default = _shown(field.default)
+
+
+def sweep_options(group) -> None:
+    for name, default in SWEEP.items():
+        group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=_SWEEP_HELP[name]).shown_default = default
+
+
+def sweep_of(options: dict) -> dict:
+    """Return the sweep's options with their defaults."""
+    return SWEEP | options
+
+
+def refuse_sweep_options(options: dict, recipe: str) -> None:
+    given = [name for name in SWEEP if name in options]
+    if given:
+        raise ValueError(f"--{given[0]} is of `train sweep`, not of {recipe}: leave it out")
+
+
+def _shown(default) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "none"
+    return "none" if default == "" or default is dataclasses.MISSING else str(default)
+
+
+def _argument(field: dataclasses.Field) -> dict:
+    if field.name in CHOICES:  # which the recipe checks, also where no command line is parsed
+        return {"type": str, "metavar": "{" + ",".join(filter(None, CHOICES[field.name])) + "}"}
+    if field.type is bool:
+        return {"type": _boolean, "metavar": "{true,false}"}
+    if field.type is dict:
+        return {"type": json.loads, "metavar": "JSON"}
+    if field.type == tuple[str, ...]:
+        return {"type": _words, "metavar": "A,B"}
+    if field.type == tuple[int, ...]:
+        return {"type": _numbers, "metavar": "N,N"}
+    return {"type": field.type, "metavar": {str: "TEXT", int: "N", float: "X"}[field.type]}
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+    return text.lower() == "true"
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict:
+    """Return what was given, by name."""
+    return vars(parser.parse_args(argv))
