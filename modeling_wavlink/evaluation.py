@@ -108,6 +108,8 @@ def score(
         folder, data = store
         revision = (describe(model, processor) | known)["revision"]
         key = {"revision": revision, "data": data, "batch_size": batch_size}
+        if model.dtype != torch.float32:
+            key["dtype"] = str(model.dtype)
         store = open_store(folder, key)
     scores = evaluate_dataset(model, processor, dataset, columns, protocol, batch_size=batch_size, store=store)
     versions = {package: version(package) for package in PACKAGES}

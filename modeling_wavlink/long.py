@@ -233,17 +233,8 @@ def run(options: argparse.Namespace) -> None:
         _check_picture(Path(options.picture))
     _check_score(options.min_score)
     embedder = Embedder(options.model, revision=options.revision, device=options.device)
-    recording, least, found = locate_all(
-        embedder,
-        options.file,
-        options.query,
-        options.by_sound,
-        options.window,
-        options.hop,
-        options.top_k,
-        options.dim,
-        options.min_score,
-    )
+    given = options.window, options.hop, options.top_k, options.dim, options.min_score
+    recording, least, found = locate_all(embedder, options.file, options.query, options.by_sound, *given)
     if options.picture:
         _draw(options, recording, found, least)
     if options.as_json:

@@ -73,8 +73,10 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if packages.is_own(error.name or ""):
             raise
-        wanted = f"wavlink[{extra}]" if extra else "wavlink"
-        raise ImportError(f"wavlink.{name} needs {error.name}: pip install '{wanted}'", name=error.name) from error
+        from .installing import install_hint
+
+        hint = install_hint(error.name or "a package", extra)
+        raise ImportError(f"wavlink.{name} cannot be used: {hint}", name=error.name) from error
     globals()[name] = value
     return value
 
