@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from hub_cards.foreign_text import clean
@@ -192,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Serve what the options say until a signal comes."""
+    if not options.check and find_spec("gradio") is None:  # before a model is loaded for it
+        raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
     with signals_as_interrupts(), stdout_for(options.as_json) as print_json, _temporary() as folder:
         demo = _demo(options, folder)
         loaded = _loaded(demo)
