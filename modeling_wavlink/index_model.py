@@ -2,6 +2,8 @@
 
 import os
 
+from transformers import AutoConfig
+
 from .configuration_wavlink import one_line
 from .embedder import Embedder
 from .index_folder import Manifest
@@ -46,12 +48,25 @@ def _present(manifest: Manifest, device: str, dtype: str) -> Embedder:
             raise ValueError("it is a path from an unknown folder")  # ours are absolute
         elif _is_commit(manifest.revision):
             pinned["revision"] = manifest.revision
+        _refuse_other_dims(source, manifest, pinned)
         return new_embedder(name, device, dtype, **pinned)
     except ValueError as error:
         raise ValueError(
             f"the index says it was made by {name!r}, which this machine does not have ({one_line(error)}): name it "
             "yourself with --model"
         ) from error
+
+
+def _refuse_other_dims(source: str, manifest: Manifest, pinned: dict) -> None:
+    """By its config, before weights are read, of which a digest can be had only when they are loaded."""
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **pinned)
+    except OSError:  # there is none, which loading says in its words
+        return
+    dims = getattr(config, "projection_dim", None)
+    nested = list(getattr(config, "matryoshka_dims", None) or [dims])
+    if dims != manifest.dims or set(nested) != set(manifest.matryoshka_dims):
+        raise ValueError(f"its vectors have {nested} dims, those of the index's model {manifest.matryoshka_dims}")
 
 
 def _is_commit(revision: str) -> bool:

@@ -195,10 +195,15 @@ def _is_stale(reader: Reader, body: int, held: int, end: int) -> bool:
     rest = reader.size - body - held
     if not 0 < held <= rest - HARMLESS or end > body + held + 1:
         return False
-    behind = after_tags(reader, body + held)
+    behind = body + held
+    while content := reader.peek(behind, 1 << 20):  # over silence
+        behind += len(content) - len(content.lstrip(b"\0"))
+        if content.strip(b"\0"):
+            break
     head = reader.peek(behind, 5)
     known = _is_name(head[:4]) or head.startswith(_SHORT_OTHERS) or _kind(reader, behind)
-    return behind == body + held and not known
+    known = known or 0 < behind - body - held < 16  # a few zeros begin HTK and MAT4
+    return after_tags(reader, behind) == behind < reader.size and not known
 
 
 def _stale(parts: list[list], held: int) -> list[Link]:

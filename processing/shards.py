@@ -127,15 +127,11 @@ def _first_clips(paths: list[str]) -> tuple[str, list[tuple[str, dict[str, bytes
         clips, first = _clips(path), []
         try:
             first.extend(islice(clips, _CLIPS_LOOKED_AT))
-        except UnreadableTar as error:
+        except ValueError as error:
             reason = reason or error
         if first or reason is None:
             return path, first
-    raise ValueError(f"{reason}; none of {len(paths)} shards can be read") from reason
-
-
-class UnreadableTar(ValueError):
-    """A tar is damaged or was cut, or its file cannot be opened."""
+    raise ValueError(f"{reason}; none of {len(paths)} shards can be read" if paths[1:] else str(reason)) from reason
 
 
 class _Header(tarfile.TarInfo):
@@ -190,7 +186,7 @@ def _clips(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                     raise ValueError(f"{path} holds {member.name[:80]!r}, of more than {most >> 20} MB: take it out")
                 current, files[suffix] = key, tar.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UnreadableTar(f"cannot read {path}: {error}; write this shard again or take it out") from error
+        raise ValueError(f"cannot read {path}: {error}; write this shard again or take it out") from error
     if files:
         yield current, files
 

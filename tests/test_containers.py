@@ -372,12 +372,14 @@ def test_noise_in_a_flac_is_no_sound_behind_it(read):
 
 @pytest.mark.parametrize("container", ["WAV", "WAVEX", "RIFX", "RF64", "AIFF", "AU", "CAF"])
 @pytest.mark.parametrize(("codec", "frame"), [("PCM_16", 2), ("PCM_24", 3), ("FLOAT", 4)])
-@pytest.mark.parametrize("seconds", [0.1, 1.0, 2.4])
-def test_a_header_written_early_and_never_again(container, codec, frame, seconds, read):
+@pytest.mark.parametrize(("seconds", "silence"), [(0.1, 0), (1.0, 0), (1.0, 2000), (2.4, 0)])
+def test_a_header_written_early_and_never_again(container, codec, frame, seconds, silence, read):
     """All is read and said where the header tells of less than half; else what is not read is said."""
     options = {"format": "WAV", "endian": "BIG"} if container == "RIFX" else {"format": container}
     file = io.BytesIO()
-    soundfile.write(file, noise := np.random.default_rng(0).uniform(-1, 1, 3 * RATE), RATE, subtype=codec, **options)
+    noise = np.random.default_rng(0).uniform(-1, 1, 3 * RATE)
+    noise[int(seconds * RATE) : int(seconds * RATE) + silence] = 0
+    soundfile.write(file, noise, RATE, subtype=codec, **options)
     content, size = bytearray(file.getvalue()), int(seconds * RATE) * frame
     name = {"AIFF": b"SSND", "AU": b".snd"}.get(container, b"data")
     at = content.index(name) + 4
@@ -399,7 +401,7 @@ def test_a_header_written_early_and_never_again(container, codec, frame, seconds
         np.testing.assert_array_equal(clip, load_audio(file.getvalue()))
         assert f"tells of {seconds:.1f} s of sound, but 3.0 s are there" in said and "--ignore-length" in said
     else:
-        assert abs(len(clip) - seconds * RATE) <= 1 and len(noise) == 3 * RATE
+        assert abs(len(clip) - seconds * RATE) <= 1
         assert "2.4 s are read" in said and "would be 0.6 s" in said and "--ignore-length" in said
 
 

@@ -21,6 +21,7 @@ from modeling_wavlink import (
     WavLinkModel,
     classify,
     evaluation,
+    index_model,
     long,
     losses_wavlink,
     onnx_export,
@@ -376,6 +377,19 @@ def test_an_index_with_the_path_of_another_model_is_refused(index, model, proces
     processor.save_pretrained(tmp_path / "other")
     renamed(index, str(tmp_path / "other"))
     with pytest.raises(ValueError, match="their vectors do not compare"):
+        Index.open(index).query("rain")
+
+
+@pytest.mark.parametrize("change", [{"projection_dim": 8, "matryoshka_dims": [8]}, {"matryoshka_dims": [4]}, None])
+def test_an_index_with_the_path_of_a_model_of_other_dims_reads_no_weights(index, change, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    config = json.loads((Path(IndexFolder.open(index).manifest.model) / "config.json").read_text())
+    config = config | change if change else {"model_type": "bert"}
+    (tmp_path / "other/config.json").write_text(json.dumps(config))
+    (tmp_path / "other/model.safetensors").write_bytes(b"not to be read")
+    renamed(index, str(tmp_path / "other"))
+    monkeypatch.setattr(index_model, "new_embedder", lambda *_, **__: pytest.fail("weights are read"))
+    with pytest.raises(ValueError, match="its vectors have .* dims.*name it yourself with --model"):
         Index.open(index).query("rain")
 
 
