@@ -422,6 +422,7 @@ def test_the_command_with_a_model_from_disk_whatever_the_words(wavlink_folder, t
     assert is_picture(tmp_path / "timeline.png")
 
 
+@pytest.mark.slow
 def test_the_commands_errors_are_one_line(wavlink_folder, tmp_path):
     (tmp_path / "bad\x1b\nfile.wav").write_bytes(b"woof")
     done = run_command(wavlink_folder, tmp_path / "bad\x1b\nfile.wav", "--query", "a bell")

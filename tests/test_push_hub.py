@@ -242,6 +242,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_no_token_a_wrong_one_and_no_right_to_write_are_told_before_any_work(hub, tmp_path):
     hub.create("stranger/there")
     hub.create("user/mine")

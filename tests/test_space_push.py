@@ -151,6 +151,7 @@ def test_an_upload_that_fails_leaves_no_half_space(hub, here, made):
     assert not hub.files("user/demo", kind="spaces")
 
 
+@pytest.mark.slow
 def test_a_model_on_the_hub_is_named_by_its_commit_and_not_copied(hub, made, tmp_path):
     commit = hub.add_repo("user/model", made / "model", "model")
     words = ["user/model", "user/demo", "--space", "--dry_run", "--output_dir", str(tmp_path / "out")]
@@ -183,6 +184,7 @@ def test_what_was_pushed_starts_with_its_requirements_alone_and_answers_alike(ma
     )
 
 
+@pytest.mark.slow
 def test_a_space_that_does_not_start_is_not_uploaded(made, tmp_path, monkeypatch):
     monkeypatch.setattr(push, "verify", lambda folder, expected: (folder / "config.json").unlink())
     with pytest.raises(SystemExit, match="the Space does not start: hub_cards.space: .*model has no config.json"):

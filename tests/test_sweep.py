@@ -59,6 +59,7 @@ def again(swept, small, *options) -> list[str]:
     return ["sweep", *small, "--projection_dim", "16", "--output_dir", str(swept), *options]
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_what_was_asked_for(swept):
     runs = {path.name for path in swept.iterdir() if path.is_dir()}
     names = ["clip-info_nce-projector-audio", "clip-info_nce-projector-both", "modernbert-sigmoid-lora-both"]
@@ -75,6 +76,7 @@ def test_a_sweep_runs_what_was_asked_for(swept):
         assert figure.format == "PNG" and min(figure.size) > 200
 
 
+@pytest.mark.slow
 def test_projector_only_is_the_same_in_both_scopes(swept):
     audio, both = (swept / f"clip-info_nce-projector-{scope}-seed3" for scope in ("audio", "both"))
     first, second = (load_file(run / "last/model.safetensors") for run in (audio, both))
@@ -82,6 +84,7 @@ def test_projector_only_is_the_same_in_both_scopes(swept):
     assert (audio / "metrics.jsonl").read_text() == (both / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_nothing_and_draws_again(swept, small, count):
     before = (swept / "sweep.json").read_text(), (swept / "sweep.md").read_text()
     for name in ("sweep.json", "sweep.md", "figure1.png"):
@@ -91,6 +94,7 @@ def test_the_same_command_trains_nothing_and_draws_again(swept, small, count):
     assert ((swept / "sweep.json").read_text(), (swept / "sweep.md").read_text()) == before
 
 
+@pytest.mark.slow
 def test_another_command_on_finished_runs_is_refused(swept, small, count):
     with pytest.raises(
         SystemExit, match=r"holds another run: max_steps was 2 and is now 5; give another --output_dir"
@@ -100,6 +104,7 @@ def test_another_command_on_finished_runs_is_refused(swept, small, count):
     assert not count
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, small, tmp_path, monkeypatch, count):
     """Killed in the second step of the second run, it ends as the unbroken sweep did."""
     learn, steps = train.Run.learn, []
@@ -125,6 +130,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(swept, small, tmp_path, m
     assert not list(tmp_path.glob("*/checkpoints"))
 
 
+@pytest.mark.slow
 def test_other_processes_write_nothing(swept, small, monkeypatch):
     """Eight processes that write one file at once lose it."""
     monkeypatch.setattr(sweep, "PartialState", lambda: type("State", (), {"is_main_process": False}))

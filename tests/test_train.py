@@ -93,6 +93,7 @@ def test_a_run_writes_models_metrics_and_a_picture(folder, tmp_path, loss_type):
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_training_learns(folder, tmp_path, monkeypatch):
     for name in ("draw_loss", "draw_recall", "draw_similarities"):  # of 40 validations
         monkeypatch.setattr(train, name, lambda *_: None)
@@ -164,6 +165,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_clips(folder
         train.train(recipe(folder, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_training_starts_from_towers_or_from_a_wavlink(folder, tmp_path, whisper_folder, bert_folder, wavlink_folder):
     towers = ["--audio_model", str(whisper_folder), "--text_model", str(bert_folder), "--projection_dim", "16"]
     first = train.train(recipe(folder, tmp_path / "towers", *towers, "--max_steps", "1", "--padding", "max_length"))
