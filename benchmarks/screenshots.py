@@ -17,7 +17,7 @@ from hub_cards.space.answers import Demo, trained_on
 from modeling_wavlink.embedder import Embedder
 from modeling_wavlink.sound_map import draw_map
 
-WINDOWS = {"space": (1280, 900), "space-phone": (390, 844)}
+WINDOWS = {"space": (1280, 800), "space-phone": (390, 1300)}
 
 
 def name_a_sound(page: Page) -> None:
@@ -71,7 +71,8 @@ def main() -> None:
             shown = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             shown.goto(page.local_url)
             shown.get_by_role("button", name="Name it").wait_for()
-            for step, take in STEPS.items() if options.all else [("name", name_a_sound)]:
+            shown_steps = STEPS if options.all else {"name": name_a_sound} if name == "space" else {"locate": locate_a_sound}
+            for step, take in shown_steps.items():
                 take(shown)
                 shown.wait_for_timeout(500)
                 file = f"{name}-{step}-{scheme}" if options.all else name
