@@ -43,6 +43,7 @@ from modeling_wavlink.regimes import (
     parameter_groups,
     save_adapter,
 )
+from modeling_wavlink.retrieval import DIRECTIONS
 from modeling_wavlink.run_folder import (
     Metrics,
     alone_in_its_folder,
@@ -54,7 +55,6 @@ from modeling_wavlink.run_folder import (
     remove,
     whole,
 )
-from modeling_wavlink.retrieval import DIRECTIONS
 from modeling_wavlink.scoring import Protocol, refuse_unsearchable, scores_of
 from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import caption_columns, with_captions

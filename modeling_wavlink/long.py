@@ -281,9 +281,7 @@ def _draw(options: argparse.Namespace, recording: Recording, found: list, least:
     draw_timeline(peaks, recording.duration, curves, Path(options.picture), min_score=least)
 
 
-def _as_json(
-    options: argparse.Namespace, embedder: Embedder, recording: Recording, found: list, least: float
-) -> str:
+def _as_json(options: argparse.Namespace, embedder: Embedder, recording: Recording, found: list, least: float) -> str:
     asked = ["text"] * len(options.query) + ["sound"] * len(options.by_sound)
     results = [
         {kind: name, "spans": [asdict(span) for span in spans], "closest": asdict(closest)}

@@ -121,7 +121,9 @@ def _long_tab(gr, demo: Demo, level) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             sound = _sound(gr, demo, "A recording", (samples.RECORDING,))
-            text = gr.Textbox("a police siren", label="What to look for", info="Where it is in the recording is shown.")
+            text = gr.Textbox(
+                "a police siren", label="What to look for", info="Where it is in the recording is shown."
+            )
             button = gr.Button("Look for it", variant="primary")
         answer = _answer(gr, "listen")
     _answered(gr, demo, level, [button.click, text.submit], demo.listen, [sound, text], pages.places, answer)
