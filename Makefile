@@ -53,8 +53,8 @@ $(VENV)/.docs: $(VENV)/.installed
 
 demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a stranger would, and use it
 	$(RUN) train.py quickstart --output_dir runs/quickstart
-	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 	$(RUN) examples/demo.py runs/quickstart/best
+	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 
 space: $(VENV)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
 	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo

@@ -41,6 +41,7 @@ from modeling_wavlink.regimes import (
     parameter_groups,
     save_adapter,
 )
+from modeling_wavlink.retrieval import DIRECTIONS
 from modeling_wavlink.run_folder import (
     Metrics,
     alone_in_its_folder,
@@ -52,7 +53,7 @@ from modeling_wavlink.run_folder import (
     remove,
     whole,
 )
-from modeling_wavlink.scoring import Protocol, refuse_unsearchable, scores_of, table
+from modeling_wavlink.scoring import Protocol, refuse_unsearchable, scores_of
 from modeling_wavlink.sweep import sweep, sweep_parser
 from processing.data import caption_columns, with_captions
 from processing.feeds import Epochs, Stream, load_source
@@ -263,6 +264,17 @@ def without_details(scores: dict) -> dict:
     return {**scores, "zero_shot": short} if short else scores
 
 
+def recall_line(scores: dict) -> str:
+    """R@10 of both directions at the largest and the smallest dim; all else is in `metrics.jsonl`."""
+    dims = sorted(scores["text_to_audio"], key=int)
+    ends = list(dict.fromkeys([dims[-1], dims[0]]))
+    parts = [
+        f"{words} " + " / ".join(f"{100 * scores[way][dim]['R@10']['value']:.1f}" for dim in ends)
+        for way, words in DIRECTIONS.items()
+    ]
+    return f"R@10 in % at {' / '.join(ends)} dims: {', '.join(parts)}"
+
+
 class Log:
     """A run's progress bar, `metrics.jsonl`, trackers and pictures; all of it on the main process alone."""
 
@@ -295,7 +307,7 @@ class Log:
     def validation(self, scores: dict, embedded: Embedded) -> None:
         if not self.active:
             return
-        Bar.write(f"step {self.run.step}, validation: {table(scores)}")
+        Bar.write(f"step {self.run.step} of {self.run.steps}, validation: {recall_line(scores)}")
         self.metrics.write(step=self.run.step, validation=without_details(scores))
         flat = {
             f"{way}/{dim}/{name}": figure["value"]

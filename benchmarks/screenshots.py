@@ -17,20 +17,24 @@ from hub_cards.space.answers import Demo, trained_on
 from modeling_wavlink.embedder import Embedder
 from modeling_wavlink.sound_map import draw_map
 
-WINDOWS = {"space": (1280, 900), "space-phone": (390, 844)}
+WINDOWS = {"space": (1280, 800), "space-phone": (390, 1300)}
+
+
+def take_sample(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name).click()
+    page.locator("#waveform:visible").wait_for()
+    page.wait_for_timeout(3000)  # until it is drawn
 
 
 def name_a_sound(page: Page) -> None:
-    page.get_by_role("button", name="Church bell").click()
-    page.wait_for_timeout(1500)
+    take_sample(page, "Church bell")
     page.get_by_role("button", name="Name it").click()
     page.locator("#name-answer li").first.wait_for()
 
 
 def locate_a_sound(page: Page) -> None:
     page.get_by_role("tab", name="Locate").click()
-    page.get_by_role("button", name="Faint rain").click()
-    page.wait_for_timeout(1500)
+    take_sample(page, "Faint rain")
     page.get_by_role("button", name="Look for it").click()
     page.locator("#listen-answer li").first.wait_for()
 
@@ -69,9 +73,13 @@ def main() -> None:
         scheme = "dark" if options.dark else "light"
         for name, (width, height) in WINDOWS.items():
             shown = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            shown.set_default_timeout(120_000)
             shown.goto(page.local_url)
             shown.get_by_role("button", name="Name it").wait_for()
-            for step, take in STEPS.items() if options.all else [("name", name_a_sound)]:
+            shown_steps = (
+                STEPS if options.all else {"name": name_a_sound} if name == "space" else {"locate": locate_a_sound}
+            )
+            for step, take in shown_steps.items():
                 take(shown)
                 shown.wait_for_timeout(500)
                 file = f"{name}-{step}-{scheme}" if options.all else name
