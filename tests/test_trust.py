@@ -154,6 +154,7 @@ for auto in (AutoConfig, AutoModel, AutoProcessor, AutoFeatureExtractor):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     ["import processing", "import transformers, modeling_wavlink", "from modeling_wavlink import WavLinkModel"],
@@ -235,7 +236,9 @@ DOORS = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    "door", [pytest.param(door, marks=pytest.mark.slow if door in ("export", "push") else ()) for door in DOORS]
+)
 def test_no_door_runs_the_code_in_a_folder(door, evil, wavs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     DOORS[door](evil, wavs, tmp_path / "out")

@@ -68,6 +68,7 @@ def test_search_agrees_with_brute_force(filled):
     assert len(filled.search(queries[:1], 1000)[0]) == 300
 
 
+@pytest.mark.slow
 def test_scores_of_an_approximate_index_are_exact_cosines(tmp_path, monkeypatch):
     """Of vectors enough for several partitions: looking into one finds too few, and so does no rescoring."""
     database = opened(tmp_path)
