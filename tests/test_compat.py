@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 COMPAT = {
     *("modeling_wavlink/compat.py", "modeling_wavlink/compat_wavlink.py", "processing/compat_features_wavlink.py"),
     "processing/compat_datasets.py",
+    "wavlink/compat.py",
 }
 # Methods of ours, of namedtuples and of classes that transformers and evaluate want overridden.
 OWN = {"_replace", "_init_weights", "_save", "_load_from_checkpoint", "_load_best_model"}

@@ -11,7 +11,7 @@ import pytest
 from processing import shard_reader
 from processing.shards import load_stream
 
-from .test_streaming import flat, ids, parquets, stream, tars
+from .shard_streams import flat, ids, parquets, stream, tars
 
 SHARDS = (7, 3, 9, 4)
 MEMBER = 1024  # bytes of a clip's json, or of a sound of at most 512 bytes, with its header

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from . import options as of
+from .compat import actions_of
 from .console import EXIT_CODES, escape_unwritable, in_results, run_command
 from .installing import install_command
 from .parsing import Parser
@@ -217,7 +218,7 @@ class _Version(argparse.Action):
 
 def _taking_text(parser: Parser) -> Iterator[argparse.Action]:
     """What may be a path, of all commands."""
-    for action in parser._actions:
+    for action in actions_of(parser):
         if action.nargs != 0 and not action.choices and action.type in (None, str):
             yield action
     for command in parser.commands.values():

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from .compat import actions_of
 from .console import print_error
 
 
@@ -75,7 +76,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown option {option}; {advice}")
 
     def _names(self) -> list[str]:
-        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        return [name for action in actions_of(self) for name in action.option_strings if name.startswith("--")]
 
     def _unknown(self, args: Sequence[str]) -> str:
         """Return the first word that is an option's by its form, and neither one nor the beginning of one."""
@@ -93,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         """Return how many words stand before the command, which is a known one; all of them where none is due."""
         if not self.commands:
             return len(args)
-        values = {name for action in self._actions if action.nargs != 0 for name in action.option_strings}
+        values = {name for action in actions_of(self) if action.nargs != 0 for name in action.option_strings}
         for index, (last, word) in enumerate(zip(["", *args], args, strict=False)):
             if not word.startswith("-") and last not in values:
                 if word not in self.commands:
