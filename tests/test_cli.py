@@ -12,10 +12,11 @@ import torch
 from transformers import pipeline
 
 import train
-from modeling_wavlink import cli, evaluation
+from modeling_wavlink import evaluation
 from modeling_wavlink.classify import classify
 from modeling_wavlink.embedder import Embedder
 from processing.audio import load_audio
+from wavlink import cli, console
 
 from .conftest import RATE, tone
 
@@ -69,10 +70,10 @@ def test_a_stop_is_one_whatever_the_stopped_code_makes_of_it(tmp_path, monkeypat
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(os, "close", close_and_stop)
-    with pytest.raises(KeyboardInterrupt) as stopped, cli.signals_as_interrupts():
+    with pytest.raises(KeyboardInterrupt) as stopped, console.signals_as_interrupts():
         shutil.rmtree(tmp_path / "folder", ignore_errors=True)
-    assert cli.code_of(stopped.value) == 128 + signal.SIGTERM
-    with pytest.raises(OSError, match="disk"), cli.signals_as_interrupts():
+    assert console.code_of(stopped.value) == 128 + signal.SIGTERM
+    with pytest.raises(OSError, match="disk"), console.signals_as_interrupts():
         raise OSError("the disk is full")
 
 

@@ -5,6 +5,7 @@ help, errors of usage and completion answer at once.
 """
 
 import argparse
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -123,8 +124,13 @@ COMMANDS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, do what it says, and return the exit code."""
+def main(arguments: Sequence[str] | None = None, wrap_json: bool = True) -> int:
+    """Parse the command line, do what it says, and return the exit code.
+
+    Args:
+        arguments: by default those of this process.
+        wrap_json: with `--json` print an object with `results` or `error`; without it each command's own document.
+    """
     escape_unwritable()
     argv = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -140,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         importlib.import_module("transformers.utils.logging").disable_progress_bar()  # of the weights being loaded
         return run(**vars(options)) if command.module in (SEARCH, LANCE) else run(options)
 
-    with in_results():
+    with in_results() if wrap_json else contextlib.nullcontext():
         return run_command(
             *(f"wavlink {name}", imported_and_called),
             extra=command.extra,

@@ -5,4 +5,4 @@ import argparse
 
 def actions_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """Return a parser's arguments (`_actions` of Python 3.10 to 3.14); none where they are unknown."""
-    return list(getattr(parser, "_actions", ()))
+    return parser._actions if hasattr(parser, "_actions") else []
