@@ -201,12 +201,17 @@ class CaptionedAudio(torch.utils.data.Dataset):
     ):
         self.dataset = dataset
         self.columns = list(columns)
-        self.max_samples = int(max_seconds * rate)
+        self.max_seconds = max_seconds
         self.seed = seed
         self.shuffle = shuffle
         self.rate = rate
         self.plan: BatchPlan | None = None
         self.unreadable: dict[str, str] = {}  # clip -> why; of a worker process its own
+
+    @property
+    def max_samples(self) -> int:
+        """`max_seconds` at the rate of the moment, which the processor may set later."""
+        return int(self.max_seconds * self.rate)
 
     def __len__(self) -> int:
         return len(self.dataset)

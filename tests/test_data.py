@@ -175,6 +175,12 @@ def items(seed: int, keys) -> list[tuple]:
     return [(round(200 * float(row["audio"]["array"][0])), *row["captions"]) for row in rows]
 
 
+def test_a_crop_is_as_long_at_a_rate_that_is_set_later():
+    data = CaptionedAudio(ROWS, ["captions"], max_seconds=0.01, shuffle=True)
+    data.rate = 48000
+    assert max(len(data[index]["audio"]["array"]) for index in range(len(ROWS))) == 480
+
+
 def test_crops_and_captions_depend_on_seed_epoch_and_index_only():
     keys = [(epoch, index) for epoch in range(40) for index in range(4)]
     first = items(0, keys)
