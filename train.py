@@ -29,7 +29,13 @@ from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.checkpoints import load_state, save_state
 from modeling_wavlink.embedding import Embedded, embed_dataset
 from modeling_wavlink.grad_cache import backward
-from modeling_wavlink.memory import limit_kept_memory, peak_memory, recompute_attention, return_freed_memory
+from modeling_wavlink.memory import (
+    limit_kept_memory,
+    peak_memory,
+    recompute_attention,
+    recompute_long_texts,
+    return_freed_memory,
+)
 from modeling_wavlink.pictures import draw_loss, draw_recall, draw_similarities
 from modeling_wavlink.progress import Bar
 from modeling_wavlink.recipes import Recipe, load_recipe, refuse_another_run
@@ -127,10 +133,10 @@ class Run:
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
         self.accelerator.print(describe(model))
-        eager = recipe.attn_implementation == "eager"
-        if self.on_cpu and eager and not (recipe.compile or recipe.gradient_checkpointing):
-            for tower in (model.audio_model, model.text_model):
-                recompute_attention(tower)
+        if self.on_cpu and not (recipe.compile or recipe.gradient_checkpointing):
+            recompute_long_texts(model.text_model)
+            if recipe.attn_implementation == "eager":
+                recompute_attention(model.audio_model)
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
         warmup = math.ceil(recipe.warmup_ratio * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)

@@ -68,6 +68,14 @@ def enable_checkpointing(model) -> None:
         model.gradient_checkpointing_enable()
 
 
+def disable_checkpointing(model) -> None:
+    """Keep states again, see `enable_checkpointing`."""
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:
+        model.gradient_checkpointing_disable()
+
+
 def train_batch_size(trainer) -> int:
     """Clips a process in a step: Trainer's own, which `auto_find_batch_size` lowers (transformers 5.6 to 5.23),
     or else what its arguments say."""

@@ -1,4 +1,4 @@
-"""Memory of training on a CPU: freed tensors go back to the system, attention is recomputed, the peak is known."""
+"""Memory of training on a CPU: freed tensors go back to the system, large states are recomputed, the peak is known."""
 
 import ctypes
 import inspect
@@ -12,10 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
+from .compat import disable_checkpointing, enable_checkpointing
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MAPPED = 1 << 20  # bytes: larger blocks are mapped one by one
-MANY_WEIGHTS = 4 << 20  # 16 MB in fp32, in each layer
-PIECE = 14 << 20
+MANY_WEIGHTS = 14 << 20  # 56 MB in fp32, in each layer
+MANY_TOKENS = 64 * 64
 _KEPT = 1 << 26  # free bytes at the end of the heap that stay there
 _CACHES = {"LRU_CACHE_CAPACITY": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}  # 1024 each by default
 _NAME = "eager_recomputed"
@@ -65,11 +67,27 @@ def recompute_attention(model: PreTrainedModel) -> None:
     """Make a tower with eager attention compute attention weights anew in backward where they are many.
 
     The gradients are the same to the last bit. With `attn_implementation="eager"`, which in bf16 on a CPU is the
-    fastest, the weights `[B, heads, L, L]` of long clips and captions are most of a step's memory.
+    fastest, the weights `[B, heads, L, L]` of long clips are most of a step's memory.
     """
     AttentionInterface.register(_NAME, _recomputed_attention)
     AttentionMaskInterface.register(_NAME, eager_mask)
     model.set_attn_implementation(_NAME)
+
+
+def recompute_long_texts(model: PreTrainedModel) -> None:
+    """Make a text tower compute its layers' states anew in backward for batches of many tokens.
+
+    The gradients are the same to the last bit, dropout included. A tower that cannot is left as it is.
+    """
+    if not model.supports_gradient_checkpointing:
+        return
+
+    def choose(_, args: tuple, kwargs: dict) -> None:
+        tokens = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        many = torch.is_grad_enabled() and tokens.numel() >= MANY_TOKENS
+        (enable_checkpointing if many else disable_checkpointing)(model)
+
+    model.register_forward_pre_hook(choose, with_kwargs=True)
 
 
 def _recomputed_attention(
@@ -81,7 +99,7 @@ def _recomputed_attention(
     weights = heads * length * key.shape[2]  # of a clip
     if not torch.is_grad_enabled() or batch * weights < MANY_WEIGHTS:
         return attend(module, query, key, value, mask, **options)
-    size = max(1, PIECE // weights)
+    size = max(1, MANY_WEIGHTS // weights)
     if module.training and options.get("dropout"):
         size = batch  # so that dropout draws what it draws without this
     pieces = [x.split(size) for x in (query, key, value)]

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import train
 from modeling_wavlink import memory
@@ -97,39 +98,57 @@ def test_new_lengths_take_no_new_memory():
     assert int(run(True, code=LENGTHS)[-1]) < 100
 
 
-@pytest.mark.parametrize("many", [True, False])
-@pytest.mark.parametrize("tower", ["audio", "text"])
-def test_recomputed_attention_has_the_same_gradients(model, processor, monkeypatch, tower, many):
-    """To the last bit, in bf16, with masks, and with dropout, which draws the same."""
-    model.set_attn_implementation("eager")
-    model.train()
-    for module in model.text_model.modules():
-        if hasattr(module, "dropout") and isinstance(module.dropout, float):
-            module.dropout = 0.1
+def gradients(model, processor) -> dict:
+    """Of three clips of unequal length and their captions, in bf16, with dropout in the text tower."""
     rows = [
         {"audio": {"array": tone(300, 0.3 + i, i), "sampling_rate": RATE}, "caption": "a " * (1 + i)} for i in range(3)
     ]
     batch = AudioTextCollator(processor, ["caption"])(rows)
-    tower = getattr(model, f"{tower}_model")
-    sizes = []
+    model.train()
+    for module in model.text_model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.1
+    model.zero_grad()
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch, return_loss=True).loss
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    def gradients():
-        model.zero_grad()
-        torch.manual_seed(0)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**batch).loss
-        loss.backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    expected = gradients()
+def assert_equal(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_recomputed_attention_has_the_same_gradients(model, processor, monkeypatch, many):
+    """To the last bit, in bf16 and with a mask, a clip at a time."""
+    model.set_attn_implementation("eager")
+    expected, sizes = gradients(model, processor), []
     monkeypatch.setattr(memory, "MANY_WEIGHTS", 1 if many else 1 << 40)
-    monkeypatch.setattr(memory, "PIECE", 1)
     recompute = lambda run, *piece, **options: sizes.append(len(piece[0])) or checkpoint(run, *piece, **options)  # noqa: E731
     monkeypatch.setattr(memory, "checkpoint", recompute)
-    memory.recompute_attention(tower)
-    found = gradients()
-    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
-    assert bool(sizes) == many
+    memory.recompute_attention(model.audio_model)
+    assert_equal(gradients(model, processor), expected)
+    assert bool(sizes) == many and {*sizes} <= {1}
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_recomputed_texts_have_the_same_gradients(model, processor, monkeypatch, many):
+    """To the last bit, dropout included; each layer runs again in backward."""
+    layer = next(module for module in model.text_model.modules() if isinstance(module, GradientCheckpointingLayer))
+    calls = []
+    next(layer.children()).register_forward_hook(lambda *_: calls.append(1))
+    expected = gradients(model, processor)
+    assert len(calls) == 1
+    monkeypatch.setattr(memory, "MANY_TOKENS", 2 if many else 1 << 40)
+    memory.recompute_long_texts(model.text_model)
+    assert_equal(gradients(model, processor), expected)
+    assert len(calls) == (3 if many else 2)
+    with torch.no_grad():
+        model.get_text_features(**processor(text=["a"], return_tensors="pt"))
+    assert not layer.gradient_checkpointing
 
 
 def test_a_run_notes_its_peak_memory(folder, tmp_path, monkeypatch):  # noqa: F811
