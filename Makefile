@@ -51,7 +51,7 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(RUN) -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
-demo: $(VENV)/.installed  ## train on sounds made by code, load the result as a stranger would, and use it
+demo: $(VENV)/.installed  ## train on sounds made by code, load the result by transformers' own calls, and use it
 	$(RUN) train.py quickstart --output_dir runs/quickstart
 	$(RUN) examples/demo.py runs/quickstart/best
 	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json

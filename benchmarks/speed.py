@@ -12,7 +12,7 @@ minutes on 2 quiet cores; `--quick` only shows that it works.
 - file: from one wav file to its vector. stream: per file, of several, CLAP's in the better of two batch sizes, ours as
   `Embedder` cuts them.
 - features: the model alone on log-mels that are ready, one clip (alone) and per clip in the best of a few batches.
-- heard: seconds of sound per second in a stream; CLAP hears 10 s of a longer clip, WavLink every second.
+- heard: seconds of sound per second in a stream; CLAP encodes 10 s of a longer clip, WavLink every second.
 - of peak: the model's operations per second in its best batch, as a share of the fastest of the machine's own matrix
   products at Base's shapes. Matrix products and convolutions that are run are counted; in brackets those that the
   model runs with torch's kernels, as model FLOPs utilization (MFU) has it: our kernels get by with fewer.

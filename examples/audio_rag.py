@@ -1,9 +1,9 @@
-"""A small language model that hears: it captions a clip from a WavLink's states and the captions of like clips.
+"""A language model with sound as input: it captions a clip from a WavLink's states and the captions of like clips.
 
     python examples/audio_rag.py runs/sounds/best FOLDER --out runs/rag --steps 500
 
 The WavLink is frozen. An index finds for each clip the nearest clips of the training split, whose captions are the
-prompt (retrieval-augmented generation). Before it the model hears, through a linear projector, the last state of the
+prompt (retrieval-augmented generation). Before it the model gets, through a linear projector, the last state of the
 global token, one vector, or up to 32 means of neighbouring frames, or nothing. Each way trains a GPT-2 of its own from
 the same random weights, on the same batches and for as many steps, and is scored on the test split.
 """

@@ -150,7 +150,7 @@ def score(model, processor, clips) -> dict:
     scores["said"] = {"clips": len(spoken), "chance": found["chance"]["text_to_audio"]["R@10"]}
     scores["said"]["all"] = found["text_to_audio"][str(dim)]["R@10"]
     for name, clips_of_it in Counter(groups).most_common(8):
-        chance = min(1, 10 / clips_of_it)  # of who only hears which language it is
+        chance = min(1, 10 / clips_of_it)  # of a model that knows the language alone
         scores["said"][name] = {**found["groups"][name]["text_to_audio"]["R@10"], "language alone": chance}
     return scores
 

@@ -62,7 +62,7 @@ def data_name(score: dict) -> str:
 
 
 def headlines(score: dict) -> Iterator[tuple[str, str, str, int, dict]]:
-    """`(task, metric, words, dims, figure)` of what is told as metadata, at the widest and the narrowest dim."""
+    """`(task, metric, words, dims, figure)` of what the metadata states, at the widest and the narrowest dim."""
     for way, words in DIRECTIONS.items():
         for dim in _ends(score.get(way, {})):
             for name in ("R@1", "R@5", "R@10"):

@@ -1,4 +1,4 @@
-"""Whether a folder does for a stranger, who has transformers and torch alone, what the model in memory does."""
+"""Whether a folder gives, with transformers and torch alone, what the model in memory gives."""
 
 import os
 import re

@@ -52,7 +52,7 @@ class Embedder:
         parameters: how many the model has.
         sampling_rate: of clips, in Hz.
         dims, matryoshka_dims: of the vectors, and the nested ones that were trained.
-        max_seconds: the longest clip that the model takes; None where it has no limit (a CLAP hears 10 s of it).
+        max_seconds: the longest clip that the model takes; None where it has no limit (a CLAP takes 10 s of it).
 
     Raises:
         ValueError: a model that is neither, or an unknown dtype.
@@ -275,7 +275,7 @@ class Embedder:
         return clip.astype(np.float32, copy=False)
 
     def _cost(self, clip: np.ndarray) -> int:
-        """Samples that the model hears for a clip: its own at native length, else whole windows."""
+        """Samples that the model processes for a clip: its own at native length, else whole windows."""
         extractor = self.processor.feature_extractor
         if getattr(extractor, "padding", None) == "max_length":
             return extractor.n_samples

@@ -1,4 +1,4 @@
-"""An index elsewhere: on the Hub as a data set, from the Hub, or here with smaller vectors; each whole or absent."""
+"""An index elsewhere: on the Hub as a data set, from the Hub, or with smaller vectors; each written atomically."""
 
 import dataclasses
 import os

@@ -143,7 +143,7 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
             init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
     def freeze_constants(self):
-        """Whisper's positions are fixed sinusoids, the mean of frames hears no token, and a constant moves no softmax,
+        """Whisper's positions are fixed sinusoids, the mean of frames has no token, and a constant moves no softmax,
         so that only SigLIP's bias learns."""
         if isinstance(self.audio_model, WavLinkAudioModel):
             self.audio_model.encoder.embed_positions.requires_grad_(False)

@@ -52,7 +52,7 @@ _CONSTANT = re.compile(r"(^|\.)(position_ids|token_type_ids|relative_position_in
 class RepeatableClapProcessor:
     """A `ClapProcessor` without its chance: a clip's inputs depend on nothing but the clip.
 
-    Up to the window (10 s) `ClapFeatureExtractor` hears a clip whole. Of a longer one it hears a crop ("rand_trunc"),
+    Up to the window (10 s) `ClapFeatureExtractor` takes a whole clip. Of a longer one it takes a crop ("rand_trunc"),
     or three crops beside the whole clip shrunk ("fusion"), placed by numpy's global generator. Here each clip is
     extracted alone, with that generator seeded by the clip's own samples, so that clips of one length are not all cut
     at one place, and put back afterwards. "fusion" also marks one clip of a batch at random as longer where none is,
@@ -114,7 +114,7 @@ class RepeatableClapProcessor:
     def _hear(self, clips: list[np.ndarray], sampling_rate: int | None) -> dict[str, np.ndarray]:
         if sampling_rate != self.feature_extractor.sampling_rate:
             raise ValueError(
-                f"the clips have sampling_rate={sampling_rate} but this CLAP hears "
+                f"the clips have sampling_rate={sampling_rate} but this CLAP takes "
                 f"{self.feature_extractor.sampling_rate} Hz: resample them, and say their rate"
             )
         if not clips:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: folders that are whole or absent, metrics, and where it ran."""
+"""What a run leaves behind: folders written atomically, metrics, and where it ran."""
 
 import functools
 import json

@@ -142,7 +142,7 @@ class WavLinkAudioModel(SavedAlone, PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
     def _join(self, frames: Tensor, token: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """`[B, T', D]` and `[B, 0 or 1, D]` -> `[B, T' + 0 or 1, D]`, and the layers' form of who hears whom."""
+        """`[B, T', D]` and `[B, 0 or 1, D]` -> `[B, T' + 0 or 1, D]`, and the attention mask in the layers' form."""
         hidden_states = torch.cat([frames, token.to(frames.dtype)], dim=1)
         mask = None if mask is None else F.pad(mask, (0, token.shape[1]), value=1)
         return hidden_states, create_bidirectional_mask(self.config, hidden_states, mask)

@@ -164,7 +164,7 @@ def add_label_captions(dataset: datasets.Dataset, prompt: str) -> tuple[datasets
 
 
 def drawn(array: np.ndarray, captions: list[str], max_samples: int, rng) -> tuple[np.ndarray, list[str]]:
-    """What training hears and reads of a clip: at most `max_samples` from anywhere, and its captions in any order."""
+    """What a step trains on: at most `max_samples` from anywhere, and its captions in any order."""
     start = rng.integers(max(len(array) - max_samples, 0) + 1)
     captions = [captions[position] for position in rng.permutation(len(captions))]
     return array[start : start + max_samples], captions

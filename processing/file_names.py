@@ -10,7 +10,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?
 
 
 def stays_below(name: str, windows: bool = os.name == "nt") -> bool:
-    """Whether a path that data names stays below the folder it is told from, on this system and on Windows.
+    """Whether a path that data names stays below the folder it is relative to, on this system and on Windows.
 
     Absolute paths, drives, network folders and `..` do not, with either kind of slash. On Windows a colon (a drive, or
     a stream of a file) and the names of devices do not either.

@@ -31,7 +31,7 @@ from .hub_names import needs_cache
 logger = logging.get_logger(__name__)
 
 NAMES = ("auto_acd", "audiosetcaps", "audiocaps", "clotho")
-MAX_SECONDS = 30.0  # what Whisper hears at once
+MAX_SECONDS = 30.0  # what Whisper encodes at once
 _PARQUET = {"audiocaps": "OpenSound/AudioCaps", "clotho": "mteb/Clotho"}
 _CLOTHO_SPLITS = {"train": "development", "validation": "validation", "test": "evaluation"}
 _SPLITS = {name: list(files) for name, (_, _, files) in CAPTION_FILES.items()}

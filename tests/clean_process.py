@@ -6,7 +6,7 @@ import textwrap
 
 from .processes import run_process
 
-# What a stranger has: installed libraries, and not this repository.
+# A clean environment: installed libraries, and not this repository.
 STRANGER = """
 import sys
 class Refuse:

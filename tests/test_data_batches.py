@@ -1,4 +1,4 @@
-"""The order in which training hears the clips: it survives a restart and any number of processes."""
+"""The order in which training takes the clips: it survives a restart and any number of processes."""
 
 import numpy as np
 import pytest

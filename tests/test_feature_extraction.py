@@ -1,4 +1,4 @@
-"""Whisper's log-mel to the last bit at 30 s, its first frames at native length, and nothing wrong taken in silence."""
+"""Whisper's log-mel to the last bit at 30 s, its first frames at native length, and nothing wrong silently taken."""
 
 import numpy as np
 import pytest

@@ -334,7 +334,7 @@ def test_the_loop_trains_scores_and_saves(sounds_folder, clap_folder, bert_folde
     options += ["--num_workers", "0", "--mixed_precision", "no", "--micro_batch_size", "2"]
     if pretrained:
         options = ["sounds", *options, "--audio_model", str(clap_folder), "--text_model", str(bert_folder)]
-    else:  # a recipe's new tower hears windows of 10 s: 1001 frames of 64 bins on 1024 x 64, folded to 256 x 256
+    else:  # a recipe's new tower takes windows of 10 s: 1001 frames of 64 bins on 1024 x 64, folded to 256 x 256
         audio = {
             **AUDIO,
             "model_type": "clap_audio_model",

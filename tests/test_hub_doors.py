@@ -1,6 +1,6 @@
-"""Doors through the Hub, on loopback: pushed by transformers', peft's and datasets' own calls, loaded by a stranger.
+"""Doors through the Hub, on loopback: pushed by transformers', peft's and datasets' own calls, loaded without ours.
 
-The stranger is a process that cannot import this repository. What it has loaded it loads again with the server gone;
+That is a process that cannot import this repository. What it has loaded it loads again with the server gone;
 when a branch moves it gets the new, and the old by its commit.
 """
 
@@ -141,7 +141,7 @@ def pushed(hub, desk) -> dict:
 
 @pytest.fixture(scope="module")
 def loaded(hub, desk, pushed) -> dict:
-    """What a stranger got from the Hub, into `desk/home`."""
+    """What a clean environment got from the Hub, into `desk/home`."""
     environment = hub.environment(desk / "home")
     code = written(LOAD + TASKS + PRINT, desk)
     return json.loads(run_clean(code, tmp_path=desk, environment=environment).splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Weights in and out: pretrained towers of every layout, nothing random in silence, and bit-equal saves."""
+"""Weights in and out: pretrained towers of every layout, nothing silently random, and bit-equal saves."""
 
 import shutil
 

@@ -152,7 +152,7 @@ def test_texts_over_the_limit_are_truncated_and_counted(unfused):
 @pytest.mark.parametrize(
     ("clip", "rate", "message"),
     [
-        (tone(), None, "sampling_rate=None but this CLAP hears 48000 Hz"),
+        (tone(), None, "sampling_rate=None but this CLAP takes 48000 Hz"),
         (tone(), 16000, "sampling_rate=16000 but"),
         (np.zeros((2, 100), np.float32), RATE, r"clip 0 must be mono.*got \[2, 100\]"),
         (np.zeros(0, np.float32), RATE, "not empty"),

@@ -1,4 +1,4 @@
-"""Text and sound in one call: what comes out, whose options are whose, and what a stranger who loads it gets."""
+"""Text and sound in one call: what comes out, whose options are whose, and what loads without this package."""
 
 import logging
 import os

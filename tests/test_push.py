@@ -1,4 +1,4 @@
-"""What a push prepares: one merged folder that loads for a stranger, under the scores of these very weights alone."""
+"""What a push prepares: one merged folder that loads without us, under the scores of these very weights alone."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ SCORES = {
 
 @pytest.fixture
 def unverified(monkeypatch) -> None:
-    """Without the process of a stranger, where he is not the subject."""
+    """Without the clean process, where that is not the subject."""
     monkeypatch.setattr(push, "verify", lambda folder, expected: None)
 
 

@@ -1,4 +1,4 @@
-"""The paper's three sizes, made from towers on the Hub, pushed, loaded by a stranger and ready for their first stage.
+"""The paper's three sizes, made from towers on the Hub, pushed, loaded without us and ready for their first stage.
 
 The towers are as large as the real ones and stored as those are, with random weights. Small and Large are opt-in:
 `pytest -m big tests/test_push_sizes.py -s` prints their seconds and their memory.

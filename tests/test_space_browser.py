@@ -120,7 +120,7 @@ def _name(page, demo, folder, looks_right) -> None:
     page.get_by_role("button", name="Name it").click()
     page.get_by_role("alert").filter(has_text="Drop or record a sound first").wait_for()
     page.locator("input[type=file]").first.set_input_files(folder / "dropped.wav")
-    page.get_by_label("Names, parted by commas").fill("dog, cat, rain")
+    page.get_by_label("Names, separated by commas").fill("dog, cat, rain")
     page.locator("audio, [data-testid=waveform-x], #waveform").first.wait_for(state="attached")
     page.get_by_role("button", name="Name it").click()
     page.locator("#name-answer li").first.wait_for()

@@ -196,11 +196,11 @@ def sentence_in(text: str | None) -> str:
 
 
 def labels_in(text: str) -> list[str]:
-    """Labels that are parted by commas, semicolons or lines, each once."""
+    """Labels that are separated by commas, semicolons or lines, each once."""
     labels = [clean(label, MOST_LETTERS) for label in re.split(r"[,;\n]", text or "")]
     labels = list(dict.fromkeys(label for label in labels if label))
     if not labels:
-        raise ValueError("Type the labels first, parted by commas, such as: dog, church bell, rain.")
+        raise ValueError("Type the labels first, separated by commas, such as: dog, church bell, rain.")
     if len(labels) > MOST_LABELS:
         raise ValueError(f"These are {len(labels)} labels: up to {MOST_LABELS} are compared at once.")
     return labels

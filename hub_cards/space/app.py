@@ -26,7 +26,7 @@ from wavlink import options as of
 from wavlink.console import run_command, signals_as_interrupts, stdout_for
 
 STYLE = Path(__file__).with_name("style.css")
-WAITING = 32  # visitors at once; one more is told to come back
+WAITING = 32  # visitors at once; one more is asked to come back
 _KEPT = 900  # seconds that a dropped sound and an answer stay, so that more can be asked of them
 _SWEPT = 60  # seconds from one look for what is older to the next
 # What gradio reads out as an answer arrives, for which its own translations have no words.
@@ -98,7 +98,7 @@ def _name_tab(gr, demo: Demo, level) -> None:
             sound = _sound(gr, demo, "A sound", samples.NAMES)
             labels = gr.Textbox(
                 "a church bell, a police siren, rain, a clock ticking, a dog barking",
-                label="What could it be? Names, parted by commas",
+                label="What could it be? Names, separated by commas",
                 lines=2,
                 max_lines=4,
             )
@@ -285,7 +285,7 @@ def _check(demo: Demo) -> None:
 
 
 def _serve(demo: Demo, options: argparse.Namespace, tell: Callable[[str], None]) -> None:
-    """`tell` is told the address once it can be asked."""
+    """`tell` gets the address once it answers."""
     page = build(demo)
     launch(page, options.port, options.max_mb)
     print(f"serving   {page.local_url}", flush=True)

@@ -148,7 +148,7 @@ def _hit(demo: Demo, number: int, hit: Hit, rank: int | None, whole: bool) -> st
 
 
 def _player(clip: np.ndarray, rate: int, name: str) -> str:
-    """A waveform and a player of a clip `[samples]`: lossless, at the rate that the model hears."""
+    """A waveform and a player of a clip `[samples]`: lossless, at the model's rate."""
     file = io.BytesIO()
     soundfile.write(file, clip, rate, format="FLAC", subtype="PCM_16")
     source = base64.b64encode(file.getvalue()).decode()
