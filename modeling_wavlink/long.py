@@ -29,14 +29,13 @@ from processing.prompts import PROMPT
 from processing.windows import stream_windows
 from wavlink import options as of
 from wavlink.console import print_json, run_command
+from wavlink.options import HOP, SHORT, SHORT_HOP, SHORT_WINDOW, WINDOW
 
 from .common_sounds import COMMON_SOUNDS
 from .destinations import file_destination
 from .embedder import Embedder, mean_direction
 from .losses_wavlink import truncate_embeddings
 
-WINDOW, HOP = 10.0, 5.0
-SHORT, SHORT_WINDOW, SHORT_HOP = 120.0, 4.0, 1.0  # seconds: a recording of up to `SHORT` has the other two
 # Of common sounds that score less. With the model of `quickstart`, in 12 minutes with 48 of its sounds over noise,
 # 72 % of those found by their label score more, and 7 % of absent labels (by another sound of the label: 74 and 8 %).
 NOISE_SHARE = 0.9

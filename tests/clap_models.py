@@ -5,21 +5,13 @@ import torch
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor
 
 from .conftest import word_level_tokenizer
+from .htsat_models import AUDIO as HTSAT_AUDIO
 from .htsat_models import tone
 
 TEXT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 0}
 
 
-AUDIO = {  # windows of 2 s: 201 frames on 256 x 64, folded to 128 x 128
-    "num_mel_bins": 64,
-    "spec_size": 128,
-    "window_size": 4,
-    "patch_embeds_hidden_size": 16,
-    "hidden_size": 32,
-    "depths": [2, 2],
-    "num_attention_heads": [2, 4],
-    "initializer_factor": 5.0,
-}
+AUDIO = {**HTSAT_AUDIO, "num_mel_bins": 64, "spec_size": 128}  # 201 frames on 256 x 64, folded to 128 x 128
 
 
 SHORT = [tone(300, 0.3, 1), tone(900, 1.99, 2), tone(2000, 2.0, 3)]

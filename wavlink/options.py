@@ -17,11 +17,7 @@ PROMPT = "This is a sound of {}."
 QUESTION = "What is this sound?"
 CHOICE_TEXT = "{question} {choice}"
 WINDOW, HOP = 10.0, 5.0
-SHORT, SHORT_WINDOW, SHORT_HOP = (
-    120.0,
-    4.0,
-    1.0,
-)  # seconds: recordings of up to `SHORT` have the others
+SHORT, SHORT_WINDOW, SHORT_HOP = 120.0, 4.0, 1.0  # seconds: recordings of up to `SHORT` have the others
 MODEL = "a folder or a Hub id of a WavLink or a CLAP"
 INDEX_MODEL = "the index's own model, if it is elsewhere now (default: where the index says)"
 REVISION = "of a Hub id: a branch, tag or commit (default: its main branch)"
