@@ -54,7 +54,7 @@ $(VENV)/.docs: $(VENV)/.installed
 demo: $(VENV)/.installed  ## train on sounds made by code, load the result by transformers' own calls, and use it
 	$(RUN) train.py quickstart --output_dir runs/quickstart
 	$(RUN) examples/demo.py runs/quickstart/best
-	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
+	$(RUN) -m wavlink eval --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 
 space: $(VENV)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
 	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from modeling_wavlink import atomic_files
-from modeling_wavlink.atomic_files import (
+from wavlink import atomic_files
+from wavlink.atomic_files import (
     added_files,
     atomic_file,
     file_destination,
@@ -242,7 +242,7 @@ def test_files_added_are_as_before_or_as_after_wherever_it_stops(tmp_path, monke
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):
-    code = "import sys\nfrom pathlib import Path\nfrom modeling_wavlink.atomic_files import only_writer\n"
+    code = "import sys\nfrom pathlib import Path\nfrom wavlink.atomic_files import only_writer\n"
     code += "with only_writer(Path(sys.argv[1])): print('got it')"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with only_writer(tmp_path):

@@ -11,15 +11,15 @@ import soundfile
 import torch
 from sentence_transformers import SentenceTransformer
 
-from modeling_wavlink.classify import classify
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.embedding import embed_audio
-from modeling_wavlink.indexing import index_sounds
-from modeling_wavlink.long import hear
-from modeling_wavlink.querying import Index
 from processing import audio_inputs_wavlink as inputs
 from processing.audio import load_audio, load_column
-from processing.data import AudioTextCollator, CaptionedAudio
+from processing.collator import AudioTextCollator, CaptionedAudio
+from wavlink.classify_command import classify
+from wavlink.embedder import Embedder
+from wavlink.evaluation.embed_split import embed_audio
+from wavlink.long_recordings import hear
+from wavlink.search.build import index_sounds
+from wavlink.search.index import Index
 
 from .clean_process import run_clean
 from .conftest import RATE, tone

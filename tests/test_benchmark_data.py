@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from processing.audio import load_column
-from processing.benchmark_data import load_benchmark
+from processing.datasets.benchmarks import load_benchmark
 
 from .benchmark_folders import ESC50, air_bench_folder, esc50_folder, question, write_rows
 from .paper_files import SOUNDS, write
@@ -153,7 +153,7 @@ def test_another_number_of_labels_is_told(tmp_path, caplog, labels, told):
     seen = []
     handler = logging.Handler()
     handler.emit = lambda record: seen.append(record.getMessage())
-    logger = logging.getLogger("processing.benchmark_data")
+    logger = logging.getLogger("processing.datasets.benchmarks")
     logger.addHandler(handler)
     load_benchmark("esc50", folder=folder)
     logger.removeHandler(handler)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_wavlink import embedding
-from modeling_wavlink.embedder import _BATCH_SECONDS, Embedder
-from modeling_wavlink.embedding import embed_audio, embed_text
+from wavlink.embedder import _BATCH_SECONDS, Embedder
+from wavlink.evaluation import embed_split as embedding
+from wavlink.evaluation.embed_split import embed_audio, embed_text
 
 from .clap_models import save_clap
 from .conftest import RATE, tone
@@ -89,7 +89,7 @@ def test_peak_memory_does_not_grow_with_the_number_of_long_files():
 
 
 def test_a_clap_goes_through_the_same_engine(tmp_path):
-    from modeling_wavlink.peers import load_for_evaluation
+    from wavlink.loading import load_for_evaluation
 
     model, processor = load_for_evaluation(str(save_clap(tmp_path, fusion=False)))
     clips = [np.sin(np.arange(int(seconds * CLAP_RATE)) / (9 + n)) for n, seconds in enumerate([0.5, 12.0, 1.0])]

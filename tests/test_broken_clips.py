@@ -10,13 +10,14 @@ from transformers.utils import logging
 
 import train
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.recipes import Recipe
-from modeling_wavlink.trainer import WavLinkTrainer
-from processing import feeds
-from processing.batch_plan import BatchPlan
-from processing.data import AudioTextCollator, CaptionedAudio, UnreadableClip, load_split
-from processing.durations import header_seconds
-from processing.feeds import Epochs, Stream
+from processing.collator import AudioTextCollator, CaptionedAudio, UnreadableClip
+from processing.datasets import loaders as feeds
+from processing.datasets.durations import header_seconds
+from processing.datasets.load import load_split
+from processing.datasets.loaders import Epochs, Stream
+from processing.sampling import BatchPlan
+from wavlink.training.recipes import Recipe
+from wavlink.training.trainer import WavLinkTrainer
 
 from .conftest import RATE, tone
 from .tar_streams import sound, tar_of

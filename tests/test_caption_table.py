@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow
 import pytest
 
-from processing import captions
-from processing.caption_table import CaptionTable, kept_table
-from processing.captions import captions_by_id, find_captions
-from processing.feeds import JoinedCaptions
+from processing.datasets import caption_tables as captions
+from processing.datasets.caption_store import CaptionTable, kept_table
+from processing.datasets.caption_tables import captions_by_id, find_captions
+from processing.datasets.loaders import JoinedCaptions
 
 KEYS = ["b", "é", "a", "c c", "", "z" * 300]
 CAPTIONS = [["a bee"], ["é", "an e"], [], ["x"], ["nothing"], ["long"]]

@@ -18,15 +18,17 @@ from transformers import ClapFeatureExtractor
 
 from hub_cards import card as card_module
 from hub_cards.card import paper_size, write_card
-from hub_cards.foreign_text import clean, escape, without_paths
 from hub_cards.known import BENCHMARK_IDS, DATA, PAPER_RETRIEVAL, SIZES, towers_of
 from hub_cards.metadata import data_name, hub_data
 from hub_cards.training import hours, stages
 from modeling_wavlink import WavLinkConfig, WavLinkModel
-from modeling_wavlink.recipes import RECIPES, get_recipe
-from processing import WavLinkProcessor, benchmark_data, paper_data
-from processing.air_bench import AIR_BENCH
-from processing.captions import CAPTION_FILES
+from processing import WavLinkProcessor
+from processing.datasets import benchmarks as benchmark_data
+from processing.datasets import paper as paper_data
+from processing.datasets.air_bench import AIR_BENCH
+from processing.datasets.caption_tables import CAPTION_FILES
+from wavlink.sanitize import clean, escape, without_paths
+from wavlink.training.recipes import RECIPES, get_recipe
 
 from .conftest import RATE, tone
 from .htsat_models import whole_clap

@@ -7,12 +7,8 @@ import pytest
 import soundfile
 
 import train
-from modeling_wavlink.evaluation import main as evaluate
-from modeling_wavlink.multiple_choice import checked_choice_text, questions_of
-from modeling_wavlink.recipes import Recipe, get_recipe
-from modeling_wavlink.scoring import Protocol, evaluate_dataset, group_names, refuse_unscorable
-from processing.data import (
-    AudioTextCollator,
+from processing.collator import AudioTextCollator
+from processing.datasets.load import (
     add_label_captions,
     caption_columns,
     captions_of,
@@ -20,11 +16,15 @@ from processing.data import (
     load_split,
     with_captions,
 )
-from processing.feeds import Epochs
-from processing.paper_data import load_paper_data
+from processing.datasets.loaders import Epochs
+from processing.datasets.paper import load_paper_data
+from processing.datasets.shards import load_stream
+from processing.datasets.streaming import StreamedBatches
 from processing.prompts import checked_prompt, prompted
-from processing.shards import load_stream
-from processing.streaming import StreamedBatches
+from wavlink.evaluation.command import main as evaluate
+from wavlink.evaluation.multiple_choice import checked_choice_text, questions_of
+from wavlink.evaluation.protocol import Protocol, evaluate_dataset, group_names, refuse_unscorable
+from wavlink.training.recipes import Recipe, get_recipe
 
 from .conftest import RATE, tone
 from .tar_streams import collate, sound, write_tar

@@ -12,11 +12,11 @@ import torch
 from transformers import pipeline
 
 import train
-from modeling_wavlink import evaluation
-from modeling_wavlink.classify import classify
-from modeling_wavlink.embedder import Embedder
 from processing.audio import load_audio
 from wavlink import cli, console
+from wavlink.classify_command import classify
+from wavlink.embedder import Embedder
+from wavlink.evaluation import command as evaluation
 
 from .conftest import RATE, tone
 

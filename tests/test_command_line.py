@@ -15,13 +15,19 @@ import pytest
 from hub_cards import source
 from hub_cards.space import app
 from hub_cards.space.answers import Limits
-from modeling_wavlink import configuration_wavlink, embedder, indexing, long, querying, recipes, sound_map
-from modeling_wavlink import vectors as stored
-from modeling_wavlink.ray_embedding import embed_with_ray
-from modeling_wavlink.scoring import Protocol
-from modeling_wavlink.zero_shot import CLEAN_UPS, PROMPT
-from wavlink import cli, console, installing, options
+from modeling_wavlink import configuration_wavlink
+from processing import installing
+from wavlink import cli, console, embedder, options
+from wavlink import long_recordings as long
+from wavlink.evaluation.protocol import Protocol
+from wavlink.evaluation.zero_shot import CLEAN_UPS, PROMPT
 from wavlink.parsing import Parser
+from wavlink.search import build as indexing
+from wavlink.search import index as querying
+from wavlink.search import map as sound_map
+from wavlink.search import quantization as stored
+from wavlink.search.ray import embed_with_ray
+from wavlink.training import recipes
 
 from .processes import run_process
 

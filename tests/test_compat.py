@@ -12,22 +12,25 @@ from torch import nn
 from transformers import Trainer, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from modeling_wavlink import WavLinkModel, compat, cpu_kernels, recipes
+from modeling_wavlink import WavLinkModel
 from modeling_wavlink.compat_wavlink import from_config, optional_file
-from modeling_wavlink.regimes import set_trainable
-from modeling_wavlink.trainer import WavLinkTrainer
-from modeling_wavlink.vectors import STORAGES, FlatIndex, encode
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
-from processing.compat_datasets import files_of
+from processing.datasets.compat_datasets import files_of
+from wavlink import compat
+from wavlink.backends import torch_cpu as cpu_kernels
+from wavlink.search.quantization import STORAGES, FlatIndex, encode
+from wavlink.training import recipes
+from wavlink.training.finetuning import set_trainable
+from wavlink.training.trainer import WavLinkTrainer
 
 from .clap_models import unfused  # noqa: F401
 from .conftest import RATE, tone
 
 ROOT = Path(__file__).parents[1]
 COMPAT = {
-    *("modeling_wavlink/compat.py", "modeling_wavlink/compat_wavlink.py", "processing/compat_features_wavlink.py"),
-    "processing/compat_datasets.py",
-    "wavlink/compat.py",
+    *("wavlink/compat.py", "modeling_wavlink/compat_wavlink.py", "processing/compat_features_wavlink.py"),
+    "processing/datasets/compat_datasets.py",
+    "wavlink/compat_argparse.py",
 }
 # Methods of ours, of namedtuples and of classes that transformers and evaluate want overridden.
 OWN = {"_replace", "_init_weights", "_save", "_load_from_checkpoint", "_load_best_model"}

@@ -12,7 +12,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_wavlink import WavLinkAudioModel, WavLinkClapAudioModel, WavLinkConfig, WavLinkModel
 from modeling_wavlink.configuration_wavlink import WavLinkAudioConfig, WavLinkClapAudioConfig
-from modeling_wavlink.trainer import WavLinkTrainer
+from wavlink.training.trainer import WavLinkTrainer
 
 from .conftest import RATE, tone
 from .tiny_models import HTSAT, batch_of, build

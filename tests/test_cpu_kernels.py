@@ -11,8 +11,8 @@ from transformers import WhisperConfig
 from transformers.activations import ACT2FN
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from modeling_wavlink.cpu_kernels import PackedAttention, PackedLinear, TokenAttention, pack_layers, packing_pays
 from modeling_wavlink.whisper_audio_wavlink import WavLinkAudioModel
+from wavlink.backends.torch_cpu import PackedAttention, PackedLinear, TokenAttention, pack_layers, packing_pays
 
 pytestmark = pytest.mark.skipif(not packing_pays(torch.float32), reason="no packed kernels for this processor")
 SHAPES = [(3, 7, 64), (5, 64), (1, 1, 64), (2, 3, 4, 64)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from processing import shard_reader
-from processing.shards import load_stream
+from processing.datasets import shard_reader
+from processing.datasets.shards import load_stream
 
 from .shard_streams import flat, ids, parquets, stream, tars
 

@@ -10,12 +10,10 @@ import soundfile
 import torch
 
 from modeling_wavlink.losses_wavlink import false_negatives
-from processing.data import (
-    AudioTextCollator,
-    CaptionedAudio,
+from processing.collator import AudioTextCollator, CaptionedAudio, caption_ids
+from processing.datasets.load import (
     add_label_captions,
     caption_columns,
-    caption_ids,
     captions_of,
     durations,
     label_names,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from processing.data import BatchPlan
+from processing.sampling import BatchPlan
 
 LENGTHS = np.random.default_rng(0).lognormal(size=103).round(3)  # seconds
 

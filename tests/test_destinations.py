@@ -10,8 +10,10 @@ import pytest
 import train
 from hub_cards import push
 from hub_cards.card import _ship_scores
-from modeling_wavlink import evaluation, index_copies, sound_map
-from modeling_wavlink.atomic_files import only_writer
+from wavlink.atomic_files import only_writer
+from wavlink.evaluation import command as evaluation
+from wavlink.search import map as sound_map
+from wavlink.search import transfer as index_copies
 
 from .captioned_folders import folder as five  # noqa: F401
 from .tone_runs import folder, recipe  # noqa: F401
@@ -48,7 +50,7 @@ def test_a_model_that_no_run_has_written_is_not_replaced(folder, tmp_path):  # n
 
 def test_a_run_s_folder_is_of_one_process(folder, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "run").mkdir()
-    code = "import sys\nfrom pathlib import Path\nfrom modeling_wavlink.atomic_files import only_writer\n"
+    code = "import sys\nfrom pathlib import Path\nfrom wavlink.atomic_files import only_writer\n"
     code += "with only_writer(Path(sys.argv[1])): print('held', flush=True), sys.stdin.read()"
     line = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

@@ -9,11 +9,11 @@ import pytest
 import soundfile
 import torch
 
-from modeling_wavlink import embedder as module
-from modeling_wavlink.cpu_kernels import PackedLinear, TokenAttention, packing_pays
-from modeling_wavlink.embedder import Embedder, cover, cut_batches
-from modeling_wavlink.peers import load_for_evaluation, revision
 from modeling_wavlink.whisper_audio_wavlink import WavLinkLastLayer
+from wavlink import embedder as module
+from wavlink.backends.torch_cpu import PackedLinear, TokenAttention, packing_pays
+from wavlink.embedder import Embedder, cover, cut_batches
+from wavlink.loading import load_for_evaluation, revision
 
 from .clap_models import LONG, SHORT, save_clap
 from .conftest import RATE, tone

@@ -6,9 +6,9 @@ import datasets
 import pytest
 import torch
 
-from modeling_wavlink import embedding
-from modeling_wavlink.embedding import embed_audio, embed_dataset, embed_text, fingerprint, open_store
-from processing.data import caption_ids
+from processing.collator import caption_ids
+from wavlink.evaluation import embed_split as embedding
+from wavlink.evaluation.embed_split import embed_audio, embed_dataset, embed_text, fingerprint, open_store
 
 from .conftest import RATE, tone
 from .helpers import wav

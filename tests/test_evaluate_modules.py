@@ -14,8 +14,9 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from modeling_wavlink import evaluation, metrics
-from processing.data import AudioTextCollator
+from processing.collator import AudioTextCollator
+from wavlink.evaluation import command as evaluation
+from wavlink.evaluation import metrics
 
 from .conftest import RATE, tone
 from .processes import run_process
@@ -333,7 +334,7 @@ def test_bad_inputs_of_accuracies(name, predictions, references, message):
 
 @pytest.mark.parametrize("label_names", [None, ["caption_ids"]])
 def test_trainer_evaluates_with_the_module(model, processor, tmp_path, label_names):
-    """As the card shows it; the numbers are those of `modeling_wavlink.evaluation.compute_metrics`."""
+    """As the card shows it; the numbers are those of `wavlink.evaluation.command.compute_metrics`."""
     captions = ["a dog barks", "the cat meows", "a dog barks", "rain falls", "the bell rings", "a low sound"]
     rows = [
         {"audio": {"array": tone(200 * (i + 1), 0.2 + 0.1 * i, i), "sampling_rate": RATE}, "caption": caption}

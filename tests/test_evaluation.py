@@ -10,10 +10,11 @@ import pytest
 import soundfile
 import torch
 
-from modeling_wavlink import embedder, embedding
-from modeling_wavlink.evaluation import main
-from modeling_wavlink.scoring import Protocol, evaluate_dataset
-from processing.data import load_split
+from processing.datasets.load import load_split
+from wavlink import embedder
+from wavlink.evaluation import embed_split as embedding
+from wavlink.evaluation.command import main
+from wavlink.evaluation.protocol import Protocol, evaluate_dataset
 
 from . import captioned_folders
 from .benchmark_folders import air_bench_folder, esc50_folder, write_rows
@@ -203,7 +204,7 @@ def test_a_benchmark_of_the_hub_has_its_commit_on_record(hub, wavlink_folder, tm
     rows = [{"audio": {"bytes": wav(tone(300, 0.2, i)), "path": f"{i}.wav"}, "category": str(i)} for i in range(3)]
     commit = hub.add_repo("mteb/esc50", Path(write_rows(tmp_path / "esc50", "train", rows, labels)))
     arguments = ["--model", str(wavlink_folder), "--benchmark", "esc50", "--output", str(tmp_path / "scores.json")]
-    hub.run(f"from modeling_wavlink.evaluation import main; main({arguments})", tmp_path / "home")
+    hub.run(f"from wavlink.evaluation.command import main; main({arguments})", tmp_path / "home")
     written = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert written["data"]["revision"] == commit and written["data"]["source"] == "esc50"
     assert written["zero_shot"]["clips"] == 3

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor, Whisper
 
 from modeling_wavlink import WavLinkModel
 from processing import WavLinkProcessor
-from processing.data import load_split
+from processing.datasets.load import load_split
 
 from .conftest import RATE, tone
 

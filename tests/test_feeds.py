@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from modeling_wavlink.recipes import Recipe
-from processing import captions, feeds
-from processing.feeds import Epochs, Stream
+from processing.datasets import caption_tables as captions
+from processing.datasets import loaders as feeds
+from processing.datasets.loaders import Epochs, Stream
+from wavlink.training.recipes import Recipe
 
 from .conftest import RATE, tone
 from .tone_runs import folder  # noqa: F401

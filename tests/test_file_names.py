@@ -13,12 +13,12 @@ import pyarrow
 import pytest
 import soundfile
 
-from modeling_wavlink.cli import main
-from modeling_wavlink.search import main as search
-from processing.clip_files import clip_keys, find_clips
+from processing.datasets.audiofolder import load_folder
+from processing.datasets.youtube_ids import clip_keys, find_clips
 from processing.file_names import existing, same_letters, stays_below
-from processing.folders import load_folder
-from processing.sources import file_of, list_sounds
+from wavlink.cli import main
+from wavlink.search.command import main as search
+from wavlink.search.listing import file_of, list_sounds
 
 from .conftest import RATE, tone
 

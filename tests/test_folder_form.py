@@ -7,10 +7,10 @@ import pandas
 import pytest
 import soundfile
 
-from processing.data import load_split
-from processing.folder_form import holds_parquet
-from processing.shards import load_stream
-from processing.sources import list_sounds
+from processing.datasets.folder_form import holds_parquet
+from processing.datasets.load import load_split
+from processing.datasets.shards import load_stream
+from wavlink.search.listing import list_sounds
 
 from .conftest import RATE, tone
 from .tar_streams import sound, write_tar
@@ -87,7 +87,7 @@ def test_tars_beside_an_index_stay_shards(tmp_path):
 
 
 def test_clothos_tables_go_before_a_stray_parquet(tmp_path):
-    from processing.paper_data import load_paper_data
+    from processing.datasets.paper import load_paper_data
 
     folder = tmp_path / "clotho"
     (folder / "evaluation").mkdir(parents=True)

@@ -9,10 +9,10 @@ from transformers import AutoModel, ClapAudioConfig
 
 import train
 from modeling_wavlink import WavLinkConfig, WavLinkModel
-from modeling_wavlink.building import build, refuse_bad_start
 from modeling_wavlink.configuration_wavlink import frame_pooling
-from modeling_wavlink.recipes import RECIPES, Recipe
-from modeling_wavlink.regimes import set_trainable
+from wavlink.training.factory import build, refuse_bad_start
+from wavlink.training.finetuning import set_trainable
+from wavlink.training.recipes import RECIPES, Recipe
 
 from .conftest import RATE, tone
 

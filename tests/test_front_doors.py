@@ -7,8 +7,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, Trainer, TrainingArguments
 
-from modeling_wavlink.evaluation import compute_metrics
-from processing.data import AudioTextCollator
+from processing.collator import AudioTextCollator
+from wavlink.evaluation.command import compute_metrics
 
 from .clean_process import run_clean
 from .conftest import RATE, tone

@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from modeling_wavlink import WavLinkModel, grad_cache
-from modeling_wavlink.grad_cache import backward, trim
-from processing.data import AudioTextCollator
+from modeling_wavlink import WavLinkModel
+from processing.collator import AudioTextCollator
+from wavlink.training import grad_cache
+from wavlink.training.grad_cache import backward, trim
 
 from .conftest import RATE, tone
 from .model_gradients import gradients, without_chance

@@ -17,14 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_wavlink import WavLinkConfig, WavLinkModel, index_parts
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
-from modeling_wavlink.index_parts import read_part
-from modeling_wavlink.querying import Index
-from modeling_wavlink.vectors import encode
-from processing.data import load_split
-from processing.shards import load_stream
+from modeling_wavlink import WavLinkConfig, WavLinkModel
+from processing.datasets.load import load_split
+from processing.datasets.shards import load_stream
+from wavlink.embedder import Embedder
+from wavlink.search import parts as index_parts
+from wavlink.search.index import Index
+from wavlink.search.parts import read_part
+from wavlink.search.quantization import encode
+from wavlink.search.store import FILES, IndexFolder, Manifest
 
 from .conftest import RATE, tone
 from .helpers import signed

@@ -24,10 +24,10 @@ from transformers import (
 import train
 from hub_cards import push
 from modeling_wavlink import WavLinkClapAudioModel, WavLinkConfig, WavLinkModel
-from modeling_wavlink.compat import enable_checkpointing
-from modeling_wavlink.grad_cache import backward, trim
 from processing import WavLinkClapFeatureExtractor, WavLinkProcessor
-from processing.data import AudioTextCollator
+from processing.collator import AudioTextCollator
+from wavlink.compat import enable_checkpointing
+from wavlink.training.grad_cache import backward, trim
 
 from .clean_process import run_clean
 from .htsat_models import AUDIO, RATE, tone, whole_clap

@@ -14,9 +14,10 @@ import pytest
 from datasets import load_dataset
 from huggingface_hub import HfApi, constants
 
-from modeling_wavlink import index_copies, index_folder
-from modeling_wavlink.index_folder import IndexFolder
-from modeling_wavlink.vectors import STORAGES, encode
+from wavlink.search import store as index_folder
+from wavlink.search import transfer as index_copies
+from wavlink.search.quantization import STORAGES, encode
+from wavlink.search.store import IndexFolder
 
 from . import index_files
 from .hub_server import TOKEN

@@ -8,13 +8,17 @@ import pyarrow.parquet
 import pytest
 
 from hub_cards.space.folder import _ship_parts
-from modeling_wavlink import index_copies, index_folder, index_parts, indexing, search
-from modeling_wavlink.index_copies import reindex
-from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
-from modeling_wavlink.index_parts import split_part, unpacked, with_large_texts
-from modeling_wavlink.querying import Index
-from modeling_wavlink.sound_map import draw_map
-from modeling_wavlink.vectors import encode
+from wavlink.search import build as indexing
+from wavlink.search import command as search
+from wavlink.search import parts as index_parts
+from wavlink.search import store as index_folder
+from wavlink.search import transfer as index_copies
+from wavlink.search.index import Index
+from wavlink.search.map import draw_map
+from wavlink.search.parts import split_part, unpacked, with_large_texts
+from wavlink.search.quantization import encode
+from wavlink.search.store import FILES, IndexFolder, Manifest
+from wavlink.search.transfer import reindex
 
 from .index_files import contents, folder, manifest, tables  # noqa: F401
 

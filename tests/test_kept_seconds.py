@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from processing import clip_files
-from processing.clip_files import seconds_of
+from processing.datasets import youtube_ids as clip_files
+from processing.datasets.youtube_ids import seconds_of
 
 from .conftest import RATE, tone
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from modeling_wavlink import long, pictures
-from modeling_wavlink.common_sounds import COMMON_SOUNDS
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.long import (
+from processing.audio import load_audio
+from wavlink import long_recordings as long
+from wavlink import plots as pictures
+from wavlink.common_sounds import COMMON_SOUNDS
+from wavlink.embedder import Embedder
+from wavlink.long_recordings import (
     Recording,
     Span,
     clock,
@@ -26,7 +28,6 @@ from modeling_wavlink.long import (
     timeline,
     windows_for,
 )
-from processing.audio import load_audio
 
 from .conftest import RATE, tone
 from .helpers import is_picture
@@ -407,7 +408,7 @@ def test_wrong_options_are_refused(command, arguments, message):
 
 
 def run_command(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "modeling_wavlink.long", *map(str, arguments)]
+    command = [sys.executable, "-m", "wavlink.long_recordings", *map(str, arguments)]
     return run_process(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -427,7 +428,7 @@ def test_the_commands_errors_are_one_line(wavlink_folder, tmp_path):
     (tmp_path / "bad\x1b\nfile.wav").write_bytes(b"woof")
     done = run_command(wavlink_folder, tmp_path / "bad\x1b\nfile.wav", "--query", "a bell")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("modeling_wavlink.long: cannot read ")
+    assert done.stderr.splitlines()[-1].startswith("wavlink.long_recordings: cannot read ")
     assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
 
 

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import train
-from modeling_wavlink import memory
-from modeling_wavlink.memory import peak_memory
-from processing.data import AudioTextCollator
+from processing.collator import AudioTextCollator
+from wavlink.training import memory
+from wavlink.training.memory import peak_memory
 
 from .conftest import RATE, tone
 from .tone_runs import folder, recipe  # noqa: F401

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_wavlink.metrics import (
+from wavlink.evaluation.metrics import (
     Correspondence,
     Similarities,
     chance_recall,
@@ -127,7 +127,7 @@ def test_blocks_of_rows_and_a_list_of_answers_change_nothing(monkeypatch):
     reverse = (columns @ rows.T).numpy()[matrix.any(0)]
     expected_reverse = ranked(reverse, matrix.T[matrix.any(0)])
     for size in (1, 70 * 7, 1 << 20):
-        monkeypatch.setattr("modeling_wavlink.metrics._BLOCK", size)
+        monkeypatch.setattr("wavlink.evaluation.metrics._BLOCK", size)
         found = ranked(Similarities(rows, columns), answers)
         assert found.first.tolist() == expected.first.tolist()
         assert found.average_precision.tolist() == expected.average_precision.tolist()
@@ -147,7 +147,7 @@ def test_a_large_matrix_is_ranked_in_blocks(monkeypatch):
             blocks.append(block.nbytes)
             return block
 
-    monkeypatch.setattr("modeling_wavlink.metrics._BLOCK", 10_000_000)
+    monkeypatch.setattr("wavlink.evaluation.metrics._BLOCK", 10_000_000)
     texts = torch.arange(500_000, dtype=torch.float32)[:, None] % 1000
     clips = torch.ones(60, 1)
     found = ranked(Watched(clips, texts), Correspondence([[999 + 1000 * i] for i in range(60)], 500_000))

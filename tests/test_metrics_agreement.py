@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_wavlink.metrics import (
+from wavlink.evaluation.metrics import (
     KS,
     Correspondence,
     Similarities,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import train
-from modeling_wavlink import evaluation
-from modeling_wavlink.atomic_files import write_text
-from modeling_wavlink.index_folder import IndexFolder
-from modeling_wavlink.pictures import draw_loss
+from wavlink.atomic_files import write_text
+from wavlink.evaluation import command as evaluation
+from wavlink.plots import draw_loss
+from wavlink.search.store import IndexFolder
 
 from .captioned_folders import folder as five  # noqa: F401
 from .searches import assert_same_rows, embedder, index, models, sounds, write  # noqa: F401

@@ -5,7 +5,7 @@ from collections import Counter
 import datasets
 import pytest
 
-from processing.mixture import mixture
+from processing.datasets.mixture import mixture
 
 
 def part(name: str, count: int) -> datasets.Dataset:

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_wavlink import WavLinkAudioModel, WavLinkModel
-from modeling_wavlink.compat import enable_checkpointing
 from modeling_wavlink.losses_wavlink import LOSSES
+from wavlink.compat import enable_checkpointing
 
 from .conftest import RATE, tone
 from .tiny_models import audio_embeds, batch_of, build

@@ -17,7 +17,7 @@ from datasets import Dataset, config
 from sklearn.metrics import f1_score
 
 from modeling_wavlink.losses_wavlink import truncate_embeddings
-from modeling_wavlink.metrics import mean_average_precision, recall_at_k, zero_shot_accuracy
+from wavlink.evaluation.metrics import mean_average_precision, recall_at_k, zero_shot_accuracy
 
 from .conftest import RATE, WORDS, tone
 
@@ -197,7 +197,7 @@ def similarities_of(found: dict) -> np.ndarray:
 @pytest.mark.parametrize("storage", ["int8", "binary"])
 def test_retrieval_of_stored_codes(storage, folder, sharp_model, processor, clips, texts, tmp_path):
     """As the README has it: what is searched is kept as codes, what is asked is not."""
-    vectors_module = pytest.importorskip("modeling_wavlink.vectors")
+    vectors_module = pytest.importorskip("wavlink.search.quantization")
 
     class Stored(SentenceTransformerEncoderWrapper):
         def encode(self, inputs, *, prompt_type=None, **options):

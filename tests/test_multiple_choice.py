@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_wavlink.metrics import multiple_choice_hits
-from modeling_wavlink.multiple_choice import (
+from wavlink.evaluation.metrics import multiple_choice_hits
+from wavlink.evaluation.multiple_choice import (
     AIR_BENCH_GROUPS,
     Question,
     choices_from_labels,

@@ -25,12 +25,13 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from modeling_wavlink import WavLinkConfig, WavLinkModel, onnx_export  # noqa: E402
-from modeling_wavlink.onnx_export import CONFIG, export_onnx, load, main, measured, run  # noqa: E402
+from modeling_wavlink import WavLinkConfig, WavLinkModel  # noqa: E402
 from processing import WavLinkProcessor  # noqa: E402
 from processing.audio import load_audio  # noqa: E402
-from processing.data import captions_of, load_split  # noqa: E402
-from processing.synthetic import KINDS, render  # noqa: E402
+from processing.datasets.load import captions_of, load_split  # noqa: E402
+from processing.datasets.synthetic import KINDS, render  # noqa: E402
+from wavlink.backends import onnx as onnx_export  # noqa: E402
+from wavlink.backends.onnx import CONFIG, export_onnx, load, main, measured, run  # noqa: E402
 
 from .conftest import RATE, tone  # noqa: E402
 from .htsat_models import AUDIO  # noqa: E402

@@ -14,11 +14,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 import train
 from modeling_wavlink import WavLinkConfig, WavLinkModel
-from modeling_wavlink.regimes import clamp_scale, parameter_groups, set_trainable
-from modeling_wavlink.trainer import WavLinkTrainer
-from processing import feeds
-from processing.data import AudioTextCollator, CaptionedAudio
-from processing.synthetic import synthetic_dataset
+from processing.collator import AudioTextCollator, CaptionedAudio
+from processing.datasets import loaders as feeds
+from processing.datasets.synthetic import synthetic_dataset
+from wavlink.training.finetuning import clamp_scale, parameter_groups, set_trainable
+from wavlink.training.trainer import WavLinkTrainer
 
 from .conftest import RATE, tone
 

@@ -10,12 +10,13 @@ import pyarrow
 import pytest
 import soundfile
 
-from processing import captions as captions_module
-from processing import clip_files
-from processing.captions import captions_by_id, find_captions
-from processing.clip_files import clip_key, clip_keys, find_clips
-from processing.data import CaptionedAudio, caption_columns, durations, load_split
-from processing.paper_data import load_paper_data
+from processing.collator import CaptionedAudio
+from processing.datasets import caption_tables as captions_module
+from processing.datasets import youtube_ids as clip_files
+from processing.datasets.caption_tables import captions_by_id, find_captions
+from processing.datasets.load import caption_columns, durations, load_split
+from processing.datasets.paper import load_paper_data
+from processing.datasets.youtube_ids import clip_key, clip_keys, find_clips
 
 from .conftest import RATE, tone
 from .paper_files import SOUNDS, wav, write
@@ -160,7 +161,7 @@ def test_ten_examples_are_enough(csv_files, tmp_path):
 
 
 def test_many_clips_are_joined_in_pieces(csv_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("processing.paper_data._CLIPS_A_CHUNK", 2)
+    monkeypatch.setattr("processing.datasets.paper._CLIPS_A_CHUNK", 2)
     monkeypatch.setattr(clip_files, "_FILES_A_TASK", 2)
     dataset, _ = load_paper_data("auto_acd", "train", acd_sounds(tmp_path / "sounds"), max_seconds=None)
     assert [texts[-1][:10] for texts in dataset["captions"]] == ["Electronic", "A woman ta", "A clarinet", "Gunshots"]

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import ClapFeatureExtractor, ClapModel, ClapProcessor
 
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.embedding import embed_audio, embed_text
-from modeling_wavlink.peers import describe, load_for_evaluation, random_control
 from processing import WavLinkProcessor
+from wavlink.evaluation.embed_split import embed_audio, embed_text
+from wavlink.loading import describe, load_for_evaluation, random_control
 
 from . import clap_models
 from .clap_models import LONG, SHORT, save_clap

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_wavlink.pictures import (
+from wavlink.plots import (
     _most_confused,
     draw_confusion,
     draw_dims,

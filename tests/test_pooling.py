@@ -11,10 +11,10 @@ from transformers import AutoModel, ClapAudioConfig, Trainer, TrainingArguments,
 
 import train
 from modeling_wavlink import WavLinkConfig, WavLinkModel
-from modeling_wavlink.building import refuse_bad_start
-from modeling_wavlink.recipes import RECIPES, Recipe
-from modeling_wavlink.regimes import save_adapter, set_trainable
-from processing.data import AudioTextCollator
+from processing.collator import AudioTextCollator
+from wavlink.training.factory import refuse_bad_start
+from wavlink.training.finetuning import save_adapter, set_trainable
+from wavlink.training.recipes import RECIPES, Recipe
 
 from .conftest import RATE, tone
 from .tone_runs import folder  # noqa: F401

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from modeling_wavlink.progress import Bar
+from wavlink.progress import Bar
 
 from .helpers import LOCK_HELD_BY_THE_DEAD
 from .processes import run_process

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from modeling_wavlink.configuration_wavlink import POOLINGS
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.grad_cache import backward
 from modeling_wavlink.losses_wavlink import LOSSES, truncate_embeddings
 from processing import WavLinkFeatureExtractor
-from processing.data import AudioTextCollator
+from processing.collator import AudioTextCollator
+from wavlink.embedder import Embedder
+from wavlink.training.grad_cache import backward
 
 from .conftest import RATE, WORDS, tone
 from .tiny_models import build

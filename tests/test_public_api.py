@@ -15,9 +15,10 @@ import pytest
 import soundfile
 
 import wavlink
-from modeling_wavlink import evaluation, long
-from modeling_wavlink.classify import classify as classify_files
-from modeling_wavlink.embedder import Embedder
+from wavlink import long_recordings as long
+from wavlink.classify_command import classify as classify_files
+from wavlink.embedder import Embedder
+from wavlink.evaluation import command as evaluation
 
 from .conftest import RATE, tone
 from .processes import run_process

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from hub_cards import measured, push, verify
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.peers import describe, load_for_evaluation
-from modeling_wavlink.regimes import merged_state_dict, save_adapter, set_trainable
+from wavlink.loading import describe, load_for_evaluation
+from wavlink.training.finetuning import merged_state_dict, save_adapter, set_trainable
 
 from .hub_server import TOKEN
 

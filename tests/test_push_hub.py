@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from hub_cards import push
-from hub_cards.record import LINE, RECORD
+from wavlink.hub_record import LINE, RECORD
 
 from .hub_faults import FaultyHub
 from .hub_server import OTHER_TOKEN, READ_TOKEN, TOKEN
@@ -26,7 +26,7 @@ QUICK = """
 import sys, time
 from hub_cards import push
 from hub_cards.record import LINE, RECORD
-from modeling_wavlink.cli import run_command
+from wavlink.console import run_command
 time.sleep = lambda seconds: None
 push.verify = lambda folder, expected: None
 sys.exit(run_command("hub_cards.push", push.main, sys.argv[1:]))

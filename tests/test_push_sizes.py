@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from modeling_wavlink import WavLinkConfig
-from modeling_wavlink.recipes import get_recipe
+from wavlink.training.recipes import get_recipe
 
 from .conftest import clip_tokenizer
 from .hub_server import TOKEN, Hub

@@ -21,9 +21,9 @@ ray = pytest.importorskip("ray", reason="of the optional extra cluster")
 pytest.importorskip("ray.data", reason="of the optional extra cluster")
 pytest.importorskip("faiss", reason="of the optional extra search")
 
-from modeling_wavlink import ray_embedding  # noqa: E402
-from modeling_wavlink.embedder import Embedder  # noqa: E402
-from modeling_wavlink.ray_embedding import FileEmbedder, embed_with_ray, main, parts_of  # noqa: E402
+from wavlink.embedder import Embedder  # noqa: E402
+from wavlink.search import ray as ray_embedding  # noqa: E402
+from wavlink.search.ray import FileEmbedder, embed_with_ray, main, parts_of  # noqa: E402
 
 pytestmark = pytest.mark.slow  # a Ray of its own for the module
 WINDOW, HOP = 2.0, 1.0

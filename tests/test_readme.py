@@ -14,8 +14,8 @@ import soundfile
 
 import train
 from hub_cards import push
-from modeling_wavlink import evaluation
-from modeling_wavlink.sweep import configurations, sweep_parser
+from wavlink.evaluation import command as evaluation
+from wavlink.training.sweep import configurations, sweep_parser
 
 from .conftest import RATE, tone
 from .processes import run_process
@@ -79,7 +79,7 @@ def test_the_training_and_publishing_commands_run(workplace, whisper_folder, ber
     command = [str(towers.get(word, word)) for word in command[2:]]
     run([sys.executable, str(ROOT / "train.py"), *command, "--max_steps", "1"], workplace)
     score = ["--model", "runs/sounds/best", "--benchmark", "my_sounds", "--split", "validation"]
-    run([sys.executable, "-m", "modeling_wavlink.evaluation", *score, "--output", "scores.json"], workplace)
+    run([sys.executable, "-m", "wavlink.evaluation.command", *score, "--output", "scores.json"], workplace)
     publish = next(block for block in BASH if "hub_cards.push" in block).split()
     run([sys.executable, *publish[1:], "--dry_run", "--output_dir", "published"], workplace)
     assert "your-name/wavlink-sounds" in (workplace / "published/README.md").read_text()
@@ -107,7 +107,7 @@ def test_training_commands_are_understood(command):
 
 
 @pytest.mark.parametrize(
-    "command", re.findall(r"^python -m modeling_wavlink.evaluation .*", README.replace("\\\n", " "), re.MULTILINE)
+    "command", re.findall(r"^python -m wavlink.evaluation.command .*", README.replace("\\\n", " "), re.MULTILINE)
 )
 def test_scoring_commands_are_understood(command):
     options = evaluation._parser().parse_args(shlex.split(command)[3:])

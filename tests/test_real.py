@@ -11,7 +11,7 @@ from transformers import WhisperFeatureExtractor, WhisperModel
 from modeling_wavlink import WavLinkModel
 from processing import WavLinkProcessor
 from processing.audio import load_audio
-from processing.data import caption_columns, captions_of, durations, load_split
+from processing.datasets.load import caption_columns, captions_of, durations, load_split
 
 from .conftest import RATE
 

@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 import train
-from modeling_wavlink import WavLinkModel, recipes
-from modeling_wavlink.building import refuse_bad_start
-from modeling_wavlink.recipes import Recipe, computes_in_bf16, design_sweep, get_recipe
+from modeling_wavlink import WavLinkModel
+from wavlink.training import recipes
+from wavlink.training.factory import refuse_bad_start
+from wavlink.training.recipes import Recipe, computes_in_bf16, design_sweep, get_recipe
 
 from .conftest import RATE, tone
 from .htsat_models import AUDIO as HTSAT
@@ -264,7 +265,7 @@ def test_main_says_why_in_one_line(no_weights, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("native, precision", [(True, "bf16"), (False, "no")])
 def test_auto_is_bf16_only_where_the_device_computes_in_it(monkeypatch, native, precision):
-    monkeypatch.setattr("modeling_wavlink.recipes.computes_in_bf16", lambda: native)
+    monkeypatch.setattr("wavlink.training.recipes.computes_in_bf16", lambda: native)
     assert get_recipe("quickstart").mixed_precision == precision  # a recipe never holds "auto", so a run records it
     assert get_recipe("base_stage1").mixed_precision == "bf16"
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 import train
 from modeling_wavlink import WavLinkConfig, WavLinkModel
-from modeling_wavlink.compat import enable_checkpointing
-from modeling_wavlink.regimes import describe, lora_config, merged_state_dict, save_adapter, set_trainable
-from processing.data import AudioTextCollator
+from processing.collator import AudioTextCollator
+from wavlink.compat import enable_checkpointing
+from wavlink.training.finetuning import describe, lora_config, merged_state_dict, save_adapter, set_trainable
 
 from .conftest import RATE, tone
 from .htsat_models import AUDIO as HTSAT

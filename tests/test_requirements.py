@@ -9,15 +9,15 @@ import pytest
 from packaging.requirements import Requirement
 
 import wavlink
+from processing.installing import BRINGS, EXTRA_OF, extra_of
 from wavlink.cli import COMMANDS
-from wavlink.installing import BRINGS, EXTRA_OF, extra_of
 
 ROOT = Path(__file__).parents[1]
 OWN = ("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")
 DISTRIBUTIONS = {"faiss": "faiss-cpu", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
 OTHERS = {
-    "modeling_wavlink.trainer": "train",
-    "modeling_wavlink.embedder": "",
+    "wavlink.training.trainer": "train",
+    "wavlink.embedder": "",
     "modeling_wavlink.modeling_wavlink": "",
     "processing": "",
 }

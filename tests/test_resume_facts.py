@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 import train
-from modeling_wavlink.embedding import fingerprint
-from processing import fingerprints
-from processing.fingerprints import rows_digest
+from processing.datasets import fingerprints
+from processing.datasets.fingerprints import rows_digest
+from wavlink.evaluation.embed_split import fingerprint
 
 from .conftest import RATE, tone
 from .processes import run_process

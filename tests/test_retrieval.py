@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_wavlink.metrics import Correspondence, percent
-from modeling_wavlink.retrieval import compute_metrics, retrieval_scores, table
+from wavlink.evaluation.metrics import Correspondence, percent
+from wavlink.evaluation.retrieval import compute_metrics, retrieval_scores, table
 
 
 def test_retrieval_at_nested_dims_by_hand():

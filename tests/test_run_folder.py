@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from modeling_wavlink.run_folder import (
+from wavlink.training.run_folder import (
     Metrics,
     commit_of,
     environment,

@@ -17,12 +17,12 @@ from transformers import AutoModel, TrainingArguments
 
 import train
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.checkpoints import load_state, save_state
-from modeling_wavlink.embedding import embed_audio
-from modeling_wavlink.peers import load_for_evaluation
-from modeling_wavlink.regimes import load_adapter, save_adapter, set_trainable
-from modeling_wavlink.trainer import WavLinkTrainer
-from processing.data import AudioTextCollator
+from processing.collator import AudioTextCollator
+from wavlink.evaluation.embed_split import embed_audio
+from wavlink.loading import load_for_evaluation
+from wavlink.training.checkpoints import load_state, save_state
+from wavlink.training.finetuning import load_adapter, save_adapter, set_trainable
+from wavlink.training.trainer import WavLinkTrainer
 
 from .clap_models import unfused  # noqa: F401
 from .clean_process import run_clean
@@ -43,9 +43,9 @@ UNSAFE = {"load_pickle", "read_pickle", "register_for_checkpointing", "full_load
 # The only files that may: one looks through a pickled index without running it; others start `git`, a clean Python, or
 # the command that is measured.
 MAY_IMPORT = {
-    "modeling_wavlink/checkpoints.py": {"pickle"},
-    "modeling_wavlink/memory.py": {"ctypes"},  # glibc's mallopt
-    "modeling_wavlink/run_folder.py": {"subprocess"},
+    "wavlink/training/checkpoints.py": {"pickle"},
+    "wavlink/training/memory.py": {"ctypes"},  # glibc's mallopt
+    "wavlink/training/run_folder.py": {"subprocess"},
     "hub_cards/push.py": {"huggingface_hub"},
     "hub_cards/verify.py": {"subprocess"},
     "hub_cards/space/folder.py": {"subprocess", "huggingface_hub"},

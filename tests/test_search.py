@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from modeling_wavlink import indexing, search
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.index_copies import reindex
-from modeling_wavlink.index_folder import IndexFolder
-from modeling_wavlink.querying import Index
 from processing.audio import load_audio
+from wavlink.embedder import Embedder
+from wavlink.search import build as indexing
+from wavlink.search import command as search
+from wavlink.search.index import Index
+from wavlink.search.store import IndexFolder
+from wavlink.search.transfer import reindex
 
 from . import searches
 from .conftest import RATE
@@ -553,11 +554,11 @@ def test_the_command(sounds, tmp_path, models, capsys):
 
 @pytest.mark.slow
 def test_an_error_is_one_line_and_exit_code_2(tmp_path):
-    command = [sys.executable, "-m", "modeling_wavlink.search", "query", str(tmp_path / "none"), "rain"]
+    command = [sys.executable, "-m", "wavlink.search.command", "query", str(tmp_path / "none"), "rain"]
     done = run_process(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("modeling_wavlink.search: ") and "is no index" in line
+    assert line.startswith("wavlink.search.command: ") and "is no index" in line
 
 
 # --- copies

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 import train
-from modeling_wavlink import embedding, sharding
+from wavlink.evaluation import embed_split as embedding
+from wavlink.training import distributed as sharding
 
 from .processes import run_process
 from .tone_runs import (

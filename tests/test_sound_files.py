@@ -7,12 +7,12 @@ import pytest
 import soundfile
 from transformers.utils import logging
 
-from modeling_wavlink.evaluation import main as evaluate
-from processing.clip_files import index_folder
-from processing.data import label_names, load_split
-from processing.shards import load_stream
+from processing.datasets.load import label_names, load_split
+from processing.datasets.shards import load_stream
+from processing.datasets.youtube_ids import index_folder
 from processing.sound_files import CONTAINERS, LIBSNDFILE, SUFFIXES, SoundFiles, is_hidden, with_folders_listed
-from processing.sources import list_sounds
+from wavlink.evaluation.command import main as evaluate
+from wavlink.search.listing import list_sounds
 
 from .conftest import RATE, tone
 from .tar_streams import sound, write_tar
@@ -157,7 +157,7 @@ def test_tars_take_the_same_suffixes_and_leave_hidden_names_out(tmp_path):
 
 
 def test_classify_takes_folders(wavlink_folder, tmp_path, capsys):
-    from modeling_wavlink.classify import main
+    from wavlink.classify_command import main
 
     write(tmp_path / "sounds", "b/2.wav", "a.wav", ".hidden.wav")
     given = ["--model", str(wavlink_folder), "--labels", "dog", "cat", "--json"]

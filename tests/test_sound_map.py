@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from modeling_wavlink import sound_map
-from modeling_wavlink.common_sounds import COMMON_SOUNDS
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
-from modeling_wavlink.indexing import index_sounds
-from modeling_wavlink.sound_map import (
+from wavlink.common_sounds import COMMON_SOUNDS
+from wavlink.embedder import Embedder
+from wavlink.search import map as sound_map
+from wavlink.search.build import index_sounds
+from wavlink.search.map import (
     GUESSED_GROUPS,
     GUESSED_LABELS,
     UNLABELLED,
@@ -27,8 +26,9 @@ from modeling_wavlink.sound_map import (
     named_groups,
     nearest_labels,
 )
-from modeling_wavlink.sound_page import SHOWN, page
-from modeling_wavlink.vectors import decode, encode
+from wavlink.search.map_page import SHOWN, page
+from wavlink.search.quantization import decode, encode
+from wavlink.search.store import FILES, IndexFolder, Manifest
 
 from .conftest import RATE, tone
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from processing.sources import SOUNDS, file_of, list_sounds
+from wavlink.search.listing import SOUNDS, file_of, list_sounds
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import torch
 
 from hub_cards.space import answers, pages, samples
 from hub_cards.space.answers import Demo, Limits, Named, labels_in, part_of, trained_on
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.long import hear, locate, noise_score
-from modeling_wavlink.querying import Index
 from processing.audio import load_audio
+from wavlink.embedder import Embedder
+from wavlink.long_recordings import hear, locate, noise_score
+from wavlink.search.index import Index
 
 from .conftest import RATE, tone
 from .space_demo import demo_in, write_all

@@ -141,7 +141,7 @@ def _name(page, demo, folder, looks_right) -> None:
 
 def _slider(page):
     page.get_by_role("button", name="About this model").click()
-    page.locator("#costs").get_by_text("32 of 32 dims").wait_for()  # what the fold holds is there a moment after the click
+    page.locator("#costs").get_by_text("32 of 32 dims").wait_for()  # the fold has opened
     return page.get_by_role("slider", name=re.compile("Dims kept"))
 
 

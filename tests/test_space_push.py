@@ -13,9 +13,10 @@ from huggingface_hub import HfApi, SpaceCard, constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from packaging.requirements import Requirement
 
-from hub_cards import push, upload
+from hub_cards import push
 from hub_cards.space import folder as space_folder
-from modeling_wavlink.querying import Index
+from wavlink import hub_upload as upload
+from wavlink.search.index import Index
 
 from .hub_faults import FaultyHub
 from .hub_server import READ_TOKEN, TOKEN
@@ -68,7 +69,7 @@ def test_a_space_is_one_commit_with_code_model_index_and_sounds(hub, here, made,
     files = hub.files("user/demo", kind="spaces")
     expected = {"app.py", "README.md", "requirements.txt", "LICENSE", "model/model.safetensors", "model/README.md"}
     expected |= {"index/index.json", "sounds/200 hertz.wav", "hub_cards/space/app.py", "hub_cards/space/style.css"}
-    assert expected | {"modeling_wavlink/embedder.py", "processing/audio.py"} <= files
+    assert expected | {"wavlink/embedder.py", "processing/audio.py"} <= files
     assert not [name for name in files if "__pycache__" in name or name.endswith((".pyc", ".lock"))]
     _, place = hub.find("spaces", "user/demo", "main")
     card = SpaceCard.load(place / "README.md")

@@ -12,8 +12,9 @@ import pytest
 import soundfile
 import torch
 
-from processing.data import AudioTextCollator, caption_columns
-from processing.shards import load_stream
+from processing.collator import AudioTextCollator
+from processing.datasets.load import caption_columns
+from processing.datasets.shards import load_stream
 
 from .conftest import RATE, tone
 from .shard_streams import flat, ids, parquets, stream, tars

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from modeling_wavlink import sweep
-from modeling_wavlink.recipes import Recipe
+from wavlink.training import sweep
+from wavlink.training.recipes import Recipe
 
 from .tone_runs import folder  # noqa: F401
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from processing import synthetic
-from processing.synthetic import KINDS, NUMBERS, SAMPLING_RATE, Draw, plucked, render, synthetic_dataset
+from processing.datasets import synthetic
+from processing.datasets.synthetic import KINDS, NUMBERS, SAMPLING_RATE, Draw, plucked, render, synthetic_dataset
 
 COLUMNS = ["audio", "duration", "group", "label", "caption", "caption_2", "caption_3"]
 KEYPAD_HZ = {  # typed by hand from ITU-T Q.23, not taken from the code under test

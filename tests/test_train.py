@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoProcessor
 
 import train
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.recipes import RECIPES, Recipe, get_recipe
+from wavlink.training.recipes import RECIPES, Recipe, get_recipe
 
 from . import tone_runs
 from .conftest import RATE, tone

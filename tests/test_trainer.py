@@ -10,8 +10,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from transformers import Trainer
 
-from modeling_wavlink.grad_cache import backward
-from modeling_wavlink.trainer import WavLinkTrainer
+from wavlink.training.grad_cache import backward
+from wavlink.training.trainer import WavLinkTrainer
 
 from . import trainer_runs
 from .processes import spawn

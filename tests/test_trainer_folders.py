@@ -9,9 +9,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
-from modeling_wavlink.regimes import set_trainable
-from modeling_wavlink.trainer import EpochBatches
-from processing.data import BatchPlan, CaptionedAudio
+from processing.collator import CaptionedAudio
+from processing.sampling import BatchPlan
+from wavlink.training.finetuning import set_trainable
+from wavlink.training.trainer import EpochBatches
 
 from .trainer_runs import CAPTIONS, REGIMES, collator, prepared, pretrained, rows, train, trainer, wavlink  # noqa: F401
 

@@ -16,25 +16,21 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProces
 
 import train
 from hub_cards import push
-from modeling_wavlink import (
-    WavLinkConfig,
-    WavLinkModel,
-    classify,
-    evaluation,
-    index_model,
-    long,
-    losses_wavlink,
-    onnx_export,
-    sound_map,
-)
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.index_copies import away
-from modeling_wavlink.index_folder import IndexFolder, _digest
-from modeling_wavlink.indexing import index_sounds
-from modeling_wavlink.peers import load_for_evaluation, random_control
-from modeling_wavlink.querying import Index
-from modeling_wavlink.search import main as search_main
+from modeling_wavlink import WavLinkConfig, WavLinkModel, losses_wavlink
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+from wavlink import classify_command as classify
+from wavlink import long_recordings as long
+from wavlink.backends import onnx as onnx_export
+from wavlink.embedder import Embedder
+from wavlink.evaluation import command as evaluation
+from wavlink.loading import load_for_evaluation, random_control
+from wavlink.search import index_model
+from wavlink.search import map as sound_map
+from wavlink.search.build import index_sounds
+from wavlink.search.command import main as search_main
+from wavlink.search.index import Index
+from wavlink.search.store import IndexFolder, _digest
+from wavlink.search.transfer import away
 
 from .clap_models import unfused  # noqa: F401
 from .clean_process import run_clean

@@ -13,9 +13,9 @@ import pytest
 lancedb = pytest.importorskip("lancedb", reason="of the optional extra cluster")
 pytest.importorskip("faiss", reason="of the optional extra search")
 
-from modeling_wavlink import vector_database  # noqa: E402
-from modeling_wavlink.ray_embedding import fixed_size_list, parts_of  # noqa: E402
-from modeling_wavlink.vector_database import VectorDatabase, below, load_rows, main  # noqa: E402
+from wavlink.search import lance as vector_database  # noqa: E402
+from wavlink.search.lance import VectorDatabase, below, load_rows, main  # noqa: E402
+from wavlink.search.ray import fixed_size_list, parts_of  # noqa: E402
 
 DIM, WIDTH = 12, 16
 REVISION = "sha256:0123456789abcdef"
@@ -262,7 +262,7 @@ def test_load_refuses_other_rows(tmp_path):
         [*parts_of(rows)]
 
 
-LOAD = "import sys; from modeling_wavlink.vector_database import load_rows; load_rows(*sys.argv[1:3], 'sounds')"
+LOAD = "import sys; from wavlink.search.lance import load_rows; load_rows(*sys.argv[1:3], 'sounds')"
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_two_processes_read_while_this_one_adds(filled, tmp_path, start_code):
 
 
 def test_the_commands(wavlink_folder, tmp_path, capsys):
-    from modeling_wavlink.embedder import Embedder
+    from wavlink.embedder import Embedder
 
     embedder = Embedder(str(wavlink_folder))
     texts = ["a dog barks", "a cat meows"]

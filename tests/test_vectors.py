@@ -13,8 +13,8 @@ from modeling_wavlink.losses_wavlink import truncate_embeddings
 from .conftest import RATE, WORDS, tone
 
 pytest.importorskip("faiss")
-from modeling_wavlink import vectors  # noqa: E402
-from modeling_wavlink.vectors import STORAGES, FlatIndex, bytes_per_vector, decode, encode  # noqa: E402
+from wavlink.search import quantization as vectors  # noqa: E402
+from wavlink.search.quantization import STORAGES, FlatIndex, bytes_per_vector, decode, encode  # noqa: E402
 
 as_measured = pytest.mark.skipif(
     Version(sentence_transformers.__version__) < Version("6.2"),

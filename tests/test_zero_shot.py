@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_wavlink.metrics import zero_shot_accuracy
-from modeling_wavlink.zero_shot import PROMPT, ensemble, label_texts, table, zero_shot_scores
+from wavlink.evaluation.metrics import zero_shot_accuracy
+from wavlink.evaluation.zero_shot import PROMPT, ensemble, label_texts, table, zero_shot_scores
 
 
 class Said:
