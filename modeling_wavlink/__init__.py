@@ -6,6 +6,7 @@ where transformers is loaded already, see `processing.auto_classes`.
 
 import importlib
 import sys
+from typing import Any
 
 from . import former_paths
 
@@ -23,8 +24,8 @@ __all__ = [*_HOMES]
 former_paths.install()
 
 
-def __getattr__(name: str):
-    """Imported when first asked for, so that the command line answers before torch is loaded."""
+def __getattr__(name: str) -> Any:
+    """Import a name on first use, so that the command line starts without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     importlib.import_module("processing")  # registers them

@@ -84,7 +84,7 @@ MOVED = {
 
 
 class _FormerPaths:
-    """A finder and loader of modules by their earlier names: the very modules that stand elsewhere now."""
+    """A finder and loader of modules by their earlier names, which gives the modules under their present names."""
 
     def __init__(self):
         self._specs = {}
@@ -98,11 +98,11 @@ class _FormerPaths:
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is run again; the module keeps the spec of its own name."""
+        """Keep the module's own spec; nothing is executed again."""
         module.__spec__ = self._specs[module.__spec__.name]
 
     def get_code(self, fullname: str) -> CodeType:
-        """For `python -m`."""
+        """Return the code that `python -m` runs."""
         run = "main(wrap_json=False)" if fullname == "modeling_wavlink.cli" else f"run_command({fullname!r}, main)"
         lines = [
             *("import sys", f"from {MOVED[fullname]} import main", "from wavlink.console import run_command"),
