@@ -1,8 +1,8 @@
-"""Captioned sounds made by code: the data set that comes with the package, for demos, tests and a first training.
+"""Synthetic captioned sounds: the data set of the package, for demos, tests and a first training.
 
-A kind of sound is one `@sound`, `@music` or `@speech` line: "label | caption | caption | caption" and the constants of
-that kind, on top of the function that renders it. The function draws its parameters from named ranges, and the names
-fill the captions in: sound and caption cannot disagree. Waveforms are `[samples]` at 16 kHz.
+A kind of sound is one `@sound`, `@music` or `@speech` line, "label | caption | caption | caption" and the constants of
+that kind, above the function that synthesises it. The function draws its parameters from named ranges, and the names
+are inserted in the captions, so that sound and caption always agree.
 """
 
 import io
@@ -10,34 +10,43 @@ import zlib
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import soundfile
 
-SAMPLING_RATE = 16000  # Hz
+from .synthesis import NUMBERS, SAMPLING_RATE, Draw, blow, clock, lay, noise, plucked, struck, tone
+
 SPLITS = ("train", "validation", "test")
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KEYPAD_ROWS, KEYPAD_COLUMNS = (697, 770, 852, 941), (1209, 1336, 1477)  # Hz (ITU-T Q.23)
 MORSE = {"SOS": "... --- ...", "OK": "--- -.-", "CQ": "-.-. --.-", "HELP": ".... . .-.. .--."}
-BELL, BAR, PLATE = (0.5, 1, 1.2, 1.5, 2, 2.67, 4), (1, 4), (1, 1.35, 1.73, 2.1, 2.7, 3.3)  # partials of what is struck
-# Blows: pitch of the body (Hz), life (s), share of noise and its centre (Hz)
+BELL, BAR, PLATE = (0.5, 1, 1.2, 1.5, 2, 2.67, 4), (1, 4), (1, 1.35, 1.73, 2.1, 2.7, 3.3)  # partials
+# Blows: pitch of the body (Hz), decay time (s), share of noise and its centre (Hz)
 KICK, SNARE, CLAP = (52, 0.1, 0.1, 1200), (190, 0.06, 0.7, 3500), (900, 0.015, 1, 1400)
 KNOCK, STEP, BALL = (210, 0.025, 0.3, 700), (85, 0.035, 0.7, 900), (240, 0.025, 0.2, 1000)
 TICK, KEY, HEART = (2600, 0.004, 0.5, 4500), (350, 0.02, 0.8, 3800), (42, 0.05, 0.1, 90)
 
 
 class Kind(NamedTuple):
+    """A kind of sound."""
+
     group: str  # "sound", "music" or "speech"
     captions: list[str]  # three templates; the first names every attribute
-    synthesise: Callable[["Draw"], np.ndarray]
+    synthesise: Callable[[Draw], np.ndarray]
 
 
 KINDS: dict[str, Kind] = {}  # by label
 
 
-def entry(group: str, text: str, *constants) -> Callable:
+def entry(group: str, text: str, *constants: Any) -> Callable:
+    """Return a decorator that adds a kind of sound.
+
+    Args:
+        group: `"sound"`, `"music"` or `"speech"`.
+        text: label and three captions, separated by ` | `.
+        constants: arguments of the decorated function after its `Draw`.
+    """
     label, *captions = text.split(" | ")
 
     def enter(function: Callable) -> Callable:
@@ -48,87 +57,6 @@ def entry(group: str, text: str, *constants) -> Callable:
 
 
 sound, music, speech = (partial(entry, group) for group in ("sound", "music", "speech"))
-
-
-class Draw:
-    """Chance with a memory: `words` keeps the name of every range drawn from, for the captions."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.rng = rng
-        self.words: dict[str, str] = {}
-
-    def between(self, low: float, high: float) -> float:
-        """Log-uniform, because pitch, speed and level are heard as ratios."""
-        return float(np.exp(self.rng.uniform(np.log(low), np.log(high))))
-
-    def word(self, attribute: str, **ranges: tuple[float, float]) -> float:
-        """A value from one of the ranges, e.g. `word("pitch", low=(100, 200), high=(400, 800))` in Hz."""
-        name = self.words[attribute] = str(self.rng.choice(list(ranges)))
-        return self.between(*ranges[name])
-
-    def count(self, first: int, last: int) -> int:
-        number = int(self.rng.integers(first, last + 1))
-        self.words["number"] = NUMBERS[number]
-        return number
-
-
-# What sounds are made of
-
-
-def clock(seconds: float) -> np.ndarray:
-    # Whole hundredths of a second, because an FFT of a size with a large prime factor is slow.
-    return np.arange(round(100 * seconds) * SAMPLING_RATE // 100) / SAMPLING_RATE  # [samples], seconds
-
-
-def tone(draw: Draw, t: np.ndarray, hertz: float | np.ndarray, amplitudes=(1,)) -> np.ndarray:
-    """Harmonics 1, 2, ... of a pitch (Hz) that may move with the time t `[samples]`; none of them near Nyquist."""
-    hertz = np.broadcast_to(hertz, t.shape)
-    amplitudes = amplitudes[: int(0.48 * SAMPLING_RATE / hertz.max())]
-    turns = draw.rng.random() + np.cumsum(hertz) / SAMPLING_RATE
-    # The powers of one rotation are its harmonics: one complex exponential serves them all.
-    return np.polyval([*amplitudes[::-1], 0], np.exp(2j * np.pi * turns)).imag
-
-
-def noise(draw: Draw, samples: int, low: float = 20, high: float = 8000, slope: float = 0) -> np.ndarray:
-    """Noise `[samples]` of RMS 1 from low to high (Hz), its power in proportion to frequency ** slope."""
-    hertz = np.fft.rfftfreq(samples, 1 / SAMPLING_RATE).clip(1)
-    gain = hertz ** (slope / 2) / np.sqrt((1 + (low / hertz) ** 8) * (1 + (hertz / high) ** 8))
-    spectrum = draw.rng.normal(size=gain.size) + 1j * draw.rng.normal(size=gain.size)
-    wave = np.fft.irfft(gain * spectrum, samples)
-    return wave / wave.std()
-
-
-def struck(draw: Draw, seconds: float, hertz: float, ratios: tuple[float, ...], life: float) -> np.ndarray:
-    """Partials at ratios of a pitch (Hz), the higher the sooner gone; the one at ratio 1 has a life in seconds."""
-    t = clock(seconds)
-    turns = [(ratio, hertz * ratio * t + draw.rng.random()) for ratio in ratios]
-    return sum(np.sin(2 * np.pi * turn) * np.exp(-t * ratio / life) / ratio**0.5 for ratio, turn in turns)
-
-
-def plucked(draw: Draw, seconds: float, hertz: float) -> np.ndarray:
-    """A string (Karplus and Strong, 1983): a period of noise, then each period a smoothed copy of the last."""
-    period = round(SAMPLING_RATE / hertz)
-    spectrum = np.fft.rfft(draw.rng.normal(size=period))
-    spectrum[0] = 0
-    smoothing = 0.997 * np.cos(np.pi * np.arange(spectrum.size) / period)  # gain of the mean of two neighbours
-    passes = np.arange(round(seconds * hertz))[:, None]
-    return np.fft.irfft(spectrum * smoothing**passes, period).ravel()  # [periods, period] -> [samples]
-
-
-def blow(draw: Draw, hertz: float, life: float, mix: float, centre: float) -> np.ndarray:
-    """A body of dropping pitch (Hz) and a share `mix` of noise around a centre (Hz), both with a life in seconds."""
-    t = clock(0.01 + 5 * life)
-    body = tone(draw, t, hertz * draw.between(0.9, 1.1) * (1 + np.exp(-t / 0.02)))
-    return ((1 - mix) * body + mix * noise(draw, t.size, centre / 2, centre * 2) / 3) * np.exp(-t / life)
-
-
-def lay(starts, pieces) -> np.ndarray:
-    """The sum of waveforms, each put at its start (seconds)."""
-    spans = [(round(start * SAMPLING_RATE), piece) for start, piece in zip(starts, pieces, strict=True)]
-    wave = np.zeros(max(begin + piece.size for begin, piece in spans))
-    for begin, piece in spans:
-        wave[begin : begin + piece.size] += piece
-    return wave
 
 
 # Sweeps and signals
@@ -197,7 +125,7 @@ def coloured_noise(draw, slope):
     return noise(draw, clock(draw.word("length", short=(0.5, 0.9), long=(1.8, 2.8))).size, slope=slope)
 
 
-# Grains a second and the life of one (s), noise from and to (Hz), and how much of it goes on between the grains
+# Grains a second and their decay time (s), noise from and to (Hz), and how much of it goes on between the grains
 @sound("rain | {loud} {amount} rain | A {amount} shower | {amount} drops fall", 60, 0.003, 2000, 7000, 0.3)
 @sound("fire | A {loud} fire, {amount} crackling | A campfire burns | {amount} crackling", 8, 0.004, 300, 6000, 0.1)
 @sound("geiger counter | {loud} {amount} Geiger counter clicks | A dosimeter | Dry clicks", 6, 0.001, 2500, 5000, 0)
@@ -206,8 +134,8 @@ def shower(draw, rate, life, low, high, bed):
     t = clock(draw.between(1.4, 2.4))
     rate = draw.word("amount", light=(0.8 * rate, 1.2 * rate), heavy=(5 * rate, 8 * rate))
     grains = np.zeros(t.size)
-    places = draw.rng.integers(t.size, size=round(rate * t[-1]))
-    grains[places] = draw.rng.uniform(0.3, 1, size=places.size)
+    positions = draw.rng.integers(t.size, size=round(rate * t[-1]))
+    grains[positions] = draw.rng.uniform(0.3, 1, size=positions.size)
     level = np.fft.irfft(np.fft.rfft(grains) * np.fft.rfft(np.exp(-t / life)), t.size)
     return noise(draw, t.size, low, high) * (level + bed * level.mean())
 
@@ -234,7 +162,7 @@ def surging(draw, low, high, slope, rate, sharpness):
 @sound("typewriter | {number} {loud} {speed} typewriter strokes | {speed} typing | {number} keys struck", 0.25, KEY)
 @sound("heartbeat | {number} {loud} {speed} heartbeats | A {speed} pulse | A heart beats", 0.5, HEART, (0, 0.32))
 def repeated(draw, gap, body, beats=(0,)):
-    """Blows a slow or fast multiple of gap (s) apart, each made of beats at shares of that time."""
+    """Synthesise blows at a slow or fast multiple of `gap` (s), each made of beats at fractions of that time."""
     number = draw.count(2, 5)
     gap = draw.word("speed", slow=(1.25 * gap, 1.5 * gap), fast=(0.5 * gap, 0.62 * gap))
     starts = gap * np.add.outer(range(number) + draw.rng.uniform(0, 0.06, number), beats).ravel()
@@ -252,7 +180,7 @@ def bouncing_ball(draw):
 # Notes, voices and pairs of events
 
 
-# Partials, lowest pitch (Hz), life (s), echoes
+# Partials, lowest pitch (Hz), decay time (s), echoes
 @music("church bell | A {loud} {pitch} church bell | A {pitch} bell tolls | A tower bell", BELL, 200, 1.1)
 @music("xylophone | A {loud} {pitch} xylophone note | A {pitch} wooden bar is hit | A mallet on wood", BAR, 330, 0.25)
 @music("gong | A {loud} {pitch} gong | A {pitch} metal disc is struck | A temple gong", PLATE, 85, 1.5)
@@ -324,7 +252,10 @@ def in_order(draw, first, second):
 
 
 def render(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """One clip of a kind: a waveform float32 `[samples]` in [-1, 1], 0.5 to 4 s, and three captions.
+    """Synthesise a clip of a kind: a waveform float32 `[samples]` in [-1, 1], 0.5 to 4 s, and three captions.
+
+    Raises:
+        ValueError: there is no such kind.
 
     >>> waveform, captions = render("church bell", np.random.default_rng(0))
     """
@@ -337,13 +268,13 @@ def render(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
     wave *= fade * fade[::-1] * draw.word("loud", quiet=(0.03, 0.08), loud=(0.45, 0.9)) / np.abs(wave).max()
     before, after = (rng.uniform(0.02, 0.2, size=2) * SAMPLING_RATE).astype(int)
     wave = np.pad(wave, (before, max(after, SAMPLING_RATE // 2 - wave.size)))
-    wave += draw.between(1e-5, 1e-3) * rng.normal(size=wave.size)  # nothing is recorded in perfect silence
+    wave += draw.between(1e-5, 1e-3) * rng.normal(size=wave.size)  # recordings always have some noise
     captions = [template.format(**draw.words) for template in KINDS[kind].captions]
     return wave.astype(np.float32), [caption[0].upper() + caption[1:] for caption in captions]
 
 
-def clip(kind: str, split: str, index: int, seed: int) -> dict:
-    # The key names the clip, so it depends neither on how many are made nor on which other kinds there are.
+def clip(kind: str, split: str, index: int, seed: int) -> dict[str, Any]:
+    """Return a row of the data set, which depends on these arguments only."""
     key = [seed, SPLITS.index(split), zlib.crc32(kind.encode()), index]
     wave, captions = render(kind, np.random.default_rng(np.random.SeedSequence(key)))
     flac = io.BytesIO()
@@ -358,9 +289,12 @@ def clip(kind: str, split: str, index: int, seed: int) -> dict:
 
 
 def synthetic_dataset(split: str, clips_per_kind: int = 60, seed: int = 0) -> datasets.Dataset:
-    """`clips_per_kind` clips of every kind, kind by kind, in the columns of our real data; no two splits share a clip.
+    """Make a data set of `clips_per_kind` clips of every kind, kind by kind; no two splits share a clip.
 
     `audio` holds undecoded 16-bit FLAC bytes, `duration` is in seconds.
+
+    Raises:
+        ValueError: an unknown split, or no clips.
 
     >>> synthetic_dataset("test", clips_per_kind=1)[0]["caption"]
     'A quiet tone falls slowly'
@@ -371,5 +305,5 @@ def synthetic_dataset(split: str, clips_per_kind: int = 60, seed: int = 0) -> da
         raise ValueError(f"clips_per_kind must be at least 1, not {clips_per_kind}.")
     rows = [clip(kind, split, index, seed) for kind in KINDS for index in range(clips_per_kind)]
     audio = datasets.Audio(sampling_rate=SAMPLING_RATE, decode=False)
-    # Cast when the table is there: to build it with this feature would need torchcodec, even for encoded bytes.
+    # Cast afterwards: building the table with this feature would need torchcodec, even for encoded bytes.
     return datasets.Dataset.from_list(rows).cast_column("audio", audio)
