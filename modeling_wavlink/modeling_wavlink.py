@@ -50,6 +50,7 @@ class WavLinkOutput(ModelOutput):
     text_model_output: BaseModelOutputWithPooling | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
+        """Return the fields that are not None, the towers' outputs as tuples."""
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 

@@ -110,7 +110,7 @@ class SoundFiles:
             parts.append(f"{len(self.unlisted)} folders cannot be listed: {names}")
         if self.repeated:
             names = such_as(self.repeated)
-            parts.append(f"{len(self.repeated)} links lead to folders that are listed under another name: {names}")
+            parts.append(f"{len(self.repeated)} links lead to folders that are listed by another name: {names}")
         return "; ".join(filter(None, parts))
 
 

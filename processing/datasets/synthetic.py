@@ -7,7 +7,7 @@ are inserted in the captions, so that sound and caption always agree.
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple
@@ -64,7 +64,8 @@ sound, music, speech = (partial(entry, group) for group in ("sound", "music", "s
 
 @sound("rising chirp | A {loud} tone rises {speed} | A whistle glides up {speed} | A sweep from low to high", 1)
 @sound("falling chirp | A {loud} tone falls {speed} | A whistle glides down {speed} | A sweep from high to low", -1)
-def chirp(draw, step):
+def chirp(draw: Draw, step: int) -> np.ndarray:
+    """Synthesise a rising (`step` 1) or falling (-1) chirp."""
     t = clock(draw.word("speed", quickly=(0.5, 0.8), slowly=(1.8, 2.8)))
     path = draw.between(150, 400) * draw.between(6, 12) ** (t / t[-1])  # [samples], Hz
     return tone(draw, t, path[::step])
@@ -72,7 +73,8 @@ def chirp(draw, step):
 
 @sound("police siren | A {loud} {speed} police siren | A {speed} siren wails up and down | A police car", 1, 0.4)
 @sound("ambulance | A {loud} {speed} ambulance siren | A {speed} siren of two notes | Nee-naw, nee-naw", 50, 0.14)
-def siren(draw, steepness, depth):
+def siren(draw: Draw, steepness: float, depth: float) -> np.ndarray:
+    """Synthesise a siren that swings around a pitch."""
     t = clock(draw.between(2, 3))
     rate = draw.word("speed", slow=(0.45, 0.6), fast=(2.2, 3.5))  # Hz
     swing = np.clip(steepness * np.sin(2 * np.pi * (rate * t + draw.rng.random())), -1, 1)
@@ -80,7 +82,8 @@ def siren(draw, steepness, depth):
 
 
 @sound("telephone keypad | The digit {digit} dialled {number} times, {loud} | Someone dials {digit} | Touch tones")
-def telephone_keypad(draw):
+def telephone_keypad(draw: Draw) -> np.ndarray:
+    """Synthesise presses of a telephone key."""
     digit = int(draw.rng.integers(10))
     draw.words["digit"] = NUMBERS[digit]
     row, column = divmod(digit - 1, 3) if digit else (3, 1)
@@ -90,7 +93,8 @@ def telephone_keypad(draw):
 
 
 @sound("morse code | {loud} {speed} Morse code: {message} | Dots and dashes, {speed} | A telegraph sends {message}")
-def morse_code(draw):
+def morse_code(draw: Draw) -> np.ndarray:
+    """Synthesise a message in Morse code."""
     message = draw.words["message"] = str(draw.rng.choice(list(MORSE)))
     keys = MORSE[message].replace(".", "10").replace("-", "1110").replace(" ", "00")
     dot = draw.word("speed", fast=(0.04, 0.05), slow=(0.08, 0.095))  # seconds
@@ -106,7 +110,8 @@ def morse_code(draw):
 @sound("alarm clock | A {loud} alarm clock | Quick beeps in fours | Time to wake up", (2048,), (0.06,) * 7 + (0.46,))
 @sound("cricket | A {loud} cricket | An insect chirps | Night in a meadow", (4600,), (0.02, 0.015) * 3 + (0, 0.35))
 @sound("car horn | A {loud} car horn | A driver honks and honks | A vehicle hoots", (405, 505), (0.35, 0.2), 0.85)
-def signal(draw, pitches, cadence=(1,), overtones=0):
+def signal(draw: Draw, pitches: Sequence[float], cadence: Sequence[float] = (1,), overtones: float = 0) -> np.ndarray:
+    """Synthesise pitches (Hz) that are on and off in turn (`cadence`, s)."""
     t = clock(draw.between(2, 3))
     edges = np.cumsum(cadence) * draw.between(0.95, 1.05)
     on = np.searchsorted(edges, t % edges[-1], side="right") % 2 == 0
@@ -121,7 +126,8 @@ def signal(draw, pitches, cadence=(1,), overtones=0):
 @sound("pink noise | {length} {loud} pink noise | {length} warm static | Noise with equal power in every octave", -1)
 @sound("brown noise | {length} {loud} brown noise | {length} low rumbling noise | A deep steady roar", -2)
 @sound("blue noise | {length} {loud} blue noise | A {length} thin hiss | Noise with more treble than bass", 1)
-def coloured_noise(draw, slope):
+def coloured_noise(draw: Draw, slope: float) -> np.ndarray:
+    """Synthesise noise with power in proportion to frequency ** slope."""
     return noise(draw, clock(draw.word("length", short=(0.5, 0.9), long=(1.8, 2.8))).size, slope=slope)
 
 
@@ -130,7 +136,8 @@ def coloured_noise(draw, slope):
 @sound("fire | A {loud} fire, {amount} crackling | A campfire burns | {amount} crackling", 8, 0.004, 300, 6000, 0.1)
 @sound("geiger counter | {loud} {amount} Geiger counter clicks | A dosimeter | Dry clicks", 6, 0.001, 2500, 5000, 0)
 @sound("applause | {loud} {amount} applause | An audience claps | {amount} clapping", 20, 0.01, 700, 2200, 0)
-def shower(draw, rate, life, low, high, bed):
+def shower(draw: Draw, rate: float, life: float, low: float, high: float, bed: float) -> np.ndarray:
+    """Synthesise grains of noise at random times."""
     t = clock(draw.between(1.4, 2.4))
     rate = draw.word("amount", light=(0.8 * rate, 1.2 * rate), heavy=(5 * rate, 8 * rate))
     grains = np.zeros(t.size)
@@ -145,7 +152,8 @@ def shower(draw, rate, life, low, high, bed):
 @sound("ocean waves | {loud} {speed} ocean waves | The {speed} surf rolls in | On a beach", 80, 5000, -1, 0.35, 3)
 @sound("steam train | A {loud} {speed} steam train | A {speed} locomotive puffs | Chuffing", 500, 4000, 0, 2.2, 3)
 @sound("helicopter | A {loud} {speed} helicopter rotor | {speed} rotor blades | A chopper hovers", 50, 900, -1, 8, 2)
-def surging(draw, low, high, slope, rate, sharpness):
+def surging(draw: Draw, low: float, high: float, slope: float, rate: float, sharpness: float) -> np.ndarray:
+    """Synthesise noise that swells and fades."""
     t = clock(draw.between(2, 3))
     turns = draw.word("speed", slow=(0.8 * rate, rate), fast=(1.9 * rate, 2.4 * rate)) * t + draw.rng.random()
     shift = draw.between(0.85, 1.18)
@@ -161,7 +169,7 @@ def surging(draw, low, high, slope, rate, sharpness):
 @sound("clock ticking | {number} {loud} {speed} clock ticks | A {speed} tick-tock | A clock ticks", 0.5, TICK)
 @sound("typewriter | {number} {loud} {speed} typewriter strokes | {speed} typing | {number} keys struck", 0.25, KEY)
 @sound("heartbeat | {number} {loud} {speed} heartbeats | A {speed} pulse | A heart beats", 0.5, HEART, (0, 0.32))
-def repeated(draw, gap, body, beats=(0,)):
+def repeated(draw: Draw, gap: float, body: Sequence[float], beats: Sequence[float] = (0,)) -> np.ndarray:
     """Synthesise blows at a slow or fast multiple of `gap` (s), each made of beats at fractions of that time."""
     number = draw.count(2, 5)
     gap = draw.word("speed", slow=(1.25 * gap, 1.5 * gap), fast=(0.5 * gap, 0.62 * gap))
@@ -170,7 +178,8 @@ def repeated(draw, gap, body, beats=(0,)):
 
 
 @sound("bouncing ball | A {loud} ball bounces {speed} to rest | A ball is dropped | {speed} dwindling bounces")
-def bouncing_ball(draw):
+def bouncing_ball(draw: Draw) -> np.ndarray:
+    """Synthesise the bounces of a ball."""
     first = draw.word("speed", quickly=(0.25, 0.32), slowly=(0.55, 0.7))  # seconds to the second bounce
     heights = draw.between(0.68, 0.76) ** np.arange(9)
     bounces = [height * blow(draw, *BALL) for height in heights]
@@ -185,20 +194,23 @@ def bouncing_ball(draw):
 @music("xylophone | A {loud} {pitch} xylophone note | A {pitch} wooden bar is hit | A mallet on wood", BAR, 330, 0.25)
 @music("gong | A {loud} {pitch} gong | A {pitch} metal disc is struck | A temple gong", PLATE, 85, 1.5)
 @sound("sonar ping | A {loud} {pitch} sonar ping | A {pitch} echoed ping | A submarine", (1,), 700, 0.2, (1, 0.4, 0.1))
-def rung(draw, ratios, base, life, echoes=(1,)):
+def rung(draw: Draw, ratios: Sequence[float], base: float, life: float, echoes: Sequence[float] = (1,)) -> np.ndarray:
+    """Synthesise a struck body with echoes."""
     hertz = draw.word("pitch", low=(base, 1.3 * base), high=(2.2 * base, 2.8 * base))
     strike = struck(draw, min(6 * life, 2.6), hertz, ratios, life * draw.between(0.8, 1.1))
     return lay(draw.between(0.3, 0.5) * np.arange(len(echoes)), [level * strike for level in echoes])
 
 
 @music("plucked string | A {loud} {pitch} string is plucked | A {pitch} guitar note | A {pitch} harp note")
-def plucked_string(draw):
+def plucked_string(draw: Draw) -> np.ndarray:
+    """Synthesise a plucked string."""
     return plucked(draw, draw.between(1.2, 2.2), draw.word("pitch", low=(90, 160), high=(350, 600)))
 
 
 @music("rising scale | A {loud} {speed} rising scale | Notes climb, {speed} | Up the scale, note by note", 1)
 @music("falling scale | A {loud} {speed} falling scale | Notes descend, {speed} | Down the scale, note by note", -1)
-def scale(draw, step):
+def scale(draw: Draw, step: int) -> np.ndarray:
+    """Synthesise a rising (`step` 1) or falling (-1) scale."""
     gap = draw.word("speed", slow=(0.3, 0.38), fast=(0.12, 0.16))  # seconds
     notes = draw.between(250, 500) * 2 ** (np.array([0, 2, 4, 5, 7, 9, 11, 12])[::step] / 12)  # Hz
     return lay(gap * np.arange(8), [struck(draw, 0.5, hertz, BAR, 0.15) for hertz in notes])
@@ -213,7 +225,10 @@ def scale(draw, step):
 @music("major chord | A {loud} {pitch} major chord | A bright {pitch} chord | Happy harmony", 110, 0.6, (0, 4, 7))
 @music("minor chord | A {loud} {pitch} minor chord | A dark {pitch} chord | Sad harmony", 110, 0.6, (0, 3, 7))
 @music("diminished chord | A {loud} {pitch} diminished chord | A tense {pitch} chord | Suspense", 110, 0.6, (0, 3, 6))
-def sustained(draw, base, overtones, semitones=(0,), breath=0, vibrato=0):
+def sustained(
+    draw: Draw, base: float, overtones: float, semitones: Sequence[int] = (0,), breath: float = 0, vibrato: float = 0
+) -> np.ndarray:
+    """Synthesise sustained notes."""
     t = clock(draw.between(1, 2.2))
     pitch = draw.word("pitch", low=(base, 1.3 * base), high=(2.6 * base, 3.4 * base))
     path = pitch * (1 + vibrato * np.sin(2 * np.pi * draw.between(4.5, 6.5) * t))  # [samples], Hz
@@ -226,7 +241,8 @@ def sustained(draw, base, overtones, semitones=(0,), breath=0, vibrato=0):
 @speech("vowel ah | A {loud} {pitch} voice says ah | Ah, says a {pitch} voice | An open vowel", 730, 1090, 2440)
 @speech("vowel ee | A {loud} {pitch} voice says ee | Ee, says a {pitch} voice | A bright vowel", 270, 2290, 3010)
 @speech("vowel oo | A {loud} {pitch} voice says oo | Oo, says a {pitch} voice | A dark vowel", 300, 870, 2240)
-def vowel(draw, *formants):
+def vowel(draw: Draw, *formants: float) -> np.ndarray:
+    """Synthesise a vowel with formants (Hz)."""
     t = clock(draw.between(0.6, 1.6))
     pitch = draw.word("pitch", low=(90, 130), high=(190, 260))
     harmonics = np.arange(1, 36)
@@ -240,7 +256,8 @@ def vowel(draw, *formants):
 @sound("drum then bell | A {loud} drum, a {pause} pause, a bell | A drum, then a bell | A bell after a drum", 1, 0)
 @sound("low then high beep | A {loud} low beep, a {pause} pause, a high beep | Beeps step up | Low, then high", 2, 3)
 @sound("high then low beep | A {loud} high beep, a {pause} pause, a low beep | Beeps step down | High, then low", 3, 2)
-def in_order(draw, first, second):
+def in_order(draw: Draw, first: int, second: int) -> np.ndarray:
+    """Synthesise two events, one after the other."""
     t = clock(draw.between(0.25, 0.4))
     bell = struck(draw, 1, draw.between(600, 900), BELL, 0.3)
     low, high = tone(draw, t, draw.between(300, 420)), tone(draw, t, draw.between(900, 1300))
