@@ -1,5 +1,6 @@
-"""What counts as a sound file, in every door alike."""
+"""Sound files are recognised by one list of suffixes, by every command and data set."""
 
+import ast
 import json
 import os
 
@@ -12,6 +13,7 @@ from processing.datasets.shards import load_stream
 from processing.datasets.youtube_ids import index_folder
 from processing.sound_files import CONTAINERS, LIBSNDFILE, SUFFIXES, SoundFiles, is_hidden, with_folders_listed
 from tests.conftest import RATE, tone
+from tests.helpers import ROOT
 from tests.tar_streams import sound, write_tar
 from wavlink.evaluation.command import main as evaluate
 from wavlink.search.listing import list_sounds
@@ -172,3 +174,21 @@ def test_loose_files_and_one_folder_are_no_score(wavlink_folder, tmp_path):
     write(tmp_path, "1.wav", "2.wav", "other/3.wav")
     with pytest.raises(ValueError, match="nothing to score: .*no captions; 'other' is the only label"):
         evaluate(["--model", str(wavlink_folder), "--benchmark", str(tmp_path)])
+
+
+def lists_of_suffixes(code: str) -> list[int]:
+    """Lines of collections in which .wav and three more suffixes of sound files are items, with or without a dot."""
+    lines = []
+    for node in ast.walk(ast.parse(code)):
+        items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+        texts = {item.value for item in items if isinstance(item, ast.Constant) and isinstance(item.value, str)}
+        dotted = {text if text.startswith(".") else f".{text}" for text in texts}
+        if ".wav" in dotted and len(dotted & {*SUFFIXES}) >= 4:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_no_other_module_lists_the_suffixes_of_sound_files():
+    assert lists_of_suffixes('X = {".wav", ".flac", ".ogg", ".mp3"}') and not lists_of_suffixes('X = (".wav", "wav")')
+    paths = [path for name in ("processing", "wavlink", "hub_cards") for path in (ROOT / name).rglob("*.py")]
+    assert len(paths) > 80 and not [path for path in paths if lists_of_suffixes(path.read_text(encoding="utf-8"))]
