@@ -1,7 +1,5 @@
 """CLAP's audio tower, HTS-AT, as in the paper's ablation and as a baseline trained with the same recipe."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import ClapAudioConfig, ClapAudioModel
@@ -43,7 +41,7 @@ class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
         self.audio_encoder.batch_norm.eval()
         return self
 
-    def get_correct_attn_implementation(self, *args: Any, **kwargs: Any) -> str:
+    def get_correct_attn_implementation(self, *args: object, **kwargs: object) -> str:
         """Return `"eager"`, the only implementation."""
         return "eager"
 

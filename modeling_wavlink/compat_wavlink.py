@@ -1,7 +1,5 @@
 """Private functions of transformers that the shipped files use, each with a public fallback."""
 
-from typing import Any
-
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
@@ -17,7 +15,7 @@ def from_config(cls: type[PreTrainedModel], config: PretrainedConfig, dtype: tor
     return cls(config).to(dtype)
 
 
-def optional_file(source: str, name: str, **hub: Any) -> str | None:
+def optional_file(source: str, name: str, **hub: object) -> str | None:
     """Return the path of a file of a folder or repository, None where it has no such file.
 
     `cached_file` has a private option for this; its errors carry the same information.

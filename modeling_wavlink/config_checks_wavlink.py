@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -146,7 +145,7 @@ def _check_layers(config: PretrainedConfig) -> None:
         raise ValueError(f"a {config.model_type!r} tower of more than {MOST_LAYERS} layers cannot be meant")
 
 
-def frame_pooling(owner: Any) -> tuple[int, tuple[int, ...]]:
+def frame_pooling(owner: object) -> tuple[int, tuple[int, ...]]:
     """Return how many neighbouring frames become one, and after how many layers they do, once or several times.
 
     Args:

@@ -2,9 +2,7 @@
 
 import copy
 import math
-import os
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import (
     CONFIG_MAPPING,
@@ -147,7 +145,7 @@ class WavLinkConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         label_smoothing: float = 0.0,
         pooling: str = "token",
-        **kwargs: Any,
+        **kwargs: object,
     ):
         sigmoid = loss_type == "sigmoid"
         scale_default = math.log(10.0) if sigmoid else math.log(1 / 0.07)
@@ -171,7 +169,7 @@ class WavLinkConfig(PretrainedConfig):
             self.custom_pipelines = _Pipelines(self.custom_pipelines)
 
     @classmethod
-    def for_size(cls, size: str, **kwargs: Any) -> "WavLinkConfig":
+    def for_size(cls, size: str, **kwargs: object) -> "WavLinkConfig":
         """Return the config of the paper's `"base"` (84.28M parameters), `"small"` (151.98M) or `"large"` (761.60M).
 
         Args:
@@ -187,7 +185,7 @@ class WavLinkConfig(PretrainedConfig):
         return cls(**kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "WavLinkConfig":
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: object) -> "WavLinkConfig":
         """Load a config as transformers does; a file with wrong contents is a ValueError that names it."""
         try:
             config = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -200,7 +198,7 @@ class WavLinkConfig(PretrainedConfig):
         (config[0] if isinstance(config, tuple) else config).check()  # fields that `kwargs` set instead of the file's
         return config
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str, **kwargs: object) -> None:
         """Save the config as transformers does, with an entry for the pipeline that a saved `WavLinkModel` brings."""
         loaded = vars(self).get("custom_pipelines")
         self.custom_pipelines = _PipelinesToSave(CUSTOM_PIPELINES)
@@ -212,7 +210,7 @@ class WavLinkConfig(PretrainedConfig):
                 del self.custom_pipelines
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "WavLinkConfig":
+    def from_dict(cls, config_dict: dict, **kwargs: object) -> "WavLinkConfig":
         """Make a config from a dict as transformers does, without the fields that name foreign code.
 
         Raises:

@@ -1,8 +1,6 @@
 """Loading of a WavLink: from its own checkpoint, or from the checkpoints of two pretrained towers."""
 
-import os
 import re
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +91,7 @@ def load_text_tower(source: str, config: PretrainedConfig) -> tuple[PreTrainedMo
     return tower.text_model, tower.text_projection.weight.data if has_projection else None
 
 
-def _refuse_untrained_token(pooling: str, source: str | os.PathLike | None, **options: Any) -> None:
+def _refuse_untrained_token(pooling: str, source: str | None, **options: object) -> None:
     """Refuse to pool the global token of a checkpoint that was trained with `pooling="mean"`: it never learned.
 
     Args:
@@ -119,14 +117,15 @@ class PretrainedTowers(CheckedWeights):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *args: Any,
+        pretrained_model_name_or_path: str | None,
+        *args: object,
         output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
+        **kwargs: object,
+    ) -> PreTrainedModel:
         """Load a WavLink as transformers does, but only from safetensors.
 
-        Missing or unexpected weights are an error, never a random start. Fields of `WavLinkConfig` given here are
+        Missing or unexpected weights are an error, never a random start. With `output_loading_info` the result is a
+        pair of the model and that information, as in transformers. Fields of `WavLinkConfig` given here are
         checked, and refused where they need other weights.
 
         Raises:
@@ -143,7 +142,7 @@ class PretrainedTowers(CheckedWeights):
 
     @classmethod
     def config_from_audio_text(
-        cls, audio: str, text: str, frame_pooling: int = 1, frame_pooling_layer: int | list[int] = 1, **config: Any
+        cls, audio: str, text: str, frame_pooling: int = 1, frame_pooling_layer: int | list[int] = 1, **config: object
     ) -> WavLinkConfig:
         """Make the config of `from_audio_text_pretrained` with the same arguments, from the towers' configs.
 
@@ -171,7 +170,7 @@ class PretrainedTowers(CheckedWeights):
         return WavLinkConfig(audio_config=audio_config, text_config=text_config, **config)
 
     @classmethod
-    def from_audio_text_pretrained(cls, audio: str, text: str, **config: Any) -> Any:
+    def from_audio_text_pretrained(cls, audio: str, text: str, **config: object) -> PreTrainedModel:
         """Build a WavLink from two pretrained towers; only the global token, projections, scale and bias are new.
 
         Args:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -136,8 +135,8 @@ def matryoshka(
     dims: Sequence[int],
     audio_embeds: Tensor,
     text_embeds: Tensor,
-    *args: Any,
-    **kwargs: Any,
+    *args: object,
+    **kwargs: object,
 ) -> Tensor:
     """Compute the mean of `loss` over nested dims (arXiv 2205.13147), each prefix normalised by itself.
 

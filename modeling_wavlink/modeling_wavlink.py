@@ -2,7 +2,6 @@
 in one space (arXiv 2601.15118)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ class WavLinkOutput(ModelOutput):
     audio_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
 
-    def to_tuple(self) -> tuple[Any, ...]:
+    def to_tuple(self) -> tuple:
         """Return the fields that are not None, the towers' outputs as tuples."""
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 

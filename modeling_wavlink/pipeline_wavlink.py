@@ -1,7 +1,6 @@
 """transformers' zero-shot audio pipeline for WavLink, with files as input and clips of any length in a batch."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import ZeroShotAudioClassificationPipeline
 
@@ -21,10 +20,10 @@ class WavLinkZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipe
 
     def preprocess(
         self,
-        audio: Any,
+        audio: object,
         candidate_labels: Sequence[str] | None = None,
         hypothesis_template: str = "This is a sound of {}.",
-    ) -> dict[str, Any]:
+    ) -> dict:
         """Compute the features of a clip and the tokens of the labels' texts.
 
         Args:
@@ -47,7 +46,7 @@ class WavLinkZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipe
         inputs["text_inputs"] = [self.tokenizer(texts, return_tensors="pt", padding=True)]
         return inputs
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict) -> dict:
         features = model_inputs.pop("time_first")
         model_inputs["input_features"] = features.transpose(1, 2) if features.ndim == 3 else features
         return super()._forward(model_inputs)

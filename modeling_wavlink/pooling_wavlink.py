@@ -2,7 +2,6 @@
 
 import json
 import re
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +81,7 @@ def sentence_transformers_pooling(source: str) -> str | None:
     return _pooling_mode(f"{source}/{folder}/config.json", pooling)
 
 
-def _json(source: str, name: str) -> Any:
+def _json(source: str, name: str):
     """Return the content of a JSON file of a folder or Hub id, None where there is no such file."""
     if (path := optional_file(source, name)) is None:
         return None

@@ -1,9 +1,7 @@
 """Checks of checkpoints: only safetensors, all weights present and finite, no adapters."""
 
-import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ RECORDED = ("output_hidden_states", "output_attentions")  # optional outputs of 
 _KNOWN_ARGUMENTS = {"inputs_embeds", "return_dict", *TransformersKwargs.__annotations__}
 
 
-def given(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def given(kwargs: Mapping) -> dict:
     """Return the keyword arguments of a model that are not None, the value that PEFT's wrappers pass by default.
 
     Raises:
@@ -34,7 +32,7 @@ def given(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_wrong_weights(
-    source: str, info: Mapping[str, Any], left_out: re.Pattern | None = None, new: tuple[str, ...] = ()
+    source: str, info: Mapping, left_out: re.Pattern | None = None, new: tuple[str, ...] = ()
 ) -> None:
     """Refuse a checkpoint whose weights are not those of the model.
 
@@ -56,7 +54,7 @@ def refuse_wrong_weights(
         )
 
 
-def refuse_adapter(source: str, **hub: Any) -> None:
+def refuse_adapter(source: str, **hub: object) -> None:
     """Refuse a folder with an adapter, for which transformers may load another model that a file names.
 
     Args:
@@ -98,12 +96,12 @@ def _finite(weight: Tensor) -> bool:
 
 
 def from_safetensors(
-    load: Callable[..., Any],
-    source: str | os.PathLike | None,
-    *args: Any,
+    load: Callable,
+    source: str | None,
+    *args: object,
     use_safetensors: bool | None = None,
-    **options: Any,
-) -> Any:
+    **options: object,
+) -> PreTrainedModel | tuple:
     """Call `load(source, ...)`, a `from_pretrained`, for safetensors only: reading a pickled file can run code.
 
     Raises:
@@ -149,11 +147,11 @@ class CheckedWeights:
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *args: Any,
+        pretrained_model_name_or_path: str | None,
+        *args: object,
         output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
+        **kwargs: object,
+    ) -> PreTrainedModel | tuple:
         """Load a model as transformers does, but only from safetensors.
 
         Raises:
@@ -178,7 +176,7 @@ class CheckedWeights:
 class SavedAlone(CheckedWeights):
     """An audio tower whose checkpoint, when it is saved without a WavLink, has its own model type."""
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> None:
         """Save the tower as transformers does, with the config of `saved_alone`."""
         within, self.config = self.config, saved_alone(self.config)
         try:

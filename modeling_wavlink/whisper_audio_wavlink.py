@@ -1,7 +1,5 @@
 """The audio tower: Whisper's encoder at a clip's own length, with one learned global token beside its frames."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +22,9 @@ from .pretrained_wavlink import RECORDED, SavedAlone, given
 class WavLinkLastLayer(WhisperEncoderLayer):
     """Whisper's encoder layer for the last states only: queries are those states, keys and values are all states."""
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, first: int = 0, **kwargs: Any) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, first: int = 0, **kwargs: object
+    ) -> Tensor:
         """Compute the layer's states from position `first` on, `[B, L, D] -> [B, L - first, D]`."""
         if first:
             kwargs["key_value_states"] = self.self_attn_layer_norm(hidden_states)

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ reader = None  # importing `processing` sets its `load_audio`, which reads more 
 _TAGS = b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"\0"  # what may follow the last frame of an MP3 or Ogg
 
 
-def as_list(audio: Any) -> list:
+def as_list(audio: object) -> list:
     """Return clips as a list. A 2-D array becomes one item: it may be a batch, but also stereo.
 
     Args:
@@ -49,17 +48,17 @@ def as_list(audio: Any) -> list:
     return [audio]
 
 
-def is_source(value: Any) -> bool:
+def is_source(value: object) -> bool:
     """Whether `value` holds its sampling rate, as files, bytes, dicts and decoders do and bare arrays do not."""
     return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | dict) or is_decoder(value)
 
 
-def is_decoder(value: Any) -> bool:
+def is_decoder(value: object) -> bool:
     """Whether `value` has the interface of torchcodec's `AudioDecoder`, as the `Audio` columns of `datasets` hold."""
     return callable(getattr(value, "get_all_samples", None))
 
 
-def load_source(value: Any, sampling_rate: int, load: Callable[..., np.ndarray] | None = None) -> np.ndarray:
+def load_source(value: object, sampling_rate: int, load: Callable[..., np.ndarray] | None = None) -> np.ndarray:
     """Return the samples of one sound, float32 mono `[samples]` at `sampling_rate` Hz.
 
     Args:
@@ -91,7 +90,7 @@ def load_source(value: Any, sampling_rate: int, load: Callable[..., np.ndarray] 
     return load(local_source(path if content is None else content), sampling_rate, os.fspath(path or ""))
 
 
-def local_source(source: Any) -> Any:
+def local_source(source: object) -> object:
     """Return a source unchanged, bytearrays and memoryviews as bytes.
 
     Raises:
@@ -132,7 +131,7 @@ def _decoded(decoder, wanted: int) -> np.ndarray:
     return at_rate(mono, rate, wanted, "the sound of an audio decoder")
 
 
-def to_numpy(clip: Any) -> np.ndarray:
+def to_numpy(clip: object) -> np.ndarray:
     """Return a tensor, array or list as an array in memory."""
     if isinstance(clip, torch.Tensor):
         clip = clip.detach().cpu()

@@ -1,8 +1,6 @@
 """Base of the feature extractors: clips are read and checked before a log-mel is computed, and padded after it."""
 
-import os
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +19,7 @@ class CheckedClips:
     axis), `_is_own` and `_resolve_padding`.
     """
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> list[str]:
         """Save as transformers does, but keep the file's `auto_map` off this object."""
         files = super().save_pretrained(save_directory, *args, **kwargs)
         vars(self).pop("auto_map", None)
@@ -41,7 +39,7 @@ class CheckedClips:
 
     def pad(
         self,
-        processed_features: Any,
+        processed_features: object,
         padding: bool | str = True,
         max_length: int | None = None,
         truncation: bool = False,

@@ -1,7 +1,5 @@
 """Log-mels of checked clips: Whisper's at the clip's own length or the paper's 30 s, and CLAP's in windows of 10 s."""
 
-from typing import Any
-
 import numpy as np
 from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtractor
 
@@ -46,7 +44,7 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
     model_input_names = ["input_features", "input_features_mask"]
     _axes, _time_axis = 2, 1  # of a clip's features, [F, T]
 
-    def __init__(self, feature_size: int = 80, padding: str = "longest", **kwargs: Any):
+    def __init__(self, feature_size: int = 80, padding: str = "longest", **kwargs: object):
         kwargs.pop("auto_map", None)  # from a file; saving writes a new one
         super().__init__(feature_size=feature_size, **kwargs)
         if padding not in PADDINGS:
@@ -55,7 +53,7 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
 
     def __call__(
         self,
-        raw_speech: Any,
+        raw_speech: object,
         sampling_rate: int | None = None,
         padding: bool | str | None = None,
         return_tensors: str | None = None,
@@ -64,7 +62,7 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
         max_length: int | None = None,
         return_attention_mask: bool | None = None,
         device: str | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> BatchFeature:
         """Compute the log-mels of clips.
 
@@ -156,7 +154,7 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
         padding: str = "longest",
         chunk_length: int = 30,
         frequency_min: float = 50,
-        **kwargs: Any,
+        **kwargs: object,
     ):
         # "rand_trunc" only selects the mel filters here (Slaney's): no clip is ever cut.
         kwargs["truncation"] = "rand_trunc"
@@ -168,7 +166,7 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
         self.chunk_length = chunk_length
 
     @classmethod
-    def from_clap(cls, extractor: ClapFeatureExtractor, **kwargs: Any) -> "WavLinkClapFeatureExtractor":
+    def from_clap(cls, extractor: ClapFeatureExtractor, **kwargs: object) -> "WavLinkClapFeatureExtractor":
         """Make an extractor with the log-mel of a pretrained CLAP.
 
         Args:
@@ -194,7 +192,7 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
 
     def __call__(
         self,
-        raw_speech: Any,
+        raw_speech: object,
         sampling_rate: int | None = None,
         padding: bool | str | None = None,
         return_tensors: str | None = None,
@@ -202,7 +200,7 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
         truncation: bool | None = None,
         max_length: int | None = None,
         return_attention_mask: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> BatchFeature:
         """Compute the log-mels of clips, in windows.
 

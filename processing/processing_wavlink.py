@@ -1,8 +1,5 @@
 """WavLinkProcessor, which makes a model's inputs out of clips and sentences."""
 
-import os
-from typing import Any
-
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -75,7 +72,7 @@ class WavLinkProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *, trust_remote_code: bool = False, **kwargs: Any
+        cls, pretrained_model_name_or_path: str, *, trust_remote_code: bool = False, **kwargs: object
     ) -> "WavLinkProcessor":
         """Load a saved processor: its feature extractor with this package's classes, and its tokenizer.
 
@@ -111,7 +108,7 @@ class WavLinkProcessor(ProcessorMixin):
         return cls(feature_extractor, tokenizer)
 
     @classmethod
-    def from_audio_text_pretrained(cls, audio: str, text: str, **kwargs: Any) -> "WavLinkProcessor":
+    def from_audio_text_pretrained(cls, audio: str, text: str, **kwargs: object) -> "WavLinkProcessor":
         """Make the processor for `WavLinkModel.from_audio_text_pretrained(audio, text)`.
 
         Args:
@@ -139,7 +136,7 @@ class WavLinkProcessor(ProcessorMixin):
         return cls(feature_extractor, tokenizer)
 
     def __call__(
-        self, text: str | list[str] | None = None, audio: Any = None, **kwargs: Unpack[ProcessingKwargs]
+        self, text: str | list[str] | None = None, audio: object = None, **kwargs: Unpack[ProcessingKwargs]
     ) -> BatchFeature:
         """Tokenize texts and compute the features of clips.
 
@@ -189,7 +186,7 @@ class WavLinkProcessor(ProcessorMixin):
         """Names of the model's inputs that this processor makes."""
         return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> list[str]:
         """Save as transformers does, but keep the file's `auto_map` off these objects."""
         files = super().save_pretrained(save_directory, *args, **kwargs)
         for saved in (self, self.feature_extractor):
