@@ -1,5 +1,6 @@
 """Tiny towers with real layouts, a tiny WavLink on disk, and tones. Real sounds and weights where they exist."""
 
+import gc
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -71,6 +72,13 @@ def clip_tokenizer() -> CLIPTokenizer:
     letters = [chr(i) for i in range(33, 127)]
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=24)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imports_are_no_garbage():
+    """Take what was imported so far out of Python's garbage collections, which else walk through all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
