@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ LAZY |= {"sklearn": "map", "threadpoolctl": "map", "datasets": "data", "peft": "
 LAZY |= {"accelerate": "train", "av": "formats", "faiss": "search", "shtab": "completion"}
 
 
+@functools.cache
 def extras() -> dict[str, set[str]]:
     """The distributions that an installation with each extra brings."""
     config = configparser.ConfigParser()
@@ -38,11 +40,13 @@ def extras() -> dict[str, set[str]]:
     return {extra: found | names[""] for extra, found in names.items()}
 
 
+@functools.cache
 def file_of(module: str) -> Path | None:
     place = ROOT.joinpath(*module.split("."))
     return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """The modules that a file imports, and whether only a function of it does so when it is called."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
