@@ -77,7 +77,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 @pytest.fixture(autouse=True, scope="module")
 def imports_are_no_garbage():
-    """Take what was imported so far out of Python's garbage collections, which else walk through all of it each time."""
+    """Take what was imported so far out of garbage collections, which else walk through all of it each time."""
     gc.collect()
     gc.freeze()
 
