@@ -91,7 +91,7 @@ def test_a_stale_page_fails_the_check_and_is_mended(tmp_path, monkeypatch, capsy
 
 
 def test_the_command_runs_as_a_script():
-    done = run_process([sys.executable, tables.__file__, "--check"], capture_output=True, text=True, timeout=60)
+    done = run_process([sys.executable, tables.__file__, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
