@@ -64,7 +64,7 @@ def sharp_folder(sharp_model, processor, tmp_path) -> str:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_example_documents_its_command(name):
+def test_an_example_says_how_to_run_it(name):
     source = (EXAMPLES / f"{name}.py").read_text()
     assert f"python examples/{name}.py" in source.split('"""')[1]
 
@@ -85,7 +85,7 @@ def test_lora_learns_the_labels_of_tones(sharp_folder, tones, tmp_path):
     torch.testing.assert_close(*same, atol=1e-5, rtol=0)
 
 
-def test_search_ranks_similar_sounds_and_excludes_unwanted_ones(sharp_folder, tones, tmp_path, capsys):
+def test_search_finds_the_like_and_leaves_out_the_unlike(sharp_folder, tones, tmp_path, capsys):
     search = load("search_folder").main
     command = [sharp_folder, str(tones / "test"), "--index", str(tmp_path / "index")]
     first, *_ = search([*command, "--like", str(tones / "test/dog_0.wav")])
@@ -99,7 +99,7 @@ def test_search_ranks_similar_sounds_and_excludes_unwanted_ones(sharp_folder, to
 
 
 @pytest.mark.slow
-def test_language_model_learns_to_caption_tones(sharp_folder, tones, tmp_path):
+def test_the_language_model_learns_to_caption_tones(sharp_folder, tones, tmp_path):
     rag = load("audio_rag")
     rag.WAYS = {name: rag.WAYS[name] for name in ("text + token", "frames")}
     rag.DIFFERENCES, rag.WIDTH, rag.LEARNING_RATE = (("frames", "text + token"),), 96, 3e-3
@@ -111,7 +111,7 @@ def test_language_model_learns_to_caption_tones(sharp_folder, tones, tmp_path):
     assert gained == pytest.approx(parts[0] - parts[1])
 
 
-def test_generation_is_greedy(sharp_folder, tones, tmp_path):
+def test_what_is_written_is_the_likeliest_next_token_each_time(sharp_folder, tones, tmp_path):
     """`generate` on a padded batch of mixed lengths against one clip at a time, a token at a time, by `forward`."""
     rag = load("audio_rag")
     tokenizer = rag.GPT2Tokenizer(**rag.SPECIAL).train_new_from_iterator(["a dog barks", "rain"], 300)
@@ -157,7 +157,7 @@ def sharp_whisper(whisper_folder, tmp_path) -> str:
 
 
 @pytest.mark.slow
-def test_xlm_r_is_queried_in_six_languages(sharp_whisper, tmp_path, capsys):
+def test_an_xlm_r_is_asked_in_six_languages(sharp_whisper, tmp_path, capsys):
     names = {"explosion": 200, "piano": 900, "Czech speech": 4000}
     said = {"Czech speech": 'A man says in Czech: "Dobrý den"'}
     columns = {"caption": lambda label: said.get(label, f"a sound of {label}"), "language": lambda label: label[:2]}
@@ -176,7 +176,7 @@ def test_xlm_r_is_queried_in_six_languages(sharp_whisper, tmp_path, capsys):
     assert "zero-shot, 9 clips, chance 33.3" in capsys.readouterr().out
 
 
-def test_small_xlm_r_truncates_to_its_positions(whisper_folder, tmp_path):
+def test_a_small_xlm_r_takes_as_many_tokens_as_it_has_positions_for(whisper_folder, tmp_path):
     load("multilingual").new_xlm_r(["a dog barks", "ein Hund bellt", "狗叫"], tmp_path / "xlm-r", width=32)
     towers = str(whisper_folder), str(tmp_path / "xlm-r")
     model = WavLinkModel.from_audio_text_pretrained(*towers).eval()
@@ -185,7 +185,7 @@ def test_small_xlm_r_truncates_to_its_positions(whisper_folder, tmp_path):
     assert model.get_text_features(**inputs).pooler_output.norm().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_label_words_differ_in_every_language():
+def test_the_words_of_labels_are_told_apart_in_every_language():
     multilingual = load("multilingual")
     assert len(multilingual.WORDS) == 40
     for name in multilingual.PROMPTS:

@@ -1,6 +1,7 @@
 """The wheel, where it is installed and no checkout can be imported (`make test-wheel`)."""
 
 import importlib.metadata
+import importlib.util
 import sys
 import sysconfig
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 import hub_cards
 import modeling_wavlink
 import processing
-import train
 import wavlink
 from hub_cards.space.folder import write_space
 from tests.processes import run_process
@@ -23,16 +23,17 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_packages_are_imported_from_the_wheel():
-    modules = hub_cards, modeling_wavlink, processing, train, wavlink
+    modules = hub_cards, modeling_wavlink, processing, wavlink
     assert all(SITE in Path(module.__file__).parents for module in modules)
+    assert importlib.util.find_spec("train") is None  # the name of many users' own script
 
 
 def test_wheel_holds_templates_and_type_markers_but_no_tests():
     files = {str(file) for file in importlib.metadata.files("wavlink")}
     typed = {f"{name}/py.typed" for name in ("modeling_wavlink", "processing", "wavlink")}
-    assert {"hub_cards/model_card.md", "train.py"} | typed <= files
+    assert {"hub_cards/model_card.md"} | typed <= files
     assert importlib.metadata.version("wavlink") == wavlink.__version__
-    assert not {name for name in files if name.startswith(("tests/", "benchmarks/", "examples/"))}
+    assert not {name for name in files if name.startswith(("train", "tests/", "benchmarks/", "examples/"))}
     about = importlib.metadata.metadata("wavlink")
     assert "Apache-2.0" in (about["License-Expression"], about["License"]) and "pip install" in about.get_payload()
 
