@@ -152,6 +152,7 @@ def assert_close(got, expected) -> None:
     torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_pushed_model_and_processor_give_a_stranger_the_same_vectors(loaded, model, processor, desk):
     """`model` is made like the pushed one, with the same seed."""
     inputs = processor(audio=np.load(desk / "clips.npy")[0], text=TEXTS, sampling_rate=RATE, return_tensors="pt")
@@ -183,6 +184,7 @@ def test_a_pipeline_knows_its_task_from_the_config(loaded):
     assert loaded["tasks"] == ["zero-shot-audio-classification"] * 2
 
 
+@pytest.mark.slow
 def test_all_of_it_again_from_the_cache_with_the_server_gone(hub, desk, loaded, tmp_path):
     """Offline is said, as otherwise the Hub's client tries again for minutes before it takes its cache."""
     gone = Hub(tmp_path / "gone")
@@ -194,6 +196,7 @@ def test_all_of_it_again_from_the_cache_with_the_server_gone(hub, desk, loaded, 
     assert len(hub.requests) == asked
 
 
+@pytest.mark.slow
 def test_a_moved_branch_gives_the_new_and_a_pin_the_old(hub, desk):
     """Weights, then code, move on; the stranger's cache has the first."""
     source = (desk / "wavlink/modeling_wavlink.py").read_text()
