@@ -1,6 +1,7 @@
 """Private touches of other libraries are in one place, each with a public way that gives the same without it."""
 
 import ast
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from processing.datasets.compat_datasets import files_of
 from tests.clap_models import unfused  # noqa: F401
 from tests.conftest import RATE, tone
-from tests.project_imports import ROOT, imports, modules
+from tests.project_imports import ROOT, imports, modules, parsed
 from wavlink import compat
 from wavlink.backends import torch_cpu as cpu_kernels
 from wavlink.search.quantization import STORAGES, FlatIndex, encode
@@ -35,6 +36,7 @@ COMPAT = {
 OWN = {"_replace", "_init_weights", "_save", "_load_from_checkpoint", "_load_best_model"}
 
 
+@functools.cache
 def definitions(tree: ast.AST) -> set[str]:
     """The names of functions, classes and attributes that a file gives a meaning."""
     nodes = list(ast.walk(tree))
@@ -66,7 +68,7 @@ MODULES, IMPORTS = modules(), imports()
 
 @pytest.mark.parametrize("name", MODULES)
 def test_private_attributes_are_used_only_in_compat_modules(name):
-    near = [ast.parse(other.read_text(encoding="utf-8")) for other in neighbours(name)]
+    near = [parsed(other) for other in neighbours(name)]
     touches = private_touches(near[0], set().union(*map(definitions, near)))
     assert bool(touches) == (MODULES[name].relative_to(ROOT).as_posix() in COMPAT), touches
 
