@@ -52,7 +52,7 @@ def test_no_thread_of_arrow_outlives_a_read(folder):
     """One that lets go of a part's bytes at Python's exit would abort a command that has done its work."""
     script = """
 import os, sys
-from modeling_wavlink.index_folder import IndexFolder
+from wavlink.search.store import IndexFolder
 index = IndexFolder.open(sys.argv[1])
 before = len(os.listdir("/proc/self/task"))
 for part in index.manifest.parts:

@@ -63,7 +63,7 @@ def work(rank: int, folder: str) -> None:
     os.environ |= {**ranks, "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     gc.freeze()  # each Trainer collects garbage at its start, which need not look through all that was imported
-    dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=timedelta(minutes=3), rank=rank, world_size=2)
     found = {}
     for loss_type in LOSSES:
         for regime in REGIMES:
