@@ -19,7 +19,8 @@ from modeling_wavlink.peers import RepeatableClapProcessor, load_for_evaluation
 from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.audio import load_audio
 
-PEER, BASE, POOLED, PLAIN = "CLAP", "WavLink Base", "WavLink Base, frame_pooling", "WavLink Base, torch's kernels"
+PEER, BASE, BF16, PLAIN = "CLAP", "WavLink Base", "WavLink Base, bf16", "WavLink Base, torch's kernels"
+POOLED = "WavLink Base, pooled by 2 after layers 1 and 3"
 
 
 @dataclass
@@ -72,20 +73,19 @@ def new_wavlink(pooled: Sequence[int] = (1, 1), text_layers: int = 1) -> tuple[W
     return WavLinkModel(config).eval(), WavLinkProcessor(WavLinkFeatureExtractor(), tokenizer())
 
 
-def build(dtype: str, trained: str | None, pooled: Sequence[int]) -> dict[str, System]:
-    """All rows by name. `trained` is a WavLink whose weights Base has in place of random ones; see `new_wavlink`."""
+def build(dtype: str, trained: str | None) -> dict[str, System]:
+    """All rows by name. `trained` is a WavLink whose weights Base has in place of random ones."""
     clap, clap_processor = new_clap()
     repeatable = RepeatableClapProcessor(clap_processor, clap.config.text_config)
     wavlink, processor = load_for_evaluation(trained) if trained else new_wavlink()
-    layers = "layer " + " and ".join(map(str, pooled[1:]))
     embedders = {
         "CLAP, our Embedder": Embedder(clap, repeatable, dtype=dtype),
         BASE: Embedder(wavlink, processor, dtype=dtype),
-        f"{POOLED} {pooled[0]} after {layers}": Embedder(*new_wavlink(pooled), dtype=dtype),
+        POOLED: Embedder(*new_wavlink(pooled=(2, 1, 3)), dtype=dtype),
         PLAIN: Embedder(wavlink, processor, dtype=dtype, fast_kernels=False),
     }
     if dtype == "float32" and packing_pays(torch.bfloat16):
-        embedders[f"{BASE}, bf16"] = Embedder(wavlink, processor, dtype="bfloat16")
+        embedders[BF16] = Embedder(wavlink, processor, dtype="bfloat16")
     peer = System(PEER, clap.to(DTYPES[dtype]), clap_processor)
     peer.embed_files = peer.one_after_the_other
     rows = [peer]

@@ -1,6 +1,6 @@
 """Where in a recording is this sound? Recordings made of real clips at known times, asked for each of them.
 
-    python benchmarks/where.py MODEL FOLDER [--windows 10/5 5/2.5 4/2] [--count 40] [--minutes 5] [--out where.json]
+    python benchmarks/where.py MODEL FOLDER [--windows 10/5 5/2.5 4/2] [--count 40] [--minutes 5] [--record]
 
 FOLDER is an audiofolder whose metadata has `caption` and `label`; its test split is used. A recording is a background
 of clips end to end, and over it, in every quarter of a minute, one clip of up to 12 s at a random place, `--snr` dB
@@ -14,18 +14,16 @@ recording by a random time. Intervals are 95 % bootstrap intervals over recordin
 
 import argparse
 import io
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import records
 import soundfile
+import tables
 from tqdm import tqdm
 
-from modeling_wavlink.atomic_files import write_text
 from modeling_wavlink.embedder import Embedder
 from modeling_wavlink.long import Recording, Span, hear, locate
 from modeling_wavlink.metrics import Correspondence, figure
@@ -179,22 +177,6 @@ def measure(embedder: Embedder, rows, options: argparse.Namespace) -> dict:
     return {windows: summary(found) for windows, found in asked.items()}
 
 
-def table(results: dict) -> str:
-    lines = [f"{'window/hop':>10} {'asked by':>8} " + " ".join(f"{name:>22} {'chance':>6}" for name in FIGURES)]
-    for windows, kinds in results.items():
-        for kind, figures in kinds.items():
-            cells = []
-            for name, unit in FIGURES.items():
-                factor = 100 if unit == "%" else 1
-                value, low, high = (
-                    factor * x for x in (figures[name]["found"]["value"], *figures[name]["found"]["interval"])
-                )
-                chance = factor * figures[name]["chance"]["value"]
-                cells.append(f"{f'{value:.1f} [{low:.1f}, {high:.1f}] {unit}':>22} {chance:6.1f}")
-            lines.append(f"{windows:>10} {kind:>8} " + " ".join(cells))
-    return "\n".join(lines)
-
-
 def as_values(results: dict) -> dict:
     """The table of a record: each figure beside that of the same spans at a random place."""
     columns = ["window / hop", "asked by", "first span hits", "random", "one of five", "random", "IoU", "random"]
@@ -222,7 +204,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="of each")
     parser.add_argument("--snr", type=float, default=10.0, help="dB by which a planted clip is louder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="a JSON file")
     records.add_option(parser, "where")
     options = parser.parse_args()
     rows = load_split(options.folder, "test")
@@ -230,17 +211,15 @@ def main() -> None:
         parser.error(f"{options.folder} has no column {', '.join(sorted(missing))}")
     embedder = Embedder(options.model)
     results = measure(embedder, rows, options)
-    print(table(results))
-    if options.out:
-        about = {"model": embedder.name, "revision": embedder.revision, **vars(options)}
-        write_text(Path(options.out), json.dumps({**about, "results": results}, indent=2) + "\n")
+    values = as_values(results)
+    print(tables.markdown(values["spans"]))
     records.write(
         options.record,
         title="Spans found in recordings made of known clips",
         seed=options.seed,
         note=f"{options.count} recordings of {options.minutes:g} minutes, {options.snr:g} dB over the background; "
         "percent, with 95 % bootstrap intervals over recordings.",
-        values=as_values(results),
+        values=values,
         raw={"model": embedder.name, "revision": embedder.revision, "results": results},
     )
 
