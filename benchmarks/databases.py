@@ -26,9 +26,9 @@ MILVUS_AT_ONCE = 1 << 12  # more than some 64 MB a call its server refuses
 
 def make_vectors(count: int, dim: int, seed: int, centres: np.ndarray) -> np.ndarray:
     """`[count, dim]` fp32."""
-    chance = np.random.default_rng(seed)
-    noise = chance.normal(scale=0.5 / dim**0.5, size=(count, dim))
-    return (centres[chance.integers(len(centres), size=count)] + noise).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(scale=0.5 / dim**0.5, size=(count, dim))
+    return (centres[rng.integers(len(centres), size=count)] + noise).astype(np.float32)
 
 
 def fill(database: VectorDatabase, vectors: np.ndarray) -> float:

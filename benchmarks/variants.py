@@ -114,12 +114,12 @@ def rooms(share: float = 0.5, rate: int = 16000) -> None:
 
 
 def frame_loss(weight: float = 0.5, sharpness: float = 10.0) -> None:
-    """A second InfoNCE in which each text listens for itself: its cosines with a clip's frames, averaged by their own
-    softmax over time (fine-grained alignment, as FILIP's, arXiv 2111.07783, with a soft maximum)."""
-    forward, hear = WavLinkModel.forward, WavLinkModel.get_audio_features
+    """A second InfoNCE in which each text attends to frames by itself: its cosines with a clip's frames,
+    averaged by their own softmax over time (fine-grained alignment, as FILIP's, arXiv 2111.07783, with a soft maximum)."""
+    forward, encode = WavLinkModel.forward, WavLinkModel.get_audio_features
 
     def with_frames(self, *args, **options):
-        return hear(self, *args, **options | {"output_frames": self.training})
+        return encode(self, *args, **options | {"output_frames": self.training})
 
     @functools.wraps(forward)  # with its signature, which Trainer and `train.py` read
     def forward_with_frames(self, **batch):
@@ -130,8 +130,8 @@ def frame_loss(weight: float = 0.5, sharpness: float = 10.0) -> None:
         cosines = torch.einsum("bld,td->btl", F.normalize(frames, dim=-1), output.text_embeds.float())
         places = 2 * torch.arange(cosines.shape[-1])
         silent = batch["input_features_mask"][:, None, places] == 0
-        heard = (sharpness * cosines).masked_fill(silent, -torch.inf).softmax(-1)
-        logits = self.scale.float() * (heard * cosines).sum(-1)
+        attended = (sharpness * cosines).masked_fill(silent, -torch.inf).softmax(-1)
+        logits = self.scale.float() * (attended * cosines).sum(-1)
         no_clip, no_text = false_negatives(batch["caption_ids"], batch["caption_ids"])
         pairs = torch.arange(len(logits))
         losses = F.cross_entropy(logits.masked_fill(no_clip, -torch.inf), pairs)

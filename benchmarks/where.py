@@ -8,8 +8,8 @@ louder. No two of these have the same label or caption, and none in the backgrou
 caption, by its label in the zero-shot prompt, and by another clip of its label.
 
 A span hits if its middle is inside the clip or the clip's middle is inside it. `error` is the median distance of the
-middles of the best span and the clip, `iou` how much the two share. Chance is the same spans, turned about the
-recording by a random time. Intervals are 95 % bootstrap intervals over recordings.
+middles of the best span and the clip, `iou` how much the two share. The random baseline is the same spans, turned
+about the recording by a random time. Intervals are 95 % bootstrap intervals over recordings.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from processing.data import load_split
 
 SLOT, LONGEST, SHORTEST = 15.0, 12.0, 0.5  # seconds
 TOP_K = 5
-FIGURES = {"hit@1": "%", "hit@5": "%", "iou": "%", "error": "s"}
+FIGURES = ("hit@1", "hit@5", "iou", "error")
 
 
 @dataclass(frozen=True)
@@ -135,19 +135,19 @@ def turned(spans: Sequence[Span], duration: float, rng: np.random.Generator) -> 
 
 
 def ask(recording: Recording, planted: list[Planted], queries: dict, number: int, seed: int) -> list[dict]:
-    """A row of scores for each question of recording `number`, and beside them those of chance."""
+    """A row of scores for each question of recording `number`, and beside them those of the random baseline."""
     rng = np.random.default_rng([seed, number, 1])
     rows = []
     for kind, vectors in queries.items():
         for clip, vector in zip(planted, vectors, strict=True):
             spans = locate(recording, vector, TOP_K)
-            chance = scores(turned(spans, recording.duration, rng), clip)
-            rows.append({"kind": kind, "recording": number, "found": scores(spans, clip), "chance": chance})
+            baseline = scores(turned(spans, recording.duration, rng), clip)
+            rows.append({"kind": kind, "recording": number, "found": scores(spans, clip), "random": baseline})
     return rows
 
 
 def summary(rows: list[dict]) -> dict:
-    """kind -> figure -> `{"found", "chance"}`, each with its interval over recordings; "error" is a median."""
+    """kind -> figure -> `{"found", "random"}`, each with its interval over recordings; "error" is a median."""
     result = {}
     for kind in dict.fromkeys(row["kind"] for row in rows):
         asked = [row for row in rows if row["kind"] == kind]
@@ -156,7 +156,7 @@ def summary(rows: list[dict]) -> dict:
         for name in FIGURES:
             result[kind][name] = {
                 who: figure([row[who][name] for row in asked], recordings, median=name == "error")
-                for who in ("found", "chance")
+                for who in ("found", "random")
             }
     return result
 
@@ -180,14 +180,16 @@ def measure(embedder: Embedder, rows, options: argparse.Namespace) -> dict:
 def as_values(results: dict) -> dict:
     """The table of a record: each figure beside that of the same spans at a random place."""
     columns = ["window / hop", "asked by", "first span hits", "random", "one of five", "random", "IoU", "random"]
+    columns += ["distance", "random"]
     rows = [
         [
             *(windows, kind),
             *(
                 records.percent(figures[name][who])
                 for name in ("hit@1", "hit@5", "iou")
-                for who in ("found", "chance")
+                for who in ("found", "random")
             ),
+            *({**figures["error"][who], "digits": 0, "unit": "s"} for who in ("found", "random")),
         ]
         for windows, kinds in results.items()
         for kind, figures in kinds.items()
