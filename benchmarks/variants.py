@@ -115,7 +115,7 @@ def rooms(share: float = 0.5, rate: int = 16000) -> None:
 
 def frame_loss(weight: float = 0.5, sharpness: float = 10.0) -> None:
     """A second InfoNCE in which each text attends to frames by itself: its cosines with a clip's frames,
-    averaged by their own softmax over time (fine-grained alignment, as FILIP, arXiv 2111.07783, with a soft maximum)."""
+    averaged by their own softmax over time (as FILIP, arXiv 2111.07783, with a soft maximum)."""
     forward, encode = WavLinkModel.forward, WavLinkModel.get_audio_features
 
     def with_frames(self, *args, **options):
