@@ -1,12 +1,12 @@
-"""How fast sounds become vectors, beside transformers' CLAP: one run, in turn, same threads and dtype.
+"""How fast sounds become vectors, beside transformers' CLAP: one run, in turn, on one thread, in the same dtype.
 
     python benchmarks/speed.py [--repeats 3] [--dtype float32|bfloat16] [--model A_WAVLINK] [--quick] [--record]
 
 The baseline is `ClapModel` at the size of laion/clap-htsat-unfused with its own feature extractor; the WavLinks are
 Base as in the paper and with `frame_pooling` by 2 after layers 1 and 3. Weights are random, which changes no time,
 unless `--model` names some: then the cosines of bf16 and int8 to fp32 are of trained weights. Sounds are wav files of
-48 kHz, CLAP's own rate, so that only WavLink has to resample. Prints the tables of the record. About 10 minutes on 2
-quiet cores; `--quick` only shows that it works.
+48 kHz, CLAP's own rate, so that only WavLink has to resample. Prints the tables of the record. About 15 minutes
+of a core; `--quick` only shows that it works.
 
 - stream: per file, of several, CLAP's in the better of two batch sizes, ours as `Embedder` cuts them.
 - file: from one wav file to its vector.
@@ -15,8 +15,8 @@ quiet cores; `--quick` only shows that it works.
   products at Base's shapes. Matrix products and convolutions that are run are counted, and beside them those that the
   model runs with torch's kernels, as model FLOPs utilization (MFU) has it: our kernels get by with fewer.
 
-Ratios of medians are the result, with their range over the repeats; the seconds are those of this machine today. CLAP
-encodes 10 s of a longer clip, WavLink all of it.
+Times are the processor's, of all threads of this process: other work on the machine changes them little. Ratios of
+medians are the result, with their range over the repeats. CLAP encodes 10 s of a longer clip, WavLink all of it.
 """
 
 import argparse
@@ -81,14 +81,14 @@ def cases(rows: dict[str, System], sounds: dict[int, list[Path]], quick: bool) -
 
 
 def interleaved(actions: dict, repeats: int) -> dict[tuple, list[float]]:
-    """Seconds of each action, each time all in turn, after one round that is thrown away."""
+    """Processor seconds of each action, each time all in turn, after one round that is thrown away."""
     times = {case: [] for case in actions}
     for turn in range(repeats + 1):
         for case, action in actions.items():
-            began = time.perf_counter()
+            began = time.process_time()
             action()
             if turn:
-                times[case].append(time.perf_counter() - began)
+                times[case].append(time.process_time() - began)
     return times
 
 
@@ -195,6 +195,7 @@ def main() -> None:
     records.add_option(parser, "speed")
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(options, Path(folder))
     values = speed_report.as_values(figures)
@@ -204,8 +205,8 @@ def main() -> None:
         options.record,
         title="Wav files and log-mels to vectors, beside CLAP",
         seed=0,
-        note=f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {options.dtype}. Medians "
-        f"of {options.repeats} repeats, with their range.",
+        note=f"{torch.backends.cpu.get_cpu_capability()}, one thread, {options.dtype}. Processor time: medians of "
+        f"{options.repeats} repeats, with their range.",
         values=values,
         raw=figures,
     )
