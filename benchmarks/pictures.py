@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from speed_systems import BASE, BF16, PEER, POOLED
 
-from modeling_wavlink.retrieval import DIRECTIONS
-from modeling_wavlink.vectors import STORAGES
+from wavlink.evaluation.retrieval import DIRECTIONS
+from wavlink.search.quantization import STORAGES
 
 
 def draw_speed(record: dict) -> Figure:
