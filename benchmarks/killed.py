@@ -122,9 +122,8 @@ class Index:
     commands = (command,)
 
     def __init__(self, place: Path, log: Path):
-        import modeling_wavlink.search  # noqa: F401
-
         import train  # noqa: F401
+        import wavlink.search.command  # noqa: F401
 
         write_sounds(place / "sounds", repeats=8)
         finish(command, train_words(place / "sounds", place / "run", 2), log)

@@ -5,7 +5,7 @@
 The baseline is `ClapModel` at the size of laion/clap-htsat-unfused with its own feature extractor; the WavLinks are
 Base as in the paper and with `frame_pooling` by 2 after layers 1 and 3. Weights are random, which changes no time,
 unless `--model` names some: then the cosines of bf16 and int8 to fp32 are of trained weights. Sounds are wav files of
-48 kHz, CLAP's own rate, so that only WavLink has to resample. Prints the tables of the record. About 15 minutes
+48 kHz, CLAP's own rate, so that only WavLink has to resample. Prints the tables of the record. About 5 minutes
 of a core; `--quick` only shows that it works.
 
 - stream: per file, of several, CLAP's in the better of two batch sizes, ours as `Embedder` cuts them.
@@ -48,8 +48,8 @@ from wavlink.backends.torch_cpu import PackedLinear, packing_pays
 from wavlink.embedder import DTYPES
 
 FILE_RATE = 48000
-BATCHES = {1: (1, 4, 16), 5: (1, 4, 8), 10: (1, 2, 4), 30: (1, 2)}  # clips, by their seconds
-STREAM = {1: 32, 5: 16, 10: 8, 30: 4}  # files
+BATCHES = {1: (1, 8), 5: (1, 4), 10: (1, 2), 30: (1,)}  # clips, by their seconds
+STREAM = {1: 16, 5: 8, 10: 4, 30: 2}  # files
 PRODUCTS_A_TURN = 5
 
 
@@ -68,7 +68,7 @@ def cases(rows: dict[str, System], sounds: dict[int, list[Path]], quick: bool) -
     """By (row, seconds, "file", "stream" or "features", batch size, clips): what is timed."""
     found = {}
     for (name, row), (seconds, paths) in itertools.product(rows.items(), sounds.items()):
-        sizes = BATCHES[seconds][: 1 if row.options else 2 if quick else None]  # 30 s each gain nothing from company
+        sizes = BATCHES[seconds][: 1 if row.options else None]  # 30 s each gain nothing from company
         most = 4 if quick else len(paths)
         for size in sizes:
             features = row.features([load_audio(path, row.rate) for path in paths[:size]])
@@ -140,7 +140,7 @@ def cold_starts(folder: Path, paths: list[Path], dtype: str, quick: bool) -> dic
     del model
     script, found = Path(__file__).with_name("speed_cold.py"), {"clap": [], "wavlink": []}
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    for turn, kind in itertools.product(range(1 if quick else 4), found):
+    for turn, kind in itertools.product(range(1 if quick else 3), found):
         command = [sys.executable, script, kind, folder / kind, dtype, *paths]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
         if turn or quick:

@@ -17,7 +17,7 @@ from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.audio import load_audio
 from wavlink.backends.torch_cpu import packing_pays
 from wavlink.embedder import DTYPES, Embedder
-from wavlink.loading import RepeatableClapProcessor, load_for_evaluation
+from wavlink.loading import load_for_evaluation
 
 PEER, BASE, BF16, PLAIN = "CLAP", "WavLink Base", "WavLink Base, bf16", "WavLink Base, torch's kernels"
 POOLED = "WavLink Base, pooled by 2 after layers 1 and 3"
@@ -60,7 +60,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def new_clap(text_layers: int = 1) -> tuple[ClapModel, ClapProcessor]:
     """Of the size of laion/clap-htsat-unfused, whose audio tower ClapConfig's defaults are."""
     model = ClapModel(ClapConfig(text_config={"num_hidden_layers": text_layers})).eval()
-    model.config.matryoshka_dims = [model.config.projection_dim]  # as load_for_evaluation says it
     return model, ClapProcessor(ClapFeatureExtractor(truncation="rand_trunc", frequency_min=50), tokenizer())
 
 
@@ -76,10 +75,8 @@ def new_wavlink(pooled: Sequence[int] = (1, 1), text_layers: int = 1) -> tuple[W
 def build(dtype: str, trained: str | None) -> dict[str, System]:
     """All rows by name. `trained` is a WavLink whose weights Base has in place of random ones."""
     clap, clap_processor = new_clap()
-    repeatable = RepeatableClapProcessor(clap_processor, clap.config.text_config)
     wavlink, processor = load_for_evaluation(trained) if trained else new_wavlink()
     embedders = {
-        "CLAP, our Embedder": Embedder(clap, repeatable, dtype=dtype),
         BASE: Embedder(wavlink, processor, dtype=dtype),
         POOLED: Embedder(*new_wavlink(pooled=(2, 1, 3)), dtype=dtype),
         PLAIN: Embedder(wavlink, processor, dtype=dtype, fast_kernels=False),
