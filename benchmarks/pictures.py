@@ -2,7 +2,7 @@
 
     python benchmarks/pictures.py [--out docs/images]
 
-Each picture needs its record in `benchmarks/results` and has the record's name.
+Each picture has the name of its record in `benchmarks/results`; one without a record is left out.
 """
 
 import argparse
@@ -80,8 +80,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=records.RESULTS.parents[1] / "docs/images")
     options = parser.parse_args()
     for name, draw in PICTURES.items():
-        figure = draw(records.read(records.RESULTS / f"{name}.json"))
-        figure.savefig(options.out / f"{name}.png", dpi=120)
+        path = records.RESULTS / f"{name}.json"
+        if path.exists():
+            draw(records.read(path)).savefig(options.out / f"{name}.png", dpi=120)
 
 
 if __name__ == "__main__":
