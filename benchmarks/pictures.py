@@ -14,7 +14,7 @@ import speed_report
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from speed_systems import BASE, BF16, PEER, POOLED
+from speed_report import BASE, BF16, PEER, POOLED
 
 from wavlink.evaluation.retrieval import DIRECTIONS
 from wavlink.search.quantization import STORAGES

@@ -39,7 +39,8 @@ import soundfile
 import speed_report
 import tables
 import torch
-from speed_systems import BASE, BF16, PEER, PLAIN, System, build, new_clap, new_wavlink
+from speed_report import BASE, BF16, PEER, PLAIN
+from speed_systems import System, build, new_clap, new_wavlink
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 

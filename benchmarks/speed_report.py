@@ -2,8 +2,9 @@
 
 import numpy as np
 import records
-from speed_systems import BASE, BF16, PEER, PLAIN, POOLED
 
+PEER, BASE, BF16, PLAIN = "CLAP", "WavLink Base", "WavLink Base, bf16", "WavLink Base, torch's kernels"
+POOLED = "WavLink Base, pooled by 2 after layers 1 and 3"
 WAYS = ("stream", "file", "features")
 
 

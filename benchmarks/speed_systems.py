@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from speed_report import BASE, BF16, PEER, PLAIN, POOLED
 from tokenizers import Tokenizer, models
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
 
@@ -18,9 +19,6 @@ from processing.audio import load_audio
 from wavlink.backends.torch_cpu import packing_pays
 from wavlink.embedder import DTYPES, Embedder
 from wavlink.loading import load_for_evaluation
-
-PEER, BASE, BF16, PLAIN = "CLAP", "WavLink Base", "WavLink Base, bf16", "WavLink Base, torch's kernels"
-POOLED = "WavLink Base, pooled by 2 after layers 1 and 3"
 
 
 @dataclass
