@@ -30,6 +30,8 @@ import json
 import math
 import os
 import platform
+import re
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from numbers import Number
@@ -40,6 +42,8 @@ _TEXTS = ("name", "title", "note")
 _MEASURED = ("command", "commit", "time", "machine", "versions")
 _KNOWN = {*_TEXTS, *_MEASURED, "source", "seed", "values", "raw"}
 _MACHINE = ("platform", "processor", "cpus", "threads", "devices")
+_OF_RECORD = {"--record", "--title", "--note"}  # options that say only where a record goes and what it is
+_FOLDERS = re.compile(r"(?<![\w./])/(?!/)\S*/")  # of an absolute path, also behind `random:`
 _CELL = {"value", "interval", "range", "digits", "unit", "signed"}
 
 
@@ -121,10 +125,16 @@ def processor() -> str:
 
 
 def command(arguments: Sequence[str]) -> str:
-    """A command line as a reader can give it: this script's path from the checkout, other absolute paths by name."""
-    root = str(RESULTS.parents[1])
-    words = [word.removeprefix(root + "/") if word.startswith(root) else word for word in map(str, arguments)]
-    return " ".join(["python", *map(_portable, words)])
+    """A command line as a reader can give it: this script's path from the checkout, other absolute paths by name.
+
+    Options that say only where the record goes and what it is called are left out.
+    """
+    root, kept, before = str(RESULTS.parents[1]), [], ""
+    for word in map(str, arguments):
+        if word not in _OF_RECORD and (before not in _OF_RECORD or word.startswith("--")):
+            kept.append(word.removeprefix(root + "/") if word.startswith(root) else word)
+        before = word
+    return shlex.join(["python", *map(_portable, kept)])
 
 
 def _portable(value):
@@ -133,9 +143,7 @@ def _portable(value):
         return {key: _portable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_portable(part) for part in value]
-    if isinstance(value, str | Path) and Path(value).is_absolute():
-        return Path(value).name
-    return value
+    return re.sub(_FOLDERS, "", str(value)) if isinstance(value, str | Path) else value
 
 
 def read(path: Path) -> dict:

@@ -132,10 +132,13 @@ def test_a_script_writes_a_record_of_its_own_run(tmp_path, monkeypatch):
     assert parser.parse_args(["--record"]).record == records.RESULTS / "storage.json"
     path = parser.parse_args(["--record", str(tmp_path / "new" / "storage.json")]).record
     script = str(records.RESULTS.with_name("storage.py"))
-    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "best"), "--million", "0"])
-    records.write(path, title="Storage", seed=0, values=RECORD["values"], raw={"folder": tmp_path})
+    words = [script, str(tmp_path / "best"), "--record", "a.json", "--title", "of two", "--million", "0", "a b"]
+    monkeypatch.setattr(sys, "argv", words)
+    raw = {"folder": tmp_path, "models": [f"random:{tmp_path}/best", "https://a.b/c/d", "audio/text"]}
+    records.write(path, title="Storage", seed=0, values=RECORD["values"], raw=raw)
     record = records.read(path)
-    assert record["command"] == "python benchmarks/storage.py best --million 0"
+    assert record["command"] == "python benchmarks/storage.py best --million 0 'a b'"
+    assert record["raw"] == {"folder": tmp_path.name, "models": ["random:best", "https://a.b/c/d", "audio/text"]}
     assert record["versions"]["torch"] and record["machine"]["cpus"] and record["seed"] == 0
     records.write(None, title="Storage", seed=0, values={})  # not asked for
     with pytest.raises(ValueError, match="no table"):
