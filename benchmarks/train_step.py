@@ -7,7 +7,7 @@ batches in turn, in one run, on one thread. Times are the processor's: other wor
 The ratios of their medians count.
 
 - bare: forward, backward, AdamW step on a batch that is ready.
-- loop: what train.py does for a step (reductions, clipping, schedule, metrics, progress bar) on a batch that is ready.
+- loop: what training does for a step (reductions, clipping, schedule, metrics, progress bar) on a batch that is ready.
 - loop + data: the same with the batch from the loader, without a worker, so that decoding counts.
 - cached: bare with `micro_batch_size` an eighth of the batch. Memory is what autograd keeps for the backward pass, but
   for parameters (in bf16 their casts count, which no micro batch makes smaller).
@@ -22,8 +22,9 @@ import records
 import tables
 import torch
 
-import train
 from wavlink.training.grad_cache import backward
+from wavlink.training.log import Log
+from wavlink.training.loop import Run
 from wavlink.training.recipes import Recipe
 
 AUDIO = {
@@ -81,7 +82,7 @@ class _KeptTensor:
             self.kept.now -= self.bytes
 
 
-def bare(run: train.Run, batch: dict, micro_batch_size: int = 0) -> None:
+def bare(run: Run, batch: dict, micro_batch_size: int = 0) -> None:
     if micro_batch_size:
         backward(run.accelerator, run.model, batch, micro_batch_size)
     else:
@@ -92,7 +93,7 @@ def bare(run: train.Run, batch: dict, micro_batch_size: int = 0) -> None:
     run.optimizer.zero_grad()
 
 
-def loop(run: train.Run, log: train.Log, batch: dict) -> None:
+def loop(run: Run, log: Log, batch: dict) -> None:
     learning_rate = run.schedule.get_last_lr()[0]
     loss, _ = run.learn(batch)
     log.step(loss, run.model.scale.item(), learning_rate)
@@ -104,7 +105,7 @@ def seconds(step, *arguments) -> float:
     return time.process_time() - began
 
 
-def measure(run: train.Run, log: train.Log, ready: list[dict], micro_batch_size: int, repeats: int) -> dict:
+def measure(run: Run, log: Log, ready: list[dict], micro_batch_size: int, repeats: int) -> dict:
     """Processor seconds a step of each way, one figure a repeat; the ways take turns."""
     times = {name: [] for name in ("bare", "loop", "loop + data", "cached")}
 
@@ -143,8 +144,8 @@ def main() -> None:
             num_workers=0,
             output_dir=folder,
         )
-        run = train.Run(recipe)
-        log = train.Log(run)
+        run = Run(recipe)
+        log = Log(run)
         run.model.train()
         batches = iter(run.feed.batches(run.processor, 1))
         ready = [next(batches) for _ in range(4)]

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import train
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.losses_wavlink import false_negatives
 from processing.collator import CaptionedAudio
+from wavlink.training import loop
+from wavlink.training.command import parse_recipe
 
 
 def main() -> None:
@@ -30,13 +31,13 @@ def main() -> None:
             if name not in VARIANTS:
                 parser.error(f"no variant {name!r}: none, {', '.join(VARIANTS)}")
             VARIANTS[name]()
-    recipe = train.parse_recipe(rest)
-    print(f"done: {train.train(recipe)}, {Path(recipe.output_dir).name} with {options.variants}")
+    recipe = parse_recipe(rest)
+    print(f"done: {loop.train(recipe)}, {Path(recipe.output_dir).name} with {options.variants}")
 
 
 def token_rate(factor: float = 10.0) -> None:
     """The global token learns at 10 times the learning rate."""
-    parameter_groups = train.parameter_groups
+    parameter_groups = loop.parameter_groups
 
     def with_token(model, weight_decay):
         groups = parameter_groups(model, weight_decay)
@@ -45,13 +46,13 @@ def token_rate(factor: float = 10.0) -> None:
             group["params"] = [p for p in group["params"] if p is not token]
         return [*groups, {"params": [token], "weight_decay": 0.0, "lr": 1e-4 * factor}]
 
-    train.parameter_groups = with_token
+    loop.parameter_groups = with_token
 
 
 def spec_augment(times: int = 2, bands: int = 2, share: float = 0.1, bins: int = 12) -> None:
     """Two stretches of time of up to 10 % and two bands of up to 12 bins are set to the clip's mean (arXiv
     1904.08779)."""
-    learn = train.Run.learn
+    learn = loop.Run.learn
 
     def masked(self, batch, stop=False):
         rng = np.random.default_rng((self.recipe.seed, self.step))
@@ -68,7 +69,7 @@ def spec_augment(times: int = 2, bands: int = 2, share: float = 0.1, bins: int =
                 clip[start : start + width, :frames] = mean
         return learn(self, {**batch, "input_features": features}, stop)
 
-    train.Run.learn = masked
+    loop.Run.learn = masked
 
 
 def mixing(share: float = 0.25) -> None:
