@@ -6,7 +6,7 @@ The baseline is `ClapModel` at the size of laion/clap-htsat-unfused with its own
 Base as in the paper and with `frame_pooling` by 2 after layers 1 and 3. Weights are random, which changes no time,
 unless `--model` names some: then the cosines of bf16 and int8 to fp32 are of trained weights. Sounds are wav files of
 48 kHz, CLAP's own rate, so that only WavLink has to resample. Prints the tables of the record. About 5 minutes
-of a core; `--quick` only shows that it works.
+of a core, with `--quick` one.
 
 - stream: per file, of several, CLAP's in the better of two batch sizes, ours as `Embedder` cuts them.
 - file: from one wav file to its vector.
@@ -69,7 +69,7 @@ def cases(rows: dict[str, System], sounds: dict[int, list[Path]], quick: bool) -
     """By (row, seconds, "file", "stream" or "features", batch size, clips): what is timed."""
     found = {}
     for (name, row), (seconds, paths) in itertools.product(rows.items(), sounds.items()):
-        sizes = BATCHES[seconds][: 1 if row.options else None]  # 30 s each gain nothing from company
+        sizes = BATCHES[seconds]
         most = 4 if quick else len(paths)
         for size in sizes:
             features = row.features([load_audio(path, row.rate) for path in paths[:size]])
@@ -132,19 +132,19 @@ def cosines(rows: dict[str, System], paths: list[Path]) -> dict[str, float]:
     return {name: F.cosine_similarity(torch.from_numpy(own), expected).min().item() for name, own in found.items()}
 
 
-def cold_starts(folder: Path, paths: list[Path], dtype: str, quick: bool) -> dict[str, list[dict]]:
+def cold_starts(folder: Path, paths: list[Path], dtype: str) -> dict[str, list[dict]]:
     """What speed_cold.py prints of each kind, in turn; the first time, which fills caches, is thrown away."""
-    layers = 1 if quick else 12  # of the text towers, which are loaded too
+    layers = 12  # of the text towers, which are loaded too
     for kind, (model, processor) in (("clap", new_clap(layers)), ("wavlink", new_wavlink(text_layers=layers))):
         model.save_pretrained(folder / kind)
         processor.save_pretrained(folder / kind)
     del model
     script, found = Path(__file__).with_name("speed_cold.py"), {"clap": [], "wavlink": []}
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    for turn, kind in itertools.product(range(1 if quick else 3), found):
+    for turn, kind in itertools.product(range(3), found):
         command = [sys.executable, script, kind, folder / kind, dtype, *paths]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-        if turn or quick:
+        if turn:
             found[kind].append(json.loads(output.splitlines()[-1]))
     return found
 
@@ -155,7 +155,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     if options.quick:
         sounds = {seconds: sounds[seconds] for seconds in (1, 5)}
     repeats = 2 if options.quick else options.repeats
-    cold = cold_starts(folder, sounds[5], options.dtype, options.quick)
+    cold = {} if options.quick else cold_starts(folder, sounds[5], options.dtype)
     rows, products = build(options.dtype, options.model), matmul_actions(DTYPES[options.dtype])
     times = interleaved({**products, **cases(rows, sounds, options.quick)}, repeats)
     rates = [
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--model", help="a folder or Hub id of a WavLink, for trained weights")
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement, in turn (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="clips of 1 and 5 s, 2 repeats")
+    parser.add_argument("--quick", action="store_true", help="clips of 1 and 5 s, 2 repeats, no cold start")
     records.add_option(parser, "speed")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -207,7 +207,7 @@ def main() -> None:
         title="Wav files and log-mels to vectors, beside CLAP",
         seed=0,
         note=f"{torch.backends.cpu.get_cpu_capability()}, one thread, {options.dtype}. Processor time: medians of "
-        f"{options.repeats} repeats, with their range.",
+        f"{2 if options.quick else options.repeats} repeats, with their range.",
         values=values,
         raw=figures,
     )

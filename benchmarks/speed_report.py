@@ -23,7 +23,8 @@ def as_values(figures: dict) -> dict:
     """Ratios to CLAP at a glance, all times of each way, and what else was measured."""
     times = per_clip(figures)
     tables = {"summary": summary(times), **{way: table(times, way) for way in WAYS}}
-    tables["start"] = start(figures["cold"])
+    if figures["cold"]:
+        tables["start"] = start(figures["cold"])
     cosines = [[name, records.number(value, 6)] for name, value in figures["cosines"].items()]
     tables["cosines"] = records.table(["model", "smallest cosine to fp32"], cosines)
     tables["peak"] = peak(figures, times)

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,14 +29,13 @@ class System:
     model: torch.nn.Module
     processor: Callable
     embed_files: Callable[[list[Path], int], list[np.ndarray]] | None = None
-    options: dict = field(default_factory=dict)  # of the processor
 
     @property
     def rate(self) -> int:
         return self.processor.feature_extractor.sampling_rate
 
     def features(self, clips: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        inputs = self.processor(audio=clips, sampling_rate=self.rate, return_tensors="pt", **self.options)
+        inputs = self.processor(audio=clips, sampling_rate=self.rate, return_tensors="pt")
         return {name: t.to(self.model.dtype if t.is_floating_point() else t.dtype) for name, t in inputs.items()}
 
     @torch.inference_mode()
@@ -86,7 +85,6 @@ def build(dtype: str, trained: str | None) -> dict[str, System]:
     rows = [peer]
     for name, embedder in embedders.items():
         rows.append(System(name, embedder.model, embedder.processor, partial(_files, embedder)))
-    rows.append(System(f"{BASE}, padded to 30 s", embedders[BASE].model, processor, options={"padding": "max_length"}))
     rows.append(System(f"{BASE}, int8", _int8(wavlink), processor))
     return {row.name: row for row in rows}
 
