@@ -34,6 +34,11 @@ class Command(NamedTuple):
 
 SEARCH, LANCE = "modeling_wavlink.search", "modeling_wavlink.vector_database"
 COMMANDS = {
+    "samples": Command(
+        *("wavlink.samples", "run", of.samples, "data"),
+        "write captioned sounds made by code, to try the others with",
+        "my_sounds",
+    ),
     "train": Command(
         *("train", "run", of_train, "train"),
         "train a recipe, or resume it",
