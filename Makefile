@@ -7,9 +7,12 @@ WHEEL := .venv-wheel
 SPACE := .venv-space
 COMMON := .common-tests
 
+# The files of tests by their names, in whatever folder.
+test_files = $(foreach name,$(1),$(wildcard tests/*/test_$(name).py))
+
 # What meets the libraries whose versions move: the model and its files, processor, the Hub, training, evaluation. Left
 # out is what is numpy and torch alone (losses, metrics, pooling, sweeps), compilation, and the README's own commands.
-AT_MINIMUM := $(patsubst %,tests/test_%.py,configuration modeling modeling_weights feature_extraction processing \
+AT_MINIMUM := $(call test_files,configuration modeling modeling_weights feature_extraction processing \
 	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
 	run_folder embedding evaluation evaluate_modules audio containers downmix windows embedder vectors index_folder \
 	sound_map hostile_files constraints cpu_kernels)
@@ -54,7 +57,7 @@ $(VENV)/.docs: $(VENV)/.installed
 demo: $(VENV)/.installed  ## train on sounds made by code, load the result by transformers' own calls, and use it
 	$(RUN) train.py quickstart --output_dir runs/quickstart
 	$(RUN) examples/demo.py runs/quickstart/best
-	$(RUN) -m modeling_wavlink.evaluation --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
+	$(RUN) -m wavlink eval --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 
 space: $(VENV)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
 	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo
@@ -86,11 +89,11 @@ test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed wher
 	$(WHEEL)/bin/python -m pip install -c constraints.txt hypothesis pytest pytest-timeout sentence-transformers \
 		"$$(echo dist/*.whl)[train,eval,search,space]"
 	elsewhere=$$(mktemp -d) && cp -r tests setup.cfg $$elsewhere && cd $$elsewhere && \
-		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(patsubst %,tests/test_%.py,wheel front_doors cli public_api); \
+		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(call test_files,wheel front_doors cli public_api); \
 		status=$$?; rm -rf $$elsewhere; exit $$status
 
 test-space: $(SPACE)/.installed  ## the demo with gradio, and where there is a chromium in a browser
-	$(SPACE)/bin/python -m pytest tests/test_space.py tests/test_space_push.py tests/test_space_browser.py
+	$(SPACE)/bin/python -m pytest tests/hub/test_space.py tests/hub/test_space_push.py tests/hub/test_space_browser.py
 
 lint: $(VENV)/.installed  ## ruff, types of the public API, GitHub's files by their schemas, known vulnerabilities where their service can be reached
 	$(RUN) -m ruff check .
@@ -103,7 +106,7 @@ lint: $(VENV)/.installed  ## ruff, types of the public API, GitHub's files by th
 
 fuzz: $(VENV)/.installed  ## damaged files, and property tests on new examples: SEED=1 INPUTS=2000
 	$(RUN) benchmarks/fuzz.py --inputs $(INPUTS) --seed $(SEED) --failures runs/fuzz
-	$(RUN) -m pytest --hypothesis-profile=search tests/test_properties.py tests/test_properties_losses.py
+	$(RUN) -m pytest --hypothesis-profile=search tests/model/test_properties.py tests/model/test_properties_losses.py
 
 bench: $(VENV)/.installed  ## speed of embedding and of training
 	$(RUN) benchmarks/speed.py

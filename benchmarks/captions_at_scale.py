@@ -22,9 +22,9 @@ import numpy as np
 import records
 import soundfile
 
-from processing import captions
-from processing.captions import captions_by_id
-from processing.clip_files import in_threads, seconds_in, seconds_of
+from processing.datasets import caption_tables as captions
+from processing.datasets.caption_tables import captions_by_id
+from processing.datasets.youtube_ids import in_threads, seconds_in, seconds_of
 
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
 WORDS = "a dog barks while rain falls on the roof of an old house and someone plays soft piano music far away".split()

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import records
 
-from modeling_wavlink.vector_database import VectorDatabase
-from modeling_wavlink.vectors import FlatIndex, encode
+from wavlink.search.lance import VectorDatabase
+from wavlink.search.quantization import FlatIndex, encode
 
 AT_ONCE, K = 1 << 14, 10
 MILVUS_AT_ONCE = 1 << 12  # more than some 64 MB a call its server refuses

@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from processing.audio import LOUDEST, MAX_SAMPLES, load_audio
-from processing.clip_files import seconds_of
+from processing.datasets.youtube_ids import seconds_of
 from processing.sound_files import is_sound
 from processing.windows import stream_windows
 

@@ -20,11 +20,12 @@ import transformers
 from fuzz_audio import attempt, mutate
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
-from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest, _digest
-from modeling_wavlink.querying import Index
-from modeling_wavlink.vectors import encode
-from processing.data import CaptionedAudio, caption_columns, load_split
-from processing.shards import load_stream
+from processing.collator import CaptionedAudio
+from processing.datasets.load import caption_columns, load_split
+from processing.datasets.shards import load_stream
+from wavlink.search.index import Index
+from wavlink.search.quantization import encode
+from wavlink.search.store import FILES, IndexFolder, Manifest, _digest
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()

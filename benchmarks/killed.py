@@ -43,7 +43,7 @@ def write_sounds(folder: Path, repeats: int = 1) -> None:
         repeats: of a clip's samples, in every eighth file.
     """
     from processing.audio import load_column
-    from processing.synthetic import synthetic_dataset
+    from processing.datasets.synthetic import synthetic_dataset
 
     for split, clips in (("train", 2), ("validation", 1)):
         (folder / split).mkdir(parents=True)
@@ -123,6 +123,7 @@ class Index:
 
     def __init__(self, place: Path, log: Path):
         import modeling_wavlink.search  # noqa: F401
+
         import train  # noqa: F401
 
         write_sounds(place / "sounds", repeats=8)
@@ -134,7 +135,7 @@ class Index:
     def _words(self, place: Path, out: Path) -> list[str]:
         words = [
             "-m",
-            "modeling_wavlink.search",
+            "wavlink.search.command",
             "index",
             place / "sounds",
             "--model",
@@ -163,7 +164,7 @@ class Index:
 
 def rows(folder: Path) -> dict[tuple, np.ndarray]:
     """Codes by path, start and end. Every part is read, no row is there twice."""
-    from modeling_wavlink.index_folder import IndexFolder
+    from wavlink.search.store import IndexFolder
 
     index, found = IndexFolder.open(folder), {}
     for part in index.manifest.parts:

@@ -86,8 +86,8 @@ def write(
     """
     if path is None:
         return
-    from modeling_wavlink.atomic_files import write_text
-    from modeling_wavlink.run_folder import environment
+    from wavlink.atomic_files import write_text
+    from wavlink.training.run_folder import environment
 
     facts = environment()
     versions = {"python": facts["python"], **facts["packages"], **{name: version(name) for name in packages}}

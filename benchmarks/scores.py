@@ -19,7 +19,7 @@ import numpy as np
 import records
 import tables
 
-from modeling_wavlink.retrieval import DIRECTIONS, RANKED
+from wavlink.evaluation.retrieval import DIRECTIONS, RANKED
 
 
 def load(path: Path) -> dict:

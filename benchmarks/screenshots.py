@@ -14,8 +14,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from hub_cards.space import app
 from hub_cards.space.answers import Demo, trained_on
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.sound_map import draw_map
+from wavlink.embedder import Embedder
+from wavlink.search.map import draw_map
 
 WINDOWS = {"find": (1280, 800), "space": (1280, 800), "space-phone": (390, 1300)}
 

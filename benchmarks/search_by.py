@@ -14,11 +14,11 @@ from collections import Counter
 import numpy as np
 import records
 
-from modeling_wavlink.indexing import index_sounds
-from modeling_wavlink.metrics import figure, percent
-from modeling_wavlink.querying import Index
-from modeling_wavlink.zero_shot import PROMPT
-from processing.data import label_names, load_split
+from processing.datasets.load import label_names, load_split
+from wavlink.evaluation.metrics import figure, percent
+from wavlink.evaluation.zero_shot import PROMPT
+from wavlink.search.build import index_sounds
+from wavlink.search.index import Index
 
 
 class Asked:

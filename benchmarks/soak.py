@@ -37,9 +37,9 @@ NAMES = ("seconds", "MiB", "MiB with workers", "descriptors", "threads")
 
 
 def embed_forever(model: str, sounds: Path, workplace: Path, seed: int) -> None:
-    from modeling_wavlink.embedder import Embedder
-    from modeling_wavlink.indexing import index_sounds
-    from modeling_wavlink.querying import Index
+    from wavlink.embedder import Embedder
+    from wavlink.search.build import index_sounds
+    from wavlink.search.index import Index
 
     embedder, chance = Embedder(model) if model else new_embedder(), random.Random(seed)
     files = sorted(str(path) for path in sounds.glob("*/*.ogg"))
@@ -54,9 +54,9 @@ def embed_forever(model: str, sounds: Path, workplace: Path, seed: int) -> None:
 
 
 def new_embedder():
-    from modeling_wavlink.building import build
-    from modeling_wavlink.embedder import Embedder
-    from modeling_wavlink.recipes import get_recipe
+    from wavlink.embedder import Embedder
+    from wavlink.training.factory import build
+    from wavlink.training.recipes import get_recipe
 
     return Embedder(*build(get_recipe("quickstart"), lambda: ["a dog barks", "rain falls"]))
 

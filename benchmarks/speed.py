@@ -46,9 +46,9 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from modeling_wavlink.cpu_kernels import PackedLinear, packing_pays
-from modeling_wavlink.embedder import DTYPES
 from processing.audio import load_audio
+from wavlink.backends.torch_cpu import PackedLinear, packing_pays
+from wavlink.embedder import DTYPES
 
 FILE_RATE = 48000
 BATCHES = {1: (1, 4, 16), 5: (1, 4, 8), 10: (1, 2, 4), 30: (1, 2)}  # clips, by their seconds

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def wavlink(folder: str, dtype: str):
-    from modeling_wavlink.embedder import Embedder
+    from wavlink.embedder import Embedder
 
     yield
     embedder = Embedder(folder, dtype=dtype)

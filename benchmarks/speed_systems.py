@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
-from modeling_wavlink.cpu_kernels import packing_pays
-from modeling_wavlink.embedder import DTYPES, Embedder
-from modeling_wavlink.peers import RepeatableClapProcessor, load_for_evaluation
 from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.audio import load_audio
+from wavlink.backends.torch_cpu import packing_pays
+from wavlink.embedder import DTYPES, Embedder
+from wavlink.loading import RepeatableClapProcessor, load_for_evaluation
 
 PEER, BASE, POOLED, PLAIN = "CLAP", "WavLink Base", "WavLink Base, frame_pooling", "WavLink Base, torch's kernels"
 

@@ -3,7 +3,7 @@
     python benchmarks/storage.py MODEL FOLDER [--cache FILE] [--output storage.json] [--picture storage.png]
         [--million 1000000]
 
-MODEL is whatever `modeling_wavlink.evaluation` takes, FOLDER an audiofolder with captions, whose test split is used.
+MODEL is whatever `wavlink.evaluation.command` takes, FOLDER an audiofolder with captions, whose test split is used.
 
 Clips are kept as codes, texts are not: text → audio asks codes by the fp32 vector of a text, audio → text asks the
 fp32 vectors of the texts by what a clip's code stands for. Differences are to all dims in fp32, on the same draws of
@@ -28,13 +28,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from modeling_wavlink.atomic_files import write_text
-from modeling_wavlink.embedding import embed_dataset, fingerprint
-from modeling_wavlink.metrics import Correspondence, figure, percent
-from modeling_wavlink.peers import load_for_evaluation, revision
-from modeling_wavlink.retrieval import DIRECTIONS
-from modeling_wavlink.vectors import STORAGES, FlatIndex, bytes_per_vector, decode, encode
-from processing.data import caption_columns, load_split
+from processing.datasets.load import caption_columns, load_split
+from wavlink.atomic_files import write_text
+from wavlink.evaluation.embed_split import embed_dataset, fingerprint
+from wavlink.evaluation.metrics import Correspondence, figure, percent
+from wavlink.evaluation.retrieval import DIRECTIONS
+from wavlink.loading import load_for_evaluation, revision
+from wavlink.search.quantization import STORAGES, FlatIndex, bytes_per_vector, decode, encode
 
 KS = (1, 10)
 NEIGHBOURS = 10  # of a clip, whose differences to it are the directions of its jitter
@@ -82,7 +82,7 @@ def recall_by_storage(split: Split) -> list[dict]:
     clips = {
         "text_to_audio": split.correspondence.T,
         "audio_to_text": Correspondence(asking[:, None], len(split.audio)),
-    }  # of each query, as in modeling_wavlink.retrieval
+    }  # of each query, as in wavlink.evaluation.retrieval
     found, whole = [], {}
     for dim in tqdm(split.dims, desc="dims"):
         for storage in STORAGES:

@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from processing.data import caption_columns, captions_of, load_split
+from processing.datasets.load import caption_columns, captions_of, load_split
 
 WIDTH, LAYERS, HEADS = 256, 4, 4
 SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}

@@ -21,8 +21,8 @@ import records
 import torch
 
 import train
-from modeling_wavlink.grad_cache import backward
-from modeling_wavlink.recipes import Recipe
+from wavlink.training.grad_cache import backward
+from wavlink.training.recipes import Recipe
 
 AUDIO = {
     "d_model": 384,

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import train
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.losses_wavlink import false_negatives
-from processing.data import CaptionedAudio
+from processing.collator import CaptionedAudio
 
 
 def main() -> None:

@@ -25,13 +25,13 @@ import records
 import soundfile
 from tqdm import tqdm
 
-from modeling_wavlink.atomic_files import write_text
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.long import Recording, Span, hear, locate
-from modeling_wavlink.metrics import Correspondence, figure
-from modeling_wavlink.zero_shot import PROMPT, label_texts
 from processing.audio import load_column
-from processing.data import load_split
+from processing.datasets.load import load_split
+from wavlink.atomic_files import write_text
+from wavlink.embedder import Embedder
+from wavlink.evaluation.metrics import Correspondence, figure
+from wavlink.evaluation.zero_shot import PROMPT, label_texts
+from wavlink.long_recordings import Recording, Span, hear, locate
 
 SLOT, LONGEST, SHORTEST = 15.0, 12.0, 0.5  # seconds
 TOP_K = 5

@@ -22,13 +22,13 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.cli import escape_unwritable
-from modeling_wavlink.indexing import index_sounds
-from modeling_wavlink.metrics import figure
-from modeling_wavlink.querying import Index
 from processing import WavLinkProcessor
 from processing.audio import load_column
-from processing.data import caption_columns, captions_of, load_split, with_captions
+from processing.datasets.load import caption_columns, captions_of, load_split, with_captions
+from wavlink.console import escape_unwritable
+from wavlink.evaluation.metrics import figure
+from wavlink.search.build import index_sounds
+from wavlink.search.index import Index
 
 # What is heard, and whether the prompt holds the retrieved captions.
 WAYS = {"text": (None, True), "text + token": ("token", True), "text + frames": ("frames", True)}

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from processing.audio import load_column
-from processing.synthetic import KINDS, synthetic_dataset
+from processing.datasets.synthetic import KINDS, synthetic_dataset
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402

@@ -13,21 +13,15 @@ import numpy as np
 from transformers import TrainingArguments
 
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.cli import escape_unwritable
-from modeling_wavlink.embedding import embed_dataset, embed_text
-from modeling_wavlink.metrics import figure, percent, ranks
-from modeling_wavlink.regimes import describe, set_trainable
-from modeling_wavlink.trainer import WavLinkTrainer
-from modeling_wavlink.zero_shot import PROMPT
 from processing import WavLinkProcessor
-from processing.data import (
-    AudioTextCollator,
-    CaptionedAudio,
-    add_label_captions,
-    label_names,
-    load_split,
-    with_captions,
-)
+from processing.collator import AudioTextCollator, CaptionedAudio
+from processing.datasets.load import add_label_captions, label_names, load_split, with_captions
+from wavlink.console import escape_unwritable
+from wavlink.evaluation.embed_split import embed_dataset, embed_text
+from wavlink.evaluation.metrics import figure, percent, ranks
+from wavlink.evaluation.zero_shot import PROMPT
+from wavlink.training.finetuning import describe, set_trainable
+from wavlink.training.trainer import WavLinkTrainer
 
 
 def zero_shot_hits(model, processor, clips, labels: list[str]) -> np.ndarray:

@@ -22,13 +22,13 @@ from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
 
 import train
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.cli import escape_unwritable
-from modeling_wavlink.embedding import embed_dataset, embed_text
-from modeling_wavlink.metrics import percent
-from modeling_wavlink.retrieval import retrieval_scores
-from modeling_wavlink.zero_shot import zero_shot_scores
 from processing import WavLinkProcessor
-from processing.data import caption_columns, captions_of, load_split, with_captions
+from processing.datasets.load import caption_columns, captions_of, load_split, with_captions
+from wavlink.console import escape_unwritable
+from wavlink.evaluation.embed_split import embed_dataset, embed_text
+from wavlink.evaluation.metrics import percent
+from wavlink.evaluation.retrieval import retrieval_scores
+from wavlink.evaluation.zero_shot import zero_shot_scores
 
 PROMPTS = {
     "en": "This is a sound of {}.",

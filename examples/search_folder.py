@@ -8,9 +8,9 @@ The first search embeds the folder into --index (48 numbers of one byte for ever
 
 import argparse
 
-from modeling_wavlink.cli import escape_unwritable
-from modeling_wavlink.indexing import index_sounds
-from modeling_wavlink.querying import Hit, Index
+from wavlink.console import escape_unwritable
+from wavlink.search.build import index_sounds
+from wavlink.search.index import Hit, Index
 
 
 def main(argv: list[str] | None = None) -> list[Hit]:

@@ -30,7 +30,7 @@ RATES = 1000, 2**20  # Hz
 
 
 class WavLink:
-    """What `modeling_wavlink.onnx_export` wrote. One input at a time: in int8 batch-mates change a vector."""
+    """What `wavlink.backends.onnx` wrote. One input at a time: in int8 batch-mates change a vector."""
 
     def __init__(self, folder: Path):
         self.about = json.loads((folder / "wavlink_onnx.json").read_text(encoding="utf-8"))
@@ -170,7 +170,7 @@ class Server(ThreadingHTTPServer):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of python -m modeling_wavlink.onnx_export")
+    parser.add_argument("folder", type=Path, help="of python -m wavlink.backends.onnx")
     parser.add_argument("sounds", nargs="*", help="files that libsndfile reads")
     parser.add_argument("--text", nargs="+", default=[])
     parser.add_argument("--serve", type=int, metavar="PORT", help="on 127.0.0.1; 0: any that is free")

@@ -9,14 +9,14 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
-from modeling_wavlink.metrics import KS, percent
-from modeling_wavlink.pictures import draw_confusion, draw_dims, draw_loss, draw_recall
-from modeling_wavlink.retrieval import DIRECTIONS, RANKED
 from processing.file_names import stays_below
-from wavlink.installing import install_hint
+from processing.installing import install_hint
+from wavlink.evaluation.metrics import KS, percent
+from wavlink.evaluation.retrieval import DIRECTIONS, RANKED
+from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
+from wavlink.sanitize import escape, last_part, table, without_paths
 
 from . import training
-from .foreign_text import escape, last_part, table, without_paths
 from .known import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
 from .metadata import card_data, data_name, hub_data, write_eval_results
 
@@ -41,7 +41,7 @@ def write_card(
     Args:
         model: its config and its number of parameters are told; its weights are not looked at.
         extractor: the checkpoint's feature extractor.
-        scores: what `modeling_wavlink.evaluation` wrote of these weights.
+        scores: what `wavlink.evaluation.command` wrote of these weights.
         run: the folder that `train.py` wrote, if it is there.
         licence: of the weights, as the Hub names it.
         untrained: the paper's size, `"base"`, `"small"` or `"large"`, of pretrained towers with new projections.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from modeling_wavlink.recipes import get_recipe
+from wavlink.training.recipes import get_recipe
 
 SIZES = ("base", "small", "large")
 

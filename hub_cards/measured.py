@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import HfApi
 
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.peers import revision
+from wavlink.loading import revision
 
 from .source import commit_of
 
@@ -28,7 +28,7 @@ def read_scores(paths: Sequence[str]) -> dict[str, list[dict]]:
             [(row["model"], row["about"]["revision"]) for row in read[path]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is not what python -m modeling_wavlink.evaluation --output writes "
+                f"{path} is not what wavlink eval --output writes "
                 f"({type(error).__name__}: {error}): without the weights it was measured on it shows nothing"
             ) from error
     return read
@@ -49,7 +49,7 @@ def scores_of(model: WavLinkModel, source: str, read: dict[str, list[dict]]) -> 
             others = ", ".join(f"{row['model']} ({row['about']['revision']})" for row in rows)
             raise ValueError(
                 f"{path} was measured on other weights, {others}, than those of {source} ({own}): measure these with "
-                f"python -m modeling_wavlink.evaluation --model {source}"
+                f"wavlink eval --model {source}"
             )
         found.append(same[0])
     return found

@@ -12,10 +12,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from modeling_wavlink.metrics import percent
-from modeling_wavlink.retrieval import DIRECTIONS
+from wavlink.evaluation.metrics import percent
+from wavlink.evaluation.retrieval import DIRECTIONS
+from wavlink.sanitize import clean, last_part
 
-from .foreign_text import clean, last_part
 from .known import BENCHMARK_IDS, ENGLISH, towers_of
 from .training import Stage, base_models, data_ids
 

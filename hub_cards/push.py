@@ -25,15 +25,15 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging
 
-from modeling_wavlink.atomic_files import new_folder
+from hub_cards.space.folder import check_space, write_space
 from wavlink import options as of
+from wavlink.atomic_files import new_folder
 from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for, step
+from wavlink.hub_upload import Target, check_access, upload, without_token
 
 from .card import write_card
 from .measured import read_scores, scores_of
 from .source import commit_of, merged, open_checkpoint, open_paper_model, run_of
-from .space.folder import check_space, write_space
-from .upload import Target, check_access, upload, without_token
 from .verify import vectors, verify
 from .workplace import temporary
 
@@ -185,7 +185,7 @@ def _workplace(output_dir: str | None) -> Iterator[Path]:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = of.parser_of(of.push, "python -m hub_cards.push", __doc__)
+    parser = of.parser_of(of.push, "wavlink push", __doc__)
     return parser.parse_args(argv)
 
 

@@ -10,12 +10,12 @@ from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.building import build
 from modeling_wavlink.compat_wavlink import optional_file
 from modeling_wavlink.pretrained_wavlink import refuse_adapter
-from modeling_wavlink.recipes import get_recipe
 from processing import WavLinkProcessor
 from processing.hub_names import needs_cache
+from wavlink.training.factory import build
+from wavlink.training.recipes import get_recipe
 
 logger = logging.get_logger(__name__)
 

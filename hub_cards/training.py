@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_wavlink.run_folder import SOURCES
+from wavlink.sanitize import clean, escape, last_part, without_paths
+from wavlink.training.run_folder import SOURCES
 
-from .foreign_text import clean, escape, last_part, without_paths
 from .known import DATA, TOWER_LICENCES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

@@ -1,11 +1,13 @@
-"""The WavLink model, its losses, recipes, evaluation and search.
+"""The WavLink model and its losses: what ships to the Hub.
 
 Its classes are registered with transformers' Auto classes as soon as one of them is imported from here, or at once
-where transformers is loaded already, see `auto_classes`.
+where transformers is loaded already, see `processing.auto_classes`.
 """
 
 import importlib
 import sys
+
+from . import former_paths
 
 _HOMES = {
     "WavLinkAudioModel": "whisper_audio_wavlink",
@@ -16,6 +18,9 @@ _HOMES = {
     "truncate_embeddings": "losses_wavlink",
 }
 __all__ = [*_HOMES]
+
+
+former_paths.install()
 
 
 def __getattr__(name: str):

@@ -87,7 +87,7 @@ def load_audio(
             sound,
             most,
             f"has more than {MAX_SAMPLES} samples, too many to be held at once: hear it in windows "
-            "(processing.windows.stream_windows, as the index and modeling_wavlink.long do), or cut it",
+            "(processing.windows.stream_windows, as the index and wavlink.long_recordings do), or cut it",
         )
         return np.concatenate(list(resampled(blocks, sound.samplerate, sampling_rate, sound.name)))
 

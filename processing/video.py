@@ -54,7 +54,7 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
     try:
         import av
     except ImportError:
-        from wavlink.installing import install_command
+        from .installing import install_command
 
         raise ValueError(
             f"{why} If it is m4a, aac, wma, webm or a video: {install_command('formats')}, or convert it to wav or "

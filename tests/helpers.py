@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from modeling_wavlink.index_folder import IndexFolder, _digest
+from wavlink.search.store import IndexFolder, _digest
 
 from .conftest import RATE
 

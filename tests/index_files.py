@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow
 import pytest
 
-from modeling_wavlink.index_folder import FILES, IndexFolder, Manifest
-from modeling_wavlink.vectors import encode
+from wavlink.search.quantization import encode
+from wavlink.search.store import FILES, IndexFolder, Manifest
 
 DIM = 12
 

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.grad_cache import backward
+from wavlink.training.grad_cache import backward
 
 
 def gradients(model, batch, micro_batch_size) -> tuple[float, dict[str, torch.Tensor]]:

@@ -7,10 +7,11 @@ import pytest
 import soundfile
 import torch
 
-from modeling_wavlink import WavLinkModel, indexing
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.index_folder import IndexFolder
-from modeling_wavlink.indexing import index_sounds
+from modeling_wavlink import WavLinkModel
+from wavlink.embedder import Embedder
+from wavlink.search import build as indexing
+from wavlink.search.build import index_sounds
+from wavlink.search.store import IndexFolder
 
 from .conftest import RATE, tone
 

@@ -4,8 +4,8 @@ from itertools import islice
 
 import datasets
 
-from processing.shards import load_stream
-from processing.streaming import StreamedBatches
+from processing.datasets.shards import load_stream
+from processing.datasets.streaming import StreamedBatches
 
 from .tar_streams import collate, sound, write_tar
 

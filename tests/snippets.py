@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import train
-from modeling_wavlink.recipes import Recipe
-from modeling_wavlink.sweep import configurations, sweep_parser
 from wavlink.cli import build_parser
+from wavlink.training.recipes import Recipe
+from wavlink.training.sweep import configurations, sweep_parser
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = {"python", "bash", "console", "text"}

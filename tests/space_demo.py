@@ -8,9 +8,9 @@ import torch
 
 from hub_cards.space.answers import Demo, Limits
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.indexing import index_sounds
 from processing import WavLinkProcessor
+from wavlink.embedder import Embedder
+from wavlink.search.build import index_sounds
 
 from .conftest import RATE, tone
 

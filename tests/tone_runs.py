@@ -4,7 +4,7 @@ import pytest
 import soundfile
 
 import train
-from modeling_wavlink.recipes import Recipe
+from wavlink.training.recipes import Recipe
 
 from .conftest import RATE, tone
 

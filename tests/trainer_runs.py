@@ -10,10 +10,10 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.regimes import set_trainable
-from modeling_wavlink.trainer import WavLinkTrainer
 from processing import WavLinkProcessor
-from processing.data import AudioTextCollator
+from processing.collator import AudioTextCollator
+from wavlink.training.finetuning import set_trainable
+from wavlink.training.trainer import WavLinkTrainer
 
 from .conftest import RATE, tone
 

@@ -15,19 +15,19 @@ from . import auto_classes, packages
 
 if TYPE_CHECKING:
     from modeling_wavlink.configuration_wavlink import WavLinkConfig
-    from modeling_wavlink.embedder import Embedder
     from modeling_wavlink.modeling_wavlink import WavLinkModel
-    from modeling_wavlink.querying import Index
-    from modeling_wavlink.recipes import load_recipe
-    from modeling_wavlink.trainer import WavLinkTrainer
     from processing.audio import load_audio
     from processing.feature_extraction_wavlink import WavLinkFeatureExtractor
     from processing.processing_wavlink import WavLinkProcessor
+    from wavlink.evaluation.evaluate import evaluate
+    from wavlink.search.index import Index
+    from wavlink.training.recipe_runs import train
+    from wavlink.training.recipes import load_recipe
+    from wavlink.training.trainer import WavLinkTrainer
 
     from .classification import classify
+    from .embedder import Embedder
     from .localization import locate
-    from .recipe_runs import train
-    from .scores import evaluate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,15 +51,15 @@ _HOMES = {
     "WavLinkModel": ("modeling_wavlink.modeling_wavlink", ""),
     "WavLinkProcessor": ("processing.processing_wavlink", ""),
     "WavLinkFeatureExtractor": ("processing.feature_extraction_wavlink", ""),
-    "WavLinkTrainer": ("modeling_wavlink.trainer", "train"),
-    "Embedder": ("modeling_wavlink.embedder", ""),
-    "Index": ("modeling_wavlink.querying", "search"),
+    "WavLinkTrainer": ("wavlink.training.trainer", "train"),
+    "Embedder": ("wavlink.embedder", ""),
+    "Index": ("wavlink.search.index", "search"),
     "classify": ("wavlink.classification", ""),
     "locate": ("wavlink.localization", ""),
-    "evaluate": ("wavlink.scores", "eval"),
-    "train": ("wavlink.recipe_runs", "train"),
+    "evaluate": ("wavlink.evaluation.evaluate", "eval"),
+    "train": ("wavlink.training.loop", "train"),
     "load_audio": ("processing.audio", ""),
-    "load_recipe": ("modeling_wavlink.recipes", ""),
+    "load_recipe": ("wavlink.training.recipes", ""),
 }
 
 
@@ -73,7 +73,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if packages.is_own(error.name or ""):
             raise
-        from .installing import install_hint
+        from processing.installing import install_hint
 
         hint = install_hint(error.name or "a package", extra)
         raise ImportError(f"wavlink.{name} cannot be used: {hint}", name=error.name) from error

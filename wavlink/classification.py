@@ -6,11 +6,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from modeling_wavlink.classify import classify as classify_files
-from modeling_wavlink.embedder import Embedder, embedder_for
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import as_list, is_source
 from processing.prompts import PROMPT
+
+from .classify_command import classify as classify_files
+from .embedder import Embedder, embedder_for
 
 
 def classify(

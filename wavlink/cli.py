@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from processing.installing import install_command
+
 from . import options as of
-from .compat import actions_of
+from .compat_argparse import actions_of
 from .console import EXIT_CODES, escape_unwritable, in_results, run_command
-from .installing import install_command
 from .parsing import Parser
 from .train_options import train as of_train
 
@@ -32,7 +33,7 @@ class Command(NamedTuple):
     example: str
 
 
-SEARCH, LANCE = "modeling_wavlink.search", "modeling_wavlink.vector_database"
+SEARCH, LANCE = "wavlink.search.command", "wavlink.search.lance"
 COMMANDS = {
     "samples": Command(
         *("wavlink.samples", "run", of.samples, "data"),
@@ -40,17 +41,17 @@ COMMANDS = {
         "my_sounds",
     ),
     "train": Command(
-        *("train", "run", of_train, "train"),
+        *("wavlink.training.command", "run", of_train, "train"),
         "train a recipe, or resume it",
         "sounds --data my_sounds --output_dir runs/my",
     ),
     "eval": Command(
-        *("modeling_wavlink.evaluation", "run", of.evaluate, "eval"),
+        *("wavlink.evaluation.command", "run", of.evaluate, "eval"),
         "score models on a benchmark",
         "--model runs/my/best --benchmark my_sounds",
     ),
     "classify": Command(
-        *("modeling_wavlink.classify", "run", of.classify, ""),
+        *("wavlink.classify_command", "run", of.classify, ""),
         "name sounds",
         "dog.wav my_sounds --model runs/my/best --labels dog rain",
     ),
@@ -79,17 +80,17 @@ COMMANDS = {
         "my_index --out small --storage binary",
     ),
     "map": Command(
-        *("modeling_wavlink.sound_map", "run", of.draw_map, "map"),
+        *("wavlink.search.map", "run", of.draw_map, "map"),
         "draw an index as a map to click on",
         "my_index --out map.html",
     ),
     "where": Command(
-        *("modeling_wavlink.long", "run", of.where, ""),
+        *("wavlink.long_recordings", "run", of.where, ""),
         "find where in a recording a sound is",
         "runs/my/best night.flac --query siren",
     ),
     "export": Command(
-        *("modeling_wavlink.onnx_export", "run_export", of.export, "onnx"),
+        *("wavlink.backends.onnx", "run_export", of.export, "onnx"),
         "export both towers as ONNX",
         "runs/my/best onnx/my --int8",
     ),
@@ -114,7 +115,7 @@ COMMANDS = {
         "--model runs/my/best --index my_index",
     ),
     "ray": Command(
-        *("modeling_wavlink.ray_embedding", "run", of.ray, "cluster"),
+        *("wavlink.search.ray", "run", of.ray, "cluster"),
         "embed a collection on a Ray cluster",
         "my_sounds --model runs/my/best --out my_rows",
     ),

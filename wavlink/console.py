@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
-from hub_cards.foreign_text import clean
+from processing.installing import install_hint
 
-from .installing import install_hint
+from .sanitize import clean
 
 OWN = ("hub_cards", "modeling_wavlink", "processing", "train", "wavlink")
 EXIT_CODES = """exit codes:

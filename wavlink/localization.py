@@ -6,10 +6,11 @@ from typing import TypeAlias, overload
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from modeling_wavlink.embedder import Embedder, embedder_for
-from modeling_wavlink.long import Span, locate_all
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
+
+from .embedder import Embedder, embedder_for
+from .long_recordings import Span, locate_all
 
 Model: TypeAlias = str | os.PathLike[str] | PreTrainedModel | Embedder
 

@@ -3,20 +3,17 @@
 Python looks in the working directory first, where a folder may happen to have the name of one of these packages.
 """
 
-import importlib
 import importlib.util
 import os
 import sys
-from types import ModuleType
 
 PACKAGES = ("hub_cards", "modeling_wavlink", "processing")
-LAUNCHER = "train"  # a module: the training loop
 _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 
 def is_own(module: str) -> bool:
     """Whether the full name of a module is that of this project's code."""
-    return module.partition(".")[0] in (*PACKAGES, LAUNCHER, "wavlink")
+    return module.partition(".")[0] in (*PACKAGES, "wavlink")
 
 
 def refuse_shadowed() -> None:
@@ -24,7 +21,7 @@ def refuse_shadowed() -> None:
 
     A process started as `python -m wavlink` runs no code of the working directory: it stops looking there.
     """
-    if _is_command() and any(map(shadow_of, (*PACKAGES, LAUNCHER))):
+    if _is_command() and any(map(shadow_of, PACKAGES)):
         sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath(os.getcwd())]
     for name in PACKAGES:
         if shadow := shadow_of(name):
@@ -44,25 +41,7 @@ def shadow_of(name: str) -> str:
     if spec is None:  # missing altogether, as its import will say
         return ""
     place = next(iter(spec.submodule_search_locations or ()), spec.origin or "")
-    own = os.path.join(_ROOT, name)
-    return "" if os.path.realpath(place) in (own, f"{own}.py") else place
-
-
-def launcher() -> ModuleType:
-    """Import the training loop, also where the working directory has a `train.py` of its own."""
-    if not shadow_of(LAUNCHER):
-        return importlib.import_module(LAUNCHER)
-    name = f"wavlink.{LAUNCHER}_py"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, os.path.join(_ROOT, f"{LAUNCHER}.py"))
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+    return "" if os.path.realpath(place) == os.path.join(_ROOT, name) else place
 
 
 def _is_command() -> bool:

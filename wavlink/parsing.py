@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from .compat import actions_of
+from .compat_argparse import actions_of
 from .console import print_error
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from modeling_wavlink.recipes import CHOICES, RECIPES, SWEEP_TEXTS, Recipe
+from wavlink.training.recipes import CHOICES, RECIPES, SWEEP_TEXTS, Recipe
 
 from .parsing import Parser
 

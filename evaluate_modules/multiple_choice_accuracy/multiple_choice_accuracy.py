@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from modeling_wavlink.metrics import multiple_choice_accuracy  # From: -e .  (in a clone of WavLink)
+from wavlink.evaluation.metrics import multiple_choice_accuracy  # From: -e .  (in a clone of WavLink)
 
 _DESCRIPTION = """
 The share of questions whose right choice is strictly the most similar to the clip; questions may differ in how many

@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 import torch
 
-from modeling_wavlink.metrics import KS, Correspondence, Similarities, ranked  # From: -e .  (in a clone of WavLink)
+from wavlink.evaluation.metrics import KS, Correspondence, Similarities, ranked  # From: -e .  (in a clone of WavLink)
 
 _MAP_AT = 10
 

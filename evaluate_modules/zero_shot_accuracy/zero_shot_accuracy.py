@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_wavlink.metrics import zero_shot_accuracy  # From: -e .  (in a clone of WavLink)
+from wavlink.evaluation.metrics import zero_shot_accuracy  # From: -e .  (in a clone of WavLink)
 
 _DESCRIPTION = """
 The share of clips whose right label is the most similar one, and among the five most similar ones. Ties count against

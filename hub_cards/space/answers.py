@@ -18,14 +18,14 @@ import torch
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
-from hub_cards.foreign_text import clean, last_part
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.long import Recording, Span, envelope, hear, locate, noise_score, timeline, windows_for
 from modeling_wavlink.losses_wavlink import truncate_embeddings
-from modeling_wavlink.querying import Hit, Index
-from modeling_wavlink.zero_shot import PROMPT
 from processing.audio import at_rate, limited, opened, resampled
 from processing.downmix_wavlink import mono_blocks
+from wavlink.embedder import Embedder
+from wavlink.evaluation.zero_shot import PROMPT
+from wavlink.long_recordings import Recording, Span, envelope, hear, locate, noise_score, timeline, windows_for
+from wavlink.sanitize import clean, last_part
+from wavlink.search.index import Hit, Index
 
 SILENCE = 1e-4  # of full scale: 80 dB below it
 MOST_LABELS, MOST_LETTERS = 50, 500
@@ -89,7 +89,7 @@ class Demo:
 
     Args:
         trained: what the model was trained on, in words (see `trained_on`).
-        index: of the same model (see `modeling_wavlink.search`).
+        index: of the same model (see `wavlink.search.command`).
         sounds: the folder that holds the index's sounds now; default: the one the index knows.
 
     Raises:

@@ -18,12 +18,13 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from hub_cards.foreign_text import clean
-from hub_cards.space import pages, samples
-from hub_cards.space.answers import Demo, Limits, trained_on
-from modeling_wavlink.embedder import Embedder
 from wavlink import options as of
 from wavlink.console import run_command, signals_as_interrupts, stdout_for
+from wavlink.embedder import Embedder
+from wavlink.sanitize import clean
+
+from . import pages, samples
+from .answers import Demo, Limits, trained_on
 
 STYLE = Path(__file__).with_name("style.css")
 WAITING = 32  # visitors at once; one more is asked to come back
@@ -218,8 +219,8 @@ def _demo(options: argparse.Namespace, folder: Path) -> Demo:
 
 def _synthetic_index(embedder: Embedder, folder: Path) -> str:
     """Sounds made by code, two of each kind, and their index."""
-    from modeling_wavlink.indexing import index_sounds
-    from processing.synthetic import synthetic_dataset
+    from processing.datasets.synthetic import synthetic_dataset
+    from wavlink.search.build import index_sounds
 
     (folder / "sounds").mkdir()
     for number, row in enumerate(synthetic_dataset("test", clips_per_kind=2)):

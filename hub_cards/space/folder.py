@@ -13,10 +13,10 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCard
 
-from hub_cards.foreign_text import clean, escape
-from modeling_wavlink.index_copies import away, refuse_damaged
-from modeling_wavlink.index_folder import IndexFolder
-from processing.sources import file_of
+from wavlink.sanitize import clean, escape
+from wavlink.search.listing import file_of
+from wavlink.search.store import IndexFolder
+from wavlink.search.transfer import away, refuse_damaged
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

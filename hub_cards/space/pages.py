@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from modeling_wavlink import long
-from modeling_wavlink.pictures import draw_timeline
-from modeling_wavlink.querying import Hit
-from modeling_wavlink.vectors import STORAGES, bytes_per_vector
+from wavlink import long_recordings as long
+from wavlink.plots import draw_timeline
+from wavlink.search.index import Hit
+from wavlink.search.quantization import STORAGES, bytes_per_vector
 
 from .answers import PROMPT, Asked, Demo, Heard, Named, part_of
 

@@ -1,0 +1,30 @@
+"""WavLink's classes for transformers' Auto classes, so that the code a checkpoint ships is not needed and not run."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+
+from modeling_wavlink.clap_audio_wavlink import WavLinkClapAudioModel
+from modeling_wavlink.configuration_wavlink import WavLinkConfig
+from modeling_wavlink.modeling_wavlink import WavLinkModel
+from modeling_wavlink.whisper_audio_wavlink import WavLinkAudioModel
+
+from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
+from .processing_wavlink import WavLinkProcessor
+
+
+class _HtsatKey(WavLinkConfig):
+    """Registers the second feature extractor: a config class has one, but a saved one is found by its own name."""
+
+
+def register() -> None:
+    """Make AutoConfig, AutoModel, AutoFeatureExtractor and AutoProcessor return this package's classes for a WavLink.
+
+    They then do so for every folder and Hub id with the `model_type` of a WavLink or one of its audio towers, also
+    where it ships code of its own: transformers prefers a registered class, whatever `trust_remote_code` says. Calling
+    it again changes nothing.
+    """
+    for model in (WavLinkModel, WavLinkAudioModel, WavLinkClapAudioModel):
+        AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
+        AutoModel.register(model.config_class, model, exist_ok=True)
+    AutoFeatureExtractor.register(WavLinkConfig, WavLinkFeatureExtractor, exist_ok=True)
+    AutoFeatureExtractor.register(_HtsatKey, WavLinkClapFeatureExtractor, exist_ok=True)
+    AutoProcessor.register(WavLinkConfig, WavLinkProcessor, exist_ok=True)

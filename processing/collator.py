@@ -1,0 +1,206 @@
+"""Rows of a data set to clips, and clips to batches."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import chain, islice
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from processing.audio import clip_name, load_column
+from processing.datasets.load import captions_of
+from processing.sampling import BatchPlan
+
+logger = logging.get_logger(__name__)
+
+MOST_UNREADABLE = 100  # clips; after that many in a row the disk or the data set is at fault, not a clip
+
+
+def drawn(array: np.ndarray, captions: list[str], max_samples: int, rng) -> tuple[np.ndarray, list[str]]:
+    """What a step trains on: at most `max_samples` from anywhere, and its captions in any order."""
+    start = rng.integers(max(len(array) - max_samples, 0) + 1)
+    captions = [captions[position] for position in rng.permutation(len(captions))]
+    return array[start : start + max_samples], captions
+
+
+class UnreadableClip(ValueError):
+    """The sound of a row cannot be decoded."""
+
+
+def _decoded(audio, rate: int) -> np.ndarray:
+    """A row's samples; of what is no array, what goes wrong is the fault of that one clip."""
+    try:
+        return load_column(audio, rate)
+    except ValueError as error:
+        if isinstance(audio, dict) and audio.get("array") is not None:
+            raise
+        raise UnreadableClip(str(error)) from error
+
+
+class CaptionedAudio(torch.utils.data.Dataset):
+    """Decoded rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}`, the caption to learn from first.
+
+    An item is asked for by `(epoch, index)`, or by `index` alone. Which caption comes first and, for clips over
+    `max_seconds`, which part is heard depend on (seed, epoch, index) only, so that a resumed run sees what an
+    unbroken one would. With `shuffle=False` it is the first caption, and a clip over `max_seconds` is an error.
+
+    A single item whose sound cannot be decoded is an `UnreadableClip`. A DataLoader asks for whole batches
+    (`__getitems__`): there such a clip is noted in `unreadable`, logged, and another takes its place, of those that
+    `plan`, a `BatchPlan`, has for it, so that all processes have as many clips; without a plan it is left out.
+    """
+
+    def __init__(
+        self, dataset, columns: Sequence[str], max_seconds: float = 30.0, seed: int = 0, shuffle=False, rate=16000
+    ):
+        self.dataset = dataset
+        self.columns = list(columns)
+        self.max_seconds = max_seconds
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rate = rate
+        self.plan: BatchPlan | None = None
+        self.unreadable: dict[str, str] = {}  # clip -> why; of a worker process its own
+
+    @property
+    def max_samples(self) -> int:
+        """`max_seconds` at the rate of the moment, which the processor may set later."""
+        return int(self.max_seconds * self.rate)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        row = self.dataset[int(index)]
+        captions = captions_of(row, self.columns)
+        if not captions:
+            raise ValueError(f"row {index} ({self.name(index)}) has no caption in {', '.join(self.columns)}")
+        array = _decoded(row["audio"], self.rate)
+        if self.shuffle:
+            rng = np.random.default_rng((self.seed, epoch, index))
+            array, captions = drawn(array, captions, self.max_samples, rng)
+        elif len(array) > self.max_samples:
+            raise ValueError(
+                f"{self.name(index)} lasts {len(array) / self.rate:.2f} s, the limit is "
+                f"{self.max_samples / self.rate:g} s: cut it into windows"
+            )
+        return {
+            "audio": {"array": array, "sampling_rate": self.rate},
+            "captions": captions,
+        }
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict]:
+        rows = [row for key in keys if (row := self._readable(key)) is not None]
+        if not rows:
+            raise ValueError(f"none of the {len(keys)} clips of a batch can be read: {self._last_unreadable()}")
+        return rows
+
+    def _readable(self, key: int | tuple[int, int]) -> dict | None:
+        """The row, or the first of its substitutes that can be read; None if there is no plan."""
+        planned = self.plan is not None and isinstance(key, tuple)
+        substitutes = self.plan.substitutes(*key) if planned else ()
+        for candidate in chain([key], islice(substitutes, MOST_UNREADABLE)):
+            try:
+                return self[candidate]
+            except UnreadableClip as error:
+                name = self.name(candidate[1] if isinstance(candidate, tuple) else candidate)
+                if name not in self.unreadable:
+                    self.unreadable[name] = str(error)
+                    instead = "replaced by another clip" if planned else "left out"
+                    logger.warning(f"{name} cannot be read and is {instead} ({len(self.unreadable)} so far): {error}")
+        if not planned:
+            return None
+        raise ValueError(f"no other clip can take the place of one that cannot be read: {self._last_unreadable()}")
+
+    def _last_unreadable(self) -> str:
+        name, why = next(reversed(self.unreadable.items()))
+        return f"{len(self.unreadable)} cannot be read so far, the last is {name} ({why}); repair or remove them"
+
+    def name(self, index: int) -> str:
+        return clip_name(self.dataset[int(index)]["audio"], index)
+
+
+class AudioTextCollator:
+    """Rows to the model's inputs, for our loop and for `transformers.Trainer` (with `remove_unused_columns=False`).
+
+    A row holds `audio` (what `processing.audio.load_column` takes: a path, bytes, a dict or a decoder) and captions,
+    of which the first is the text. `caption_ids` `[B, K]` tell the loss which clips share a caption.
+
+    With `all_captions` all of a clip's captions are its texts, one clip's after another's, and `text_owner`
+    `[B_text]` int64 gives the row of each text's clip. Trainer's `compute_metrics` expects one text a clip.
+
+    A row whose file or bytes cannot be read is left out of its batch, noted in `unreadable` and logged.
+
+    Raises:
+        ValueError: a row without caption, or a batch of which nothing can be read.
+    """
+
+    def __init__(
+        self,
+        processor,
+        columns: Sequence[str] = ("captions",),
+        padding: str | None = None,
+        with_caption_ids=True,
+        all_captions=False,
+    ):
+        self.processor = processor
+        self.with_caption_ids = with_caption_ids
+        self.columns = list(columns)
+        self.padding = padding
+        self.all_captions = all_captions
+        self.unreadable: dict[str, str] = {}  # clip -> why; of a worker process its own
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        rate = self.processor.feature_extractor.sampling_rate
+        rows, clips = self._read(rows, rate)
+        captions = [captions_of(row, self.columns) for row in rows]
+        if not all(captions):
+            raise ValueError(f"a row without caption in {', '.join(self.columns)}; it has {', '.join(rows[0])}")
+        learned = captions if self.all_captions else [texts[:1] for texts in captions]
+        batch = self.processor(
+            text=[text for texts in learned for text in texts],
+            audio=clips,
+            sampling_rate=rate,
+            audio_kwargs={} if self.padding is None else {"padding": self.padding},
+            return_tensors="pt",
+        )
+        extra = {"caption_ids": caption_ids(captions)} if self.with_caption_ids else {}
+        if self.all_captions:
+            extra["text_owner"] = torch.arange(len(rows)).repeat_interleave(torch.tensor([*map(len, learned)]))
+        return {**batch, **extra}
+
+    def _read(self, rows: Sequence[dict], rate: int) -> tuple[list[dict], list[np.ndarray]]:
+        """The rows that can be read, and their samples."""
+        read, clips, name, why = [], [], "", ""
+        for number, row in enumerate(rows):
+            try:
+                clips.append(_decoded(row["audio"], rate))
+                read.append(row)
+            except UnreadableClip as error:
+                why = str(error)
+                name = clip_name(row["audio"], number)
+                if name not in self.unreadable:
+                    self.unreadable[name] = str(error)
+                    logger.warning(f"{name} cannot be read and is left out ({len(self.unreadable)} so far): {error}")
+        if not read:
+            raise ValueError(f"none of the {len(rows)} clips of a batch can be read, such as {name} ({why})")
+        return read, clips
+
+
+def caption_ids(captions: Sequence[Sequence[str]]) -> torch.Tensor:
+    """`[B, K]` int64: captions of one `caption_key` have one id; -1 fills shorter rows."""
+    ids = torch.full((len(captions), max(map(len, captions))), -1)
+    for row, texts in enumerate(captions):
+        ids[row, : len(texts)] = torch.tensor([_caption_id(text) for text in texts])
+    return ids
+
+
+def caption_key(text: str) -> str:
+    """What makes two captions one, in training and in evaluation: their text without case and outer space."""
+    return text.strip().lower()
+
+
+def _caption_id(text: str) -> int:
+    digest = hashlib.blake2b(caption_key(text).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # non-negative in int64

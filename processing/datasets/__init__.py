@@ -1,0 +1,1 @@
+"""Where data sets come from: files, folders, tables, shards and the Hub."""

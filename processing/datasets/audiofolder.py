@@ -1,0 +1,158 @@
+"""A folder of sounds to a data set: captions and labels from its metadata, or labels from its folders."""
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+
+import datasets
+import pyarrow
+from transformers.utils import logging
+
+from processing.file_names import existing, stays_below
+from processing.processing_wavlink import has_half_pair
+from processing.sound_files import SoundFiles, is_utf8, such_as
+
+from .cells import refuse_mixed
+from .folder_form import class_root, metadata_of
+
+logger = logging.get_logger(__name__)
+
+
+def load_folder(folder: Path, split: str) -> datasets.Dataset:
+    """A split with undecoded `audio` and what else is said of each clip.
+
+    The layouts are those of `datasets`' audiofolder, whose builder cannot run without torchcodec: `SPLIT/metadata.csv`
+    (or `.jsonl`) with a `file_name` column, the same without split folders, or no such file and a folder a class,
+    `SPLIT/LABEL/1.wav` or deeper, `SPLIT/LABEL/session1/1.wav`: the `label` is the name of the first folder below the
+    split. Without metadata, sound files are those of `SoundFiles`. Sounds that are not taken are counted and named in
+    a warning.
+    """
+    metadata = metadata_of(folder, split)
+    if metadata is None:
+        return _from_classes(folder, split)
+    rows = read_metadata(metadata)
+    root = metadata.parent
+    if metadata.parent == folder and (folder / split).is_dir():  # one list for all split folders
+        rows = [row for row in rows if Path(row["file_name"]).parts[:1] == (split,)]
+        root = folder / split
+    elif metadata.parent == folder:
+        logger.warning(f"{folder} has no split folders: all of its rows are taken as {split!r}")
+    if not rows:
+        raise ValueError(f"{metadata} has no rows for {split}")
+    for row in rows:
+        row["audio"] = {"bytes": None, "path": _file_of(metadata, row.pop("file_name"))}
+    _warn_of_unnamed(metadata, root, {os.path.normpath(row["audio"]["path"]) for row in rows})
+    refuse_mixed(rows, str(metadata))
+    try:
+        return _as_dataset(rows)
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{metadata} has a column whose values are of several kinds: {error}") from error
+
+
+def _file_of(metadata: Path, name: str) -> str:
+    """The file that a row names, at or below its metadata: data from elsewhere may name no other. Links are followed,
+    as folders of the Hub's cache are made of them."""
+    if "\0" not in name and not stays_below(name):
+        raise ValueError(
+            f"{metadata} names {name!r}, which may lie outside its folder: put the sounds (or links to them) below "
+            f"{metadata.parent}, and name them from there"
+        )
+    path = metadata.parent / name
+    try:
+        path = Path(existing(str(path)))
+        found = path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        found = False
+    if not found:
+        raise ValueError(f"{metadata} names {str(path)[:300]}, which does not exist")
+    return str(path)
+
+
+def _warn_of_unnamed(metadata: Path, root: Path, named: set[str]) -> None:
+    files = SoundFiles(root)
+    others = sorted(path for path in files if os.path.normpath(path) not in named)
+    if others:
+        logger.warning(f"{len(others)} sounds in {root} are in no row of {metadata.name}: {such_as(others)}")
+
+
+def _as_dataset(rows: list[dict]) -> datasets.Dataset:
+    dataset = datasets.Dataset.from_list(rows)
+    return dataset.cast(datasets.Features({**dataset.features, "audio": datasets.Audio(decode=False)}))
+
+
+def _from_classes(folder: Path, split: str) -> datasets.Dataset:
+    root = class_root(folder, split)
+    files = SoundFiles(root)
+    paths = sorted(map(Path, files))
+    rows, loose, unnamed = [], [], []
+    for path in paths:
+        label, *inside = path.relative_to(root).parts
+        if not is_utf8(str(path)):
+            unnamed.append(ascii(str(path)))
+        elif not inside:
+            loose.append(str(path))
+        else:
+            rows.append({"label": label, "audio": {"bytes": None, "path": str(path)}})
+    if not rows:
+        also = f"; {files.warning()}" if root.is_dir() and files.warning() else ""
+        also += f"; {len(loose)} sounds lie in no folder of a class: {such_as(loose)}" if loose else ""
+        raise ValueError(
+            f"{folder} holds neither {split}/metadata.csv (or .jsonl) nor metadata.csv (or .jsonl), nor sounds in a "
+            f"folder a class, such as {split}/dog/1.wav{also}"
+        )
+    if root == folder:
+        logger.warning(f"{folder} has no split folders: all of its clips are taken as {split!r}")
+    if loose:
+        logger.warning(
+            f"{len(loose)} sounds in {root} lie in no folder of a class and are left out: {such_as(loose)}; put each "
+            "in the folder of its class, or write a metadata.csv"
+        )
+    if unnamed:
+        logger.warning(f"{len(unnamed)} sounds have names that are not UTF-8 and are left out: {such_as(unnamed)}")
+    if warning := files.warning():
+        logger.warning(warning)
+    return _as_dataset(rows)
+
+
+def read_metadata(path: Path) -> list[dict]:
+    """Rows that all have the same keys, None where a row has no such cell, and `duration` in seconds."""
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+        lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
+        try:
+            rows = list(lines)
+            for row in rows:
+                _check_row(row)
+        except (ValueError, RecursionError, csv.Error) as error:
+            raise ValueError(f"cannot read {path}: {error}") from error
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name is not None]
+    if rows and "file_name" not in names:
+        raise ValueError(f"{path} has no column 'file_name', only {', '.join(names)}")
+    for number, row in enumerate(rows, start=1):
+        if not row.get("file_name") or not isinstance(row["file_name"], str):
+            raise ValueError(f"{path} has no file_name in row {number}")
+        if None in row:
+            raise ValueError(
+                f"{path} has more cells than columns for {row['file_name']}: put a text that holds a comma in quotes"
+            )
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _check_row(row) -> None:
+    """Of JSON, any value may have come; `duration` becomes a number."""
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is an object such as {{'file_name': ...}}, not {str(row)[:40]!r}")
+    texts = [text for text in (*row, *row.values()) if isinstance(text, str)]
+    if any(has_half_pair(text) for text in texts):
+        raise ValueError("a text holds half of a surrogate pair, which is no character")
+    if row.get("duration") not in (None, ""):
+        try:
+            seconds = float(row["duration"])
+        except (TypeError, ValueError, OverflowError):
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"the duration {row['duration']!r:.40} is no number of seconds")
+        row["duration"] = seconds
+    elif "duration" in row:
+        row["duration"] = None

@@ -1,0 +1,276 @@
+"""What a recipe learns from, as batches for this process: planned epochs of a data set, or a stream without end."""
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers.utils import logging
+
+from processing.collator import MOST_UNREADABLE, AudioTextCollator, CaptionedAudio, UnreadableClip
+from processing.sampling import BatchPlan
+from processing.sound_files import such_as
+
+from .caption_tables import CAPTION_FILES, captions_by_id, find_captions
+from .durations import header_seconds
+from .fingerprints import rows_digest
+from .load import add_label_captions, caption_columns, captions_of, clip_name, load_split, with_captions
+from .mixture import mixture
+from .paper import NAMES
+from .shards import load_stream
+from .streaming import NAMES_KEPT, StreamedBatches
+
+logger = logging.get_logger(__name__)
+
+
+def load_training_set(recipe) -> Dataset:
+    """A recipe's `data`, or its `mixture`: a clip of a source with weight 2 comes twice for one with weight 1."""
+    if not recipe.mixture:
+        return load_source(recipe, recipe.data, recipe.train_split)
+    parts = {source: load_source(recipe, source, recipe.train_split) for source in recipe.mixture}
+    shares = {source: weight * len(parts[source]) for source, weight in recipe.mixture.items()}
+    return mixture(parts, shares, recipe.seed)
+
+
+def load_source(recipe, source: str, split: str) -> Dataset:
+    """One source; its sounds lie in the audio folder's subfolder of its name, or in the folder that all share."""
+    own = Path(recipe.audio_folder) / source
+    shared = recipe.audio_folder if source in CAPTION_FILES else ""
+    return load_split(source, split, str(own) if source in NAMES and own.is_dir() else shared)
+
+
+class Epochs:
+    """A data set of known length, in epochs of length-grouped batches (`BatchPlan`).
+
+    Clips whose header cannot be read are left out before the first step; of one that turns out to be broken later
+    another takes the place (`BatchPlan.substitutes`), in every epoch the same in every run. Both are counted in
+    `report` and named in the log. Where more than half of the clips cannot be read, a ValueError ends the run.
+
+    Args:
+        recipe: a `Recipe`.
+        rank, world_size: this process among all; `recipe.batch_size` is over all of them.
+    """
+
+    def __init__(self, recipe, rank: int, world_size: int):
+        self.recipe = recipe
+        train_set = load_training_set(recipe)
+        learned = caption_columns(train_set, recipe.caption_columns)
+        if recipe.label_prompt:
+            train_set, name = add_label_captions(train_set, recipe.label_prompt)
+            learned.append(name)
+        train_set, seconds = readable(with_captions(train_set, learned), warn=rank == 0)
+        self.data = CaptionedAudio(train_set, learned, recipe.max_seconds, recipe.seed, shuffle=True)
+        lengths = np.minimum(seconds, recipe.max_seconds)
+        self.plan = BatchPlan(lengths, recipe.batch_size, recipe.epochs, recipe.seed, rank=rank, world_size=world_size)
+        if recipe.max_steps:
+            self.plan.epochs = math.ceil(recipe.max_steps / self.plan.batches_per_epoch)
+        self.data.plan = self.plan
+        self.steps = recipe.max_steps or len(self.plan)
+        self.report = {"read": 0, "skipped_broken": 0, "names": []}
+        self._broken: dict[str, str] = {}
+
+    def captions(self) -> Iterable[str]:
+        """Every caption to learn from."""
+        rows = self.data.dataset.select_columns(self.data.columns)
+        return (text for row in rows for text in captions_of(row, self.data.columns))
+
+    def first_sounds(self, processor, count: int = 64) -> dict[str, torch.Tensor]:
+        """The features of `count` clips that can be read, the same in every process."""
+        self.data.rate = processor.feature_extractor.sampling_rate
+        clips, broken = [], []
+        for index in np.random.default_rng(self.recipe.seed).permutation(len(self.data)).tolist():
+            try:
+                clips.append(self.data[0, index]["audio"]["array"])
+            except UnreadableClip as error:
+                broken.append(str(error))
+            if len(clips) == count:
+                break
+            if len(broken) == MOST_UNREADABLE:
+                raise ValueError(f"{MOST_UNREADABLE} of the first clips cannot be read: {such_as(broken)}")
+        if not clips:
+            raise ValueError(f"not one of {len(broken)} clips can be read: {such_as(broken)}")
+        return {**processor(audio=clips, sampling_rate=self.data.rate, return_tensors="pt")}
+
+    def batches(self, processor, step: int) -> Iterable[dict[str, torch.Tensor]]:
+        """The batches from `step` on."""
+        self.plan.start = step
+        self.data.rate = processor.feature_extractor.sampling_rate
+        loader = DataLoader(
+            self.data,
+            batch_sampler=self.plan,
+            collate_fn=_WithUnreadable(collator(self.recipe, processor), self.data),
+            num_workers=self.recipe.num_workers,
+            generator=torch.Generator(),  # its own, so that a resumed run does not draw from the model's chance again
+            pin_memory=torch.cuda.is_available(),
+        )
+        for batch, clips, unreadable in loader:
+            self._note(clips, unreadable)
+            yield batch
+
+    def _note(self, clips: int, unreadable: dict[str, str]) -> None:
+        """Counts what the data set has named in the log; of several workers each may find a clip, it counts once."""
+        self._broken |= unreadable
+        names = list(self._broken)
+        self.report = {"read": self.report["read"] + clips, "skipped_broken": len(names), "names": names[:NAMES_KEPT]}
+        if len(names) > max(MOST_UNREADABLE, self.report["read"]):
+            raise ValueError(
+                f"more than half of the clips cannot be read, {len(names)} so far, such as {such_as(names)}: "
+                "check the disk that holds them"
+            )
+
+    def is_epoch_end(self, step: int) -> bool:
+        return step % self.plan.batches_per_epoch == 0 or step == self.steps
+
+    def names(self, step: int) -> list[str]:
+        """The clips of a step's batch, of all processes."""
+        epoch, position = divmod(step, self.plan.batches_per_epoch)
+        return [self.data.name(index) for index in self.plan.epoch(epoch)[position]]
+
+    def facts(self) -> dict:
+        """What a resumed run must find as it was."""
+        return {
+            "clips": len(self.data),
+            "captions and sounds": rows_digest(self.data.dataset, self.data.columns, self.plan.lengths),
+        }
+
+    def state_dict(self) -> dict:
+        return {}  # the step says it all
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+class _WithUnreadable:
+    """A collator that adds the number of clips, and those that their data set could not read since the last batch."""
+
+    def __init__(self, collate, data: CaptionedAudio):
+        self.collate = collate
+        self.data = data  # in a worker process, the very data set that it reads
+        self.told = 0
+
+    def __call__(self, rows: list[dict]) -> tuple[dict[str, torch.Tensor], int, dict[str, str]]:
+        new = dict(islice(self.data.unreadable.items(), self.told, None))
+        self.told += len(new)
+        return self.collate(rows), len(rows), new
+
+
+def readable(dataset: Dataset, warn: bool = True) -> tuple[Dataset, np.ndarray]:
+    """The rows whose sound can be read by its header, and their seconds; the others are counted and named.
+
+    All processes go by what the first of them could read, so that they have the same rows.
+
+    Raises:
+        ValueError: more than half of the rows are such others.
+    """
+    seconds = header_seconds(dataset)
+    if dist.is_available() and dist.is_initialized():
+        seconds = broadcast_object_list([seconds])[0]
+    broken = np.flatnonzero(np.isnan(seconds))
+    if not len(broken):
+        return dataset, seconds
+    names = [clip_name(dataset[int(row)]["audio"], row) for row in broken[:NAMES_KEPT]]
+    told = f"{len(broken)} of {len(dataset)} clips cannot be read as sound: {such_as(names)}"
+    if 2 * len(broken) > len(dataset):
+        raise ValueError(f"{told}; repair them, or leave them out of the data set")
+    if warn:
+        logger.warning(f"{told}; they are left out")
+    kept = np.flatnonzero(~np.isnan(seconds))
+    return dataset.select(kept), seconds[kept]
+
+
+class Stream:
+    """Shards read in turn (`StreamedBatches`), for `recipe.max_steps` steps; `recipe.save_steps` stand for epochs."""
+
+    def __init__(self, recipe, rank: int, world_size: int):
+        if not recipe.max_steps:
+            raise ValueError("a stream has no length: give --max_steps")
+        if recipe.label_prompt:
+            raise ValueError("label_prompt needs a data set held whole: leave --streaming or --label_prompt out")
+        self.recipe = recipe
+        sources = recipe.mixture or {recipe.data: 1.0}
+        self.captions_by_id = joined_captions(recipe, sources) if recipe.audio_folder else None
+        self.source = load_stream(recipe.audio_folder or recipe.data, recipe.train_split)
+        self.columns = [] if recipe.audio_folder else caption_columns(self.source, recipe.caption_columns)
+        self.share = {"rank": rank, "world_size": world_size}
+        self.steps = recipe.max_steps
+        self.stream, self.resumed = None, None
+
+    def captions(self) -> Iterable[str]:
+        raise ValueError("a text tower from scratch needs the words of a data set held whole: give --text_model")
+
+    def first_sounds(self, processor, count: int = 64) -> dict[str, torch.Tensor]:
+        """The features of the first `count` clips, the same in every process."""
+        batch = next(iter(self._read(processor, count, num_workers=0, rank=0, world_size=1)))
+        return {name: value for name, value in batch.items() if name.startswith("input_features")}
+
+    def batches(self, processor, step: int) -> Iterable[dict[str, torch.Tensor]]:
+        self.stream = self._read(processor, self.recipe.batch_size, self.recipe.num_workers, **self.share)
+        if self.resumed is not None:
+            self.stream.load_state_dict(self.resumed)
+        return self.stream
+
+    def _read(self, processor, batch_size: int, num_workers: int, rank: int, world_size: int) -> StreamedBatches:
+        recipe = self.recipe
+        return StreamedBatches(
+            self.source,
+            self.columns,
+            collator(recipe, processor),
+            batch_size,
+            recipe.seed,
+            max_seconds=recipe.max_seconds,
+            rate=processor.feature_extractor.sampling_rate,
+            num_workers=num_workers,
+            captions_by_id=self.captions_by_id,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def is_epoch_end(self, step: int) -> bool:
+        return step == self.steps or bool(self.recipe.save_steps and step % self.recipe.save_steps == 0)
+
+    def names(self, step: int) -> list[str]:
+        return ["of a stream"]
+
+    def facts(self) -> dict:
+        """What a resumed run must find as it was."""
+        return {"shards": self.source.num_shards}
+
+    def state_dict(self) -> dict:
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.resumed = state
+
+
+def joined_captions(recipe, sources: dict) -> "JoinedCaptions":
+    if not all(source in CAPTION_FILES and weight == 1 for source, weight in sources.items()):
+        raise ValueError(
+            f"an audio folder is streamed with the captions of {' and '.join(CAPTION_FILES)}, each of weight 1, got "
+            f"{sources}"
+        )
+    return JoinedCaptions([captions_by_id(source, recipe.train_split) for source in sources])
+
+
+class JoinedCaptions:
+    """All captions of a clip in several caption-only sets, by its key in a tar."""
+
+    def __init__(self, parts: list[Mapping[str, list[str]]]):
+        self.parts = parts
+
+    def get(self, key: str) -> list[str] | None:
+        return [text for part in self.parts for text in find_captions(part, key) or ()] or None
+
+
+def collator(recipe, processor) -> AudioTextCollator:
+    return AudioTextCollator(
+        processor,
+        padding=recipe.padding,
+        with_caption_ids=recipe.mask_false_negatives,
+        all_captions=recipe.all_captions,
+    )

@@ -1,0 +1,262 @@
+"""The paper's data sets by name: captions joined with their sounds, and a report of what was not to be had.
+
+| name | captions | sounds | splits |
+|---|---|---|---|
+| `auto_acd` | Hub `Loie/Auto-ACD`: `youtube_id`, `caption` in `train.csv`, `test.csv` | your folder | train, test |
+| `audiosetcaps` | Hub `baijs/AudioSetCaps`: `id`, `caption` in three files | your folder | train |
+| `audiocaps` | Hub `OpenSound/AudioCaps` (version 2): a row a caption | with them | train, validation, test |
+| `clotho` | Hub `mteb/Clotho`: captions joined in `text` | with them | test |
+| `clotho` | Zenodo 4783391: `caption_1` to `caption_5` in three files | beside them | train, validation, test |
+
+Clotho's own names of its splits are development, validation and evaluation.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas
+import pyarrow
+import pyarrow.compute as pc
+from transformers.utils import logging
+
+from processing.hub_names import needs_cache
+
+from .caption_tables import CAPTION_FILES, group, read_captions, read_csv
+from .cells import refuse_other_captions
+from .folder_form import parquet_files
+from .youtube_ids import clip_keys, find_clips, index_folder, seconds_of
+
+logger = logging.get_logger(__name__)
+
+NAMES = ("auto_acd", "audiosetcaps", "audiocaps", "clotho")
+MAX_SECONDS = 30.0  # what Whisper encodes at once
+_PARQUET = {"audiocaps": "OpenSound/AudioCaps", "clotho": "mteb/Clotho"}
+_CLOTHO_SPLITS = {"train": "development", "validation": "validation", "test": "evaluation"}
+_SPLITS = {name: list(files) for name, (_, _, files) in CAPTION_FILES.items()}
+_SPLITS |= {"audiocaps": ["train", "validation", "test"], "clotho": list(_CLOTHO_SPLITS)}
+_FEATURES = datasets.Features(
+    {
+        "audio": datasets.Audio(decode=False),
+        "captions": datasets.List(datasets.Value("string")),
+        "duration": datasets.Value("float64"),
+        "source": datasets.Value("string"),
+    }
+)
+_SENTENCE_END = re.compile(r"\.+(?:\s+|$|(?=[A-Z]))")
+_EXAMPLES = 10
+_CLIPS_A_CHUNK = 100_000  # Arrow's plain strings hold 2 GB a chunk, the captions of AudioSetCaps come near it
+
+
+@dataclass
+class Report:
+    """How many clips of a split there are, and why there are not more. All but `rows` and `empty` count clips.
+
+    `clips` are in the data set, the `missing` have no sound, a `broken` one cannot be read by its header nor as a
+    whole, the `too_long` last over `max_seconds` and are left out unless `kept_too_long`. `rows` are captions, or
+    rows of several; `empty` are those of them without an id or without words. `examples` names up to ten of each.
+    """
+
+    source: str
+    split: str
+    rows: int = 0
+    empty: int = 0
+    clips: int = 0
+    missing: int = 0
+    broken: int = 0
+    too_long: int = 0
+    max_seconds: float = MAX_SECONDS
+    kept_too_long: bool = False
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        long = f"over {self.max_seconds:g} s" + (" but kept" if self.kept_too_long else "")
+        wanted = self.clips + self.missing + self.broken + (0 if self.kept_too_long else self.too_long)
+        counts = {"missing": "missing", "broken": "broken", "too_long": long}
+        faults = [self._fault(name, words) for name, words in counts.items()]
+        return f"{self.source} {self.split}: {self.clips} of {wanted} clips, {'; '.join(faults)} ({self._rows()})"
+
+    def _rows(self) -> str:
+        return f"{self.rows} rows" + (f", {self.empty} without id or caption" if self.empty else "")
+
+    def _fault(self, name: str, words: str) -> str:
+        names = self.examples.get(name, [])[:3]
+        return f"{getattr(self, name)} {words}" + (f", such as {', '.join(names)}" if names else "")
+
+
+def load_paper_data(
+    name: str, split: str, audio: str = "", max_seconds: float | None = MAX_SECONDS
+) -> tuple[datasets.Dataset, Report]:
+    """A split, one row a clip: `audio` (undecoded: `bytes` or `path`), `captions` (all of the clip's), `duration`
+    (seconds, by the file's header) and `source` (the name).
+
+    A clip whose sound is missing or broken is left out and counted; nothing takes its place.
+
+    Args:
+        name: one of `NAMES`.
+        split: `train`, `validation` or `test`, as far as the data set has it.
+        audio: for `auto_acd` and `audiosetcaps` the folder of sound files (`SoundFiles`) named by YouTube id,
+            in any of the forms of `clip_keys`, at any depth. For `clotho` the folder of the original files; without
+            it the test split comes from the Hub. For `audiocaps`, if given, a copy of the Hub repository.
+        max_seconds: leaves out longer clips; None keeps them (training crops), and counts those over 30 s.
+
+    Raises:
+        ValueError: an unknown name or split, no folder of sounds where one is needed, or no clip left.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no data set of the paper is called {name!r}: {', '.join(NAMES)}")
+    if split not in _SPLITS[name]:
+        raise ValueError(f"{name} has no split {split!r}: {', '.join(_SPLITS[name])}")
+    report = Report(name, split, kept_too_long=max_seconds is None)
+    report.max_seconds = MAX_SECONDS if max_seconds is None else max_seconds
+    if name in CAPTION_FILES:
+        return _load_caption_only(report, audio), report
+    tables = [f"clotho_captions_{split}.csv" for split in _CLOTHO_SPLITS.values()]
+    if name == "clotho" and audio and (any((Path(audio) / x).is_file() for x in tables) or not parquet_files(audio)):
+        return _load_clotho(report, Path(audio)), report
+    return _load_parquet(report, audio), report
+
+
+def _load_caption_only(report: Report, folder: str) -> datasets.Dataset:
+    if not folder:
+        raise ValueError(f"{report.source} holds captions only: name the folder of its sounds (audio=)")
+    files = index_folder(folder)
+    rows, report.rows, report.empty = read_captions(report.source, report.split)
+    clips = group(clip_keys(rows["id"])["key"], rows["caption"], rows["id"])
+    return _join(report, folder, clips, files, find_clips(clip_keys(clips["name"]), clip_keys(files["stem"])))
+
+
+def _load_clotho(report: Report, folder: Path) -> datasets.Dataset:
+    split = _CLOTHO_SPLITS[report.split]
+    path = folder / f"clotho_captions_{split}.csv"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {path.name}: get Clotho from https://zenodo.org/records/4783391")
+    numbered = [f"caption_{number}" for number in range(1, 6)]
+    rows = read_csv(path, ["file_name", *numbered])
+    report.rows = len(rows)
+    texts = pandas.concat(
+        [rows.select(["file_name", column]).to_pandas().set_axis(["id", "caption"], axis=1) for column in numbered]
+    )
+    texts["caption"] = texts["caption"].str.strip()
+    texts = texts[(texts["id"] != "") & (texts["caption"] != "")]
+    texts = pyarrow.Table.from_pandas(texts, preserve_index=False)
+    clips = group(texts["id"], texts["caption"], texts["id"])
+    report.empty = len(rows) - len(clips)
+    roots = [root for root in (folder / split, folder / f"clotho_audio_{split}") if root.is_dir()]
+    files = index_folder(roots[0] if roots else folder)  # two splits have a FREEZER_DOOR_OPEN_CLOSE.wav
+    return _join(report, folder, clips, files, find_clips(_as_keys(clips["name"]), _as_keys(files["name"])))
+
+
+def _as_keys(names: pyarrow.ChunkedArray) -> pyarrow.Table:
+    return pyarrow.table({"key": names, "video": names, "has_start": pyarrow.repeat(False, len(names))})
+
+
+def _join(report: Report, folder, clips: pyarrow.Table, files: pyarrow.Table, found: np.ndarray) -> datasets.Dataset:
+    """Clips with the files they were found to have: `found` `[clips]`, rows of `files` or -1."""
+    present = found >= 0
+    if not present.any():
+        names = " or ".join(clips["name"][:2].to_pylist())
+        raise ValueError(f"{folder} holds none of the {len(clips)} clips of {report.source}: no file like {names}")
+    paths = files["path"].take(found[present])
+    seconds = np.full(len(clips), np.nan)
+    seconds[present] = seconds_of(paths.to_pylist())
+    kept = judge(report, clips["name"], present, seconds)
+    chunks = [
+        _from_paths(files["path"].take(found[rows]), clips["captions"].take(rows), seconds[rows], report.source)
+        for rows in np.split(kept, range(_CLIPS_A_CHUNK, len(kept), _CLIPS_A_CHUNK))
+    ]
+    return datasets.Dataset(pyarrow.concat_tables(chunks), info=datasets.DatasetInfo(features=_FEATURES))
+
+
+def _from_paths(paths, captions, seconds: np.ndarray, source: str) -> pyarrow.Table:
+    nothing = pyarrow.nulls(len(paths), pyarrow.binary())
+    columns = {
+        "audio": pyarrow.StructArray.from_arrays([nothing, paths.combine_chunks().cast("string")], ["bytes", "path"]),
+        "captions": captions.combine_chunks().cast(pyarrow.list_(pyarrow.string())),
+        "duration": seconds,
+        "source": pyarrow.repeat(source, len(paths)),
+    }
+    return pyarrow.table(columns).cast(_FEATURES.arrow_schema)
+
+
+def judge(report: Report, names: pyarrow.ChunkedArray, present: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Fills the report's counts and examples, and returns the rows of the clips to keep."""
+    too_long = present & (seconds > report.max_seconds)
+    left_out = np.isnan(seconds) | (too_long & (not report.kept_too_long))
+    faults = {"missing": ~present, "broken": present & np.isnan(seconds), "too_long": too_long}
+    for fault, hit in faults.items():
+        setattr(report, fault, int(hit.sum()))
+        report.examples[fault] = names.take(np.flatnonzero(hit)[:_EXAMPLES]).to_pylist()
+    report.clips = int((~left_out).sum())
+    if not report.clips:
+        raise ValueError(f"no clip is left: {report}")
+    return np.flatnonzero(~left_out)
+
+
+def _load_parquet(report: Report, folder: str) -> datasets.Dataset:
+    """A data set that brings its sounds along; they are not copied, and of each only the header is read."""
+    name, split = report.source, report.split
+    if name == "clotho" and not folder and split != "test":
+        raise ValueError(f"{_PARQUET[name]} has the test split alone: name the folder of the original files (audio=)")
+    needs_cache(folder or _PARQUET[name], "README.md", kind="dataset")
+    rows = datasets.load_dataset(folder or _PARQUET[name], split=split)
+    wanted = ["youtube_id", "caption"] if name == "audiocaps" else ["text"]
+    if missing := [column for column in ["audio", *wanted] if column not in rows.column_names]:
+        raise ValueError(
+            f"{folder or _PARQUET[name]} has no column {', '.join(missing)}, only {', '.join(rows.column_names)}"
+        )
+    refuse_other_captions(rows, wanted[-1:])
+    rows = rows.cast_column("audio", datasets.Audio(decode=False))
+    present, seconds = sounds_of(rows.data.column("audio"))
+    texts = _audiocaps_texts(rows) if name == "audiocaps" else _clotho_texts(rows)
+    texts["caption"] = texts["caption"].fillna("").str.strip()
+    texts = texts[texts["caption"] != ""]
+    report.rows, report.empty = len(rows), len(rows) - texts["row"].nunique()
+    best = texts.assign(fault=np.isnan(seconds[texts["row"]])).sort_values("fault", kind="stable")
+    best = best.drop_duplicates("key").set_index("key")["row"]  # of a clip's rows the first that can be heard
+    table = pyarrow.Table.from_pandas(texts[["key", "name", "caption"]], preserve_index=False)
+    clips = group(table["key"], table["caption"], table["name"])
+    best = best[texts["key"].drop_duplicates()].to_numpy()  # in the clips' order
+    kept = judge(report, clips["name"], present[best], seconds[best])
+    captions = [None] * len(rows)
+    for row, of_clip in zip(best, clips["captions"].to_pylist(), strict=True):
+        captions[row] = of_clip
+    rows = rows.select_columns("audio").add_column("captions", captions, feature=_FEATURES["captions"])
+    rows = rows.add_column("duration", seconds, feature=_FEATURES["duration"])
+    rows = rows.add_column("source", [name] * len(rows), feature=_FEATURES["source"])
+    return rows.select(best[kept])
+
+
+def sounds_of(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row whether there is a sound, and its seconds by the header."""
+    contents, paths = (pc.struct_field(column, name) for name in ("bytes", "path"))
+    sounds = [
+        pyarrow.BufferReader(content.as_buffer()) if content.is_valid else path.as_py()
+        for content, path in zip(contents, paths, strict=True)
+    ]
+    present = np.array([bool(sound) and (not isinstance(sound, str) or Path(sound).is_file()) for sound in sounds])
+    return present, seconds_of(sounds)
+
+
+def _audiocaps_texts(rows: datasets.Dataset) -> pandas.DataFrame:
+    """One line a caption: its dataset `row`, its clip's `key` and `name`, the `caption`."""
+    columns = [name for name in ("youtube_id", "start_time", "caption") if name in rows.column_names]
+    texts = rows.select_columns(columns).to_pandas()
+    key = texts["youtube_id"].astype(str)
+    if "start_time" in columns:
+        key = key + "_" + texts["start_time"].astype(str)
+    return pandas.DataFrame(
+        {"row": np.arange(len(texts)), "key": key, "name": texts["youtube_id"], "caption": texts["caption"]}
+    )
+
+
+def _clotho_texts(rows: datasets.Dataset) -> pandas.DataFrame:
+    """As `_audiocaps_texts`. A caption ends at a full stop before a space, a capital or the end, without it."""
+    parts = [[part for part in _SENTENCE_END.split(text or "") if part.strip()] for text in rows["text"]]
+    if odd := sum(len(part) != 5 for part in parts):
+        logger.warning(f"{odd} of {len(parts)} clips of Clotho have not five captions by their full stops")
+    names = rows["index"] if "index" in rows.column_names else range(len(rows))
+    texts = pandas.DataFrame({"row": range(len(rows)), "key": range(len(rows)), "name": names, "caption": parts})
+    return texts.astype({"name": str}).explode("caption")

@@ -1,0 +1,316 @@
+"""Training data too large to hold: shards read one after the other, batches without end, and an exact resume.
+
+A batch is drawn from a window of `window * share` successive examples (share: clips a process puts into a batch): they
+are permuted, grouped by length, cut, and the batches shuffled. The order of the shards is drawn anew for each epoch.
+Clips of different shards therefore meet in a batch only where a shard ends, so shuffle the clips when writing shards,
+and write many.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+
+import datasets
+import numpy as np
+import torch
+from fsspec.asyn import reset_lock
+from torch.utils.data import DataLoader, get_worker_info
+from transformers.utils import logging
+
+from processing.audio import load_column
+from processing.collator import AudioTextCollator, drawn
+
+from .load import captions_of
+from .shard_reader import DamagedShard
+from .shard_reader import ShardReader as ShardReader
+
+logger = logging.get_logger(__name__)
+
+NAMES_KEPT = 10  # of the examples skipped, in the report
+
+
+class StreamedBatches:
+    """Batches without end for one process: give the training loop a number of steps.
+
+    Exact resume: a state is the place where the last batch's window begins and the batches used of it; a resumed run
+    reads that window again and goes on with the same batches, to the last bit. Windows pass over the end of an epoch,
+    so that nothing is left out and no process ever has fewer batches than another, however unequal the shards. Within
+    a window, clips of two epochs lie in different batches, but for one batch at the seam. Which part of a long clip is
+    heard and which caption comes first depend on (seed, epoch, shard, number inside the shard) only, the order of the
+    batches within a window on (seed, window), the same on all processes, so that they all have long clips at once.
+
+    Each worker process holds one window of decoded clips: `window * share` times 64 kB a second at 16 kHz. Loading a
+    state reads again up to one shard, and decodes up to one window.
+
+    Args:
+        source: as `load_stream` gives it: an `audio` column, and `columns` of captions (one or a list).
+        columns: names of caption columns; may be empty with `captions_by_id`.
+        collator: rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}` to a batch.
+        batch_size: clips in a batch over all processes; this one makes `len(range(rank, batch_size, world_size))`.
+        seed: of all chance.
+        rank: of this process, among `world_size`.
+        world_size: processes.
+        max_seconds: longer clips are cropped.
+        window: batches read at once.
+        rate: Hz.
+        num_workers: processes that decode, each with shards and windows of its own, batches taken from them in turn; 0
+            reads in this process the very batches that 1 does. A run goes on with as many as it began with.
+        captions_by_id: captions (one or a list) by key: `__key__`, else the file name without its suffix. They stand
+            instead of `columns`; a clip whose key is not there is skipped and counted.
+    """
+
+    def __init__(
+        self,
+        source: datasets.IterableDataset,
+        columns: Sequence[str],
+        collator: AudioTextCollator,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        max_seconds: float = 30.0,
+        window: int = 16,
+        rate: int = 16000,
+        num_workers: int = 1,
+        captions_by_id: Mapping[str, str | Sequence[str]] | None = None,
+    ):
+        _check_columns(source, columns, captions_by_id)
+        _check_sizes(batch_size, world_size, window, num_workers)
+        readers = max(num_workers, 1)
+        if source.num_shards < readers * world_size and rank == 0:
+            logger.warning(
+                f"{source.num_shards} shards for {world_size} processes of {readers} readers: each reads all of them "
+                "and keeps its part of the examples; write more shards to read each only once"
+            )
+        self.num_workers = num_workers
+        self._settings = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
+        self._settings |= {"max_seconds": max_seconds, "window": window, "rate": rate, "readers": readers}
+        self._settings |= {"num_shards": source.num_shards}
+        share = len(range(rank, batch_size, world_size))
+        rows = _Rows(list(columns), captions_by_id, seed, int(max_seconds * rate), rate)
+        numbers = range(rank * readers, (rank + 1) * readers)
+        self._windows = [
+            _Windows(_undecoded(source), rows, collator, share, window, seed, number, readers * world_size)
+            for number in numbers
+        ]
+        self._places = [_start() for _ in numbers]
+        self._reports = [place["report"] for place in self._places]
+        self._taken = 0  # batches
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """From where the last batch was taken: iterating again goes on, it does not begin again."""
+        loader = DataLoader(
+            _Readers(self._windows, list(self._places), self._taken % len(self._windows)),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # its own, so that the model's chance does not depend on restarts
+            pin_memory=torch.cuda.is_available(),
+        )
+        for reader, batch, place, report in loader:
+            self._places[reader], self._reports[reader] = place, report
+            self._taken += 1
+            yield batch
+
+    @property
+    def report(self) -> dict:
+        """`read`, `skipped_broken`, `skipped_without_caption`: examples of this process, counted anew in each epoch,
+        up to the windows of the batches taken; `names` of the first few skipped. A shard whose rest cannot be read is
+        one more of `skipped_broken`."""
+        total = {name: sum(report[name] for report in self._reports) for name in _start()["report"] if name != "names"}
+        return {**total, "names": [name for report in self._reports for name in report["names"]][:NAMES_KEPT]}
+
+    def state_dict(self) -> dict:
+        """This process's place after the last batch taken, however far workers have read ahead: plain values. Every
+        process has its own."""
+        return {
+            "settings": dict(self._settings),
+            "taken": self._taken,
+            "places": list(self._places),
+            "reports": list(self._reports),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        begun = state["settings"]
+        changed = [name for name in self._settings if self._settings[name] != begun.get(name)]
+        if changed:
+            changes = ", ".join(f"{name} was {begun.get(name)} and is now {self._settings[name]}" for name in changed)
+            raise ValueError(f"this stream cannot go on from that state: {changes}; `readers` is max(num_workers, 1)")
+        self._taken = state["taken"]
+        self._places, self._reports = list(state["places"]), list(state["reports"])
+
+
+def _start() -> dict:
+    """The place of a reader that has read nothing. `used`: batches of window number `window` taken already."""
+    report = {"read": 0, "skipped_broken": 0, "skipped_without_caption": 0, "names": []}
+    return {"epoch": 0, "position": 0, "inside": 0, "stream": None, "window": 0, "used": 0, "report": report}
+
+
+class _Windows:
+    """The batches of one reader, each with the place after it."""
+
+    def __init__(self, source, rows: "_Rows", collator, share: int, window: int, seed: int, number: int, readers: int):
+        self.source = source
+        self.rows = rows
+        self.collator = collator
+        self.share = share
+        self.window = window
+        self.seed = seed
+        self.number = number
+        self.readers = readers
+
+    def batches(self, place: dict) -> Iterator[tuple[dict[str, torch.Tensor], dict, dict]]:
+        """Endless `(batch, place after it, report after its window)`."""
+        reader = ShardReader(self.source, self.seed, self.number, self.readers, place)
+        examples = iter(reader)
+        while True:
+            report = {**place["report"], "names": list(place["report"]["names"])}
+            clips = self._read(examples, report)
+            after = {**reader.place(), "window": place["window"] + 1, "used": 0, "report": report}
+            plan = self._plan(clips, place["window"])
+            for used in range(place["used"], self.window):
+                batch = self.collator([clips[index][0] for index in plan[used]])
+                yield batch, after if used + 1 == self.window else {**place, "used": used + 1}, report
+            place = after
+
+    def _read(self, examples: Iterator, report: dict) -> list[tuple[dict, tuple[int, int, int]]]:
+        """The window's `(row, (epoch, shard, number))`, as many as fill its batches; counts in `report`."""
+        clips, skipped, wanted = [], 0, self.window * self.share
+        while len(clips) < wanted:
+            example, key = next(examples)
+            if isinstance(example, DamagedShard):
+                _skip_shard(example, report)
+                continue
+            row = self.rows.row(example, key, report)
+            skipped = 0 if row else skipped + 1
+            if row:
+                clips.append((row, key))
+            elif skipped == wanted:
+                raise ValueError(
+                    f"not one of {skipped} successive examples has a caption and can be read ({report}): check the "
+                    "captions' column or keys and the sound files; a larger `window` bears longer gaps"
+                )
+        different = len({key[1:] for _, key in clips})
+        if different < self.share:
+            raise ValueError(
+                f"the stream repeats {different} different clips, {self.share} make a batch: use a smaller batch_size"
+            )
+        return clips
+
+    def _plan(self, clips: list, window: int) -> np.ndarray:
+        """`[window, share]` int: indices into `clips`."""
+        order = np.random.default_rng((self.seed, window, self.number)).permutation(len(clips))
+        lengths = np.array([len(row["audio"]["array"]) for row, _ in clips])
+        epochs = np.array([key[0] for _, key in clips])
+        batches = order[np.lexsort((lengths[order], epochs[order]))].reshape(self.window, self.share)
+        return batches[np.random.default_rng((self.seed, window)).permutation(self.window)]
+
+
+class _Rows:
+    """From an example to the row that the collator takes, or a mark in the report."""
+
+    def __init__(self, columns: list[str], captions_by_id: Mapping | None, seed: int, max_samples: int, rate: int):
+        self.columns = columns
+        self.captions_by_id = captions_by_id
+        self.seed = seed
+        self.max_samples = max_samples
+        self.rate = rate
+
+    def row(self, example: dict, key: tuple[int, int, int], report: dict) -> dict | None:
+        report["read"] += 1
+        try:
+            captions, reason = self._captions(example), "it has no caption"
+        except ValueError as error:  # the cell holds something else
+            captions, reason = [], error
+        if not captions:
+            return self._skip(example, key, report, "skipped_without_caption", reason)
+        try:
+            array = load_column(example["audio"], self.rate)
+        except ValueError as error:
+            return self._skip(example, key, report, "skipped_broken", error)
+        epoch, shard, number = key
+        rng = np.random.default_rng((self.seed, epoch, shard, number))
+        heard, captions = drawn(array, captions, self.max_samples, rng)
+        # a copy of what is heard, or the rest of a long file would stay in memory with it
+        array = heard.copy() if len(array) > self.max_samples else array
+        return {"audio": {"array": array, "sampling_rate": self.rate}, "captions": captions}
+
+    def _captions(self, example: dict) -> list[str]:
+        if self.captions_by_id is None:
+            return captions_of(example, self.columns)
+        name = _name(example)
+        found = self.captions_by_id.get(name)
+        if found is None:  # a key in a tar's folder
+            found = self.captions_by_id.get(PurePosixPath(name).name)
+        return captions_of({"captions": found}, ["captions"])
+
+    def _skip(self, example: dict, key: tuple[int, int, int], report: dict, why: str, reason) -> None:
+        report[why] += 1
+        if len(report["names"]) < NAMES_KEPT:
+            name = _name(example) or f"example {key[2]} of shard {key[1]}"
+            report["names"].append(name)
+            logger.warning(f"skipped {name}: {reason}")
+
+
+def _skip_shard(shard: DamagedShard, report: dict) -> None:
+    report["skipped_broken"] += 1
+    if shard.name not in report["names"] and len(report["names"]) < NAMES_KEPT:
+        report["names"].append(shard.name)
+    logger.warning(f"skipped the rest of {shard.name}: {shard.reason}")
+
+
+def _name(example: dict) -> str:
+    """An example's key: `__key__`, else its file's name without suffix, else nothing."""
+    audio = example.get("audio")
+    path = audio.get("path") if isinstance(audio, dict) else audio
+    return example.get("__key__") or PurePosixPath(path or "").stem
+
+
+class _Readers(torch.utils.data.IterableDataset):
+    """Each worker of a DataLoader runs one reader; the loader takes their batches in turn, beginning with `first`."""
+
+    def __init__(self, windows: list[_Windows], places: list[dict], first: int):
+        self.windows = windows
+        self.places = places
+        self.first = first
+
+    def __iter__(self) -> Iterator[tuple[int, dict, dict, dict]]:
+        worker = get_worker_info()
+        if worker is not None:
+            reset_lock()  # remote files opened before the fork belong to the other process's event loop
+        reader = (self.first + (worker.id if worker else 0)) % len(self.windows)
+        for batch, place, report in self.windows[reader].batches(self.places[reader]):
+            yield reader, batch, place, report
+
+
+def _as_it_is(value):
+    return value
+
+
+def _check_sizes(batch_size: int, world_size: int, window: int, num_workers: int) -> None:
+    if batch_size < max(2, world_size) or window < 1 or num_workers < 0:
+        raise ValueError(
+            f"a contrastive loss needs at least two clips in a batch and one for each process, and a window at least "
+            f"one batch; got batch_size={batch_size} for {world_size} processes, window={window}, "
+            f"num_workers={num_workers}"
+        )
+
+
+def _check_columns(source: datasets.IterableDataset, columns: Sequence[str], captions_by_id: Mapping | None) -> None:
+    names = source.column_names
+    if names is not None and "audio" not in names:
+        raise ValueError(f"the stream has no column 'audio', only {', '.join(names)}")
+    missing = [name for name in columns if names is not None and name not in names]
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}; the columns are {', '.join(names)}")
+    if not columns and captions_by_id is None:
+        raise ValueError("name the columns that hold captions, or give captions_by_id")
+    if captions_by_id is not None and not captions_by_id:
+        raise ValueError("captions_by_id is empty: give captions by the key of their clip")
+
+
+def _undecoded(source: datasets.IterableDataset) -> datasets.IterableDataset:
+    """libsndfile decodes, in the worker; `datasets` would need torchcodec for it."""
+    feature = (source.features or {}).get("audio")
+    if isinstance(feature, datasets.Audio) and feature.decode:
+        return source.cast_column("audio", datasets.Audio(decode=False))
+    return source

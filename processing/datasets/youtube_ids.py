@@ -1,0 +1,182 @@
+"""Sound files by the YouTube id in their names, and what their headers say."""
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+
+import numpy as np
+import pandas
+import pyarrow
+import pyarrow.compute as pc
+import soundfile
+from transformers.utils import logging
+
+from processing.audio import load_audio
+from processing.sound_files import SUFFIXES, SoundFiles, is_utf8, such_as
+
+from .folder_form import files_below
+from .kept_durations import KeptSeconds
+
+logger = logging.get_logger(__name__)
+
+KEPT_FROM = 1000  # files whose seconds are kept on disk; fewer are opened each time
+
+_FILES_A_TASK = 256
+_RATE = 16000  # Hz, at which a file is decoded whose header does not tell its length
+_LONGEST = 1e9  # s; a FLAC that was written as a stream tells no length, libsndfile then gives the largest number
+_ID = "[A-Za-z0-9_-]{11}"
+_SECONDS = r"\d{1,6}(?:\.\d+)?"
+# No name fits both alternatives: where the first ends after 11 characters, the second has its twelfth.
+_NAME = f"^(?:(?P<video>{_ID})|Y(?P<prefixed>{_ID}))(?:_(?P<start>{_SECONDS})(?:_{_SECONDS})?)?$"
+
+
+def clip_keys(names: pyarrow.Array) -> pyarrow.Table:
+    """What clips are called, whatever their data set's or file's habit.
+
+    A clip is a YouTube id and, where the name tells it, the second it starts at. Known forms of `mAJAqzo-Y_Y`:
+
+    | form | who writes it |
+    |---|---|
+    | `mAJAqzo-Y_Y` | AudioCaps |
+    | `YmAJAqzo-Y_Y` | Auto-ACD, AudioSetCaps and WavCaps for clips of AudioSet |
+    | `mAJAqzo-Y_Y_000030` | Auto-ACD, AudioSetCaps and VGGSound |
+    | `mAJAqzo-Y_Y_30.000` | downloaders of AudioSet |
+    | `mAJAqzo-Y_Y_84_10`, `mAJAqzo-Y_Y_84_94` | AudioSetCaps for YouTube-8M; start and duration or end |
+
+    and `Y` before any of the last three. Milliseconds are not guessed: such a name is another clip.
+
+    Args:
+        names: `[n]` strings, without a file's extension.
+
+    Returns:
+        `[n]` rows of `key` (`mAJAqzo-Y_Y` or `mAJAqzo-Y_Y_30`), `video` (`mAJAqzo-Y_Y`) and `has_start`. A name of
+        no known form is its own key and video.
+    """
+    names = names.cast("string")
+    parts = pc.extract_regex(names, _NAME)
+    video, prefixed, start = (pc.struct_field(parts, name) for name in ("video", "prefixed", "start"))
+    video = pc.if_else(pc.equal(video, ""), prefixed, video)  # of the alternatives one is empty
+    start = pc.replace_substring_regex(start, r"^0+(\d)", r"\1")
+    start = pc.replace_substring_regex(start, r"\.0+$|(\.\d*[1-9])0+$", r"\1")
+    has_start = pc.fill_null(pc.not_equal(start, ""), False)
+    key = pc.if_else(has_start, pc.binary_join_element_wise(video, start, "_"), video)
+    columns = {"key": pc.coalesce(key, names), "video": pc.coalesce(video, names), "has_start": has_start}
+    return pyarrow.table(columns)
+
+
+def clip_key(name: str) -> str:
+    """The key of one clip, as `clip_keys` gives it: `"Yxs-9cT9sHTs"` is `"xs-9cT9sHTs"`."""
+    return clip_keys(pyarrow.array([name], pyarrow.string()))["key"][0].as_py()
+
+
+def index_folder(folder: str | os.PathLike) -> pyarrow.Table:
+    """All sound files below a folder (`SoundFiles`), in order of their paths: columns `stem`, `name` (with
+    extension) and `path`.
+
+    Raises:
+        ValueError: there is no such folder, or it holds no sound files; it says so of a folder of tars.
+    """
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder} is not a folder: name the folder that holds the sound files")
+    files = SoundFiles(folder)
+    named = list(files)
+    paths = [path for path in named if is_utf8(path)]
+    if len(paths) < len(named):
+        others = such_as(ascii(path) for path in named if not is_utf8(path))
+        logger.warning(f"{len(named) - len(paths)} sounds have names that are not UTF-8 and are left out: {others}")
+    if not paths and files_below(folder, ".tar"):
+        raise ValueError(f"{folder} holds tar shards: stream them, or unpack them to load clips by their names")
+    if not paths:
+        raise ValueError(f"{folder} holds no sound files ({', '.join(SUFFIXES)})")
+    if warning := files.warning():
+        logger.warning(warning)
+    paths = pyarrow.array(sorted(paths), pyarrow.large_string())
+    names = pc.replace_substring_regex(paths, f"(?s)^.*{re.escape(os.sep)}", "")
+    stems = pc.replace_substring_regex(names, r"\.[^.]*$", "")
+    columns = {"stem": stems.cast("string"), "name": names.cast("string"), "path": paths}
+    return pyarrow.table(columns)
+
+
+def find_clips(clips: pyarrow.Table, files: pyarrow.Table) -> np.ndarray:
+    """For each clip the row of its file, -1 where there is none.
+
+    Both are tables of `clip_keys`, `clips` without doubles. A file belongs to the clip of the same key (the first of
+    several files). A start that only one of the two names is no obstacle if nothing else has that id: neither
+    another clip, whose sound it could be, nor another file.
+    """
+    clips, files = clips.to_pandas(), files.to_pandas()
+    rows = np.arange(len(files))
+    first = ~files["key"].duplicated().to_numpy()
+    found = _rows(pandas.Index(files["key"][first]), rows[first], clips["key"])
+    lone_file = first & ~files["video"].where(first).duplicated(keep=False).to_numpy()
+    lone_clip = ~clips["video"].duplicated(keep=False).to_numpy()
+    nearly = _rows(pandas.Index(files["video"][lone_file]), rows[lone_file], clips["video"])
+    one_start = clips["has_start"].to_numpy() != files["has_start"].to_numpy()[nearly]
+    found = np.where((found < 0) & (nearly >= 0) & lone_clip & one_start, nearly, found)
+    return np.where(found < 0, _same_letters(clips["key"], files["key"]), found)
+
+
+def _same_letters(clips: pandas.Series, files: pandas.Series) -> np.ndarray:
+    """For each clip the row of the one file of its name, letters composed (NFC) or not (NFD); -1 where not one."""
+    clips, files = (names.str.normalize("NFC") for names in (clips, files))
+    rows = np.flatnonzero(~files.duplicated(keep=False))
+    found = _rows(pandas.Index(files.iloc[rows]), rows, clips)
+    return np.where(clips.duplicated(keep=False), -1, found)
+
+
+def _rows(index: pandas.Index, rows: np.ndarray, wanted: pandas.Series) -> np.ndarray:
+    """The row of each wanted value, -1 where it is not in the index."""
+    positions = index.get_indexer(wanted)
+    return np.append(rows, -1)[positions]
+
+
+def seconds_of(sounds: Iterable, workers: int = 16) -> np.ndarray:
+    """float64 `[n]`: how long each sound lasts by its header; NaN where it cannot be read.
+
+    Of `KEPT_FROM` paths and more, what was found is kept in the cache (`HF_HOME/wavlink/durations`) by path, size and
+    time of change: one process opens the files while the others of the machine wait for it, and the next run opens
+    only new ones.
+
+    Args:
+        sounds: paths, or files open for reading.
+        workers: threads; reading many small headers waits for the disk or the network.
+    """
+    sounds = list(sounds)
+    if len(sounds) < KEPT_FROM or not all(isinstance(sound, str) for sound in sounds):
+        return in_threads(seconds_in, sounds, workers)
+    paths = [os.path.abspath(sound) for sound in sounds]
+    try:
+        return KeptSeconds(paths).read(lambda new: in_threads(seconds_in, new, workers))
+    except (OSError, NotImplementedError, pyarrow.ArrowException) as error:  # no room, no rights, no locks
+        logger.warning(f"durations are not kept on disk, and read anew each time: {error}")
+        return in_threads(seconds_in, sounds, workers)
+
+
+def in_threads(function: Callable, items: Sequence, workers: int = 16) -> np.ndarray:
+    tasks = [items[start : start + _FILES_A_TASK] for start in range(0, len(items), _FILES_A_TASK)]
+    with ThreadPoolExecutor(workers) as pool:
+        found = pool.map(lambda task: [function(item) for item in task], tasks)
+        return np.fromiter(chain.from_iterable(found), np.float64, len(items))
+
+
+def seconds_in(sound) -> float:
+    """Of a path, bytes, or an open file; the whole of it is decoded only where the header does not tell."""
+    if sound is None or (isinstance(sound, str) and not os.path.isfile(sound)):  # a pipe would wait for its writer
+        return np.nan
+    try:
+        info = soundfile.info(io.BytesIO(sound) if isinstance(sound, bytes) else sound)
+        seconds = info.frames / info.samplerate
+    except (soundfile.SoundFileError, OSError, TypeError):
+        seconds = 0.0
+    if 0 < seconds < _LONGEST:
+        return seconds
+    if not isinstance(sound, str | bytes):
+        sound.seek(0)
+        sound = sound.read()
+    try:
+        return len(load_audio(sound, _RATE)) / _RATE
+    except ValueError:
+        return np.nan

@@ -1,0 +1,237 @@
+"""`mteb.evaluate` through SentenceTransformer: its scores are those of our own metrics on our own vectors.
+
+mteb's tasks run as they are, on parquet folders that stand for the Hub's data sets. Their sounds are `{"array",
+"sampling_rate"}`, what `datasets.Audio` decodes to, so no decoder is needed.
+"""
+
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, config
+from sklearn.metrics import f1_score
+
+from modeling_wavlink.losses_wavlink import truncate_embeddings
+from tests.conftest import RATE, WORDS, tone
+from wavlink.evaluation.metrics import mean_average_precision, recall_at_k, zero_shot_accuracy
+
+mteb = pytest.importorskip("mteb")
+from mteb.models import CompressionWrapper, SentenceTransformerEncoderWrapper  # noqa: E402
+from mteb.types import OutputDType  # noqa: E402
+
+CLIPS, CAPTIONS = 14, 2  # captions of each clip
+LABELS = ["a dog", "the cat", "bell rings", "rain falls", "low sound"]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch, tmp_path):
+    """A data set cache of the test's own, and torchaudio.
+
+    mteb imports torchaudio before it looks whether there is anything to resample. Here there is not, so where it is
+    not installed an empty module does.
+    """
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    if importlib.util.find_spec("torchaudio") is None:
+        monkeypatch.setitem(sys.modules, "torchaudio", types.ModuleType("torchaudio"))
+
+
+@pytest.fixture
+def folder(sharp_model, processor, tmp_path) -> Path:
+    sharp_model.save_pretrained(tmp_path / "wavlink")
+    processor.save_pretrained(tmp_path / "wavlink")
+    return tmp_path / "wavlink"
+
+
+@pytest.fixture
+def clips() -> list[np.ndarray]:
+    """0.2 to 1.5 s: of different lengths, so that batches are padded."""
+    return [tone(150 * 1.3**i, 0.2 + 0.1 * i, i) for i in range(CLIPS)]
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 3 + i % 4, replace=False)) for i in range(CLIPS * CAPTIONS)]
+    assert len(set(texts)) == len(texts)
+    return texts
+
+
+def wrapped(folder: Path, kind=SentenceTransformerEncoderWrapper, **options) -> SentenceTransformerEncoderWrapper:
+    """As the README has it."""
+    encoder = kind(str(folder), trust_remote_code=True, device="cpu", **options)
+    encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update={"modalities": ["audio", "text"]})
+    return encoder
+
+
+def sound(clip: np.ndarray) -> dict:
+    return {"array": clip, "sampling_rate": RATE}
+
+
+def pointed(name: str, folder: Path, split: str, **configs: list[dict]):
+    """mteb's task, its data from `folder` rather than the Hub."""
+    for config_name, rows in configs.items():
+        (folder / config_name).mkdir(parents=True)
+        Dataset.from_list(rows).to_parquet(folder / config_name / f"{split}.parquet")
+    lines = [f"- config_name: {c}\n  data_files:\n  - split: {split}\n    path: {c}/{split}.parquet" for c in configs]
+    (folder / "README.md").write_text("\n".join(["---", "configs:", *lines, "---"]) + "\n")
+    task = mteb.get_task(name)
+    task.metadata = task.metadata.model_copy(update={"dataset": {"path": str(folder), "revision": "main"}})
+    return task
+
+
+def retrieval_task(name: str, folder: Path, clips: list[np.ndarray], texts: list[str]):
+    """AudioCaps both ways, in the schema it has on the Hub: corpus, queries, qrels."""
+    sounds = [{"id": f"clip-{i}", "audio": sound(clip)} for i, clip in enumerate(clips)]
+    captions = [{"id": f"text-{i}", "text": text} for i, text in enumerate(texts)]
+    each = len(texts) // len(clips)
+    pairs = [(f"text-{i}", f"clip-{i // each}") for i in range(len(texts))]
+    queries, corpus = (captions, sounds) if "T2A" in name else (sounds, captions)
+    pairs = pairs if "T2A" in name else [pair[::-1] for pair in pairs]
+    qrels = [{"query-id": query, "corpus-id": answer, "score": 1} for query, answer in pairs]
+    return pointed(name, folder, "test", corpus=corpus, queries=queries, qrels=qrels)
+
+
+def run(encoder, task, tmp_path, precision: str | None = None, **options) -> tuple[dict, dict | list]:
+    """Scores, and what they were made of."""
+    encode_kwargs = {"batch_size": 4, "show_progress_bar": False, **({"precision": precision} if precision else {})}
+    result = mteb.evaluate(
+        encoder,
+        task,
+        cache=None,
+        co2_tracker=False,
+        show_progress_bar=False,
+        prediction_folder=tmp_path / "predictions",
+        encode_kwargs=encode_kwargs,
+        **options,
+    ).task_results[0]
+    ((split, (scores,)),) = result.scores.items()
+    predictions = json.loads((tmp_path / "predictions" / task.prediction_file_name).read_text())
+    return scores, predictions["default"][split]
+
+
+def vectors(model, processor, clips=None, texts=None, dim: int | None = None) -> torch.Tensor:
+    """Ours, one at a time: `[N, D]`, or a nested dim of them."""
+    with torch.no_grad():
+        if clips is not None:
+            inputs = [processor(audio=clip, sampling_rate=RATE, return_tensors="pt") for clip in clips]
+            embeds = torch.cat([model.get_audio_features(**each).pooler_output for each in inputs])
+        else:
+            inputs = [processor(text=text, return_tensors="pt") for text in texts]
+            embeds = torch.cat([model.get_text_features(**each).pooler_output for each in inputs])
+    return embeds if dim is None else truncate_embeddings(embeds, dim)
+
+
+@pytest.mark.parametrize("dim", [None, 8])
+@pytest.mark.parametrize("name", ["AudioCapsT2ARetrieval", "AudioCapsA2TRetrieval"])
+def test_retrieval_scores_are_ours(name, dim, folder, sharp_model, processor, clips, texts, tmp_path):
+    task = retrieval_task(name, tmp_path / "data", clips, texts)
+    scores, found = run(wrapped(folder, embed_dim=dim), task, tmp_path)
+    audio, text = (
+        vectors(sharp_model, processor, clips, dim=dim),
+        vectors(sharp_model, processor, texts=texts, dim=dim),
+    )
+    similarities, relevant = (text @ audio.T).numpy(), np.arange(CLIPS) == np.arange(len(texts))[:, None] // CAPTIONS
+    if name == "AudioCapsA2TRetrieval":
+        similarities, relevant = similarities.T, relevant.T
+    rows, columns = ("text", "clip") if "T2A" in name else ("clip", "text")
+    theirs = [
+        [found[f"{rows}-{i}"][f"{columns}-{j}"] for j in range(similarities.shape[1])]
+        for i in range(similarities.shape[0])
+    ]
+    np.testing.assert_allclose(theirs, similarities, atol=1e-5)
+    for k in (1, 5, 10):
+        assert scores[f"hit_rate_at_{k}"] == pytest.approx(recall_at_k(similarities, relevant, k), abs=1e-5)
+    assert scores["map_at_10"] == pytest.approx(mean_average_precision(similarities, relevant, 10), abs=1e-5)
+    assert 0 < scores["hit_rate_at_5"] < 1
+
+
+def test_zero_shot_scores_are_ours(folder, sharp_model, processor, clips, tmp_path, monkeypatch):
+    """ESC-50's own task with five labels; they come as whole sentences, and no prompt is put before them."""
+    audio, text = vectors(sharp_model, processor, clips), vectors(sharp_model, processor, texts=LABELS)
+    similarities = (audio @ text.T).numpy()
+    best = similarities.argmax(1)
+    targets = np.where(
+        np.arange(CLIPS) % 3, best, np.arange(CLIPS) % len(LABELS)
+    )  # random weights, but right and wrong
+    rows = [{"audio": sound(clip), "target": int(target)} for clip, target in zip(clips, targets, strict=True)]
+    task = pointed("ESC50_Zeroshot", tmp_path / "data", "train", default=rows)
+    monkeypatch.setattr(task, "get_candidate_labels", lambda: LABELS)
+    scores, found = run(wrapped(folder), task, tmp_path)
+    np.testing.assert_allclose(found, similarities, atol=1e-5)
+    assert scores["accuracy"] == pytest.approx(zero_shot_accuracy(similarities, targets), abs=1e-12)
+    assert scores["f1"] == pytest.approx(f1_score(targets, best, average="macro"), abs=1e-12)
+    assert 0 < scores["accuracy"] < 1
+
+
+def test_clips_over_30_s_are_refused_or_cut_as_the_wrapper_is_told(folder, sharp_model, processor, texts, tmp_path):
+    clips = [tone(300, 1.0), tone(700, 30.5, 1)]
+    task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts[:4])
+    with pytest.raises(ValueError, match="cut it into windows"):
+        run(wrapped(folder), task, tmp_path)
+    _, found = run(wrapped(folder, max_samples=30 * RATE), task, tmp_path)
+    audio = vectors(sharp_model, processor, [clips[0], clips[1][: 30 * RATE]])
+    expected = (vectors(sharp_model, processor, texts=texts[:4]) @ audio.T).numpy()
+    theirs = [[found[f"text-{i}"][f"clip-{j}"] for j in range(2)] for i in range(4)]
+    np.testing.assert_allclose(theirs, expected, atol=1e-5)
+
+
+def test_mteb_must_be_told_that_the_model_hears(folder, clips, texts, tmp_path):
+    """Why the README names the modalities: mteb takes every SentenceTransformer in a local folder for text alone."""
+    task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
+    encoder = SentenceTransformerEncoderWrapper(str(folder), trust_remote_code=True, device="cpu")
+    with pytest.raises(ValueError, match=r"supports \['text'\]"):
+        run(encoder, task, tmp_path)
+
+
+def similarities_of(found: dict) -> np.ndarray:
+    """`[texts, clips]`."""
+    return np.array([[found[f"text-{i}"][f"clip-{j}"] for j in range(CLIPS)] for i in range(len(found))])
+
+
+@pytest.mark.parametrize("storage", ["int8", "binary"])
+def test_retrieval_of_stored_codes(storage, folder, sharp_model, processor, clips, texts, tmp_path):
+    """As the README has it: what is searched is kept as codes, what is asked is not."""
+    vectors_module = pytest.importorskip("wavlink.search.quantization")
+
+    class Stored(SentenceTransformerEncoderWrapper):
+        def encode(self, inputs, *, prompt_type=None, **options):
+            embeds = super().encode(inputs, prompt_type=prompt_type, **options)
+            if prompt_type != "document":
+                return embeds
+            codes = vectors_module.encode(embeds, 16, storage)
+            return vectors_module.decode(codes, 16, storage)
+
+    task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
+    scores, found = run(wrapped(folder, Stored, embed_dim=16), task, tmp_path)
+    audio, text = vectors(sharp_model, processor, clips), vectors(sharp_model, processor, texts=texts)
+    index = vectors_module.FlatIndex(16, storage)
+    index.add(vectors_module.encode(audio.numpy(), 16, storage))
+    cosines, rows = index.search(text.numpy(), CLIPS)
+    theirs = similarities_of(found)
+    np.testing.assert_allclose(np.take_along_axis(theirs, rows, 1), cosines, atol=1e-5)
+    right = rows[:, :5] == np.arange(len(texts))[:, None] // CAPTIONS
+    assert scores["hit_rate_at_5"] == pytest.approx(right.any(1).mean(), abs=1e-5)
+
+
+def test_compression_of_mteb_takes_our_vectors(folder, sharp_model, processor, clips, texts, tmp_path):
+    """Its binary is 0 and 1, of queries too."""
+    task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
+    encoder = CompressionWrapper(wrapped(folder, embed_dim=16), OutputDType.BINARY)
+    _, found = run(encoder, task, tmp_path)
+    audio, text = (
+        torch.nn.functional.normalize((vectors(sharp_model, processor, **inputs)[:, :16] > 0).float(), dim=-1)
+        for inputs in ({"clips": clips}, {"texts": texts})
+    )
+    np.testing.assert_allclose(similarities_of(found), (text @ audio.T).numpy(), atol=1e-5)
+
+
+def test_mteb_cannot_score_the_precision_of_sentence_transformers(folder, clips, texts, tmp_path):
+    """Why the README does not say `encode_kwargs={"precision": "int8"}`: mteb takes no cosine of whole numbers."""
+    task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
+    with pytest.raises(RuntimeError, match="floating point"):
+        run(wrapped(folder), task, tmp_path, precision="int8")

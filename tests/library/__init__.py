@@ -1,0 +1,1 @@
+"""The public API, the command line and what they share."""

@@ -1,0 +1,1 @@
+"""The model, its processor and its losses."""

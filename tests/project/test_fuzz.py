@@ -1,0 +1,70 @@
+"""A short slice of benchmarks/fuzz.py in this process, and that it sees what it is for."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+INPUTS = {"config": 25, "checkpoint": 60, "shard": 40, "metadata": 60, "index.json": 60, "index part": 60}  # else 100
+TARGETS = ["wav", "flac", "ogg", "opus", "mp3", "other", "video", *INPUTS]
+
+
+@pytest.fixture
+def fuzz(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return importlib.import_module("fuzz")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_damaged_is_refused_by_name_or_read_rightly(target, fuzz, tmp_path):
+    targets = fuzz.load_targets(["fuzz_audio", "fuzz_files"])
+    assert sorted(targets) == sorted(TARGETS)
+    if target == "video":
+        pytest.importorskip("av")
+    draw, read = targets[target](tmp_path, "")
+    tally = fuzz.Tally()
+    for number in range(INPUTS.get(target, 100)):
+        error = fuzz.read_one(read, draw(fuzz.chance(1, target, number)), tally)
+        assert not error, f"{target}, seed 1, number {number}: {error}"
+    assert tally.refused > 5 and (tally.decoded or target == "checkpoint")  # of those few in a hundred are read
+
+
+KINDS = ("refused", "decoded", "exception", "abort", "hang", "memory", "segment", "prints")
+BAD = """
+import ctypes, os
+def make(folder, sounds):
+    def read(content):
+        kind = content.decode()
+        if kind == "exception": raise KeyError("no name")
+        if kind == "abort": os.abort()
+        while kind == "hang": pass
+        if kind == "memory": bytearray(1 << 30)
+        if kind == "segment": ctypes.string_at(0)
+        if kind == "prints": print('[7, "what a library prints"]', flush=True)
+        return kind != "refused"
+    return (lambda rng: KINDS[rng.integers(len(KINDS))].encode()), read
+TARGETS = {"bad": make}
+"""
+FOUND = {"exception": "KeyError: 'no name'", "abort": "crash: SIGABRT", "hang": "hang: SIGPROF"}
+FOUND |= {"memory": "MemoryError: ", "segment": "crash: SIGSEGV"}
+
+
+def test_exceptions_crashes_hangs_and_memory_are_found_with_their_inputs(fuzz, tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad_target.py").write_text(f"KINDS = {KINDS}\n{BAD}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    draw, _ = fuzz.load_targets(["bad_target"])["bad"](tmp_path, "")
+    kinds = [draw(fuzz.chance(95, "bad", number)).decode() for number in range(12)]
+    assert {*kinds} == {*KINDS} and kinds[0] not in FOUND  # the first is read before anything is bounded
+    options = ["--modules", "bad_target", "--inputs", "12", "--seed", "95", "--memory", "300", "--seconds", "1"]
+    assert fuzz.main([*options, "--failures", str(tmp_path / "found")])
+    lines = capsys.readouterr().out.splitlines()
+    told = {int(line.split()[1][:-1]): line.split(": ", 1)[1] for line in lines if line.startswith("  bad ")}
+    assert sorted(told) == [number for number, kind in enumerate(kinds) if kind in FOUND]
+    for number, error in told.items():
+        assert error.startswith(FOUND[kinds[number]])
+        assert (tmp_path / f"found/bad-95-{number}.bin").read_bytes().decode() == kinds[number]
+    counts = kinds.count("refused"), kinds.count("decoded") + kinds.count("prints")
+    assert lines[-1].startswith(f"| bad | 12 | {counts[0]} | {counts[1]} |") and lines[-1].endswith(f"| {len(told)} |")

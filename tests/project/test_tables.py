@@ -1,0 +1,185 @@
+"""Tables of README and docs are those of the records, and a record that says too little is refused."""
+
+import argparse
+import copy
+import json
+import os
+import sys
+
+import pytest
+
+from benchmarks import records, tables
+from tests.processes import run_process
+
+RECORD = {
+    "name": "made",
+    "title": "Made by hand",
+    "command": "python benchmarks/made.py",
+    "commit": "abc1234",
+    "time": "2026-01-02T03:04:05+0000",
+    "seed": 0,
+    "machine": {"platform": "Linux", "cpus": 2},
+    "versions": {"python": "3.11", "torch": "2.13.0"},
+    "values": {"recall": {"columns": ["dims", "R@10"], "rows": [[48, {"value": 46.66, "digits": 1}], ["a|b", None]]}},
+}
+PAGE = "# A page\n\n<!-- table: made -->\nstale\n<!-- /table -->\n\nafter\n"
+
+
+@pytest.fixture
+def results(tmp_path):
+    (tmp_path / "made.json").write_text(json.dumps(RECORD), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", tables.pages(), ids=lambda path: str(path.relative_to(tables.ROOT)))
+def test_every_page_shows_what_its_records_hold(path):
+    page = path.read_text(encoding="utf-8")
+    assert tables.rendered(page) == page, "run `make tables`"
+
+
+@pytest.mark.parametrize("path", sorted(records.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_record_is_complete(path):
+    assert records.read(path)["values"]
+
+
+def test_a_table_is_rendered_between_its_markers_and_again_without_a_change(results):
+    fresh = tables.rendered(PAGE, results)
+    assert fresh.startswith("# A page\n\n<!-- table: made -->\n\n| dims | R@10 |\n| --- | ---: |\n| 48 | 46.7 |\n")
+    assert "| a\\|b |  |\n\n`python benchmarks/made.py` (seed 0, commit abc1234, 2 cores, torch 2.13.0," in fresh
+    assert fresh.endswith("\n<!-- /table -->\n\nafter\n") and "stale" not in fresh
+    assert tables.rendered(fresh, results) == fresh
+
+
+def test_some_rows_of_a_table_are_shown_alone(results):
+    fresh = tables.rendered(PAGE.replace("table: made", "table: made where dims=48"), results)
+    assert "| 48 | 46.7 |" in fresh and "a\\|b" not in fresh
+    assert tables.rendered(fresh, results) == fresh
+
+
+def test_a_table_that_is_still_to_be_recorded_is_left_out_until_then(results):
+    page = PAGE.replace("table: made", "table: later where dims=48, once recorded")
+    fresh = tables.rendered(page, results)
+    assert "|" not in fresh and "stale" not in fresh and tables.rendered(fresh, results) == fresh
+    (results / "later.json").write_text(json.dumps(RECORD | {"name": "later"}), encoding="utf-8")
+    assert "| 48 | 46.7 |" in tables.rendered(fresh, results)
+
+
+def test_cells_print_values_intervals_ranges_and_units():
+    interval = records.percent({"value": 0.4744, "interval": [0.445, 0.505]})
+    difference = records.percent({"value": 0.004, "interval": [-0.001, 0.008]}, signed=True)
+    spread = {"value": 2.5, "range": [2.0, 3.0], "digits": 1, "unit": "s"}
+    table = records.table(
+        ["a", "b", "c", "d", "e"], [[interval, difference, spread, 2000000, records.number(8.72, 1)]]
+    )
+    row = tables.markdown(table).splitlines()[-1]
+    assert row == "| 47.4 [44.5, 50.5] | +0.4 [-0.1, +0.8] | 2.5 (2.0 to 3.0) s | 2,000,000 | 8.7 |"
+
+
+@pytest.mark.parametrize(
+    "page, error",
+    [
+        (PAGE.replace("table: made", "table: other"), "names no record; there are made"),
+        (PAGE.replace("table: made", "table: made/speed"), "names no table of made.json; there are recall"),
+        (PAGE.replace("<!-- /table -->", ""), "ends with"),
+        (PAGE + "<!-- table: made -->\n", "ends with"),
+        (PAGE.replace("<!-- table: made -->", "text <!-- table: made -->"), "ends with"),
+        (PAGE.replace("table: made", "table:made"), "begins with"),
+        (PAGE.replace("table: made", "table: made where dim=48"), "has no column 'dim'; there are dims, R@10"),
+        (PAGE.replace("table: made", "table: made where dims=96"), "has no row with dims=96"),
+        (PAGE.replace("table: made", "table: made/speed, once recorded"), "names no table of made.json"),
+    ],
+)
+def test_a_marker_that_names_nothing_or_lacks_its_other_half_is_refused(page, error, results):
+    with pytest.raises(ValueError, match=error):
+        tables.rendered(page, results)
+
+
+def test_a_stale_page_fails_the_check_and_is_mended(tmp_path, monkeypatch, capsys, results):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE, encoding="utf-8")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "pages", lambda: [page])
+    monkeypatch.setattr(tables, "rendered", lambda text, own=tables.rendered: own(text, results))
+    assert tables.main(["--check"]) == 1 and page.read_text(encoding="utf-8") == PAGE
+    assert tables.main([]) == 0 and tables.main(["--check"]) == 0
+    page.write_text(PAGE.replace("made", "gone"), encoding="utf-8")
+    assert tables.main(["--check"]) == 2
+    assert "page.md: table: gone names no record" in capsys.readouterr().err
+
+
+def test_the_command_runs_as_a_script():
+    done = run_process([sys.executable, tables.__file__, "--check"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"commit": ...}, "no commit"),
+        ({"seed": ...}, "no seed"),
+        ({"seconds": 3}, "unknown fields seconds"),
+        ({"versions": {"torch": "2.13.0"}}, "versions must name python"),
+        ({"values": {}}, "no table"),
+        ({"values": {"recall": {"columns": ["a"], "rows": [[1, 2]]}}}, "2 cells under 1 columns"),
+        ({"values": {"recall": {"columns": ["a"], "rows": [[{"value": 1, "interval": [3, 2]}]]}}}, "no cell"),
+        ({"values": {"recall": {"columns": ["a"], "rows": [[float("nan")]]}}}, "no cell"),
+        ({"values": {"recall": {"columns": ["a"], "rows": [[{"value": 1, "low": 0}]]}}}, "no cell"),
+    ],
+)
+def test_a_record_that_says_too_little_is_refused(change, error):
+    record = copy.deepcopy(RECORD) | {name: value for name, value in change.items() if value is not ...}
+    record = {name: value for name, value in record.items() if change.get(name) is not ...}
+    with pytest.raises(ValueError, match=error):
+        records.check(record)
+
+
+def test_a_record_of_someone_else_needs_its_source_and_no_machine():
+    quoted = {"name": "paper", "title": "A paper's", "source": "A paper", "values": RECORD["values"]}
+    records.check(quoted)
+    assert tables.measured(quoted) == "*A paper*"
+    with pytest.raises(ValueError, match="no command"):
+        records.check({name: value for name, value in quoted.items() if name != "source"})
+
+
+def test_a_script_writes_a_record_of_its_own_run(tmp_path, monkeypatch):
+    parser = argparse.ArgumentParser()
+    records.add_option(parser, "storage")
+    assert parser.parse_args([]).record is None
+    assert parser.parse_args(["--record"]).record == records.RESULTS / "storage.json"
+    path = parser.parse_args(["--record", str(tmp_path / "new" / "storage.json")]).record
+    script = str(records.RESULTS.with_name("storage.py"))
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "best"), "--million", "0"])
+    records.write(path, title="Storage", seed=0, values=RECORD["values"], raw={"folder": tmp_path})
+    record = records.read(path)
+    assert record["command"] == "python benchmarks/storage.py best --million 0"
+    assert record["versions"]["torch"] and record["machine"]["cpus"] and record["seed"] == 0
+    records.write(None, title="Storage", seed=0, values={})  # not asked for
+    with pytest.raises(ValueError, match="no table"):
+        records.write(tmp_path / "empty.json", title="Storage", seed=0, values={})
+    assert not (tmp_path / "empty.json").exists()
+
+
+def test_a_record_has_the_name_of_its_file(results):
+    (results / "made.json").rename(results / "other.json")
+    with pytest.raises(ValueError, match="other.json: its name is 'made'"):
+        records.read(results / "other.json")
+
+
+def test_scores_of_several_seeds_become_a_record(tmp_path):
+    for seed, value in enumerate((0.2, 0.3)):
+        figure = {"value": value, "interval": [value - 0.1, value + 0.1]}
+        row = {"R@1": figure, "R@5": figure, "R@10": figure, "mAP@10": figure}
+        scores = {"model": "m", "text_to_audio": {"16": row, "8": row}, "audio_to_text": {"16": row, "8": row}}
+        scores["zero_shot"] = {"16": {"accuracy": figure}}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(scores))
+        (tmp_path / f"{seed}.jsonl").write_text(json.dumps({"step": 1, "validation": scores}) + "\n")
+    script, path = str(records.RESULTS.with_name("scores.py")), tmp_path / "sounds.json"
+    words = [f"a={tmp_path}/0.json", f"a={tmp_path}/1.jsonl", f"b={tmp_path}/1.json", "--record", str(path)]
+    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tables.ROOT)}}
+    done = run_process([sys.executable, script, *words], capture_output=True, text=True, timeout=120, **options)
+    assert done.returncode == 0, done.stderr
+    cells = records.read(path)["values"]["summary"]["rows"]
+    assert cells[0][:2] == ["a", 2] and cells[0][2] == {"value": 25.0, "range": [20.0, 30.0], "digits": 1}
+    assert cells[1][2]["interval"] == pytest.approx([20.0, 40.0]) and cells[1][-1]["value"] == 30.0
+    assert "| a | 2 | 25.0 (20.0 to 30.0) |" in done.stdout
+    assert len(records.read(path)["values"]["dims"]["rows"]) == 4

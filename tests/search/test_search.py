@@ -1,0 +1,689 @@
+"""Sounds indexed and searched: what is found, what a kill costs, what has changed, and what is refused."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from processing.audio import load_audio
+from tests import searches
+from tests.conftest import RATE
+from tests.helpers import LOCK_HELD_BY_THE_DEAD
+from tests.hub_server import TOKEN
+from tests.processes import run_process
+from tests.searches import SECONDS, assert_same_rows, index, rows, write
+from wavlink.embedder import Embedder
+from wavlink.search import build as indexing
+from wavlink.search import command as search
+from wavlink.search.index import Index
+from wavlink.search.store import IndexFolder
+from wavlink.search.transfer import reindex
+
+ROOT = Path(__file__).parents[2]
+
+models, embedder, sounds = searches.models, searches.embedder, searches.sounds
+
+
+# --- what is found
+
+
+def test_scores_are_cosines_of_the_models_own_vectors(sounds, tmp_path, embedder):
+    """Against vectors that no part of the index has touched."""
+    index(sounds, tmp_path / "index", embedder, storage="fp32", dim=32)
+    opened = Index.open(tmp_path / "index", embedder)
+    clips = {name: load_audio(sounds / name) for name in SECONDS}
+    starts = {"rain.wav": (0, 5, 10, 15), "cat.ogg": (0, 2.5)}
+    cut = {
+        (name, start): clip[round(start * RATE) :][: 10 * RATE]
+        for name, clip in clips.items()
+        for start in starts.get(name, (0,))
+    }
+    vectors = dict(zip(cut, embedder.embed_clips(cut.values()), strict=True))
+    asked = embedder.embed_text(["a dog barks"])[0]
+    expected = {key: float(vector @ asked) for key, vector in vectors.items()}
+
+    hits = opened.query("a dog barks", windows=True, top_k=50)
+    assert {(hit.path, hit.start): hit.score for hit in hits} == pytest.approx(expected, abs=1e-5)
+    assert [hit.score for hit in hits] == sorted([hit.score for hit in hits], reverse=True)
+    ends = {(hit.path, hit.start): hit.end for hit in hits}
+    assert ends["rain.wav", 15.0] == 25.0 and ends["cat.ogg", 2.5] == 12.5 and ends["bell.flac", 0.0] == 3.0
+
+    best = opened.query("a dog barks", top_k=50)
+    assert len(best) == len(SECONDS)
+    for hit in best:
+        windows = {key: score for key, score in expected.items() if key[0] == hit.path}
+        assert hit.score == pytest.approx(max(windows.values()), abs=1e-5)
+    assert [hit.path for hit in opened.query("a dog barks", top_k=2)] == [hit.path for hit in best[:2]]
+
+
+def test_by_sound_by_both_and_without(sounds, tmp_path, embedder):
+    index(sounds, tmp_path / "index", embedder, storage="fp32", dim=32)
+    opened = Index.open(tmp_path / "index", embedder)
+    for name in ("dog/far.wav", "bell.flac"):
+        hit = opened.query(sound=sounds / name, top_k=1)[0]
+        assert hit.path == name and hit.score == pytest.approx(1, abs=1e-5)
+
+    def unit(vector):
+        return vector / np.linalg.norm(vector)
+
+    rain = load_audio(sounds / "rain.wav")
+    rain = unit(sum(embedder.embed_clips(rain[start:][: 10 * RATE] for start in range(0, 15 * RATE + 1, 5 * RATE))))
+    bell, far = embedder.embed_files([sounds / "bell.flac", sounds / "dog/far.wav"])
+    text, other = embedder.embed_text(["rain falls", "a cat"])
+    by_bell = {"sound": sounds / "bell.flac"}
+    cases = [
+        ({"sound": [sounds / "rain.wav"]}, rain),
+        (by_bell | {"text": "rain falls"}, unit(text + bell)),
+        ({"text": "rain falls", "without": "a cat"}, unit(text - 0.5 * other)),
+        (by_bell | {"without_sound": [sounds / "dog/far.wav"], "weight": 2.0}, unit(bell - 2 * far)),
+        (
+            {"text": ["rain falls", "a cat"], "without_sound": sounds / "rain.wav"},
+            unit(unit(text + other) - 0.5 * rain),
+        ),
+    ]
+    for asked, direction in cases:
+        hit = next(hit for hit in opened.query(**asked, top_k=9) if hit.path == "dog/far.wav")
+        assert hit.score == pytest.approx(float(direction @ far), abs=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8", "binary"])
+def test_every_storage_and_nested_dim_finds_a_sound_by_itself(sounds, tmp_path, embedder, storage):
+    index(sounds, tmp_path / "index", embedder, storage=storage)
+    for dim in (32, 16):
+        opened = Index.open(tmp_path / "index", embedder, dim=dim)
+        hit = opened.query(sound=sounds / "bell.flac", top_k=1)[0]
+        assert hit.path == "bell.flac" and hit.score > 0.7
+    with pytest.raises(ValueError, match="dim=64: the index can be searched at 8, 16, 32"):
+        Index.open(tmp_path / "index", dim=64)
+
+
+def test_many_windows_of_one_file_do_not_hide_the_others(tmp_path, embedder):
+    """The 40 windows of the long one are all nearer than any other sound."""
+    write(tmp_path / "sounds/long.wav", 0, 40.0)
+    for number in range(1, 4):
+        write(tmp_path / f"sounds/{number}.wav", 3 * number, 1.0)
+    index(tmp_path / "sounds", tmp_path / "index", embedder, window=1.0, hop=1.0)
+    opened = Index.open(tmp_path / "index", embedder)
+    hits = opened.query(sound=tmp_path / "sounds/long.wav", top_k=3)
+    assert len({hit.path for hit in hits}) == 3 and hits[0].path == "long.wav"
+    assert {hit.path for hit in opened.query(sound=tmp_path / "sounds/long.wav", top_k=5, windows=True)} == {
+        "long.wav"
+    }
+
+
+# --- what changes
+
+
+def test_added_changed_and_removed_files(sounds, tmp_path, embedder):
+    out = tmp_path / "index"
+    first = index(sounds, out, embedder)
+    assert (first.added, first.sounds, first.windows, first.skipped) == (5, 5, 9, {})
+    before = rows(out)
+    write(sounds / "new.wav", 7)
+    write(sounds / "bell.flac", 8, 4.0)
+    shutil.rmtree(sounds / "dog")
+    report = index(sounds, out)
+    assert (report.added, report.changed, report.removed, report.unchanged) == (1, 1, 2, 2)
+    index(sounds, tmp_path / "anew", embedder)
+    assert_same_rows(out, tmp_path / "anew")
+    kept = [key for key in before if key[0] in ("rain.wav", "cat.ogg")]
+    assert all((rows(out)[key] == before[key]).all() for key in kept)
+    assert len(IndexFolder.open(out).manifest.parts) == 1  # small ones are merged
+    untouched = (out / "index.json").stat().st_mtime_ns
+    assert index(sounds, out).unchanged == 4  # and no model is loaded
+    assert (out / "index.json").stat().st_mtime_ns == untouched
+
+
+def test_what_another_process_has_just_added_is_not_removed(sounds, tmp_path, embedder, monkeypatch):
+    """It adds a new file while this one waits for the lock."""
+    out, real = tmp_path / "index", IndexFolder.writing
+    index(sounds, out, embedder)
+
+    def writing(self):
+        monkeypatch.setattr(IndexFolder, "writing", real)
+        write(sounds / "new.wav", 7)
+        assert index(sounds, out, embedder).added == 1
+        return real(self)
+
+    monkeypatch.setattr(IndexFolder, "writing", writing)
+    report = index(sounds, out, embedder)
+    assert (report.added, report.changed, report.removed, report.unchanged) == (0, 0, 0, 6)
+
+
+def test_a_second_source_adds_to_the_first(sounds, tmp_path, embedder):
+    index(sounds / "dog", tmp_path / "index", embedder, root=str(sounds))
+    assert {path for path, _, _ in rows(tmp_path / "index")} == {"dog/far.wav", "dog/near.wav"}
+    report = index(sounds / "bell.flac", tmp_path / "index", embedder)
+    assert (report.added, report.removed, report.sounds) == (1, 0, 3)
+    (sounds / "dog/far.wav").unlink()
+    assert index(sounds / "bell.flac", tmp_path / "index").removed == 0  # nobody has looked there
+    assert index(sounds, tmp_path / "index", embedder).removed == 1
+
+
+def test_broken_files_are_told_and_not_tried_again(sounds, tmp_path, embedder):
+    (sounds / "empty.wav").touch()
+    (sounds / "text.mp3").write_text("no sound" * 100)
+    soundfile.write(sounds / "nan.wav", np.full(100, np.nan, np.float32), RATE, subtype="FLOAT")
+    report = index(sounds, tmp_path / "index", embedder)
+    assert report.added == 5 and set(report.skipped) == {"empty.wav", "text.mp3", "nan.wav"}
+    assert report.skipped["empty.wav"] == "it holds no bytes" and "nan.wav holds NaN" in report.skipped["nan.wav"]
+    assert str(tmp_path) not in str(report.skipped)  # an index can be published
+    again = index(sounds, tmp_path / "index")
+    assert again.skipped == report.skipped and again.unchanged == 5
+    write(sounds / "text.wav", 3)
+    (sounds / "text.wav").rename(sounds / "text.mp3")
+    mended = index(sounds, tmp_path / "index", embedder)
+    assert set(mended.skipped) == {"empty.wav", "nan.wav"} and mended.sounds == 6
+    retried = index(sounds, tmp_path / "index", embedder, retry=True)
+    assert set(retried.skipped) == {"empty.wav", "nan.wav"} and retried.sounds == 6
+
+
+def test_a_file_without_the_right_to_read_it_is_taken_once_there_is(sounds, tmp_path, embedder, monkeypatch):
+    real = os.access
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: "bell" not in str(path) and real(path, mode))
+        assert index(sounds, tmp_path / "index", embedder).skipped == {"bell.flac": "there is no right to read it"}
+    report = index(sounds, tmp_path / "index", embedder)
+    assert report.skipped == {} and report.sounds == 5
+
+
+def test_a_folder_that_cannot_be_listed_is_told_and_keeps_its_sounds(sounds, tmp_path, embedder, monkeypatch):
+    index(sounds, tmp_path / "index", embedder)
+    real = os.scandir
+
+    def scandir(folder="."):
+        if str(folder).endswith("/dog"):
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    report = index(sounds, tmp_path / "index")
+    assert report.skipped == {"dog/": "Permission denied"} and (report.removed, report.sounds) == (0, 5)
+
+
+def test_a_vector_that_is_none_is_a_broken_file(sounds, tmp_path, embedder, monkeypatch):
+    """Also if windows of that file are in the index already."""
+    real = embedder.embed_clips
+
+    def embed_clips(clips):
+        for number, vector in enumerate(real(clips)):
+            yield vector * np.nan if number == 7 else vector  # the third of rain.wav
+
+    monkeypatch.setattr(embedder, "embed_clips", embed_clips)
+    report = index(sounds, tmp_path / "index", embedder, commit_seconds=0)
+    assert list(report.skipped) == ["rain.wav"] and "not finite, from 10 s on" in report.skipped["rain.wav"]
+    assert report.sounds == 4 and len(rows(tmp_path / "index")) == 5
+
+
+def test_a_vanished_and_a_changed_file_are_marked_in_the_results(sounds, tmp_path, embedder):
+    index(sounds, tmp_path / "index", embedder)
+    (sounds / "bell.flac").unlink()
+    write(sounds / "dog/far.wav", 9)
+    hits = {hit.path: hit for hit in Index.open(tmp_path / "index", embedder).query("a dog barks")}
+    assert {path for path, hit in hits.items() if hit.missing} == {"bell.flac"}
+    assert {path for path, hit in hits.items() if hit.changed} == {"dog/far.wav"}
+    assert hits["rain.wav"].file == str(sounds / "rain.wav")
+
+
+def test_sounds_that_have_moved(sounds, tmp_path, embedder):
+    index(sounds, tmp_path / "index", embedder)
+    sounds.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="does not exist"):
+        index(sounds, tmp_path / "index")
+    with pytest.raises(ValueError, match="is not below"):
+        index(tmp_path / "moved", tmp_path / "index")
+    report = index(tmp_path / "moved", tmp_path / "index", root=str(tmp_path / "moved"))
+    assert report.unchanged == 5 and report.removed == 0
+    assert not any(hit.missing for hit in Index.open(tmp_path / "index", embedder).query("a dog"))
+
+
+# --- what is killed
+
+DRIVER = """
+import os, random, signal, sys, time, torch
+from modeling_wavlink.embedder import Embedder
+from modeling_wavlink.indexing import index_sounds
+model, sounds, out = sys.argv[1:]
+torch.set_num_threads(1)
+embedder, rng, kills, fsync = Embedder(model), random.Random(0), 0, os.fsync
+os.fsync = lambda file: (time.sleep(0.01), fsync(file))  # a slow disk: the work outlasts several kills on any machine
+while True:
+    child = os.fork()
+    if not child:
+        index_sounds(sounds, out, embedder, commit_seconds=0, progress=False)
+        os._exit(0)
+    if kills < 12:
+        time.sleep(rng.uniform(0.05, 0.3))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status):
+        break
+    kills += 1
+print(kills, os.WEXITSTATUS(status))
+"""
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_nothing_is_lost_and_nothing_there_twice(sounds, tmp_path, models, embedder):
+    """SIGKILL at random moments; of long files, the windows before it stay."""
+    for number in range(12):
+        write(sounds / f"{number}.wav", number, 1.0 + 11 * (number % 3))
+    (sounds / "empty.wav").touch()
+    command = [sys.executable, "-c", DRIVER, str(models["model"]), str(sounds), str(tmp_path / "index")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = run_process(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kills, code = map(int, done.stdout.split())
+    assert code == 0 and kills > 3
+    index(sounds, tmp_path / "unbroken", embedder)
+    assert_same_rows(tmp_path / "index", tmp_path / "unbroken")
+    assert IndexFolder.open(tmp_path / "index").damaged() == {}
+
+
+def test_stopped_in_a_file_the_windows_so_far_stay(tmp_path, embedder, monkeypatch):
+    write(tmp_path / "sounds/long.wav", 0, 60.0)
+    stop, seen = threading.Event(), []
+    real = embedder.embed_clips
+
+    def embed_clips(clips):
+        for vector in real(clips):
+            seen.append(vector)
+            if len(seen) == 4:
+                stop.set()
+            yield vector
+
+    monkeypatch.setattr(embedder, "embed_clips", embed_clips)
+    report = index(tmp_path / "sounds", tmp_path / "index", embedder, stop=stop)
+    assert report.stopped and report.windows == 4
+    stop.clear()
+    report = index(tmp_path / "sounds", tmp_path / "index", embedder, stop=stop)
+    assert len(seen) == report.windows == 11 and not report.stopped
+    index(tmp_path / "sounds", tmp_path / "unbroken", embedder)
+    assert_same_rows(tmp_path / "index", tmp_path / "unbroken")
+
+
+def test_stopped_among_files_that_cannot_be_read_it_ends(tmp_path, embedder, monkeypatch):
+    for number in range(9):
+        write(tmp_path / f"sounds/{number}.wav", number)
+        (tmp_path / f"sounds/{number}.wav").write_bytes(b"RIFF and no more")
+    stop, read, real = threading.Event(), [], indexing.stream_windows
+
+    def stream_windows(*arguments):
+        read.append(arguments)
+        if len(read) == 3:
+            stop.set()
+        return real(*arguments)
+
+    monkeypatch.setattr(indexing, "stream_windows", stream_windows)
+    report = index(tmp_path / "sounds", tmp_path / "index", embedder, stop=stop)
+    assert report.stopped and len(read) == 3 and len(report.skipped) == 3
+
+
+STOPPED_BESIDE_A_DEAD_PROCESS = f"""{LOCK_HELD_BY_THE_DEAD}
+import signal, sys
+from transformers.utils import logging
+from modeling_wavlink import search
+from modeling_wavlink.embedder import Embedder
+logging.disable_progress_bar()  # as the command does
+real = Embedder.embed_clips
+def embed_clips(self, clips):
+    for vector in real(self, clips):
+        signal.raise_signal(signal.SIGTERM)
+        yield vector
+Embedder.embed_clips = embed_clips
+sys.exit(search.main(["index", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_that_held_tqdms_lock_stops_neither_index_nor_its_signals(sounds, tmp_path, models):
+    options = ["--model", models["model"], "--out", tmp_path / "index"]
+    command = [sys.executable, "-c", STOPPED_BESIDE_A_DEAD_PROCESS, sounds, *options]
+    done = run_process(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 143 and "stopped; 1 added" in done.stdout, done.stderr[-2000:]
+    assert "stopping: writing what is embedded" in done.stderr
+
+
+def test_a_lost_part_of_a_long_file_is_embedded_again(tmp_path, embedder, monkeypatch):
+    write(tmp_path / "sounds/long.wav", 0, 60.0)
+    monkeypatch.setattr(IndexFolder, "merge", lambda self: None)
+    index(tmp_path / "sounds", tmp_path / "index", embedder, commit_seconds=0)
+    parts = IndexFolder.open(tmp_path / "index").manifest.parts
+    assert len(parts) > 3
+    for lost in (parts[1], parts[-1]):
+        shutil.copytree(tmp_path / "index", tmp_path / lost.name)
+        with IndexFolder.open(tmp_path / lost.name).writing() as opened:
+            opened.drop_parts([lost.name])
+        index(tmp_path / "sounds", tmp_path / lost.name, embedder)
+        assert_same_rows(tmp_path / lost.name, tmp_path / "index")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_writes_what_is_embedded_and_ends(sounds, tmp_path, models, monkeypatch, capsys, number, code):
+    real = Embedder.embed_clips
+
+    def embed_clips(self, clips):
+        for count, vector in enumerate(real(self, clips)):
+            if count == 2:
+                signal.raise_signal(number)
+            yield vector
+
+    monkeypatch.setattr(Embedder, "embed_clips", embed_clips)
+    before = signal.getsignal(number)
+    command = ["index", str(sounds), "--model", str(models["model"]), "--out", str(tmp_path / "index")]
+    assert search.main(command) == code
+    assert signal.getsignal(number) is before
+    assert "stopped; 2 added" in capsys.readouterr().out
+    assert len(rows(tmp_path / "index")) == 3
+
+
+# --- what is refused
+
+
+def test_another_model_or_other_options_are_refused_and_the_index_is_unharmed(sounds, tmp_path, models, embedder):
+    out = tmp_path / "index"
+    shutil.copytree(models["model"], tmp_path / "model")
+    index(sounds, out, str(tmp_path / "model"))
+    before = (out / "index.json").read_bytes()
+    other = Embedder(str(models["other"]))
+    both = f"made by .*model at {embedder.revision}, but .* is at {other.revision}"
+    write(sounds / "new.wav", 7)
+    with pytest.raises(ValueError, match=both):
+        index(sounds, out, str(models["other"]))
+    with pytest.raises(ValueError, match=both):
+        Index.open(out, str(models["other"])).query("a dog")
+    for name in os.listdir(models["other"]):
+        shutil.copy(models["other"] / name, tmp_path / "model")  # other weights under the same name
+    with pytest.raises(ValueError, match=both):
+        Index.open(out).query("a dog")
+    with pytest.raises(ValueError, match=both):
+        index(sounds, out)
+    for options, said in (
+        ({"dim": 16}, "the index has dim=32, not 16"),
+        ({"storage": "fp32"}, "the index has storage=int8, not fp32"),
+        ({"window": 5.0}, r"the index has window=10\.0, not 5\.0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            index(sounds, out, embedder, **options)
+    assert (out / "index.json").read_bytes() == before
+    assert Index.open(out, str(models["model"])).query("a dog", top_k=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dim": 12}, "dim=12 is none of the model's nested dims: 8, 16, 32"),
+        ({"storage": "int4"}, "no storage 'int4'"),
+        ({"window": 31.0}, "a window of 31 s is more than the model's 30 s"),
+        ({"window": 0.0}, "give a window over 0 s"),
+        ({"hop": 11.0}, "give a window over 0 s, and a hop"),
+    ],
+)
+def test_options_that_no_index_can_have_leave_no_folder(sounds, tmp_path, embedder, options, said):
+    with pytest.raises(ValueError, match=said):
+        index(sounds, tmp_path / "index", embedder, **options)
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_folder_without_sounds_leaves_no_folder_and_removes_nothing(sounds, tmp_path, embedder):
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ValueError, match="no sounds in"):
+        index(tmp_path / "bare", tmp_path / "index", embedder)
+    with pytest.raises(ValueError, match="a new index needs its model"):
+        index(sounds, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+    index(sounds, tmp_path / "index", embedder)
+    shutil.rmtree(sounds)
+    sounds.mkdir()  # as a disk that is not mounted
+    with pytest.raises(ValueError, match="no sounds in"):
+        index(sounds, tmp_path / "index")
+    assert len(rows(tmp_path / "index")) == 9
+
+
+@pytest.mark.slow
+def test_100_000_empty_files_are_told_in_seconds(tmp_path, embedder):
+    """And a second time none is looked into."""
+    for folder in range(100):
+        (tmp_path / f"sounds/{folder}").mkdir(parents=True)
+        for number in range(1000):
+            os.close(os.open(tmp_path / f"sounds/{folder}/{number}.wav", os.O_CREAT | os.O_WRONLY))
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match="none of 100000 sounds can be read; the first, 0/0.wav: it holds no bytes"
+        ):
+            index(tmp_path / "sounds", tmp_path / "index", embedder)
+    manifest = IndexFolder.open(tmp_path / "index").manifest
+    assert manifest.rows == 0 and sum(part.bytes for part in manifest.parts) < 2e6
+    with pytest.raises(ValueError, match="the index holds no sounds yet"):
+        Index.open(tmp_path / "index", embedder).query("a dog")
+    write(tmp_path / "sounds/one.wav", 1)
+    assert index(tmp_path / "sounds", tmp_path / "index", embedder).sounds == 1
+
+
+def test_queries_that_make_no_sense(sounds, tmp_path, embedder):
+    index(sounds, tmp_path / "index", embedder)
+    opened = Index.open(tmp_path / "index", embedder)
+    for asked, said in (
+        ({}, "say what to find"),
+        ({"without": "rain"}, "say what to find"),
+        ({"text": " "}, "a text to search by is empty"),
+        ({"text": "rain", "top_k": 0}, "top_k must be 1 or more"),
+        ({"text": "rain", "weight": -1.0}, "must be 0 or more"),
+        ({"text": "rain", "without": "rain", "weight": 1.0}, "cancel out"),
+        ({"sound": sounds / "none.wav"}, "does not exist"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            opened.query(**asked)
+    assert len(opened.query("rain", top_k=1000)) == 5
+
+
+def test_a_damaged_part_is_named_by_a_query_and_mended_by_the_command(sounds, tmp_path, models, capsys):
+    out = str(tmp_path / "index")
+    search.main(["index", str(sounds), "--model", str(models["model"]), "--out", out])
+    shutil.copytree(out, tmp_path / "whole")
+    part = next((tmp_path / "index/embeddings").iterdir())
+    os.truncate(part, part.stat().st_size - 100)
+    for command in (["query", out, "a dog"], ["verify", out]):
+        with pytest.raises(ValueError, match=f"{part.name} is damaged.*verify INDEX --drop"):
+            search.main(command)
+    search.main(["verify", out, "--drop"])
+    search.main(["index", str(sounds), "--out", out])
+    assert_same_rows(out, tmp_path / "whole")
+    search.main(["verify", out])
+    assert "9 windows are as they were written" in capsys.readouterr().out
+
+
+def test_a_reader_does_not_mind_a_writer(sounds, tmp_path, embedder, monkeypatch):
+    """The part that it is about to read is replaced."""
+    index(sounds, tmp_path / "index", embedder)
+    real, left = IndexFolder.read, [1]
+
+    def read(self, part, kind):
+        if left and left.pop():
+            with IndexFolder.open(tmp_path / "index").writing() as other:
+                other.drop(["bell.flac"])
+        return real(self, part, kind)
+
+    monkeypatch.setattr(IndexFolder, "read", read)
+    assert len(Index.open(tmp_path / "index", embedder)) == 8
+
+
+# --- the command
+
+
+def test_the_command(sounds, tmp_path, models, capsys):
+    (sounds / "empty\x1b[31m.wav").touch()
+    out = str(tmp_path / "index")
+    assert search.main(["index", str(sounds), "--model", str(models["model"]), "--out", out]) == 0
+    captured = capsys.readouterr()
+    assert "5 added, 0 changed, 0 removed" in captured.out and "5 sounds in 9 windows, 1 skipped" in captured.out
+    assert "skipped empty [31m.wav: it holds no bytes" in captured.err and "5/5" in captured.err  # the bar
+
+    search.main(["query", out, "a dog barks", "--top_k", "3", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [set(hit) for hit in found] == [{"path", "score", "start", "end", "file"}] * 3
+    search.main(["query", out, "a dog barks", "--top_k", "3"])
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in table] == [hit["path"] for hit in found]
+    by_sound = ["--by_sound", str(sounds / "bell.flac"), "--without", "rain"]
+    search.main(["query", out, *by_sound, "a dog", "--json", "--dim", "16"])
+    assert len(json.loads(capsys.readouterr().out)) == 5
+
+    search.main(["remove", out, "dog", "rain.wav"])
+    search.main(["info", out, "--json"])
+    facts = json.loads(capsys.readouterr().out.split("adds them again\n")[1])
+    assert (facts["sounds"], facts["windows"]) == (2, 3)
+    assert facts["skipped"] == {"empty\x1b[31m.wav": "it holds no bytes"}
+    assert facts["model"] == str(models["model"]) and (facts["dim"], facts["storage"]) == (32, "int8")
+    search.main(["info", out])
+    assert "\x1b" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"the index has no dog: its paths are told from .*sounds"):
+        search.main(["remove", out, "dog"])
+    with pytest.raises(SystemExit):
+        search.main(["query", out, "rain", "--unknown", "x"])
+    assert "--unknown" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_error_is_one_line_and_exit_code_2(tmp_path):
+    command = [sys.executable, "-m", "wavlink.search.command", "query", str(tmp_path / "none"), "rain"]
+    done = run_process(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("wavlink.search.command: ") and "is no index" in line
+
+
+# --- copies
+
+
+def test_reindexed_it_finds_the_same(sounds, tmp_path, embedder):
+    index(sounds, tmp_path / "index", embedder, storage="fp32")
+    index(sounds, tmp_path / "like", embedder, storage="int8", dim=16)
+    reindex(tmp_path / "index", tmp_path / "other", dim=16, storage="int8")
+    assert_same_rows(tmp_path / "other", tmp_path / "like")
+    write(sounds / "new.wav", 7)
+    assert index(sounds, tmp_path / "other", embedder).unchanged == 5
+    with pytest.raises(ValueError, match="is there already"):
+        reindex(tmp_path / "index", tmp_path / "other", dim=16)
+    with pytest.raises(ValueError, match="dim=32 is none of the index's nested dims: 8, 16"):
+        reindex(tmp_path / "other", tmp_path / "third", dim=32)
+    assert not (tmp_path / "third").exists() and not list(tmp_path.glob(".*"))
+
+
+PUSH = """
+from modeling_wavlink import search
+search.main(["push", {out!r}, "user/sounds", "--private"])
+search.main(["pull", "user/sounds", "--out", {pulled!r}])
+search.main(["pull", "user/sounds", "--out", {rooted!r}, "--root", {copied!r}])
+import datasets
+print("rows", *datasets.load_dataset("user/sounds", split="train")["path"])
+print("files", *datasets.load_dataset("user/sounds", "files", split="train")["path"])
+"""
+
+
+@pytest.mark.slow
+def test_pushed_pulled_and_gone_on_with(sounds, tmp_path, models, embedder, hub):
+    out, pulled = str(tmp_path / "index"), str(tmp_path / "pulled")
+    index(sounds, out, str(models["model"]))
+    rooted, copied = str(tmp_path / "rooted"), str(tmp_path / "copied")
+    shutil.copytree(sounds, copied, copy_function=shutil.copyfile)  # with other times of change
+    write(Path(copied, "bell.flac"), 8, 4.0)
+    code = PUSH.format(out=out, pulled=pulled, rooted=rooted, copied=copied)
+    lines = hub.run(code, tmp_path / "home", TOKEN).splitlines()
+    paths = sorted({path for path, _, _ in rows(out)})
+    assert lines[0].startswith(f"{hub.endpoint}/datasets/user/sounds/commit/")
+    assert lines[-2].split()[0] == "rows" and sorted(set(lines[-2].split()[1:])) == paths
+    assert sorted(lines[-1].split()[1:]) == paths
+    assert_same_rows(pulled, out)
+    for path in Path(hub.root / "datasets/user/sounds").rglob("*.*"):
+        assert str(tmp_path).encode() not in path.read_bytes()  # nor where the sounds and the model are
+
+    said = f"says it was made by '{models['model'].name}'.*name it yourself with --model"
+    with pytest.raises(ValueError, match=said):
+        Index.open(pulled).query("rain")
+    hits = Index.open(pulled, embedder).query("rain")
+    assert [hit.path for hit in hits] == [hit.path for hit in Index.open(out, embedder).query("rain")]
+    assert not any(hit.file or hit.missing or hit.changed for hit in hits)
+
+    hits = Index.open(rooted, embedder).query("rain")
+    assert [hit.path for hit in hits if hit.changed] == ["bell.flac"]
+    assert index(copied, rooted, embedder).unchanged == 4
+
+    write(sounds / "new.wav", 7)
+    with pytest.raises(ValueError, match=said):
+        index(sounds, pulled)
+    assert index(sounds, pulled, str(models["model"])).sounds == 6
+    assert Index.open(pulled).query("rain")  # a name that a user has given is trusted from then on
+    index(sounds, out)
+    again = f"from modeling_wavlink import search\nsearch.main(['push', {out!r}, 'user/sounds'])"
+    hub.run(again, tmp_path / "home", TOKEN)
+    files = hub.files("user/sounds", kind="datasets")
+    part = IndexFolder.open(out).manifest.parts[0].name
+    assert files - {".gitattributes"} == {"README.md", "index.json", f"embeddings/{part}", f"files/{part}"}
+
+    repo = hub.root / "datasets/user/sounds"
+    card = (hub.find("datasets", "user/sounds", "main")[1] / "README.md").read_text()
+    hub.commit(repo, "main", {"README.md": f"{card}Mine.\n".encode(), "notes.json": b"{}"})
+    hub.run(again, tmp_path / "home", TOKEN)
+    _, place = hub.find("datasets", "user/sounds", "main")
+    assert (place / "README.md").read_text() == f"{card}Mine.\n" and (place / "notes.json").exists()
+    hub.commit(repo, "main", {"README.md": card.replace("# An index", "# My index").encode()})
+    refused = again.replace("\n", "\ntry:\n ") + "\nexcept ValueError as error: print(error)"
+    assert "README.md of user/sounds was edited on the Hub" in hub.run(refused, tmp_path / "home", TOKEN)
+
+
+COMMIT_BETWEEN = """
+from huggingface_hub import CommitOperationAdd, HfApi
+from modeling_wavlink import search
+real = HfApi.create_commit
+def create_commit(self, repo_id, operations, **options):
+    HfApi.create_commit = real
+    theirs = [CommitOperationAdd("theirs.txt", b"theirs")]
+    real(self, repo_id, theirs, commit_message="theirs", repo_type="dataset")
+    return real(self, repo_id, operations, **options)
+HfApi.create_commit = create_commit
+try:
+    search.main(["push", {out!r}, "user/shared"])
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.slow
+def test_a_push_is_refused_where_another_commit_came_between(sounds, tmp_path, models, hub):
+    """What it would delete, and what it would leave, was decided by another commit."""
+    out = str(tmp_path / "index")
+    index(sounds, out, str(models["model"]))
+    assert "refused: the push to" in hub.run(COMMIT_BETWEEN.format(out=out), tmp_path / "home", TOKEN)
+    assert hub.files("user/shared", kind="datasets") - {".gitattributes"} == {"theirs.txt"}
+    hub.run(f"from modeling_wavlink import search\nsearch.main(['push', {out!r}, 'user/shared'])", tmp_path, TOKEN)
+    assert {"theirs.txt", "index.json"} < hub.files("user/shared", kind="datasets")
+
+
+def test_the_command_line_is_frozen():
+    """What users have typed goes on to work: take nothing from here."""
+    frozen = {
+        "index": "--out --model --device --dtype --dim --storage --window --hop --root --split --retry "
+        "--commit_seconds --json",
+        "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
+        "--json",
+        "info": "--json",
+        "verify": "--drop --json",
+        "remove": "--json",
+        "reindex": "--out --dim --storage --json",
+        "push": "--private --json",
+        "pull": "--out --model --root --revision --json",
+    }
+    (commands,) = (action for action in search._parser()._actions if action.choices)
+    found = {
+        name: {option for action in command._actions for option in action.option_strings} - {"-h", "--help"}
+        for name, command in commands.choices.items()
+    }
+    assert found == {name: set(options.split()) for name, options in frozen.items()}

@@ -1,0 +1,1 @@
+"""The loop, Trainer, recipes and runs."""

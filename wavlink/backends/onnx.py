@@ -1,0 +1,319 @@
+"""Both towers as ONNX, checked in onnxruntime before they are left behind, in a folder that is served without torch.
+
+```
+python -m wavlink.backends.onnx runs/sounds/best onnx/sounds
+python -m wavlink.backends.onnx runs/sounds/best onnx/sounds-int8 --int8
+python examples/serve_onnx.py onnx/sounds dog.wav --text "a dog barks" "rain"
+```
+"""
+
+import argparse
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.export import Dim
+
+from modeling_wavlink.configuration_wavlink import text_max_length
+from processing.datasets.synthetic import KINDS, render
+from wavlink import options as of
+from wavlink.atomic_files import added_files, interrupted
+from wavlink.console import stdout_for, step, without_foreign_output
+from wavlink.loading import load_for_evaluation, revision
+
+TOLERANCE = 1e-4  # of a number in a unit vector, between onnxruntime and torch
+CONFIG, MEL_FILTERS = "wavlink_onnx.json", "mel_filters.npy"
+INPUTS = {"audio": ("input_features", "input_features_mask"), "text": ("input_ids", "attention_mask")}
+_MEASURED = 32  # clips and texts, by which int8 is compared with fp32
+# What both must agree on: batches by the samples of their clips (1, 3, 34, 77 and 3000 frames), by the words of their
+# texts. The graph is traced with the first of each.
+_CLIPS = ([12320, 5300, 400, 12320], [1], [400, 5300], [480000, 160])
+_WORDS = ([3, 12], [1], [7, 1, 7], [500])
+
+
+class Tower(nn.Module):
+    """`get_audio_features` or `get_text_features` as a graph: inputs and mask in, L2-normalised `[B, D]` out."""
+
+    def __init__(self, model, name: str):
+        super().__init__()
+        self.model = model
+        self.name = name
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        return getattr(self.model, f"get_{self.name}_features")(inputs, mask).pooler_output
+
+
+def export_onnx(
+    model,
+    processor,
+    folder: str | os.PathLike,
+    int8: bool = False,
+    opset: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """Writes a folder that `examples/serve_onnx.py` serves, once all in it is checked.
+
+    `audio.onnx` takes `input_features` float32 `[B, F, T]` and `input_features_mask` int64 `[B, T]` (ones where the
+    checkpoint pads to 30 s) and gives `audio_embeds` `[B, projection_dim]`; `text.onnx` takes `input_ids` and
+    `attention_mask` int64 `[B, L]` and gives `text_embeds`. B, T and L are free; the vectors are float32 and
+    L2-normalised. Weights over 2 GB lie beside their graph, in `audio.onnx.data`. With them come the tokenizer's
+    files, `preprocessor_config.json`, the mel filters `[n_fft / 2 + 1, F]` and `wavlink_onnx.json`.
+
+    Args:
+        model: a WavLink with a Whisper; what is exported is a copy of it in fp32.
+        processor: its own.
+        folder: new, or of an earlier export, whose files are replaced; other files in it stay.
+        int8: the weights of matrix products and embeddings in 8 bits, by onnxruntime's dynamic quantization. The
+            activations are then scaled by the whole batch: only in batches of one does a clip have one vector.
+        opset: of ONNX, 18 or later; default: torch's own.
+        progress: called with what is done next, before each step.
+
+    Returns:
+        what `wavlink_onnx.json` holds: how to hear and to read, `logit_scale` (a log) and `logit_bias`, `agreement`
+        (the largest difference to torch of a number in a vector, in fp32), with int8 `int8_cosine` (`mean` and `min`
+        of the cosines to fp32, of so many synthetic clips and their captions, each alone), and `files`, the names of
+        all that was written.
+
+    Raises:
+        ValueError: a model that cannot be exported, a tokenizer that needs transformers, or vectors that onnxruntime
+            computes otherwise. Nothing is then written.
+    """
+    _refuse_other_folder(Path(folder))
+    model = _exportable(model)
+    with added_files(folder, CONFIG, _files_of_earlier) as unfinished, without_foreign_output():
+        about = _write_processor(model, processor, unfinished)
+        _refuse_to_overwrite(Path(folder), unfinished)
+        about["agreement"] = {}
+        for name in INPUTS:
+            tower, path = Tower(model, name).eval(), unfinished / f"{name}.onnx"
+            batches = _batches(name, processor)
+            progress(f"exporting the {name} tower")
+            about["opset"] = _write_graph(tower, path, batches[0], about["text_max_length"], opset)
+            progress(f"comparing the {name} tower in onnxruntime with torch")
+            about["agreement"][name] = _agreement(tower, path, batches)
+        if int8:
+            about["precision"] = "int8"
+            progress("converting both towers to int8, and measuring what that costs")
+            about["int8_cosine"] = {name: _to_int8(unfinished / f"{name}.onnx", processor) for name in INPUTS}
+        about["files"] = sorted([CONFIG, *(path.name for path in unfinished.iterdir())])
+        (unfinished / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return about
+
+
+def run(session: onnxruntime.InferenceSession, inputs) -> np.ndarray:
+    """`[B, projection_dim]` of what the processor gives (numpy or torch); all is heard where it gives no mask."""
+    names = INPUTS["text" if "input_ids" in inputs else "audio"]
+    values = np.asarray(inputs[names[0]])
+    mask = np.asarray(inputs[names[1]]) if names[1] in inputs else np.ones(values.shape[::2], dtype=np.int64)
+    return session.run(None, dict(zip(names, (values, mask), strict=True)))[0]
+
+
+def load(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def measured(name: str, processor) -> list[dict]:
+    """The seeded synthetic clips, or their captions, that int8 is measured on: one batch of one for each."""
+    rendered = [render(kind, np.random.default_rng(seed)) for seed, kind in enumerate(list(KINDS)[:_MEASURED])]
+    if name == "text":
+        return [processor(text=captions[0], return_tensors="np") for _, captions in rendered]
+    rate = processor.feature_extractor.sampling_rate
+    return [processor(audio=clip, sampling_rate=rate, return_tensors="np") for clip, _ in rendered]
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    if shown and not _record(folder):
+        raise ValueError(f"{folder} holds something else than an export: give a new folder")
+
+
+def _record(folder: Path) -> Path | None:
+    """What says which files an earlier export has written, be it one that was killed as it moved them."""
+    return next((path for path in (folder / CONFIG, interrupted(folder, CONFIG)) if path.is_file()), None)
+
+
+def _files_of_earlier(folder: Path) -> list[str]:
+    """The files of an earlier export, by its record; one that has no list is of a version that named none."""
+    try:
+        names = json.loads(_record(folder).read_text(encoding="utf-8"))["files"]
+        return [name for name in names if name == os.path.basename(name)]
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return [CONFIG, MEL_FILTERS, *(f"{name}.onnx{ending}" for name in INPUTS for ending in ("", ".data"))]
+
+
+def _refuse_to_overwrite(folder: Path, unfinished: Path) -> None:
+    """What others have put beside an export stays theirs."""
+    record = _record(folder)
+    if not record or '"files"' not in record.read_text(encoding="utf-8", errors="replace"):
+        return
+    names = {CONFIG, *(f"{name}.onnx" for name in INPUTS), *(path.name for path in unfinished.iterdir())}
+    if foreign := sorted(name for name in names - {*_files_of_earlier(folder)} if os.path.lexists(folder / name)):
+        raise ValueError(f"{folder} holds {foreign[0]}, which no export has written: move it, or give a new folder")
+
+
+def _exportable(model):
+    if model.config.model_type != "wavlink":
+        raise ValueError(f"only a WavLink is exported, and this is a {model.config.model_type!r} model")
+    if model.config.audio_config.model_type != "whisper":
+        raise ValueError(
+            "the audio tower must be a Whisper: HTS-AT picks a clip's windows by their mask, and torch.export cannot "
+            "follow that"
+        )
+    model = copy.deepcopy(model).cpu().float().eval()
+    model.set_attn_implementation("sdpa")
+    return model
+
+
+def _write_processor(model, processor, folder: Path) -> dict:
+    """The files that hearing and reading need, and what the numbers in them are."""
+    extractor, tokenizer, config = processor.feature_extractor, processor.tokenizer, model.config
+    settings = {
+        name: value for name, value in extractor.to_dict().items() if name != "auto_map"
+    }  # no code comes along
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    np.save(folder / MEL_FILTERS, extractor.mel_filters.astype(np.float32))
+    tokenizer.save_pretrained(folder)
+    limit = min(tokenizer.model_max_length, text_max_length(config.text_config) or sys.maxsize)
+    about = {
+        "sampling_rate": extractor.sampling_rate,
+        "n_fft": extractor.n_fft,
+        "hop_length": extractor.hop_length,
+        "max_samples": extractor.n_samples,
+        "padding": extractor.padding,
+        "text_max_length": limit if limit < sys.maxsize else None,
+        "pad_token_id": tokenizer.pad_token_id,
+        "projection_dim": config.projection_dim,
+        "matryoshka_dims": config.matryoshka_dims,
+        "loss_type": config.loss_type,
+        "logit_scale": model.scale.log().item(),
+        "logit_bias": model.logit_bias.item(),
+        "revision": revision(model),
+        "precision": "fp32",
+    }
+    _check_tokenizer(processor, folder, about["text_max_length"])
+    return about
+
+
+def _check_tokenizer(processor, folder: Path, limit: int | None) -> None:
+    """Without transformers a text must become the same ids."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError("the tokenizer has no tokenizer.json, which reading without transformers needs")
+    alone = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    alone.no_padding()
+    if limit:
+        alone.enable_truncation(limit)
+    for text in (_sentence(1), _sentence(12), _sentence(500), "A dog's bark, déjà vu!"):
+        if alone.encode(text).ids != processor(text=text)["input_ids"][0]:
+            raise ValueError(f"tokenizer.json reads {text[:40]!r} otherwise than the processor: its class does more")
+
+
+def _sentence(words: int) -> str:
+    said = " ".join(caption for kind in KINDS.values() for caption in kind.captions[1:]).split()
+    return " ".join((said * (words // len(said) + 1))[:words])
+
+
+def _batches(name: str, processor) -> list[dict]:
+    """What onnxruntime must agree on with torch, as torch tensors."""
+    if name == "text":
+        return [processor(text=[_sentence(words) for words in batch], return_tensors="pt") for batch in _WORDS]
+    rng = np.random.default_rng(0)
+    clips = [[rng.normal(scale=0.1, size=samples).astype(np.float32) for samples in batch] for batch in _CLIPS]
+    options = {"sampling_rate": processor.feature_extractor.sampling_rate, "return_tensors": "pt"}
+    native = [processor(audio=batch, padding="longest", **options) for batch in clips]
+    return [*native, processor(audio=clips[1], padding="max_length", **options)]
+
+
+@torch.no_grad()
+def _write_graph(tower: Tower, path: Path, example: dict, text_limit: int | None, opset: int | None) -> int:
+    """The opset that was written."""
+    names = INPUTS[tower.name]
+    batch = Dim("batch")
+    if tower.name == "text":
+        length = Dim("tokens", min=2, max=text_limit)
+        axes = {0: batch, 1: length}, {0: batch, 1: length}
+    else:
+        length = Dim("frames", min=3, max=3000)
+        axes = {0: batch, 2: length}, {0: batch, 1: length}
+    try:
+        program = torch.onnx.export(
+            tower,
+            tuple(example[name] for name in names),
+            dynamo=True,
+            dynamic_shapes=axes,
+            input_names=names,
+            output_names=[f"{tower.name}_embeds"],
+            opset_version=opset,
+            verbose=False,
+        )
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        raise ValueError(f"the {tower.name} tower cannot be exported: {error}") from error
+    program.save(path)  # with weights over 2 GB beside it
+    return program.model.opset_imports[""]
+
+
+@torch.no_grad()
+def _agreement(tower: Tower, path: Path, batches: Sequence[dict]) -> float:
+    session, names = load(path), INPUTS[tower.name]
+    differences = []
+    for batch in batches:
+        expected = tower(batch[names[0]], batch.get(names[1])).numpy()
+        found = run(session, batch)
+        if found.shape != expected.shape:
+            raise ValueError(f"the {tower.name} tower gives {found.shape} in onnxruntime, not {expected.shape}")
+        differences.append(float(np.abs(found - expected).max()))
+    worst = max(differences)
+    if not worst <= TOLERANCE or np.isnan(differences).any():
+        raise ValueError(f"the {tower.name} vectors in onnxruntime differ from torch's by up to {differences}")
+    return worst
+
+
+def _to_int8(path: Path, processor) -> dict[str, float]:
+    """Puts 8 bits in the place of a graph's weights, and says what that costs."""
+    smaller = path.parent / "int8" / path.name  # by its own name, which external data would be found by
+    smaller.parent.mkdir()
+    quantize_dynamic(
+        path,
+        smaller,
+        op_types_to_quantize=[
+            "MatMul",
+            "Gather",
+        ],  # in 8 bits Whisper's two convolutions would take three times as long
+        per_channel=True,
+        reduce_range=True,  # sums of products fit into 16 bits: the vectors are the same with and without VNNI
+        weight_type=QuantType.QInt8,
+    )
+    inputs = measured(path.stem, processor)
+    full, small = (np.concatenate([run(load(file), one) for one in inputs]) for file in (path, smaller))
+    cosines = (full * small).sum(-1)
+    for old in path.parent.glob(f"{path.name}*"):
+        old.unlink()
+    os.replace(smaller, path)
+    smaller.parent.rmdir()
+    return {"mean": float(cosines.mean()), "min": float(cosines.min()), "measured": len(cosines)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_export(of.parser_of(of.export, "wavlink export", __doc__).parse_args(argv))
+
+
+def run_export(options: argparse.Namespace) -> None:
+    with stdout_for(options.as_json) as print_json:
+        step(f"loading {options.model}")
+        loaded = load_for_evaluation(options.model)
+        about = export_onnx(*loaded, options.folder, options.int8, options.opset, progress=step)
+        size = sum(path.stat().st_size for path in Path(options.folder).glob("*.onnx*")) / 1e6
+        print(f"{options.folder}: {about['precision']}, {size:.1f} MB, opset {about['opset']}")
+        for name, difference in about["agreement"].items():
+            cosine = about.get("int8_cosine", {}).get(name)
+            cost = f"; int8's cosine to it: mean {cosine['mean']:.4f}, min {cosine['min']:.4f}" if cosine else ""
+            print(f"  {name}: fp32 within {difference:.1e} of torch{cost}")
+        print_json({"folder": options.folder} | about)

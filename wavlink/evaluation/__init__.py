@@ -1,0 +1,1 @@
+"""Measuring models: retrieval, zero-shot classification and multiple choice."""

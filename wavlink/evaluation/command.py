@@ -1,0 +1,277 @@
+"""One command for every score of the paper, of any models side by side.
+
+    python -m wavlink.evaluation.command --model M [M ...] --output SCORES.json \\
+        --benchmark audiocaps|clotho|esc50|us8k|vggsound|airbench|synthetic|FOLDER
+
+A model is a WavLink or a CLAP, a folder or a Hub id, or `random:M`, M's architecture with new weights. FOLDER is any
+audiofolder or Hub data set with captions, labels or both. Killed, the same command goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import torch
+
+from processing.datasets.benchmarks import BENCHMARKS, load_benchmark
+from processing.datasets.load import SYNTHETIC, caption_columns, load_split, named_like_captions
+from processing.datasets.paper import load_paper_data
+from wavlink import options as of
+from wavlink.atomic_files import only_writer, write_text
+from wavlink.console import stdout_for
+from wavlink.destinations import file_destination
+from wavlink.embedder import Embedder
+from wavlink.loading import describe, load_for_evaluation
+from wavlink.plots import draw_confusion, draw_dims
+from wavlink.sanitize import printable
+
+from .embed_split import fingerprint, open_store, remove_store
+from .metrics import multiple_choice_accuracy as multiple_choice_accuracy
+from .metrics import percent
+from .metrics import recall_at_k as recall_at_k
+from .metrics import zero_shot_accuracy as zero_shot_accuracy
+from .protocol import Protocol, evaluate_dataset, refuse_unscorable, table
+from .retrieval import DIRECTIONS
+from .retrieval import compute_metrics as compute_metrics
+
+PACKAGES = ("torch", "transformers", "datasets", "numpy", "soundfile", "soxr")
+_OF_CAPTIONS = ("audiocaps", "clotho")
+_NAMES = (*_OF_CAPTIONS, *BENCHMARKS, SYNTHETIC)
+
+
+def load(
+    benchmark: str, split: str = "", data: str = "", say: Callable[[str], None] | None = None
+) -> tuple[datasets.Dataset, dict]:
+    """A split, and what to record of it.
+
+    Args:
+        benchmark: a name, a folder or a Hub id.
+        split: default: what the benchmark is scored on; of a folder, `test`.
+        data: of a benchmark by name, the copy to read (see `load_benchmark` and `load_paper_data`).
+        say: called with what was left out of it (default: print it).
+    """
+    if benchmark in BENCHMARKS:
+        dataset, report = load_benchmark(benchmark, split, data)
+    elif benchmark in _OF_CAPTIONS:
+        dataset, report = load_paper_data(benchmark, split or "test", data, max_seconds=None)
+    elif data:
+        raise ValueError(f"--data is the copy of a benchmark by name ({', '.join(_NAMES)}), not of {benchmark}")
+    elif benchmark == SYNTHETIC or Path(benchmark).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", benchmark):
+        dataset, report = load_split(benchmark, split or "test"), None
+    else:
+        near = difflib.get_close_matches(benchmark, _NAMES, n=1)
+        raise ValueError(
+            f"no benchmark {benchmark!r}" + (f"; did you mean {near[0]}?" if near else "") + f" There are "
+            f"{', '.join(_NAMES)}, any audiofolder, and any Hub id such as owner/name"
+        )
+    about = {"source": data or benchmark, "split": getattr(report, "split", split or "test"), "rows": len(dataset)}
+    about |= {"fingerprint": fingerprint(dataset), "revision": _commit(dataset)}
+    if report is not None:
+        (say or _say)(str(report))
+        about["report"] = {name: x for name, x in vars(report).items() if isinstance(x, int) or name == "examples"}
+        about["labels"] = getattr(report, "labels", ())
+    return dataset, about
+
+
+def _commit(dataset: datasets.Dataset) -> str | None:
+    """Of a data set from the Hub the commit: `datasets` keeps each in a folder of that name."""
+    names = [Path(file["filename"]).parent.name for file in dataset.cache_files]
+    return next((name for name in names if re.fullmatch("[0-9a-f]{40}", name)), None)
+
+
+def score(
+    name: str | Embedder, dataset, columns: Sequence[str], protocol: Protocol, batch_size: int, store=None
+) -> dict:
+    """What is on record of one model: who it is, what it scored, and what that depends on.
+
+    Args:
+        name: as `load_for_evaluation` takes it, or an embedder, whose model and processor are scored as they are.
+        store: a folder for parts of the work and what tells the data apart from other data, if parts are to be kept.
+    """
+    known = {}
+    if isinstance(name, Embedder):
+        model, processor = name.model, name.processor
+        known = {"parameters": name.parameters, "revision": name.revision}  # of its weights before they were packed
+    else:
+        model, processor = load_for_evaluation(name, "cuda" if torch.cuda.is_available() else "cpu")
+    if store:
+        folder, data = store
+        revision = (describe(model, processor) | known)["revision"]
+        key = {"revision": revision, "data": data, "batch_size": batch_size}
+        if model.dtype != torch.float32:
+            key["dtype"] = str(model.dtype)
+        store = open_store(folder, key)
+    scores = evaluate_dataset(model, processor, dataset, columns, protocol, batch_size=batch_size, store=store)
+    versions = {package: version(package) for package in PACKAGES}
+    return {
+        "about": describe(model, processor) | known,
+        "protocol": dataclasses.asdict(protocol),
+        "versions": {"python": platform.python_version(), **versions},
+        **scores,
+    }
+
+
+def side_by_side(models: Sequence[dict]) -> str:
+    """A line a model, at its full width."""
+    figures = [_headline(scores) for scores in models]
+    names = [f"{row['model']} ({row['about']['kind']}, {row['about']['parameters'] / 1e6:.1f}M)" for row in models]
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{title:>24}" for title in figures[0])]
+    for name, row in zip(names, figures, strict=True):
+        lines.append(f"{name:{width}}" + "".join(f"{percent(x):>24}" for x in row.values()))
+    return "\n".join(lines)
+
+
+def _headline(scores: dict) -> dict[str, dict]:
+    dim = str(scores["about"]["dims"])
+    figures = {
+        f"{DIRECTIONS[way]} R@{k}": scores[way][dim][f"R@{k}"] for way in DIRECTIONS if way in scores for k in (1, 10)
+    }
+    if "zero_shot" in scores:
+        figures["zero-shot"] = scores["zero_shot"][dim]["accuracy"]
+    if "multiple_choice" in scores:
+        figures["multiple choice"] = scores["multiple_choice"][dim]["total"]
+    return figures
+
+
+def draw(models: Sequence[dict], output: Path) -> None:
+    """Pictures beside `output`: recall by dims, and of each model the confusions of its labels."""
+    if "text_to_audio" in models[0]:
+        draw_dims({scores["model"]: scores for scores in models}, output.with_suffix(".recall.png"))
+    for number, scores in enumerate(models):
+        if "zero_shot" in scores:
+            suffix = f".confusion{number or ''}.png"
+            draw_confusion(scores["zero_shot"]["confusion"], output.with_suffix(suffix))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run(_parser().parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> None:
+    with stdout_for(options.as_json) as print_json:
+        print_json(_score(options))
+
+
+def _score(options: argparse.Namespace) -> dict:
+    """The scores, which are printed and written as they come."""
+    return evaluate_models(
+        options.model,
+        options.benchmark,
+        _protocol(options),
+        output=options.output,
+        split=options.split,
+        data=options.data,
+        caption_columns=options.caption_columns,
+        batch_size=options.batch_size,
+        say=_say,
+    )
+
+
+def evaluate_models(
+    models: Sequence[str | Embedder],
+    benchmark: str,
+    protocol: Protocol,
+    *,
+    output: str | os.PathLike | None = None,
+    **options,
+) -> dict:
+    """Score models on one benchmark.
+
+    Args:
+        models: as `score` takes them.
+        protocol: without `candidates`, the benchmark's own labels are the candidates.
+        output: a JSON file to write; killed, the same call goes on where it was.
+        options: of `_score_models`.
+
+    Returns:
+        The scores of one model; of several, what they share and `models`.
+    """
+    if not output:
+        return _score_models(models, benchmark, protocol, **options)
+    file_destination(output)  # before the work, not after it
+    parts = Path(f"{os.fspath(output)}.parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    with only_writer(parts):
+        scores = _score_models(models, benchmark, protocol, parts=parts, **options)
+        write_text(output, json.dumps(scores, indent=2) + "\n")
+        draw(scores.get("models", [scores]), Path(output))
+        for number in range(len(models)):
+            remove_store(parts / str(number))
+    with suppress(OSError):  # where others have put something into it
+        parts.rmdir()
+    return scores
+
+
+def _score_models(
+    models: Sequence[str | Embedder],
+    benchmark: str,
+    protocol: Protocol,
+    *,
+    split: str = "",
+    data: str = "",
+    caption_columns: Sequence[str] = (),
+    batch_size: int = 32,
+    say: Callable[[str], None],
+    parts: Path | None = None,
+) -> dict:
+    dataset, about = load(benchmark, split, data, say)
+    labels = tuple(about.pop("labels", ()))
+    protocol = dataclasses.replace(
+        protocol, candidates=protocol.candidates or labels, share_captions=benchmark not in _OF_CAPTIONS
+    )
+    columns = _columns(dataset, caption_columns)
+    refuse_unscorable(dataset, columns, protocol)  # before a model is loaded
+    head = {"benchmark": benchmark, "split": about.pop("split"), "data": about}
+    scored = []
+    for number, model in enumerate(models):
+        name = model.name if isinstance(model, Embedder) else model
+        store = (parts / str(number), about["fingerprint"]) if parts else None
+        scored.append({"model": name, **head, **score(model, dataset, columns, protocol, batch_size, store)})
+        say(f"{name}\n{table(scored[-1])}")
+    if len(scored) > 1:
+        say(side_by_side(scored))
+    return scored[0] if len(scored) == 1 else {**head, "models": scored}
+
+
+def _columns(dataset, wanted: Sequence[str]) -> list[str]:
+    """Captions are needed only where there is nothing else to score by."""
+    others = {"label", "question"} & set(dataset.column_names)
+    if wanted or named_like_captions(dataset) or not others:
+        return caption_columns(dataset, wanted)
+    return []
+
+
+def _protocol(options: argparse.Namespace) -> Protocol:
+    renames = json.loads(Path(options.renames).read_text(encoding="utf-8")) if options.renames else {}
+    if not isinstance(renames, dict):
+        raise ValueError(f"{options.renames} must hold one object, label to words, as {{'dog': 'a dog'}}")
+    return Protocol(
+        prompts=tuple(options.prompt),
+        clean_up=options.clean_up,
+        renames=renames,
+        candidates=tuple(options.candidates or ()),
+        group_column=options.group_column,
+        choices=options.choices,
+        question=options.question,
+        choice_text=options.choice_text,
+        seed=options.seed,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    return of.parser_of(of.evaluate, "wavlink eval", __doc__)
+
+
+def _say(lines: str) -> None:
+    """Labels and names in them are the data set's."""
+    print("\n".join(map(printable, lines.split("\n"))), flush=True)

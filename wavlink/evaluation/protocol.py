@@ -1,0 +1,248 @@
+"""From a model and a split to every score that the split has the columns for."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from transformers.utils import logging
+
+from processing.audio import clip_name
+from processing.datasets.cells import kind_of
+from processing.datasets.load import captions_of, label_names
+
+from .embed_split import Embedded, embed_dataset, embed_text
+from .multiple_choice import (
+    AIR_BENCH_GROUPS,
+    TEXT,
+    Question,
+    checked_choice_text,
+    choices_from_labels,
+    multiple_choice_scores,
+    questions_of,
+    text_reader,
+)
+from .multiple_choice import table as multiple_choice_table
+from .retrieval import retrieval_scores
+from .retrieval import table as retrieval_table
+from .zero_shot import PROMPT, checked_prompts, label_texts, zero_shot_scores
+from .zero_shot import table as zero_shot_table
+
+logger = logging.get_logger(__name__)
+
+QUESTION = "What is this sound?"
+NO_LABELS = "the split has no labels"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a split is scored; it is written beside the numbers.
+
+    Args:
+        prompts: of zero-shot labels; the vectors of several are averaged.
+        clean_up, renames, candidates: see `zero_shot_scores`.
+        share_captions: clips that share a caption answer for each other (see `embed_dataset`).
+        group_column: clips are also scored by what this column says, where there is one.
+        choices: of a multiple-choice question made from labels; 0 makes none.
+        question, choice_text: its words, and how a question and a choice become one text.
+        seed: of the choices drawn.
+    """
+
+    prompts: tuple[str, ...] = (PROMPT,)
+    clean_up: str = "spaces"
+    renames: dict[str, str] = dataclasses.field(default_factory=dict)
+    candidates: tuple[str, ...] = ()
+    share_captions: bool = True
+    group_column: str = "group"
+    choices: int = 4
+    question: str = QUESTION
+    choice_text: str = TEXT
+    seed: int = 0
+
+
+def evaluate_dataset(
+    model,
+    processor,
+    dataset,
+    columns: Sequence[str] = (),
+    protocol: Protocol = Protocol(),
+    progress=True,
+    batch_size: int = 32,
+    store: Path | None = None,
+) -> dict:
+    """Every score that the split has the columns for: captions, `label`, or `question`, `choices` and `answer`.
+
+    Args:
+        columns: with captions.
+        store: see `embed_audio`.
+
+    Raises:
+        ValueError: there is nothing to score, or nothing that could be wrong (see `refuse_unscorable`); nothing is
+            embedded before that is known.
+    """
+    refuse_unscorable(dataset, columns, protocol)
+    questions, clips = [], dataset
+    if "question" in dataset.column_names:
+        questions, rows = questions_of(dataset)
+        clips = dataset.select(rows)  # each clip once
+    embedded = embed_dataset(
+        model,
+        processor,
+        clips,
+        columns,
+        progress,
+        share_captions=protocol.share_captions,
+        batch_size=batch_size,
+        store=store,
+    )
+    return scores_of(embedded, model, processor, clips, protocol, questions)
+
+
+def refuse_unscorable(dataset, columns: Sequence[str] = (), protocol: Protocol = Protocol()) -> None:
+    """Refuses a split that has nothing to score by, or nothing that a model could be wrong in.
+
+    Raises:
+        ValueError: no clips, a prompt or `choice_text` that cannot be filled in, or neither questions, nor two clips
+            with different captions, nor two different labels.
+    """
+    if not len(dataset):
+        raise ValueError("the split is empty: name another --split")
+    checked_prompts(list(protocol.prompts))
+    checked_choice_text(protocol.choice_text)
+    captions = [captions_of(row, columns) for row in dataset.select_columns(list(columns))] if columns else []
+    no_retrieval, (_, no_zero_shot) = why_no_retrieval(captions), labels_to_score(dataset, protocol)
+    if no_retrieval and no_zero_shot and "question" not in dataset.column_names:
+        raise ValueError(f"there is nothing to score: {no_retrieval}; {no_zero_shot}")
+
+
+def refuse_unsearchable(dataset, columns: Sequence[str], split: str) -> None:
+    """Refuses a split to validate on whose captions are nothing to search in."""
+    if reason := why_no_retrieval([captions_of(row, columns) for row in dataset.select_columns(list(columns))]):
+        raise ValueError(f"the split {split!r} cannot be validated on: {reason}")
+
+
+def why_no_retrieval(captions: Sequence[Sequence[str]]) -> str:
+    """Why the clips' captions are nothing to search in; "" if they are."""
+    clips, texts = sum(map(bool, captions)), {text for row in captions for text in row}
+    if not texts:
+        return "the split has no captions"
+    if clips > 1 and len(texts) > 1:
+        return ""
+    return (
+        f"with {clips} clips and {len(texts)} different captions every model finds all: give two clips or more with "
+        "different captions"
+    )
+
+
+def labels_to_score(clips, protocol: Protocol) -> tuple[list[str | None], str]:
+    """The label of each clip, and why there is nothing to classify by them; "" if there is."""
+    try:
+        labels = label_names(clips)
+    except ValueError as error:
+        return [None] * len(clips), str(error)
+    names = {label for label in labels if label}
+    if not names:
+        return labels, NO_LABELS
+    if len({*names, *protocol.candidates}) > 1:
+        return labels, ""
+    return labels, (
+        f"{names.pop()!r} is the only label, every model is right: give clips of two labels or more (a folder for "
+        "each, or a column `label`), or other labels to choose from (candidates)"
+    )
+
+
+def group_names(clips, column: str) -> list[str | None]:
+    """What a column says of each clip, as text; None where it has none, or there is no such column."""
+    if column not in clips.column_names:
+        return [None] * len(clips)
+    names = getattr(clips.features[column], "names", None)
+    values = [None if x is None else names[x] if names and x >= 0 else x for x in clips[column]]
+    if odd := next((kind for value in values if (kind := kind_of(value)) not in ("", "text", "a number")), None):
+        raise ValueError(f"column {column!r} holds {odd}: a group is a text, name another --group_column")
+    return [None if value in (None, "") else str(value) for value in values]
+
+
+def scores_of(
+    embedded: Embedded,
+    model,
+    processor,
+    clips,
+    protocol: Protocol = Protocol(),
+    questions: Sequence[Question] = (),
+) -> dict:
+    """See `evaluate_dataset`; `clips` is what was embedded, and what `questions` are about."""
+    was_training = model.training
+    model.eval()
+    dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
+    names = {clip_name(clips[row]["audio"], row): why for row, why in embedded.sounds.unreadable.items()}
+    scores = {
+        "clips": len(embedded.rows),
+        "captions": len(embedded.texts),
+        "unreadable": {"count": len(names), "clips": names},
+        "windowed": embedded.sounds.windowed,
+    }
+    labels, no_zero_shot = labels_to_score(clips, protocol)
+    no_retrieval = why_no_retrieval(embedded.captions)
+    if no_retrieval and no_zero_shot and not questions:
+        raise ValueError(f"there is nothing to score: {no_retrieval}; {no_zero_shot}")
+    groups = group_names(clips, protocol.group_column)
+    heard_groups = [groups[row] for row in embedded.rows]
+    texts = partial(embed_text, model, processor)
+    if not no_retrieval:
+        scores |= retrieval_scores(embedded.audio, embedded.text, embedded.correspondence, dims, heard_groups)
+    elif embedded.texts:
+        logger.warning(f"captions are not scored: {no_retrieval}")
+    if not no_zero_shot:
+        scores["zero_shot"] = zero_shot_scores(
+            embedded.audio,
+            [labels[row] for row in embedded.rows],
+            texts,
+            dims,
+            protocol.prompts,
+            protocol.clean_up,
+            protocol.renames,
+            protocol.candidates or sorted({label for label in labels if label}),
+            heard_groups if any(heard_groups) else None,
+        )
+    elif no_zero_shot != NO_LABELS:
+        logger.warning(f"labels are not scored: {no_zero_shot}")
+    task_groups = AIR_BENCH_GROUPS if questions else None
+    if questions := questions or _from_labels(labels, groups, protocol):
+        scores["multiple_choice"] = multiple_choice_scores(
+            embedded.audio,
+            questions,
+            texts,
+            dims,
+            protocol.choice_text,
+            rows=embedded.rows,
+            read=text_reader(processor, model.config.text_config),
+            groups=task_groups,
+        )
+    model.train(was_training)
+    return scores
+
+
+def _from_labels(labels: Sequence[str | None], groups: Sequence[str | None], protocol: Protocol) -> list[Question]:
+    """Questions on what each clip is, where there are enough labels."""
+    names = sorted({label for label in labels if label})
+    if not 2 <= protocol.choices <= len(names):
+        return []
+    words = dict(zip(names, label_texts(names, protocol.clean_up, protocol.renames), strict=True))
+    worded = [words.get(label) for label in labels]
+    return choices_from_labels(worded, protocol.choices, protocol.seed, protocol.question, groups)
+
+
+def table(scores: dict) -> str:
+    """The scores of `evaluate_dataset` for a person, in percent, with the chance level."""
+    lines = [f"{scores['clips']} clips, {scores['captions']} captions"]
+    if scores["unreadable"]["count"]:
+        names = list(scores["unreadable"]["clips"])
+        lines.append(f"{len(names)} clips cannot be read and are not scored: {', '.join(names[:3])}")
+    if scores["windowed"]:
+        lines.append(f"{scores['windowed']} clips are over the model's window: the mean of their windows is scored")
+    parts = {"text_to_audio": retrieval_table, "zero_shot": zero_shot_table, "multiple_choice": multiple_choice_table}
+    for key, form in parts.items():
+        if key in scores:
+            lines.append(form(scores if key == "text_to_audio" else scores[key]))
+    return "\n".join(lines)

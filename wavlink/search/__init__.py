@@ -1,0 +1,1 @@
+"""Indexes of sounds: building, storing, querying and publishing them."""

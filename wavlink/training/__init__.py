@@ -1,0 +1,1 @@
+"""Training: the loop, recipes, checkpoints and what runs on several processes."""

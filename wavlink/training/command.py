@@ -1,0 +1,87 @@
+"""Training from the command line: a recipe, or the sweep of recipes."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from wavlink.console import stdout_for
+from wavlink.parsing import Parser
+from wavlink.train_options import (
+    json_option,
+    parse,
+    recipe_argument,
+    recipe_options,
+    refuse_sweep_options,
+    sweep_of,
+)
+from wavlink.training.loop import train
+from wavlink.training.recipes import Recipe, load_recipe
+from wavlink.training.sweep import sweep, sweep_parser
+
+
+def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
+    """An option for each field of a recipe; `--json` is the one that is none (see `main`)."""
+    parser = Parser(prog="train.py", description=description, allow_abbrev=False)
+    json_option(parser)
+    recipe_options(parser)
+    return parser
+
+
+def parse_recipe(argv: Sequence[str]) -> Recipe:
+    """RECIPE and its options as one recipe."""
+    parser = recipe_parser()
+    recipe_argument(parser)
+    try:
+        return _recipe(parse(parser, argv))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    given = [option for option in argv if option != "--json"]
+    with stdout_for(given != argv) as print_json:
+        try:
+            if given[:1] == ["sweep"]:
+                done = _sweep(parse(sweep_parser(recipe_parser(sweep.__doc__)), given[1:]))
+            else:
+                done = _train(parse_recipe(given))
+        except (ValueError, OSError) as error:
+            sys.exit(f"train.py: {error}")
+        _report(done, print_json)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train what `wavlink train` was given, a recipe or the sweep."""
+    options = dict(vars(options))
+    with stdout_for(options.pop("as_json", False)) as print_json:
+        if options["recipe"] == "sweep":
+            del options["recipe"]
+            done = _sweep(sweep_of(options))
+        else:
+            refuse_sweep_options(options, options["recipe"])
+            done = _train(_recipe(options))
+        _report(done, print_json)
+
+
+def _recipe(options: dict) -> Recipe:
+    return load_recipe(options.pop("recipe"), **options)
+
+
+def _report(done: dict[str, Path], print_json: Callable) -> None:
+    if PartialState().is_main_process:
+        print(f"done: {' and '.join(str(done[name]) for name in [*done][-2:])}")
+        print_json({name: str(path) for name, path in done.items()})
+
+
+def _train(recipe: Recipe) -> dict[str, Path]:
+    folder = train(recipe)
+    return {"metrics": folder / "metrics.jsonl", "best": folder / "best", "last": folder / "last"}
+
+
+def _sweep(options: dict) -> dict[str, Path]:
+    folder = Path(sweep(options, train))
+    return {"picture": folder / "figure1.png", "table": folder / "sweep.md"}

@@ -1,0 +1,154 @@
+"""From a recipe to a model and its processor: pretrained towers, a WavLink to go on from, or small new towers."""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from modeling_wavlink.configuration_wavlink import WavLinkConfig, frame_pooling
+from modeling_wavlink.modeling_wavlink import WavLinkModel
+from modeling_wavlink.pretrained_wavlink import refuse_adapter
+from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+from processing.hub_names import needs_cache
+from wavlink.compat import enable_checkpointing
+
+from .finetuning import lora_config, set_trainable
+from .recipes import Recipe
+
+
+def refuse_bad_start(recipe: Recipe) -> None:
+    """Finds in seconds, from configs alone, a model that cannot be built and LoRA that matches nothing."""
+    if not (recipe.data or recipe.mixture):
+        raise ValueError("name the data set: an audiofolder, a Hub id, or 'synthetic' (train.py --data)")
+    if recipe.init:
+        config = _config_to_start_from(recipe)
+    elif recipe.audio_model:
+        towers = recipe.audio_model, recipe.text_model
+        for tower in filter(None, towers):
+            needs_cache(tower)
+        config = WavLinkModel.config_from_audio_text(*towers, **_frames(recipe), **_fields(recipe))
+    else:
+        audio_config = {**recipe.audio_config, **_frames(recipe)}
+        config = WavLinkConfig(audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
+    try:
+        with torch.device("meta"):
+            model = _set_up(WavLinkModel(config), recipe)
+    except ImportError as error:
+        raise ValueError(f"--attn_implementation {recipe.attn_implementation}: {error}") from error
+    if recipe.regime == "lora":
+        lora_config(model, recipe.scope, targets=recipe.lora_targets)
+
+
+def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
+    if not Path(recipe.init).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", recipe.init):
+        raise ValueError(
+            f"{recipe.name} starts from {recipe.init}, which is neither a folder nor a Hub id: train its first stage, "
+            "or give --init"
+        )
+    needs_cache(recipe.init)
+    config = WavLinkConfig.from_pretrained(recipe.init)
+    refuse_adapter(recipe.init)
+    if config.loss_type != recipe.loss_type:
+        raise ValueError(f"{recipe.init} has learned with {config.loss_type}: give --loss_type {config.loss_type}")
+    if recipe.pooling and recipe.pooling != config.pooling:
+        raise ValueError(f"{recipe.init} brings its pooling, {config.pooling}: leave --pooling out")
+    own = frame_pooling(config.audio_config)
+    if recipe.frame_pooling and frame_pooling(recipe) != own:
+        layers = ", ".join(map(str, own[1]))
+        raise ValueError(f"{recipe.init} brings its frame_pooling, {own[0]} after layer {layers}: leave it out")
+    if recipe.matryoshka_dims and list(recipe.matryoshka_dims) != config.matryoshka_dims:
+        raise ValueError(
+            f"{recipe.init} brings its nested dims, {config.matryoshka_dims}, not {list(recipe.matryoshka_dims)}: "
+            "leave --matryoshka_dims out"
+        )
+    return config
+
+
+def _fields(recipe: Recipe) -> dict:
+    """What the recipe says of the config; the rest is the towers' own."""
+    fields = {"loss_type": recipe.loss_type, "label_smoothing": recipe.label_smoothing}
+    if recipe.pooling:
+        fields["pooling"] = recipe.pooling
+    if recipe.projection_dim:
+        fields["projection_dim"] = recipe.projection_dim
+    if recipe.matryoshka_dims:
+        fields["matryoshka_dims"] = list(recipe.matryoshka_dims)
+    return fields
+
+
+def _frames(recipe: Recipe) -> dict:
+    """What the recipe says of a Whisper's frames; HTS-AT pools its patches itself."""
+    if not recipe.frame_pooling:
+        return {}
+    if (
+        recipe.audio_model
+        and AutoConfig.from_pretrained(recipe.audio_model, trust_remote_code=False).model_type != "whisper"
+    ):
+        return {}
+    factor, layers = frame_pooling(recipe)
+    return {"frame_pooling": factor, "frame_pooling_layer": list(layers)}
+
+
+def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLinkModel, WavLinkProcessor]:
+    """The model in fp32, of which learns what the recipe says, and the processor with the recipe's padding.
+
+    Args:
+        captions: gives every caption to learn from, whose words a new text tower's tokenizer needs.
+    """
+    if recipe.init:
+        model = WavLinkModel.from_pretrained(recipe.init)  # this code, not what lies beside the weights
+        processor = WavLinkProcessor.from_pretrained(recipe.init)
+        processor.feature_extractor.padding = recipe.padding
+        model.config.label_smoothing = recipe.label_smoothing
+    elif recipe.audio_model:
+        towers = recipe.audio_model, recipe.text_model
+        processor = WavLinkProcessor.from_audio_text_pretrained(*towers, padding=recipe.padding)
+        model = WavLinkModel.from_audio_text_pretrained(*towers, **_frames(recipe), **_fields(recipe))
+    else:
+        tokenizer = word_tokenizer(captions(), recipe.text_config["max_position_embeddings"])
+        mel_bins = recipe.audio_config["num_mel_bins"]
+        htsat = recipe.audio_config.get("model_type") == "clap_audio_model"
+        extractor = WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor
+        processor = WavLinkProcessor(extractor(mel_bins, padding=recipe.padding), tokenizer)
+        text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        audio_config = {**recipe.audio_config, **_frames(recipe)}
+        config = WavLinkConfig(audio_config, text_config, text_pooling="mean", **_fields(recipe))
+        model = WavLinkModel(config)
+    return _prepared(model, recipe), processor
+
+
+def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
+    model.set_attn_implementation(recipe.attn_implementation)
+    if recipe.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ValueError("HTS-AT has no gradient_checkpointing: leave it out, or lower --micro_batch_size")
+        enable_checkpointing(model)
+    return model
+
+
+def _prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
+    lora = recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets
+    return set_trainable(_set_up(model, recipe), recipe.regime, recipe.scope, *lora)
+
+
+def word_tokenizer(captions, max_length: int) -> PreTrainedTokenizerFast:
+    """Lower-cased words and punctuation marks, one id each: enough for a text tower trained from scratch."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(captions, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "attention_mask"],
+    )

@@ -1,0 +1,144 @@
+"""A contrastive batch of any size on a device of any size: exact gradients in small chunks (arXiv 2101.06983)."""
+
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .distributed import average_whole
+
+LOSS_INPUTS = ("caption_ids", "text_owner")  # of a batch, what concerns no tower
+
+
+def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int = 0) -> Tensor:
+    """Adds the batch's gradients to `.grad`, and returns its loss, detached.
+
+    The loss needs all embeddings at once but only their gradients flow on into the towers. So: embed the chunks
+    without a graph, take the loss's gradient with respect to the embeddings, then embed each chunk again and send its
+    share of that gradient back. Memory is that of one chunk; dropout is replayed, so the result is that of one piece.
+
+    Args:
+        accelerator: an `accelerate.Accelerator`.
+        model: a `WavLinkModel` as `accelerator.prepare` gave it.
+        batch: what `WavLinkModel.forward` takes, as many clips as texts, or a `text_owner`.
+        micro_batch_size: clips a chunk, with texts in proportion; 0 takes the batch in one piece.
+    """
+    if not micro_batch_size or _fits(accelerator, len(batch["input_features"]), micro_batch_size):
+        with accelerator.autocast():
+            loss = model(**batch, return_loss=True).loss
+        accelerator.backward(loss)
+        average_whole(model)
+        return loss.detach()
+    places = _places(len(batch["input_features"]), len(batch["input_ids"]), micro_batch_size)
+    chunks = [trim(_cut(batch, *place)) for place in places]
+    states, pairs = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(_random_state(accelerator.device))
+            pairs.append(_embed(accelerator, model, chunk))
+    audio, text = (torch.cat(side).float().requires_grad_() for side in zip(*pairs, strict=True))
+    wavlink = accelerator.unwrap_model(model)
+    # Copies, because gradients of the parameters themselves may only arise under the wrapper's last backward.
+    scale, bias = (p.detach().requires_grad_() for p in (wavlink.logit_scale, wavlink.logit_bias))
+    about = {name: batch.get(name) for name in LOSS_INPUTS}
+    loss = wavlink.loss(audio, text, logit_scale=scale, logit_bias=bias, **about)
+    factor = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
+    audio_grad, text_grad, scale_grad, bias_grad = torch.autograd.grad(
+        factor * loss, (audio, text, scale, bias), materialize_grads=True
+    )
+    for number, (chunk, state, (clips, texts)) in enumerate(zip(chunks, states, places, strict=True)):
+        last = number == len(chunks) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            with _replay(state, accelerator.device):
+                audio_embeds, text_embeds = _embed(accelerator, model, chunk)
+            surrogate = (audio_embeds * audio_grad[clips]).sum() + (text_embeds * text_grad[texts]).sum()
+            if last:
+                surrogate = surrogate + wavlink.logit_scale * scale_grad
+                if wavlink.logit_bias.requires_grad:
+                    surrogate = surrogate + wavlink.logit_bias * bias_grad
+            surrogate.backward()
+    average_whole(model)
+    return loss.detach()
+
+
+def _fits(accelerator, clips: int, micro_batch_size: int) -> bool:
+    """Whether one chunk is enough on every process: DDP hangs where some take a batch in one piece and others do not,
+    since it may talk before a forward with a graph, which is then on either side of the loss's own talk."""
+    if accelerator.num_processes > 1:
+        clips = int(accelerator.gather(torch.tensor([clips], device=accelerator.device)).max())
+    return clips <= micro_batch_size
+
+
+def _places(clips: int, texts: int, micro_batch_size: int) -> list[tuple[slice, slice]]:
+    """Which clips and which texts each chunk holds; a chunk has no loss, so they need not belong together."""
+    starts = [*range(0, clips, micro_batch_size), clips]
+    cuts = [start * texts // clips for start in starts]
+    return [(slice(*clips), slice(*texts)) for clips, texts in zip(pairwise(starts), pairwise(cuts), strict=True)]
+
+
+def _cut(batch: dict[str, Tensor], clips: slice, texts: slice) -> dict[str, Tensor]:
+    inputs = {name: rows for name, rows in batch.items() if name not in LOSS_INPUTS}
+    return {name: rows[clips if name.startswith("input_features") else texts] for name, rows in inputs.items()}
+
+
+def trim(chunk: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drops the end of a chunk where it is padding (frames, windows, tokens) for every row; masks make that change no
+    vector. Padding at the start stays, since towers count positions from there."""
+    chunk = dict(chunk)
+    for mask, names in {
+        "input_features_mask": ("input_features", "input_features_mask"),
+        "attention_mask": ("input_ids", "attention_mask", "token_type_ids"),
+    }.items():
+        if mask in chunk:
+            used = (chunk[mask] != 0).any(0).nonzero()
+            longest = int(used[-1]) + 1 if len(used) else 1
+            # Whisper's log-mel [B, F, T] is the only input whose masked axis is not its second.
+            chunk |= {
+                name: chunk[name].narrow(2 if chunk[name].dim() == 3 else 1, 0, longest)
+                for name in names
+                if name in chunk
+            }
+    return chunk
+
+
+def _embed(accelerator, model, chunk: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    with accelerator.autocast():
+        output = model(**chunk, return_loss=False)
+    return output.audio_embeds, output.text_embeds
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """The states of the random numbers of the CPU and of `device`."""
+    return [torch.get_rng_state(), *(get(*where) for get, _, where in _generators(device))]
+
+
+def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    for state, (_, set_state, where) in zip(states[1:], _generators(device), strict=True):
+        set_state(state, *where)
+
+
+def _generators(device: torch.device) -> list[tuple[Callable, Callable, tuple]]:
+    """How to get and set the random state of an accelerator, and what both take besides."""
+    if device.type == "cpu":
+        return []
+    module = torch.get_device_module(device)
+    if not (hasattr(module, "get_rng_state") and hasattr(module, "set_rng_state")):
+        raise ValueError(
+            f"micro_batch_size replays dropout, and torch cannot set a {device.type}'s random state: leave it at 0"
+        )
+    where = () if device.type == "mps" else (device,)  # there is one MPS device, which its functions do not take
+    return [(module.get_rng_state, module.set_rng_state, where)]
+
+
+@contextmanager
+def _replay(states: list[Tensor], device: torch.device):
+    """A context in which random numbers repeat themselves; afterwards they go on as before."""
+    before = _random_state(device)
+    _set_random_state(states, device)
+    try:
+        yield
+    finally:
+        _set_random_state(before, device)

@@ -1,0 +1,287 @@
+"""The one training loop."""
+
+import argparse
+import math
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from transformers import get_cosine_schedule_with_warmup
+
+from modeling_wavlink import WavLinkAudioModel
+from processing.datasets.fingerprints import rows_digest, vocabulary_digest
+from processing.datasets.load import caption_columns, with_captions
+from processing.datasets.loaders import Epochs, Stream, load_source
+from wavlink.atomic_files import remove_leftovers
+from wavlink.evaluation.embed_split import Embedded, embed_dataset
+from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
+from wavlink.parsing import Parser
+from wavlink.progress import Bar
+from wavlink.train_options import (
+    json_option,
+    recipe_options,
+)
+from wavlink.training import distributed as sharding
+from wavlink.training.checkpoints import load_state, save_state
+from wavlink.training.factory import build, refuse_bad_start
+from wavlink.training.finetuning import (
+    clamp_scale,
+    describe,
+    has_lora,
+    merged_state_dict,
+    parameter_groups,
+    save_adapter,
+)
+from wavlink.training.grad_cache import backward
+from wavlink.training.log import Log
+from wavlink.training.memory import (
+    limit_kept_memory,
+    recompute_attention,
+    recompute_long_texts,
+    return_freed_memory,
+)
+from wavlink.training.recipes import RECIPES, Recipe, refuse_another_run
+from wavlink.training.run_folder import (
+    alone_in_its_folder,
+    naming_dead_workers,
+    refuse_unknown_trackers,
+    remove,
+    whole,
+)
+
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*_wavlink.py")  # whose names change from run to run
+
+
+def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
+    """An option for each field of a recipe; `--json` is the one that is none (see `main`)."""
+    parser = Parser(prog="train.py", description=description, allow_abbrev=False)
+    json_option(parser)
+    recipe_options(parser)
+    return parser
+
+
+class Run:
+    """One recipe's model, data, optimizer and folder."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.folder = Path(recipe.output_dir)
+        refuse_unknown_trackers(recipe.trackers)
+        self.accelerator = sharding.start(recipe.mixed_precision, recipe.trackers, recipe.output_dir)
+        self.on_cpu = self.accelerator.device.type == "cpu"
+        if self.on_cpu:
+            limit_kept_memory()
+        if recipe.batch_size < self.accelerator.num_processes:
+            raise ValueError(
+                f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
+                "nothing for some: raise it, or use fewer"
+            )
+        sharding.refuse_unequal_chunks(self.accelerator, recipe.batch_size, recipe.micro_batch_size)
+        refuse_bad_start(recipe)
+        set_seed(recipe.seed)
+        share = self.accelerator.process_index, self.accelerator.num_processes
+        self.feed = Stream(recipe, *share) if recipe.streaming else Epochs(recipe, *share)
+        self.steps = self.feed.steps
+        self.validation_set = load_source(recipe, recipe.validation_data or recipe.data, recipe.validation_split)
+        if not len(self.validation_set):
+            raise ValueError(f"the split {recipe.validation_split!r} to validate on is empty: give --validation_split")
+        shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
+        self.columns = caption_columns(self.validation_set, shared)
+        self.validation_set = with_captions(self.validation_set, self.columns)
+        refuse_unsearchable(self.validation_set, self.columns, recipe.validation_split)
+        model, self.processor = build(recipe, self.feed.captions)
+        if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
+            model.audio_model.start_token(**self.feed.first_sounds(self.processor))
+        self.accelerator.print(describe(model))
+        if self.on_cpu and not (recipe.compile or recipe.gradient_checkpointing):
+            recompute_long_texts(model.text_model)
+            if recipe.attn_implementation == "eager":
+                recompute_attention(model.audio_model)
+        optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
+        warmup = math.ceil(recipe.warmup_ratio * self.steps)
+        self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
+        if recipe.compile:
+            for tower in (model.audio_model, model.text_model):
+                tower.compile(dynamic=True)  # in place: the names of weights stay
+        self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
+        self.facts = self._facts()
+        self.step = 0
+        self.best = -1.0
+
+    def _facts(self) -> dict:
+        """What must be the same for the run to go on; the main process looks, since all have the same data."""
+        facts = {}
+        if self.accelerator.is_main_process:
+            facts = {
+                "processes": self.accelerator.num_processes,
+                **self.feed.facts(),
+                "validation clips": len(self.validation_set),
+                "validation captions and sounds": rows_digest(self.validation_set, self.columns),
+                "vocabulary": vocabulary_digest(self.processor.tokenizer),
+            }
+        return broadcast_object_list([facts])[0]
+
+    def state_dict(self) -> dict:
+        """Every process's place in the data goes along, since only the main process's state is written."""
+        feeds = gather_object([self.feed.state_dict()])
+        schedule = self.schedule.state_dict()
+        return {"step": self.step, "best": self.best, "schedule": schedule, "feeds": feeds, "facts": self.facts}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step, self.best = state["step"], state["best"]
+        self.schedule.load_state_dict(state["schedule"])
+        self.feed.load_state_dict(state["feeds"][self.accelerator.process_index])
+
+    def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
+        """One optimizer step; the loss as a mean over processes, and whether one of them was told to stop."""
+        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size)
+        value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the loss is {value} at step {self.step}; its clips: {', '.join(self.feed.names(self.step))}"
+            )
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        self.optimizer.step()
+        clamp_scale(self.accelerator.unwrap_model(self.model))
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return value, stops > 0
+
+    def score(self) -> tuple[dict, Embedded]:
+        """Validation scores at every nested dim; `best/` is the model with the best mean R@10 of both directions."""
+        model = self.accelerator.unwrap_model(self.model)
+        with sharding.gathering_features(model, self.accelerator.autocast):
+            split = self.validation_set, self.columns
+            embedded = embed_dataset(model, self.processor, *split, progress=False, shared=True)
+            protocol = Protocol(choices=0, group_column="")
+            scores = scores_of(embedded, model, self.processor, self.validation_set, protocol)
+        scores = broadcast_object_list([scores])[0]
+        full = str(model.config.projection_dim)
+        quality = sum(scores[way][full]["R@10"]["value"] for way in ("text_to_audio", "audio_to_text")) / 2
+        if quality > self.best:
+            self.best = quality
+            self.save_model("best")
+        return scores, embedded
+
+    def save_model(self, name: str) -> None:
+        """`name/` with the merged weights, and with LoRA `name/adapter/` beside them; all processes must call it."""
+        model, weights = sharding.savable(self.accelerator, self.model)
+        if not self.accelerator.is_main_process:
+            return
+        learned = self.accelerator.unwrap_model(self.model)
+        with whole(self.folder / name, stale=MODEL_FILES) as folder:
+            model.save_pretrained(folder, state_dict=merged_state_dict(learned, weights))
+            self.processor.save_pretrained(folder)
+            if has_lora(learned):
+                save_adapter(learned, folder / "adapter", base=self.recipe.init, state=weights)
+
+    def save_checkpoint(self) -> None:
+        folder = self.folder / "checkpoints"
+        broadcast = lambda token: broadcast_object_list([token])[0]  # noqa: E731
+        share = self.accelerator.process_index, self.accelerator.wait_for_everyone, broadcast
+        with whole(folder / f"step-{self.step:08d}", *share) as unfinished:
+            save_state(self.accelerator, unfinished, self.state_dict())
+        if self.accelerator.is_main_process:
+            for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
+                remove(old)
+
+    def resume(self) -> None:
+        if self.accelerator.is_main_process:
+            for folder in (self.folder, self.folder / "checkpoints"):
+                remove_leftovers(folder)
+        checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
+        if checkpoints:
+            self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
+
+
+class StopSignal:
+    """True from the moment SIGTERM arrives, which schedulers send before they kill."""
+
+    def __init__(self):
+        self.received = False
+
+    def __bool__(self) -> bool:
+        return self.received
+
+    def __enter__(self) -> "StopSignal":
+        self.before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *error) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+    def _receive(self, *_) -> None:
+        self.received = True
+
+
+def train(recipe: Recipe) -> Path:
+    """Train a model by a recipe, going on from the last checkpoint in its output folder.
+
+    On SIGTERM the step is finished and a checkpoint written, then the process exits with 143.
+
+    Args:
+        recipe: from `load_recipe`; its times are in seconds.
+
+    Returns:
+        The output folder, with `best/` and `last/`, which `AutoModel.from_pretrained` loads, `checkpoints/`,
+        `metrics.jsonl`, `recipe.json` and plots.
+
+    Raises:
+        ValueError: no recipe, one without `output_dir`, data that cannot be trained on, an output folder with another
+            run or in use by another process, or a loss that is not finite.
+
+    Example:
+
+    ```python
+    >>> import wavlink
+    >>> recipe = wavlink.load_recipe(
+    ...     "quickstart", init=model_folder, data=sounds_folder, max_steps=1, batch_size=2, num_workers=0,
+    ...     mixed_precision="no", label_prompt="", output_dir=output_folder,
+    ... )
+    >>> folder = wavlink.train(recipe)
+    96,962 parameters, of which ...
+    >>> sorted(path.name for path in folder.iterdir() if path.is_dir())
+    ['best', 'checkpoints', 'last']
+
+    ```
+    """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"give a recipe, as from load_recipe({next(iter(RECIPES))!r}), got {recipe!r}")
+    if not recipe.output_dir:
+        raise ValueError(f"the recipe {recipe.name} has no output_dir: load_recipe gives it one, or name a folder")
+    return _train(recipe)
+
+
+@alone_in_its_folder
+def _train(recipe: Recipe) -> Path:
+    if any((Path(recipe.output_dir) / "checkpoints").glob("step-*")):
+        refuse_another_run(recipe)
+    run = Run(recipe)
+    run.resume()
+    log = Log(run)
+    run.model.train()
+    with StopSignal() as signal_received, naming_dead_workers():
+        for batch in run.feed.batches(run.processor, run.step):
+            if run.step == run.steps:
+                break
+            learning_rate = run.schedule.get_last_lr()[0]
+            loss, stop = run.learn(batch, signal_received)
+            if run.on_cpu:
+                return_freed_memory()
+            log.step(loss, run.accelerator.unwrap_model(run.model).scale.item(), learning_rate)
+            if run.feed.is_epoch_end(run.step):
+                log.validation(*run.score())
+            if stop or run.feed.is_epoch_end(run.step) or (recipe.save_steps and run.step % recipe.save_steps == 0):
+                run.save_checkpoint()
+            if stop:
+                log.note_seconds()
+                Bar.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
+                sys.exit(128 + signal.SIGTERM)
+    run.save_model("last")
+    run.accelerator.wait_for_everyone()
+    log.end()
+    return run.folder

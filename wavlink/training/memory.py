@@ -1,0 +1,111 @@
+"""Memory of training on a CPU: freed tensors go back to the system, large states are recomputed, the peak is known."""
+
+import ctypes
+import inspect
+import os
+import platform
+import sys
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from wavlink.compat import disable_checkpointing, enable_checkpointing
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_MAPPED = 1 << 20  # bytes: larger blocks are mapped one by one
+MANY_WEIGHTS = 14 << 20  # 56 MB in fp32, in each layer
+MANY_TOKENS = 64 * 64
+_KEPT = 1 << 26  # free bytes at the end of the heap that stay there
+_CACHES = {"LRU_CACHE_CAPACITY": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}  # 1024 each by default
+_NAME = "eager_recomputed"
+
+
+def limit_kept_memory() -> bool:
+    """Make oneDNN keep few buffers and glibc none of freed tensors; return whether glibc does.
+
+    Call it before torch computes.
+
+    oneDNN keeps what it prepared, buffers included, for each of the last 1,024 shapes, of which each batch of another
+    length brings new ones. glibc takes blocks of up to 32 MB from one heap as soon as one such block was freed, and
+    the batches' ever other lengths leave gaps in which the next ones do not fit. With both, training's memory grows
+    for an hour: of the recipe `sounds` beyond 8 GB. Settings of these in the environment are left as they are.
+    """
+    for name, capacity in _CACHES.items():
+        os.environ.setdefault(name, capacity)
+    tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if tuned or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_THRESHOLD, _MAPPED) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+
+
+def return_freed_memory() -> None:
+    """Give the free pages of the heap, also those between blocks in use, back to the system; only with glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_memory() -> int | None:
+    """The most resident memory that this process has had, in MiB; None where the system does not say."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as file:  # `getrusage` would begin with the parent's peak
+            return next(int(line.split()[1]) >> 10 for line in file if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> (20 if sys.platform == "darwin" else 10)
+
+
+def recompute_attention(model: PreTrainedModel) -> None:
+    """Make a tower with eager attention compute attention weights anew in backward where they are many.
+
+    The gradients are the same to the last bit. With `attn_implementation="eager"`, which in bf16 on a CPU is the
+    fastest, the weights `[B, heads, L, L]` of long clips are most of a step's memory.
+    """
+    AttentionInterface.register(_NAME, _recomputed_attention)
+    AttentionMaskInterface.register(_NAME, eager_mask)
+    model.set_attn_implementation(_NAME)
+
+
+def recompute_long_texts(model: PreTrainedModel) -> None:
+    """Make a text tower compute its layers' states anew in backward for batches of many tokens.
+
+    The gradients are the same to the last bit, dropout included. A tower that cannot is left as it is.
+    """
+    if not model.supports_gradient_checkpointing:
+        return
+
+    def choose(_, args: tuple, kwargs: dict) -> None:
+        tokens = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        many = torch.is_grad_enabled() and tokens.numel() >= MANY_TOKENS
+        (enable_checkpointing if many else disable_checkpointing)(model)
+
+    model.register_forward_pre_hook(choose, with_kwargs=True)
+
+
+def _recomputed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options
+) -> tuple[Tensor, Tensor | None]:
+    """`[B, heads, L, d]` thrice and a mask `[B or 1, 1, L, L]` -> `[B, L, heads, d]`, and weights where they stay."""
+    attend = inspect.getmodule(type(module)).eager_attention_forward  # each model has its own
+    batch, heads, length = query.shape[:3]
+    weights = heads * length * key.shape[2]  # of a clip
+    if not torch.is_grad_enabled() or batch * weights < MANY_WEIGHTS:
+        return attend(module, query, key, value, mask, **options)
+    size = max(1, MANY_WEIGHTS // weights)
+    if module.training and options.get("dropout"):
+        size = batch  # so that dropout draws what it draws without this
+    pieces = [x.split(size) for x in (query, key, value)]
+    masks = [None] * len(pieces[0]) if mask is None else mask.expand(batch, -1, -1, -1).split(size)
+    attended = [
+        checkpoint(lambda *piece: attend(module, *piece, **options)[0], *piece, use_reentrant=False)
+        for piece in zip(*pieces, masks, strict=True)
+    ]
+    return torch.cat(attended), None

@@ -1,0 +1,154 @@
+"""The design sweep: any of its configurations under any seeds, one after another, and what came out of them."""
+
+import argparse
+import dataclasses
+import fnmatch
+import gc
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+
+from wavlink.atomic_files import remove, remove_leftovers, write_text
+from wavlink.evaluation.retrieval import DIRECTIONS
+from wavlink.plots import draw_sweep
+from wavlink.train_options import SWEEP, sweep_options
+
+from .factory import refuse_bad_start
+from .recipes import SWEEP_TEXTS, Recipe, design_sweep, refuse_another_run
+
+AXES = ("text_model", "loss_type", "regime", "scope", "init")  # of the sweep, so no options of it
+
+
+def sweep_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    sweep_options(parser)
+    parser.set_defaults(**SWEEP)
+    return parser
+
+
+def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
+    """python train.py sweep [--only PATTERNS] [--seeds 0,1,2] [--clip ID] [--modernbert ID] [--OPTION VALUE ...]
+
+    Runs the 24 configurations, or those asked for, into OUTPUT_DIR/NAME-seedN. The same command goes on where it
+    stopped; finished runs are kept and lose their checkpoints. Draws figure1.png (R@1 of every configuration on the
+    validation data, the last step's model) and writes sweep.md and sweep.json.
+    """
+    recipes = configurations(dict(options))
+    folder = Path(recipes[0].output_dir).parent
+    for recipe in {recipe.name: recipe for recipe in recipes if not finished(recipe)}.values():
+        refuse_bad_start(recipe)  # all of them now, rather than the last one after days
+    rows = []
+    for recipe in recipes:
+        begun = not finished(recipe)
+        if begun:
+            train(recipe)
+            gc.collect()  # a run and its Accelerator hold each other, and the next one needs their memory
+        _remove_checkpoints(Path(recipe.output_dir, "checkpoints"))
+        rows.append(result(recipe))
+        if begun and PartialState().is_main_process:
+            write_text(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
+    if PartialState().is_main_process:
+        report(rows, folder)
+    return folder
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """Those of a finished run, and their folder where it holds nothing else."""
+    for checkpoint in folder.glob("step-*"):
+        remove(checkpoint)
+    remove_leftovers(folder)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def finished(recipe: Recipe) -> bool:
+    """Whether its folder holds its end. Another run's end there is refused: its scores would pass for this one's."""
+    folder = Path(recipe.output_dir)
+    if not (folder / "last").is_dir():  # the last thing a run writes
+        return False
+    refuse_another_run(recipe)
+    return True
+
+
+def report(rows: Sequence[dict], folder: Path) -> None:
+    """Writes sweep.json, sweep.md and figure1.png."""
+    write_text(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
+    write_text(folder / "sweep.md", table(rows))
+    recalls = {
+        name: {way: [recall(row, way, 1) for row in group] for way in DIRECTIONS}
+        for name, group in by_name(rows).items()
+    }
+    draw_sweep(recalls, folder / "figure1.png")
+
+
+def configurations(options: dict) -> list[Recipe]:
+    """The recipes that a sweep's options ask for, seed after seed."""
+    patterns = options.pop("only").split(",")
+    seeds = list(dict.fromkeys(options.pop("seeds").split(",")))
+    texts = {source: options.pop(name) for name, source in SWEEP_TEXTS.items()}
+    fixed = [name for name in (*AXES, "seed") if name in options]
+    if fixed:
+        raise ValueError(
+            f"the sweep varies {', '.join(fixed)} itself: choose with --only, --clip, --modernbert, --seeds"
+        )
+    folder = options.pop("output_dir", "runs/sweep")
+    names = [recipe.name for recipe in design_sweep()]
+    idle = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+    if idle:
+        raise ValueError(f"--only {','.join(idle)} asks for nothing; there are {', '.join(names)}")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ValueError(f"--seeds must be whole numbers such as 0,1,2, got {','.join(seeds)}")
+    return [
+        dataclasses.replace(
+            recipe,
+            **options,
+            text_model=texts[recipe.text_model],
+            seed=int(seed),
+            output_dir=f"{folder}/{recipe.name}-seed{seed}",
+        )
+        for seed in seeds
+        for recipe in design_sweep()
+        if any(fnmatch.fnmatch(recipe.name, pattern) for pattern in patterns)
+    ]
+
+
+def result(recipe: Recipe) -> dict:
+    """The scores of a finished run's last validation."""
+    lines = (Path(recipe.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    last = [record for record in map(json.loads, lines) if "validation" in record][-1]
+    return {"name": recipe.name, "seed": recipe.seed, "step": last["step"], "validation": last["validation"]}
+
+
+def recall(row: dict, direction: str, k: int, last_dim: bool = False) -> float:
+    """R@k in percent at the full width, or at the smallest nested dim."""
+    dims = sorted(row["validation"][direction], key=int)
+    return 100 * row["validation"][direction][dims[0] if last_dim else dims[-1]][f"R@{k}"]["value"]
+
+
+def by_name(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """Rows of each configuration, the best first: by the mean R@1 of both directions and all seeds."""
+    names = dict.fromkeys(row["name"] for row in rows)
+    grouped = {name: [row for row in rows if row["name"] == name] for name in names}
+    quality = {
+        name: np.mean([recall(x, way, 1) for x in group for way in DIRECTIONS]) for name, group in grouped.items()
+    }
+    return {name: grouped[name] for name in sorted(grouped, key=quality.get, reverse=True)}
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Markdown, the best first; several seeds as mean and range."""
+    heads = [f"{words} R@{k}" for words in DIRECTIONS.values() for k in (1, 10)]
+    lines = ["| configuration | seeds | " + " | ".join(heads) + " | R@10 at 1/8 dims |", "|---" * 7 + "|"]
+    for name, group in by_name(rows).items():
+        cells = [_spread([recall(row, way, k) for row in group]) for way in DIRECTIONS for k in (1, 10)]
+        small = [np.mean([recall(row, way, 10, last_dim=True) for way in DIRECTIONS]) for row in group]
+        lines.append(f"| {name} | {len(group)} | " + " | ".join([*cells, _spread(small)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
