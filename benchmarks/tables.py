@@ -26,8 +26,8 @@ except ModuleNotFoundError:  # run as a script
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(
-    r"^(?P<mark><!-- table: (?P<name>[^\s,]+)(?: where (?P<column>[^=\n]+)=(?P<value>[^\n]+?))?(?P<later>, once recorded)? -->)"
-    r"\n(?P<old>.*?)^<!-- /table -->$",
+    r"^(?P<mark><!-- table: (?P<name>[^\s,]+)(?: where (?P<column>[^=\n]+)=(?P<value>[^\n]+?))?"
+    r"(?P<later>, once recorded)? -->)\n(?P<old>.*?)^<!-- /table -->$",
     re.DOTALL | re.MULTILINE,
 )
 _NAMED = ("torch", "transformers", "faiss-cpu", "lancedb")  # versions that stand below a table

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import train
 from wavlink.cli import build_parser
+from wavlink.train_options import parse
+from wavlink.training.command import parse_recipe, recipe_parser
 from wavlink.training.recipes import Recipe
 from wavlink.training.sweep import configurations, sweep_parser
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = {"python", "bash", "console", "text"}
 _FENCE = re.compile(
-    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n\n?)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n\n?)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
 )
 
 
@@ -107,9 +109,9 @@ def check_script(path: str, words: list[str]) -> None:
 def check_train(words: list[str]) -> None:
     """Check a recipe and its options."""
     if words[0] == "sweep":
-        assert configurations(train.parse(sweep_parser(train.recipe_parser()), words[1:]))
+        assert configurations(parse(sweep_parser(recipe_parser()), words[1:]))
     else:
-        assert train.parse_recipe(words).name == words[0]
+        assert parse_recipe(words).name == words[0]
 
 
 def check_wavlink(words: list[str]) -> None:

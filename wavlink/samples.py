@@ -5,16 +5,16 @@ import csv
 import os
 from pathlib import Path
 
-from modeling_wavlink.atomic_files import new_folder
-from processing.synthetic import KINDS, SPLITS, synthetic_dataset
+from processing.datasets.synthetic import KINDS, SPLITS, synthetic_dataset
 
+from .atomic_files import new_folder
 from .console import stdout_for
 
 _COLUMNS = ("caption", "caption_2", "caption_3", "label", "group")
 
 
 def write_samples(folder: str | os.PathLike[str], clips_per_kind: int) -> dict[str, int]:
-    """Write an audiofolder of captioned sounds, whole or not at all, and return the number of sounds of each split.
+    """Write an audiofolder of captioned sounds, atomically, and return the number of sounds of each split.
 
     The sounds of a split differ from those of the others, and those of `test` are in no training of `quickstart`.
 

@@ -1,7 +1,8 @@
-"""Every snippet of README and docs runs, in order, in an empty folder where the wheel is installed (`make test-wheel`).
+"""The snippets of README and docs run in order, in an empty folder, with the wheel installed (`make test-wheel`).
 
 A page begins in an empty folder, or in a copy of the folder that another page leaves where it says "continue from
-[that page](page.md)". A block below `<!-- not run: needs the Hub -->` is left out.
+[that page](page.md)". Pages with the same first block share what it leaves. A block below
+`<!-- not run: needs the Hub -->` is left out.
 """
 
 import functools
@@ -15,9 +16,8 @@ from pathlib import Path
 import pytest
 
 import wavlink
-
-from . import snippets
-from .processes import run_process
+from tests import snippets
+from tests.processes import run_process
 
 SITE = Path(sysconfig.get_path("purelib"))
 PAGES = {path.name: path for path in [snippets.ROOT / "README.md", *sorted((snippets.ROOT / "docs").glob("*.md"))]}
@@ -35,7 +35,7 @@ in_wheel = pytest.mark.skipif(
 
 def before(name: str) -> str:
     """The page that a page continues from; none where it begins in an empty folder."""
-    found = re.search(r"continue from (?:the )?\[[^\]]+\]\((\S+\.md)\)", PAGES[name].read_text(encoding="utf-8"))
+    found = re.search(r"continues? from\s+(?:the )?\[[^\]]+\]\((\S+\.md)\)", PAGES[name].read_text(encoding="utf-8"))
     return found[1] if found else ""
 
 
@@ -44,17 +44,22 @@ def folder_after(tmp_path_factory):
     """A function from a page's name to the folder that its snippets leave."""
 
     @functools.cache
-    def folder_after(name: str) -> Path:
+    def after_first(block: snippets.Block) -> Path:
+        folder = tmp_path_factory.mktemp("first") / "here"
+        folder.mkdir()
+        run_block(block, folder)
+        return folder
+
+    @functools.cache
+    def after_page(name: str) -> Path:
+        start, (first, *others) = before(name), RUN[name]
         folder = tmp_path_factory.mktemp(Path(name).stem) / "here"
-        if start := before(name):
-            shutil.copytree(folder_after(start), folder)
-        else:
-            folder.mkdir()
-        for block in RUN[name]:
+        shutil.copytree(after_page(start) if start else after_first(first), folder)
+        for block in [first, *others] if start else others:
             run_block(block, folder)
         return folder
 
-    return folder_after
+    return after_page
 
 
 def run_block(block: snippets.Block, folder: Path) -> None:
