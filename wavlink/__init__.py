@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from processing.processing_wavlink import WavLinkProcessor
     from wavlink.evaluation.evaluate import evaluate
     from wavlink.search.index import Index
-    from wavlink.training.recipe_runs import train
+    from wavlink.training.loop import train
     from wavlink.training.recipes import load_recipe
     from wavlink.training.trainer import WavLinkTrainer
 
