@@ -231,7 +231,7 @@ def test_compression_of_mteb_takes_our_vectors(folder, sharp_model, processor, c
 
 
 def test_mteb_cannot_score_the_precision_of_sentence_transformers(folder, clips, texts, tmp_path):
-    """Why docs/storage.md does not say `encode_kwargs={"precision": "int8"}`: mteb takes no cosine of whole numbers."""
+    """Why docs/maeb.md has no `encode_kwargs={"precision": "int8"}`: mteb takes no cosine of whole numbers."""
     task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
     with pytest.raises(RuntimeError, match="floating point"):
         run(wrapped(folder), task, tmp_path, precision="int8")
