@@ -8,7 +8,7 @@ A page says where a table goes, by its record and, where a record has several, t
     <!-- table: paper/retrieval -->
     <!-- /table -->
 
-It may show some rows alone, and wait for a record that is still to come, where nothing is rendered until then:
+It may show some rows alone, and wait for a record or a table that is still to come; nothing is rendered until then:
 
     <!-- table: speed/stream where clip=5 s, once recorded -->
     <!-- /table -->
@@ -62,6 +62,8 @@ def _block(found: re.Match, results: Path) -> str:
     record = records.read(path)
     tables = record["values"]
     wanted = wanted or (next(iter(tables)) if len(tables) == 1 else "")
+    if wanted not in tables and found["later"]:
+        return f"{found['mark']}\n<!-- /table -->"
     if wanted not in tables:
         raise ValueError(f"table: {name} names no table of {path.name}; there are {', '.join(tables)}")
     table = tables[wanted]
