@@ -35,31 +35,33 @@ in_wheel = pytest.mark.skipif(
 
 def before(name: str) -> str:
     """The page that a page continues from; none where it begins in an empty folder."""
-    found = re.search(r"continues? from\s+(?:the )?\[[^\]]+\]\((\S+\.md)\)", PAGES[name].read_text(encoding="utf-8"))
+    found = re.search(r"continues? from\s+(?:the\s+)?\[[^\]]+\]\((\S+\.md)\)", PAGES[name].read_text(encoding="utf-8"))
     return found[1] if found else ""
 
 
 @pytest.fixture(scope="module")
-def folder_after(tmp_path_factory):
-    """A function from a page's name to the folder that its snippets leave."""
+def run_page(tmp_path_factory):
+    """A function that runs a page's snippets in a folder of always the same path, and returns a copy of what they leave.
+
+    An index holds absolute paths, so that no page can go on with it in another folder.
+    """
+    here = tmp_path_factory.mktemp("snippets") / "here"
 
     @functools.cache
-    def after_first(block: snippets.Block) -> Path:
-        folder = tmp_path_factory.mktemp("first") / "here"
-        folder.mkdir()
-        run_block(block, folder)
-        return folder
+    def after(name: str, *blocks: snippets.Block, start: Path | None = None) -> Path:
+        shutil.rmtree(here, ignore_errors=True)
+        shutil.copytree(start, here) if start else here.mkdir()
+        for block in blocks:
+            run_block(block, here)
+        return Path(shutil.copytree(here, tmp_path_factory.mktemp(Path(name).stem) / "here"))
 
-    @functools.cache
-    def after_page(name: str) -> Path:
-        start, (first, *others) = before(name), RUN[name]
-        folder = tmp_path_factory.mktemp(Path(name).stem) / "here"
-        shutil.copytree(after_page(start) if start else after_first(first), folder)
-        for block in [first, *others] if start else others:
-            run_block(block, folder)
-        return folder
+    def run_page(name: str) -> Path:
+        if start := before(name):
+            return after(name, *RUN[name], start=run_page(start))
+        first, *others = RUN[name]
+        return after(name, *others, start=after("first", first))
 
-    return after_page
+    return run_page
 
 
 def run_block(block: snippets.Block, folder: Path) -> None:
@@ -91,8 +93,8 @@ def run(command: list, folder: Path) -> str:
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(sys.platform == "win32", reason="commands of the pages are those of a POSIX shell")
 @pytest.mark.parametrize("name", [name for name, blocks in RUN.items() if blocks])
-def test_the_snippets_of_a_page_run_in_order(name, folder_after):
-    assert folder_after(name).is_dir()
+def test_the_snippets_of_a_page_run_in_order(name, run_page):
+    assert run_page(name).is_dir()
 
 
 def test_a_block_that_is_not_run_says_why_and_these_are_few():
