@@ -41,7 +41,7 @@ def before(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def run_page(tmp_path_factory):
-    """A function that runs a page's snippets in a folder of always the same path, and returns a copy of what they leave.
+    """A function that runs a page's snippets in a folder of one path, and returns a copy of what they leave.
 
     An index holds absolute paths, so that no page can go on with it in another folder.
     """
