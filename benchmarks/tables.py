@@ -103,7 +103,7 @@ def measured(record: dict) -> str:
     devices = ", ".join(machine.get("devices") or ())
     packages = [f"{name} {versions[name]}" for name in _NAMED if versions.get(name)]
     facts = [f"seed {record['seed']}" if record["seed"] is not None else "", f"commit {record['commit']}", cores]
-    facts += [devices, *packages, record["time"][:10]]
+    facts += [machine.get("processor"), devices, *packages, record["time"][:10]]
     return f"`{record['command']}` ({', '.join(filter(None, facts))}).{_escaped(note)}"
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import importlib
 import json
 import os
 import sys
@@ -150,10 +151,13 @@ def test_a_script_writes_a_record_of_its_own_run(tmp_path, monkeypatch):
     assert parser.parse_args(["--record"]).record == records.RESULTS / "storage.json"
     path = parser.parse_args(["--record", str(tmp_path / "new" / "storage.json")]).record
     script = str(records.RESULTS.with_name("storage.py"))
-    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "best"), "--million", "0"])
-    records.write(path, title="Storage", seed=0, values=RECORD["values"], raw={"folder": tmp_path})
+    words = [script, str(tmp_path / "best"), "--record", "a.json", "--title", "of two", "--million", "0", "a b"]
+    monkeypatch.setattr(sys, "argv", words)
+    raw = {"folder": tmp_path, "models": [f"random:{tmp_path}/best", "https://a.b/c/d", "audio/text"]}
+    records.write(path, title="Storage", seed=0, values=RECORD["values"], raw=raw)
     record = records.read(path)
-    assert record["command"] == "python benchmarks/storage.py best --million 0"
+    assert record["command"] == "python benchmarks/storage.py best --million 0 'a b'"
+    assert record["raw"] == {"folder": tmp_path.name, "models": ["random:best", "https://a.b/c/d", "audio/text"]}
     assert record["versions"]["torch"] and record["machine"]["cpus"] and record["seed"] == 0
     records.write(None, title="Storage", seed=0, values={})  # not asked for
     with pytest.raises(ValueError, match="no table"):
@@ -185,3 +189,61 @@ def test_scores_of_several_seeds_become_a_record(tmp_path):
     assert cells[1][2]["interval"] == pytest.approx([20.0, 40.0]) and cells[1][-1]["value"] == 30.0
     assert "| a | 2 | 25.0 (20.0 to 30.0) |" in done.stdout
     assert len(records.read(path)["values"]["dims"]["rows"]) == 4
+
+
+ROWS = ("CLAP", "WavLink Base", "WavLink Base, pooled by 2 after layers 1 and 3", "WavLink Base, torch's kernels")
+
+
+def speed_figures() -> dict:
+    """CLAP takes 2 s a clip, the first WavLink 1 s, the others 0.5 s; a second batch size is slower."""
+    times = [
+        {"row": row, "seconds": seconds, "way": way, "batch": batch, "clips": 2, "times": [spent * batch] * 3}
+        for row, spent in zip(ROWS, (4.0, 2.0, 1.0, 1.0), strict=True)
+        for seconds in (1, 10, 30)
+        for way in ("stream", "file", "features")
+        for batch in (1, 2)
+    ]
+    run = {"imported": 1.0, "loaded": 2.0, "first": 2.5, "memory": 100.0}
+    operations = {row: {"10": 1e9} for row in (ROWS[1], ROWS[3])}
+    products = [{"gflops": 2.0}, {"gflops": 1.0}]
+    cold = {"clap": [run], "wavlink": [run]}
+    return {"times": times, "operations": operations, "products": products, "cosines": {ROWS[1]: 1.0}, "cold": cold}
+
+
+@pytest.fixture
+def benchmark_modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(records.RESULTS.parent))
+
+
+def test_figures_of_speed_become_ratios_to_clap(benchmark_modules):
+    report = importlib.import_module("speed_report")
+    values = report.as_values(speed_figures())
+    for table in values.values():
+        records.check(RECORD | {"values": {"table": table}})
+    assert values["summary"]["columns"] == ["clip", *ROWS[:3]]
+    assert [[cell["value"] for cell in row[1:]] for row in values["summary"]["rows"]] == [[2000, 2, 4], [2000, 2, 4]]
+    longest = values["stream"]["rows"][2]
+    assert longest[:2] == ["CLAP", "30 s"] and longest[3] is None and longest[4]["value"] == 5  # 10 s of the 30
+    assert values["peak"]["rows"][0][1]["value"] == 50  # 1 GFLOP in 1 s, of 2 GFLOPS
+
+
+def test_no_legend_of_a_picture_covers_its_curves(benchmark_modules):
+    pictures = importlib.import_module("pictures")
+    figure = {"value": 0.5, "interval": [0.4, 0.6]}
+    recall = [
+        {
+            "dim": dim,
+            "storage": storage,
+            "bytes": dim,
+            "text_to_audio": {"R@10": figure},
+            "audio_to_text": {"R@10": figure},
+        }
+        for dim in (8, 16)
+        for storage in ("fp32", "fp16", "int8", "binary")
+    ]
+    for draw, raw in ((pictures.draw_speed, speed_figures()), (pictures.draw_storage, {"recall": recall})):
+        picture = draw({"raw": raw})
+        picture.canvas.draw()
+        box = picture.legends[0].get_window_extent()
+        parts = [part.get_window_extent() for axes in picture.axes for part in (axes, axes.xaxis.label)]
+        assert len(parts) == 4 and not any(box.overlaps(part) for part in parts)
