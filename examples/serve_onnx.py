@@ -170,7 +170,7 @@ class Server(ThreadingHTTPServer):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of python -m wavlink.backends.onnx")
+    parser.add_argument("folder", type=Path, help="that `wavlink export` has written")
     parser.add_argument("sounds", nargs="*", help="files that libsndfile reads")
     parser.add_argument("--text", nargs="+", default=[])
     parser.add_argument("--serve", type=int, metavar="PORT", help="on 127.0.0.1; 0: any that is free")

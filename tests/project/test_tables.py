@@ -51,6 +51,23 @@ def test_a_table_is_rendered_between_its_markers_and_again_without_a_change(resu
     assert tables.rendered(fresh, results) == fresh
 
 
+def test_some_rows_of_a_table_are_shown_alone(results):
+    fresh = tables.rendered(PAGE.replace("table: made", "table: made where dims=48"), results)
+    assert "| 48 | 46.7 |" in fresh and "a\\|b" not in fresh
+    assert tables.rendered(fresh, results) == fresh
+
+
+@pytest.mark.parametrize("name", ["later", "made/later"])
+def test_a_table_that_is_still_to_be_recorded_is_left_out_until_then(name, results):
+    page = PAGE.replace("table: made", f"table: {name} where dims=48, once recorded")
+    fresh = tables.rendered(page, results)
+    assert "|" not in fresh and "stale" not in fresh and tables.rendered(fresh, results) == fresh
+    values = {"later": RECORD["values"]["recall"]}
+    stem = name.partition("/")[0]
+    (results / f"{stem}.json").write_text(json.dumps(RECORD | {"name": stem, "values": values}), encoding="utf-8")
+    assert "| 48 | 46.7 |" in tables.rendered(fresh, results)
+
+
 def test_cells_print_values_intervals_ranges_and_units():
     interval = records.percent({"value": 0.4744, "interval": [0.445, 0.505]})
     difference = records.percent({"value": 0.004, "interval": [-0.001, 0.008]}, signed=True)
@@ -71,6 +88,8 @@ def test_cells_print_values_intervals_ranges_and_units():
         (PAGE + "<!-- table: made -->\n", "ends with"),
         (PAGE.replace("<!-- table: made -->", "text <!-- table: made -->"), "ends with"),
         (PAGE.replace("table: made", "table:made"), "begins with"),
+        (PAGE.replace("table: made", "table: made where dim=48"), "has no column 'dim'; there are dims, R@10"),
+        (PAGE.replace("table: made", "table: made where dims=96"), "has no row with dims=96"),
     ],
 )
 def test_a_marker_that_names_nothing_or_lacks_its_other_half_is_refused(page, error, results):

@@ -269,7 +269,7 @@ def texts() -> list[str]:
 
 
 def fixed_ranges(dim: int) -> np.ndarray:
-    """As the README has it: ours, `[2, dim]`."""
+    """Fixed ranges for int8 codes: float `[2, dim]`."""
     return np.outer([-1, 1], np.full(dim, min(1, 6 / dim**0.5)))
 
 
@@ -292,7 +292,7 @@ def test_sentence_transformer_cuts_normalises_and_then_quantises(door, clips, te
 
 @as_measured
 def test_int8_of_sentence_transformer_is_measured_on_what_is_encoded_at_once(door, clips):
-    """Why the README gives the ranges: codes of two calls do not compare, and one clip alone has none."""
+    """Why the ranges are given: codes of two calls do not compare, and one clip alone has none."""
     together = door.encode(clips, precision="int8")
     assert abs(door.encode(clips[:5], precision="int8").astype(int) - together[:5]).max() > 20
     with pytest.raises(ValueError, match="single embedding"):

@@ -195,7 +195,7 @@ def _sounds() -> Recipe:
         --text_model sentence-transformers/all-MiniLM-L6-v2
 
     Half an hour on 2 cores for 10,000 clips of 3 s with `--attn_implementation eager`, which in bf16 on a CPU is twice
-    as fast as sdpa; its result is in the README.
+    as fast as sdpa; its result is in docs/evaluate.md.
     """
     return Recipe(
         name="sounds",
