@@ -544,7 +544,7 @@ def test_the_command(sounds, tmp_path, models, capsys):
     assert facts["model"] == str(models["model"]) and (facts["dim"], facts["storage"]) == (32, "int8")
     search.main(["info", out])
     assert "\x1b" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"the index has no dog: its paths are told from .*sounds"):
+    with pytest.raises(ValueError, match=r"the index has no dog: paths are relative to .*sounds"):
         search.main(["remove", out, "dog"])
     with pytest.raises(SystemExit):
         search.main(["query", out, "rain", "--unknown", "x"])

@@ -104,7 +104,7 @@ def test_names_are_data(tmp_path):
     assert "caf\\xe9.wav" in paths(listing)
     for sound in listing.sounds:
         sound.path.encode("utf-8")
-        assert os.path.samefile(file_of(listing.root, sound.path), sound.place)
+        assert os.path.samefile(file_of(listing.root, sound.path), sound.source)
 
 
 @pytest.mark.parametrize("path", ["../b.wav", "/etc/passwd", "dog/../../b.wav", "a//b", "", "x\0.wav", "."])
@@ -181,7 +181,7 @@ def test_what_is_no_source(sounds, tmp_path):
         list_sounds([str(sounds), "nowhere/else/at/all"])
     with pytest.raises(ValueError, match=r"cannot read the list .*missing.txt: No such file"):
         list_sounds([f"@{tmp_path}/missing.txt"])
-    with pytest.raises(ValueError, match=r"b\.wav is not below .*dog, which the index's paths are told from"):
+    with pytest.raises(ValueError, match=r"b\.wav is not below .*dog, which the index's paths are relative to"):
         list_sounds([str(sounds / "b.wav")], root=str(sounds / "dog"))
 
 

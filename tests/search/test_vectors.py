@@ -134,7 +134,7 @@ def test_candidates_are_enough(dim, storage, collection, queries):
 
 def test_faiss_is_asked_for_int8_codes_in_whole_numbers(collection, queries):
     """On some machines it cuts off the decimals of what it is asked for."""
-    asked = index_of(collection, 48, "int8")._asked(encode(queries, 48, "fp32"))
+    asked = index_of(collection, 48, "int8")._faiss_queries(encode(queries, 48, "fp32"))
     np.testing.assert_array_equal(asked, np.rint(asked))
     np.testing.assert_array_equal(abs(asked).max(1), 127)
 
