@@ -32,12 +32,12 @@ SECONDS = {"a/0.wav": 1.0, "a/1.wav": 3.5, "a/2.wav": 2.0, "b/0.wav": 0.7, "b/it
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Sounds of one and of several windows, and two files that are none."""
-    place = tmp_path / "sounds"
+    sounds = tmp_path / "sounds"
     for number, (path, seconds) in enumerate(SECONDS.items()):
-        write(place / path, seconds, number)
-    (place / "a/broken.wav").write_bytes(b"RIFF and no more")
-    (place / "b/empty.wav").write_bytes(b"")
-    return place
+        write(sounds / path, seconds, number)
+    (sounds / "a/broken.wav").write_bytes(b"RIFF and no more")
+    (sounds / "b/empty.wav").write_bytes(b"")
+    return sounds
 
 
 def write(file: Path, seconds: float, number: int) -> None:
@@ -76,7 +76,7 @@ def check_rows(out: Path, folder: Path, model: Path) -> None:
 
 @pytest.fixture
 def here(monkeypatch):
-    """In place of the cluster, batches embedded in this process."""
+    """Replace the cluster: batches are embedded in this process."""
 
     def embedded(sounds, model, options, actors, batch_size) -> Iterator[dict]:
         embedder = FileEmbedder(model, **options)
@@ -113,7 +113,7 @@ def cluster():
         ray.shutdown()
 
 
-def test_two_workers_give_the_local_rows_and_go_on(cluster, folder, wavlink_folder, tmp_path):
+def test_two_workers_give_the_local_rows_and_resume(cluster, folder, wavlink_folder, tmp_path):
     out = tmp_path / "rows"
     report = embed(folder, wavlink_folder, out)
     windows = len(local(folder, wavlink_folder))
@@ -129,7 +129,7 @@ def test_two_workers_give_the_local_rows_and_go_on(cluster, folder, wavlink_fold
 
 
 def dies_once(notes: Path) -> type[FileEmbedder]:
-    """An embedder that has begun a batch when it tells its process's id, and waits until one has been killed."""
+    """An embedder that writes its process id once it has begun a batch, and waits until one has been killed."""
 
     class Mortal(FileEmbedder):
         def _windows(self, *arguments):
@@ -143,7 +143,7 @@ def dies_once(notes: Path) -> type[FileEmbedder]:
     return Mortal
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing(cluster, folder, wavlink_folder, tmp_path, monkeypatch):
+def test_killed_worker_loses_no_rows(cluster, folder, wavlink_folder, tmp_path, monkeypatch):
     notes, out = tmp_path / "notes", tmp_path / "rows"
     notes.mkdir()
     mortal, map_batches, killed = dies_once(notes), ray.data.Dataset.map_batches, []
@@ -186,9 +186,7 @@ def faulty(notes: Path) -> type[FileEmbedder]:
 
 
 @pytest.mark.timeout(600)
-def test_files_that_end_their_worker_are_left_out_by_name_and_the_others_go_on(
-    cluster, folder, wavlink_folder, tmp_path, monkeypatch
-):
+def test_files_that_kill_their_worker_are_skipped_by_name(cluster, folder, wavlink_folder, tmp_path, monkeypatch):
     notes, out = tmp_path / "notes", tmp_path / "rows"
     notes.mkdir()
     kind, map_batches = faulty(notes), ray.data.Dataset.map_batches
@@ -216,14 +214,14 @@ def test_files_that_end_their_worker_are_left_out_by_name_and_the_others_go_on(
     check_rows(out, folder, wavlink_folder)
 
 
-def test_where_every_worker_dies_no_file_is_blamed(here, folder, wavlink_folder, tmp_path, monkeypatch):
+def test_no_file_is_skipped_if_every_worker_dies(here, folder, wavlink_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_embedding, "_embedded", lambda *_: iter(()))
     with pytest.raises(OSError, match="the workers of all 8 files have died"):
         embed(folder, wavlink_folder, tmp_path / "rows")
     assert not [*parts_of(tmp_path / "rows")]
 
 
-def test_a_fault_of_the_model_is_that_of_one_file(here, folder, wavlink_folder, tmp_path, monkeypatch):
+def test_model_error_skips_one_file(here, folder, wavlink_folder, tmp_path, monkeypatch):
     real = FileEmbedder.embed_clips
 
     def embed_clips(self, clips):
@@ -258,14 +256,14 @@ def test_changed_and_removed_files_are_noticed(here, folder, wavlink_folder, tmp
     assert counts == (0, 3, 3, 2, 6, {}) and report.windows == len(rows(out))
     assert [row for row in rows(out) if row["path"] in ("a/2.wav", "b/it's.wav", "b/ü.wav")] == kept
     embed(folder, wavlink_folder, tmp_path / "anew")
-    found, anew = ({(r["path"], r["start"]): r["embedding"] for r in rows(o)} for o in (out, tmp_path / "anew"))
-    assert len(rows(out)) == len(found) and found.keys() == anew.keys()
+    updated, anew = ({(r["path"], r["start"]): r["embedding"] for r in rows(o)} for o in (out, tmp_path / "anew"))
+    assert len(rows(out)) == len(updated) and updated.keys() == anew.keys()
     for key, vector in anew.items():
-        np.testing.assert_allclose(found[key], vector, atol=1e-5)
+        np.testing.assert_allclose(updated[key], vector, atol=1e-5)
     assert embed(folder, wavlink_folder, out).unchanged == 6
 
 
-def test_rows_that_do_not_tell_what_their_files_were_are_kept(here, folder, wavlink_folder, tmp_path):
+def test_rows_without_recorded_versions_are_kept(here, folder, wavlink_folder, tmp_path):
     """As they were written before sizes and times were."""
     out = tmp_path / "rows"
     embed(folder, wavlink_folder, out)
@@ -295,7 +293,7 @@ def test_rows_are_a_dataset(here, folder, wavlink_folder, tmp_path):
     check_rows(out, folder, wavlink_folder)
 
 
-def test_killed_between_batches_the_same_call_goes_on(here, folder, wavlink_folder, tmp_path, monkeypatch):
+def test_resume_after_kill_between_batches(here, folder, wavlink_folder, tmp_path, monkeypatch):
     out = tmp_path / "rows"
 
     def dies(*arguments):
@@ -316,7 +314,7 @@ def test_killed_between_batches_the_same_call_goes_on(here, folder, wavlink_fold
     check_rows(out, folder, wavlink_folder)
 
 
-def test_a_file_counts_once_all_its_rows_are_there_and_each_once(tmp_path):
+def test_file_is_written_once_with_all_its_rows(tmp_path):
     def batch(*starts, path="a.wav"):
         count = len(starts)
         times = np.array(starts, np.float64)

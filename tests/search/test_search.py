@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -19,6 +21,7 @@ from tests.helpers import LOCK_HELD_BY_THE_DEAD
 from tests.hub_server import TOKEN
 from tests.processes import run_process
 from tests.searches import SECONDS, assert_same_rows, index, rows, write
+from wavlink.cli import build_parser
 from wavlink.embedder import Embedder
 from wavlink.search import build as indexing
 from wavlink.search import command as search
@@ -553,11 +556,11 @@ def test_the_command(sounds, tmp_path, models, capsys):
 
 @pytest.mark.slow
 def test_an_error_is_one_line_and_exit_code_2(tmp_path):
-    command = [sys.executable, "-m", "wavlink.search.command", "query", str(tmp_path / "none"), "rain"]
+    command = [sys.executable, "-m", "wavlink", "query", str(tmp_path / "none"), "rain"]
     done = run_process(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("wavlink.search.command: ") and "is no index" in line
+    assert line.startswith("wavlink query: ") and "is no index" in line
 
 
 # --- copies
@@ -665,6 +668,16 @@ def test_a_push_is_refused_where_another_commit_came_between(sounds, tmp_path, m
     assert hub.files("user/shared", kind="datasets") - {".gitattributes"} == {"theirs.txt"}
     hub.run(f"from modeling_wavlink import search\nsearch.main(['push', {out!r}, 'user/shared'])", tmp_path, TOKEN)
     assert {"theirs.txt", "index.json"} < hub.files("user/shared", kind="datasets")
+
+
+@pytest.mark.parametrize("module", ["command", "lance", "map", "ray", "transfer"])
+def test_documented_commands_can_be_parsed(module):
+    """Those of the docstrings, and of the card that a push writes."""
+    text = (ROOT / f"wavlink/search/{module}.py").read_text(encoding="utf-8")
+    commands = re.findall("^ *wavlink (.*)$", text, re.MULTILINE)
+    assert commands and "python -m" not in text
+    for command in commands:
+        build_parser().parse_args(shlex.split(command))
 
 
 def test_the_command_line_is_frozen():

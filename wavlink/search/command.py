@@ -1,9 +1,9 @@
 """Index sounds, and search them by text or by sound.
 
-    python -m wavlink.search.command index SOUNDS --model your-name/wavlink-base --out INDEX
-    python -m wavlink.search.command query INDEX "a dog barks far away" --top_k 5
-    python -m wavlink.search.command query INDEX --by_sound bark.wav --without "a person talks" --json
-    python -m wavlink.search.command info INDEX
+    wavlink index SOUNDS --model your-name/wavlink-base --out INDEX
+    wavlink query INDEX "a dog barks far away" --top_k 5
+    wavlink query INDEX --by_sound bark.wav --without "a person talks" --json
+    wavlink info INDEX
 
 The first command again, with the same INDEX, goes on after a kill and follows files that have changed.
 """

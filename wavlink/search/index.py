@@ -64,8 +64,9 @@ class Index:
     ```
     """
 
-    def __init__(self, folder: IndexFolder, dim: int, embedder: Embedder | None, options: dict):
-        self.manifest, self._embedder, self._options = folder.manifest, embedder, options
+    def __init__(self, folder: IndexFolder, dim: int, options: dict):
+        self.manifest, self._options = folder.manifest, options
+        self._embedder: Embedder | None = None
         self.skipped: dict[str, str] = {}
         self._vectors = FlatIndex(dim, self.manifest.storage)
         parts = []
@@ -158,7 +159,7 @@ class Index:
             nested = [nested for nested in index.manifest.matryoshka_dims if nested <= index.manifest.dim]
             if dim not in (None, *nested):
                 raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
-            return cls(index, dim or index.manifest.dim, None, options)
+            return cls(index, dim or index.manifest.dim, options)
 
         return IndexFolder.reading(folder, read)
 

@@ -1,7 +1,7 @@
 """Store vectors in LanceDB and search them: in a folder, in object storage or in a cluster.
 
-    python -m wavlink.search.lance load ROWS --database URI --table sounds --dim 48
-    python -m wavlink.search.lance query "a dog barks" --database URI --table sounds --model M --top_k 5
+    wavlink lance load ROWS --database URI --table sounds --dim 48
+    wavlink lance query "a dog barks" --database URI --table sounds --model M --top_k 5
 
 ROWS is a folder that `wavlink.search.ray` has written. URI is a folder, `s3://bucket/path`, `gs://bucket/path`
 (both embedded: this process reads and writes the files), or `db://name`, a cluster, whose key is in LANCEDB_API_KEY.
@@ -180,7 +180,7 @@ def load_rows(rows: str | os.PathLike, uri: str | os.PathLike, table: str, dim: 
     """
     parts = list(parts_of(rows))
     if not parts:
-        raise ValueError(f"{rows} holds no rows: `python -m wavlink.search.ray` writes them")
+        raise ValueError(f"{rows} holds no rows: `wavlink ray` writes them")
     about = parts[0][1]
     if dim not in (None, *about["matryoshka_dims"]):
         raise ValueError(f"dim={dim} is none of the model's nested dims: {about['matryoshka_dims']}")

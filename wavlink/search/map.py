@@ -2,8 +2,8 @@
 
 The map is one HTML file, which needs no network.
 
-    python -m wavlink.search.map INDEX --out map.html --labels sounds/metadata.csv
-    python -m wavlink.search.map INDEX --out map.html --labels_from_text dog rain "a person talks"
+    wavlink map INDEX --out map.html --labels sounds/metadata.csv
+    wavlink map INDEX --out map.html --labels_from_text dog rain "a person talks"
 
 Without labels, sounds are grouped by k-means, and the groups named by the index's model (zero-shot).
 

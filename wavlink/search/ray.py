@@ -1,11 +1,11 @@
 """Embed a collection on a Ray cluster: each actor has an `Embedder`, Ray Data distributes files, rows go to parquet.
 
-    python -m wavlink.search.ray SOUNDS --model your-name/wavlink-base --out FOLDER --address auto
+    wavlink ray SOUNDS --model your-name/wavlink-base --out FOLDER --address auto
 
 The same command again goes on after a kill, and follows files that were added, changed or removed. A file that cannot
 be embedded, because it is broken or because it kills its worker, gets a row with the reason and is skipped from then
 on; `--retry` tries such files again. `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`
-reads the rows; `python -m wavlink.search.lance load FOLDER` loads them into a vector database.
+reads the rows; `wavlink lance load FOLDER` loads them into a vector database.
 
 The workers read sounds and model: every machine needs both under the same name (a shared disk, a Hub id), and this
 package. The rows are written on the machine that the command runs on.

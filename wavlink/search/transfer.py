@@ -39,8 +39,8 @@ windows = load_dataset("{repo_id}", split="train")
 ```
 
 ```
-python -m wavlink.search.command pull {repo_id} --out INDEX --model {model}
-python -m wavlink.search.command query INDEX "a dog barks far away"
+wavlink pull {repo_id} --out INDEX --model {model}
+wavlink query INDEX "a dog barks far away"
 ```
 """
 
