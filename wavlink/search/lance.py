@@ -29,7 +29,7 @@ from .index import Hit, print_hits
 from .index_model import is_commit
 from .quantization import encode
 
-INDEX_ROWS = 1 << 18  # with fewer rows an exact search takes some 20 ms
+INDEX_ROWS = 1 << 18  # up to this many rows, an exact search takes some 20 ms
 _ABOUT = b"wavlink"  # in the schema's metadata
 _PATHS_AT_ONCE = 1000
 _PROBES, _REFINE = 40, 10  # partitions searched; candidates per hit that are rescored
