@@ -12,9 +12,9 @@ from wavlink.evaluation.multiple_choice import (
     choices_from_labels,
     multiple_choice_scores,
     questions_of,
-    table,
     text_reader,
 )
+from wavlink.evaluation.report import multiple_choice_report
 
 WORDS = {"dog": [1.0, 0, 0, 0], "cat": [0, 1.0, 0, 0], "bell": [0, 0, 1.0, 0], "rain": [0, 0, 0, 1.0]}
 CHOICES = tuple(WORDS)
@@ -187,7 +187,7 @@ def test_unknown_tasks_are_scored_as_other_and_named():
     assert scores["tasks"]["Bird_Calls"]["group"] == "other"
     assert scores["4"]["groups"]["other"]["value"] == 1
     assert scores["4"]["task_means"] == {"total": 1.0, "groups": {"sound": 1.0}}
-    assert "tasks in no group: Bird_Calls" in table(scores)
+    assert "tasks in no group: Bird_Calls" in multiple_choice_report(scores)
 
 
 def test_the_nineteen_tasks_and_their_groups():
@@ -245,7 +245,7 @@ def test_choices_from_labels_score_by_the_clips_group():
     assert scores["4"]["total"]["value"] == 3 / 4 and scores["chance"] == pytest.approx(1 / 3)
     assert scores["4"]["tasks"] == {"animals": scores["4"]["tasks"]["animals"]}
     assert scores["4"]["tasks"]["animals"]["value"] == pytest.approx(2 / 3)
-    assert "animals" in table(scores)
+    assert "animals" in multiple_choice_report(scores)
 
 
 def test_choices_from_too_few_labels_are_refused():
@@ -280,7 +280,7 @@ def test_the_table_has_tasks_in_groups_averages_and_the_total():
         ask("rain", 1, "Music_AQA"),
         ask("dog", 0, "Speech_Grounding"),
     ]
-    lines = table(
+    lines = multiple_choice_report(
         multiple_choice_scores(AUDIO, questions, embed, [4, 2], counts={"missing": 5, "rows": 9})
     ).splitlines()
     titles = [line[:36].strip() for line in lines]

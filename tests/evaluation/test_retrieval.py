@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from wavlink.evaluation.metrics import Correspondence, percent
-from wavlink.evaluation.retrieval import compute_metrics, retrieval_scores, table
+from wavlink.evaluation.report import retrieval_report
+from wavlink.evaluation.retrieval import compute_metrics, retrieval_scores
 
 
 def test_retrieval_at_nested_dims_by_hand():
@@ -66,7 +67,7 @@ def test_groups_by_hand_and_clips_without_texts():
     assert scores["groups"]["b"]["text_to_audio"]["R@1"]["value"] == 0
     assert scores["groups"]["b"]["text_to_audio"]["median_rank"]["value"] == 2
     assert "difference" not in scores
-    printed = table(scores)
+    printed = retrieval_report(scores)
     assert "text → audio        2 dims" in printed and "50.0 [0.0, 100.0]" in printed
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from wavlink.evaluation.metrics import zero_shot_accuracy
-from wavlink.evaluation.zero_shot import PROMPT, ensemble, label_texts, table, zero_shot_scores
+from wavlink.evaluation.report import zero_shot_report
+from wavlink.evaluation.zero_shot import PROMPT, ensemble, label_texts, zero_shot_scores
 
 
 class Said:
@@ -138,7 +139,9 @@ def test_absent_and_unlabelled_clips_are_left_out_and_counted():
     assert examples == {"other 11": 2, **dict.fromkeys(others[:9], 1)}
     alone = zero_shot_scores(DOGS_AND_RAIN, LABELS, axes("dog", "rain"), [2])
     assert all(scores[key] == alone[key] for key in ("2", "per_class", "confusion", "chance"))
-    assert "13 clips whose label is no candidate" in table(scores) and "2 clips without a label" in table(scores)
+    assert "13 clips whose label is no candidate" in zero_shot_report(
+        scores
+    ) and "2 clips without a label" in zero_shot_report(scores)
 
 
 def test_a_candidate_without_clips_is_a_rival_but_no_class():
@@ -226,7 +229,7 @@ def test_the_table_names_the_best_the_worst_and_the_confusions():
     groups = ["music"] * 20 + ["sound"] * 20  # labels 0 to 3: 6 of 20; 4 to 7: 19 of 20
     labels = [name for name in names for _ in range(5)]
     scores = zero_shot_scores(torch.eye(8)[heard], labels, axes(*names), [8, 7], groups=groups)
-    lines = table(scores).splitlines()
+    lines = zero_shot_report(scores).splitlines()
     assert lines[0] == "zero-shot: 40 clips, 8 labels, chance 12.5"
     assert "8 dims  top-1 62.5 [" in lines[1] and "mean of classes 62.5 [" in lines[1] and "top-5 " in lines[1]
     assert "music 30.0 [" in lines[1] and "sound 95.0 [" in lines[1] and "7 dims" in lines[2]
@@ -236,5 +239,7 @@ def test_the_table_names_the_best_the_worst_and_the_confusions():
 
 
 def test_the_table_of_few_classes_names_each_once():
-    text = table(zero_shot_scores(DOGS_AND_RAIN[:1], ["dog"], axes("dog", "rain"), [2], candidates=["dog", "rain"]))
+    text = zero_shot_report(
+        zero_shot_scores(DOGS_AND_RAIN[:1], ["dog"], axes("dog", "rain"), [2], candidates=["dog", "rain"])
+    )
     assert text.count("dog 100.0") == 1 and "confusions" not in text and "left out" not in text
