@@ -63,7 +63,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(unfinished, target)
             sync(target.parent)
     except OSError as error:
-        raise _could_not_write(path, error) from error
+        raise could_not_write(path, error) from error
 
 
 @contextmanager
@@ -96,22 +96,23 @@ def replaced_folder(
     path: str | os.PathLike,
     stale: Sequence[str] = ("*",),
     *,
-    token: str = "",
     process_index: int = 0,
     barrier: Callable[[], None] = lambda: None,
+    broadcast: Callable[[str], str] = lambda token: token,
 ) -> Iterator[Path]:
     """Yield an empty folder, which takes the name `path`, and the place of an older one, once all is on the disk.
 
     Args:
         stale: patterns of the names in the older folder that are not kept. Whatever else is there and not written
             anew stays, as it is not ours.
-        token, process_index, barrier: where several processes write into it together: a random text that they share.
+        process_index, barrier, broadcast: where several processes write into it together; `broadcast` gives all of
+            them the first one's text.
 
     Raises:
         ValueError: see `folder_destination`.
     """
     target = folder_destination(path, replace=True)
-
+    token = broadcast(secrets.token_hex(6))
     if process_index == 0:
         target.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(target, Path.mkdir, token, owner=process_index == 0) as unfinished:
@@ -405,10 +406,11 @@ def _sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def _could_not_write(path: str | os.PathLike, error: OSError) -> OSError:
+def could_not_write(path: str | os.PathLike, error: Exception) -> OSError:
+    """Return an OSError that names the path and says what to do."""
     named = OSError(
         f"could not write {path}: {error}; what was there before is untouched: free space on its disk, and start the "
         "same command again when it can be written"
     )
-    named.errno = error.errno
+    named.errno = getattr(error, "errno", None)
     return named

@@ -1,6 +1,5 @@
-"""The one training loop."""
+"""The training loop."""
 
-import argparse
 import math
 import signal
 import sys
@@ -17,12 +16,7 @@ from processing.datasets.loaders import Epochs, Stream, load_source
 from wavlink.atomic_files import remove_leftovers
 from wavlink.evaluation.embed_split import Embedded, embed_dataset
 from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
-from wavlink.parsing import Parser
 from wavlink.progress import Bar
-from wavlink.train_options import (
-    json_option,
-    recipe_options,
-)
 from wavlink.training import distributed as sharding
 from wavlink.training.checkpoints import load_state, save_state
 from wavlink.training.factory import build, refuse_bad_start
@@ -42,7 +36,8 @@ from wavlink.training.memory import (
     recompute_long_texts,
     return_freed_memory,
 )
-from wavlink.training.recipes import RECIPES, Recipe, refuse_another_run
+from wavlink.training.recipe_fields import Recipe, refuse_another_run
+from wavlink.training.recipes import RECIPES
 from wavlink.training.run_folder import (
     alone_in_its_folder,
     naming_dead_workers,
@@ -52,14 +47,6 @@ from wavlink.training.run_folder import (
 )
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*_wavlink.py")  # whose names change from run to run
-
-
-def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
-    """An option for each field of a recipe; `--json` is the one that is none (see `main`)."""
-    parser = Parser(prog="train.py", description=description, allow_abbrev=False)
-    json_option(parser)
-    recipe_options(parser)
-    return parser
 
 
 class Run:
@@ -111,7 +98,7 @@ class Run:
         self.best = -1.0
 
     def _facts(self) -> dict:
-        """What must be the same for the run to go on; the main process looks, since all have the same data."""
+        """Facts that must be the same when the run is resumed, as the main process finds them."""
         facts = {}
         if self.accelerator.is_main_process:
             facts = {
@@ -124,18 +111,19 @@ class Run:
         return broadcast_object_list([facts])[0]
 
     def state_dict(self) -> dict:
-        """Every process's place in the data goes along, since only the main process's state is written."""
+        """Return the run's state, with every process's position in the data, as only the main process writes it."""
         feeds = gather_object([self.feed.state_dict()])
         schedule = self.schedule.state_dict()
         return {"step": self.step, "best": self.best, "schedule": schedule, "feeds": feeds, "facts": self.facts}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
         self.step, self.best = state["step"], state["best"]
         self.schedule.load_state_dict(state["schedule"])
         self.feed.load_state_dict(state["feeds"][self.accelerator.process_index])
 
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
-        """One optimizer step; the loss as a mean over processes, and whether one of them was told to stop."""
+        """Take an optimizer step; return the mean loss over processes, and whether one of them has to stop."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size)
         value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
@@ -152,7 +140,7 @@ class Run:
         return value, stops > 0
 
     def score(self) -> tuple[dict, Embedded]:
-        """Validation scores at every nested dim; `best/` is the model with the best mean R@10 of both directions."""
+        """Compute validation scores; save `best/` if the mean R@10 of both directions is the best so far."""
         model = self.accelerator.unwrap_model(self.model)
         with sharding.gathering_features(model, self.accelerator.autocast):
             split = self.validation_set, self.columns
@@ -168,7 +156,7 @@ class Run:
         return scores, embedded
 
     def save_model(self, name: str) -> None:
-        """`name/` with the merged weights, and with LoRA `name/adapter/` beside them; all processes must call it."""
+        """Write `name/` with merged weights, and with LoRA `name/adapter/`; all processes must call it."""
         model, weights = sharding.savable(self.accelerator, self.model)
         if not self.accelerator.is_main_process:
             return
@@ -180,6 +168,7 @@ class Run:
                 save_adapter(learned, folder / "adapter", base=self.recipe.init, state=weights)
 
     def save_checkpoint(self) -> None:
+        """Write a checkpoint and remove the oldest; all processes must call it."""
         folder = self.folder / "checkpoints"
         broadcast = lambda token: broadcast_object_list([token])[0]  # noqa: E731
         share = self.accelerator.process_index, self.accelerator.wait_for_everyone, broadcast
@@ -190,6 +179,7 @@ class Run:
                 remove(old)
 
     def resume(self) -> None:
+        """Load the newest checkpoint, if there is one."""
         if self.accelerator.is_main_process:
             for folder in (self.folder, self.folder / "checkpoints"):
                 remove_leftovers(folder)
@@ -199,7 +189,7 @@ class Run:
 
 
 class StopSignal:
-    """True from the moment SIGTERM arrives, which schedulers send before they kill."""
+    """True once SIGTERM has arrived, which schedulers send before they kill."""
 
     def __init__(self):
         self.received = False

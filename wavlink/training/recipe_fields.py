@@ -10,7 +10,7 @@ from pathlib import Path
 
 REGIMES = ("projector", "lora", "full")
 SCOPES = ("audio", "both")
-# Fields without any effect on a run's weights and scores.
+# Fields that do not affect a run's weights and scores.
 MAY_CHANGE = ("output_dir", "num_workers", "save_steps", "checkpoints_kept", "trackers")
 CHOICES = {
     "regime": REGIMES,
@@ -38,7 +38,7 @@ _AT_LEAST = {
 
 
 def _field(default, text: str):
-    """A field with its default and what its option's help says."""
+    """A field with its default and its option's help text."""
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata={"help": text})
     return dataclasses.field(default=default, metadata={"help": text})
@@ -48,7 +48,7 @@ def _field(default, text: str):
 class Recipe:
     """Everything a run depends on. Strings are Hub ids or folders; times are in seconds.
 
-    What a field's metadata says is also the help of its option.
+    A field's help text is also that of its option.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Recipe:
     output_dir: str = _field("", "folder of the run (default: runs/NAME)")
 
     def __post_init__(self):
-        """Refuses what cannot work, before anything is read or downloaded."""
+        """Refuse values that cannot work, before anything is read or downloaded."""
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -143,8 +143,10 @@ class Recipe:
 
 
 def computes_in_bf16() -> bool:
-    """Whether this machine's device has kernels for it. Elsewhere torch multiplies bf16 in plain loops, tens of times
-    as slow as fp32."""
+    """Return whether this machine's device has bf16 kernels.
+
+    Without them torch multiplies bf16 in plain loops, tens of times slower than fp32.
+    """
     import torch
 
     from wavlink.compat import has_bf16_kernels
@@ -157,18 +159,18 @@ def computes_in_bf16() -> bool:
 
 
 def differences(begun: dict, recipe: Recipe) -> str:
-    """How a run that was begun with the fields `begun` differs from `recipe`, in words; empty if it can go on as it.
+    """Describe how a run that was started with the fields `begun` differs from `recipe`; "" if it can be resumed.
 
-    A field that `begun` lacks, since its version did not know it, had its default.
+    A field that `begun` lacks, because its version did not have it, had its default.
     """
     begun = _as_json(Recipe("", init="any")) | begun
-    asked = _as_json(recipe)
-    changed = [name for name in asked if asked[name] != begun[name] and name not in MAY_CHANGE]
-    return ", ".join(f"{name} was {begun[name]!r} and is now {asked[name]!r}" for name in changed)
+    current = _as_json(recipe)
+    changed = [name for name in current if current[name] != begun[name] and name not in MAY_CHANGE]
+    return ", ".join(f"{name} was {begun[name]!r} and is now {current[name]!r}" for name in changed)
 
 
 def refuse_another_run(recipe: Recipe) -> None:
-    """A run's folder goes on, or counts as done, only as the run it is."""
+    """Refuse to resume, or to count as finished, the run of another recipe in this one's folder."""
     folder = Path(recipe.output_dir)
     if changes := differences(json.loads((folder / "recipe.json").read_text(encoding="utf-8")), recipe):
         raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")

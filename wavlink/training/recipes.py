@@ -10,11 +10,9 @@ import os
 from typing import Any
 
 from .recipe_fields import CHOICES as CHOICES
-from .recipe_fields import MAY_CHANGE as MAY_CHANGE
 from .recipe_fields import REGIMES, SCOPES, Recipe
 from .recipe_fields import computes_in_bf16 as computes_in_bf16
 from .recipe_fields import differences as differences
-from .recipe_fields import refuse_another_run as refuse_another_run
 
 
 def _quickstart() -> Recipe:
@@ -70,7 +68,7 @@ def _paper(size: str, **changes) -> Recipe:
     """The paper's training (arXiv 2601.15118): AdamW 1e-4, cosine, 5 % warm-up, bf16, K = 4, 30 s with the silence.
 
     768 pairs are all processes' together (12 a GPU; the sweep's 80 are 10 a GPU). If the paper meant 768 a GPU, it is
-    `--batch_size 49152`, on any number of GPUs with `--micro_batch_size`. What the paper does not tell (weight decay,
+    `--batch_size 49152`, on any number of GPUs with `--micro_batch_size`. What the paper does not state (weight decay,
     clipping, masks of equal captions) is this project's default.
     """
     whisper, clip = _PAPER_TOWERS[size]
@@ -194,7 +192,7 @@ RECIPES = {recipe.__name__.lstrip("_"): recipe for recipe in _MADE_BY}
 
 
 def get_recipe(name: str) -> Recipe:
-    """A recipe, or one of the sweep's configurations, by its name."""
+    """Return a recipe, or one of the sweep's configurations, by its name."""
     if name in RECIPES:
         return RECIPES[name]()
     for recipe in design_sweep():
