@@ -96,23 +96,22 @@ def replaced_folder(
     path: str | os.PathLike,
     stale: Sequence[str] = ("*",),
     *,
+    token: str = "",
     process_index: int = 0,
     barrier: Callable[[], None] = lambda: None,
-    broadcast: Callable[[str], str] = lambda token: token,
 ) -> Iterator[Path]:
     """Yield an empty folder, which takes the name `path`, and the place of an older one, once all is on the disk.
 
     Args:
         stale: patterns of the names in the older folder that are not kept. Whatever else is there and not written
             anew stays, as it is not ours.
-        process_index, barrier, broadcast: where several processes write into it together; `broadcast` gives all of
-            them the first one's text.
+        token, process_index, barrier: where several processes write into it together: a random text that they share.
 
     Raises:
         ValueError: see `folder_destination`.
     """
     target = folder_destination(path, replace=True)
-    token = broadcast(secrets.token_hex(6))
+
     if process_index == 0:
         target.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(target, Path.mkdir, token, owner=process_index == 0) as unfinished:

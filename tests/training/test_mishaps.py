@@ -20,6 +20,7 @@ from wavlink.atomic_files import write_text
 from wavlink.evaluation import command as evaluation
 from wavlink.plots import draw_loss
 from wavlink.search.store import IndexFolder
+from wavlink.training import loop
 
 DAY = 86400.0
 
@@ -56,7 +57,7 @@ def same_files(run: Path, other: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "call", "checkpoints"),
-    [(train.Run, "learn", ["step-00000002", "step-00000003"]), (train, "merged_state_dict", ["step-00000002"])],
+    [(train.Run, "learn", ["step-00000002", "step-00000003"]), (loop, "merged_state_dict", ["step-00000002"])],
     ids=["step", "writing"],
 )
 def test_a_killed_worker_is_told_and_the_same_command_loses_nothing(

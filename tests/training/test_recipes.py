@@ -16,7 +16,7 @@ from modeling_wavlink import WavLinkModel
 from tests.conftest import RATE, tone
 from tests.htsat_models import AUDIO as HTSAT
 from tests.tone_runs import folder  # noqa: F401
-from wavlink.training import recipes
+from wavlink.training import loop, recipes
 from wavlink.training.factory import refuse_bad_start
 from wavlink.training.recipes import Recipe, computes_in_bf16, design_sweep, get_recipe
 
@@ -138,7 +138,7 @@ def no_weights(monkeypatch):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", loaded)
-    monkeypatch.setattr(train, "build", loaded)
+    monkeypatch.setattr(loop, "build", loaded)
 
 
 def quick(data, output, *options) -> Recipe:
@@ -233,7 +233,7 @@ def test_data_without_pairs_is_refused(no_weights, tmp_path, count, message):
 
 def test_a_batch_smaller_than_the_processes_is_refused(no_weights, folder, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
-        train.sharding, "start", lambda *_: SimpleNamespace(num_processes=64, device=torch.device("cpu"))
+        loop.sharding, "start", lambda *_: SimpleNamespace(num_processes=64, device=torch.device("cpu"))
     )
     message = "batch_size=32 is over all 64 processes and leaves nothing for some: raise it, or use fewer"
     refused(quick(folder, tmp_path / "run", "--batch_size", "32"), message)
@@ -241,7 +241,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(no_weights, folder, tmp_p
 
 def test_fewer_clips_than_processes_are_refused(no_weights, tmp_path, monkeypatch):
     accelerator = SimpleNamespace(num_processes=8, device=torch.device("cpu"), process_index=0, is_fsdp2=False)
-    monkeypatch.setattr(train.sharding, "start", lambda *_: accelerator)
+    monkeypatch.setattr(loop.sharding, "start", lambda *_: accelerator)
     message = "batch_size=16 and a data set of 5 leave nothing for some of the 8 processes: use fewer"
     refused(quick(clips(tmp_path / "data", 5), tmp_path / "run", "--batch_size", "16"), message)
 
@@ -264,7 +264,7 @@ def test_main_says_why_in_one_line(no_weights, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("native, precision", [(True, "bf16"), (False, "no")])
 def test_auto_is_bf16_only_where_the_device_computes_in_it(monkeypatch, native, precision):
-    monkeypatch.setattr("wavlink.training.recipes.computes_in_bf16", lambda: native)
+    monkeypatch.setattr("wavlink.training.recipe_fields.computes_in_bf16", lambda: native)
     assert get_recipe("quickstart").mixed_precision == precision  # a recipe never holds "auto", so a run records it
     assert get_recipe("base_stage1").mixed_precision == "bf16"
 

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
@@ -35,13 +36,18 @@ def whole(
 ) -> Iterator[Path]:
     """Yield a folder to write into, which replaces `folder` once all is on the disk; see `replaced_folder`.
 
+    Args:
+        process_index, barrier: where several processes write into it together.
+        broadcast: gives all of them the first one's text.
+        stale: patterns of names in the older folder that are not kept.
+
     Raises:
         OSError: it could not be written, whatever error a full disk is to torch, safetensors or the system.
     """
     try:
-        with replaced_folder(
-            folder, stale, process_index=process_index, barrier=barrier, broadcast=broadcast
-        ) as unfinished:
+        token = broadcast(secrets.token_hex(6))
+        options = {"token": token, "process_index": process_index, "barrier": barrier}
+        with replaced_folder(folder, stale, **options) as unfinished:
             yield unfinished
     except Exception as error:
         if worker_died(error):
