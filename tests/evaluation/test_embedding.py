@@ -1,4 +1,4 @@
-"""Vectors of a split: batches, windows, clips that cannot be read, and work that goes on where it was."""
+"""Embedding a split: batches, windows, unreadable clips, and resumption."""
 
 import functools
 
@@ -96,7 +96,7 @@ def test_stopped_embedding_goes_on_where_it_was(sharp_model, processor, tmp_path
     assert torch.equal(found.vectors, whole.vectors) and found.unreadable == whole.unreadable
 
 
-def test_parts_of_other_work_are_thrown_away(tmp_path, caplog):
+def test_parts_of_another_evaluation_are_removed(tmp_path, caplog):
     store = open_store(tmp_path / "parts", {"model": "a"})
     (store / "part-000000.safetensors").write_bytes(b"")
     open_store(tmp_path / "parts", {"model": "a"})
@@ -131,7 +131,7 @@ def stored(number: int) -> bytes:
     return wav(CLIPS[number])
 
 
-def test_captions_are_shared_or_each_its_own(sharp_model, processor):
+def test_captions_are_shared_or_separate(sharp_model, processor):
     dataset = captioned([["a dog", "a loud dog"], ["rain"], ["a dog"]])
     shared = embed_dataset(sharp_model, processor, dataset, ["caption"], progress=False)
     assert shared.texts == ["a dog", "a loud dog", "rain"]
@@ -167,7 +167,7 @@ def test_captions_of_an_unreadable_clip_are_no_candidates(sharp_model, processor
     assert embedded.texts == ["rain"] and embedded.rows == [1] and len(embedded.audio) == 1
 
 
-def test_a_fingerprint_tells_captions_and_sounds_apart():
+def test_a_fingerprint_depends_on_captions_and_sounds():
     first = fingerprint(captioned([["a dog"], ["rain"]]))
     assert first == fingerprint(captioned([["a dog"], ["rain"]])) and len(first) == 16
     assert first != fingerprint(captioned([["a dog"], ["rains"]]))

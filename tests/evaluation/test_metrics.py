@@ -37,7 +37,7 @@ def test_ranks_by_hand():
         (9, 1.0),
     ],
 )
-def test_recall_by_chance_by_hand(k, chance):
+def test_chance_level_of_recall_by_hand(k, chance):
     assert chance_recall(RELEVANT, k) == pytest.approx(chance)
 
 

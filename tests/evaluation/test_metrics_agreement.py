@@ -1,4 +1,4 @@
-"""Our ranks against other libraries', which know nothing of ours: torchmetrics and sentence-transformers."""
+"""Ranks agree with independent libraries: torchmetrics and sentence-transformers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Multiple choice on made-up vectors: accuracies by hand, ties against the model, cut texts counted, choices drawn."""
+"""Multiple choice on made-up vectors: accuracies by hand, ties, truncated texts, and choices from labels."""
 
 import datasets
 import numpy as np
@@ -113,16 +113,16 @@ def test_intervals_are_over_clips():
 
 
 def test_each_distinct_text_is_embedded_once():
-    asked = []
+    embedded = []
 
     def record(texts):
-        asked.extend(texts)
+        embedded.extend(texts)
         return embed(texts)
 
     multiple_choice_scores(
         AUDIO, [ask("dog", 0), ask("cat", 1), ask("rain", 2)], record, [4, 2], "{question}: {choice}"
     )
-    assert asked == [f"What is it?: {choice}" for choice in CHOICES]
+    assert embedded == [f"What is it?: {choice}" for choice in CHOICES]
 
 
 def test_a_choice_given_twice_is_never_right():
@@ -154,7 +154,7 @@ def test_cut_texts_are_counted_and_those_that_read_alike_tie(processor, model):
     assert "over_long" not in multiple_choice_scores(AUDIO, [ask("dog", 0)], embed, [4])["counts"]
 
 
-def test_the_reader_tells_what_the_tower_gets(processor, model):
+def test_the_reader_returns_the_towers_tokens(processor, model):
     read = text_reader(processor, model.config.text_config)
     texts = ["a dog barks", "rain " * 31, "rain " * 30]
     tokens, cut = read(texts)

@@ -24,7 +24,7 @@ def test_retrieval_at_nested_dims_by_hand():
     assert scores["chance"]["text_to_audio"] == {"R@1": 0.5, "R@5": 1, "R@10": 1}
 
 
-def test_both_directions_are_told_apart():
+def test_both_directions_are_distinguished():
     # Both texts are nearest to clip 0, each clip is nearest to its own text.
     clips, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.1], [1.0, 0.9]])
     scores = retrieval_scores(clips, texts, Correspondence([[0], [1]], 2), [2])

@@ -1,4 +1,4 @@
-"""What a training process keeps of the memory of freed tensors."""
+"""Memory of a training process: freed tensors, recomputed states, and the peak."""
 
 import json
 import os

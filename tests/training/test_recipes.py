@@ -1,4 +1,4 @@
-"""Recipes: the paper's training to the letter, headed by its command and result; what cannot work fails in seconds."""
+"""Recipes: the paper's training, with its command and results; wrong values are refused in seconds."""
 
 import dataclasses
 import json
@@ -163,7 +163,7 @@ def refused(recipe: Recipe, message: str) -> None:
     assert not Path(recipe.output_dir).exists()
 
 
-def test_the_guard_of_these_tests_is_awake(no_weights, folder, tmp_path):  # noqa: F811
+def test_loading_weights_fails_in_these_tests(no_weights, folder, tmp_path):  # noqa: F811
     with pytest.raises(AssertionError, match="weights were loaded"):
         train.train(quick(folder, tmp_path / "run"))
 
@@ -249,7 +249,7 @@ def test_fewer_clips_than_processes_are_refused(no_weights, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "options", [["--matryoshka_dims", "256"], ["--mixture", '{"clotho": -1}'], ["--lora_rank", "0"]]
 )
-def test_a_recipe_alone_refuses_its_own_faults(options, capsys):
+def test_a_recipe_refuses_wrong_values(options, capsys):
     with pytest.raises(SystemExit):
         train.parse_recipe(["quickstart", *options])
     assert options[0].strip("-") in capsys.readouterr().err

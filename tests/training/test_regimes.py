@@ -1,4 +1,4 @@
-"""Regimes and scopes: exactly what was asked for learns; LoRA merged, adapted, in chunks or resumed is one model."""
+"""Regimes and scopes: the parameters that learn; LoRA merged, as an adapter, in chunks, or resumed is one model."""
 
 import json
 
@@ -91,7 +91,7 @@ def embeds(model, batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("regime, scope", REGIMES)
-def test_exactly_what_was_asked_for_learns(towers, regime, scope):
+def test_exactly_the_selected_parameters_learn(towers, regime, scope):
     model, audio, text = towers
     in_scope = ("audio_model.",) if scope == "audio" else ("audio_model.", "text_model.")
     expected = {
@@ -146,7 +146,7 @@ def test_targets_choose_and_unknown_ones_are_refused(model):
     assert learned(model) == adapters(chosen) | PROJECTIONS | TOKEN
 
 
-def test_what_learns_is_said(model):
+def test_the_description_names_what_learns(model):
     """32 wide, 64 inside: a map of attention has 8 (32 + 32) LoRA parameters, one of the feed-forward 8 (32 + 64)."""
     total = sum(parameter.numel() for parameter in model.parameters())
     lora = 2 * (4 * 8 * 64 + 2 * 8 * 96)

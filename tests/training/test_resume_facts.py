@@ -1,4 +1,4 @@
-"""A run goes on only with the processes, the data and the vocabulary that it was begun with."""
+"""A run is resumed only with the processes, data and vocabulary that it was started with."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Config files for `accelerate launch`, and that two processes, sharded or not, train and evaluate as one."""
+"""Config files for `accelerate launch`; two processes, sharded or not, train and evaluate as one."""
 
 import json
 import os

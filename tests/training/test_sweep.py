@@ -1,4 +1,4 @@
-"""The sweep: any configurations under any seeds, gone on with where it stopped, and a table and a figure of them."""
+"""The sweep: configurations and seeds, resumption, and its table and figure."""
 
 import dataclasses
 import gc
@@ -60,7 +60,7 @@ def again(swept, small, *options) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_what_was_asked_for(swept):
+def test_a_sweep_runs_the_selected_configurations(swept):
     runs = {path.name for path in swept.iterdir() if path.is_dir()}
     names = ["clip-info_nce-projector-audio", "clip-info_nce-projector-both", "modernbert-sigmoid-lora-both"]
     assert runs == {f"{name}-seed3" for name in names}
@@ -68,8 +68,8 @@ def test_a_sweep_runs_what_was_asked_for(swept):
     rows = json.loads((swept / "sweep.json").read_text())
     assert [(row["name"], row["seed"], row["step"]) for row in rows] == [(name, 3, 2) for name in names]
     assert set(rows[0]["validation"]["text_to_audio"]) == {"16", "8", "4", "2"}
-    told = {name: json.loads((swept / f"{name}-seed3/recipe.json").read_text()) for name in names}
-    assert told[names[2]]["loss_type"] == "sigmoid" and told[names[2]]["regime"] == "lora"
+    recipes = {name: json.loads((swept / f"{name}-seed3/recipe.json").read_text()) for name in names}
+    assert recipes[names[2]]["loss_type"] == "sigmoid" and recipes[names[2]]["regime"] == "lora"
     assert (swept / f"{names[2]}-seed3/last/adapter/adapter_model.safetensors").is_file()
     assert len((swept / "sweep.md").read_text().splitlines()) == 2 + 3
     with Image.open(swept / "figure1.png") as figure:

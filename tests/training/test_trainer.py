@@ -1,4 +1,4 @@
-"""One gradient through `transformers.Trainer`: on two processes, in small chunks, with shares of unequal size."""
+"""The gradient of `transformers.Trainer` on two processes, in chunks, and with shares of unequal size."""
 
 import gc
 import os
