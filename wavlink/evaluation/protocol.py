@@ -173,7 +173,15 @@ def scores_of(
     protocol: Protocol = Protocol(),
     questions: Sequence[Question] = (),
 ) -> dict:
-    """Compute the scores of `evaluate_dataset` for `clips`, which were embedded and which `questions` are on."""
+    """Compute the scores of `evaluate_dataset` from embeddings.
+
+    Args:
+        embedded: of `clips`.
+        questions: on `clips`.
+
+    Raises:
+        ValueError: there is nothing to score.
+    """
     was_training = model.training
     model.eval()
     dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
@@ -196,17 +204,7 @@ def scores_of(
     elif embedded.texts:
         logger.warning(f"captions are not scored: {no_retrieval}")
     if not no_zero_shot:
-        scores["zero_shot"] = zero_shot_scores(
-            embedded.audio,
-            [labels[row] for row in embedded.rows],
-            texts,
-            dims,
-            protocol.prompts,
-            protocol.clean_up,
-            protocol.renames,
-            protocol.candidates or sorted({label for label in labels if label}),
-            embedded_groups if any(embedded_groups) else None,
-        )
+        scores["zero_shot"] = _zero_shot(embedded, labels, texts, dims, embedded_groups, protocol)
     elif no_zero_shot != NO_LABELS:
         logger.warning(f"labels are not scored: {no_zero_shot}")
     task_groups = AIR_BENCH_GROUPS if questions else None
@@ -223,6 +221,22 @@ def scores_of(
         )
     model.train(was_training)
     return scores
+
+
+def _zero_shot(
+    embedded: Embedded, labels: Sequence[str | None], embed_texts, dims: Sequence[int], groups, protocol: Protocol
+) -> dict:
+    return zero_shot_scores(
+        embedded.audio,
+        [labels[row] for row in embedded.rows],
+        embed_texts,
+        dims,
+        protocol.prompts,
+        protocol.clean_up,
+        protocol.renames,
+        protocol.candidates or sorted({label for label in labels if label}),
+        groups if any(groups) else None,
+    )
 
 
 def _from_labels(labels: Sequence[str | None], groups: Sequence[str | None], protocol: Protocol) -> list[Question]:

@@ -1,7 +1,7 @@
-"""Scores for a person to read: lines and tables of figures in percent, with chance levels."""
+"""Reports of scores: lines and tables of figures in percent, with chance levels."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .metrics import KS, percent
@@ -14,7 +14,7 @@ _DATA_COUNTS = ("rows", "questions", "clips")  # which stand elsewhere
 
 @dataclass(frozen=True)
 class Table:
-    """A table of cells that are text already; `str(table)` is plain text.
+    """A table of texts; `str(table)` is plain text.
 
     Args:
         columns: titles; the first one is of the labels.
@@ -23,7 +23,7 @@ class Table:
     """
 
     columns: Sequence[str]
-    rows: Iterable[Sequence[str]]
+    rows: Sequence[Sequence[str]]
     label_width: int = 0
 
     def __str__(self) -> str:

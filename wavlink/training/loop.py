@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers import get_cosine_schedule_with_warmup
@@ -71,13 +72,7 @@ class Run:
         share = self.accelerator.process_index, self.accelerator.num_processes
         self.feed = Stream(recipe, *share) if recipe.streaming else Epochs(recipe, *share)
         self.steps = self.feed.steps
-        self.validation_set = load_source(recipe, recipe.validation_data or recipe.data, recipe.validation_split)
-        if not len(self.validation_set):
-            raise ValueError(f"the split {recipe.validation_split!r} to validate on is empty: give --validation_split")
-        shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
-        self.columns = caption_columns(self.validation_set, shared)
-        self.validation_set = with_captions(self.validation_set, self.columns)
-        refuse_unsearchable(self.validation_set, self.columns, recipe.validation_split)
+        self.validation_set, self.columns = _validation_set(recipe)
         model, self.processor = build(recipe, self.feed.captions)
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
@@ -186,6 +181,17 @@ class Run:
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
+
+
+def _validation_set(recipe: Recipe) -> tuple[datasets.Dataset, list[str]]:
+    """The clips to validate on that have captions, and the columns of these."""
+    split = load_source(recipe, recipe.validation_data or recipe.data, recipe.validation_split)
+    if not len(split):
+        raise ValueError(f"the split {recipe.validation_split!r} to validate on is empty: give --validation_split")
+    columns = caption_columns(split, [name for name in recipe.caption_columns if name in split.column_names])
+    split = with_captions(split, columns)
+    refuse_unsearchable(split, columns, recipe.validation_split)
+    return split, columns
 
 
 class StopSignal:

@@ -59,7 +59,7 @@ def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
 
 
 def _remove_checkpoints(folder: Path) -> None:
-    """Those of a finished run, and their folder where it holds nothing else."""
+    """Remove the checkpoints of a finished run, and their folder if it holds nothing else."""
     for checkpoint in folder.glob("step-*"):
         remove(checkpoint)
     remove_leftovers(folder)
