@@ -10,9 +10,11 @@ import os
 from typing import Any
 
 from .recipe_fields import CHOICES as CHOICES
+from .recipe_fields import MAY_CHANGE as MAY_CHANGE
 from .recipe_fields import REGIMES, SCOPES, Recipe
 from .recipe_fields import computes_in_bf16 as computes_in_bf16
 from .recipe_fields import differences as differences
+from .recipe_fields import refuse_another_run as refuse_another_run
 
 
 def _quickstart() -> Recipe:
