@@ -53,9 +53,9 @@ def test_evaluate_dataset_agrees_with_one_clip_at_a_time(sharp_model, processor,
     for dim in (32, 16, 8, 4):
         cosines = unit(audio_embeds[:, :dim]) @ unit(text_embeds[:, :dim]).T
         for k in (1, 5, 10):
-            found = {name: scores[name][str(dim)][f"R@{k}"]["value"] for name in ("text_to_audio", "audio_to_text")}
-            assert found["text_to_audio"] == pytest.approx(by_sorting(cosines[:, :6].T, relevant.T, k))
-            assert found["audio_to_text"] == pytest.approx(by_sorting(cosines[:, :6], relevant, k))
+            results = {name: scores[name][str(dim)][f"R@{k}"]["value"] for name in ("text_to_audio", "audio_to_text")}
+            assert results["text_to_audio"] == pytest.approx(by_sorting(cosines[:, :6].T, relevant.T, k))
+            assert results["audio_to_text"] == pytest.approx(by_sorting(cosines[:, :6], relevant, k))
         top = cosines[:4, 6:].argmax(1) == targets
         assert scores["zero_shot"][str(dim)]["accuracy"]["value"] == pytest.approx(top.mean())
         assert "top-5" not in scores["zero_shot"][str(dim)]  # there are but three labels

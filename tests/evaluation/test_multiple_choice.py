@@ -104,10 +104,10 @@ def test_air_benchs_leaderboard_is_a_mean_of_means():
 def test_intervals_are_over_clips():
     """Ten questions on each of two clips, all right on one: as sure as two answers, not as twenty."""
     shared = [ask(answer, clip) for clip, answer in ((0, "dog"), (1, "cat")) for _ in range(10)]
-    own = [ask("dog" if clip < 10 else "cat", clip) for clip in range(20)]
+    separate = [ask("dog" if clip < 10 else "cat", clip) for clip in range(20)]
     audio = torch.tensor([WORDS["dog"]]).repeat(20, 1)
     few = multiple_choice_scores(audio, shared, embed, [4])["4"]["total"]
-    many = multiple_choice_scores(audio, own, embed, [4])["4"]["total"]
+    many = multiple_choice_scores(audio, separate, embed, [4])["4"]["total"]
     assert few == {"value": 0.5, "interval": [0.0, 1.0]}
     assert many["value"] == 0.5 and 0.2 < many["interval"][0] < many["interval"][1] < 0.8
 
@@ -143,7 +143,7 @@ def test_cut_texts_are_counted_and_those_that_read_alike_tie(processor, model):
     ]
     embedded = []
 
-    def first_is_best(texts):  # two texts of the same words have vectors of their own only if they are embedded twice
+    def first_is_best(texts):  # two texts of the same words have different vectors only if embedded twice
         embedded.extend(texts)
         return torch.tensor([[2.0, 1] if "dog" in text else [1, 2.0] for text in texts])
 

@@ -160,8 +160,8 @@ def test_groups_by_hand():
     groups = ["music", "music", None, "sound", "sound", ""]
     scores = zero_shot_scores(DOGS_AND_RAIN, LABELS, axes("dog", "rain"), [2, 1], groups=groups)
     assert scores["ungrouped"] == 2
-    found = {name: (row["clips"], row["value"]) for name, row in scores["2"]["groups"].items()}
-    assert found == {"music": (2, 1.0), "sound": (2, 0.5)}  # a dog taken for rain, and a rain that is right
+    results = {name: (row["clips"], row["value"]) for name, row in scores["2"]["groups"].items()}
+    assert results == {"music": (2, 1.0), "sound": (2, 0.5)}  # a dog taken for rain, and a rain that is right
     assert scores["2"]["groups"]["music"]["interval"] == [1, 1]
     # Of the first dim alone, rain is nothing: only dogs with something there are right.
     assert [row["value"] for row in scores["1"]["groups"].values()] == [1.0, 0.5]

@@ -40,8 +40,8 @@ def full_disk(bytes_left: int = 0):
 def moving_clock(monkeypatch):
     """The system's clock, a day late and a day early by turns."""
     jumps, real = itertools.cycle((DAY, -DAY)), time.time
-    for place in ("time.time", "tqdm.std.time"):
-        monkeypatch.setattr(place, lambda: real() + next(jumps))
+    for clock in ("time.time", "tqdm.std.time"):
+        monkeypatch.setattr(clock, lambda: real() + next(jumps))
 
 
 def same_files(run: Path, other: Path) -> bool:

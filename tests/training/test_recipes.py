@@ -96,7 +96,7 @@ def test_a_recipe_says_what_the_paper_reports(size):
 
 def test_the_sweep_is_the_papers_24():
     towers = {"clip": "openai/clip-vit-large-patch14", "modernbert": "answerdotai/ModernBERT-large"}
-    found = design_sweep()
+    results = design_sweep()
     axes = [
         (text, loss, regime, scope)
         for text in ("clip", "modernbert")
@@ -104,8 +104,8 @@ def test_the_sweep_is_the_papers_24():
         for regime in ("projector", "lora", "full")
         for scope in ("audio", "both")
     ]
-    assert [recipe.name for recipe in found] == ["-".join(names) for names in axes]
-    for recipe, (text, loss, regime, scope) in zip(found, axes, strict=True):
+    assert [recipe.name for recipe in results] == ["-".join(names) for names in axes]
+    for recipe, (text, loss, regime, scope) in zip(results, axes, strict=True):
         wanted = SETTINGS | {"loss_type": loss, "regime": regime, "scope": scope, "text_model": towers[text]}
         wanted |= {"projection_dim": 768} if text == "modernbert" else {}
         wanted |= {"audio_model": "openai/whisper-large-v3", "data": "auto_acd", "validation_data": "audiocaps"}

@@ -364,9 +364,9 @@ def client(hub, base, lora_run, folder, processor, tmp_path_factory):  # noqa: F
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "hub"])
 def test_stock_peft_puts_the_adapter_on_its_base_in_a_clean_process(client, source):
-    clean, found, _ = client
+    clean, results, _ = client
     assert clean
-    for got, expected, base in zip(found[source], found["merged"], found["base"], strict=True):
+    for got, expected, base in zip(results[source], results["merged"], results["base"], strict=True):
         torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), atol=1e-6, rtol=0)
         assert (torch.tensor(got) - torch.tensor(base)).abs().max() > 1e-2
 

@@ -51,8 +51,8 @@ class Killed(BaseException):
 def test_a_folder_is_complete_after_a_kill_at_any_moment(tmp_path, replaced):
     """The call of that number, of those that change a folder, does not come."""
 
-    def write(place: Path, content: str) -> None:
-        with whole(place) as unfinished:
+    def write(target_folder: Path, content: str) -> None:
+        with whole(target_folder) as unfinished:
             for name in "abc":
                 (unfinished / name).write_text(content)
 
@@ -149,7 +149,7 @@ def test_the_commit_is_of_the_repository_that_tracks_the_file(tmp_path, monkeypa
     assert commit_of(package / "run_folder.py") == git("rev-parse", "--short", "HEAD")
 
 
-def test_every_start_of_a_run_is_recorded_with_plots_beside_it(folder, tmp_path):  # noqa: F811
+def test_every_start_of_a_run_is_noted_with_pictures_beside_it(folder, tmp_path):  # noqa: F811
     for steps in ("2", "2"):
         train.train(recipe(folder, tmp_path / "run", "--max_steps", steps, "--save_steps", "1"))
     lines = [json.loads(line) for line in (tmp_path / "run/environment.jsonl").read_text().splitlines()]
@@ -219,7 +219,7 @@ def test_checkpoints_carry_all_state_that_training_has(folder, tmp_path):  # noq
     run.save_checkpoint()
     (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
     names = {"model.safetensors", "optimizer.bin", "scaler.pt", "random_states_0.pkl"}
-    own = {"place.json"}  # the run's step, its schedule and its place in its data
+    own = {"place.json"}  # the run's step, its schedule and its position in the data
     assert {path.name for path in checkpoint.iterdir()} == names | own
     again = train.Run(recipe(folder, tmp_path / "run", "--max_steps", "2"))
     again.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)

@@ -71,7 +71,7 @@ def test_recipes_are_frozen(name):
 
 
 @pytest.mark.parametrize("loss_type", ["info_nce", "sigmoid"])
-def test_a_run_writes_models_metrics_and_plots(folder, tmp_path, loss_type):
+def test_a_run_writes_models_metrics_and_a_picture(folder, tmp_path, loss_type):
     output = train.train(recipe(folder, tmp_path / "run", "--loss_type", loss_type))
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "loss" in record]
