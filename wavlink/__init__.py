@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from processing.processing_wavlink import WavLinkProcessor
     from wavlink.evaluation.evaluate import evaluate
     from wavlink.search.index import Index
-    from wavlink.training.recipe_runs import train
+    from wavlink.training.loop import train
     from wavlink.training.recipes import load_recipe
     from wavlink.training.trainer import WavLinkTrainer
 
@@ -73,7 +73,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if packages.is_own(error.name or ""):
             raise
-        from processing.installing import install_hint
+        from .installing import install_hint
 
         hint = install_hint(error.name or "a package", extra)
         raise ImportError(f"wavlink.{name} cannot be used: {hint}", name=error.name) from error

@@ -11,11 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from processing.installing import install_command
-
 from . import options as of
 from .compat_argparse import actions_of
 from .console import EXIT_CODES, escape_unwritable, in_results, run_command
+from .installing import install_command
 from .parsing import Parser
 from .train_options import train as of_train
 

@@ -10,8 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
-from processing.installing import install_hint
-
+from .installing import install_hint
 from .sanitize import clean
 
 OWN = ("hub_cards", "modeling_wavlink", "processing", "train", "wavlink")

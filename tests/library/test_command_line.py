@@ -16,9 +16,8 @@ from hub_cards import source
 from hub_cards.space import app
 from hub_cards.space.answers import Limits
 from modeling_wavlink import configuration_wavlink
-from processing import installing
 from tests.processes import run_process
-from wavlink import cli, console, embedder, options
+from wavlink import cli, console, embedder, installing, options
 from wavlink import long_recordings as long
 from wavlink.evaluation.protocol import Protocol
 from wavlink.evaluation.zero_shot import CLEAN_UPS, PROMPT

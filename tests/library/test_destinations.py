@@ -16,7 +16,6 @@ from wavlink.atomic_files import only_writer
 from wavlink.evaluation import command as evaluation
 from wavlink.search import map as sound_map
 from wavlink.search import transfer as index_copies
-from wavlink.training import loop
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +54,7 @@ def test_a_run_s_folder_is_of_one_process(folder, tmp_path, monkeypatch):  # noq
     line = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        monkeypatch.setattr(loop, "Run", lambda recipe: pytest.fail("another process trains there"))
+        monkeypatch.setattr("wavlink.training.loop.Run", lambda recipe: pytest.fail("another process trains there"))
         with pytest.raises(ValueError, match="another process is writing to"):
             train.train(recipe(folder, tmp_path / "run", "--max_steps", "2"))
         other.communicate()

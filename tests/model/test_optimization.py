@@ -18,7 +18,7 @@ from processing.collator import AudioTextCollator, CaptionedAudio
 from processing.datasets import loaders as feeds
 from processing.datasets.synthetic import synthetic_dataset
 from tests.conftest import RATE, tone
-from wavlink.training import log, loop
+from wavlink.training import loop
 from wavlink.training.finetuning import clamp_scale, parameter_groups, set_trainable
 from wavlink.training.trainer import WavLinkTrainer
 
@@ -179,7 +179,7 @@ def test_validation_computes_in_the_precision_of_training(tmp_path, monkeypatch)
     for module in (loop, feeds):
         monkeypatch.setattr(module, "load_source", lambda *_: synthetic_dataset("validation", 1))
     for name in ("draw_loss", "draw_recall", "draw_similarities"):
-        monkeypatch.setattr(log, name, lambda *_: None)
+        monkeypatch.setattr(f"wavlink.training.log.{name}", lambda *_: None)
     build = loop.build
 
     def watched(*arguments):
@@ -190,7 +190,7 @@ def test_validation_computes_in_the_precision_of_training(tmp_path, monkeypatch)
             query.register_forward_hook(lambda module, _, output: dtypes[module.training].add(output.dtype))
         return model, processor
 
-    monkeypatch.setattr(loop, "build", watched)
+    monkeypatch.setattr("wavlink.training.loop.build", watched)
     AcceleratorState._reset_state()  # other tests here train in fp32
     try:
         train.train(recipe)

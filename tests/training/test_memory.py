@@ -15,7 +15,7 @@ import train
 from processing.collator import AudioTextCollator
 from tests.conftest import RATE, tone
 from tests.tone_runs import folder, recipe  # noqa: F401
-from wavlink.training import log, memory
+from wavlink.training import memory
 from wavlink.training.memory import peak_memory
 
 # A block of 16 MB that is freed makes glibc take all smaller ones from the heap; the last tensor keeps the heap's end.
@@ -152,7 +152,7 @@ def test_recomputed_texts_have_the_same_gradients(model, processor, monkeypatch,
 
 def test_a_run_notes_its_peak_memory(folder, tmp_path, monkeypatch):  # noqa: F811
     for name in ("draw_loss", "draw_recall", "draw_similarities"):
-        monkeypatch.setattr(log, name, lambda *_: None)
+        monkeypatch.setattr(f"wavlink.training.log.{name}", lambda *_: None)
     output = train.train(recipe(folder, tmp_path / "run", "--max_steps", "1"))
     last = json.loads((output / "environment.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 1 and 100 < last["peak_memory_mib"] <= peak_memory()

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import train
 from tests.tone_runs import folder  # noqa: F401
-from wavlink.train_options import parse as parse_options
-from wavlink.training import command, sweep
+from wavlink import train_options
+from wavlink.training import sweep
 from wavlink.training.recipes import Recipe
 
 SMALL = ["--batch_size", "4", "--max_steps", "2", "--num_workers", "0", "--mixed_precision", "no", "--seeds", "3"]
@@ -22,7 +22,7 @@ PROJECTOR = ["--only", "clip-info_nce-projector-*"]
 
 
 def parse(*arguments) -> dict:
-    return parse_options(sweep.sweep_parser(train.recipe_parser()), arguments)
+    return train_options.parse(sweep.sweep_parser(train.recipe_parser()), arguments)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def count(monkeypatch) -> list[str]:
         started.append(Path(recipe.output_dir).name)
         return run(recipe)
 
-    monkeypatch.setattr(command, "train", counted)
+    monkeypatch.setattr("wavlink.training.command.train", counted)
     return started
 
 

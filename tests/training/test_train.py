@@ -13,7 +13,6 @@ from modeling_wavlink import WavLinkModel
 from tests import tone_runs
 from tests.conftest import RATE, tone
 from tests.tone_runs import recipe
-from wavlink.training import log
 from wavlink.training.recipes import RECIPES, Recipe, get_recipe
 
 folder = tone_runs.folder
@@ -96,7 +95,7 @@ def test_a_run_writes_models_metrics_and_a_picture(folder, tmp_path, loss_type):
 @pytest.mark.slow
 def test_training_learns(folder, tmp_path, monkeypatch):
     for name in ("draw_loss", "draw_recall", "draw_similarities"):  # of 40 validations
-        monkeypatch.setattr(log, name, lambda *_: None)
+        monkeypatch.setattr(f"wavlink.training.log.{name}", lambda *_: None)
     options = ["--max_steps", "80", "--batch_size", "7", "--warmup_ratio", "0.1"]
     output = train.train(recipe(folder, tmp_path / "run", *options))
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
