@@ -17,8 +17,8 @@ from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
 from wavlink.sanitize import escape, last_part, table, without_paths
 
 from . import training
-from .known import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
 from .metadata import card_data, data_name, hub_data, write_eval_results
+from .published_facts import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 _CONFUSED_LABELS = 20  # more do not fit a card's width

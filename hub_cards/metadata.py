@@ -16,7 +16,7 @@ from wavlink.evaluation.metrics import percent
 from wavlink.evaluation.retrieval import DIRECTIONS
 from wavlink.sanitize import clean, last_part
 
-from .known import BENCHMARK_IDS, ENGLISH, towers_of
+from .published_facts import BENCHMARK_IDS, ENGLISH, towers_of
 from .training import Stage, base_models, data_ids
 
 TAGS = ["audio", "audio-text-retrieval", "feature-extraction", "matryoshka", "wavlink", "custom_code"]

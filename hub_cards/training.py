@@ -8,7 +8,7 @@ from pathlib import Path
 from wavlink.sanitize import clean, escape, last_part, without_paths
 from wavlink.training.run_folder import SOURCES
 
-from .known import DATA, TOWER_LICENCES
+from .published_facts import DATA, TOWER_LICENCES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SHIPPED_FACTS = ("step", "processes", "python", "packages", "processor", "cpus", "threads", "devices", "seconds")

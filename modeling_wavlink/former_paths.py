@@ -11,6 +11,8 @@ from types import CodeType, ModuleType
 
 MOVED = {
     "hub_cards.foreign_text": "wavlink.sanitize",
+    "hub_cards.known": "hub_cards.published_facts",
+    "hub_cards.measured": "hub_cards.scores",
     "hub_cards.record": "wavlink.hub_record",
     "hub_cards.stranger": "hub_cards.clean_environment",
     "hub_cards.upload": "wavlink.hub_upload",
@@ -18,7 +20,7 @@ MOVED = {
     "modeling_wavlink.auto_classes": "processing.auto_classes",
     "modeling_wavlink.building": "wavlink.training.factory",
     "modeling_wavlink.checkpoints": "wavlink.training.checkpoints",
-    "modeling_wavlink.classify": "wavlink.classify_command",
+    "modeling_wavlink.classify": "wavlink.classification",
     "modeling_wavlink.cli": "wavlink.cli",
     "modeling_wavlink.common_sounds": "wavlink.common_sounds",
     "modeling_wavlink.compat": "wavlink.compat",
@@ -81,10 +83,14 @@ MOVED = {
     "processing.streaming": "processing.datasets.streaming",
     "processing.synthetic": "processing.datasets.synthetic",
 }
+# Earlier names in these modules, which the documentation had.
+RENAMED = {"modeling_wavlink.long": {"hear": "encode_recording"}}
+# The module whose `main` `python -m` runs, where it is another one.
+COMMANDS = {"modeling_wavlink.long": "wavlink.localization"}
 
 
 class _FormerPaths:
-    """A finder and loader of modules by their earlier names: the very modules that stand elsewhere now."""
+    """A finder and loader of modules by their earlier names: the very modules that have moved."""
 
     def __init__(self):
         self._specs = {}
@@ -94,6 +100,8 @@ class _FormerPaths:
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(MOVED[spec.name])
+        for former, name in RENAMED.get(spec.name, {}).items():
+            setattr(module, former, getattr(module, name))
         self._specs[spec.name] = module.__spec__
         return module
 
@@ -104,8 +112,9 @@ class _FormerPaths:
     def get_code(self, fullname: str) -> CodeType:
         """For `python -m`."""
         run = "main(wrap_json=False)" if fullname == "modeling_wavlink.cli" else f"run_command({fullname!r}, main)"
+        module = COMMANDS.get(fullname, MOVED[fullname])
         lines = [
-            *("import sys", f"from {MOVED[fullname]} import main", "from wavlink.console import run_command"),
+            *("import sys", f"from {module} import main", "from wavlink.console import run_command"),
             f"sys.exit({run})",
         ]
         return compile("\n".join(lines), f"<python -m {fullname}>", "exec")

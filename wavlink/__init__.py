@@ -73,9 +73,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if packages.is_own(error.name or ""):
             raise
-        from processing.installing import install_hint
-
-        hint = install_hint(error.name or "a package", extra)
+        hint = packages.install_hint(error.name or "a package", extra)
         raise ImportError(f"wavlink.{name} cannot be used: {hint}", name=error.name) from error
     globals()[name] = value
     return value

@@ -10,11 +10,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
-from processing.installing import install_hint
-
+from .hub_errors import without_token
+from .packages import install_hint, is_own
 from .sanitize import clean
 
-OWN = ("hub_cards", "modeling_wavlink", "processing", "train", "wavlink")
 EXIT_CODES = """exit codes:
   0    done
   1    a fault of wavlink's own, with its traceback: please report it
@@ -47,7 +46,7 @@ def run_command(
     except (ValueError, OSError) as error:
         line, failure = clean(error, _MOST), error
     except ModuleNotFoundError as error:
-        if not error.name or error.name.partition(".")[0] in OWN:
+        if not error.name or is_own(error.name):
             raise
         line, failure = install_hint(error.name, extra), error
     except SystemExit as stopped:
@@ -60,16 +59,9 @@ def run_command(
             print(f"{name}: {stopped.args[1]}", file=sys.stderr)
         return code_of(stopped)
     if debug:
-        print(_without_token("".join(traceback.format_exception(failure))), end="", file=sys.stderr)
+        print(without_token("".join(traceback.format_exception(failure))), end="", file=sys.stderr)
     print_error(name, line, as_json)
     return 2
-
-
-def _without_token(text: str) -> str:
-    """Mask the Hub's token, which an error of its client may hold."""
-    hub = sys.modules.get("huggingface_hub")
-    token = hub.get_token() if hub else None
-    return text.replace(token, "***") if token else text
 
 
 def print_error(name: str, line: str, as_json: bool = False) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from hub_cards import measured, push, verify
+from hub_cards import push, verify
 from modeling_wavlink import WavLinkModel
 from tests.hub_server import TOKEN
 from wavlink.loading import describe, load_for_evaluation
@@ -230,7 +230,7 @@ def test_scores_measured_on_a_commit_count_for_its_weights(
     hub, wavlink_folder, run, tmp_path, monkeypatch, unverified
 ):
     """The evaluation of a Hub id records the commit; one that changed the card alone has the same weights."""
-    monkeypatch.setattr(measured, "HfApi", partial(HfApi, endpoint=hub.endpoint, token=TOKEN))
+    monkeypatch.setattr("hub_cards.scores.HfApi", partial(HfApi, endpoint=hub.endpoint, token=TOKEN))
     first = hub.add_repo("user/scored", wavlink_folder, "model")
     about = {"kind": "wavlink", "revision": first}
     scores = scores_of(wavlink_folder, tmp_path / "scores.json", model="user/scored", about=about)

@@ -28,7 +28,7 @@ from hub_cards.record import LINE, RECORD
 from wavlink.console import run_command
 time.sleep = lambda seconds: None
 push.verify = lambda folder, expected: None
-sys.exit(run_command("hub_cards.push", push.main, sys.argv[1:]))
+sys.exit(run_command("wavlink push", push.main, sys.argv[1:]))
 """
 
 
@@ -258,7 +258,7 @@ def test_no_token_a_wrong_one_and_no_right_to_write_are_told_before_any_work(hub
         "this token, of user, may only read",
     ]
     for line, start in zip(said, expected, strict=True):
-        assert line.startswith(f"hub_cards.push: {start}")
+        assert line.startswith(f"wavlink push: {start}")
     assert not put_and_asked(hub)  # nothing was created
     refuse_leaks(TOKEN, [done.stdout, done.stderr], [hub.root])
 

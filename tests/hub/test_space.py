@@ -12,12 +12,12 @@ import soundfile
 import torch
 
 from hub_cards.space import answers, pages, samples
-from hub_cards.space.answers import Demo, Limits, Named, labels_in, part_of, trained_on
+from hub_cards.space.answers import ClassifiedSound, Demo, Limits, labels_in, part_of, trained_on
 from processing.audio import load_audio
 from tests.conftest import RATE, tone
 from tests.space_demo import demo_in, write_all
 from wavlink.embedder import Embedder
-from wavlink.long_recordings import hear, locate, noise_score
+from wavlink.long_recordings import encode_recording, locate, noise_score
 from wavlink.search.index import Index
 
 
@@ -32,7 +32,7 @@ def demo(folder) -> Demo:
 
 
 def test_shares_are_the_softmax_of_scaled_cosines_at_each_dim():
-    named = Named(["a", "b"], np.array([0.6, 0.8], np.float32), np.eye(2, dtype=np.float32), scale=5.0)
+    named = ClassifiedSound(["a", "b"], np.array([0.6, 0.8], np.float32), np.eye(2, dtype=np.float32), scale=5.0)
     cosines, shares = named.at(2)
     assert cosines == pytest.approx([0.6, 0.8], abs=1e-6)
     assert shares[1] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)  # 5 x 0.8 against 5 x 0.6
@@ -41,7 +41,7 @@ def test_shares_are_the_softmax_of_scaled_cosines_at_each_dim():
 
 
 def test_labels_get_the_shares_of_the_model_itself(demo, folder):
-    named = demo.name(str(folder / "dropped.wav"), "a dog,  a cat\nrain; a dog,")
+    named = demo.classify(str(folder / "dropped.wav"), "a dog,  a cat\nrain; a dog,")
     assert named.labels == ["a dog", "a cat", "rain"]
     texts = [f"This is a sound of {label}." for label in named.labels]
     processor, model = demo.embedder.processor, demo.embedder.model
@@ -59,7 +59,7 @@ def test_labels_get_the_shares_of_the_model_itself(demo, folder):
 
 
 def test_a_sentence_finds_what_the_index_finds_at_each_dim(demo, folder):
-    asked = demo.ask("a low bell")
+    asked = demo.embed_sentence("a low bell")
     for dim, kept in ((8, 8), (16, 16), (32, 16)):  # the index holds 16 of the 32
         found, whole = demo.closest(asked, dim)
         index = Index.open(folder / "index", demo.embedder, dim=kept)
@@ -82,19 +82,19 @@ def test_what_is_played_is_the_part_that_was_found(folder):
 
 def test_a_recording_is_heard_and_drawn_as_long_py_does_and_no_file_is_left(demo, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    heard = demo.listen(str(folder / "long.flac"), "a low bell")
-    recording = hear(demo.embedder, folder / "long.flac", 4.0, 1.0)  # of less than two minutes
+    heard = demo.locate(str(folder / "long.flac"), "a low bell")
+    recording = encode_recording(demo.embedder, folder / "long.flac", 4.0, 1.0)  # of less than two minutes
     spans = locate(recording, demo.embedder.embed_text(["a low bell"])[0], 5, 8)
     assert np.array_equal(heard.recording.vectors, recording.vectors) and heard.at(8)[2] == spans
     least = noise_score(demo.embedder, recording, 8)
     assert heard.min_score(8) == least
     heard = dataclasses.replace(heard, min_scores={8: spans[-1].score})
-    shown = pages.places(demo, heard, 8)
+    shown = pages.spans(demo, heard, 8)
     times = re.findall(r'wl-label">([^<]+)', shown)
     assert len(times) == len(spans) and times[0] == f"{pages._clock(spans[0].start)} to {pages._clock(spans[0].end)}"
     assert shown.count("data:image/png;base64,") == 2 and 'alt="loudness' in shown
     assert f"stands out in {len(spans)} place" in shown
-    shown = pages.places(demo, dataclasses.replace(heard, min_scores={8: 1.0}), 8)
+    shown = pages.spans(demo, dataclasses.replace(heard, min_scores={8: 1.0}), 8)
     assert "Nothing stands out for “a low bell”" in shown and "under 1.00" in shown
     assert re.findall(r'wl-label">([^<]+)', shown) == times[:1] and "; nothing stands out" in shown
     assert not list(tmp_path.iterdir())
@@ -133,7 +133,7 @@ def test_what_is_wrong_is_told_in_one_line_without_a_path(demo, folder, monkeypa
     limit = 5 if file == "long.flac" else 0.2
     monkeypatch.setattr(demo, "limits", Limits(megabytes=limit, seconds=10))
     with pytest.raises(ValueError, match=said) as told:
-        demo.name(file and str(folder / file), labels)
+        demo.classify(file and str(folder / file), labels)
     assert str(folder) not in str(told.value) and "\n" not in str(told.value)
 
 
@@ -153,25 +153,25 @@ def test_the_slider_stands_over_the_models_nested_dims(demo):
 def test_sentences_that_say_nothing_or_too_much(demo, folder):
     for text in ("", "  \n", None):
         with pytest.raises(ValueError, match="Type a sentence first"):
-            demo.ask(text)
+            demo.embed_sentence(text)
     with pytest.raises(ValueError, match="longer than 500 letters"):
-        demo.listen(str(folder / "long.flac"), "dog " * 200)
+        demo.locate(str(folder / "long.flac"), "dog " * 200)
     with pytest.raises(ValueError, match="no index"):
-        Demo(demo.embedder).closest(demo.ask("a dog"), 8)
+        Demo(demo.embedder).closest(demo.embed_sentence("a dog"), 8)
 
 
 def test_who_waits_too_long_is_told_and_the_next_is_served(demo, monkeypatch):
     monkeypatch.setattr(demo, "limits", Limits(wait=0.05))
     with demo.turn(), pytest.raises(ValueError, match="try again in a minute"):
-        demo.ask("a dog")
-    assert demo.ask("a dog").vector.shape == (32,)
+        demo.embed_sentence("a dog")
+    assert demo.embed_sentence("a dog").vector.shape == (32,)
 
 
 def test_what_a_visitor_writes_is_no_markup(demo, folder):
     evil = '<img src=x onerror="alert(1)">'
-    shown = pages.labels(demo, demo.name(str(folder / "dropped.wav"), f"{evil}, dog"), 32)
-    shown += pages.sounds(demo, demo.ask(evil), 32) + pages.failure(evil)
-    shown += pages.places(demo, demo.listen(str(folder / "long.flac"), evil), 32)
+    shown = pages.labels(demo, demo.classify(str(folder / "dropped.wav"), f"{evil}, dog"), 32)
+    shown += pages.sounds(demo, demo.embed_sentence(evil), 32) + pages.failure(evil)
+    shown += pages.spans(demo, demo.locate(str(folder / "long.flac"), evil), 32)
     assert "<img src=x" not in shown and "&lt;img src=x" in shown
     assert 'alert(1)">' not in shown  # nor inside an attribute
 

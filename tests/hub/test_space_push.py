@@ -187,7 +187,7 @@ def test_what_was_pushed_starts_with_its_requirements_alone_and_answers_alike(ma
 @pytest.mark.slow
 def test_a_space_that_does_not_start_is_not_uploaded(made, tmp_path, monkeypatch):
     monkeypatch.setattr(push, "verify", lambda folder, expected: (folder / "config.json").unlink())
-    with pytest.raises(SystemExit, match="the Space does not start: hub_cards.space: .*model has no config.json"):
+    with pytest.raises(SystemExit, match="the Space does not start: wavlink space: .*model has no config.json"):
         push.main([str(made / "model"), "user/demo", "--space", "--dry_run", "--output_dir", str(tmp_path / "out")])
 
 
@@ -211,7 +211,7 @@ def test_a_space_too_large_and_an_index_without_sounds_are_refused(made, tmp_pat
 @pytest.mark.parametrize("words", [["--space", "--scores", "a.json"], ["--index", "x"]])
 def test_options_that_do_not_go_together(words, capsys):
     with pytest.raises(SystemExit):
-        push._options(["folder", "user/name", *words])
+        push.main(["folder", "user/name", *words])
     assert "--space" in capsys.readouterr().err
 
 

@@ -22,8 +22,7 @@ from tests.clap_models import unfused  # noqa: F401
 from tests.clean_process import run_clean
 from tests.conftest import RATE, tone
 from tests.tone_runs import folder, recipe  # noqa: F401
-from wavlink import classify_command as classify
-from wavlink import long_recordings as long
+from wavlink import classification, localization
 from wavlink.backends import onnx as onnx_export
 from wavlink.embedder import Embedder
 from wavlink.evaluation import command as evaluation
@@ -221,10 +220,10 @@ DOORS = {
     "control": lambda evil, wavs, out: (load_for_evaluation(f"random:{evil}@3"), random_control(str(evil))),
     "search": search_it,
     "evaluate": evaluate_it,
-    "classify": lambda evil, wavs, out: classify.main(
+    "classify": lambda evil, wavs, out: classification.main(
         [str(wavs / "0.wav"), "--model", str(evil), "--labels", "dog", "rain"]
     ),
-    "locate": lambda evil, wavs, out: long.main([str(evil), str(wavs / "0.wav"), "--query", "rain"]),
+    "locate": lambda evil, wavs, out: localization.main([str(evil), str(wavs / "0.wav"), "--query", "rain"]),
     "export": lambda evil, wavs, out: onnx_export.main([str(evil), str(out)]),
     "push": lambda evil, wavs, out: push.main([str(evil), "user/name", "--dry_run", "--output_dir", str(out)]),
     "pipeline": lambda evil, wavs, out: pipeline("zero-shot-audio-classification", model=str(evil)),

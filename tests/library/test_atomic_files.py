@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wavlink import atomic_files
+from wavlink import locks
 from wavlink.atomic_files import (
     added_files,
     atomic_file,
@@ -269,7 +269,7 @@ def windows(monkeypatch):
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(atomic_files, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     monkeypatch.setattr("shutil._use_fd_functions", False)  # there, a folder's files are removed by their paths
 
 

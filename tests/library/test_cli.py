@@ -15,7 +15,7 @@ import train
 from processing.audio import load_audio
 from tests.conftest import RATE, tone
 from wavlink import cli, console
-from wavlink.classify_command import classify
+from wavlink.classification import classify
 from wavlink.embedder import Embedder
 from wavlink.evaluation import command as evaluation
 
@@ -107,7 +107,7 @@ def test_a_sound_is_classified_as_by_the_pipeline(number, files, wavlink_folder)
 def test_prompts_are_averaged_as_vectors_and_dims_cut(files, wavlink_folder):
     embedder = Embedder(str(wavlink_folder))
     dim = embedder.matryoshka_dims[-1]
-    found = classify(embedder, files[:1], LABELS, ("a {}", "the sound of {}"), dim=dim)[0]["labels"]
+    found = classify(embedder, files[:1], LABELS, prompts=("a {}", "the sound of {}"), dim=dim)[0]["labels"]
     words = ["low tone", *LABELS[1:]]
     unit = torch.nn.functional.normalize
     said = unit(

@@ -12,21 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from hub_cards import source
-from hub_cards.space import app
 from hub_cards.space.answers import Limits
 from modeling_wavlink import configuration_wavlink
 from processing import installing
+from processing.datasets.benchmarks import BENCHMARKS
 from tests.processes import run_process
-from wavlink import cli, console, embedder, options
-from wavlink import long_recordings as long
+from wavlink import cli, console, defaults
 from wavlink.evaluation.protocol import Protocol
 from wavlink.evaluation.zero_shot import CLEAN_UPS, PROMPT
 from wavlink.parsing import Parser
-from wavlink.search import build as indexing
 from wavlink.search import index as querying
 from wavlink.search import map as sound_map
-from wavlink.search import quantization as stored
 from wavlink.search.ray import embed_with_ray
 from wavlink.training import recipes
 
@@ -198,10 +194,8 @@ def test_a_command_hints_at_its_own_extra(capsys):
 
 
 def test_defaults_and_choices_are_those_of_the_library():
-    assert options.DTYPES == tuple(embedder.DTYPES) and options.STORAGES == stored.STORAGES
-    assert options.CLEAN_UPS == tuple(CLEAN_UPS) and options.PROMPT == PROMPT and options.SIZES == source.SIZES
-    assert (options.WINDOW, options.HOP) == (long.WINDOW, long.HOP) == (indexing.WINDOW, indexing.HOP)
-    assert indexing.STORAGE == "int8"  # as the help of `index --storage` says
+    assert defaults.CLEAN_UPS == tuple(CLEAN_UPS) and defaults.PROMPT == PROMPT
+    assert set(BENCHMARKS) < {*defaults.BENCHMARKS}
     assert recipes.CHOICES["loss_type"] == configuration_wavlink.LOSS_TYPES
     assert recipes.CHOICES["pooling"] == ("", *configuration_wavlink.POOLINGS)
     parsers = leaves()
@@ -221,7 +215,6 @@ def test_defaults_and_choices_are_those_of_the_library():
     by_name = inspect.signature(embed_with_ray).parameters
     for name in "actors batch_size window hop device dtype".split():
         assert parsers["ray"].get_default(name) == by_name[name].default
-    assert app._parser().get_default("max_mb") == Limits.megabytes
 
 
 def test_debug_masks_the_hubs_token(monkeypatch, capsys):

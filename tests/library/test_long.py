@@ -16,7 +16,8 @@ from tests.conftest import RATE, tone
 from tests.helpers import is_picture
 from tests.processes import run_process
 from tests.sound_bytes import encoded
-from wavlink import long_recordings as long
+from wavlink import localization
+from wavlink import options as of
 from wavlink import plots as pictures
 from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.embedder import Embedder
@@ -24,14 +25,14 @@ from wavlink.long_recordings import (
     Recording,
     Span,
     clock,
+    encode_recording,
     envelope,
-    hear,
     locate,
     noise_score,
-    printable,
     timeline,
     windows_for,
 )
+from wavlink.sanitize import printable
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,7 +78,7 @@ QUERY = np.array([1, 0], np.float32)
 
 def test_a_clip_of_one_window_has_the_plain_vector():
     clip = tone(2500, 7.0)
-    heard = hear(Bands(), encoded(clip))
+    heard = encode_recording(Bands(), encoded(clip))
     (plain,) = Bands().embed_clips([clip])
     np.testing.assert_array_equal(heard.whole, plain)
     np.testing.assert_array_equal(heard.vectors, plain[None])
@@ -89,22 +90,22 @@ def test_with_a_model_one_window_is_the_plain_path_and_more_are_each_their_own(s
     embedder = Embedder(sharp_model, processor)
     short, content = encoded(tone(seconds=1.2)), encoded(with_tones(5.3, (2500, 2, 3)))
     (plain,) = embedder.embed_files([short])
-    np.testing.assert_array_equal(hear(embedder, short, 2.0, 1.0).whole, plain)
-    heard, clip = hear(embedder, content, 2.0, 1.0), load_audio(content)
+    np.testing.assert_array_equal(encode_recording(embedder, short, 2.0, 1.0).whole, plain)
+    heard, clip = encode_recording(embedder, content, 2.0, 1.0), load_audio(content)
     assert list(heard.starts) == [0, 1, 2, 3, 3.3] and heard.vectors.dtype == np.float32
     for vector, start, end in zip(heard.vectors, heard.starts, heard.ends, strict=True):
         (alone,) = embedder.embed_clips([clip[round(start * RATE) : round(end * RATE)]])
         np.testing.assert_allclose(vector, alone, atol=1e-5)
     mean = heard.vectors.sum(0) / np.linalg.norm(heard.vectors.sum(0))
     np.testing.assert_allclose(heard.whole, mean, atol=1e-6)
-    again = hear(embedder, content, 2.0, 1.0)
+    again = encode_recording(embedder, content, 2.0, 1.0)
     np.testing.assert_array_equal(again.vectors, heard.vectors)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 3), (21.3, 24.3), (57, 60)])
 @pytest.mark.parametrize(("window", "hop"), [(10, 5), (5, 2.5), (4, 2), (4, 1)])
 def test_a_planted_tone_is_found(start, end, window, hop):
-    heard = hear(Bands(), encoded(with_tones(60, (2500, start, end))), window, hop)
+    heard = encode_recording(Bands(), encoded(with_tones(60, (2500, start, end))), window, hop)
     best, *rest = locate(heard, Bands().vector(2500))
     assert start - 2 * hop <= best.start <= start + hop and end - hop <= best.end <= end + 2 * hop
     assert best.end - best.start <= end - start + window
@@ -113,7 +114,7 @@ def test_a_planted_tone_is_found(start, end, window, hop):
 
 def test_two_planted_tones_are_two_spans_and_another_tone_is_none_of_them():
     content = encoded(with_tones(90, (2500, 20, 26), (2500, 60, 66), (6500, 40, 46)))
-    heard = hear(Bands(), content, 4.0, 2.0)
+    heard = encode_recording(Bands(), content, 4.0, 2.0)
     first, second, *_ = locate(heard, Bands().vector(2500))
     assert sorted([(first.start, first.end), (second.start, second.end)]) == [(20, 26), (60, 66)]
     (bell,) = locate(heard, Bands().vector(6500), top_k=1)
@@ -186,7 +187,7 @@ class Words(Bands):
 
 @pytest.mark.parametrize("dim", [None, 4])
 def test_the_noise_score_is_what_common_sounds_seldom_reach(dim):
-    words, heard = Words(), hear(Words(), encoded(with_tones(30, (2500, 10, 14))), 4.0, 1.0)
+    words, heard = Words(), encode_recording(Words(), encoded(with_tones(30, (2500, 10, 14))), 4.0, 1.0)
     least = noise_score(words, heard, dim)
     best = [timeline(heard, name, dim)[1].max() for name in words.embed_text(list(COMMON_SOUNDS))]
     assert np.mean(np.array(best) > least) == pytest.approx(0.1, abs=0.03)
@@ -204,7 +205,7 @@ def test_short_recordings_have_short_windows(seconds, longest, expected):
 
 
 def test_nested_dims_are_cut_and_normalised_again():
-    heard = hear(Bands(), encoded(with_tones(20, (2500, 10, 14))), 4.0, 2.0)
+    heard = encode_recording(Bands(), encoded(with_tones(20, (2500, 10, 14))), 4.0, 2.0)
     query = Bands().vector(2500)
     cut = heard.vectors[:, :4] / np.linalg.norm(heard.vectors[:, :4], axis=1, keepdims=True)
     short = Recording(cut, heard.starts, heard.ends, heard.whole[:4], heard.hop)
@@ -235,19 +236,19 @@ def test_queries_that_are_none_are_refused(options, message):
 
 def test_what_cannot_be_heard_is_refused(tmp_path):
     with pytest.raises(ValueError, match="window of 31 s is over the 30 s"):
-        hear(Bands(), encoded(tone()), window=31)
+        encode_recording(Bands(), encoded(tone()), window=31)
     with pytest.raises(ValueError, match="hop over 0 s and up to it"):
-        hear(Bands(), encoded(tone()), window=2, hop=3)
+        encode_recording(Bands(), encoded(tone()), window=2, hop=3)
     with pytest.raises(ValueError, match="nowhere.wav does not exist"):
-        hear(Bands(), tmp_path / "nowhere.wav")
+        encode_recording(Bands(), tmp_path / "nowhere.wav")
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="NaN or infinite"):
-        hear(Bands(), encoded(np.zeros(RATE, np.float32)))  # of silence Bands has no direction
+        encode_recording(Bands(), encoded(np.zeros(RATE, np.float32)))  # of silence Bands has no direction
 
 
 def test_an_embedder_without_a_limit_takes_any_window():
     bands = Bands()
     bands.max_seconds = None
-    assert hear(bands, encoded(tone(seconds=35)), window=60).ends == [35]
+    assert encode_recording(bands, encoded(tone(seconds=35)), window=60).ends == [35]
 
 
 def test_the_envelope_is_that_of_the_recording():
@@ -274,15 +275,15 @@ def write_long(path: Path, seconds: int, rate: int = 8000) -> None:
 
 _GROWTH = """
 import sys
-from modeling_wavlink.long import hear
-from tests.test_long import FirstSamples
+from wavlink.long_recordings import encode_recording
+from tests.library.test_long import FirstSamples
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 for path in sys.argv[1:]:
-    print(len(hear(FirstSamples(), path, 10, 5).starts), peak())
+    print(len(encode_recording(FirstSamples(), path, 10, 5).starts), peak())
 """
 
 
@@ -319,12 +320,12 @@ def command(monkeypatch, tmp_path, capsys):
     content = with_tones(60, (2500, 20, 26), (6500, 40, 46))
     (tmp_path / "night.wav").write_bytes(encoded(content))
     (tmp_path / "bell.wav").write_bytes(encoded(tone(6500, 2.0)))
-    monkeypatch.setattr(long, "Embedder", lambda *args, **options: Bands())
+    monkeypatch.setattr(localization, "Embedder", lambda *args, **options: Bands())
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["long", "model", "night.wav", "--window", "4", "--hop", "2", *arguments])
-        long.main()
+        localization.main()
         return capsys.readouterr().out
 
     return run
@@ -374,8 +375,8 @@ def test_the_command_takes_windows_by_the_recordings_length(command, tmp_path):
     assert windows() == (4, 2)  # as the fixture asks
 
     def chosen(*options: str) -> tuple[float, float]:
-        given = long._parser().parse_args(["model", "night.wav", *options])
-        return long._windows(Bands(), given.file, given.window, given.hop)
+        given = of.parser_of(of.where, "wavlink where").parse_args(["model", "night.wav", *options])
+        return localization.windows_of(Bands(), given.file, given.window, given.hop)
 
     assert chosen() == (4, 1) and chosen("--window", "8") == (8, 4) and chosen("--hop", "2") == (4, 2)
     (tmp_path / "night.wav").write_bytes(encoded(tone(500, 130)))
@@ -407,7 +408,7 @@ def test_wrong_options_are_refused(command, arguments, message):
 
 
 def run_command(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "wavlink.long_recordings", *map(str, arguments)]
+    command = [sys.executable, "-m", "modeling_wavlink.long", *map(str, arguments)]
     return run_process(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -427,7 +428,7 @@ def test_the_commands_errors_are_one_line(wavlink_folder, tmp_path):
     (tmp_path / "bad\x1b\nfile.wav").write_bytes(b"woof")
     done = run_command(wavlink_folder, tmp_path / "bad\x1b\nfile.wav", "--query", "a bell")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("wavlink.long_recordings: cannot read ")
+    assert done.stderr.splitlines()[-1].startswith("modeling_wavlink.long: cannot read ")
     assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
 
 

@@ -17,8 +17,7 @@ import soundfile
 import wavlink
 from tests.conftest import RATE, tone
 from tests.processes import run_process
-from wavlink import long_recordings as long
-from wavlink.classify_command import classify as classify_files
+from wavlink import localization
 from wavlink.embedder import Embedder
 from wavlink.evaluation import command as evaluation
 
@@ -275,7 +274,7 @@ def test_what_is_not_installed_is_named_with_its_extra(tmp_path):
 def test_sounds_are_classified_as_by_the_command(namespace, model, processor):
     folder, low = namespace["model_folder"], namespace["sounds_folder"] / "low.wav"
     embedder = Embedder(str(folder))
-    expected = classify_files(embedder, [str(low)], LABELS)[0]["labels"]
+    expected = wavlink.classify(embedder, [str(low)], LABELS)[0]["labels"]
     array = {"array": soundfile.read(low, dtype="float32")[0], "sampling_rate": RATE}
     for one in (low, str(low), low.read_bytes(), array, [low], (sound for sound in [low])):
         assert wavlink.classify(embedder, one, LABELS)[0]["labels"] == expected
@@ -315,7 +314,7 @@ def test_spans_are_those_of_the_command(namespace, model, processor, capsys):
     folder, low = namespace["model_folder"], namespace["sounds_folder"] / "low.wav"
     bell = namespace["sounds_folder"] / "test/bell.wav"
     command = f"{folder} {low} --query bell dog --by_sound {bell} --window 0.4 --hop 0.2 --json"
-    long.main(command.split())
+    localization.main(command.split())
     told = [query["spans"] for query in json.loads(capsys.readouterr().out)["queries"]]
     options = {"window": 0.4, "hop": 0.2}
     embedder = Embedder(folder)

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 import train
-from hub_cards import push
 from tests.conftest import RATE, tone
 from tests.processes import run_process
+from wavlink import options as of
 from wavlink.evaluation import command as evaluation
 from wavlink.training.sweep import configurations, sweep_parser
 
@@ -130,7 +130,7 @@ def test_other_commands_are_understood(command, monkeypatch):
 
 @pytest.mark.parametrize("command", re.findall(r"^python -m hub_cards.push .*", README, re.MULTILINE))
 def test_publishing_commands_are_understood(command):
-    assert push._options(shlex.split(command)[3:]).repo_id.startswith("your-name/")
+    assert of.parser_of(of.push, "wavlink push").parse_args(shlex.split(command)[3:]).repo_id.startswith("your-name/")
 
 
 def test_the_index_names_files_that_exist():
