@@ -1,5 +1,5 @@
-"""Uses a trained WavLink through transformers' own classes: names an unseen sound, finds sounds for a sentence, and
-draws the audio-text similarity matrix. Importing `processing` registers WavLink with them.
+"""Use a trained WavLink with transformers' own classes: classify a new sound, find sounds for a sentence, and draw the
+audio-text similarity matrix. Importing `processing` registers WavLink with them.
 
     python examples/demo.py runs/quickstart/best
 """
@@ -22,15 +22,17 @@ QUERIES = ("a quiet low church bell", "a loud police siren", "heavy rain")
 
 
 def name_a_sound(folder: str, clips: list[dict]) -> None:
+    """Print the three best labels of a sound that was not in the training data."""
     classify = pipeline("zero-shot-audio-classification", model=folder)
     clip = clips[len(clips) // 2]
     answers = classify(load_column(clip["audio"]), candidate_labels=list(KINDS))[:3]
-    print(f"\nan unseen sound, in truth {clip['label']!r} ({clip['caption']}):")
+    print(f"\na new sound, labelled {clip['label']!r} ({clip['caption']}):")
     for answer in answers:
         print(f"  {100 * answer['score']:5.1f} %  {answer['label']}")
 
 
 def find_sounds(similarities: np.ndarray, clips: list[dict]) -> None:
+    """Print the three nearest sounds of each query, from similarities `[queries, clips]`."""
     for query, row in zip(QUERIES, similarities, strict=True):
         print(f"\nsounds for {query!r}:")
         for index in np.argsort(-row)[:3]:
@@ -38,7 +40,7 @@ def find_sounds(similarities: np.ndarray, clips: list[dict]) -> None:
 
 
 def draw(similarities: np.ndarray, labels: list[str], path: Path) -> None:
-    """One clip of each kind against the kinds' names: a bright diagonal is what training was for."""
+    """Plot the similarities of one clip of each kind and the kinds' names; a trained model has a bright diagonal."""
     figure, axes = pyplot.subplots(figsize=(10, 9), layout="constrained")
     image = axes.imshow(similarities, cmap="magma")
     axes.set(title="cosine of sounds (rows) and texts (columns)", xlabel="text", ylabel="sound")
@@ -52,6 +54,7 @@ def draw(similarities: np.ndarray, labels: list[str], path: Path) -> None:
 
 @torch.inference_mode()
 def main(folder: str) -> None:
+    """Run the three parts with the model in `folder`."""
     model = AutoModel.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     clips = list(synthetic_dataset("test", clips_per_kind=3))

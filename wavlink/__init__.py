@@ -1,4 +1,4 @@
-"""WavLink: one short vector for a sound, one for a sentence, in one space.
+"""WavLink: short embeddings of sounds and sentences in one space.
 
     >>> import wavlink
     >>> wavlink.classify(model_folder, sounds_folder / "low.wav", ["a low sound", "a high sound"])[0]["labels"]
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from processing.processing_wavlink import WavLinkProcessor
     from wavlink.evaluation.evaluate import evaluate
     from wavlink.search.index import Index
-    from wavlink.training.recipe_runs import train
+    from wavlink.training.loop import train
     from wavlink.training.recipes import load_recipe
     from wavlink.training.trainer import WavLinkTrainer
 

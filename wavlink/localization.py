@@ -117,7 +117,7 @@ def locate(
     ```
     """
     texts = [query] if isinstance(query, str) else list(query)
-    sounds = [by_sound] if is_source(by_sound) else list(by_sound)  # type: ignore[arg-type]
+    sounds: list[AudioSource] = [by_sound] if is_source(by_sound) else list(by_sound)  # type: ignore
     if not texts and not sounds:
         raise ValueError("nothing to look for: give a text as query, or a sound as by_sound")
     if not all(isinstance(text, str) and text.strip() for text in texts):

@@ -1,7 +1,11 @@
-"""The options of every command that is not `train`. It imports nothing heavy, so that `--help` answers at once."""
+"""The options of every command but `train`: each function adds those of the command of its name.
+
+Nothing heavy is imported, so that `--help` answers at once.
+"""
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .defaults import (
     BENCHMARKS,
@@ -26,14 +30,14 @@ INDEX_MODEL = "the index's own model, if it is elsewhere now (default: where the
 REVISION = "of a Hub id: a branch, tag or commit (default: its main branch)"
 
 
-def parser_of(add_options: Callable[[Parser], None], prog: str, description: str | None = None, **options) -> Parser:
+def parser_of(add_options: Callable[[Parser], None], prog: str, description: str | None = None) -> Parser:
     """Return a parser of one command's options.
 
     Args:
         prog: its name in usage and errors.
         description: the text above its options.
     """
-    parser = Parser(prog=prog, description=description, **options)
+    parser = Parser(prog=prog, description=description)
     add_options(parser)
     return parser
 
@@ -109,7 +113,7 @@ def index(parser: Parser) -> None:
     add("--root", default="", help="folder that paths are relative to, or where the sounds have moved to")
     add("--split", default="train", help="of a data set")
     add("--retry", action="store_true", help="retry files skipped by earlier runs")
-    add("--commit_seconds", type=float, default=30.0, help="work that a kill loses at most")
+    add("--commit_seconds", type=float, default=30.0, help="seconds of work that an interruption loses at most")
     model_options(parser)
 
 
@@ -125,7 +129,7 @@ def query(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a sound like those that are not wanted (repeatable)",
+        help="a sound similar to what is not wanted (repeatable)",
     )
     add("--weight", type=float, default=0.5, help="of what is not wanted")
     add("--top_k", type=int, default=10, help="results")
@@ -283,7 +287,7 @@ def space(parser: Parser) -> None:
     device_option(parser)
     add("--max_mb", type=float, default=25, help="of a visitor's file")
     add("--max_seconds", type=float, default=600, help="of a visitor's sound")
-    add("--max_wait", type=float, default=60, help="seconds for the visitors before")
+    add("--max_wait", type=float, default=60, help="seconds that a visitor waits for earlier ones")
     json_option(parser, "one JSON document on stdout, with the address once it serves")
     add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
 
@@ -329,8 +333,9 @@ def index_folder(parser: Parser) -> None:
     parser.add_argument("folder", metavar="INDEX", help="folder of an index")
 
 
-def json_option(parser: Parser, text: str = "one JSON document on stdout, all else on stderr") -> None:
-    parser.add_argument("--json", action="store_true", dest="as_json", help=text)
+def json_option(parser: Parser, text: str = "one JSON document on stdout, all else on stderr", **options: Any) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", dest="as_json", help=text, **options)
 
 
 def device_option(parser: Parser) -> None:

@@ -140,8 +140,8 @@ def _ship_sounds(about: IndexFolder, files: list[dict], folder: Path) -> None:
         shutil.copyfile(source, target)
     if missing:
         raise ValueError(
-            f"{len(missing)} of the index's sounds are not there, such as {clean(missing[0])}: a Space plays them, so index "
-            "a folder that has them"
+            f"{len(missing)} of the index's sounds are not there, such as {clean(missing[0])}: a Space plays them, so "
+            "index a folder that has them"
         )
 
 

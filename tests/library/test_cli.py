@@ -11,7 +11,6 @@ import soundfile
 import torch
 from transformers import pipeline
 
-import train
 from processing.audio import load_audio
 from tests.conftest import RATE, tone
 from wavlink import cli, console
@@ -173,7 +172,7 @@ def test_training_tells_json_of_what_it_wrote(monkeypatch, tmp_path, capsys):
         print("said on the way")
         return tmp_path
 
-    monkeypatch.setattr(train, "train", trains)
+    monkeypatch.setattr("wavlink.training.command.train", trains)
     assert cli.main(["train", "quickstart", "--json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["results"]["best"] == str(tmp_path / "best") and "said on the way" in told.err
