@@ -18,7 +18,7 @@ from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
 from wavlink.sanitize import escape, last_part, table, without_paths
 
 from . import training
-from .metadata import card_data, data_name, hub_data, write_eval_results
+from .metadata import card_data, data_name, ends, hub_data, write_eval_results
 from .published_facts import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -140,17 +140,11 @@ def _widths(part: dict) -> list[str]:
     return [dim for dim in part if dim.isdigit()]
 
 
-def _ends(part: dict) -> list[str]:
-    """Return the largest and the smallest of the measured dims, as the JSON names them."""
-    dims = sorted(_widths(part), key=int)
-    return list(dict.fromkeys([*dims[-1:], *dims[:1]]))
-
-
 def retrieval_rows(score: dict) -> list[list[str]]:
     """Return the rows of retrieval: the largest and the smallest nested dim, and the chance level."""
     rows = []
     for way, words in DIRECTIONS.items():
-        for dim in _ends(score.get(way, {})):
+        for dim in map(str, ends(score.get(way, {}))):
             figures = score[way][dim]
             rank = f"{figures['median_rank']['value']:g}"
             rows.append([words, dim, *(percent(figures[name]) for name in RANKED), rank])
@@ -168,7 +162,7 @@ def other_rows(score: dict) -> list[list[str]]:
     )
     for key, words, counted, name in tasks:
         part = score.get(key, {})
-        for dim in _ends(part):
+        for dim in map(str, ends(part)):
             title = f"{words}, {part[counted]:d} {counted}"
             rows.append([title, dim, percent(part[dim][name]), f"{100 * part['chance']:.1f}"])
     return rows

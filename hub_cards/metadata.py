@@ -65,7 +65,7 @@ def data_name(score: dict) -> str:
 def headlines(score: dict) -> Iterator[tuple[str, str, str, int, dict]]:
     """Yield `(task, metric, words, dims, figure)` of the metadata, at the largest and the smallest dim."""
     for way, words in DIRECTIONS.items():
-        for dim in _ends(score.get(way, {})):
+        for dim in ends(score.get(way, {})):
             for name in ("R@1", "R@5", "R@10"):
                 metric = f"{way}_recall_at_{name.removeprefix('R@')}"
                 yield "audio-text-retrieval", metric, f"{words} {name}", dim, score[way][str(dim)][name]
@@ -74,12 +74,13 @@ def headlines(score: dict) -> Iterator[tuple[str, str, str, int, dict]]:
         ("multiple_choice", "multiple-choice", "total"),
     )
     for part, task, name in tasks:
-        for dim in _ends(score.get(part, {})):
+        for dim in ends(score.get(part, {})):
             words = f"{part.replace('_', '-').replace('multiple-', 'multiple ')} accuracy"
             yield task, f"{part}_accuracy", words, dim, score[part][str(dim)][name]
 
 
-def _ends(part: dict) -> list[int]:
+def ends(part: dict) -> list[int]:
+    """Return the largest and the smallest of the dims that were measured."""
     dims = sorted((int(dim) for dim in part if dim.isdigit()), reverse=True)
     return list(dict.fromkeys([*dims[:1], *dims[-1:]]))
 

@@ -88,7 +88,7 @@ def _free_port() -> int:
 @pytest.mark.browser
 @needs_browser
 @pytest.mark.parametrize("window", WINDOWS)
-def test_every_tab_answers_in_a_browser(window, served, chromium, demo, folder, tmp_path):
+def test_every_tab_works_in_a_browser(window, served, chromium, demo, folder, tmp_path):
     width, height = WINDOWS[window]
     context = chromium.new_context(viewport={"width": width, "height": height}, permissions=["microphone"])
     page = context.new_page()
@@ -194,7 +194,7 @@ def _shows(page, place: str, html: str) -> None:
 
 @pytest.mark.browser
 @needs_browser
-def test_dims_that_change_while_an_answer_is_on_its_way_are_the_answers(served, chromium, demo, monkeypatch):
+def test_dims_changed_during_a_request_apply_to_its_result(served, chromium, demo, monkeypatch):
     page, asked, free, embed = chromium.new_page(), threading.Event(), threading.Event(), demo.embedder.embed_text
 
     def slow(texts):
@@ -247,7 +247,7 @@ def test_a_sample_is_named_by_two_clicks(served, chromium):
 
 
 @needs_gradio
-def test_ten_visitors_at_once_get_their_own_right_answers(served, demo, folder):
+def test_ten_concurrent_visitors_get_their_own_results(served, demo, folder):
     from gradio_client import Client, handle_file
 
     sentences = [
@@ -283,7 +283,7 @@ def test_a_file_over_the_limit_is_refused_and_not_kept(served, tmp_path):
 
 
 @needs_gradio
-def test_what_was_dropped_is_swept_away(demo, folder, tmp_path, monkeypatch):
+def test_uploads_are_deleted_later(demo, folder, tmp_path, monkeypatch):
     from gradio_client import Client, handle_file
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
@@ -305,7 +305,7 @@ def test_what_was_dropped_is_swept_away(demo, folder, tmp_path, monkeypatch):
 
 
 @needs_gradio
-def test_the_command_serves_until_it_is_stopped_and_leaves_no_file(folder, tmp_path, start):
+def test_space_command_serves_until_stopped_and_leaves_no_file(folder, tmp_path, start):
     port = _free_port()
     command = [sys.executable, "hub_cards/space/app.py", "--model", str(folder / "model"), "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -319,7 +319,7 @@ def test_the_command_serves_until_it_is_stopped_and_leaves_no_file(folder, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_says_what_is_wrong_and_what_it_takes(folder, tmp_path, capsys, monkeypatch):
+def test_space_command_reports_errors_and_options(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert app.main(["--model", str(tmp_path)]) == 2
     assert "has no config.json" in capsys.readouterr().err

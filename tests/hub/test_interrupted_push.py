@@ -32,7 +32,7 @@ def top(tmp_path, monkeypatch) -> Path:
     return tmp_path / "temporary"
 
 
-def test_a_temporary_folder_goes_in_the_end_and_after_an_error(top):
+def test_temporary_folder_is_removed_at_the_end_and_after_an_error(top):
     with working_folder(None) as folder:
         (folder / "weights").write_text("1")
         assert folder.parent == top and folder.stat().st_mode & 0o777 == 0o700
@@ -42,7 +42,7 @@ def test_a_temporary_folder_goes_in_the_end_and_after_an_error(top):
 
 
 @pytest.mark.slow
-def test_a_killed_push_leaves_nothing_that_stops_the_next(hub, top, wavlink_folder, tmp_path):
+def test_push_works_after_a_killed_push(hub, top, wavlink_folder, tmp_path):
     environment = hub.environment(tmp_path / "home", TOKEN, TMPDIR=str(top), OMP_NUM_THREADS="1")
     out = tmp_path / "out"
 
