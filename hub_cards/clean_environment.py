@@ -9,7 +9,7 @@ import sys
 from importlib import metadata
 from typing import NoReturn
 
-sys.path = [path for path in sys.path[1:] if path]  # neither this script's folder nor the working directory
+OWN = ("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")
 
 
 def name_of(requirement: str) -> str:
@@ -32,15 +32,14 @@ def required(names: list[str]) -> set[str]:
     return packages
 
 
-kept = required(["torch", "transformers"])
-installed = metadata.packages_distributions()
-others = [name for name, owners in installed.items() if not kept & {name_of(owner) for owner in owners}]
-for name in [*others, "modeling_wavlink", "processing", "hub_cards", "wavlink", "train"]:
-    sys.modules.setdefault(name, None)
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from transformers import AutoModel, AutoProcessor, pipeline  # noqa: E402
+def hide_other_modules() -> None:
+    """Make all modules unimportable that torch and transformers do not require."""
+    sys.path = [path for path in sys.path[1:] if path]  # neither this script's folder nor the working directory
+    kept = required(["torch", "transformers"])
+    installed = metadata.packages_distributions()
+    others = [name for name, owners in installed.items() if not kept & {name_of(owner) for owner in owners}]
+    for name in [*others, *OWN]:
+        sys.modules.setdefault(name, None)
 
 
 def refuse(*_: object, **__: object) -> NoReturn:
@@ -50,6 +49,11 @@ def refuse(*_: object, **__: object) -> NoReturn:
 
 def main(folder: str, probe: str, *texts: str) -> None:
     """Save the vectors of `probe/clip.npy` and of the texts as `probe/vectors.npz`."""
+    hide_other_modules()
+    import numpy as np
+    import torch
+    from transformers import AutoModel, AutoProcessor, pipeline
+
     torch.load = refuse
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -68,4 +72,5 @@ def main(folder: str, probe: str, *texts: str) -> None:
         raise ValueError(f"the pipeline answers {answers}")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
