@@ -126,8 +126,8 @@ def locate(
         raise ValueError(f"top_k must be 1 span or more, got {top_k}")
     embedder = embedder_for(model, processor, device, dtype)
     matches = find_spans(embedder, recording, texts, sounds, window, hop, top_k, dim, min_score).matches
-    found = [match.spans for match in matches]
-    return found[0] if isinstance(query, str) and not sounds else found
+    result = [match.spans for match in matches]
+    return result[0] if isinstance(query, str) and not sounds else result
 
 
 class Match(NamedTuple):
@@ -205,13 +205,13 @@ def run(options: argparse.Namespace) -> None:
     check_score(options.min_score)
     embedder = Embedder(options.model, revision=options.revision, device=options.device)
     limits = options.window, options.hop, options.top_k, options.dim, options.min_score
-    found = find_spans(embedder, options.file, options.query, options.by_sound, *limits)
+    result = find_spans(embedder, options.file, options.query, options.by_sound, *limits)
     if options.picture:
-        _draw(options, found)
+        _draw(options, result)
     if options.as_json:
-        print_json(_as_dict(options, embedder, found))
+        print_json(_as_dict(options, embedder, result))
     else:
-        print(_as_tables(found))
+        print(_as_tables(result))
 
 
 def _check_plot(path: Path) -> None:
@@ -220,28 +220,28 @@ def _check_plot(path: Path) -> None:
     file_destination(path)
 
 
-def _draw(options: argparse.Namespace, found: Matches) -> None:
+def _draw(options: argparse.Namespace, result: Matches) -> None:
     from .plots import draw_timeline
 
-    recording = found.recording
+    recording = result.recording
     curves = {
         printable(match.query): (
             *long_recordings.timeline(recording, match.vector, options.dim),
             [(span.start, span.end) for span in match.spans],
         )
-        for match in found.matches
+        for match in result.matches
     }
     peaks = long_recordings.envelope(options.file, recording.duration)
-    draw_timeline(peaks, recording.duration, curves, Path(options.picture), min_score=found.min_score)
+    draw_timeline(peaks, recording.duration, curves, Path(options.picture), min_score=result.min_score)
 
 
-def _as_dict(options: argparse.Namespace, embedder: Embedder, found: Matches) -> dict[str, Any]:
+def _as_dict(options: argparse.Namespace, embedder: Embedder, result: Matches) -> dict[str, Any]:
     kinds = ["text"] * len(options.query) + ["sound"] * len(options.by_sound)
     queries = [
         {kind: match.query, "spans": [asdict(span) for span in match.spans], "closest": asdict(match.closest)}
-        for kind, match in zip(kinds, found.matches, strict=True)
+        for kind, match in zip(kinds, result.matches, strict=True)
     ]
-    recording = found.recording
+    recording = result.recording
     return {
         "model": embedder.name,
         "revision": embedder.revision,
@@ -250,14 +250,14 @@ def _as_dict(options: argparse.Namespace, embedder: Embedder, found: Matches) ->
         "duration": recording.duration,
         "window": recording.window,
         "hop": recording.hop,
-        "min_score": found.min_score,
+        "min_score": result.min_score,
         "queries": queries,
     }
 
 
-def _as_tables(found: Matches) -> str:
+def _as_tables(result: Matches) -> str:
     lines = []
-    for match in found.matches:
+    for match in result.matches:
         lines.append(printable(match.query))
         if match.spans:
             lines.append(f"{'start':>12} {'end':>12} {'score':>7}")
@@ -265,7 +265,7 @@ def _as_tables(found: Matches) -> str:
         else:
             best = match.closest
             closest = f"the closest is {clock(best.start)} to {clock(best.end)}, score {best.score:.3f}"
-            lines.append(f"  nothing stands out; {closest} of at least {found.min_score:.3f}")
+            lines.append(f"  nothing stands out; {closest} of at least {result.min_score:.3f}")
     return "\n".join(lines)
 
 

@@ -113,7 +113,7 @@ def _name_tab(gr, demo: Demo, level) -> None:
 
 def _find_tab(gr, demo: Demo, level) -> None:
     if not demo.indexes:
-        gr.HTML('<p class="wl-said">This demo was started without an index of sounds (<code>--index</code>).</p>')
+        gr.HTML('<p class="wl-text">This demo was started without an index of sounds (<code>--index</code>).</p>')
         return
     with gr.Row():
         with gr.Column(scale=2, min_width=300):

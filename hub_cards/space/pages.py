@@ -114,7 +114,7 @@ def labels(demo: Demo, sound: ClassifiedSound, dim: int) -> str:
     moved = f"with all {most} dims {same}, and cosines differ by at most {np.abs(cosines - whole).max():.3f}"
     notes = [f"Each label is read as “{PROMPT.format('(label)')}”. Shares add up to 100 % of these labels alone"]
     notes += [moved] if dim != most else []
-    return f'<ol class="wl-bars">{"".join(rows)}</ol><p class="wl-said">{escape("; ".join(notes))}.</p>'
+    return f'<ol class="wl-bars">{"".join(rows)}</ol><p class="wl-text">{escape("; ".join(notes))}.</p>'
 
 
 def _signed(value: float) -> str:
@@ -130,7 +130,7 @@ def sounds(demo: Demo, query: Sentence, dim: int) -> str:
     same = sum(hit.path in ranks for hit in hits)
     note = f"Compared at {kept} of the index's {most} dims"
     note += "" if kept == most else f"; {same} of these {len(hits)} sounds are also the closest with all of them"
-    title = f'<p class="wl-said">Closest to “{escape(query.text)}”. {escape(note)}.</p>'
+    title = f'<p class="wl-text">Closest to “{escape(query.text)}”. {escape(note)}.</p>'
     return f'{title}<ol class="wl-hits">{"".join(rows)}</ol>'
 
 
@@ -184,7 +184,7 @@ def spans(demo: Demo, searched: SearchedRecording, dim: int) -> str:
         note += ", its highest place is " + ("the same" if scores.argmax() == whole.argmax() else "another")
     rows = [_span(demo, searched.path, number, span) for number, span in enumerate(marked or best[:1], 1)]
     plot = _timeline(searched, edges, scores, marked, least)
-    return f'<p class="wl-said">{escape(note)}.</p>{plot}<ol class="wl-hits">{"".join(rows)}</ol>'
+    return f'<p class="wl-text">{escape(note)}.</p>{plot}<ol class="wl-hits">{"".join(rows)}</ol>'
 
 
 def _span(demo: Demo, path: str, number: int, span: Span) -> str:

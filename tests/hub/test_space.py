@@ -36,7 +36,7 @@ def test_scores_are_the_softmax_of_scaled_cosines_at_each_dim():
     cosines, shares = named.at(2)
     assert cosines == pytest.approx([0.6, 0.8], abs=1e-6)
     assert shares[1] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)  # 5 x 0.8 against 5 x 0.6
-    flipped = dataclasses.replace(named, said=np.array([[0.8, 0.6], [-0.8, 0.6]], np.float32))
+    flipped = dataclasses.replace(named, text_embeds=np.array([[0.8, 0.6], [-0.8, 0.6]], np.float32))
     assert flipped.at(1)[0] == pytest.approx([1, -1])  # of one number only its sign is left
 
 
