@@ -22,6 +22,7 @@ import torch
 
 import train
 from wavlink.training.grad_cache import backward
+from wavlink.training.log import Log
 from wavlink.training.recipes import Recipe
 
 AUDIO = {
@@ -90,7 +91,7 @@ def bare(run: train.Run, batch: dict, micro_batch_size: int = 0) -> None:
     run.optimizer.zero_grad()
 
 
-def loop(run: train.Run, log: train.Log, batch: dict) -> None:
+def loop(run: train.Run, log: Log, batch: dict) -> None:
     learning_rate = run.schedule.get_last_lr()[0]
     loss, _ = run.learn(batch)
     log.step(loss, run.model.scale.item(), learning_rate)
@@ -102,7 +103,7 @@ def seconds(step, *arguments) -> float:
     return time.perf_counter() - began
 
 
-def measure(run: train.Run, log: train.Log, ready: list[dict], micro_batch_size: int, repeats: int) -> dict:
+def measure(run: train.Run, log: Log, ready: list[dict], micro_batch_size: int, repeats: int) -> dict:
     """Seconds a step of each way, one figure a repeat; the ways take turns."""
     times = {name: [] for name in ("bare", "loop", "loop + data", "cached")}
 
@@ -143,7 +144,7 @@ def main() -> None:
             output_dir=folder,
         )
         run = train.Run(recipe)
-        log = train.Log(run)
+        log = Log(run)
         run.model.train()
         batches = iter(run.feed.batches(run.processor, 1))  # the first is taken before the clock starts in `with_data`
         ready = [next(batches) for _ in range(4)]

@@ -19,6 +19,7 @@ import train
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.losses_wavlink import false_negatives
 from processing.collator import CaptionedAudio
+from wavlink.training import finetuning
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
 
 def token_rate(factor: float = 10.0) -> None:
     """The global token learns at 10 times the learning rate."""
-    parameter_groups = train.parameter_groups
+    parameter_groups = finetuning.parameter_groups
 
     def with_token(model, weight_decay):
         groups = parameter_groups(model, weight_decay)
@@ -45,7 +46,7 @@ def token_rate(factor: float = 10.0) -> None:
             group["params"] = [p for p in group["params"] if p is not token]
         return [*groups, {"params": [token], "weight_decay": 0.0, "lr": 1e-4 * factor}]
 
-    train.parameter_groups = with_token
+    finetuning.parameter_groups = with_token
 
 
 def spec_augment(times: int = 2, bands: int = 2, share: float = 0.1, bins: int = 12) -> None:

@@ -11,9 +11,9 @@ from transformers import FeatureExtractionMixin
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.file_names import stays_below
-from processing.installing import install_hint
 from wavlink.evaluation.metrics import KS, percent
 from wavlink.evaluation.retrieval import DIRECTIONS, RANKED
+from wavlink.installing import install_hint
 from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
 from wavlink.sanitize import escape, last_part, table, without_paths
 

@@ -110,14 +110,20 @@ class _FormerPaths:
         module.__spec__ = self._specs[module.__spec__.name]
 
     def get_code(self, fullname: str) -> CodeType:
-        """For `python -m`."""
-        run = "main(wrap_json=False)" if fullname == "modeling_wavlink.cli" else f"run_command({fullname!r}, main)"
-        module = COMMANDS.get(fullname, MOVED[fullname])
-        lines = [
-            *("import sys", f"from {module} import main", "from wavlink.console import run_command"),
-            f"sys.exit({run})",
-        ]
-        return compile("\n".join(lines), f"<python -m {fullname}>", "exec")
+        """For `python -m`, which runs it with `__spec__` that of the earlier name."""
+        return _run_former_command.__code__
+
+
+def _run_former_command():
+    import importlib
+    import sys
+
+    from modeling_wavlink.former_paths import COMMANDS, MOVED
+
+    former = __spec__.name  # noqa: F821  of the module that it is run as
+    main = importlib.import_module(COMMANDS.get(former, MOVED[former])).main
+    run_command = importlib.import_module("wavlink.console").run_command
+    sys.exit(main(wrap_json=False) if former == "modeling_wavlink.cli" else run_command(former, main))
 
 
 def install() -> None:

@@ -54,11 +54,9 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
     try:
         import av
     except ImportError:
-        from .installing import install_command
-
         raise ValueError(
-            f"{why} If it is m4a, aac, wma, webm or a video: {install_command('formats')}, or convert it to wav or "
-            "flac"
+            f"{why} If it is m4a, aac, wma, webm or a video: pip install 'wavlink[formats]', in a checkout pip "
+            "install -e '.[formats]', or convert it to wav or flac"
         ) from error
     allowed = {"format_whitelist": DEMUXERS, "codec_whitelist": DECODERS, "protocol_whitelist": "none"}
     reader = Reader(file)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import train
 from wavlink.cli import build_parser
+from wavlink.train_options import parse
 from wavlink.training.recipes import Recipe
 from wavlink.training.sweep import configurations, sweep_parser
 
@@ -86,7 +87,7 @@ def check_script(path: str, words: list[str]) -> None:
 def check_train(words: list[str]) -> None:
     """Check a recipe and its options."""
     if words[0] == "sweep":
-        assert configurations(train.parse(sweep_parser(train.recipe_parser()), words[1:]))
+        assert configurations(parse(sweep_parser(train.recipe_parser()), words[1:]))
     else:
         assert train.parse_recipe(words).name == words[0]
 

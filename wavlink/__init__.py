@@ -73,7 +73,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if packages.is_own(error.name or ""):
             raise
-        hint = packages.install_hint(error.name or "a package", extra)
+        from .installing import install_hint
+
+        hint = install_hint(error.name or "a package", extra)
         raise ImportError(f"wavlink.{name} cannot be used: {hint}", name=error.name) from error
     globals()[name] = value
     return value

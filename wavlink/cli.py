@@ -14,7 +14,7 @@ from typing import NamedTuple
 from . import options as of
 from .compat_argparse import actions_of
 from .console import EXIT_CODES, escape_unwritable, in_results, run_command
-from .packages import install_hint
+from .installing import install_hint
 from .parsing import Parser
 from .train_options import train as of_train
 

@@ -12,7 +12,8 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 from .hub_errors import without_token
-from .packages import install_hint, is_own
+from .installing import install_hint
+from .packages import is_own
 from .sanitize import clean
 
 EXIT_CODES = """exit codes:

@@ -1,4 +1,4 @@
-"""The packages beside this one: whether another module shadows them, and what to install for a missing one.
+"""The packages beside this one, and modules that shadow them.
 
 Python looks in the working directory first, where a folder may have the name of one of these packages.
 """
@@ -14,19 +14,6 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 def is_own(module: str) -> bool:
     """Return whether a module, by its full name, belongs to this project."""
     return module.partition(".")[0] in (*PACKAGES, "train", "wavlink")
-
-
-def install_hint(module: str, extra: str = "") -> str:
-    """Return one line that says that a module is missing, and what installs it.
-
-    Args:
-        extra: of setup.cfg, that the command needs.
-    """
-    try:
-        from processing.installing import install_hint as hint  # here, as `processing` loads torch
-    except ModuleNotFoundError:  # of what every installation has
-        return f"{module} is not installed: install wavlink again"
-    return hint(module, extra)
 
 
 def refuse_shadowed() -> None:

@@ -14,10 +14,9 @@ import pytest
 
 from hub_cards.space.answers import Limits
 from modeling_wavlink import configuration_wavlink
-from processing import installing
 from processing.datasets.benchmarks import BENCHMARKS
 from tests.processes import run_process
-from wavlink import cli, console, defaults
+from wavlink import cli, console, defaults, installing
 from wavlink.evaluation.protocol import Protocol
 from wavlink.evaluation.zero_shot import CLEAN_UPS, PROMPT
 from wavlink.parsing import Parser

@@ -54,7 +54,7 @@ def test_run_folder_is_locked_by_one_process(folder, tmp_path, monkeypatch):  # 
     line = [sys.executable, "-c", code, str(tmp_path / "run")]
     with subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        monkeypatch.setattr(train, "Run", lambda recipe: pytest.fail("another process trains there"))
+        monkeypatch.setattr("wavlink.training.loop.Run", lambda recipe: pytest.fail("another process trains there"))
         with pytest.raises(ValueError, match="another process is writing to"):
             train.train(recipe(folder, tmp_path / "run", "--max_steps", "2"))
         other.communicate()

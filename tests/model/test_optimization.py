@@ -18,6 +18,7 @@ from processing.collator import AudioTextCollator, CaptionedAudio
 from processing.datasets import loaders as feeds
 from processing.datasets.synthetic import synthetic_dataset
 from tests.conftest import RATE, tone
+from wavlink.training import loop
 from wavlink.training.finetuning import clamp_scale, parameter_groups, set_trainable
 from wavlink.training.trainer import WavLinkTrainer
 
@@ -175,11 +176,11 @@ def test_validation_computes_in_the_precision_of_training(tmp_path, monkeypatch)
     dtypes = {True: set(), False: set()}
     options = ["--max_steps", "1", "--batch_size", "4", "--mixed_precision", "bf16", "--num_workers", "0"]
     recipe = train.parse_recipe(["quickstart", "--output_dir", str(tmp_path), *options])
-    for module in (train, feeds):
+    for module in (loop, feeds):
         monkeypatch.setattr(module, "load_source", lambda *_: synthetic_dataset("validation", 1))
     for name in ("draw_loss", "draw_recall", "draw_similarities"):
-        monkeypatch.setattr(train, name, lambda *_: None)
-    build = train.build
+        monkeypatch.setattr(f"wavlink.training.log.{name}", lambda *_: None)
+    build = loop.build
 
     def watched(*arguments):
         model, processor = build(*arguments)
@@ -189,7 +190,7 @@ def test_validation_computes_in_the_precision_of_training(tmp_path, monkeypatch)
             query.register_forward_hook(lambda module, _, output: dtypes[module.training].add(output.dtype))
         return model, processor
 
-    monkeypatch.setattr(train, "build", watched)
+    monkeypatch.setattr("wavlink.training.loop.build", watched)
     AcceleratorState._reset_state()  # other tests here train in fp32
     try:
         train.train(recipe)

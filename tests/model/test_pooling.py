@@ -14,6 +14,7 @@ from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.collator import AudioTextCollator
 from tests.conftest import RATE, tone
 from tests.tone_runs import folder  # noqa: F401
+from wavlink.training import loop
 from wavlink.training.factory import refuse_bad_start
 from wavlink.training.finetuning import save_adapter, set_trainable
 from wavlink.training.recipes import RECIPES, Recipe
@@ -203,12 +204,12 @@ def test_wrong_poolings_are_refused():
 def test_a_recipe_sets_it_and_a_start_brings_its_own(wavlink_folder, whisper_folder, bert_folder):
     towers = ["--audio_model", str(whisper_folder), "--text_model", str(bert_folder), "--data", "synthetic"]
     recipe = train.parse_recipe(["sounds", *towers, "--pooling", "token_mean"])
-    model, _ = train.build(recipe, list)
+    model, _ = loop.build(recipe, list)
     assert model.config.pooling == "token_mean"
     with pytest.raises(ValueError, match="brings its pooling, token: leave --pooling out"):
         refuse_bad_start(Recipe("mine", init=str(wavlink_folder), pooling="mean"))
     for name in RECIPES:
         start = train.parse_recipe([name, "--init", str(wavlink_folder)])
         assert start.pooling == ""
-    assert train.build(Recipe("mine", init=str(wavlink_folder)), list)[0].config.pooling == "token"
+    assert loop.build(Recipe("mine", init=str(wavlink_folder)), list)[0].config.pooling == "token"
     assert all(RECIPES[name]().pooling in ("", "token") for name in RECIPES if "stage" in name)

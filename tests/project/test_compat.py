@@ -18,6 +18,7 @@ from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from processing.datasets.compat_datasets import files_of
 from tests.clap_models import unfused  # noqa: F401
 from tests.conftest import RATE, tone
+from tests.project_imports import ROOT, imports, modules
 from wavlink import compat
 from wavlink.backends import torch_cpu as cpu_kernels
 from wavlink.search.quantization import STORAGES, FlatIndex, encode
@@ -25,7 +26,6 @@ from wavlink.training import recipes
 from wavlink.training.finetuning import set_trainable
 from wavlink.training.trainer import WavLinkTrainer
 
-ROOT = Path(__file__).parents[2]
 COMPAT = {
     *("wavlink/compat.py", "modeling_wavlink/compat_wavlink.py", "processing/compat_features_wavlink.py"),
     "processing/datasets/compat_datasets.py",
@@ -43,11 +43,10 @@ def definitions(tree: ast.AST) -> set[str]:
     return defined | {node.id for node in nodes if isinstance(node, ast.Name) and type(node.ctx) is ast.Store}
 
 
-def neighbours(path: Path) -> list[Path]:
-    """The file itself and the files of its folder that share classes with it: what it imports, and what imports it."""
-    names = {other: other.read_text(encoding="utf-8") for other in path.parent.glob("*.py")}
-    imported = [other for other in names if f"from .{other.stem} import" in names[path]]
-    return [path, *imported, *(other for other in names if f"from .{path.stem} import" in names[other])]
+def neighbours(name: str) -> list[Path]:
+    """The file itself and those that share classes with it: what it imports, and what imports it."""
+    others = IMPORTS[name] | {other for other, imported in IMPORTS.items() if name in imported}
+    return [MODULES[name], *(MODULES[other] for other in others)]
 
 
 def private_touches(tree: ast.AST, defined: set[str] = frozenset()) -> list[str]:
@@ -62,16 +61,14 @@ def private_touches(tree: ast.AST, defined: set[str] = frozenset()) -> list[str]
     return found
 
 
-SOURCES = [
-    path for name in ("modeling_wavlink", "processing", "hub_cards", "wavlink") for path in (ROOT / name).rglob("*.py")
-]
+MODULES, IMPORTS = modules(), imports()
 
 
-@pytest.mark.parametrize("path", [*SOURCES, ROOT / "train.py"], ids=lambda path: str(path.relative_to(ROOT)))
-def test_private_touches_are_in_compat_alone(path):
-    near = [ast.parse(other.read_text(encoding="utf-8")) for other in neighbours(path)]
+@pytest.mark.parametrize("name", MODULES)
+def test_private_touches_are_in_compat_alone(name):
+    near = [ast.parse(other.read_text(encoding="utf-8")) for other in neighbours(name)]
     touches = private_touches(near[0], set().union(*map(definitions, near)))
-    assert bool(touches) == (path.relative_to(ROOT).as_posix() in COMPAT), touches
+    assert bool(touches) == (MODULES[name].relative_to(ROOT).as_posix() in COMPAT), touches
 
 
 def test_the_rule_finds_what_it_is_for():

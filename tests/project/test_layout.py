@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.project_imports import FLOORS, imports
+
 TESTS = Path(__file__).parents[1]
 
 
@@ -26,41 +28,15 @@ def test_no_file_of_the_tests_imports_a_test_module(path):
     assert not imported(path.read_text(encoding="utf-8")) & modules
 
 
-FLOORS = {"modeling_wavlink": 0, "processing": 1, "wavlink": 2, "hub_cards": 3, "train": 4}
-
-
-def imports_of_the_project() -> dict[str, set[str]]:
-    """Of every module of the packages, those of the packages that it imports, also inside functions."""
-    root = TESTS.parent
-    paths = [path for package in FLOORS for path in (root / package).rglob("*.py")] + [root / "train.py"]
-    modules = {
-        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in paths
-    }
-    graph = {}
-    for name, path in modules.items():
-        package = name if path.stem == "__init__" else name.rpartition(".")[0]
-        graph[name] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                graph[name] |= {alias.name for alias in node.names} & modules.keys()
-            elif isinstance(node, ast.ImportFrom):
-                above = package.rsplit(".", node.level - 1)[0] if node.level else ""
-                base = ".".join(filter(None, (above, node.module)))
-                full = {f"{base}.{alias.name}" for alias in node.names}
-                graph[name] |= full & modules.keys() or {base} & modules.keys()
-        graph[name].discard(name)
-    return graph
-
-
 def test_no_module_imports_one_of_a_higher_floor():
-    graph = imports_of_the_project()
+    graph = imports()
     floor = {name: FLOORS[name.partition(".")[0]] for name in graph}
     upward = {(name, other) for name, others in graph.items() for other in others if floor[other] > floor[name]}
     assert len(graph) > 100 and not upward
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    graph = imports_of_the_project()
+    graph = imports()
     list(TopologicalSorter(graph).static_order())  # raises CycleError with the modules
 
 

@@ -17,6 +17,7 @@ from tests.conftest import RATE, tone
 from tests.processes import run_process
 from wavlink import options as of
 from wavlink.evaluation import command as evaluation
+from wavlink.train_options import parse
 from wavlink.training.sweep import configurations, sweep_parser
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +101,7 @@ def test_training_commands_are_understood(command):
         assert (ROOT / config[1]).exists()
     name, *options = shlex.split(arguments)
     if name == "sweep":
-        assert configurations(train.parse(sweep_parser(train.recipe_parser()), options))
+        assert configurations(parse(sweep_parser(train.recipe_parser()), options))
     else:
         assert train.parse_recipe([name, *options]).name == name
 

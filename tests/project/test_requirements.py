@@ -9,8 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import wavlink
-from processing.installing import BRINGS, EXTRA_OF, extra_of
 from wavlink.cli import COMMANDS
+from wavlink.installing import BRINGS, EXTRA_OF, extra_of
 
 ROOT = Path(__file__).parents[2]
 OWN = ("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")

@@ -152,7 +152,7 @@ def test_recomputed_texts_have_the_same_gradients(model, processor, monkeypatch,
 
 def test_a_run_notes_its_peak_memory(folder, tmp_path, monkeypatch):  # noqa: F811
     for name in ("draw_loss", "draw_recall", "draw_similarities"):
-        monkeypatch.setattr(train, name, lambda *_: None)
+        monkeypatch.setattr(f"wavlink.training.log.{name}", lambda *_: None)
     output = train.train(recipe(folder, tmp_path / "run", "--max_steps", "1"))
     last = json.loads((output / "environment.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 1 and 100 < last["peak_memory_mib"] <= peak_memory()

@@ -138,7 +138,7 @@ def no_weights(monkeypatch):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", loaded)
-    monkeypatch.setattr(train, "build", loaded)
+    monkeypatch.setattr("wavlink.training.loop.build", loaded)
 
 
 def quick(data, output, *options) -> Recipe:
@@ -232,16 +232,15 @@ def test_data_without_pairs_is_refused(no_weights, tmp_path, count, message):
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(no_weights, folder, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(
-        train.sharding, "start", lambda *_: SimpleNamespace(num_processes=64, device=torch.device("cpu"))
-    )
+    accelerator = SimpleNamespace(num_processes=64, device=torch.device("cpu"))
+    monkeypatch.setattr("wavlink.training.distributed.start", lambda *_: accelerator)
     message = "batch_size=32 is over all 64 processes and leaves nothing for some: raise it, or use fewer"
     refused(quick(folder, tmp_path / "run", "--batch_size", "32"), message)
 
 
 def test_fewer_clips_than_processes_are_refused(no_weights, tmp_path, monkeypatch):
     accelerator = SimpleNamespace(num_processes=8, device=torch.device("cpu"), process_index=0, is_fsdp2=False)
-    monkeypatch.setattr(train.sharding, "start", lambda *_: accelerator)
+    monkeypatch.setattr("wavlink.training.distributed.start", lambda *_: accelerator)
     message = "batch_size=16 and a data set of 5 leave nothing for some of the 8 processes: use fewer"
     refused(quick(clips(tmp_path / "data", 5), tmp_path / "run", "--batch_size", "16"), message)
 

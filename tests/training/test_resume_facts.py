@@ -18,6 +18,7 @@ from processing.datasets.fingerprints import rows_digest
 from tests.conftest import RATE, tone
 from tests.processes import run_process
 from wavlink.evaluation.embed_split import fingerprint
+from wavlink.training import loop
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--label_prompt", "", "--batch_size", "3", "--save_steps", "1", "--num_workers", "0"]
@@ -44,7 +45,7 @@ def write(split, clips: int, words: str = "a tone") -> None:
 def begin(folder, tmp_path, monkeypatch):
     """Trains for two steps; called again, goes on to the third."""
     for name in ("draw_loss", "draw_recall", "draw_similarities"):
-        monkeypatch.setattr(train, name, lambda *_: None)
+        monkeypatch.setattr(f"wavlink.training.log.{name}", lambda *_: None)
     recipe = train.parse_recipe(
         ["quickstart", "--data", str(folder), "--output_dir", str(tmp_path / "run"), *SMALL, "--max_steps", "3"]
     )
@@ -94,7 +95,7 @@ def test_another_number_of_processes_is_refused(begin, tmp_path, older):
 def test_a_checkpoint_that_two_processes_wrote_is_refused_by_one(folder, tmp_path, monkeypatch):
     """They really run, over gloo."""
     for name in ("draw_loss", "draw_recall", "draw_similarities"):
-        monkeypatch.setattr(train, name, lambda *_: None)
+        monkeypatch.setattr(f"wavlink.training.log.{name}", lambda *_: None)
     options = ["quickstart", "--data", str(folder), "--output_dir", str(tmp_path / "run"), *SMALL]
     two = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2.yaml"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -197,7 +198,7 @@ def test_pieces_are_read_of_a_bounded_number_of_sounds(monkeypatch):
 
 def test_a_moved_data_set_has_the_same_digest(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "moved")
-    load = train.load_source
+    load = loop.load_source
     recipe = train.parse_recipe(["quickstart"])
     one, other = (load(recipe, str(path), "train") for path in (folder, tmp_path / "moved"))
     assert rows_digest(one, ["caption"], [1.0]) == rows_digest(other, ["caption"], [1.0])

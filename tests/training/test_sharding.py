@@ -22,6 +22,7 @@ from tests.tone_runs import (
 )
 from wavlink.evaluation import embed_split as embedding
 from wavlink.training import distributed as sharding
+from wavlink.training import finetuning
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "accelerate_configs"
@@ -146,7 +147,7 @@ def test_a_share_is_every_nth_clip_and_equally_long_for_all(monkeypatch):
 
 
 def test_optimizer_groups_do_not_mix_whole_and_sharded_parameters(model):
-    groups = [group["params"] for group in train.parameter_groups(model, 0.1)]
+    groups = [group["params"] for group in finetuning.parameter_groups(model, 0.1)]
     assert sum(map(len, groups)) == sum(p.requires_grad for p in model.parameters())
     assert all(len({p.ndim == 0 for p in group}) == 1 for group in groups)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import train
 from tests.tone_runs import folder  # noqa: F401
+from wavlink import train_options
 from wavlink.training import sweep
 from wavlink.training.recipes import Recipe
 
@@ -21,7 +22,7 @@ PROJECTOR = ["--only", "clip-info_nce-projector-*"]
 
 
 def parse(*arguments) -> dict:
-    return train.parse(sweep.sweep_parser(train.recipe_parser()), arguments)
+    return train_options.parse(sweep.sweep_parser(train.recipe_parser()), arguments)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def count(monkeypatch) -> list[str]:
         started.append(Path(recipe.output_dir).name)
         return run(recipe)
 
-    monkeypatch.setattr(train, "train", counted)
+    monkeypatch.setattr("wavlink.training.command.train", counted)
     return started
 
 
