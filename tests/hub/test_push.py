@@ -222,7 +222,7 @@ def test_scores_of_other_weights_are_refused(run, wavlink_folder, tmp_path, unve
 )
 def test_scores_without_their_weights_are_refused_first(text, tmp_path):
     (tmp_path / "scores.json").write_text(text)
-    with pytest.raises(SystemExit, match="scores.json is not what .*evaluation --output writes"):
+    with pytest.raises(SystemExit, match="scores.json is not what wavlink eval --output writes"):
         prepared("no/model", tmp_path / "out", "--scores", str(tmp_path / "scores.json"))
 
 
