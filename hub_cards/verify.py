@@ -12,7 +12,7 @@ import torch
 from transformers import ProcessorMixin
 
 TEXTS = ("a dog barks", "rain falls on a roof")
-SCRIPT = Path(__file__).with_name("clean_environment.py")
+CLEAN_ENVIRONMENT = Path(__file__).with_name("clean_environment.py")
 TOLERANCE = 1e-5  # of a number in a unit vector: merging LoRA rounds
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 
@@ -46,7 +46,7 @@ def verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="wavlink-push-", ignore_cleanup_errors=True) as workplace:
         np.save(f"{workplace}/clip.npy", probe())
-        command = [sys.executable, str(SCRIPT), str(folder.resolve()), workplace, *TEXTS]
+        command = [sys.executable, str(CLEAN_ENVIRONMENT), str(folder.resolve()), workplace, *TEXTS]
         done = subprocess.run(
             command,
             cwd=workplace,

@@ -14,7 +14,6 @@ MOVED = {
     "hub_cards.known": "hub_cards.published_facts",
     "hub_cards.measured": "hub_cards.scores",
     "hub_cards.record": "wavlink.hub_record",
-    "hub_cards.stranger": "hub_cards.clean_environment",
     "hub_cards.upload": "wavlink.hub_upload",
     "modeling_wavlink.atomic_files": "wavlink.atomic_files",
     "modeling_wavlink.auto_classes": "processing.auto_classes",
