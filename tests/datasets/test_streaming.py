@@ -29,7 +29,7 @@ def assert_equal(batches, expected) -> None:
 
 
 @pytest.mark.parametrize("write", [tars, parquets])
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_resumed_stream_is_the_unbroken_one(write, num_workers, tmp_path):
     """Stops at the begin, inside windows, at windows' ends (every 2), at an epoch's end (23 clips: in batch 6)."""
     data = write(tmp_path / "data")
