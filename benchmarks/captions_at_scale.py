@@ -29,6 +29,8 @@ from processing.datasets.youtube_ids import in_threads, seconds_in, seconds_of
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
 WORDS = "a dog barks while rain falls on the roof of an old house and someone plays soft piano music far away".split()
 FORK = multiprocessing.get_context("fork")
+LOOK_UPS = 100_000  # of each worker
+PROCESSES = 2  # that read headers at once
 
 
 def generate(folder: Path, rows: int) -> list[str]:
@@ -103,10 +105,10 @@ def read_headers(read: Callable, paths: list[str], out) -> None:
     out.put(round(time.perf_counter() - began, 1))
 
 
-def of_headers(read: Callable, paths: list[str], processes: int) -> list[float]:
+def of_headers(read: Callable, paths: list[str]) -> list[float]:
     """Seconds until each of so many processes, begun together, knows the length of all files."""
     queue = FORK.Queue()
-    jobs = [FORK.Process(target=read_headers, args=(read, paths, queue)) for _ in range(processes)]
+    jobs = [FORK.Process(target=read_headers, args=(read, paths, queue)) for _ in range(PROCESSES)]
     for job in jobs:
         job.start()
     found = [queue.get() for _ in jobs]
@@ -155,16 +157,12 @@ def spread(values: list[float], digits: int) -> dict:
 
 
 def main() -> None:
-    global LOOK_UPS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--look_ups", type=int, default=100_000, help="of each worker (%(default)s)")
     parser.add_argument("--files", type=int, default=200_000, help="whose headers are read (%(default)s)")
-    parser.add_argument("--processes", type=int, default=2, help="that read them at once (%(default)s)")
     records.add_option(parser, "captions_at_scale")
     options = parser.parse_args()
-    LOOK_UPS = options.look_ups
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         huggingface_hub.constants.HF_HOME = str(folder / "home")
@@ -183,7 +181,7 @@ def main() -> None:
         paths = files(folder, options.files)
         each = lambda paths: in_threads(seconds_in, paths)  # noqa: E731
         headers = {
-            way: of_headers(read, paths, options.processes)
+            way: of_headers(read, paths)
             for way, read in {
                 "opened by each process (before)": each,
                 "kept, first run": seconds_of,
@@ -197,7 +195,7 @@ def main() -> None:
         seed=0,
         note="Ranges are over workers or processes.",
         values=as_values(results, headers, options.files),
-        raw={"settings": vars(options), "captions": results, "headers_seconds": headers},
+        raw={"captions": results, "headers_seconds": headers},
     )
 
 

@@ -48,7 +48,7 @@ def load_targets(modules: list[str]) -> dict:
     return {name: make for module in modules for name, make in importlib.import_module(module).TARGETS.items()}
 
 
-def chance(seed: int, target: str, number: int) -> np.random.Generator:
+def generator(seed: int, target: str, number: int) -> np.random.Generator:
     return np.random.default_rng((seed, zlib.crc32(target.encode()), number))
 
 
@@ -61,12 +61,12 @@ def read_all(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder, open(options.state, "r+b", buffering=0) as state:
         draw, read = load_targets(options.modules)[target](Path(folder), options.sounds)
         tally = Tally()
-        read_one(read, draw(chance(options.seed, target, 0)), tally)  # what is loaded at the first counts for none
+        read_one(read, draw(generator(options.seed, target, 0)), tally)  # what is loaded at the first counts for none
         tally = Tally()
         before = _resident()
         resource.setrlimit(resource.RLIMIT_AS, (_virtual() + (options.memory << 20),) * 2)
         for number in range(options.first, options.inputs):
-            content = draw(chance(options.seed, target, number))
+            content = draw(generator(options.seed, target, number))
             note = number, tally.refused, tally.decoded, tally.slowest, max(0, tally.peak - before)
             os.pwrite(state.fileno(), _STATE.pack(*note), 0)
             signal.setitimer(signal.ITIMER_PROF, options.seconds)  # their signals end the process
@@ -128,7 +128,7 @@ def keep(target: str, options: argparse.Namespace, total: Tally, number: int, er
     place.with_suffix(".txt").write_text(error + "\n", encoding="utf-8", errors="replace")
     with tempfile.TemporaryDirectory() as scratch:
         draw, _ = load_targets(options.modules)[target](Path(scratch), options.sounds)
-        place.with_suffix(".bin").write_bytes(draw(chance(options.seed, target, number)))
+        place.with_suffix(".bin").write_bytes(draw(generator(options.seed, target, number)))
 
 
 def table(tallies: dict[str, Tally], options: argparse.Namespace) -> str:

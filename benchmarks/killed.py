@@ -95,13 +95,13 @@ class Train:
         path = self.killed / "metrics.jsonl"
         return path.read_bytes().count(b'"loss"') if path.exists() else 0
 
-    def wait(self, process, chance: random.Random) -> None:
+    def wait(self, process, rng: random.Random) -> None:
         """The count begins where the run resumes."""
         seen = max((int(path.name[-8:]) for path in (self.killed / "checkpoints").glob("step-*")), default=0)
-        further = chance.randint(0, 8)
+        further = rng.randint(0, 8)
         while further and process.is_alive() and self.steps() < seen + further:
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.2 if further else 2))
+        time.sleep(rng.uniform(0, 0.2 if further else 2))
 
     def after_kill(self) -> str:
         return ""
@@ -122,9 +122,8 @@ class Index:
     commands = (command,)
 
     def __init__(self, place: Path, log: Path):
-        import modeling_wavlink.search  # noqa: F401
-
         import train  # noqa: F401
+        import wavlink.search.command  # noqa: F401
 
         write_sounds(place / "sounds", repeats=8)
         finish(command, train_words(place / "sounds", place / "run", 2), log)
@@ -148,8 +147,8 @@ class Index:
     def begin(self) -> None:
         shutil.rmtree(self.killed, ignore_errors=True)
 
-    def wait(self, process, chance: random.Random) -> None:
-        time.sleep(chance.uniform(0, self.seconds / 2))
+    def wait(self, process, rng: random.Random) -> None:
+        time.sleep(rng.uniform(0, self.seconds / 2))
 
     def after_kill(self) -> str:
         if (self.killed / "index.json").exists():
@@ -229,13 +228,13 @@ class Push:
         self.runs.reverse()
         self.words[2] = self.runs[1]
 
-    def wait(self, process, chance: random.Random) -> None:
-        if chance.random() < 1 / 3:
-            return time.sleep(chance.uniform(0, self.seconds))
-        asked = self.requests.value + chance.randint(1, self.asked)
+    def wait(self, process, rng: random.Random) -> None:
+        if rng.random() < 1 / 3:
+            return time.sleep(rng.uniform(0, self.seconds))
+        asked = self.requests.value + rng.randint(1, self.asked)
         while process.is_alive() and self.requests.value < asked:
             time.sleep(0.0005)
-        time.sleep(chance.uniform(0, 0.01))
+        time.sleep(rng.uniform(0, 0.01))
 
     def history(self) -> list[dict]:
         return json.loads((self.repo / "history.json").read_text())
@@ -303,12 +302,12 @@ def main() -> None:
 
 
 def kill(options: argparse.Namespace, place: Path) -> None:
-    log, chance = place / "log", random.Random(options.seed)
+    log, rng = place / "log", random.Random(options.seed)
     subject = {"train": Train, "index": Index, "push": Push}[options.what](place, log)
     kills, rounds = 0, 0
     while kills < options.kills:
         subject.begin()
-        while (code := start_and_kill(subject, chance, SIGNALS[kills % len(SIGNALS)], log)) != 0:
+        while (code := start_and_kill(subject, rng, SIGNALS[kills % len(SIGNALS)], log)) != 0:
             kills += 1
             print(f"kill {kills}: round {rounds}, {SIGNALS[(kills - 1) % len(SIGNALS)].name}, exit {code}", flush=True)
             if kills == options.kills:
@@ -330,10 +329,10 @@ def kill(options: argparse.Namespace, place: Path) -> None:
     )
 
 
-def start_and_kill(subject, chance: random.Random, number: int, log: Path) -> int:
+def start_and_kill(subject, rng: random.Random, number: int, log: Path) -> int:
     """The exit code; 0 where it ended before it was killed."""
-    process = start(chance.choice(subject.commands), subject.words, log)
-    subject.wait(process, chance)
+    process = start(rng.choice(subject.commands), subject.words, log)
+    subject.wait(process, rng)
     if process.is_alive():
         os.kill(process.pid, number)
     process.join(MOST_SECONDS)

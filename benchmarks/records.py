@@ -29,6 +29,9 @@ import argparse
 import json
 import math
 import os
+import platform
+import re
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from numbers import Number
@@ -39,6 +42,8 @@ _TEXTS = ("name", "title", "note")
 _MEASURED = ("command", "commit", "time", "machine", "versions")
 _KNOWN = {*_TEXTS, *_MEASURED, "source", "seed", "values", "raw"}
 _MACHINE = ("platform", "processor", "cpus", "threads", "devices")
+_OF_RECORD = {"--record", "--title", "--note"}  # options that say only where a record goes and what it is
+_FOLDERS = re.compile(r"(?<![\w./])/(?!/)\S*/")  # of an absolute path, also behind `random:`
 _CELL = {"value", "interval", "range", "digits", "unit", "signed"}
 
 
@@ -99,11 +104,11 @@ def write(
         "commit": facts["commit"],
         "time": facts["time"],
         "seed": seed,
-        "machine": {name: facts[name] for name in _MACHINE} | load,
+        "machine": {name: facts[name] for name in _MACHINE} | {"processor": processor()} | load,
         "versions": versions,
         "note": note,
         "values": values,
-        "raw": raw or {},
+        "raw": _portable(raw or {}),
     }
     record = json.loads(json.dumps(record, default=str))  # as it will be read
     check(record)
@@ -111,11 +116,34 @@ def write(
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
+def processor() -> str:
+    """The name of this machine's processor, as far as the platform tells it."""
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text(encoding="utf-8").splitlines() if names.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(models), platform.processor() or platform.machine())
+
+
 def command(arguments: Sequence[str]) -> str:
-    """A command line as a reader can give it: this script's path from the checkout, other absolute paths by name."""
-    root = str(RESULTS.parents[1])
-    words = [word.removeprefix(root + "/") if word.startswith(root) else word for word in map(str, arguments)]
-    return " ".join(["python", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
+    """A command line as a reader can give it: this script's path from the checkout, other absolute paths by name.
+
+    Options that say only where the record goes and what it is called are left out.
+    """
+    root, kept, before = str(RESULTS.parents[1]), [], ""
+    for word in map(str, arguments):
+        if word not in _OF_RECORD and (before not in _OF_RECORD or word.startswith("--")):
+            kept.append(word.removeprefix(root + "/") if word.startswith(root) else word)
+        before = word
+    return shlex.join(["python", *map(_portable, kept)])
+
+
+def _portable(value):
+    """A value for JSON whose absolute paths are the names of their files."""
+    if isinstance(value, dict):
+        return {key: _portable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(part) for part in value]
+    return re.sub(_FOLDERS, "", str(value)) if isinstance(value, str | Path) else value
 
 
 def read(path: Path) -> dict:

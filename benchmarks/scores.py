@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("scores", nargs="+", metavar="NAME=FILE")
     parser.add_argument("--title", default="Scores")
     parser.add_argument("--note", default="", help="the command that trained the models, and their data")
+    parser.add_argument("--seed", type=int, default=0, help="of the first training run (%(default)s)")
     records.add_option(parser, "scores")
     options = parser.parse_args(arguments)
     models: dict[str, list[dict]] = {}
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         name: [{key: x.get(key) for key in ("model", "about", "versions")} for x in seeds]
         for name, seeds in models.items()
     }
-    records.write(options.record, title=options.title, seed=None, note=options.note, values=values, raw=about)
+    records.write(options.record, title=options.title, seed=options.seed, note=options.note, values=values, raw=about)
 
 
 if __name__ == "__main__":

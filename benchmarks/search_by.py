@@ -69,9 +69,9 @@ def main() -> None:
     print(index_sounds(files, options.index, options.model))
     counts = Counter(labels.values())
     clips = [file for file, label in labels.items() if counts[label] >= options.least]
-    chance = np.mean([(counts[labels[clip]] - 1) / (len(files) - 1) for clip in clips])
+    random = np.mean([(counts[labels[clip]] - 1) / (len(files) - 1) for clip in clips])
     asked = Asked(Index.open(options.index), labels, options.top_k)
-    print(f"{len(clips)} clips ask, right by chance {100 * chance:.1f}; % of the first {options.top_k}:")
+    print(f"{len(clips)} clips ask, {100 * random:.1f} are right at random; % of the first {options.top_k}:")
     shares = measure(asked, clips, np.random.default_rng(options.seed))
     for name, values in shares.items():
         print(f"  {name:28}{percent(figure(values))} of {len(values)}")
@@ -80,7 +80,7 @@ def main() -> None:
         options.record,
         title="Searches by text, by example and without something",
         seed=options.seed,
-        note=f"Percent of the first {options.top_k} results; {100 * chance:.1f} would be right at random.",
+        note=f"Percent of the first {options.top_k} results; {100 * random:.1f} would be right at random.",
         values={"shares": records.table(["search", "results", "queries"], rows)},
     )
 

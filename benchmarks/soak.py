@@ -5,7 +5,7 @@
 
 The work is a process of its own, on one thread, watched from outside. `embed` embeds clips drawn at random by
 `embed_files`, makes an index of others and searches it, over and over. `train` is `train.py quickstart` on FOLDER,
-with a worker, validations, pictures and checkpoints. Towers are quickstart's, so that an hour on one thread is much
+with a worker, validations, plots and checkpoints. Towers are quickstart's, so that an hour on one thread is much
 work. Exits with 1 if resident memory grows by more than `--bound` MiB an hour for sure, that is if the lower end of
 the slope's 95 % interval is above it, or if the least of descriptors or threads is higher in the last twelfth of the
 time than in all before.
@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 ALONE = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+EVERY = 3  # seconds between samples
 BLOCKS = 12  # neighbouring samples are alike; the means of blocks are nearly independent
 NAMES = ("seconds", "MiB", "MiB with workers", "descriptors", "threads")
 
@@ -41,16 +42,16 @@ def embed_forever(model: str, sounds: Path, workplace: Path, seed: int) -> None:
     from wavlink.search.build import index_sounds
     from wavlink.search.index import Index
 
-    embedder, chance = Embedder(model) if model else new_embedder(), random.Random(seed)
+    embedder, rng = Embedder(model) if model else new_embedder(), random.Random(seed)
     files = sorted(str(path) for path in sounds.glob("*/*.ogg"))
     while True:
-        drawn = chance.sample(files, 200)
-        heard = sum(1 for _ in embedder.embed_files(drawn[:100]))
+        drawn = rng.sample(files, 200)
+        embedded = sum(1 for _ in embedder.embed_files(drawn[:100]))
         report = index_sounds(drawn[100:], workplace / "index", embedder, root=str(sounds), progress=False)
         Index.open(workplace / "index", embedder).query("a dog barks", sound=drawn[0])
         shutil.rmtree(workplace / "index")
         with open(workplace / "done", "a", encoding="utf-8") as file:
-            file.write("sound\n" * (heard + report.sounds))
+            file.write("sound\n" * (embedded + report.sounds))
 
 
 def new_embedder():
@@ -79,7 +80,7 @@ def sample(process: psutil.Process, began: float) -> tuple[float, ...]:
     return time.monotonic() - began, own, own + sum(workers), process.num_fds(), process.num_threads()
 
 
-def watch(process: psutil.Process, minutes: float, every: float) -> np.ndarray:
+def watch(process: psutil.Process, minutes: float) -> np.ndarray:
     """`[samples, NAMES]` of a process until the time is over or it has ended."""
     began, samples = time.monotonic(), []
     bar = tqdm(total=round(60 * minutes), unit="s", mininterval=60)
@@ -89,7 +90,7 @@ def watch(process: psutil.Process, minutes: float, every: float) -> np.ndarray:
         except psutil.NoSuchProcess:  # a worker, or the process itself, has just ended
             pass
         bar.update(round(passed) - bar.n)
-        time.sleep(every)
+        time.sleep(EVERY)
     bar.close()
     return np.array(samples)
 
@@ -106,18 +107,18 @@ def report(samples: np.ndarray, bound: float) -> tuple[bool, list[list]]:
     flat, rows = True, []
     for place, name in enumerate(NAMES[1:], start=1):
         values = samples[:, place]
-        told = f"{name}: {values.min():.0f} to {values.max():.0f}"
+        line = f"{name}: {values.min():.0f} to {values.max():.0f}"
         rows.append([name, records.number(values.min(), 0), records.number(values.max(), 0), None])
         if "MiB" in name:
             grows, half = slope(samples[:, 0] / 3600, values)
-            told += f", {grows:+.1f} ± {half:.1f} MiB an hour"
+            line += f", {grows:+.1f} ± {half:.1f} MiB an hour"
             flat &= grows - half < bound
             interval = [grows - half, grows + half]
             rows[-1][-1] = {"value": grows, "interval": interval, "digits": 1, "signed": True}
         else:
             least = [part.min() for part in np.array_split(values, BLOCKS)]
             flat &= least[-1] <= max(least[:-1])
-        print(told)
+        print(line)
     return bool(flat), rows
 
 
@@ -128,15 +129,13 @@ def soak(options: argparse.Namespace, workplace: Path) -> None:
             line, cwd=ROOT, env=ALONE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            samples = watch(psutil.Process(process.pid), options.minutes, options.every)
+            samples = watch(psutil.Process(process.pid), options.minutes)
             alive = process.poll() is None
             process.terminate()
             code = process.wait(60)
         finally:
             with suppress(ProcessLookupError):  # it and its workers, where they have not ended
                 os.killpg(process.pid, signal.SIGKILL)
-    if options.samples:
-        np.savetxt(options.samples, samples, header=" ".join(NAMES), fmt="%.2f")
     if not alive:
         sys.exit(f"the work ended by itself with {code}:\n{(workplace / 'log').read_text(encoding='utf-8')[-3000:]}")
     done, line = {"embed": ("done", b"sound\n"), "train": ("metrics.jsonl", b'"loss"')}[options.work]
@@ -165,10 +164,8 @@ def main() -> None:
     add("--model", help="a WavLink to embed with (default: a new one)")
     add("--minutes", type=float, default=60)
     add("--warm_up", type=float, default=10, help="minutes that do not count (%(default)s)")
-    add("--every", type=float, default=3, help="seconds between samples (%(default)s)")
     add("--bound", type=float, default=20, help="MiB an hour (%(default)s)")
     add("--seed", type=int, default=0)
-    add("--samples", help="a file for them all")
     add("--into", type=Path, help=argparse.SUPPRESS)
     records.add_option(parser, "soak")
     options = parser.parse_args()

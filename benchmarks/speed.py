@@ -1,23 +1,22 @@
-"""How fast sounds become vectors, beside transformers' CLAP: one run, in turn, same threads and dtype.
+"""How fast sounds become vectors, beside transformers' CLAP: one run, in turn, on one thread, in the same dtype.
 
-    python benchmarks/speed.py [--out runs/speed] [--dtype float32|bfloat16] [--model A_WAVLINK] [--quick]
+    python benchmarks/speed.py [--repeats 3] [--dtype float32|bfloat16] [--model A_WAVLINK] [--quick] [--record]
 
-The peer is `ClapModel` at the size of laion/clap-htsat-unfused with its own feature extractor; the WavLinks are Base
-as in the paper and with `frame_pooling` (`--pooled FRAMES LAYER ...`: as many become one after each of the layers;
-default 2 1 3). Weights are random, which changes no time, unless `--model` names some: then the cosines of bf16 and
-int8 to fp32 are of trained weights. Sounds are wav files of 48 kHz, CLAP's own rate, so that only WavLink has to
-resample. Prints a table, and writes it, a picture and all figures (`speed.md`, `speed.png`, `speed.json`). About 15
-minutes on 2 quiet cores; `--quick` only shows that it works.
+The baseline is `ClapModel` at the size of laion/clap-htsat-unfused with its own feature extractor; the WavLinks are
+Base as in the paper and with `frame_pooling` by 2 after layers 1 and 3. Weights are random, which changes no time,
+unless `--model` names some: then the cosines of bf16 and int8 to fp32 are of trained weights. Sounds are wav files of
+48 kHz, CLAP's own rate, so that only WavLink has to resample. Prints the tables of the record. About 5 minutes
+of a core, with `--quick` one.
 
-- file: from one wav file to its vector. stream: per file, of several, CLAP's in the better of two batch sizes, ours as
-  `Embedder` cuts them.
-- features: the model alone on log-mels that are ready, one clip (alone) and per clip in the best of a few batches.
-- heard: seconds of sound per second in a stream; CLAP encodes 10 s of a longer clip, WavLink every second.
-- of peak: the model's operations per second in its best batch, as a share of the fastest of the machine's own matrix
-  products at Base's shapes. Matrix products and convolutions that are run are counted; in brackets those that the
+- stream: per file, of several, CLAP's in the better of two batch sizes, ours as `Embedder` cuts them.
+- file: from one wav file to its vector.
+- features: the model alone on log-mels that are ready, per clip in the best of a few batches.
+- peak: the model's operations per second in its best batch, as a share of the fastest of the machine's own matrix
+  products at Base's shapes. Matrix products and convolutions that are run are counted, and beside them those that the
   model runs with torch's kernels, as model FLOPs utilization (MFU) has it: our kernels get by with fewer.
 
-Ratios of medians are the result; the seconds are those of this machine today.
+Times are the processor's, of all threads of this process: other work on the machine changes them little. Ratios of
+medians are the result, with their range over the repeats. CLAP encodes 10 s of a longer clip, WavLink all of it.
 """
 
 import argparse
@@ -25,7 +24,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -39,11 +37,11 @@ import numpy as np
 import records
 import soundfile
 import speed_report
+import tables
 import torch
-import transformers
-from speed_systems import BASE, PEER, PLAIN, System, build, new_clap, new_wavlink
+from speed_report import BASE, BF16, PEER, PLAIN
+from speed_systems import System, build, new_clap, new_wavlink
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from processing.audio import load_audio
@@ -51,8 +49,8 @@ from wavlink.backends.torch_cpu import PackedLinear, packing_pays
 from wavlink.embedder import DTYPES
 
 FILE_RATE = 48000
-BATCHES = {1: (1, 4, 16), 5: (1, 4, 8), 10: (1, 2, 4), 30: (1, 2)}  # clips, by their seconds
-STREAM = {1: 64, 5: 32, 10: 16, 30: 6}  # files
+BATCHES = {1: (1, 8), 5: (1, 4), 10: (1, 2), 30: (1,)}  # clips, by their seconds
+STREAM = {1: 16, 5: 8, 10: 4, 30: 2}  # files
 PRODUCTS_A_TURN = 5
 
 
@@ -71,7 +69,7 @@ def cases(rows: dict[str, System], sounds: dict[int, list[Path]], quick: bool) -
     """By (row, seconds, "file", "stream" or "features", batch size, clips): what is timed."""
     found = {}
     for (name, row), (seconds, paths) in itertools.product(rows.items(), sounds.items()):
-        sizes = BATCHES[seconds][: 1 if row.options else 2 if quick else None]  # 30 s each gain nothing from company
+        sizes = BATCHES[seconds]
         most = 4 if quick else len(paths)
         for size in sizes:
             features = row.features([load_audio(path, row.rate) for path in paths[:size]])
@@ -84,14 +82,14 @@ def cases(rows: dict[str, System], sounds: dict[int, list[Path]], quick: bool) -
 
 
 def interleaved(actions: dict, repeats: int) -> dict[tuple, list[float]]:
-    """Seconds of each action, each time all in turn, after one round that is thrown away."""
+    """Processor seconds of each action, each time all in turn, after one round that is thrown away."""
     times = {case: [] for case in actions}
     for turn in range(repeats + 1):
         for case, action in actions.items():
-            began = time.perf_counter()
+            began = time.process_time()
             action()
             if turn:
-                times[case].append(time.perf_counter() - began)
+                times[case].append(time.process_time() - began)
     return times
 
 
@@ -129,48 +127,26 @@ def cosines(rows: dict[str, System], paths: list[Path]) -> dict[str, float]:
     reference = rows[PLAIN]
     clips = [load_audio(path, reference.rate) for path in paths]
     expected = torch.from_numpy(reference.embed(reference.features(clips)))
-    names = [name for name in (BASE, f"{BASE}, bf16", f"{BASE}, int8") if name in rows]
+    names = [name for name in (BASE, BF16, f"{BASE}, int8") if name in rows]
     found = {name: rows[name].embed(rows[name].features(clips)) for name in names}
     return {name: F.cosine_similarity(torch.from_numpy(own), expected).min().item() for name, own in found.items()}
 
 
-def profiled(row: System, features: dict, top: int = 8) -> dict[str, float]:
-    """The share of the time that each operation takes itself, largest first."""
-    row.embed(features)
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        for _ in range(3):
-            row.embed(features)
-    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
-    total = sum(times.values())
-    return {name: times[name] / total for name in sorted(times, key=times.get, reverse=True)[:top]}
-
-
-def cold_starts(folder: Path, paths: list[Path], dtype: str, quick: bool, repeats: int) -> dict[str, dict]:
-    """The medians of speed_cold.py's figures in turn, with `seconds` from the process's start to its end."""
-    layers = 1 if quick else 12  # of the text towers, which are loaded too
+def cold_starts(folder: Path, paths: list[Path], dtype: str) -> dict[str, list[dict]]:
+    """What speed_cold.py prints of each kind, in turn; the first time, which fills caches, is thrown away."""
+    layers = 12  # of the text towers, which are loaded too
     for kind, (model, processor) in (("clap", new_clap(layers)), ("wavlink", new_wavlink(text_layers=layers))):
         model.save_pretrained(folder / kind)
         processor.save_pretrained(folder / kind)
     del model
     script, found = Path(__file__).with_name("speed_cold.py"), {"clap": [], "wavlink": []}
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    for turn, kind in itertools.product(range(repeats + 1), found):
+    for turn, kind in itertools.product(range(3), found):
         command = [sys.executable, script, kind, folder / kind, dtype, *paths]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-        if turn or quick:
+        if turn:
             found[kind].append(json.loads(output.splitlines()[-1]))
-    return {
-        kind: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for kind, runs in found.items()
-    }
-
-
-def machine(dtype: str) -> dict[str, str]:
-    names = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "dtype": dtype}
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names["cpu"] = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    names |= {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    return names | {"torch": torch.__version__, "transformers": transformers.__version__}
+    return found
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict:
@@ -179,8 +155,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     if options.quick:
         sounds = {seconds: sounds[seconds] for seconds in (1, 5)}
     repeats = 2 if options.quick else options.repeats
-    cold = cold_starts(folder, sounds[5], options.dtype, options.quick, 0 if options.quick else 3)
-    rows, products = build(options.dtype, options.model, options.pooled), matmul_actions(DTYPES[options.dtype])
+    cold = {} if options.quick else cold_starts(folder, sounds[5], options.dtype)
+    rows, products = build(options.dtype, options.model), matmul_actions(DTYPES[options.dtype])
     times = interleaved({**products, **cases(rows, sounds, options.quick)}, repeats)
     rates = [
         {
@@ -195,11 +171,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
         name: {str(s): operations(rows[name], rows[name].features([clip[s]])) for s in sounds}
         for name in (BASE, PLAIN)
     }
-    longest = max(seconds for seconds in sounds if seconds <= 10)
-    features = rows[BASE].features([load_audio(path, rows[BASE].rate) for path in sounds[longest][:4]])
     return {
-        "machine": machine(options.dtype),
-        "rows": [*rows],
         "times": [
             dict(zip(("row", "seconds", "way", "batch", "clips", "times"), (*case, spent), strict=True))
             for case, spent in times.items()
@@ -207,7 +179,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
         "products": rates,
         "operations": counted,
         "cosines": cosines(rows, sounds[5][:8]),
-        "profile": profiled(rows[BASE], features),
         "cold": cold,
     }
 
@@ -218,31 +189,26 @@ def _rate(operations: float, times: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/speed"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--model", help="a folder or Hub id of a WavLink, for trained weights")
-    parser.add_argument("--pooled", type=int, nargs="+", default=(2, 1, 3), metavar=("FRAMES", "LAYER"))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="clips of 1 and 5 s, 2 repeats")
+    parser.add_argument("--repeats", type=int, default=5, help="of each measurement, in turn (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="clips of 1 and 5 s, 2 repeats, no cold start")
     records.add_option(parser, "speed")
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(options, Path(folder))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "speed.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    table = speed_report.table(figures)
-    (options.out / "speed.md").write_text(table, encoding="utf-8")
-    speed_report.draw(figures, options.out / "speed.png")
-    print(table)
-    names = figures["machine"]
-    about = f"{names['cpu']}, {names['capability']}, {names['threads']} threads, {names['dtype']}."
+    values = speed_report.as_values(figures)
+    for name, table in values.items():
+        print(f"{name}\n\n{tables.markdown(table)}\n")
     records.write(
         options.record,
         title="Wav files and log-mels to vectors, beside CLAP",
         seed=0,
-        note=f"{about} Milliseconds a clip, and times as fast as CLAP, by medians.",
-        values=speed_report.as_values(figures),
+        note=f"{torch.backends.cpu.get_cpu_capability()}, one thread, {options.dtype}. Processor time: medians of "
+        f"{2 if options.quick else options.repeats} repeats, with their range.",
+        values=values,
         raw=figures,
     )
 

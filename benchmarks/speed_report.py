@@ -1,140 +1,93 @@
-"""speed.py's figures as a table and a picture."""
+"""speed.py's figures as the tables of a record."""
 
-import statistics
-from pathlib import Path
-
+import numpy as np
 import records
-from speed_systems import BASE, PEER, PLAIN, POOLED
 
-WAYS = ("file", "stream", "alone", "features")
+PEER, BASE, BF16, PLAIN = "CLAP", "WavLink Base", "WavLink Base, bf16", "WavLink Base, torch's kernels"
+POOLED = "WavLink Base, pooled by 2 after layers 1 and 3"
+WAYS = ("stream", "file", "features")
 
 
-def per_clip(figures: dict) -> dict[tuple[str, int, str], tuple[float, float]]:
-    """By (row, seconds, way): median seconds per clip in the best batch, and the spread: (most - least) / median."""
+def per_clip(figures: dict) -> dict[tuple[str, int, str], np.ndarray]:
+    """By (row, seconds, way): milliseconds a clip `[repeats]`, in the batch size with the smallest median."""
     found = {}
     for case in figures["times"]:
-        median = statistics.median(case["times"])
-        spent = median / case["clips"], (max(case["times"]) - min(case["times"])) / median
-        ways = [case["way"]]
-        if case["way"] == "features" and case["batch"] == 1:
-            ways.append("alone")
-        for way in ways:
-            key = case["row"], case["seconds"], way
-            found[key] = min(found.get(key, spent), spent)
+        key = case["row"], case["seconds"], case["way"]
+        times = 1000 * np.array(case["times"]) / case["clips"]
+        if key not in found or np.median(times) < np.median(found[key]):
+            found[key] = times
     return found
 
 
-def peak(figures: dict) -> float:
-    """Operations per second of the fastest matrix product."""
-    return 1e9 * max(product["gflops"] for product in figures["products"])
-
-
-def table(figures: dict) -> str:
-    """Markdown: times per clip with their ratios to CLAP, and below what else was measured."""
-    times = per_clip(figures)
-    head = ["row", "clip", "file", "stream", "features, alone", "features, best", "heard", "of peak"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for name in figures["rows"]:
-        for seconds in dict.fromkeys(case["seconds"] for case in figures["times"]):
-            cells = [_cell(times, name, seconds, way) for way in WAYS]
-            lines.append(
-                [name, f"{seconds} s", *cells, _heard(times, name, seconds), _share(figures, times, name, seconds)]
-            )
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([_machine(figures), rows, *_others(figures, times)]) + "\n"
-
-
 def as_values(figures: dict) -> dict:
-    """The tables of a record: milliseconds a clip of a stream of files and of one file, and ratios to CLAP."""
-    times, tables = per_clip(figures), {}
-    for way in ("stream", "file", "features"):
-        rows = []
-        for name in figures["rows"]:
-            lengths = [seconds for row, seconds, known in times if (row, known) == (name, way)]
-            for seconds in sorted(lengths):
-                spent, clap = times[name, seconds, way][0], times[PEER, seconds, way][0]
-                ratio = None if name == PEER else records.number(clap / spent, 2, "x")
-                rows.append([name, f"{seconds} s", records.number(1000 * spent, 1, "ms"), ratio])
-        tables[way] = records.table(["model", "clip", "a clip takes", "as fast as CLAP"], rows)
+    """Ratios to CLAP at a glance, all times of each way, and what else was measured."""
+    times = per_clip(figures)
+    tables = {"summary": summary(times), **{way: table(times, way) for way in WAYS}}
+    if figures["cold"]:
+        tables["start"] = start(figures["cold"])
+    cosines = [[name, records.number(value, 6)] for name, value in figures["cosines"].items()]
+    tables["cosines"] = records.table(["model", "smallest cosine to fp32"], cosines)
+    tables["peak"] = peak(figures, times)
     return tables
 
 
-def _cell(times: dict, name: str, seconds: int, way: str) -> str:
-    """Milliseconds, and in brackets how many times as fast as CLAP."""
-    if (name, seconds, way) not in times:
-        return ""
-    spent, peer = times[name, seconds, way][0], times[PEER, seconds, way][0]
-    ratio = "" if name == PEER else f" ({peer / spent:.2f} x)"
-    return f"{1000 * spent:.1f} ms{ratio}"
-
-
-def _heard(times: dict, name: str, seconds: int) -> str:
-    if (name, seconds, "stream") not in times:
-        return ""
-    heard = min(seconds, 10) if name.startswith(PEER) else seconds
-    return f"{heard / times[name, seconds, 'stream'][0]:.0f}"
-
-
-def _share(figures: dict, times: dict, name: str, seconds: int) -> str:
-    def share(counted):
-        return figures["operations"][counted][str(seconds)] / times[name, seconds, "features"][0] / peak(figures)
-
-    if name not in figures["operations"]:
-        return ""
-    return f"{share(name):.0%}" + (f" ({share(PLAIN):.0%})" if name == BASE else "")
-
-
-def _machine(figures: dict) -> str:
-    names = figures["machine"]
-    return (
-        f"{names['cpu']}, {names['threads']} threads on {names['cores']} cores, {names['capability']}, "
-        f"torch {names['torch']}, transformers {names['transformers']}, {names['dtype']}. Medians per clip of "
-        f"{len(figures['times'][0]['times'])} repeats in turn; in brackets: times as fast as CLAP."
-    )
-
-
-def _others(figures: dict, times: dict) -> list[str]:
-    cold, products = figures["cold"], figures["products"]
-    best = {}
-    for product in products:
-        best[product["library"]] = max(product["gflops"], best.get(product["library"], 0))
-    starts = [
-        f"{name}: {run['imported']:.1f} s import, {run['loaded'] - run['imported']:.1f} s load, "
-        f"{run['first'] - run['loaded']:.2f} s first vector, {run['first']:.1f} s in all; "
-        f"up to {run['memory']:.0f} MiB"
-        for name, run in ((PEER, cold["clap"]), (BASE, cold["wavlink"]))
+def summary(times: dict) -> dict:
+    """A row a length that CLAP encodes completely: how many times as fast the WavLinks are, of wav files."""
+    lengths = [seconds for row, seconds, way in times if (row, way) == (PEER, "stream") and seconds <= 10]
+    names = [name for name in (BASE, POOLED, BF16) if (name, lengths[0], "stream") in times]
+    rows = [
+        [f"{length} s", spread(times[PEER, length, "stream"], 0, "ms")]
+        + [ratio(times, name, length, "stream") for name in names]
+        for length in lengths
     ]
-    spreads = sorted(spread for _, spread in times.values())
-    return [
-        "Cold start and peak memory. " + ". ".join(starts) + ".",
-        "Matrix products at Base's shapes: "
-        + ", ".join(f"{name} {rate:.0f} GFLOPS" for name, rate in best.items())
-        + ".",
-        "Smallest cosine to fp32: "
-        + ", ".join(f"{name} {value:.6f}" for name, value in figures["cosines"].items())
-        + ".",
-        f"{BASE} spends: " + ", ".join(f"{share:.0%} {name}" for name, share in figures["profile"].items()) + ".",
-        f"Spread of the repeats, (most - least) / median: {statistics.median(spreads):.0%} in the middle, "
-        f"{spreads[-1]:.0%} at most.",
-    ]
+    return records.table(["clip", PEER, *names], rows)
 
 
-def draw(figures: dict, path: Path) -> None:
-    """How many times as fast as CLAP a stream of files and ready log-mels are, by the clips' length."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def table(times: dict, way: str) -> dict:
+    """Milliseconds a clip of every model and length, ratios to CLAP, and seconds of sound encoded in a second."""
+    rows = []
+    for name, seconds, known in times:
+        if known == way:
+            own = times[name, seconds, way]
+            encoded = min(seconds, 10) if name.startswith(PEER) else seconds
+            faster = None if name == PEER else ratio(times, name, seconds, way)
+            rate = records.number(1000 * encoded / np.median(own), 0)
+            rows.append([name, f"{seconds} s", spread(own, 1, "ms"), faster, rate])
+    return records.table(["model", "clip", "a clip takes", "times as fast as CLAP", "seconds of sound a second"], rows)
 
-    times, figure = per_clip(figures), Figure(figsize=(11, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, way, title in zip(figure.subplots(1, 2), ("stream", "features"), ("wav files", "log-mels"), strict=True):
-        for name in figures["rows"]:
-            width = 2 if name == BASE or name.startswith(POOLED) else 1
-            lengths = [seconds for row, seconds, known in times if row == name and known == way]
-            ratios = [times[PEER, length, way][0] / times[name, length, way][0] for length in lengths]
-            axes.plot(lengths, ratios, marker="o", label=name, linewidth=width)
-        axes.set(xscale="log", yscale="log", xlabel="seconds of a clip", title=f"{title} to vectors")
-        ticks = sorted({seconds for _, seconds, _ in times})
-        axes.set_xticks(ticks, [str(seconds) for seconds in ticks])
-    figure.axes[0].set_ylabel("times as fast as CLAP")
-    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside right center", fontsize="x-small")
-    figure.savefig(path, dpi=120)
+
+def start(cold: dict[str, list[dict]]) -> dict:
+    """A row a model: from the start of a process to its first vector."""
+    rows = []
+    for name, kind in ((PEER, "clap"), (BASE, "wavlink")):
+        run = {key: np.array([one[key] for one in cold[kind]]) for key in cold[kind][0]}
+        load, first = run["loaded"] - run["imported"], run["first"] - run["loaded"]
+        row = [spread(run["imported"], 1, "s"), spread(load, 1, "s"), spread(first, 2, "s")]
+        rows.append([name, *row, spread(run["memory"], 0, "MiB")])
+    return records.table(["model", "import", "load", "first vector", "peak memory"], rows)
+
+
+def ratio(times: dict, name: str, seconds: int, way: str) -> dict:
+    """CLAP's time over a model's: of the medians, with the range over the repeats, which took turns."""
+    own, clap = times[name, seconds, way], times[PEER, seconds, way]
+    each = clap / own
+    middle = float(np.median(clap) / np.median(own))
+    bounds = [min(middle, float(each.min())), max(middle, float(each.max()))]
+    return {"value": middle, "range": bounds, "digits": 2, "unit": "x"}
+
+
+def spread(values: np.ndarray, digits: int, unit: str) -> dict:
+    """A median with its range."""
+    bounds = [float(values.min()), float(values.max())]
+    return {"value": float(np.median(values)), "range": bounds, "digits": digits, "unit": unit}
+
+
+def peak(figures: dict, times: dict) -> dict:
+    """The model's operations a second, as a share of those of the fastest matrix product."""
+    best = 1e9 * max(product["gflops"] for product in figures["products"])
+    rows = []
+    for seconds, own in figures["operations"][BASE].items():
+        spent = np.median(times[BASE, int(seconds), "features"]) / 1000
+        shares = [own / spent / best, figures["operations"][PLAIN][seconds] / spent / best]
+        rows.append([f"{seconds} s", *(records.number(100 * share, 0, "%") for share in shares)])
+    return records.table(["clip", "operations run", "operations with torch's kernels"], rows)

@@ -3,12 +3,13 @@
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from speed_report import BASE, BF16, PEER, PLAIN, POOLED
 from tokenizers import Tokenizer, models
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
 
@@ -17,9 +18,7 @@ from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.audio import load_audio
 from wavlink.backends.torch_cpu import packing_pays
 from wavlink.embedder import DTYPES, Embedder
-from wavlink.loading import RepeatableClapProcessor, load_for_evaluation
-
-PEER, BASE, POOLED, PLAIN = "CLAP", "WavLink Base", "WavLink Base, frame_pooling", "WavLink Base, torch's kernels"
+from wavlink.loading import load_for_evaluation
 
 
 @dataclass
@@ -30,14 +29,13 @@ class System:
     model: torch.nn.Module
     processor: Callable
     embed_files: Callable[[list[Path], int], list[np.ndarray]] | None = None
-    options: dict = field(default_factory=dict)  # of the processor
 
     @property
     def rate(self) -> int:
         return self.processor.feature_extractor.sampling_rate
 
     def features(self, clips: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        inputs = self.processor(audio=clips, sampling_rate=self.rate, return_tensors="pt", **self.options)
+        inputs = self.processor(audio=clips, sampling_rate=self.rate, return_tensors="pt")
         return {name: t.to(self.model.dtype if t.is_floating_point() else t.dtype) for name, t in inputs.items()}
 
     @torch.inference_mode()
@@ -59,7 +57,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def new_clap(text_layers: int = 1) -> tuple[ClapModel, ClapProcessor]:
     """Of the size of laion/clap-htsat-unfused, whose audio tower ClapConfig's defaults are."""
     model = ClapModel(ClapConfig(text_config={"num_hidden_layers": text_layers})).eval()
-    model.config.matryoshka_dims = [model.config.projection_dim]  # as load_for_evaluation says it
     return model, ClapProcessor(ClapFeatureExtractor(truncation="rand_trunc", frequency_min=50), tokenizer())
 
 
@@ -72,26 +69,22 @@ def new_wavlink(pooled: Sequence[int] = (1, 1), text_layers: int = 1) -> tuple[W
     return WavLinkModel(config).eval(), WavLinkProcessor(WavLinkFeatureExtractor(), tokenizer())
 
 
-def build(dtype: str, trained: str | None, pooled: Sequence[int]) -> dict[str, System]:
-    """All rows by name. `trained` is a WavLink whose weights Base has in place of random ones; see `new_wavlink`."""
+def build(dtype: str, trained: str | None) -> dict[str, System]:
+    """All rows by name. `trained` is a WavLink whose weights Base has in place of random ones."""
     clap, clap_processor = new_clap()
-    repeatable = RepeatableClapProcessor(clap_processor, clap.config.text_config)
     wavlink, processor = load_for_evaluation(trained) if trained else new_wavlink()
-    layers = "layer " + " and ".join(map(str, pooled[1:]))
     embedders = {
-        "CLAP, our Embedder": Embedder(clap, repeatable, dtype=dtype),
         BASE: Embedder(wavlink, processor, dtype=dtype),
-        f"{POOLED} {pooled[0]} after {layers}": Embedder(*new_wavlink(pooled), dtype=dtype),
+        POOLED: Embedder(*new_wavlink(pooled=(2, 1, 3)), dtype=dtype),
         PLAIN: Embedder(wavlink, processor, dtype=dtype, fast_kernels=False),
     }
     if dtype == "float32" and packing_pays(torch.bfloat16):
-        embedders[f"{BASE}, bf16"] = Embedder(wavlink, processor, dtype="bfloat16")
+        embedders[BF16] = Embedder(wavlink, processor, dtype="bfloat16")
     peer = System(PEER, clap.to(DTYPES[dtype]), clap_processor)
     peer.embed_files = peer.one_after_the_other
     rows = [peer]
     for name, embedder in embedders.items():
         rows.append(System(name, embedder.model, embedder.processor, partial(_files, embedder)))
-    rows.append(System(f"{BASE}, padded to 30 s", embedders[BASE].model, processor, options={"padding": "max_length"}))
     rows.append(System(f"{BASE}, int8", _int8(wavlink), processor))
     return {row.name: row for row in rows}
 

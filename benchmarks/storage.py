@@ -1,37 +1,27 @@
 """What a clip's vector costs to keep and what is lost by it: every nested dim in every storage, and a million of them.
 
-    python benchmarks/storage.py MODEL FOLDER [--cache FILE] [--output storage.json] [--picture storage.png]
-        [--million 1000000]
+    python benchmarks/storage.py MODEL FOLDER [--million 1000000] [--record]
 
-MODEL is whatever `wavlink.evaluation.command` takes, FOLDER an audiofolder with captions, whose test split is used.
+MODEL is what `wavlink eval --model` takes, FOLDER an audiofolder with captions, whose test split is used.
 
 Clips are kept as codes, texts are not: text → audio asks codes by the fp32 vector of a text, audio → text asks the
 fp32 vectors of the texts by what a clip's code stands for. Differences are to all dims in fp32, on the same draws of
-clips. Latency is that of one query alone, from its fp32 vector to scores and rows.
+clips. Time is that of the processor for one query alone, from its fp32 vector to scores and rows.
 """
 
 import argparse
 import dataclasses
-import json
-import os
-import platform
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
-from pathlib import Path
 
-import faiss
 import numpy as np
 import records
-import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import tables
 from tqdm import tqdm
 
 from processing.datasets.load import caption_columns, load_split
-from wavlink.atomic_files import write_text
 from wavlink.evaluation.embed_split import embed_dataset, fingerprint
-from wavlink.evaluation.metrics import Correspondence, figure, percent
+from wavlink.evaluation.metrics import Correspondence, figure
 from wavlink.evaluation.retrieval import DIRECTIONS
 from wavlink.loading import load_for_evaluation, revision
 from wavlink.search.quantization import STORAGES, FlatIndex, bytes_per_vector, decode, encode
@@ -52,27 +42,14 @@ class Split:
     dims: list[int]  # the largest first
 
 
-def embedded(name: str, folder: str, cache: str | None) -> tuple[Split, dict]:
-    """The split, from `cache` if it holds this model's vectors of these sounds, and what to record of both."""
+def embedded(name: str, folder: str) -> tuple[Split, dict]:
+    """The split, and what to record of it and of the model."""
     model, processor = load_for_evaluation(name)
     dataset = load_split(folder, "test")
     about = {"model": name, "revision": revision(model), "data": folder, "fingerprint": fingerprint(dataset)}
-    key = about["revision"] + about["fingerprint"]
     dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
-    if cache and Path(cache).is_file():
-        held = np.load(cache)
-        if str(held["key"]) == key:
-            answers = np.split(held["answers"], np.cumsum(held["counts"])[:-1])
-            return Split(held["audio"], held["text"], Correspondence(answers, len(held["text"])), dims), about
-        print(f"{cache} holds vectors of another model or data set: they are made anew")
-    found = embed_dataset(model, processor, dataset, caption_columns(dataset))
-    pairs = found.correspondence
-    split = Split(found.audio.numpy(), found.text.numpy(), pairs, dims)
-    if cache:
-        with open(f"{cache}.unfinished", "wb") as file:
-            np.savez(file, key=key, audio=split.audio, text=split.text, answers=pairs.indices, counts=pairs.counts)
-        os.replace(f"{cache}.unfinished", cache)
-    return split, about
+    results = embed_dataset(model, processor, dataset, caption_columns(dataset))
+    return Split(results.audio.numpy(), results.text.numpy(), results.correspondence, dims), about
 
 
 def recall_by_storage(split: Split) -> list[dict]:
@@ -154,17 +131,17 @@ def large_search(split: Split, count: int) -> dict:
         for pair, index in indexes.items():
             index.add(encode(chunk, *pair))
     chosen = np.random.default_rng(0).permutation(len(texts))[:QUERIES]
-    whole, records, truth = indexes[pairs[0]], [], None
+    whole, rows_found, truth = indexes[pairs[0]], [], None
     for (dim, storage), index in indexes.items():
-        record, rows = _timed(index, texts[chosen])
+        cpu_ms, rows = _timed(index, texts[chosen])
         truth = rows if truth is None else truth
         overlap = np.mean([np.isin(found, right).mean() for found, right in zip(rows, truth, strict=True)])
         size = bytes_per_vector(dim, storage)
         sizes = {"bytes": size, "megabytes": size * count / 1e6}
         lost = _likeness(whole, texts[chosen], truth) - _likeness(whole, texts[chosen], rows)
         kept = {"recall@10": float(overlap), "lost": lost}
-        records.append({"dim": dim, "storage": storage, **sizes, **kept, **record})
-    return {"vectors": count, "queries": len(chosen), "jitter": _jitter(split.audio), "rows": records}
+        rows_found.append({"dim": dim, "storage": storage, **sizes, **kept, "cpu_ms": cpu_ms})
+    return {"vectors": count, "queries": len(chosen), "jitter": _jitter(split.audio), "rows": rows_found}
 
 
 def _likeness(index: FlatIndex, queries: np.ndarray, rows: np.ndarray) -> float:
@@ -173,17 +150,15 @@ def _likeness(index: FlatIndex, queries: np.ndarray, rows: np.ndarray) -> float:
     return float((found * encode(queries, index.dim, "fp32")[:, None]).sum(-1).mean())
 
 
-def _timed(index: FlatIndex, queries: np.ndarray) -> tuple[dict, np.ndarray]:
-    """Milliseconds of one query at a time, on the clock and of the processor, and the rows found."""
+def _timed(index: FlatIndex, queries: np.ndarray) -> tuple[float, np.ndarray]:
+    """Milliseconds of the processor for one query alone, the median, and the rows that are nearest to each."""
     index.search(queries[:1], 10)
-    clock, processor, rows = [], [], []
+    times, rows = [], []
     for query in queries:
-        began = time.perf_counter(), time.thread_time()
+        began = time.thread_time()
         rows.append(index.search(query[None], 10)[1][0])
-        clock.append(1000 * (time.perf_counter() - began[0]))
-        processor.append(1000 * (time.thread_time() - began[1]))
-    times = {"median_ms": np.median(clock), "p95_ms": np.percentile(clock, 95), "cpu_ms": np.median(processor)}
-    return {name: float(value) for name, value in times.items()}, np.stack(rows)
+        times.append(1000 * (time.thread_time() - began))
+    return float(np.median(times)), np.stack(rows)
 
 
 def _jitter(audio: np.ndarray) -> dict[str, float]:
@@ -207,107 +182,62 @@ def int8_range(split: Split) -> dict[int, dict[str, float]]:
     return found
 
 
-def recall_table(records: list[dict]) -> str:
-    """In markdown: percent with 95 % intervals, and differences to all dims in fp32."""
-    titles = [f"{words} R@{k}" for words in DIRECTIONS.values() for k in KS]
-    lines = [f"| dims | storage | bytes | {' | '.join(f'{title} | difference' for title in titles)} |"]
-    lines.append("|" + "---|" * (3 + 2 * len(titles)))
-    for row in records:
-        figures = [row[way][f"R@{k}"] for way in DIRECTIONS for k in KS]
-        cells = [cell for x in figures for cell in (percent(x), percent(x["difference"], signed=True))]
-        lines.append(f"| {row['dim']} | {row['storage']} | {row['bytes']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def large_table(large: dict) -> str:
-    lines = ["| dims | storage | MB | recall@10 | cosine lost | median | p95 | of the processor |", "|" + "---|" * 8]
-    for row in large["rows"]:
-        times = " | ".join(f"{row[name]:.1f} ms" for name in ("median_ms", "p95_ms", "cpu_ms"))
-        kept = f"{row['megabytes']:.0f} | {100 * row['recall@10']:.1f} | {row['lost']:.3f}"
-        lines.append(f"| {row['dim']} | {row['storage']} | {kept} | {times} |")
-    return "\n".join(lines)
-
-
-def draw(records: list[dict], path: Path) -> None:
-    """Bytes a clip against R@10 with its interval, a line a storage."""
-    picture = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(picture)
-    for axes, (way, words) in zip(picture.subplots(1, 2), DIRECTIONS.items(), strict=True):
-        for storage in STORAGES:
-            rows = sorted((row for row in records if row["storage"] == storage), key=lambda row: row["bytes"])
-            figures = [row[way]["R@10"] for row in rows]
-            values, low, high = 100 * np.array([[x["value"], *x["interval"]] for x in figures]).T
-            sizes = [row["bytes"] for row in rows]
-            bars = np.maximum([values - low, high - values], 0)
-            axes.errorbar(sizes, values, bars, fmt="o-", capsize=3, label=storage)
-            for row, value in zip(rows, values, strict=True):
-                axes.annotate(row["dim"], (row["bytes"], value), (3, -10), textcoords="offset points", fontsize=7)
-        axes.set_xscale("log", base=2)
-        sizes = [2**power for power in range(min(row["bytes"] for row in records).bit_length() - 1, 12)]
-        axes.set_xticks(sizes, sizes)
-        axes.set(xlabel="bytes a clip (beside the dots: dims)", ylabel="R@10 (%)", title=words)
-    picture.legend(*axes.get_legend_handles_labels(), loc="outside right center", title="storage")
-    picture.savefig(path, dpi=120)
-
-
-def as_values(found: list[dict], large: dict | None) -> dict:
-    """The tables of a record."""
-    titles = [f"{words} R@{k}" for words in DIRECTIONS.values() for k in KS]
-    columns = ["dims", "storage", "bytes", *(cell for title in titles for cell in (title, "difference"))]
-    rows = []
-    for row in found:
-        figures = [row[way][f"R@{k}"] for way in DIRECTIONS for k in KS]
-        cells = [(records.percent(x), records.percent(x["difference"], signed=True)) for x in figures]
-        rows.append([row["dim"], row["storage"], row["bytes"], *(cell for pair in cells for cell in pair)])
-    values = {"recall": records.table(columns, rows)}
+def as_values(recall: list[dict], large: dict | None) -> dict:
+    """The tables of a record: a recall each, and the search in made vectors."""
+    values = {"recall": _recall_table(recall, "R@10"), "recall_at_1": _recall_table(recall, "R@1")}
     if large:
         rows = [
             [
                 *(row["dim"], row["storage"], records.number(row["megabytes"], 0)),
                 *(records.number(100 * row["recall@10"], 1, "%"), records.number(row["lost"], 3)),
-                *(records.number(row[name], 1, "ms") for name in ("median_ms", "p95_ms")),
+                records.number(row["cpu_ms"], 1, "ms"),
             ]
             for row in large["rows"]
         ]
-        columns = ["dims", "storage", "MB", "of the true ten", "cosine lost", "median", "p95"]
+        size = f"MB for {large['vectors']:,}"
+        columns = ["dims", "storage", size, "of the true ten", "cosine lost", "processor time"]
         values["million"] = records.table(columns, rows)
     return values
+
+
+def _recall_table(recall: list[dict], name: str) -> dict:
+    columns = ["dims", "storage", "bytes"]
+    for words in DIRECTIONS.values():
+        columns += [f"{words} {name}", "difference"]
+    rows = []
+    for row in recall:
+        cells = []
+        for way in DIRECTIONS:
+            cells += [records.percent(row[way][name]), records.percent(row[way][name]["difference"], signed=True)]
+        rows.append([row["dim"], row["storage"], row["bytes"], *cells])
+    return records.table(columns, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("folder", metavar="FOLDER")
-    parser.add_argument("--cache", help="a .npz file, in which the split's vectors are kept")
-    parser.add_argument("--output", default="storage.json")
-    parser.add_argument("--picture", default="storage.png")
     parser.add_argument("--million", type=int, default=1_000_000, help="made vectors to search; 0: none (%(default)s)")
     records.add_option(parser, "storage")
     options = parser.parse_args()
-    split, about = embedded(options.model, options.folder, options.cache)
+    split, about = embedded(options.model, options.folder)
     about |= {"clips": len(split.audio), "texts": len(split.text), "int8_range": int8_range(split)}
     recall = recall_by_storage(split)
-    print(recall_table(recall), flush=True)
-    draw(recall, Path(options.picture))
-    scores = {**about, "recall": recall}
-    if options.million:
-        busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "load": busy}
-        machine |= {"faiss": version("faiss-cpu"), "instructions": faiss.get_compile_options().strip()}
-        scores |= {"machine": machine, "large": large_search(split, options.million)}
-        print(f"{machine}\n{scores['large']['jitter']}\n{large_table(scores['large'])}")
-    write_text(Path(options.output), json.dumps(scores, indent=2) + "\n")
+    large = large_search(split, options.million) if options.million else None
+    values = as_values(recall, large)
+    for name, table in values.items():
+        print(f"{name}\n\n{tables.markdown(table)}\n")
     records.write(
         options.record,
         title="Recall by dims and storage, and search in vectors made from the split's own",
         seed=0,
-        note=f"{about['clips']:,} clips, {about['texts']:,} captions; 95 % bootstrap intervals over clips.",
-        values=as_values(recall, scores.get("large")),
-        raw=scores,
+        note=f"{about['clips']:,} clips, {about['texts']:,} captions. Percent, with 95 % bootstrap intervals over "
+        "clips; differences are to all dims in fp32 on the same draws.",
+        values=values,
+        raw={**about, "recall": recall, "large": large},
         packages=("faiss-cpu",),
     )
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(os.cpu_count())
     main()

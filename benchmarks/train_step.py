@@ -3,11 +3,12 @@
     python benchmarks/train_step.py [--repeats 5] [--batch_size 64] [--mixed_precision no]
 
 Towers of the sizes of Whisper-tiny and MiniLM with random weights, on clips made by code. All ways take the same
-batches in turn, in one run; the ratios of their medians count, the seconds are those of this machine today.
+batches in turn, in one run, on one thread. Times are the processor's: other work on the machine changes them little.
+The ratios of their medians count.
 
 - bare: forward, backward, AdamW step on a batch that is ready.
-- loop: what train.py does for a step (reductions, clipping, schedule, metrics, progress bar) on a batch that is ready.
-- loop + data: the same with the batch from the loader, whose worker decodes the next one at the same time.
+- loop: what training does for a step (reductions, clipping, schedule, metrics, progress bar) on a batch that is ready.
+- loop + data: the same with the batch from the loader, without a worker, so that decoding counts.
 - cached: bare with `micro_batch_size` an eighth of the batch. Memory is what autograd keeps for the backward pass, but
   for parameters (in bf16 their casts count, which no micro batch makes smaller).
 """
@@ -18,11 +19,12 @@ import tempfile
 import time
 
 import records
+import tables
 import torch
 
-import train
 from wavlink.training.grad_cache import backward
 from wavlink.training.log import Log
+from wavlink.training.loop import Run
 from wavlink.training.recipes import Recipe
 
 AUDIO = {
@@ -80,7 +82,7 @@ class _KeptTensor:
             self.kept.now -= self.bytes
 
 
-def bare(run: train.Run, batch: dict, micro_batch_size: int = 0) -> None:
+def bare(run: Run, batch: dict, micro_batch_size: int = 0) -> None:
     if micro_batch_size:
         backward(run.accelerator, run.model, batch, micro_batch_size)
     else:
@@ -91,20 +93,20 @@ def bare(run: train.Run, batch: dict, micro_batch_size: int = 0) -> None:
     run.optimizer.zero_grad()
 
 
-def loop(run: train.Run, log: Log, batch: dict) -> None:
+def loop(run: Run, log: Log, batch: dict) -> None:
     learning_rate = run.schedule.get_last_lr()[0]
     loss, _ = run.learn(batch)
     log.step(loss, run.model.scale.item(), learning_rate)
 
 
 def seconds(step, *arguments) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     step(*arguments)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
-def measure(run: train.Run, log: Log, ready: list[dict], micro_batch_size: int, repeats: int) -> dict:
-    """Seconds a step of each way, one figure a repeat; the ways take turns."""
+def measure(run: Run, log: Log, ready: list[dict], micro_batch_size: int, repeats: int) -> dict:
+    """Processor seconds a step of each way, one figure a repeat; the ways take turns."""
     times = {name: [] for name in ("bare", "loop", "loop + data", "cached")}
 
     def with_data(batches, steps: int) -> None:
@@ -117,10 +119,7 @@ def measure(run: train.Run, log: Log, ready: list[dict], micro_batch_size: int, 
             "loop": sum(seconds(loop, run, log, batch) for batch in ready),
             "cached": sum(seconds(bare, run, batch, micro_batch_size) for batch in ready),
         }
-        batches = iter(run.feed.batches(run.processor, 0))
-        with_data(batches, 1)  # the worker's start belongs to an epoch, not to a step
-        turn["loop + data"] = seconds(with_data, batches, len(ready))
-        del batches
+        turn["loop + data"] = seconds(with_data, iter(run.feed.batches(run.processor, 0)), len(ready))
         if number:
             for name, value in turn.items():
                 times[name].append(value / len(ready))
@@ -134,6 +133,7 @@ def main() -> None:
     parser.add_argument("--mixed_precision", default="no")
     records.add_option(parser, "train_step")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(
             "train_step",
@@ -141,14 +141,14 @@ def main() -> None:
             text_config=TEXT,
             batch_size=options.batch_size,
             mixed_precision=options.mixed_precision,
+            num_workers=0,
             output_dir=folder,
         )
-        run = train.Run(recipe)
+        run = Run(recipe)
         log = Log(run)
         run.model.train()
-        batches = iter(run.feed.batches(run.processor, 1))  # the first is taken before the clock starts in `with_data`
+        batches = iter(run.feed.batches(run.processor, 1))
         ready = [next(batches) for _ in range(4)]
-        del batches
         micro_batch_size = options.batch_size // 8
         memory = {}
         for name, size in (("whole", 0), ("cached", micro_batch_size)):
@@ -159,14 +159,6 @@ def main() -> None:
         times = measure(run, log, ready, micro_batch_size, options.repeats)
         log.end()
     middle = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{torch.get_num_threads()} threads, {options.mixed_precision}, batch {options.batch_size}")
-    for name, values in times.items():
-        spread = f"{min(values):.2f} to {max(values):.2f}"
-        print(f"{name:12} {middle[name]:6.2f} s a step ({spread}), {middle[name] / middle['bare']:.3f} x bare")
-    print(
-        f"kept for backward: {memory['whole']:.0f} MB whole, {memory['cached']:.0f} MB cached in pieces of "
-        f"{micro_batch_size}: 1/{memory['whole'] / memory['cached']:.1f}"
-    )
     kept = {"bare": memory["whole"], "cached": memory["cached"]}
     rows = [
         [
@@ -177,13 +169,15 @@ def main() -> None:
         ]
         for name, values in times.items()
     ]
+    values = {"steps": records.table(["step", "processor time", "of bare", "kept for backward"], rows)}
+    print(tables.markdown(values["steps"]))
     records.write(
         options.record,
         title="The training loop and cached gradients beside a bare step",
         seed=0,
-        note=f"{torch.get_num_threads()} threads, mixed precision {options.mixed_precision}, "
-        f"{options.batch_size} clips, cached in pieces of {micro_batch_size}.",
-        values={"steps": records.table(["step", "time", "of bare", "kept for backward"], rows)},
+        note=f"One thread, mixed precision {options.mixed_precision}, {options.batch_size} clips, cached in pieces of "
+        f"{micro_batch_size}. Medians of {options.repeats} repeats, with their range.",
+        values=values,
         raw={"seconds": times, "megabytes": memory},
     )
 

@@ -1,4 +1,4 @@
-"""What was tried on top of a recipe, one change at a time, at equal budgets; the README says what came of it.
+"""What was tried on top of a recipe, one change at a time, at equal budgets; see docs/design-findings.md.
 
     python benchmarks/variants.py VARIANT[,VARIANT] RECIPE [--OPTION VALUE ...]
 
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import train
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.losses_wavlink import false_negatives
 from processing.collator import CaptionedAudio
-from wavlink.training import finetuning
+from wavlink.training import loop
+from wavlink.training.command import parse_recipe
 
 
 def main() -> None:
@@ -31,13 +31,13 @@ def main() -> None:
             if name not in VARIANTS:
                 parser.error(f"no variant {name!r}: none, {', '.join(VARIANTS)}")
             VARIANTS[name]()
-    recipe = train.parse_recipe(rest)
-    print(f"done: {train.train(recipe)}, {Path(recipe.output_dir).name} with {options.variants}")
+    recipe = parse_recipe(rest)
+    print(f"done: {loop.train(recipe)}, {Path(recipe.output_dir).name} with {options.variants}")
 
 
 def token_rate(factor: float = 10.0) -> None:
     """The global token learns at 10 times the learning rate."""
-    parameter_groups = finetuning.parameter_groups
+    parameter_groups = loop.parameter_groups
 
     def with_token(model, weight_decay):
         groups = parameter_groups(model, weight_decay)
@@ -46,13 +46,13 @@ def token_rate(factor: float = 10.0) -> None:
             group["params"] = [p for p in group["params"] if p is not token]
         return [*groups, {"params": [token], "weight_decay": 0.0, "lr": 1e-4 * factor}]
 
-    finetuning.parameter_groups = with_token
+    loop.parameter_groups = with_token
 
 
 def spec_augment(times: int = 2, bands: int = 2, share: float = 0.1, bins: int = 12) -> None:
     """Two stretches of time of up to 10 % and two bands of up to 12 bins are set to the clip's mean (arXiv
     1904.08779)."""
-    learn = train.Run.learn
+    learn = loop.Run.learn
 
     def masked(self, batch, stop=False):
         rng = np.random.default_rng((self.recipe.seed, self.step))
@@ -69,7 +69,7 @@ def spec_augment(times: int = 2, bands: int = 2, share: float = 0.1, bins: int =
                 clip[start : start + width, :frames] = mean
         return learn(self, {**batch, "input_features": features}, stop)
 
-    train.Run.learn = masked
+    loop.Run.learn = masked
 
 
 def mixing(share: float = 0.25) -> None:
@@ -115,12 +115,12 @@ def rooms(share: float = 0.5, rate: int = 16000) -> None:
 
 
 def frame_loss(weight: float = 0.5, sharpness: float = 10.0) -> None:
-    """A second InfoNCE in which each text listens for itself: its cosines with a clip's frames, averaged by their own
-    softmax over time (fine-grained alignment, as FILIP's, arXiv 2111.07783, with a soft maximum)."""
-    forward, hear = WavLinkModel.forward, WavLinkModel.get_audio_features
+    """A second InfoNCE in which each text attends to frames by itself: its cosines with a clip's frames,
+    averaged by their own softmax over time (as FILIP, arXiv 2111.07783, with a soft maximum)."""
+    forward, encode = WavLinkModel.forward, WavLinkModel.get_audio_features
 
     def with_frames(self, *args, **options):
-        return hear(self, *args, **options | {"output_frames": self.training})
+        return encode(self, *args, **options | {"output_frames": self.training})
 
     @functools.wraps(forward)  # with its signature, which Trainer and `train.py` read
     def forward_with_frames(self, **batch):
@@ -131,8 +131,8 @@ def frame_loss(weight: float = 0.5, sharpness: float = 10.0) -> None:
         cosines = torch.einsum("bld,td->btl", F.normalize(frames, dim=-1), output.text_embeds.float())
         places = 2 * torch.arange(cosines.shape[-1])
         silent = batch["input_features_mask"][:, None, places] == 0
-        heard = (sharpness * cosines).masked_fill(silent, -torch.inf).softmax(-1)
-        logits = self.scale.float() * (heard * cosines).sum(-1)
+        attended = (sharpness * cosines).masked_fill(silent, -torch.inf).softmax(-1)
+        logits = self.scale.float() * (attended * cosines).sum(-1)
         no_clip, no_text = false_negatives(batch["caption_ids"], batch["caption_ids"])
         pairs = torch.arange(len(logits))
         losses = F.cross_entropy(logits.masked_fill(no_clip, -torch.inf), pairs)

@@ -1,6 +1,6 @@
 """Where in a recording is this sound? Recordings made of real clips at known times, asked for each of them.
 
-    python benchmarks/where.py MODEL FOLDER [--windows 10/5 5/2.5 4/2] [--count 40] [--minutes 5] [--out where.json]
+    python benchmarks/where.py MODEL FOLDER [--windows 10/5 5/2.5 4/2] [--count 40] [--minutes 5] [--record]
 
 FOLDER is an audiofolder whose metadata has `caption` and `label`; its test split is used. A recording is a background
 of clips end to end, and over it, in every quarter of a minute, one clip of up to 12 s at a random place, `--snr` dB
@@ -8,26 +8,24 @@ louder. No two of these have the same label or caption, and none in the backgrou
 caption, by its label in the zero-shot prompt, and by another clip of its label.
 
 A span hits if its middle is inside the clip or the clip's middle is inside it. `error` is the median distance of the
-middles of the best span and the clip, `iou` how much the two share. Chance is the same spans, turned about the
-recording by a random time. Intervals are 95 % bootstrap intervals over recordings.
+middles of the best span and the clip, `iou` how much the two share. The random baseline is the same spans, turned
+about the recording by a random time. Intervals are 95 % bootstrap intervals over recordings.
 """
 
 import argparse
 import io
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import records
 import soundfile
+import tables
 from tqdm import tqdm
 
 from processing.audio import load_column
 from processing.datasets.load import load_split
-from wavlink.atomic_files import write_text
 from wavlink.embedder import Embedder
 from wavlink.evaluation.metrics import Correspondence, figure
 from wavlink.evaluation.zero_shot import PROMPT, label_texts
@@ -35,7 +33,7 @@ from wavlink.long_recordings import Recording, Span, encode_recording, locate
 
 SLOT, LONGEST, SHORTEST = 15.0, 12.0, 0.5  # seconds
 TOP_K = 5
-FIGURES = {"hit@1": "%", "hit@5": "%", "iou": "%", "error": "s"}
+FIGURES = ("hit@1", "hit@5", "iou", "error")
 
 
 @dataclass(frozen=True)
@@ -137,19 +135,19 @@ def turned(spans: Sequence[Span], duration: float, rng: np.random.Generator) -> 
 
 
 def ask(recording: Recording, planted: list[Planted], queries: dict, number: int, seed: int) -> list[dict]:
-    """A row of scores for each question of recording `number`, and beside them those of chance."""
+    """A row of scores for each question of recording `number`, and beside them those of the random baseline."""
     rng = np.random.default_rng([seed, number, 1])
     rows = []
     for kind, vectors in queries.items():
         for clip, vector in zip(planted, vectors, strict=True):
             spans = locate(recording, vector, TOP_K)
-            chance = scores(turned(spans, recording.duration, rng), clip)
-            rows.append({"kind": kind, "recording": number, "found": scores(spans, clip), "chance": chance})
+            baseline = scores(turned(spans, recording.duration, rng), clip)
+            rows.append({"kind": kind, "recording": number, "found": scores(spans, clip), "random": baseline})
     return rows
 
 
 def summary(rows: list[dict]) -> dict:
-    """kind -> figure -> `{"found", "chance"}`, each with its interval over recordings; "error" is a median."""
+    """kind -> figure -> `{"found", "random"}`, each with its interval over recordings; "error" is a median."""
     result = {}
     for kind in dict.fromkeys(row["kind"] for row in rows):
         asked = [row for row in rows if row["kind"] == kind]
@@ -158,7 +156,7 @@ def summary(rows: list[dict]) -> dict:
         for name in FIGURES:
             result[kind][name] = {
                 who: figure([row[who][name] for row in asked], recordings, median=name == "error")
-                for who in ("found", "chance")
+                for who in ("found", "random")
             }
     return result
 
@@ -179,33 +177,19 @@ def measure(embedder: Embedder, rows, options: argparse.Namespace) -> dict:
     return {windows: summary(found) for windows, found in asked.items()}
 
 
-def table(results: dict) -> str:
-    lines = [f"{'window/hop':>10} {'asked by':>8} " + " ".join(f"{name:>22} {'chance':>6}" for name in FIGURES)]
-    for windows, kinds in results.items():
-        for kind, figures in kinds.items():
-            cells = []
-            for name, unit in FIGURES.items():
-                factor = 100 if unit == "%" else 1
-                value, low, high = (
-                    factor * x for x in (figures[name]["found"]["value"], *figures[name]["found"]["interval"])
-                )
-                chance = factor * figures[name]["chance"]["value"]
-                cells.append(f"{f'{value:.1f} [{low:.1f}, {high:.1f}] {unit}':>22} {chance:6.1f}")
-            lines.append(f"{windows:>10} {kind:>8} " + " ".join(cells))
-    return "\n".join(lines)
-
-
 def as_values(results: dict) -> dict:
     """The table of a record: each figure beside that of the same spans at a random place."""
     columns = ["window / hop", "asked by", "first span hits", "random", "one of five", "random", "IoU", "random"]
+    columns += ["distance", "random"]
     rows = [
         [
             *(windows, kind),
             *(
                 records.percent(figures[name][who])
                 for name in ("hit@1", "hit@5", "iou")
-                for who in ("found", "chance")
+                for who in ("found", "random")
             ),
+            *({**figures["error"][who], "digits": 0, "unit": "s"} for who in ("found", "random")),
         ]
         for windows, kinds in results.items()
         for kind, figures in kinds.items()
@@ -222,7 +206,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="of each")
     parser.add_argument("--snr", type=float, default=10.0, help="dB by which a planted clip is louder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="a JSON file")
     records.add_option(parser, "where")
     options = parser.parse_args()
     rows = load_split(options.folder, "test")
@@ -230,17 +213,15 @@ def main() -> None:
         parser.error(f"{options.folder} has no column {', '.join(sorted(missing))}")
     embedder = Embedder(options.model)
     results = measure(embedder, rows, options)
-    print(table(results))
-    if options.out:
-        about = {"model": embedder.name, "revision": embedder.revision, **vars(options)}
-        write_text(Path(options.out), json.dumps({**about, "results": results}, indent=2) + "\n")
+    values = as_values(results)
+    print(tables.markdown(values["spans"]))
     records.write(
         options.record,
         title="Spans found in recordings made of known clips",
         seed=options.seed,
         note=f"{options.count} recordings of {options.minutes:g} minutes, {options.snr:g} dB over the background; "
         "percent, with 95 % bootstrap intervals over recordings.",
-        values=as_values(results),
+        values=values,
         raw={"model": embedder.name, "revision": embedder.revision, "results": results},
     )
 

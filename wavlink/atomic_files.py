@@ -60,7 +60,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(unfinished, target)
             sync(target.parent)
     except OSError as error:
-        raise _could_not_write(path, error) from error
+        raise could_not_write(path, error) from error
 
 
 @contextmanager
@@ -277,10 +277,11 @@ def _create(path: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
 
 
-def _could_not_write(path: str | os.PathLike, error: OSError) -> OSError:
+def could_not_write(path: str | os.PathLike, error: Exception) -> OSError:
+    """Return an OSError that names the path and says what to do."""
     named = OSError(
         f"could not write {path}: {error}; what was there before is untouched: free space on its disk, and start the "
         "same command again when it can be written"
     )
-    named.errno = error.errno
+    named.errno = getattr(error, "errno", None)
     return named

@@ -42,6 +42,11 @@ class Command(NamedTuple):
 
 SEARCH, LANCE = "wavlink.search.command", "wavlink.search.lance"
 COMMANDS = {
+    "samples": Command(
+        *("wavlink.samples", "run", of.samples, "data"),
+        "write captioned sounds made by code, to try the others with",
+        "my_sounds",
+    ),
     "train": Command(
         *("wavlink.training.command", "run", of_train, "train"),
         "train a recipe, or resume it",

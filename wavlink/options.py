@@ -53,6 +53,12 @@ def main_of(
     return main
 
 
+def samples(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder to write, new or empty")
+    parser.add_argument("--clips_per_kind", type=int, default=2, help="sounds of each of 56 kinds in each split")
+    json_option(parser)
+
+
 def classify(parser: Parser) -> None:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="sound files, or folders of them")

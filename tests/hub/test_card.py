@@ -13,13 +13,13 @@ import pytest
 import soundfile
 import torch
 import yaml
+from hub_cards.known import BENCHMARK_IDS, DATA, PAPER_RETRIEVAL, SIZES, towers_of
 from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 from transformers import ClapFeatureExtractor
 
 from hub_cards import card as card_module
 from hub_cards.card import paper_size, write_card
 from hub_cards.metadata import data_name, hub_data
-from hub_cards.published_facts import BENCHMARK_IDS, DATA, PAPER_RETRIEVAL, SIZES, towers_of
 from hub_cards.training import hours, stages
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing import WavLinkProcessor
@@ -108,7 +108,7 @@ def recipe_of(made_by: str, **changes) -> dict:
 
 @pytest.fixture
 def no_drawing(monkeypatch):
-    """Write empty files instead of plots, which take longer than all else."""
+    """Empty files for pictures, which take longer than all else."""
     for name in ("draw_dims", "draw_confusion", "draw_loss", "draw_recall"):
         monkeypatch.setattr(card_module, name, lambda _, path, **options: path.touch())
 
@@ -139,7 +139,7 @@ def figures_of(value, signed=False) -> set[str]:
     return {f"{100 * value:.1f}", f"{100 * value:+.1f}", f"{value:g}"}
 
 
-def test_every_figure_on_the_card_is_in_its_json(write):
+def test_every_figure_of_results_and_dims_is_in_the_json_beside_it(write):
     card, folder = write(scores=[score()], score_files=["mine.json"])
     shipped = json.loads((folder / "scores/mine.json").read_text())
     allowed = figures_of(shipped) | {"32", "4", "95"}
@@ -147,15 +147,15 @@ def test_every_figure_on_the_card_is_in_its_json(write):
         part = section(card.text, title)
         assert "[scores/mine.json](scores/mine.json)" in part
         rows = [line for line in part.splitlines() if line.startswith("|")]
-        shown = {x for row in rows for x in re.findall(r"(?<![@\w.])[+-]?\d+(?:\.\d+)?(?![\w@])", row)}
-        shown -= {"16", "8", "128", "64", "10"} if title == "Nested dims" else set()  # dims, bytes, R@10
-        assert shown <= allowed and len(shown) > 10, shown - allowed
+        told = {x for row in rows for x in re.findall(r"(?<![@\w.])[+-]?\d+(?:\.\d+)?(?![\w@])", row)}
+        told -= {"16", "8", "128", "64", "10"} if title == "Nested dims" else set()  # dims, bytes, R@10
+        assert told <= allowed and len(told) > 10, told - allowed
     assert "| 4 | 16 | " in section(card.text, "Nested dims")
     assert "| 32 | 128 | " in section(card.text, "Nested dims")
     assert "7 clips, 9 captions; unreadable and left out: 1" in card.text
 
 
-def test_card_shows_the_measured_cost_of_a_nested_dim(write):
+def test_a_nested_dim_costs_what_the_difference_says(write):
     mine = score()
     mine["difference"]["text_to_audio"]["R@10"] = {"value": -0.0123, "interval": [-0.02, 0.0314]}
     row = next(x for x in section(write(scores=[mine])[0].text, "Nested dims").splitlines() if x.startswith("| 4 |"))
@@ -177,8 +177,8 @@ def test_recall_is_in_one_table_and_at_the_full_and_smallest_dim_alone(write):
     assert re.findall(r"^\| (\d+) ", nested, re.MULTILINE) == ["32", "4"]
     for way in ("text_to_audio", "audio_to_text"):
         for dim in ("32", "4"):
-            shown = f"| {100 * mine[way][dim]['R@10']['value']:.1f} ["
-            assert shown in results and shown not in nested
+            told = f"| {100 * mine[way][dim]['R@10']['value']:.1f} ["
+            assert told in results and told not in nested
     assert "16" in json.loads((folder / "scores/mine.json").read_text())["text_to_audio"]  # and all dims in the file
 
 
@@ -191,7 +191,7 @@ def test_without_the_json_there_is_no_section_and_no_metadata(write):
     assert not re.search(r"\d\.\d \[", without.text)
 
 
-def test_card_holds_no_local_paths(write, tmp_path):
+def test_nothing_of_this_machine_is_published(write, tmp_path):
     paths = dict.fromkeys(("data", "audio_folder", "validation_data", "init", "audio_model", "text_model"), SECRET)
     recipe = recipe_of("sounds", **paths, mixture={f"{SECRET}/a": 1.0, "~/b/c": 2.0, "C:\\Users\\jo doe\\d": 3.0})
     recipe |= {"output_dir": f"{SECRET}/runs", "label_prompt": f"{SECRET} {{}}", "train_split": f"{SECRET}/train"}
@@ -227,7 +227,7 @@ def test_paths_become_their_last_names(text, expected):
     assert without_paths({"a": [text]}) == {"a": [expected]}
 
 
-def test_paths_with_equal_last_names_stay_distinct():
+def test_two_paths_with_one_last_name_stay_two():
     assert without_paths({"/a/x/dog": 1, "/a/y/dog": 2}) == {"dog": 1, "dog (2)": 2}
 
 
@@ -253,7 +253,7 @@ def card_of(word: str, write, run: Path) -> ModelCard:
 
 
 @pytest.mark.parametrize("text", EVIL)
-def test_foreign_text_is_escaped_in_tables_and_yaml(text, write, tmp_path):
+def test_foreign_words_break_neither_tables_nor_yaml(text, write, tmp_path):
     card = card_of(text, write, tmp_path / "run")
     plain = card_of("plain", write, tmp_path / "plain")
     for mark in ("|", "\n#", "](", "![", "```", "\n"):
@@ -265,7 +265,7 @@ def test_foreign_text_is_escaped_in_tables_and_yaml(text, write, tmp_path):
     assert not set(card.content) & set("\x1b\x00\u202e") and "<script" not in card.text and "{{" not in card.text
 
 
-def test_text_without_markup_is_unchanged():
+def test_words_without_markup_stay_as_they_are():
     assert escape("my_sounds, 3 dogs (loud); Größe “x” → 日本") == "my_sounds, 3 dogs (loud); Größe “x” → 日本"
     assert escape("a|<b>") == "a&#124;&#60;b&#62;" and escape("_x_") == "&#95;x&#95;"
     assert escape("a sound of {}, {x}") == "a sound of {}, {x}"
@@ -274,10 +274,10 @@ def test_text_without_markup_is_unchanged():
 
 
 def test_the_card_shows_the_prompt_as_it_is(write):
-    assert "prompt of the labels: “This is a sound of {}.”" in write(scores=[score()])[0].text
+    assert "asked for as “This is a sound of {}.”" in write(scores=[score()])[0].text
 
 
-def test_model_index_round_trips(write):
+def test_model_index_comes_back_as_it_was_measured(write):
     first, second = score(), score(benchmark="audiocaps", data={"source": "audiocaps", "revision": COMMIT})
     other = score(benchmark="other", data={"source": "other"})
     card, folder = write(scores=[first, second, other])
@@ -311,7 +311,7 @@ def test_eval_results_are_of_hub_data_alone(write):
     assert not (folder / ".eval_results").exists()
 
 
-def test_results_of_an_earlier_card_are_removed(model, processor, tmp_path, no_drawing):
+def test_an_earlier_cards_results_are_not_published_again(model, processor, tmp_path, no_drawing):
     hub = score(benchmark="esc50", data={"source": "esc50"})
     for scores in ([hub], []):
         write_card(tmp_path, model, processor.feature_extractor, REPO, scores=scores)
@@ -328,7 +328,7 @@ def test_results_of_an_earlier_card_are_removed(model, processor, tmp_path, no_d
         ("synthetic", {"source": "synthetic", "revision": None}, None, "synthetic"),
     ],
 )
-def test_local_folder_is_not_named_as_a_hub_data_set(benchmark, data, known, name):
+def test_a_folder_is_no_data_set_of_the_hub(benchmark, data, known, name):
     mine = {"benchmark": benchmark, "data": data}
     assert (hub_data(mine), data_name(mine)) == (known, name)
 
@@ -351,7 +351,7 @@ def test_the_papers_figures_are_those_of_the_recipes():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_untrained_card_says_so_and_shows_only_the_papers_figures(size, processor, tmp_path):
+def test_an_untrained_size_says_so_first_and_shows_only_the_papers_figures(size, processor, tmp_path):
     with torch.device("meta"):
         model = WavLinkModel(WavLinkConfig.for_size(size))
     write_card(tmp_path, model, processor.feature_extractor, REPO, untrained=size, licence="other")
@@ -367,7 +367,7 @@ def test_untrained_card_says_so_and_shows_only_the_papers_figures(size, processo
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
-def test_card_shows_both_training_stages(write, tmp_path, monkeypatch):
+def test_both_stages_of_a_paper_run_are_told(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs/base_stage1", recipe_of("base_stage1"), on_disk=[])
     run = write_run(tmp_path / "runs/base_stage2", recipe_of("base_stage2"), on_disk=["runs/base_stage1/best"])
@@ -384,7 +384,7 @@ def test_card_shows_both_training_stages(write, tmp_path, monkeypatch):
     assert card.data.base_model is None and "whose own training is not known here" in card.text
 
 
-def test_hub_ids_are_named_only_if_they_are_not_folders(write, tmp_path):
+def test_ids_are_believed_only_where_they_are_ids(write, tmp_path):
     ids = {"data": "me/data", "audio_model": "openai/whisper-tiny.en", "text_model": "me/text"}
     recipe = recipe_of("sounds", **ids)
     card, _ = write(run=write_run(tmp_path / "a", recipe, on_disk=[]))
@@ -399,20 +399,20 @@ def test_hub_ids_are_named_only_if_they_are_not_folders(write, tmp_path):
 
 
 @pytest.mark.parametrize("seconds, words", [((3600, 900), "1.25 hours"), ((), "the hours are not on record")])
-def test_card_shows_the_recorded_environment(seconds, words, write, tmp_path):
+def test_the_environment_is_told_where_it_is_known(seconds, words, write, tmp_path):
     card, _ = write(run=write_run(tmp_path / "run", recipe_of("sounds"), seconds=seconds))
-    shown = section(card.text, "Training").partition("### Environment")[2]
-    assert words in shown and "at least" not in shown and ("4 CPU cores (x86_64), no GPU" in shown) == bool(seconds)
+    told = section(card.text, "Training").partition("### Environment")[2]
+    assert words in told and "at least" not in told and ("4 CPU cores (x86_64), no GPU" in told) == bool(seconds)
 
 
-def test_hours_are_a_lower_bound_after_a_killed_start(tmp_path):
+def test_a_killed_start_makes_the_hours_a_lower_bound(tmp_path):
     run = write_run(tmp_path / "run", recipe_of("sounds"))
     lines = (run / "environment.jsonl").read_text().splitlines(keepends=True)
     (run / "environment.jsonl").write_text("".join([lines[0], *lines]))
     assert hours(stages(run)[0]) == "at least 1.25 hours"
 
 
-def test_plots_are_written_and_small(model, processor, tmp_path):
+def test_pictures_are_there_and_small(model, processor, tmp_path):
     labels = [f"a rather long label of some sound, number {i:04}" for i in range(309)]
     mine = score(benchmark="$\\frac$", data={"source": "$\\frac$"})
     mine["zero_shot"]["confusion"] = {"labels": labels, "counts": [[i, (i * 7) % 309, 3] for i in range(309)]}
@@ -446,7 +446,7 @@ def test_an_htsat_is_described_as_one(bert_folder, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"untrained": "huge"}, {"scores": [{}, {}], "score_files": ["one.json"]}])
-def test_invalid_cards_are_refused(options, write):
+def test_what_cannot_be_is_refused(options, write):
     with pytest.raises(ValueError, match="must be one of base|as many file names"):
         write(**options)
 
@@ -491,6 +491,20 @@ def test_shipped_code_does_what_the_card_says_of_it():
             assert not calls & {"open", "exec", "eval", "__import__"} - allowed
 
 
+def snippets_of(folder: Path) -> list[str]:
+    """The Python of the card in a folder."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+def test_every_snippet_names_the_repository_and_imports_what_exists(write):
+    _, folder = write()
+    snippets = snippets_of(folder)
+    assert snippets and all(f'"{REPO}"' in snippet for snippet in snippets)
+    for statement in (node for snippet in snippets for node in ast.walk(ast.parse(snippet))):
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(statement), {})
+
+
 GUARD = """
 import sys
 sys.path = [path for path in sys.path if path]
@@ -502,11 +516,10 @@ sys.addaudithook(refuse)
 """
 
 
+@pytest.mark.slow
 def test_every_snippet_runs_in_a_clean_environment(wavlink_folder, model, processor, tmp_path):
     write_card(wavlink_folder, model, processor.feature_extractor, REPO)
-    text = (wavlink_folder / "README.md").read_text()
-    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert snippets and all(f'"{REPO}"' in snippet for snippet in snippets)
+    snippets = snippets_of(wavlink_folder)
     for name, hertz in (("dog.wav", 300), ("bell.wav", 500)):
         soundfile.write(tmp_path / name, tone(hertz, 0.4), RATE)
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}

@@ -304,6 +304,7 @@ def test_uploads_are_deleted_later(demo, folder, tmp_path, monkeypatch):
     page.close(verbose=False)
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_space_command_serves_until_stopped_and_leaves_no_file(folder, tmp_path, start):
     port = _free_port()

@@ -26,7 +26,7 @@ def test_what_is_damaged_is_refused_by_name_or_read_rightly(target, fuzz, tmp_pa
     draw, read = targets[target](tmp_path, "")
     tally = fuzz.Tally()
     for number in range(INPUTS.get(target, 100)):
-        error = fuzz.read_one(read, draw(fuzz.chance(1, target, number)), tally)
+        error = fuzz.read_one(read, draw(fuzz.generator(1, target, number)), tally)
         assert not error, f"{target}, seed 1, number {number}: {error}"
     assert tally.refused > 5 and (tally.decoded or target == "checkpoint")  # of those few in a hundred are read
 
@@ -56,7 +56,7 @@ def test_exceptions_crashes_hangs_and_memory_are_found_with_their_inputs(fuzz, t
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     draw, _ = fuzz.load_targets(["bad_target"])["bad"](tmp_path, "")
-    kinds = [draw(fuzz.chance(95, "bad", number)).decode() for number in range(12)]
+    kinds = [draw(fuzz.generator(95, "bad", number)).decode() for number in range(12)]
     assert {*kinds} == {*KINDS} and kinds[0] not in FOUND  # the first is read before anything is bounded
     options = ["--modules", "bad_target", "--inputs", "12", "--seed", "95", "--memory", "300", "--seconds", "1"]
     assert fuzz.main([*options, "--failures", str(tmp_path / "found")])

@@ -1,0 +1,89 @@
+"""Draw the pictures of docs/ from the records of speed.py and storage.py.
+
+    python benchmarks/pictures.py [--out docs/images]
+
+Each picture has the name of its record in `benchmarks/results`; one without a record is left out.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import records
+import speed_report
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from speed_report import BASE, BF16, PEER, POOLED
+
+from wavlink.evaluation.retrieval import DIRECTIONS
+from wavlink.search.quantization import STORAGES
+
+
+def draw_speed(record: dict) -> Figure:
+    """How many times as fast as CLAP wav files and ready log-mels become vectors, by a clip's length."""
+    times = speed_report.per_clip(record["raw"])
+    picture, both = _two_axes()
+    for axes, way, title in zip(both, ("stream", "features"), ("wav files", "log-mels"), strict=True):
+        for name in (PEER, BASE, POOLED, BF16):
+            lengths = sorted(seconds for row, seconds, known in times if (row, known) == (name, way))
+            ratios = [np.median(times[PEER, s, way]) / np.median(times[name, s, way]) for s in lengths]
+            axes.plot(lengths, ratios, marker="o", label=name)
+        axes.set(xscale="log", yscale="log", xlabel="seconds of a clip", title=f"from {title} to vectors")
+        _ticks(axes.xaxis, lengths)
+        _ticks(axes.yaxis, [0.25, 0.5, 1, 2, 5, 10, 20])
+    both[0].set_ylabel("times as fast as CLAP")
+    return _with_legend(picture, both[0])
+
+
+def draw_storage(record: dict) -> Figure:
+    """Bytes a clip against R@10 with its interval, a line a storage."""
+    recall = record["raw"]["recall"]
+    picture, both = _two_axes()
+    for axes, (way, words) in zip(both, DIRECTIONS.items(), strict=True):
+        for storage in STORAGES:
+            rows = sorted((row for row in recall if row["storage"] == storage), key=lambda row: row["bytes"])
+            sizes = [row["bytes"] for row in rows]
+            figures = [row[way]["R@10"] for row in rows]
+            values, low, high = 100 * np.array([[figure["value"], *figure["interval"]] for figure in figures]).T
+            bars = np.maximum([values - low, high - values], 0)
+            axes.errorbar(sizes, values, bars, fmt="o-", capsize=3, label=storage)
+            for row, value in zip(rows, values, strict=True):
+                axes.annotate(row["dim"], (row["bytes"], value), (3, -10), textcoords="offset points", fontsize=7)
+        axes.set(xscale="log", xlabel="bytes a clip (beside the dots: dims)", title=words)
+        _ticks(axes.xaxis, sorted({row["bytes"] for row in recall}))
+    both[0].set_ylabel("R@10 (%)")
+    return _with_legend(picture, both[0])
+
+
+def _two_axes() -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    return figure, figure.subplots(1, 2)
+
+
+def _ticks(axis, values) -> None:
+    axis.set_ticks(values, [f"{value:g}" for value in values])
+    axis.set_minor_locator(NullLocator())
+
+
+def _with_legend(figure: Figure, axes: Axes) -> Figure:
+    """The legend lies below both plots, where it covers no curve."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+PICTURES = {"speed": draw_speed, "storage": draw_storage}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=records.RESULTS.parents[1] / "docs/images")
+    options = parser.parse_args()
+    for name, draw in PICTURES.items():
+        path = records.RESULTS / f"{name}.json"
+        if path.exists():
+            draw(records.read(path)).savefig(options.out / f"{name}.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
