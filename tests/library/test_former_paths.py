@@ -22,6 +22,7 @@ def test_a_former_path_is_the_module_itself(former):
 
 def test_a_former_name_is_the_function_itself():
     from modeling_wavlink.long import hear
+
     from wavlink.long_recordings import encode_recording
 
     assert hear is encode_recording
