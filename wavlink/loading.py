@@ -165,7 +165,7 @@ def _note(processor) -> str:
         over = f"the whole shrunk to {window} and three crops, none marked as longer that is not"
     else:
         over = f"one crop of {window}"
-    crops = f"positioned by the clip's samples and seed {processor.seed}, where ClapFeatureExtractor crops at random"
+    crops = f"placed by the clip's samples and seed {processor.seed}, where ClapFeatureExtractor crops at random"
     return f"clips under {window} {padding}; over {window}: {over}, {crops}; texts up to {processor.text_limit} tokens"
 
 
