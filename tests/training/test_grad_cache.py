@@ -1,4 +1,4 @@
-"""One gradient: a batch in small chunks, or on two processes, is the batch in one piece."""
+"""The gradient of a batch in chunks, or on two processes, is that of the undivided batch."""
 
 import os
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""The loop: its command line, what it writes, and that a killed run is not lost."""
+"""The loop: its command line, its outputs, and resumption after a kill."""
 
 import dataclasses
 import json
