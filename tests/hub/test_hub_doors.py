@@ -152,7 +152,6 @@ def assert_close(got, expected) -> None:
     torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), atol=1e-6, rtol=0)
 
 
-@pytest.mark.slow
 def test_pushed_model_gives_the_same_vectors_in_a_clean_environment(loaded, model, processor, desk):
     """`model` is made like the pushed one, with the same seed."""
     inputs = processor(audio=np.load(desk / "clips.npy")[0], text=TEXTS, sampling_rate=RATE, return_tensors="pt")
@@ -184,7 +183,6 @@ def test_a_pipeline_knows_its_task_from_the_config(loaded):
     assert loaded["tasks"] == ["zero-shot-audio-classification"] * 2
 
 
-@pytest.mark.slow
 def test_everything_loads_from_the_cache_without_the_server(hub, desk, loaded, tmp_path):
     """Offline is said, as otherwise the Hub's client tries again for minutes before it takes its cache."""
     gone = Hub(tmp_path / "gone")
@@ -196,7 +194,6 @@ def test_everything_loads_from_the_cache_without_the_server(hub, desk, loaded, t
     assert len(hub.requests) == asked
 
 
-@pytest.mark.slow
 def test_branch_gives_new_weights_and_pinned_commit_old_ones(hub, desk):
     """Weights, then code, move on; the cache of the clean environment has the first."""
     source = (desk / "wavlink/modeling_wavlink.py").read_text()
