@@ -274,7 +274,7 @@ def test_words_without_markup_stay_as_they_are():
 
 
 def test_the_card_shows_the_prompt_as_it_is(write):
-    assert "asked for as “This is a sound of {}.”" in write(scores=[score()])[0].text
+    assert "prompt of the labels: “This is a sound of {}.”" in write(scores=[score()])[0].text
 
 
 def test_model_index_comes_back_as_it_was_measured(write):
