@@ -12,7 +12,7 @@ import torch
 from .workplace import temporary
 
 TEXTS = ("a dog barks", "rain falls on a roof")
-STRANGER = Path(__file__).with_name("stranger.py")
+CLEAN_ENVIRONMENT = Path(__file__).with_name("clean_environment.py")
 TOLERANCE = 1e-5  # of a number in a unit vector: merging LoRA rounds
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 
@@ -40,7 +40,7 @@ def verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
         )
     with temporary() as workplace:
         np.save(f"{workplace}/clip.npy", probe())
-        command = [sys.executable, str(STRANGER), str(folder.resolve()), str(workplace), *TEXTS]
+        command = [sys.executable, str(CLEAN_ENVIRONMENT), str(folder.resolve()), str(workplace), *TEXTS]
         done = subprocess.run(
             command,
             cwd=workplace,

@@ -12,7 +12,6 @@ from types import CodeType, ModuleType
 MOVED = {
     "hub_cards.foreign_text": "wavlink.sanitize",
     "hub_cards.record": "wavlink.hub_record",
-    "hub_cards.stranger": "hub_cards.clean_environment",
     "hub_cards.upload": "wavlink.hub_upload",
     "modeling_wavlink.atomic_files": "wavlink.atomic_files",
     "modeling_wavlink.auto_classes": "processing.auto_classes",

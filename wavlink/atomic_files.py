@@ -63,7 +63,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(unfinished, target)
             sync(target.parent)
     except OSError as error:
-        raise _could_not_write(path, error) from error
+        raise could_not_write(path, error) from error
 
 
 @contextmanager
@@ -405,10 +405,11 @@ def _sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def _could_not_write(path: str | os.PathLike, error: OSError) -> OSError:
+def could_not_write(path: str | os.PathLike, error: Exception) -> OSError:
+    """Return an OSError that names the path and says what to do."""
     named = OSError(
         f"could not write {path}: {error}; what was there before is untouched: free space on its disk, and start the "
         "same command again when it can be written"
     )
-    named.errno = error.errno
+    named.errno = getattr(error, "errno", None)
     return named

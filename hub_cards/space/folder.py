@@ -16,7 +16,7 @@ from huggingface_hub import SpaceCard
 from wavlink.sanitize import clean, escape
 from wavlink.search.listing import file_of
 from wavlink.search.store import IndexFolder
-from wavlink.search.transfer import away, refuse_damaged
+from wavlink.search.transfer import refuse_damaged, without_local_paths
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -112,7 +112,7 @@ def _ship_package(package: str, folder: Path) -> None:
 def _ship_index(source: Path, folder: Path) -> None:
     """The index without where it was made, and the sounds below `sounds/` by the paths they have in it."""
     about, files = IndexFolder.reading(source, lambda about: _ship_parts(about, folder / "index"))
-    (folder / "index/index.json").write_text(away(about.manifest).to_json(), encoding="utf-8")
+    (folder / "index/index.json").write_text(without_local_paths(about.manifest).to_json(), encoding="utf-8")
     (folder / "sounds").mkdir()
     _ship_sounds(about, files, folder / "sounds")
 

@@ -16,6 +16,7 @@ from tests.clean_process import run_clean
 from tests.conftest import RATE, tone
 from tests.hub_server import TOKEN, Hub
 
+pytestmark = pytest.mark.slow  # two processes that import everything push and load what all tests look at
 TEXTS = ["a dog barks", "the bell rings"]
 
 PUSH = """

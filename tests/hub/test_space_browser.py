@@ -303,6 +303,7 @@ def test_what_was_dropped_is_swept_away(demo, folder, tmp_path, monkeypatch):
     page.close(verbose=False)
 
 
+@pytest.mark.slow
 @needs_gradio
 def test_the_command_serves_until_it_is_stopped_and_leaves_no_file(folder, tmp_path, start):
     port = _free_port()

@@ -33,8 +33,9 @@ from wavlink.search import map as sound_map
 from wavlink.search.build import index_sounds
 from wavlink.search.command import main as search_main
 from wavlink.search.index import Index
-from wavlink.search.store import IndexFolder, _digest
-from wavlink.search.transfer import away
+from wavlink.search.manifest import checksum
+from wavlink.search.store import IndexFolder
+from wavlink.search.transfer import without_local_paths
 
 ROOT = Path(__file__).parents[2]
 EVIL = """
@@ -322,7 +323,7 @@ def renamed(path: Path, model: str, **fields) -> None:
     index = IndexFolder.open(path)
     written = json.loads(index.manifest.to_json()) | {"model": model} | fields
     written.pop("sha256")
-    (path / "index.json").write_text(json.dumps(written | {"sha256": _digest(written)}))
+    (path / "index.json").write_text(json.dumps(written | {"sha256": checksum(written)}))
 
 
 @pytest.fixture
@@ -421,5 +422,5 @@ def test_an_index_downloads_no_model(hub, wavlink_folder, wavs, tmp_path):
 
 
 def test_what_leaves_this_machine_names_no_folder_of_it(index):
-    manifest = away(IndexFolder.open(index).manifest)
+    manifest = without_local_paths(IndexFolder.open(index).manifest)
     assert not os.path.isabs(manifest.model) and manifest.root == ""

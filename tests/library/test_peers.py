@@ -304,6 +304,7 @@ print(json.dumps([refused, *(describe(*load_for_evaluation(name)) for name in na
 """
 
 
+@pytest.mark.slow
 def test_from_the_hub_the_commit_is_the_revision(hub, unfused, wavlink_folder, tmp_path):
     commits = [
         hub.add_repo(name, folder, "model")

@@ -24,7 +24,7 @@ for disable in (True, False):
         bar.update(2)
         Bar.write("written")
 """
-    done = run_process([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = run_process([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "written\n" * 2 and "2/2" in done.stderr
 
 
@@ -40,7 +40,7 @@ if not (child := os.fork()):
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 os._exit(0)
 """
-    done = run_process([sys.executable, "-uc", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_process([sys.executable, "-uc", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "7\n", done.stderr
 
 

@@ -146,6 +146,7 @@ def test_import_loads_no_heavy_package(tmp_path):
     assert float(seconds) < 1  # 0.02 on an idle machine
 
 
+FIND = "importlib.util.find_spec"
 AUTO = """
 import sys
 {first}
@@ -165,10 +166,10 @@ assert "exec_module" not in vars(sys.modules["transformers"].__spec__.loader)
 @pytest.mark.parametrize(
     "first, second",
     [
-        ("import transformers", "import wavlink"),
-        ("from transformers import AutoModel", "import wavlink"),
+        pytest.param("import transformers", "import wavlink", marks=pytest.mark.slow),
+        pytest.param("from transformers import AutoModel", "import wavlink", marks=pytest.mark.slow),
         ("import wavlink", "from transformers.models.auto import modeling_auto"),
-        ("import wavlink", "import importlib.util; importlib.util.find_spec('transformers')"),
+        pytest.param("import wavlink", f"import importlib.util; {FIND}('transformers')", marks=pytest.mark.slow),
     ],
 )
 def test_auto_classes_are_registered_in_any_order(first, second, wavlink_folder, tmp_path):
@@ -215,6 +216,13 @@ def test_import_names_what_shadows_the_package(name, as_file, tmp_path):
     assert mine.returncode == 0, mine.stderr
 
 
+def test_a_folder_called_processing_is_not_imported(tmp_path):
+    (tmp_path / "processing").mkdir()
+    done = in_process(f"import importlib.util, wavlink; print({FIND}('processing').origin)", tmp_path)
+    assert Path(done.stdout.strip()) == ROOT / "processing/__init__.py", done.stderr
+
+
+@pytest.mark.slow
 def test_a_folder_of_sounds_called_processing_shadows_nothing(tmp_path):
     (tmp_path / "processing").mkdir()
     soundfile.write(tmp_path / "processing/low.wav", tone(200), RATE)
@@ -237,6 +245,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_train_file_of_the_users_own_shadows_nothing(namespace, tmp_path):
     """`train.py` is what many call their own script that imports wavlink."""
     (tmp_path / "train.py").write_text(OWN_TRAIN)
@@ -265,6 +274,7 @@ def test_python_m_wavlink_does_not_look_in_the_working_directory(command, tmp_pa
     assert done.stdout.startswith("usage: wavlink") if "--help" in command else "--labels" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_named_with_its_extra(tmp_path):
     done = in_process("import sys; sys.modules['pyarrow'] = None; import wavlink; wavlink.Index", tmp_path)
     said = done.stderr.strip().splitlines()[-1]

@@ -298,6 +298,7 @@ print(json.dumps([vectors, opened, refusal]))
 """
 
 
+@pytest.mark.slow
 def test_shipped_code_opens_the_files_its_caller_names_and_no_others(
     wavlink_folder, model, processor, sound, tmp_path
 ):
