@@ -168,7 +168,7 @@ def test_zero_shot_scores_are_ours(folder, sharp_model, processor, clips, tmp_pa
     assert 0 < scores["accuracy"] < 1
 
 
-def test_clips_over_30_s_are_refused_or_cut_as_the_wrapper_is_told(folder, sharp_model, processor, texts, tmp_path):
+def test_clips_over_30_s_are_refused_or_cut_as_configured(folder, sharp_model, processor, texts, tmp_path):
     clips = [tone(300, 1.0), tone(700, 30.5, 1)]
     task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts[:4])
     with pytest.raises(ValueError, match="cut it into windows"):
@@ -180,7 +180,7 @@ def test_clips_over_30_s_are_refused_or_cut_as_the_wrapper_is_told(folder, sharp
     np.testing.assert_allclose(theirs, expected, atol=1e-5)
 
 
-def test_mteb_must_be_told_that_the_model_hears(folder, clips, texts, tmp_path):
+def test_mteb_must_be_given_the_audio_modality(folder, clips, texts, tmp_path):
     """Why docs/maeb.md names the modalities: mteb takes every SentenceTransformer in a local folder for text alone."""
     task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
     encoder = SentenceTransformerEncoderWrapper(str(folder), trust_remote_code=True, device="cpu")
@@ -195,7 +195,7 @@ def similarities_of(found: dict) -> np.ndarray:
 
 @pytest.mark.parametrize("storage", ["int8", "binary"])
 def test_retrieval_of_stored_codes(storage, folder, sharp_model, processor, clips, texts, tmp_path):
-    """As docs/storage.md has it: what is searched is kept as codes, what is asked is not."""
+    """As docs/storage.md has it: documents are stored as codes, queries are not."""
     vectors_module = pytest.importorskip("wavlink.search.quantization")
 
     class Stored(SentenceTransformerEncoderWrapper):

@@ -20,6 +20,14 @@ def test_a_former_path_is_the_module_itself(former):
     assert module.__name__ == module.__spec__.name == MOVED[former]
 
 
+def test_a_former_name_is_the_function_itself():
+    from modeling_wavlink.long import hear
+
+    from wavlink.long_recordings import encode_recording
+
+    assert hear is encode_recording
+
+
 def test_names_of_the_former_data_module_are_those_of_their_modules():
     from processing import collator, data, sampling
     from processing.datasets import load

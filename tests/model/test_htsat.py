@@ -306,7 +306,7 @@ def test_an_htsat_is_pushed_with_its_card(model, processor, tmp_path):
     assert (
         "| audio tower | HTS-AT of CLAP, width 32, without a global token |\n| text tower | bert, width 32 |\n" in text
     )
-    assert "| a clip is heard | in windows of 2 s, whose vectors are averaged; 48 kHz mono, up to 30 s |\n" in text
+    assert "| a clip is encoded | in windows of 2 s, whose vectors are averaged; 48 kHz mono, up to 30 s |\n" in text
     assert "Whisper encoder" not in text
 
 

@@ -160,7 +160,7 @@ def test_tars_take_the_same_suffixes_and_leave_hidden_names_out(tmp_path):
 
 
 def test_classify_takes_folders(wavlink_folder, tmp_path, capsys):
-    from wavlink.classify_command import main
+    from wavlink.classification import main
 
     write(tmp_path / "sounds", "b/2.wav", "a.wav", ".hidden.wav")
     given = ["--model", str(wavlink_folder), "--labels", "dog", "cat", "--json"]

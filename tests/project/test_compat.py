@@ -205,10 +205,10 @@ def test_claps_log_mel_by_a_plain_extractor(seconds, monkeypatch):
 
 
 def test_towers_load_where_transformers_ignores_no_keys(whisper_folder, bert_folder, unfused, monkeypatch):  # noqa: F811
-    from modeling_wavlink import pretrained_wavlink
+    from modeling_wavlink import loading_wavlink
 
     for name in ("_WhisperEncoderAlone", "_ClapAudioAlone", "_CLIPTextAlone"):
-        monkeypatch.setattr(getattr(pretrained_wavlink, name), "_keys_to_ignore_on_load_unexpected", None)
+        monkeypatch.setattr(getattr(loading_wavlink, name), "_keys_to_ignore_on_load_unexpected", None)
     for audio in (whisper_folder, unfused):
         WavLinkModel.from_audio_text_pretrained(str(audio), str(bert_folder))
 

@@ -92,6 +92,7 @@ def test_another_number_of_processes_is_refused(begin, tmp_path, older):
         begin()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_two_processes_wrote_is_refused_by_one(folder, tmp_path, monkeypatch):
     """They really run, over gloo."""
     for name in ("draw_loss", "draw_recall", "draw_similarities"):

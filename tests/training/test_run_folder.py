@@ -149,7 +149,7 @@ def test_the_commit_is_of_the_repository_that_tracks_the_file(tmp_path, monkeypa
     assert commit_of(package / "run_folder.py") == git("rev-parse", "--short", "HEAD")
 
 
-def test_every_start_of_a_run_is_noted_with_pictures_beside_it(folder, tmp_path, plots):  # noqa: F811
+def test_every_start_of_a_run_is_recorded_with_plots_beside_it(folder, tmp_path, plots):  # noqa: F811
     for steps in ("2", "2"):
         train.train(recipe(folder, tmp_path / "run", "--max_steps", steps, "--save_steps", "1"))
     lines = [json.loads(line) for line in (tmp_path / "run/environment.jsonl").read_text().splitlines()]

@@ -70,7 +70,7 @@ def test_recipes_are_frozen(name):
 
 
 @pytest.mark.parametrize("loss_type", ["info_nce", pytest.param("sigmoid", marks=pytest.mark.slow)])
-def test_a_run_writes_models_metrics_and_a_picture(folder, tmp_path, plots, loss_type):
+def test_a_run_writes_models_metrics_and_plots(folder, tmp_path, plots, loss_type):
     output = train.train(recipe(folder, tmp_path / "run", "--loss_type", loss_type))
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "loss" in record]
@@ -102,7 +102,7 @@ def test_training_learns(folder, tmp_path, monkeypatch):
     losses = [record["loss"] for record in records if "loss" in record]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     last = [record["validation"] for record in records if "validation" in record][-1]
-    assert last["audio_to_text"]["128"]["R@1"]["value"] > 0.4  # by chance 2 of 14
+    assert last["audio_to_text"]["128"]["R@1"]["value"] > 0.4  # chance level 2 of 14
 
 
 @pytest.mark.parametrize("dropped_at", [2, 5])

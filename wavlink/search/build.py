@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow
 
 from processing.windows import stream_windows
+from wavlink.defaults import HOP, STORAGE, WINDOW
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
 
@@ -23,7 +24,6 @@ from .parts import with_large_texts
 from .quantization import bytes_per_vector, encode
 from .store import IndexFolder
 
-STORAGE, WINDOW, HOP = "int8", 10.0, 5.0
 _DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
 _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only
 

@@ -12,7 +12,8 @@ import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wavlink.atomic_files import locked, write_bytes
+from wavlink.atomic_files import write_bytes
+from wavlink.locks import locked
 
 from .changes import Changes, KnownFile, Report, compare
 from .listing import Listing

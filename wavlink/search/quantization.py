@@ -7,8 +7,8 @@ import faiss
 import numpy as np
 
 from wavlink.compat import stored_bytes
+from wavlink.defaults import STORAGES
 
-STORAGES = ("fp32", "fp16", "int8", "binary")
 _DTYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
 _ROWS = 1 << 14  # vectors converted at once
 _ELEMENTS = 1 << 24  # of decoded candidates at once: 64 MB of fp32

@@ -23,7 +23,8 @@ import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wavlink.atomic_files import locked, write_bytes, write_text
+from wavlink.atomic_files import write_bytes, write_text
+from wavlink.locks import locked
 
 from .manifest import FILES, KINDS, MANIFEST_FILE, PART_NAME, Manifest, Part, read_manifest
 from .parts import PartTooLarge, is_small, read_part, read_steps, split_part, unpacked, width

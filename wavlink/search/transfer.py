@@ -12,9 +12,9 @@ import pyarrow
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 
 from wavlink.atomic_files import new_folder, write_text
+from wavlink.hub_errors import reason
 from wavlink.hub_record import CARD as CARD_NAME
 from wavlink.hub_record import Earlier, card_with_kept, read_earlier, refuse_edited, signed
-from wavlink.hub_upload import reason
 from wavlink.sanitize import escape
 
 from .listing import file_of
