@@ -42,11 +42,6 @@ class Command(NamedTuple):
 
 SEARCH, LANCE = "wavlink.search.command", "wavlink.search.lance"
 COMMANDS = {
-    "samples": Command(
-        *("wavlink.samples", "run", of.samples, "data"),
-        "write captioned sounds made by code, to try the others with",
-        "my_sounds",
-    ),
     "train": Command(
         *("wavlink.training.command", "run", of_train, "train"),
         "train a recipe, or resume it",
@@ -120,6 +115,11 @@ COMMANDS = {
         *("hub_cards.space.app", "run", of.space, "space"),
         "serve a demo in the browser",
         "--model runs/my/best --index my_index",
+    ),
+    "samples": Command(
+        *("wavlink.samples", "run", of.samples, "data"),
+        "write captioned sounds made by code, for a first try",
+        "my_sounds",
     ),
     "ray": Command(
         *("wavlink.search.ray", "run", of.ray, "cluster"),
