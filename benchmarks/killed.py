@@ -132,16 +132,7 @@ class Index:
         self.words = self._words(place, self.killed)
 
     def _words(self, place: Path, out: Path) -> list[str]:
-        words = [
-            "-m",
-            "wavlink.search.command",
-            "index",
-            place / "sounds",
-            "--model",
-            place / "run/last",
-            "--out",
-            out,
-        ]
+        words = ["-m", "wavlink", "index", place / "sounds", "--model", place / "run/last", "--out", out]
         return [str(word) for word in [*words, "--commit_seconds", 0, "--window", 5, "--hop", 5]]
 
     def begin(self) -> None:
