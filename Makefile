@@ -54,9 +54,10 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(RUN) -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
-demo: $(VENV)/.installed  ## train on sounds made by code, load the result by transformers' own calls, and use it
+demo: $(VENV)/.installed  ## train on sounds made by code, and use the result
 	$(RUN) train.py quickstart --output_dir runs/quickstart
-	$(RUN) examples/demo.py runs/quickstart/best
+	[ -d runs/quickstart/sounds ] || $(RUN) -m wavlink samples runs/quickstart/sounds
+	$(RUN) examples/demo.py runs/quickstart/best runs/quickstart/sounds/test
 	$(RUN) -m wavlink eval --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
 
 space: $(VENV)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
@@ -82,14 +83,14 @@ test-common: $(VENV)/.installed  ## transformers' own common tests, out of the s
 	folder=$$($(RUN) tests/common/sources.py $(COMMON)) && HF_HUB_OFFLINE=1 WAVLINK_COMMON_TESTS=$$folder \
 		$(RUN) -m pytest -c tests/common/pytest.ini --rootdir . -n logical tests/common
 
-test-wheel: $(VENV)/.installed  ## the wheel and its front doors, installed where no checkout can be imported
+test-wheel: $(VENV)/.installed  ## the wheel, its front doors and the snippets of README and docs, where no checkout can be imported
 	rm -rf build dist $(WHEEL)
 	$(RUN) -m pip wheel --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip install -c constraints.txt hypothesis pytest pytest-timeout sentence-transformers \
-		"$$(echo dist/*.whl)[train,eval,search,space]"
-	elsewhere=$$(mktemp -d) && cp -r tests setup.cfg $$elsewhere && cd $$elsewhere && \
-		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(call test_files,wheel front_doors cli public_api); \
+		"$$(echo dist/*.whl)[train,eval,search,map,space]"
+	elsewhere=$$(mktemp -d) && cp -r tests docs README.md setup.cfg $$elsewhere && cd $$elsewhere && \
+		$(CURDIR)/$(WHEEL)/bin/python -m pytest $(call test_files,wheel front_doors cli public_api snippets); \
 		status=$$?; rm -rf $$elsewhere; exit $$status
 
 test-space: $(SPACE)/.installed  ## the demo with gradio, and where there is a chromium in a browser

@@ -24,8 +24,9 @@ from processing.collator import CaptionedAudio
 from processing.datasets.load import caption_columns, load_split
 from processing.datasets.shards import load_stream
 from wavlink.search.index import Index
+from wavlink.search.manifest import FILES, Manifest, checksum
 from wavlink.search.quantization import encode
-from wavlink.search.store import FILES, IndexFolder, Manifest, _digest
+from wavlink.search.store import IndexFolder
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -199,7 +200,7 @@ def make_manifest(folder: Path, sounds: str) -> tuple[Callable, Callable]:
         if rng.random() < 0.2:
             return as_json(rng, fields)
         changed = hostile(rng, fields)
-        digest = {"sha256": _digest(changed)} if isinstance(changed, dict) else {}
+        digest = {"sha256": checksum(changed)} if isinstance(changed, dict) else {}
         return json.dumps(changed | digest if digest else changed).encode("utf-8", "surrogatepass")
 
     def read(content: bytes) -> bool:
@@ -231,7 +232,7 @@ def make_part(folder: Path, sounds: str) -> tuple[Callable, Callable]:
             each: hashlib.sha256((index.folder / each / name).read_bytes()).hexdigest() for each in seeds
         }
         unsigned = {key: value for key, value in fields.items() if key != "sha256"}
-        (index.folder / "index.json").write_text(json.dumps(unsigned | {"sha256": _digest(unsigned)}))
+        (index.folder / "index.json").write_text(json.dumps(unsigned | {"sha256": checksum(unsigned)}))
         return _searches(index.folder)
 
     return draw, read

@@ -17,7 +17,7 @@ from hub_cards.space.answers import Demo, trained_on
 from wavlink.embedder import Embedder
 from wavlink.search.map import draw_map
 
-WINDOWS = {"space": (1280, 800), "space-phone": (390, 1300)}
+WINDOWS = {"find": (1280, 800), "space": (1280, 800), "space-phone": (390, 1300)}
 
 
 def take_sample(page: Page, name: str) -> None:
@@ -51,6 +51,7 @@ def show_details(page: Page) -> None:
 
 
 STEPS = {"name": name_a_sound, "find": find_sounds, "locate": locate_a_sound, "details": show_details}
+SHOWN = {"find": {"find": find_sounds}, "space": {"name": name_a_sound}, "space-phone": {"locate": locate_a_sound}}
 
 
 def main() -> None:
@@ -76,10 +77,7 @@ def main() -> None:
             shown.set_default_timeout(120_000)
             shown.goto(page.local_url)
             shown.get_by_role("button", name="Name it").wait_for()
-            shown_steps = (
-                STEPS if options.all else {"name": name_a_sound} if name == "space" else {"locate": locate_a_sound}
-            )
-            for step, take in shown_steps.items():
+            for step, take in (STEPS if options.all else SHOWN[name]).items():
                 take(shown)
                 shown.wait_for_timeout(500)
                 file = f"{name}-{step}-{scheme}" if options.all else name

@@ -7,6 +7,11 @@ A page says where a table goes, by its record and, where a record has several, t
 
     <!-- table: paper/retrieval -->
     <!-- /table -->
+
+It may show some rows alone, and wait for a record or a table that is still to come; nothing is rendered until then:
+
+    <!-- table: speed/stream where clip=5 s, once recorded -->
+    <!-- /table -->
 """
 
 import argparse
@@ -20,7 +25,11 @@ except ModuleNotFoundError:  # run as a script
     import records
 
 ROOT = Path(__file__).parents[1]
-_BLOCK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- /table -->$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"^(?P<mark><!-- table: (?P<name>[^\s,]+)(?: where (?P<column>[^=\n]+)=(?P<value>[^\n]+?))?"
+    r"(?P<later>, once recorded)? -->)\n(?P<old>.*?)^<!-- /table -->$",
+    re.DOTALL | re.MULTILINE,
+)
 _NAMED = ("torch", "transformers", "faiss-cpu", "lancedb")  # versions that stand below a table
 _MARK = re.compile(r"^[ \t]*<!-- /?table\b.*$", re.MULTILINE)
 
@@ -38,22 +47,40 @@ def rendered(page: str, results: Path = records.RESULTS) -> str:
     """
     if len(_MARK.findall(page)) != 2 * len(_BLOCK.findall(page)):
         raise ValueError("a table begins with `<!-- table: RECORD -->` and ends with `<!-- /table -->`")
-    return _BLOCK.sub(lambda found: _block(found[1], results), page)
+    return _BLOCK.sub(lambda found: _block(found, results), page)
 
 
-def _block(name: str, results: Path) -> str:
+def _block(found: re.Match, results: Path) -> str:
+    name = found["name"]
     stem, _, wanted = name.partition("/")
     path = results / f"{stem}.json"
     if not path.is_file():
+        if found["later"]:
+            return f"{found['mark']}\n<!-- /table -->"
         known = ", ".join(sorted(file.stem for file in results.glob("*.json")))
         raise ValueError(f"table: {name} names no record; there are {known or 'none'}")
     record = records.read(path)
     tables = record["values"]
     wanted = wanted or (next(iter(tables)) if len(tables) == 1 else "")
+    if wanted not in tables and found["later"]:
+        return f"{found['mark']}\n<!-- /table -->"
     if wanted not in tables:
         raise ValueError(f"table: {name} names no table of {path.name}; there are {', '.join(tables)}")
-    lines = [markdown(tables[wanted]), "", measured(record)]
-    return "\n".join([f"<!-- table: {name} -->", "", *lines, "", "<!-- /table -->"])
+    table = tables[wanted]
+    if found["column"]:
+        table = _rows(table, found["column"], found["value"], name)
+    return "\n".join([found["mark"], "", markdown(table), "", measured(record), "", "<!-- /table -->"])
+
+
+def _rows(table: dict, column: str, value: str, name: str) -> dict:
+    """The rows of a table that have `value` in `column`."""
+    if column not in table["columns"]:
+        raise ValueError(f"table: {name} has no column {column!r}; there are {', '.join(table['columns'])}")
+    place = table["columns"].index(column)
+    rows = [row for row in table["rows"] if _cell(row[place]) == _escaped(value)]
+    if not rows:
+        raise ValueError(f"table: {name} has no row with {column}={value}")
+    return {**table, "rows": rows}
 
 
 def markdown(table: dict) -> str:

@@ -1,4 +1,4 @@
-"""What was tried on top of a recipe, one change at a time, at equal budgets; the README says what came of it.
+"""What was tried on top of a recipe, one change at a time, at equal budgets; see docs/design-findings.md.
 
     python benchmarks/variants.py VARIANT[,VARIANT] RECIPE [--OPTION VALUE ...]
 

@@ -29,7 +29,7 @@ from processing.datasets.load import load_split
 from wavlink.embedder import Embedder
 from wavlink.evaluation.metrics import Correspondence, figure
 from wavlink.evaluation.zero_shot import PROMPT, label_texts
-from wavlink.long_recordings import Recording, Span, hear, locate
+from wavlink.long_recordings import Recording, Span, encode_recording, locate
 
 SLOT, LONGEST, SHORTEST = 15.0, 12.0, 0.5  # seconds
 TOP_K = 5
@@ -172,7 +172,7 @@ def measure(embedder: Embedder, rows, options: argparse.Namespace) -> dict:
         soundfile.write(file, samples, embedder.sampling_rate, format="WAV", subtype="FLOAT")
         for windows in options.windows:
             window, hop = map(float, windows.split("/"))
-            recording = hear(embedder, file.getvalue(), window, hop)
+            recording = encode_recording(embedder, file.getvalue(), window, hop)
             asked[windows] += ask(recording, planted, queries, number, options.seed)
     return {windows: summary(found) for windows, found in asked.items()}
 

@@ -1,4 +1,4 @@
-"""A language model with sound as input: it captions a clip from a WavLink's states and the captions of like clips.
+"""A language model with sound as input: it captions a clip from a WavLink's states and captions of similar clips.
 
     python examples/audio_rag.py runs/sounds/best FOLDER --out runs/rag --steps 500
 
@@ -11,10 +11,12 @@ the same random weights, on the same batches and for as many steps, and is score
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -30,23 +32,31 @@ from wavlink.evaluation.metrics import figure
 from wavlink.search.build import index_sounds
 from wavlink.search.index import Index
 
-# What is heard, and whether the prompt holds the retrieved captions.
+# The states of the sound that are the input, and whether the prompt holds the retrieved captions.
 WAYS = {"text": (None, True), "text + token": ("token", True), "text + frames": ("frames", True)}
 WAYS |= {"token": ("token", False), "frames": ("frames", False)}
 DIFFERENCES = (("text + token", "text"), ("text + frames", "text + token"), ("text + token", "token"))
 WIDTH, LEARNING_RATE = 128, 1e-3  # of the language model
-FRAMES, NEIGHBOURS, TOKENS = 32, 3, 32  # TOKENS: of a caption, longer ones are cut
+FRAMES, NEIGHBOURS, TOKENS = 32, 3, 32  # TOKENS: the most of a caption
 SPECIAL = {"bos_token": "<caption>", "sep_token": "<like>", "eos_token": "<end>", "pad_token": "<pad>"}
 
 
 class Clips:
-    """Of each clip: the frozen tower's states, its own captions, and those of the nearest training clips."""
+    """For each clip the frozen tower's states, its captions, and those of the nearest training clips."""
 
     @torch.no_grad()
-    def __init__(self, model, processor, rows, columns, index: Index, known: dict[str, str]):
+    def __init__(
+        self,
+        model: WavLinkModel,
+        processor: WavLinkProcessor,
+        rows: Dataset,
+        columns: list[str],
+        index: Index,
+        known: dict[str, str],
+    ):
         self.captions = [captions_of(row, columns) for row in rows]
         self.retrieved, self.states = [], {"token": [], "frames": []}  # [1, D], [n, D]
-        for row in tqdm(rows, desc="hearing"):
+        for row in tqdm(rows, desc="encoding"):
             inputs = processor(audio=load_column(row["audio"]), sampling_rate=16000, return_tensors="pt")
             output = model.audio_model(**inputs, pooling=model.config.pooling)
             token, frames = output.pooler_output, output.last_hidden_state[0]
@@ -62,52 +72,58 @@ class Clips:
 class Captioner(nn.Module):
     """GPT-2 over `sound, prompt, caption`; the sound's states enter through one linear map."""
 
-    def __init__(self, tokenizer, width: int, heard: str | None, with_captions: bool):
+    def __init__(self, tokenizer: GPT2Tokenizer, width: int, input_states: str | None, with_captions: bool):
         super().__init__()
-        self.tokenizer, self.heard, self.with_captions = tokenizer, heard, with_captions
+        self.tokenizer, self.input_states, self.with_captions = tokenizer, input_states, with_captions
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=WIDTH, n_layer=2, n_head=4, **special)
         self.lm = GPT2LMHeadModel(config)
         self.projector = nn.Linear(width, WIDTH)
 
-    def prompt(self, clips: Clips, chosen) -> tuple[Tensor, Tensor]:
-        """Embeddings `[B, L, E]` of what comes before the caption, and their mask `[B, L]`."""
+    def prompt(self, clips: Clips, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the embeddings `[B, L, E]` before the caption, and their mask `[B, L]`."""
         texts = [clips.retrieved[i] if self.with_captions else [] for i in chosen]
         ids = [[token for text in near for token in self.tokens("<like>", text)] for near in texts]
         ids, mask = self.padded([[*row, self.tokenizer.bos_token_id] for row in ids], "left")
         embeds = self.lm.transformer.wte(ids)
-        if not self.heard:
+        if not self.input_states:
             return embeds, mask
-        states = [clips.states[self.heard][i].float() for i in chosen]
-        heard = pad_sequence([torch.ones(len(state), dtype=torch.long) for state in states], batch_first=True)
+        states = [clips.states[self.input_states][i].float() for i in chosen]
+        sound_mask = pad_sequence([torch.ones(len(state), dtype=torch.long) for state in states], batch_first=True)
         sound = self.projector(pad_sequence(states, batch_first=True))  # (B, S, E)
-        return torch.cat([sound, embeds], dim=1), torch.cat([heard, mask], dim=1)
+        return torch.cat([sound, embeds], dim=1), torch.cat([sound_mask, mask], dim=1)
 
     def tokens(self, *texts: str) -> list[int]:
+        """Tokenize the texts as one, truncated to `TOKENS`."""
         return self.tokenizer("".join(texts), truncation=True, max_length=TOKENS)["input_ids"]
 
     def padded(self, ids: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
+        """Return the ids `[B, L]`, padded on one side, and their mask `[B, L]`."""
         batch = self.tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")
         return batch["input_ids"], batch["attention_mask"]
 
-    def forward(self, clips: Clips, chosen, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """The caption's tokens `[B, T]`, -100 where there is none, and the logits for them `[B, T, V]`."""
+    def forward(self, clips: Clips, chosen: Sequence[int], captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Return the caption's tokens `[B, T]`, -100 for padding, and their logits `[B, T, V]`."""
         before, mask = self.prompt(clips, chosen)
-        ids, own = self.padded([[*self.tokens(text), self.tokenizer.eos_token_id] for text in captions], "right")
-        mask = torch.cat([mask, own], dim=1)
+        ids, caption_mask = self.padded(
+            [[*self.tokens(text), self.tokenizer.eos_token_id] for text in captions], "right"
+        )
+        mask = torch.cat([mask, caption_mask], dim=1)
         embeds = torch.cat([before, self.lm.transformer.wte(ids)], dim=1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)  # what is padding takes no place, as in `generate`
+        positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding has no position, as in `generate`
         logits = self.lm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).logits
-        return ids.masked_fill(own == 0, -100), logits[:, before.shape[1] - 1 : -1]
+        return ids.masked_fill(caption_mask == 0, -100), logits[:, before.shape[1] - 1 : -1]
 
     @torch.inference_mode()
-    def write(self, clips: Clips, chosen) -> list[str]:
+    def write(self, clips: Clips, chosen: Sequence[int]) -> list[str]:
+        """Generate the captions."""
         embeds, mask = self.prompt(clips, chosen)
         ids = self.lm.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def train(captioner: Captioner, clips: Clips, steps: int, seed: int, batch_size: int = 32) -> None:
+    """Train the language model and the projector on random batches."""
     optimizer = torch.optim.AdamW(captioner.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.05)
     rng = np.random.default_rng(seed)
@@ -124,7 +140,7 @@ def train(captioner: Captioner, clips: Clips, steps: int, seed: int, batch_size:
 
 
 def overlap(written: str, captions: list[str]) -> float:
-    """F1 of the words, as sets, with the caption that agrees most."""
+    """Return the F1 of the words, as sets, with the most similar caption."""
     words = {*written.lower().split()}
     others = [{*caption.lower().split()} for caption in captions]
     return max(2 * len(words & other) / (len(words) + len(other)) for other in others)
@@ -132,29 +148,29 @@ def overlap(written: str, captions: list[str]) -> float:
 
 @torch.inference_mode()
 def score(captioner: Captioner, clips: Clips) -> dict[str, list]:
-    """Of each clip: nats a token of its first caption, and what is written."""
+    """Return for each clip the loss of its first caption, in nats a token, and the generated caption."""
     captioner.eval()
-    found = {"loss": [], "written": []}
+    results = {"loss": [], "written": []}
     for chosen in torch.arange(len(clips.captions)).split(64):
         targets, logits = captioner(clips, chosen, [clips.captions[i][0] for i in chosen])
         losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
-        found["loss"] += (losses.sum(1) / (targets >= 0).sum(1)).tolist()
-        found["written"] += captioner.write(clips, chosen)
-    return found
+        results["loss"] += (losses.sum(1) / (targets >= 0).sum(1)).tolist()
+        results["written"] += captioner.write(clips, chosen)
+    return results
 
 
-def report(found: dict[str, dict], captions: list[list[str]], path: Path) -> dict:
-    """Each figure's mean and 95 % interval over clips, and differences of ways on the same draws of clips."""
+def report(results: dict[str, dict], captions: list[list[str]], path: Path) -> dict:
+    """Print and save each figure's mean and 95 % interval over clips, and differences on the same samples of clips."""
     scores = {}
-    for name, row in found.items():
+    for name, row in results.items():
         pairs = list(zip(row["written"], captions, strict=True))
         scores[name] = {"loss": np.array(row["loss"])} if "loss" in row else {}
-        scores[name]["exact"] = np.array([float(text in own) for text, own in pairs])
-        scores[name]["word F1"] = np.array([overlap(text, own) for text, own in pairs])
+        scores[name]["exact"] = np.array([float(text in references) for text, references in pairs])
+        scores[name]["word F1"] = np.array([overlap(text, references) for text, references in pairs])
     for more, less in DIFFERENCES:
         scores[f"{more} - {less}"] = {key: x - scores[less][key] for key, x in scores[more].items()}
     figures = {name: {key: figure(x) for key, x in row.items()} for name, row in scores.items()}
-    written = {name: row["written"][:50] for name, row in found.items()}
+    written = {name: row["written"][:50] for name, row in results.items()}
     path.write_text(json.dumps({"figures": figures, "written": written}, indent=2) + "\n", encoding="utf-8")
     for name, row in figures.items():
         cells = [f"{key} {x['value']:.3f} [{x['interval'][0]:.3f}, {x['interval'][1]:.3f}]" for key, x in row.items()]
@@ -162,7 +178,10 @@ def report(found: dict[str, dict], captions: list[list[str]], path: Path) -> dic
     return figures
 
 
-def load(model, processor, options) -> tuple[dict[str, Clips], GPT2Tokenizer]:
+def load(
+    model: WavLinkModel, processor: WavLinkProcessor, options: argparse.Namespace
+) -> tuple[dict[str, Clips], GPT2Tokenizer]:
+    """Index the training clips, encode both splits, and train a tokenizer on the captions."""
     splits = {name: load_split(options.folder, name) for name in ("train", "test")}
     columns = caption_columns(splits["train"])
     splits = {name: with_captions(rows, columns) for name, rows in splits.items()}
@@ -179,6 +198,7 @@ def load(model, processor, options) -> tuple[dict[str, Clips], GPT2Tokenizer]:
 
 
 def main(argv: list[str] | None = None) -> dict:
+    """Train and score each variant; return the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a WavLink: folder or Hub id")
     parser.add_argument("folder", help="an audiofolder with captions, with train and test")
@@ -190,13 +210,13 @@ def main(argv: list[str] | None = None) -> dict:
     model = WavLinkModel.from_pretrained(options.model).eval()
     processor = WavLinkProcessor.from_pretrained(options.model)
     clips, tokenizer = load(model, processor, options)
-    found = {"nearest clip's caption": {"written": [near[0] for near in clips["test"].retrieved]}}
+    results = {"nearest clip's caption": {"written": [near[0] for near in clips["test"].retrieved]}}
     for name, way in WAYS.items():
         torch.manual_seed(options.seed)
         captioner = Captioner(tokenizer, model.config.audio_config.hidden_size, *way)
         train(captioner, clips["train"], options.steps, options.seed)
-        found[name] = score(captioner, clips["test"])
-    return report(found, clips["test"].captions, options.out / "scores.json")
+        results[name] = score(captioner, clips["test"])
+    return report(results, clips["test"].captions, options.out / "scores.json")
 
 
 if __name__ == "__main__":

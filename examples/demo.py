@@ -1,19 +1,17 @@
-"""Uses a trained WavLink through transformers' own classes: names an unseen sound, finds sounds for a sentence, and
-draws the audio-text similarity matrix. Importing `processing` registers WavLink with them.
+"""Use a trained WavLink: name an unseen sound, find sounds for a sentence, and draw the audio-text similarity matrix.
 
-    python examples/demo.py runs/quickstart/best
+wavlink samples sounds
+python examples/demo.py runs/quickstart/best sounds/test
 """
 
+import csv
 import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
-from transformers import AutoModel, AutoProcessor, pipeline
 
-from processing.audio import load_column
-from processing.datasets.synthetic import KINDS, synthetic_dataset
+from wavlink import Embedder, classify
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -21,12 +19,10 @@ from matplotlib import pyplot  # noqa: E402
 QUERIES = ("a quiet low church bell", "a loud police siren", "heavy rain")
 
 
-def name_a_sound(folder: str, clips: list[dict]) -> None:
-    classify = pipeline("zero-shot-audio-classification", model=folder)
-    clip = clips[len(clips) // 2]
-    answers = classify(load_column(clip["audio"]), candidate_labels=list(KINDS))[:3]
+def name_a_sound(embedder: Embedder, clip: dict, labels: list[str]) -> None:
+    (named,) = classify(embedder, clip["path"], labels, top_k=3)
     print(f"\nan unseen sound, in truth {clip['label']!r} ({clip['caption']}):")
-    for answer in answers:
+    for answer in named["labels"]:
         print(f"  {100 * answer['score']:5.1f} %  {answer['label']}")
 
 
@@ -38,7 +34,7 @@ def find_sounds(similarities: np.ndarray, clips: list[dict]) -> None:
 
 
 def draw(similarities: np.ndarray, labels: list[str], path: Path) -> None:
-    """One clip of each kind against the kinds' names: a bright diagonal is what training was for."""
+    """Draw one clip of each kind against the names of the kinds: after training the diagonal is bright."""
     figure, axes = pyplot.subplots(figsize=(10, 9), layout="constrained")
     image = axes.imshow(similarities, cmap="magma")
     axes.set(title="cosine of sounds (rows) and texts (columns)", xlabel="text", ylabel="sound")
@@ -50,26 +46,19 @@ def draw(similarities: np.ndarray, labels: list[str], path: Path) -> None:
     print(f"\nsimilarity matrix: {path}")
 
 
-@torch.inference_mode()
-def main(folder: str) -> None:
-    model = AutoModel.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder)
-    clips = list(synthetic_dataset("test", clips_per_kind=3))
-
-    def embed_text(texts: list[str]) -> torch.Tensor:
-        return model.get_text_features(**processor(text=texts, return_tensors="pt")).pooler_output
-
-    arrays = [load_column(clip["audio"]) for clip in clips]
-    inputs = processor(audio=arrays, sampling_rate=16000, return_tensors="pt")
-    audio_embeds = model.get_audio_features(**inputs).pooler_output
-    name_a_sound(folder, clips)
-    find_sounds((embed_text(list(QUERIES)) @ audio_embeds.T).numpy(), clips)
-    labels = list(KINDS)
-    first = [next(index for index, clip in enumerate(clips) if clip["label"] == label) for label in labels]
-    similarities = audio_embeds[first] @ embed_text([f"This is a sound of {label}." for label in labels]).T
-    draw(similarities.numpy(), labels, Path(folder).parent / "similarity.png")
+def main(model: str, sounds: str) -> None:
+    with open(Path(sounds) / "metadata.csv", newline="", encoding="utf-8") as file:
+        clips = [{**row, "path": str(Path(sounds) / row["file_name"])} for row in csv.DictReader(file)]
+    first = {clip["label"]: number for number, clip in reversed([*enumerate(clips)])}
+    labels = sorted(first)
+    embedder = Embedder(model)
+    vectors = np.stack(list(embedder.embed_files([clip["path"] for clip in clips])))  # [clips, dims], L2-normalised
+    name_a_sound(embedder, clips[len(clips) // 2], labels)
+    find_sounds(embedder.embed_text(QUERIES) @ vectors.T, clips)
+    names = embedder.embed_text([f"This is a sound of {label}." for label in labels])
+    draw(vectors[[first[label] for label in labels]] @ names.T, labels, Path(model).parent / "similarity.png")
 
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # names that a console cannot write
-    main(sys.argv[1])
+    main(*sys.argv[1:])

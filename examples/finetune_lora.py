@@ -1,4 +1,4 @@
-"""Fine-tunes a WavLink with LoRA on labelled sounds, such as ESC-50, and says what that did to zero-shot accuracy.
+"""Fine-tune a WavLink with LoRA on labelled sounds, such as ESC-50, and measure the change in zero-shot accuracy.
 
     python examples/finetune_lora.py runs/sounds/best FOLDER --out runs/labels --steps 100
 
@@ -10,6 +10,7 @@ loads, and `runs/labels/adapter` the LoRA alone.
 import argparse
 
 import numpy as np
+from datasets import Dataset
 from transformers import TrainingArguments
 
 from modeling_wavlink import WavLinkModel
@@ -24,15 +25,16 @@ from wavlink.training.finetuning import describe, set_trainable
 from wavlink.training.trainer import WavLinkTrainer
 
 
-def zero_shot_hits(model, processor, clips, labels: list[str]) -> np.ndarray:
-    """bool `[clips]`: whether a clip's own label is the nearest."""
-    heard = embed_dataset(model, processor, clips, [])
-    said = embed_text(model.eval(), processor, [PROMPT.format(label.replace("_", " ")) for label in labels])
-    names = np.array(label_names(clips))[heard.rows]
-    return ranks((heard.audio @ said.T).numpy(), names[:, None] == np.array(labels)) == 1
+def zero_shot_hits(model: WavLinkModel, processor: WavLinkProcessor, clips: Dataset, labels: list[str]) -> np.ndarray:
+    """Return bool `[clips]`: whether a clip's label is the nearest."""
+    embedded = embed_dataset(model, processor, clips, [])
+    text_embeds = embed_text(model.eval(), processor, [PROMPT.format(label.replace("_", " ")) for label in labels])
+    names = np.array(label_names(clips))[embedded.rows]
+    return ranks((embedded.audio @ text_embeds.T).numpy(), names[:, None] == np.array(labels)) == 1
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
+    """Fine-tune, print the accuracies and return them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a WavLink: folder or Hub id")
     parser.add_argument("folder", help="an audiofolder with labels")

@@ -1,11 +1,11 @@
-"""A WavLink that is asked in six languages: Whisper beside an XLM-R, trained by train.py, scored in each language.
+"""A WavLink for six languages: Whisper beside an XLM-R, trained by train.py and scored in each language.
 
     python examples/multilingual.py FOLDER --audio_model openai/whisper-tiny.en --out runs/multilingual
 
-FOLDER is an audiofolder with English captions and a `label`. What it lacks in other languages is made here: the words
-of LABELS in six languages, and, for speech, what is said (the quotation that ends an English caption), in its own
-language. The XLM-R starts from random weights and a tokenizer made from these texts, so it understands the words it
-has learned from and no others; a pretrained one is `--text_model FacebookAI/xlm-roberta-base`. Other options are those
+FOLDER is an audiofolder with English captions and a `label`. Captions in other languages are made here: the labels of
+LABELS in six languages, and, for speech, the transcript (the quotation that ends an English caption), in its
+language. The XLM-R starts from random weights and a tokenizer made from these texts, so it knows the words of its
+training data alone; a pretrained one is `--text_model FacebookAI/xlm-roberta-base`. Other options are those
 of train.py.
 """
 
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
 
 import train
@@ -85,15 +86,15 @@ SAID = "caption_said"
 
 
 def texts_of(row: dict) -> dict[str, str]:
-    """Of a row with English captions the new columns, empty where there is nothing to say."""
+    """Return the new columns of a row with English captions; "" where there is no text."""
     words = WORDS.get(row["label"])
-    said = re.search(r': "(.+)"$', row["caption"] or "")
+    quotation = re.search(r': "(.+)"$', row["caption"] or "")
     labels = {f"caption_{name}": PROMPTS[name].format(words[name]) if words else "" for name in PROMPTS}
-    return {**labels, SAID: said[1] if said else ""}
+    return {**labels, SAID: quotation[1] if quotation else ""}
 
 
 def write_folder(source: str, out: Path) -> list[str]:
-    """The same sounds with the new columns, in `out`; the names of all caption columns."""
+    """Write links to the sounds and the new columns to `out`; return the names of all caption columns."""
     for split in ("train", "validation", "test"):
         rows = load_split(source, split)
         english = caption_columns(rows)
@@ -112,7 +113,7 @@ def write_folder(source: str, out: Path) -> list[str]:
 
 
 def new_xlm_r(captions: list[str], folder: Path, width: int = 256, seed: int = 0) -> None:
-    """XLM-R's architecture, small, with random weights, and a tokenizer like its own made from `captions`."""
+    """Save a small XLM-R with random weights, and a tokenizer of its kind made from `captions`."""
     tokenizer = XLMRobertaTokenizer().train_new_from_iterator(captions, vocab_size=8000, show_progress=False)
     config = XLMRobertaConfig(
         vocab_size=len(tokenizer),
@@ -121,7 +122,7 @@ def new_xlm_r(captions: list[str], folder: Path, width: int = 256, seed: int = 0
         num_attention_heads=4,
         intermediate_size=4 * width,
         max_position_embeddings=130,  # 128 tokens: positions begin after pad_token_id
-        initializer_range=width**-0.5,  # the default 0.02 is for wide towers, and starts this one asleep
+        initializer_range=width**-0.5,  # the default 0.02 is for wide towers; this one would learn slowly
     )
     torch.manual_seed(seed)
     XLMRobertaModel(config).save_pretrained(folder)
@@ -130,44 +131,46 @@ def new_xlm_r(captions: list[str], folder: Path, width: int = 256, seed: int = 0
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
 
 
-def score(model, processor, clips) -> dict:
-    """Zero-shot accuracy in each language, and whether what is said finds its clip, by the clip's language."""
+def score(model: WavLinkModel, processor: WavLinkProcessor, clips: Dataset) -> dict:
+    """Return zero-shot accuracy in each language, and the recall of transcripts to clips, by the clip's language."""
     named = clips.select([n for n, label in enumerate(clips["label"]) if label in WORDS])
     spoken = with_captions(clips, [SAID])
-    heard, dim = embed_dataset(model, processor, named, []), model.config.projection_dim
-    there = sorted({*named["label"]})
-    scores = {"clips": len(named), "chance": 1 / len(there), "zero_shot": {}}
+    embedded, dim = embed_dataset(model, processor, named, []), model.config.projection_dim
+    labels = sorted({*named["label"]})
+    scores = {"clips": len(named), "chance": 1 / len(labels), "zero_shot": {}}
     for name, prompt in PROMPTS.items():
-        words = {label: WORDS[label][name] for label in there}
+        words = {label: WORDS[label][name] for label in labels}
         options = {"dims": [dim], "prompts": prompt, "renames": words}
-        found = zero_shot_scores(heard.audio, named["label"], partial(embed_text, model, processor), **options)
-        scores["zero_shot"][name] = found[str(dim)]["accuracy"]
+        zero_shot = zero_shot_scores(embedded.audio, named["label"], partial(embed_text, model, processor), **options)
+        scores["zero_shot"][name] = zero_shot[str(dim)]["accuracy"]
     pairs = embed_dataset(model, processor, spoken, [SAID])
-    if len(pairs.text) < 2:  # one phrase is nothing to search in
+    if len(pairs.text) < 2:  # one phrase cannot be searched
         return scores
     groups = spoken["language"] if "language" in spoken.column_names else []
-    found = retrieval_scores(pairs.audio, pairs.text, pairs.correspondence, [dim], groups)
-    scores["said"] = {"clips": len(spoken), "chance": found["chance"]["text_to_audio"]["R@10"]}
-    scores["said"]["all"] = found["text_to_audio"][str(dim)]["R@10"]
+    retrieval = retrieval_scores(pairs.audio, pairs.text, pairs.correspondence, [dim], groups)
+    scores["said"] = {"clips": len(spoken), "chance": retrieval["chance"]["text_to_audio"]["R@10"]}
+    scores["said"]["all"] = retrieval["text_to_audio"][str(dim)]["R@10"]
     for name, clips_of_it in Counter(groups).most_common(8):
         chance = min(1, 10 / clips_of_it)  # of a model that knows the language alone
-        scores["said"][name] = {**found["groups"][name]["text_to_audio"]["R@10"], "language alone": chance}
+        scores["said"][name] = {**retrieval["groups"][name]["text_to_audio"]["R@10"], "language alone": chance}
     return scores
 
 
 def show(scores: dict) -> None:
-    print(f"zero-shot, {scores['clips']} clips, chance {100 * scores['chance']:.1f}:")
+    """Print the scores."""
+    print(f"zero-shot, {scores['clips']} clips, chance level {100 * scores['chance']:.1f}:")
     print(*(f"  {name}  {percent(x)}" for name, x in scores["zero_shot"].items()), sep="\n")
     said = scores.get("said")
     if not said:
         return
-    print(f"what is said -> its clip, R@10, {said['clips']} clips, chance {100 * said['chance']:.1f}:")
+    print(f"transcript -> its clip, R@10, {said['clips']} clips, chance level {100 * said['chance']:.1f}:")
     for name, x in [item for item in said.items() if item[0] not in ("clips", "chance")]:
-        known = f", if the language alone is heard {100 * x['language alone']:.1f}" if "language alone" in x else ""
+        known = f", from the language alone {100 * x['language alone']:.1f}" if "language alone" in x else ""
         print(f"  {name:5} {percent(x)}{known}")
 
 
 def main(argv: list[str] | None = None) -> dict:
+    """Write the data, train, and return the scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="an audiofolder with train, validation and test")
     parser.add_argument("--audio_model", required=True)

@@ -1,26 +1,28 @@
-"""Searches a folder of sounds: by text, by a sound that is alike, and by what it should not be.
+"""Search a folder of sounds: by text, by a similar sound, and without what is not wanted.
 
     python examples/search_folder.py runs/sounds/best FOLDER --text "a dog barks"
     python examples/search_folder.py runs/sounds/best FOLDER --like dog.wav --without "a person talks"
 
-The first search embeds the folder into --index (48 numbers of one byte for every 10 s); later ones embed what is new.
+The first search embeds the folder into --index (48 numbers of one byte for every 10 s); later ones embed new files.
 """
 
 import argparse
 
+from wavlink import Index
 from wavlink.console import escape_unwritable
 from wavlink.search.build import index_sounds
-from wavlink.search.index import Hit, Index
+from wavlink.search.index import Hit
 
 
 def main(argv: list[str] | None = None) -> list[Hit]:
+    """Index the folder, print the results and return them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a WavLink: folder or Hub id")
     parser.add_argument("folder", help="with sounds, at any depth")
     parser.add_argument("--text", nargs="+", default=[], help="what to find, in words")
-    parser.add_argument("--like", nargs="+", default=[], metavar="FILE", help="sounds it should be like")
-    parser.add_argument("--without", nargs="+", default=[], metavar="TEXT", help="what it should not be")
-    parser.add_argument("--index", default="sounds.index", help="where the vectors are kept")
+    parser.add_argument("--like", nargs="+", default=[], metavar="FILE", help="find sounds similar to FILE")
+    parser.add_argument("--without", nargs="+", default=[], metavar="TEXT", help="what is not wanted")
+    parser.add_argument("--index", default="sounds.index", help="folder of the index")
     parser.add_argument("--top_k", type=int, default=5)
     options = parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Sounds against texts with numpy and onnxruntime: no torch, no transformers, nothing of this package.
+"""Compare sounds with texts by numpy and onnxruntime alone, without torch, transformers or this package.
 
 ```
 python examples/serve_onnx.py onnx/sounds dog.wav rain.flac --text "a dog barks" "rain falls"
@@ -10,11 +10,14 @@ curl --data-binary @dog.wav "http://127.0.0.1:8000/?text=a+dog+barks&text=rain+f
 import argparse
 import io
 import json
+import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -30,7 +33,7 @@ RATES = 1000, 2**20  # Hz
 
 
 class WavLink:
-    """What `wavlink.backends.onnx` wrote. One input at a time: in int8 batch-mates change a vector."""
+    """A folder of `wavlink export`. Inputs are computed one by one: in int8 a batch changes the vectors."""
 
     def __init__(self, folder: Path):
         self.about = json.loads((folder / "wavlink_onnx.json").read_text(encoding="utf-8"))
@@ -42,16 +45,18 @@ class WavLink:
         self.audio, self.text = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("audio", "text"))
 
     def embed_text(self, text: str) -> np.ndarray:
+        """Return the vector `[D]` of a text."""
         ids = np.array([self.tokenizer.encode(text).ids], dtype=np.int64)
         return self.text.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0][0]
 
-    def embed_sound(self, file, name: str) -> np.ndarray:
+    def embed_sound(self, file: str | BinaryIO, name: str) -> np.ndarray:
+        """Return the vector `[D]` of a sound file; `name` is for errors."""
         features = self.log_mel(self.load(file, name))[None]
         mask = np.ones((1, features.shape[2]), dtype=np.int64)
         return self.audio.run(None, {"input_features": features, "input_features_mask": mask})[0][0]
 
-    def load(self, file, name: str) -> np.ndarray:
-        """float32 mono `[samples]` at the model's rate."""
+    def load(self, file: str | BinaryIO, name: str) -> np.ndarray:
+        """Decode a file to float32 mono `[samples]` at the model's rate."""
         rate, longest = self.about["sampling_rate"], self.about["max_samples"]
         samples, blocks = 0, []
         try:
@@ -73,7 +78,7 @@ class WavLink:
         return clip
 
     def log_mel(self, clip: np.ndarray) -> np.ndarray:
-        """Whisper's log-mel `[F, T]`, 10 ms a frame: of the clip's own length, or of 30 s with silence."""
+        """Compute Whisper's log-mel `[F, T]`, 10 ms a frame, of the clip's own length or padded to 30 s."""
         window, hop, longest = (self.about[name] for name in ("n_fft", "hop_length", "max_samples"))
         frames = longest // hop if self.about["padding"] == "max_length" else -(-len(clip) // hop)
         padded = np.zeros(min((frames + 2) * hop, longest))  # two frames past the end still overlap the clip
@@ -85,11 +90,13 @@ class WavLink:
         return ((np.maximum(log, log.max() - 8) + 4) / 4)[:, :frames].astype(np.float32)
 
 
-def mono_blocks(sound: soundfile.SoundFile):
-    """Float32 mono `[samples]` of up to a second and whether they are the last, as `processing/downmix_wavlink.py`
-    makes them: the mean of the channels, or where they cancel each other out, with those inverted that make it louder.
+def mono_blocks(sound: soundfile.SoundFile) -> Iterator[tuple[np.ndarray, bool]]:
+    """Yield float32 mono `[samples]` of up to a second, and whether they are the last.
+
+    As in `processing/downmix_wavlink.py` they are the mean of the channels. If channels cancel each other out, those
+    are inverted that make the mean louder.
     """
-    sound.seekable = lambda: False  # else the header's length is believed
+    sound.seekable = lambda: False  # or the length in the header would be used
     frames, signs = min(sound.samplerate, 2**16, 2**20 // sound.channels), None
     while True:
         block = sound.read(frames, dtype="float32", always_2d=True)
@@ -106,13 +113,14 @@ def mono_blocks(sound: soundfile.SoundFile):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """POST /?text=...&text=... with a sound file as the body is answered with the cosine of each text."""
+    """Answer POST /?text=...&text=..., whose body is a sound file, with the cosine of each text."""
 
     timeout = 10  # s without a byte
     model: WavLink
     turn = threading.Lock()
 
-    def do_POST(self):
+    def do_POST(self) -> None:
+        """Send the cosines, or an error, as JSON."""
         try:
             status, answer = 200, self._scores()
         except ValueError as error:
@@ -146,11 +154,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """At most `MAX_REQUESTS` connections at a time; one more is answered with 503 and closed."""
+    """A server of at most `MAX_REQUESTS` connections at a time; others are answered with 503 and closed."""
 
     free = threading.BoundedSemaphore(MAX_REQUESTS)
 
-    def process_request(self, request, address):
+    def process_request(self, request: socket.socket, address: tuple) -> None:
+        """Start a thread for a request, or refuse it."""
         if self.free.acquire(blocking=False):
             super().process_request(request, address)
         else:
@@ -161,7 +170,8 @@ class Server(ThreadingHTTPServer):
                 pass
             self.shutdown_request(request)
 
-    def process_request_thread(self, request, address):
+    def process_request_thread(self, request: socket.socket, address: tuple) -> None:
+        """Process a request in its thread."""
         try:
             super().process_request_thread(request, address)
         finally:
@@ -169,8 +179,9 @@ class Server(ThreadingHTTPServer):
 
 
 def main() -> None:
+    """Print the cosines of sounds and texts, or serve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of python -m wavlink.backends.onnx")
+    parser.add_argument("folder", type=Path, help="folder of wavlink export")
     parser.add_argument("sounds", nargs="*", help="files that libsndfile reads")
     parser.add_argument("--text", nargs="+", default=[])
     parser.add_argument("--serve", type=int, metavar="PORT", help="on 127.0.0.1; 0: any that is free")

@@ -1,1 +1,1 @@
-"""What is published: the model card's template and the command that pushes."""
+"""Publishing: the model card, the demo, and the command that pushes them to the Hub."""

@@ -1,4 +1,4 @@
-"""The model card: one template, and no figure without the JSON it came from beside it."""
+"""Write the model card from one template. Each figure has its JSON beside it."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from transformers import FeatureExtractionMixin
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.file_names import stays_below
@@ -17,8 +18,8 @@ from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
 from wavlink.sanitize import escape, last_part, table, without_paths
 
 from . import training
-from .known import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
-from .metadata import card_data, data_name, hub_data, write_eval_results
+from .metadata import card_data, data_name, ends, hub_data, write_eval_results
+from .published_facts import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 _CONFUSED_LABELS = 20  # more do not fit a card's width
@@ -27,7 +28,7 @@ _CONFUSED_LABELS = 20  # more do not fit a card's width
 def write_card(
     folder: Path,
     model: WavLinkModel,
-    extractor,
+    extractor: FeatureExtractionMixin,
     repo_id: str,
     *,
     scores: Sequence[dict] = (),
@@ -36,16 +37,20 @@ def write_card(
     untrained: str | None = None,
     score_files: Sequence[str] = (),
 ) -> None:
-    """Writes `folder/README.md`, and beside it what it shows and links: scores, results, recipe and pictures.
+    """Write `folder/README.md`, and beside it the scores, results, recipes and plots that it shows or links.
 
     Args:
-        model: its config and its number of parameters are told; its weights are not looked at.
+        model: its config and number of parameters are shown; its weights are not read.
         extractor: the checkpoint's feature extractor.
-        scores: what `wavlink.evaluation.command` wrote of these weights.
-        run: the folder that `train.py` wrote, if it is there.
+        repo_id: of the model on the Hub.
+        scores: of these weights, as `wavlink eval` writes them.
+        run: the folder of the training run, if it exists.
         licence: of the weights, as the Hub names it.
         untrained: the paper's size, `"base"`, `"small"` or `"large"`, of pretrained towers with new projections.
         score_files: the file names of `scores`.
+
+    Raises:
+        ValueError: no such size, another number of file names than scores, or matplotlib is missing.
     """
     if untrained not in (None, *SIZES):
         raise ValueError(f"untrained must be one of {', '.join(SIZES)}, got {untrained!r}")
@@ -55,12 +60,12 @@ def write_card(
         raise ValueError(f"the card's plots need {install_hint('matplotlib', 'push')}")
     folder, scores = Path(folder), [without_paths(score) for score in scores]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    found = training.stages(None if run is None else Path(run))
+    stages = training.stages(None if run is None else Path(run))
     files = _ship_scores(folder, scores, score_files, repo_id)
-    shipped = training.ship(found, folder)
+    shipped = training.ship(stages, folder)
     write_eval_results(folder, scores, files, repo_id)
     ModelCard.from_template(
-        card_data(repo_id, scores, found, licence, untrained),
+        card_data(repo_id, scores, stages, licence, untrained),
         template_path=str(TEMPLATE),
         repo_id=repo_id,
         rate=extractor.sampling_rate,
@@ -70,16 +75,16 @@ def write_card(
         dims=_dims(model.config),
         nested=_nested(model.config, scores, files),
         results=[_result(folder, score, file) for score, file in zip(scores, files, strict=True)],
-        stages=_stages(folder, found, shipped),
+        stages=_stages(folder, stages, shipped),
         paper=_paper(untrained or paper_size(model.config)),
-        licences=_licences(licence, untrained, found),
+        licences=_licences(licence, untrained, stages),
     ).save(folder / "README.md")
     if not any((folder / "pictures").iterdir()):
         (folder / "pictures").rmdir()
 
 
 def _ship_scores(folder: Path, scores: Sequence[dict], names: Sequence[str], repo_id: str) -> list[str]:
-    """`scores/NAME.json` of each, which holds no paths any more, with the model's and the data's public names."""
+    """Write `scores/NAME.json` of each, with the public names of model and data; return the names of the files."""
     files = []
     for number, score in enumerate(scores):
         name = Path(names[number]).stem if names else last_part(data_name(score))
@@ -107,7 +112,7 @@ def _architecture(model: WavLinkModel, extractor) -> list[list[str]]:
     config = model.config
     if config.audio_config.model_type == "clap_audio_model":
         audio = f"HTS-AT of CLAP, width {config.audio_config.hidden_size}, without a global token"
-        heard = f"in windows of {extractor.max_length_s} s, whose vectors are averaged"
+        length = f"in windows of {extractor.max_length_s} s, whose vectors are averaged"
     else:
         pooled = {
             "token": "one learned global token",
@@ -116,7 +121,7 @@ def _architecture(model: WavLinkModel, extractor) -> list[list[str]]:
         }
         sizes = f"width {config.audio_config.d_model}, {config.audio_config.encoder_layers} layers"
         audio = f"Whisper encoder, {sizes}, {pooled[config.pooling]}"
-        heard = "at its own length" if extractor.padding == "longest" else "padded to 30 s, the silence included"
+        length = "at its own length" if extractor.padding == "longest" else "padded to 30 s, the silence included"
     text = f"{escape(config.text_config.model_type)}, width {config.text_config.hidden_size}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return [
@@ -124,7 +129,10 @@ def _architecture(model: WavLinkModel, extractor) -> list[list[str]]:
         ["text tower", text],
         ["parameters", f"{parameters / 1e6:.1f}M"],
         ["loss", f"{config.loss_type}, the mean over the nested dims"],
-        ["a clip is heard", f"{heard}; {extractor.sampling_rate // 1000} kHz mono, up to {extractor.chunk_length} s"],
+        [
+            "a clip is encoded",
+            f"{length}; {extractor.sampling_rate // 1000} kHz mono, up to {extractor.chunk_length} s",
+        ],
     ]
 
 
@@ -132,17 +140,11 @@ def _widths(part: dict) -> list[str]:
     return [dim for dim in part if dim.isdigit()]
 
 
-def _ends(part: dict) -> list[str]:
-    """The largest and the smallest of the dims that were measured, as they are named in the JSON."""
-    dims = sorted(_widths(part), key=int)
-    return list(dict.fromkeys([*dims[-1:], *dims[:1]]))
-
-
 def retrieval_rows(score: dict) -> list[list[str]]:
-    """The largest and the smallest nested dim, and the chance level."""
+    """Return the rows of retrieval: the largest and the smallest nested dim, and the chance level."""
     rows = []
     for way, words in DIRECTIONS.items():
-        for dim in _ends(score.get(way, {})):
+        for dim in map(str, ends(score.get(way, {}))):
             figures = score[way][dim]
             rank = f"{figures['median_rank']['value']:g}"
             rows.append([words, dim, *(percent(figures[name]) for name in RANKED), rank])
@@ -152,7 +154,7 @@ def retrieval_rows(score: dict) -> list[list[str]]:
 
 
 def other_rows(score: dict) -> list[list[str]]:
-    """Zero-shot accuracy and multiple choice, at the largest and the smallest nested dim."""
+    """Return the rows of zero-shot accuracy and multiple choice, at the largest and the smallest nested dim."""
     rows = []
     tasks = (
         ("zero_shot", "zero-shot", "labels", "accuracy"),
@@ -160,14 +162,14 @@ def other_rows(score: dict) -> list[list[str]]:
     )
     for key, words, counted, name in tasks:
         part = score.get(key, {})
-        for dim in _ends(part):
+        for dim in map(str, ends(part)):
             title = f"{words}, {part[counted]:d} {counted}"
             rows.append([title, dim, percent(part[dim][name]), f"{100 * part['chance']:.1f}"])
     return rows
 
 
 def group_rows(score: dict) -> list[list[str]]:
-    """R@10 both ways and zero-shot accuracy of each group of clips, at full width."""
+    """Return the rows of groups of clips: R@10 in both directions and zero-shot accuracy, with all dims."""
     groups, zero_shot = score.get("groups", {}), score.get("zero_shot", {})
     widest = max(_widths(zero_shot), key=int, default="")
     labelled = zero_shot.get(widest, {}).get("groups", {})
@@ -179,7 +181,7 @@ def group_rows(score: dict) -> list[list[str]]:
 
 
 def _result(folder: Path, score: dict, file: str) -> dict:
-    """A benchmark's section."""
+    """Return the section of a benchmark."""
     retrieval, others, groups = retrieval_rows(score), other_rows(score), group_rows(score)
     both = [f"{words} R@10" for words in DIRECTIONS.values()]
     tables = [
@@ -195,7 +197,7 @@ def _result(folder: Path, score: dict, file: str) -> dict:
         "data": f"[{name}](https://huggingface.co/datasets/{known})" if known else f"{name} (local data)",
         "file": file,
         "tables": [part for part in tables if part],
-        "pictures": _draw_scores(folder, score, Path(file).stem),
+        "plots": _draw_scores(folder, score, Path(file).stem),
     }
 
 
@@ -204,28 +206,28 @@ def _facts(score: dict) -> str:
     if unreadable := score.get("unreadable", {}).get("count"):
         facts.append(f"unreadable and left out: {unreadable:d}")
     if windowed := score.get("windowed"):
-        facts.append(f"longer than one input, so heard in windows: {windowed:d}")
+        facts.append(f"longer than one input, so encoded in windows: {windowed:d}")
     if prompt := score.get("zero_shot", {}).get("prompt"):
-        facts.append(f"labels are asked for as “{escape(prompt)}”")
+        facts.append(f"prompt of the labels: “{escape(prompt)}”")
     return "; ".join(facts)
 
 
 def _draw_scores(folder: Path, score: dict, stem: str) -> list[list[str]]:
-    pictures = []
+    plots = []
     if all(_widths(score.get(way, {})) for way in DIRECTIONS):
         ways = {way: {dim: score[way][dim] for dim in _widths(score[way])} for way in DIRECTIONS}
         draw_dims({data_name(score).replace("$", r"\$"): ways}, folder / f"pictures/{stem}.recall.png")
-        pictures.append(["Recall by the dims kept", f"pictures/{stem}.recall.png"])
+        plots.append(["Recall by the dims kept", f"pictures/{stem}.recall.png"])
     if confusion := score.get("zero_shot", {}).get("confusion"):
         draw_confusion(confusion, folder / f"pictures/{stem}.confusion.png", most=_CONFUSED_LABELS)
-        pictures.append(["Which labels are taken for which", f"pictures/{stem}.confusion.png"])
-    return pictures
+        plots.append(["Which labels are taken for which", f"pictures/{stem}.confusion.png"])
+    return plots
 
 
 def _nested(config, scores: Sequence[dict], files: Sequence[str]) -> dict:
-    """The bytes of each nested dim or, where it was measured, of the ends, with the change in recall at the smallest.
+    """Return the table of bytes of each nested dim; if recall was measured, of two dims with the change in recall.
 
-    The recall itself stands in the results alone.
+    The recall itself is in the results alone.
     """
     header, dims = ["dims", "bytes a vector (fp32)"], _dims(config)
     measured = ((score, file) for score, file in zip(scores, files, strict=True) if "difference" in score)
@@ -245,18 +247,18 @@ def _nested(config, scores: Sequence[dict], files: Sequence[str]) -> dict:
     return {"table": table(header, rows), "file": file, "data": escape(data_name(score)), "from": largest}
 
 
-def _stages(folder: Path, found: list[training.Stage], shipped: list[str]) -> list[dict]:
-    """Each training stage with its recipe, its pictures and its files."""
+def _stages(folder: Path, stages: list[training.Stage], shipped: list[str]) -> list[dict]:
+    """Return the section of each training stage: its recipe, plots and files."""
     sections = []
-    for number, stage in enumerate(found):
-        before = found[number - 1] if number else None
-        ours = [name for name in shipped if len(found) == 1 or f"/stage{number + 1}/" in name]
-        stem = f"stage{number + 1}." if len(found) > 1 else ""
+    for number, stage in enumerate(stages):
+        before = stages[number - 1] if number else None
+        files = [name for name in shipped if len(stages) == 1 or f"/stage{number + 1}/" in name]
+        stem = f"stage{number + 1}." if len(stages) > 1 else ""
         sections.append(
             {
                 "table": table(["", ""], training.rows(stage, before)),
-                "files": ours,
-                "pictures": _draw_training(folder, stage, stem),
+                "files": files,
+                "plots": _draw_training(folder, stage, stem),
                 "hours": escape(training.hours(stage)),
                 "machine": escape(training.machine(stage)),
             }
@@ -265,18 +267,18 @@ def _stages(folder: Path, found: list[training.Stage], shipped: list[str]) -> li
 
 
 def _draw_training(folder: Path, stage: training.Stage, stem: str) -> list[list[str]]:
-    pictures = []
+    plots = []
     if any("loss" in line for line in stage.metrics):
         draw_loss(stage.metrics, folder / f"pictures/{stem}loss.png")
-        pictures.append(["Loss and scale by step", f"pictures/{stem}loss.png"])
+        plots.append(["Loss and scale by step", f"pictures/{stem}loss.png"])
     if any(line.get("validation", {}).get(way) for line in stage.metrics for way in DIRECTIONS):
         draw_recall(stage.metrics, folder / f"pictures/{stem}recall.png")
-        pictures.append(["Recall on the validation split by step", f"pictures/{stem}recall.png"])
-    return pictures
+        plots.append(["Recall on the validation split by step", f"pictures/{stem}recall.png"])
+    return plots
 
 
-def paper_size(config) -> str | None:
-    """Which of the paper's sizes this architecture is, if any."""
+def paper_size(config: WavLinkConfig) -> str | None:
+    """Return the paper's size with this architecture, if any."""
     if config.audio_config.model_type == "clap_audio_model" or config.text_config.model_type != "clip_text_model":
         return None
     shape = _shape(config)
@@ -289,7 +291,7 @@ def _shape(config) -> tuple:
 
 
 def _paper(size: str | None) -> dict | None:
-    """The paper's own figures for a size."""
+    """Return the figures that the paper reports for a size."""
     if size is None:
         return None
     full, eighth = PAPER_RETRIEVAL[size]
@@ -302,15 +304,15 @@ def _paper(size: str | None) -> dict | None:
     }
 
 
-def _licences(licence: str | None, untrained: str | None, found: list[training.Stage]) -> str:
-    """A row for the weights, each tower they started from and each training set."""
+def _licences(licence: str | None, untrained: str | None, stages: list[training.Stage]) -> str:
+    """Return the table of licences: of the weights, of each tower they started from, and of each training set."""
     rows = [["these weights", escape(licence) if licence else "not stated: the rows below decide what is possible"]]
-    data = card_data("", (), found, None, untrained)
+    data = card_data("", (), stages, None, untrained)
     rows += [[_model_link(name), TOWER_LICENCES.get(name, "see its card")] for name in data.base_model or ()]
-    if found:
-        local = [tower for tower in found[0].towers() if not found[0].hub_id(tower)]
-        rows += [[f"started from {escape(found[0].name(tower))}", "see where it was published"] for tower in local]
-    sources = {source: stage for stage in found for source in stage.data()}
+    if stages:
+        local = [tower for tower in stages[0].towers() if not stages[0].hub_id(tower)]
+        rows += [[f"started from {escape(stages[0].name(tower))}", "see where it was published"] for tower in local]
+    sources = {source: stage for stage in stages for source in stage.data()}
     for source, stage in sources.items():
         name, known = escape(stage.name(source)), stage.hub_id(source)
         url = f"https://huggingface.co/datasets/{known}" if known else DATA[source].url if source in DATA else ""

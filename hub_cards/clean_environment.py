@@ -1,51 +1,59 @@
-"""Run by `verify`, as a script: loads a folder with transformers and torch alone, and writes down its vectors.
+"""A script that `verify` runs: load a folder with transformers and torch alone, and save its vectors.
 
-What torch and transformers do not themselves require is not to be had here, this repository first of all.
+Modules that torch and transformers do not require cannot be imported here, first of all those of this repository.
 """
 
 import gc
 import re
 import sys
 from importlib import metadata
+from typing import NoReturn
 
-sys.path = [path for path in sys.path[1:] if path]  # neither this script's folder nor the working directory
+OWN = ("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")
 
 
 def name_of(requirement: str) -> str:
+    """Return the normalised name of a requirement."""
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 
 def required(names: list[str]) -> set[str]:
-    """The packages and all that they require, extras left out."""
-    found, todo = set(), list(names)
+    """Return the packages and all that they require, without extras."""
+    packages, todo = set(), list(names)
     while todo:
         name = name_of(todo.pop())
-        if name in found:
+        if name in packages:
             continue
-        found.add(name)
+        packages.add(name)
         try:
             todo += [line for line in metadata.requires(name) or [] if "extra ==" not in line]
         except metadata.PackageNotFoundError:  # of another platform
             continue
-    return found
+    return packages
 
 
-kept = required(["torch", "transformers"])
-installed = metadata.packages_distributions()
-others = [name for name, owners in installed.items() if not kept & {name_of(owner) for owner in owners}]
-for name in [*others, "modeling_wavlink", "processing", "hub_cards", "wavlink", "train"]:
-    sys.modules.setdefault(name, None)
+def hide_other_modules() -> None:
+    """Make all modules unimportable that torch and transformers do not require."""
+    sys.path = [path for path in sys.path[1:] if path]  # neither this script's folder nor the working directory
+    kept = required(["torch", "transformers"])
+    installed = metadata.packages_distributions()
+    others = [name for name, owners in installed.items() if not kept & {name_of(owner) for owner in owners}]
+    for name in [*others, *OWN]:
+        sys.modules.setdefault(name, None)
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from transformers import AutoModel, AutoProcessor, pipeline  # noqa: E402
 
-
-def refuse(*_, **__):
+def refuse(*_: object, **__: object) -> NoReturn:
+    """Raise a ValueError instead of loading a pickle."""
     raise ValueError("something in the folder is pickled, which can run any code where it is loaded")
 
 
 def main(folder: str, probe: str, *texts: str) -> None:
+    """Save the vectors of `probe/clip.npy` and of the texts as `probe/vectors.npz`."""
+    hide_other_modules()
+    import numpy as np
+    import torch
+    from transformers import AutoModel, AutoProcessor, pipeline
+
     torch.load = refuse
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -64,4 +72,5 @@ def main(folder: str, probe: str, *texts: str) -> None:
         raise ValueError(f"the pipeline answers {answers}")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

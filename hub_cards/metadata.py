@@ -2,7 +2,7 @@
 
 Values are percent of 0 to 100. `.eval_results` belong to data sets on the Hub, so a score on local data is in
 `model-index` alone, under the name of its folder. A task id says what was measured; the Hub puts an entry on a data
-set's leaderboard only where that data set declares the task.
+set's leaderboard only if that data set declares the task.
 """
 
 import re
@@ -16,7 +16,7 @@ from wavlink.evaluation.metrics import percent
 from wavlink.evaluation.retrieval import DIRECTIONS
 from wavlink.sanitize import clean, last_part
 
-from .known import BENCHMARK_IDS, ENGLISH, towers_of
+from .published_facts import BENCHMARK_IDS, ENGLISH, towers_of
 from .training import Stage, base_models, data_ids
 
 TAGS = ["audio", "audio-text-retrieval", "feature-extraction", "matryoshka", "wavlink", "custom_code"]
@@ -25,7 +25,7 @@ TAGS = ["audio", "audio-text-retrieval", "feature-extraction", "matryoshka", "wa
 def card_data(
     repo_id: str, scores: Sequence[dict], stages: list[Stage], licence: str | None, untrained: str | None
 ) -> ModelCardData:
-    """The YAML block. What is not known is left out."""
+    """Return the YAML block of a card, without what is not known."""
     sources = {source for stage in stages for source in stage.data()}
     results = [result for score in scores for result in model_index(score)]
     return ModelCardData(
@@ -42,9 +42,10 @@ def card_data(
 
 
 def hub_data(score: dict) -> str | None:
-    """The Hub id of the data a score was measured on, None of a folder: `owner/name` may be either.
+    """Return the Hub id of the data that a score was measured on; None for a folder.
 
-    A benchmark by name without a copy comes from the Hub; of any other data from there the commit is on record.
+    A benchmark by name comes from the Hub unless it was a local copy. `owner/name` is a Hub id if the score holds a
+    commit.
     """
     source = score.get("data", {}).get("source", score["benchmark"])
     if source in BENCHMARK_IDS:
@@ -54,7 +55,7 @@ def hub_data(score: dict) -> str | None:
 
 
 def data_name(score: dict) -> str:
-    """How a card calls the data: its Hub id, or the last name of its folder."""
+    """Return the name of the data on a card: its Hub id, or the last name of its folder."""
     if known := hub_data(score):
         return known
     benchmark = score["benchmark"]
@@ -62,9 +63,9 @@ def data_name(score: dict) -> str:
 
 
 def headlines(score: dict) -> Iterator[tuple[str, str, str, int, dict]]:
-    """`(task, metric, words, dims, figure)` of what the metadata states, at the widest and the narrowest dim."""
+    """Yield `(task, metric, words, dims, figure)` of the metadata, at the largest and the smallest dim."""
     for way, words in DIRECTIONS.items():
-        for dim in _ends(score.get(way, {})):
+        for dim in ends(score.get(way, {})):
             for name in ("R@1", "R@5", "R@10"):
                 metric = f"{way}_recall_at_{name.removeprefix('R@')}"
                 yield "audio-text-retrieval", metric, f"{words} {name}", dim, score[way][str(dim)][name]
@@ -73,23 +74,24 @@ def headlines(score: dict) -> Iterator[tuple[str, str, str, int, dict]]:
         ("multiple_choice", "multiple-choice", "total"),
     )
     for part, task, name in tasks:
-        for dim in _ends(score.get(part, {})):
+        for dim in ends(score.get(part, {})):
             words = f"{part.replace('_', '-').replace('multiple-', 'multiple ')} accuracy"
             yield task, f"{part}_accuracy", words, dim, score[part][str(dim)][name]
 
 
-def _ends(part: dict) -> list[int]:
+def ends(part: dict) -> list[int]:
+    """Return the largest and the smallest of the dims that were measured."""
     dims = sorted((int(dim) for dim in part if dim.isdigit()), reverse=True)
     return list(dict.fromkeys([*dims[:1], *dims[-1:]]))
 
 
 def model_index(score: dict) -> list[EvalResult]:
-    """The results of one evaluation. Local data has the type `audiofolder`, its name as configuration."""
+    """Return the results of one evaluation. Local data has the type `audiofolder`, and its name as configuration."""
     known, name = hub_data(score), data_name(score)
     data = {"dataset_type": known or "audiofolder", "dataset_name": name, "dataset_split": clean(score["split"])}
     data |= {"dataset_revision": score.get("data", {}).get("revision") if known else None}
     if not known:
-        data["dataset_config"] = name  # the Hub tells results apart by type, configuration and split, not by name
+        data["dataset_config"] = name  # the Hub distinguishes results by type, configuration and split, not by name
     return [
         EvalResult(
             task_type=task,
@@ -104,12 +106,15 @@ def model_index(score: dict) -> list[EvalResult]:
 
 
 def write_eval_results(folder: Path, scores: Sequence[dict], files: Sequence[str], repo_id: str) -> list[Path]:
-    """`.eval_results/DATA.yaml`, a file a data set of the Hub, at full width; of two scores of one task the first.
+    """Write `.eval_results/DATA.yaml`, a file for each data set of the Hub, with all dims.
 
-    Files of an earlier card are removed.
+    Of two scores of one task the first is kept. Files of an earlier card are removed.
+
+    Returns:
+        The paths of the files.
     """
-    place = folder / ".eval_results"
-    for old in place.glob("*.yaml"):
+    target = folder / ".eval_results"
+    for old in target.glob("*.yaml"):
         old.unlink()
     entries: dict[str, dict[str, EvalResultEntry]] = {}
     for score, file in zip(scores, files, strict=True):
@@ -118,8 +123,8 @@ def write_eval_results(folder: Path, scores: Sequence[dict], files: Sequence[str
                 entries.setdefault(known, {}).setdefault(entry.task_id, entry)
     written = []
     for known, tasks in entries.items():
-        place.mkdir(parents=True, exist_ok=True)
-        written.append(place / f"{known.replace('/', '--')}.yaml")
+        target.mkdir(parents=True, exist_ok=True)
+        written.append(target / f"{known.replace('/', '--')}.yaml")
         written[-1].write_text(yaml_dump(eval_result_entries_to_yaml(list(tasks.values()))), encoding="utf-8")
     return written
 
@@ -127,7 +132,7 @@ def write_eval_results(folder: Path, scores: Sequence[dict], files: Sequence[str
 def _entries(score: dict, known: str, file: str, repo_id: str) -> list[EvalResultEntry]:
     seen, entries = set(), []
     for _, metric, words, dim, figure in headlines(score):
-        if metric in seen:  # the narrowest dim comes second
+        if metric in seen:  # the smallest dim comes second
             continue
         seen.add(metric)
         entries.append(

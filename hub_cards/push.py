@@ -1,20 +1,21 @@
-"""Publishes a WavLink: one merged checkpoint, flat code and a card from measured scores, verified, in one commit.
+"""Publish a WavLink in one commit: a merged checkpoint, its code, and a card with measured scores.
 
-    python -m hub_cards.push FOLDER REPO_ID [--scores SCORES.json ...] [--private] [--revision BRANCH | --create_pr]
-    python -m hub_cards.push FOLDER REPO_ID --dry_run --output_dir DIR
-    python -m hub_cards.push --init base|small|large REPO_ID
-    python -m hub_cards.push FOLDER SPACE_REPO_ID --space [--index INDEX]
+    wavlink push FOLDER REPO_ID [--scores SCORES.json ...] [--private] [--revision BRANCH | --create_pr]
+    wavlink push FOLDER REPO_ID --dry_run --output_dir DIR
+    wavlink push --init base|small|large REPO_ID
+    wavlink push FOLDER SPACE_REPO_ID --space [--index INDEX]
 
 FOLDER is a WavLink (RUN/best) or a LoRA adapter of one (RUN/best/adapter), or the Hub id of either. --init builds the
-paper's model of a size from pretrained towers, ready for its first stage of training. The token and its right to write
-are asked first; nothing changes on the Hub before the folder works in a process with transformers and torch alone.
---space pushes a demo of the model (hub_cards/space) instead: a Hub id is named there by its commit, a folder goes
-along, and so do an index and its sounds. Before the upload it has started in a process of its own.
+paper's model of a size from pretrained towers, ready for its first stage of training. The token's right to write is
+checked first. Nothing changes on the Hub before the folder has been loaded in a process with transformers and torch
+alone. --space pushes a demo of the model (hub_cards/space) instead, which has been started in a clean process before.
+It names a model of the Hub by its commit, and holds any other model, and an index with its sounds.
 """
 
 import argparse
 import gc
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,36 +30,40 @@ from hub_cards.space.folder import check_space, write_space
 from wavlink import options as of
 from wavlink.atomic_files import new_folder
 from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for, step
-from wavlink.hub_upload import Target, check_access, upload, without_token
+from wavlink.hub_errors import without_token
+from wavlink.hub_upload import Target, check_access, upload
 
 from .card import write_card
-from .measured import read_scores, scores_of
+from .scores import read_scores, scores_of
 from .source import commit_of, merged, open_checkpoint, open_paper_model, run_of
 from .verify import vectors, verify
-from .workplace import temporary
 
 SHARD_SIZE = "5GB"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code of one that went well or was stopped; what went wrong is said by SystemExit."""
-    options = _options(argv)
+    """Parse `argv`, by default this process's, and push; return the exit code.
+
+    Raises:
+        SystemExit: with the line of an error.
+    """
+    options = of.parser_of(of.push, "wavlink push", __doc__).parse_args(argv)
     try:
         return run(options)
     except (ValueError, OSError) as error:
         failure = str(error)
     except KeyboardInterrupt as stopped:
-        print(f"hub_cards.push: {stopped.args[1]}", file=sys.stderr)
+        print(f"wavlink push: {stopped.args[1]}", file=sys.stderr)
         return code_of(stopped)
-    sys.exit(f"hub_cards.push: {failure}")
+    sys.exit(f"wavlink push: {failure}")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Push what the options say.
+    """Push a model or a Space, and print its address.
 
     Raises:
         ValueError, OSError: in one line, without the token.
-        KeyboardInterrupt: stopped by a signal, with its number and what to say.
+        KeyboardInterrupt: stopped by a signal; it holds the signal's number and a line to print.
     """
     try:
         with signals_as_interrupts(), stdout_for(options.as_json) as print_json:
@@ -73,11 +78,11 @@ def run(options: argparse.Namespace) -> int:
         line = "stopped; the Hub has all of its commit or none, and the same command starts again"
         raise KeyboardInterrupt(code_of(stopped) - 128, line) from stopped
     finally:
-        gc.collect()  # an upload that fails leaves its progress bar open, which would have the last word
+        gc.collect()  # closes the progress bar of a failed upload, which would be printed after the error
 
 
 def push(options: argparse.Namespace) -> str:
-    """Checks, prepares, verifies and uploads; returns the address of the commit, or with --dry_run the folder."""
+    """Check, prepare, verify and upload; return the address of the commit, or with --dry_run the folder."""
     kind = "space" if options.space else "model"
     names = ("repo_id", "private", "revision", "create_pr", "tag", "overwrite_card")
     target = Target(kind=kind, **{name: getattr(options, name) for name in names})
@@ -86,7 +91,7 @@ def push(options: argparse.Namespace) -> str:
     if not options.dry_run:
         step("asking the Hub who may write")
         check_access(api, target)
-    with own_lines_alone(), _workplace(options.output_dir) as folder:
+    with own_lines_alone(), working_folder(options.output_dir) as folder:
         if options.space:
             prepare_space(options, folder, scores)
         else:
@@ -105,7 +110,7 @@ def _verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
 
 @contextmanager
 def own_lines_alone() -> Iterator[None]:
-    """Without the progress bars of transformers and huggingface_hub, and without the warnings of other libraries."""
+    """Hide the progress bars of transformers and huggingface_hub, and the warnings of other libraries."""
     bars, hub_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,7 +127,7 @@ def own_lines_alone() -> Iterator[None]:
 
 
 def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> dict[str, np.ndarray]:
-    """Writes everything that is to be on the Hub into `folder`; returns the vectors that it must give."""
+    """Write all files that are pushed into `folder`; return the vectors that the model must give."""
     source = options.folder or f"the untrained {options.init} model"
     step(f"loading {source}")
     model, processor = open_paper_model(options.init) if options.init else open_checkpoint(options.folder)
@@ -146,7 +151,7 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
         )
     except ValueError:
         raise
-    except Exception as error:  # safetensors, tokenizers and the system each have their own for a full disk
+    except Exception as error:  # for a full disk safetensors, tokenizers and the system each have another
         raise OSError(
             f"could not write {options.output_dir or folder}: {error}; nothing was uploaded: free space on its disk, "
             "or give --output_dir on another"
@@ -155,7 +160,7 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
 
 
 def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> None:
-    """Writes a Space into `folder`, with the model in it unless that is a whole one on the Hub; and starts it once."""
+    """Write a Space into `folder`, with its model unless that is on the Hub, and start it once."""
     commit = commit_of(options.folder)
     if not commit:
         _verify(folder / "model", prepare(options, folder / "model", scores))
@@ -170,12 +175,11 @@ def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, l
 
 
 @contextmanager
-def _workplace(output_dir: str | None) -> Iterator[Path]:
-    """An empty folder, so that nothing is pushed that was not written here: a temporary one, or one that takes the
-    name `output_dir` once all went well."""
+def working_folder(output_dir: str | None) -> Iterator[Path]:
+    """Yield an empty folder: a temporary one, or one that is renamed to `output_dir` once all is done."""
     if not output_dir:
-        with temporary() as folder:
-            yield folder
+        with tempfile.TemporaryDirectory(prefix="wavlink-push-", ignore_cleanup_errors=True) as name:
+            yield Path(name)
         return
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -184,10 +188,5 @@ def _workplace(output_dir: str | None) -> Iterator[Path]:
         yield unfinished
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = of.parser_of(of.push, "wavlink push", __doc__)
-    return parser.parse_args(argv)
-
-
 if __name__ == "__main__":
-    sys.exit(run_command("hub_cards.push", main))
+    sys.exit(run_command("wavlink push", main, extra="push"))

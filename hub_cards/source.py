@@ -1,4 +1,4 @@
-"""What can be pushed, opened: a WavLink, a LoRA adapter on its base, or the paper's model before any training."""
+"""Open what can be pushed: a WavLink, a LoRA adapter on its base, or the paper's model before any training."""
 
 from pathlib import Path
 
@@ -19,14 +19,15 @@ from wavlink.training.recipes import get_recipe
 
 logger = logging.get_logger(__name__)
 
-SIZES = ("base", "small", "large")
-
 
 def open_checkpoint(source: str) -> tuple[WavLinkModel | PeftModel, WavLinkProcessor]:
-    """A WavLink, or LoRA that is not merged yet, in eval mode, and its processor.
+    """Load a WavLink, or LoRA that is not merged yet, in eval mode, and its processor.
 
     Args:
         source: a folder or Hub id of a WavLink, such as runs/sounds/best, or of a PEFT adapter of one.
+
+    Raises:
+        ValueError: neither, or an adapter that does not fit its base.
     """
     folder = Path(source)
     needs_cache(source)
@@ -41,7 +42,7 @@ def open_checkpoint(source: str) -> tuple[WavLinkModel | PeftModel, WavLinkProce
 
 
 def open_paper_model(size: str) -> tuple[WavLinkModel, WavLinkProcessor]:
-    """What the size's first stage starts from: pretrained towers, and what is new drawn from the recipe's seed."""
+    """Build the start of a size's first stage: pretrained towers, and new weights drawn from the recipe's seed."""
     recipe = get_recipe(f"{size}_stage1")
     set_seed(recipe.seed)
     model, processor = build(recipe, lambda: ())
@@ -49,17 +50,18 @@ def open_paper_model(size: str) -> tuple[WavLinkModel, WavLinkProcessor]:
 
 
 def merged(model: WavLinkModel | PeftModel) -> WavLinkModel:
+    """Return the model with its adapter, if any, merged into the weights."""
     return model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
 
 
 def run_of(source: str) -> Path | None:
-    """The folder of the training run that wrote `source` (RUN/best, RUN/best/adapter), if it is one's."""
+    """Return the folder of the training run that wrote `source` (RUN/best, RUN/best/adapter), if there is one."""
     near = Path(source).resolve().parents[:2] if Path(source).is_dir() else ()
     return next((folder for folder in near if (folder / "recipe.json").is_file()), None)
 
 
 def commit_of(source: str) -> str:
-    """The Hub's commit of a WavLink; "" of a folder, and of an adapter, which has to be merged first."""
+    """Return the Hub's commit of a WavLink; "" for a folder, and for an adapter, which has to be merged first."""
     needs_cache(source)
     if Path(source).is_dir() or optional_file(source, "adapter_config.json"):
         return ""
@@ -93,14 +95,14 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
         raise ValueError(f"{base}, which {source} was trained on, does not load: {error}") from error
     model = PeftModel.from_pretrained(bare, source).eval()
     _refuse_forgotten(source, weights, model)
-    # The run's own processor, which lies beside its merged weights: the recipe may pad otherwise than the base.
+    # The run's processor, beside its merged weights: the recipe may pad otherwise than the base.
     above = Path(source).parent
-    places = [place for place in (source, str(above)) if Path(place, "processor_config.json").is_file()]
-    return model, WavLinkProcessor.from_pretrained([*places, base][0])
+    folders = [folder for folder in (source, str(above)) if Path(folder, "processor_config.json").is_file()]
+    return model, WavLinkProcessor.from_pretrained([*folders, base][0])
 
 
 def _refuse_forgotten(source: str, weights: str, model: PeftModel) -> None:
-    """PEFT loads what fits and is silent about the rest."""
+    """Refuse an adapter with weights that PEFT does not load, which it skips without a warning."""
     state = model.state_dict()
     adapted = {name.split(".lora_")[0] for name in state if ".lora_" in name}
     with safe_open(weights, "pt") as file:

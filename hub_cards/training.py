@@ -1,4 +1,4 @@
-"""What a card tells of a training run: each stage's recipe, the machine, the hours, and what is shipped of it."""
+"""The training runs on a card: the recipe of each stage, the machine, the hours, and the published files."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from wavlink.sanitize import clean, escape, last_part, without_paths
 from wavlink.training.run_folder import SOURCES
 
-from .known import DATA, TOWER_LICENCES
+from .published_facts import DATA, TOWER_LICENCES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SHIPPED_FACTS = ("step", "processes", "python", "packages", "processor", "cpus", "threads", "devices", "seconds")
@@ -16,34 +16,36 @@ _SHIPPED_FACTS = ("step", "processes", "python", "packages", "processor", "cpus"
 
 @dataclass
 class Stage:
-    """One run of `train.py`: `recipe.json`, the lines of `environment.jsonl` and of `metrics.jsonl`."""
+    """A training run: its `recipe.json`, and the lines of `environment.jsonl` and `metrics.jsonl`."""
 
     recipe: dict
     environment: list[dict]
     metrics: list[dict]
 
     def hub_id(self, source: str) -> str | None:
-        """The Hub id that a recipe's source is, or None: a folder, whose name may look like an id, is none.
+        """Return the Hub id of a recipe's source; None for a folder, whose name may look like an id.
 
-        The run noted which sources were folders. Of one that did not only well-known ids are believed.
+        The run has recorded which sources were folders. If it has not, only well-known ids are returned.
         """
         if source in DATA:
             return DATA[source].hub or None
-        noted = [line["on_disk"] for line in self.environment if "on_disk" in line]
-        if noted and _HUB_ID.fullmatch(source):
-            return None if any(source in sources for sources in noted) else source
+        folders = [line["on_disk"] for line in self.environment if "on_disk" in line]
+        if folders and _HUB_ID.fullmatch(source):
+            return None if any(source in sources for sources in folders) else source
         return source if source in TOWER_LICENCES else None
 
     def name(self, source: str) -> str:
-        """How a card calls a source: a local path by its last name."""
+        """Return the name of a source on a card; of a local path the last name."""
         known = self.hub_id(source) or (source if source in DATA else None)
         return clean(known or f"{last_part(source)} (local)")
 
     def data(self) -> dict[str, float]:
+        """Return the weight of each data set."""
         recipe = self.recipe
         return recipe.get("mixture") or ({recipe["data"]: 1.0} if recipe.get("data") else {})
 
     def towers(self) -> list[str]:
+        """Return the models that the run started from."""
         recipe = self.recipe
         if recipe.get("init"):
             return [recipe["init"]]
@@ -51,14 +53,14 @@ class Stage:
 
 
 def stages(run: Path | None) -> list[Stage]:
-    """The stages that led to `run`, the first one first, as far as their folders are still there."""
-    found = []
-    while run is not None and (run / "recipe.json").is_file() and len(found) < 9:
+    """Return the stages that led to `run`, the first one first, as far as their folders exist."""
+    runs = []
+    while run is not None and (run / "recipe.json").is_file() and len(runs) < 9:
         recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-        found.insert(0, Stage(recipe, _lines(run / "environment.jsonl"), _lines(run / "metrics.jsonl")))
+        runs.insert(0, Stage(recipe, _lines(run / "environment.jsonl"), _lines(run / "metrics.jsonl")))
         before = Path(recipe.get("init") or "").parent
         run = before if recipe.get("init") and before != run else None
-    return found
+    return runs
 
 
 def _lines(path: Path) -> list[dict]:
@@ -68,32 +70,33 @@ def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def base_models(found: list[Stage]) -> list[str]:
-    """The Hub ids that the first stage started from."""
-    return [known for tower in found[0].towers() if (known := found[0].hub_id(tower))] if found else []
+def base_models(stages: list[Stage]) -> list[str]:
+    """Return the Hub ids that the first stage started from."""
+    return [known for tower in stages[0].towers() if (known := stages[0].hub_id(tower))] if stages else []
 
 
-def data_ids(found: list[Stage]) -> list[str]:
-    ids = [known for stage in found for source in stage.data() if (known := stage.hub_id(source))]
+def data_ids(stages: list[Stage]) -> list[str]:
+    """Return the Hub ids of the training data."""
+    ids = [known for stage in stages for source in stage.data() if (known := stage.hub_id(source))]
     return list(dict.fromkeys(ids))
 
 
 def rows(stage: Stage, before: Stage | None = None) -> list[list[str]]:
-    """A recipe for a reader: what it trained on, from what, and how."""
+    """Return the table of a stage: its data, its start and its settings."""
     recipe = without_paths(stage.recipe)
-    told = {
+    facts = {
         "recipe": recipe.get("name"),
         "data": ", ".join(_weighted(stage)) + (f", split {recipe['train_split']}" if "train_split" in recipe else ""),
         "started from": "the stage before" if before else _start(stage),
         "trained": _trained(recipe),
         "loss": _loss(recipe),
-        "clips": _heard(recipe),
+        "clips": _clips(recipe),
         "budget": _budget(stage),
         "optimizer": _optimizer(recipe),
         "seed": recipe.get("seed"),
         "software": _software(stage),
     }
-    return [[title, escape(value, 500)] for title, value in told.items() if value not in (None, "")]
+    return [[title, escape(value, 500)] for title, value in facts.items() if value not in (None, "")]
 
 
 def _weighted(stage: Stage) -> list[str]:
@@ -134,7 +137,7 @@ def _loss(recipe: dict) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _heard(recipe: dict) -> str:
+def _clips(recipe: dict) -> str:
     padding = {"longest": "native length", "max_length": "padded to 30 s"}.get(recipe.get("padding"), "")
     most = f"crops of at most {recipe['max_seconds']:g} s" if "max_seconds" in recipe else ""
     return ", ".join(filter(None, (padding, most)))
@@ -159,25 +162,26 @@ def _optimizer(recipe: dict) -> str:
 
 
 def hours(stage: Stage) -> str:
-    """How long the run took by the clock; empty where the run did not note it."""
-    noted = [line["seconds"] for line in stage.environment if "seconds" in line]
+    """Return the wall time of a run; "" if the run has not recorded it."""
+    seconds = [line["seconds"] for line in stage.environment if "seconds" in line]
     starts = sum("python" in line for line in stage.environment)
-    if not noted:
+    if not seconds:
         return ""
-    return ("" if len(noted) >= starts else "at least ") + f"{sum(noted) / 3600:.2f} hours"
+    return ("" if len(seconds) >= starts else "at least ") + f"{sum(seconds) / 3600:.2f} hours"
 
 
 def machine(stage: Stage) -> str:
+    """Return the processors of a run; "" if the run has not recorded them."""
     facts = next((line for line in reversed(stage.environment) if "python" in line), None)
     if facts is None:
         return ""
     devices = facts.get("devices") or []
     names = " and ".join(f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices))
-    here = names or f"{facts.get('cpus')} CPU cores ({facts.get('processor')}), no GPU"
+    processors = names or f"{facts.get('cpus')} CPU cores ({facts.get('processor')}), no GPU"
     shares = [(facts.get("processes", 1), "process", "es"), (facts.get("threads"), "thread", "s each")]
     if names:
         shares.pop()  # the work is the devices'
-    return ", ".join([here, *(f"{n} {word}{end if n != 1 else ''}" for n, word, end in shares if n)])
+    return ", ".join([processors, *(f"{n} {word}{end if n != 1 else ''}" for n, word, end in shares if n)])
 
 
 def _software(stage: Stage) -> str:
@@ -188,23 +192,23 @@ def _software(stage: Stage) -> str:
     return ", ".join(f"{name} {facts['packages'][name]}" for name in names if name in facts["packages"])
 
 
-def ship(found: list[Stage], folder: Path) -> list[str]:
-    """Writes what the card's figures come from, without paths, and returns the files' names, a stage a folder."""
+def ship(stages: list[Stage], folder: Path) -> list[str]:
+    """Write the files behind the card's figures, without paths, one folder for each stage; return their names."""
     names = []
-    for number, stage in enumerate(found, 1):
-        place = Path("training") / (f"stage{number}" if len(found) > 1 else "")
-        (folder / place).mkdir(parents=True, exist_ok=True)
+    for number, stage in enumerate(stages, 1):
+        part = Path("training") / (f"stage{number}" if len(stages) > 1 else "")
+        (folder / part).mkdir(parents=True, exist_ok=True)
         environment = [{name: line[name] for name in _SHIPPED_FACTS if name in line} for line in stage.environment]
         lines = "".join(json.dumps(without_paths(line)) + "\n" for line in stage.metrics)
         texts = {"recipe.json": _json(public_recipe(stage)), "environment.json": _json(without_paths(environment))}
         for name, text in (texts | ({"metrics.jsonl": lines} if lines else {})).items():
-            (folder / place / name).write_text(text, encoding="utf-8")
-            names.append((place / name).as_posix())
+            (folder / part / name).write_text(text, encoding="utf-8")
+            names.append((part / name).as_posix())
     return names
 
 
 def public_recipe(stage: Stage) -> dict:
-    """The recipe with the names of local folders, and without what only this machine knew."""
+    """Return a recipe with names instead of local paths, and without fields of this machine alone."""
     recipe = {name: value for name, value in stage.recipe.items() if name not in ("output_dir", "audio_folder")}
     recipe |= {name: stage.name(recipe[name]) for name in SOURCES if recipe.get(name)}
     if recipe.get("mixture"):

@@ -1,30 +1,30 @@
-"""Whether a folder gives, with transformers and torch alone, what the model in memory gives."""
+"""Check that a folder gives the same vectors as the model in memory, in a clean environment."""
 
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-
-from .workplace import temporary
+from transformers import ProcessorMixin
 
 TEXTS = ("a dog barks", "rain falls on a roof")
-STRANGER = Path(__file__).with_name("stranger.py")
+CLEAN_ENVIRONMENT = Path(__file__).with_name("clean_environment.py")
 TOLERANCE = 1e-5  # of a number in a unit vector: merging LoRA rounds
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 
 
 def probe() -> np.ndarray:
-    """float32 `[samples]`: a second of noise, or less where the rate is higher."""
+    """Return the clip of the check, float32 `[samples]`: 16000 samples of noise."""
     return np.random.default_rng(0).normal(scale=0.1, size=16000).astype(np.float32)
 
 
 @torch.no_grad()
-def vectors(model: torch.nn.Module, processor) -> dict[str, np.ndarray]:
-    """`audio` `[1, projection_dim]` of the probe and `text` `[2, projection_dim]` of TEXTS."""
+def vectors(model: torch.nn.Module, processor: ProcessorMixin) -> dict[str, np.ndarray]:
+    """Return `audio` `[1, projection_dim]` of the probe and `text` `[2, projection_dim]` of `TEXTS`."""
     rate = processor.feature_extractor.sampling_rate
     inputs = processor(text=list(TEXTS), audio=probe(), sampling_rate=rate, return_tensors="pt")
     output = model(**inputs)
@@ -32,15 +32,21 @@ def vectors(model: torch.nn.Module, processor) -> dict[str, np.ndarray]:
 
 
 def verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
-    """Refuses a folder that holds anything pickled, does not load in a clean process through AutoModel, AutoProcessor
-    and pipeline, or gives the probe other vectors than `expected`, which `vectors` gave."""
-    if found := pickled(folder):
+    """Load a folder in a clean process through AutoModel, AutoProcessor and pipeline, and compare its vectors.
+
+    Args:
+        expected: the result of `vectors`.
+
+    Raises:
+        ValueError: the folder holds a pickle, does not load, or gives other vectors.
+    """
+    if names := pickled(folder):
         raise ValueError(
-            f"{', '.join(found)} in {folder} could run code where it is loaded: only safetensors are pushed"
+            f"{', '.join(names)} in {folder} could run code where it is loaded: only safetensors are pushed"
         )
-    with temporary() as workplace:
+    with tempfile.TemporaryDirectory(prefix="wavlink-push-", ignore_cleanup_errors=True) as workplace:
         np.save(f"{workplace}/clip.npy", probe())
-        command = [sys.executable, str(STRANGER), str(folder.resolve()), str(workplace), *TEXTS]
+        command = [sys.executable, str(CLEAN_ENVIRONMENT), str(folder.resolve()), workplace, *TEXTS]
         done = subprocess.run(
             command,
             cwd=workplace,
@@ -52,22 +58,22 @@ def verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
         )
         if done.returncode:
             raise ValueError(f"{folder} does not load with transformers and torch alone: {_error_in(done.stderr)}")
-        found = np.load(f"{workplace}/vectors.npz")
+        loaded = np.load(f"{workplace}/vectors.npz")
         for name, vector in expected.items():
-            difference = np.abs(found[name] - vector).max()
-            if not difference < TOLERANCE:  # nor NaN
+            difference = np.abs(loaded[name] - vector).max()
+            if not difference < TOLERANCE:  # also false for NaN
                 raise ValueError(f"loaded from {folder}, the {name} vectors differ by {difference:.2g}")
 
 
 def _error_in(traceback: str) -> str:
-    """Its last exception, whose words may be several lines."""
+    """Return the last exception of a traceback, which may have several lines."""
     lines = traceback.strip().splitlines()
     starts = [number for number, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
     return "\n".join(lines[starts[-1] :]) if starts else "it was killed: is there memory for the model?"
 
 
 def pickled(folder: Path) -> list[str]:
-    """Names of files that are pickles by their name or by their first bytes (torch.save writes a zip)."""
+    """Return the names of files that are pickles by their name or by their first bytes (torch.save writes a zip)."""
     names = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
@@ -77,7 +83,7 @@ def pickled(folder: Path) -> list[str]:
     return names
 
 
-def _environment(workplace: Path) -> dict[str, str]:
-    """Without caches and without the Hub's token, which is nothing to the code that is tried."""
+def _environment(workplace: str) -> dict[str, str]:
+    """Return an environment without caches and without the Hub's token."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return kept | {"PYTHONPATH": "", "HF_HOME": str(workplace), "HF_HUB_OFFLINE": "1"}
+    return kept | {"PYTHONPATH": "", "HF_HOME": workplace, "HF_HUB_OFFLINE": "1"}

@@ -1,4 +1,4 @@
-"""CLAP's audio tower, HTS-AT, as the paper's ablation and as the peer under our own recipe."""
+"""CLAP's audio tower, HTS-AT, as in the paper's ablation and as a baseline trained with the same recipe."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .configuration_wavlink import WavLinkClapAudioConfig, check_audio_config
+from .config_checks_wavlink import check_audio_config
+from .configuration_wavlink import WavLinkClapAudioConfig
 from .pretrained_wavlink import RECORDED, SavedAlone, given
 
 
 class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
     """CLAP's HTS-AT (arXiv 2211.06687) over a clip's windows, whose pooled outputs are averaged.
 
-    It has no global token. A clip of one window gets what `ClapAudioModel` gives, bit for bit. Its batch norm keeps
-    its stored statistics in training too, so that no clip ever depends on its batch-mates; only its weight and bias
-    learn. `ClapAudioModel` has one attention, so `attn_implementation` speaks of the text tower alone.
+    It has no global token. The output of a clip of one window is that of `ClapAudioModel`, bit for bit. Its batch norm
+    keeps its stored statistics in training too, so that a clip never depends on its batch-mates; only the weight and
+    bias learn. `ClapAudioModel` has one attention implementation; `attn_implementation` is for the text tower.
     """
 
     config: WavLinkClapAudioConfig
@@ -35,11 +36,13 @@ class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
         self.audio_encoder.batch_norm.eval()
 
     def train(self, mode: bool = True) -> "WavLinkClapAudioModel":
+        """Set the training mode; the batch norm stays in evaluation mode."""
         super().train(mode)
         self.audio_encoder.batch_norm.eval()
         return self
 
-    def get_correct_attn_implementation(self, *args, **kwargs) -> str:
+    def get_correct_attn_implementation(self, *args: object, **kwargs: object) -> str:
+        """Return `"eager"`, the only implementation."""
         return "eager"
 
     @torch.no_grad()
@@ -53,7 +56,8 @@ class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
         init.constant_(batch_norm.running_mean, self.new_mean)
         init.constant_(batch_norm.running_var, self.new_std**2)
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the projection of the patches."""
         self.audio_encoder.patch_embed.proj = value
 
     @can_return_tuple
@@ -63,10 +67,11 @@ class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
         input_features_mask: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """
+        """Encode clips.
+
         Args:
             input_features: log-mel in dB `[B, W, T, F]`, W windows of a clip (of 10 s and 1001 frames each).
-            input_features_mask: `[B, W]`, 1 for the clip's own windows; without it all W are processed.
+            input_features_mask: `[B, W]`, 1 for the clip's windows, 0 for padding; without it all W are processed.
             kwargs: `output_hidden_states`, `output_attentions` and `return_dict`.
 
         Returns:
@@ -84,18 +89,18 @@ class WavLinkClapAudioModel(SavedAlone, ClapAudioModel):
                 "them from WavLinkClapFeatureExtractor"
             )
         mask = input_features.new_ones(shape[:2]) if input_features_mask is None else input_features_mask
-        own = mask.bool()
-        windows = input_features[own][:, None].to(encoder.batch_norm.weight.dtype)  # (N, 1, T, F)
+        is_window = mask.bool()
+        windows = input_features[is_window][:, None].to(encoder.batch_norm.weight.dtype)  # (N, 1, T, F)
         options = {name: value for name, value in given(kwargs).items() if name in RECORDED}
         output = super().forward(windows, return_dict=True, **options)
         patches = output.last_hidden_state.flatten(2).transpose(1, 2)  # (N, P, D)
         states = patches.new_zeros(*shape[:2], *patches.shape[1:])
-        states[own] = patches
+        states[is_window] = patches
         pooled = output.pooler_output.new_zeros(*shape[:2], patches.shape[2])
-        pooled[own] = output.pooler_output
+        pooled[is_window] = output.pooler_output
         return BaseModelOutputWithPooling(
             last_hidden_state=states.flatten(1, 2),
-            pooler_output=pooled.sum(1) / own.sum(1, keepdim=True),
+            pooler_output=pooled.sum(1) / is_window.sum(1, keepdim=True),
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )

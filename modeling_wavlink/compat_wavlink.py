@@ -1,4 +1,4 @@
-"""What the shipped files use of transformers that it does not promise to keep, each with a public way beside it."""
+"""Private functions of transformers that the shipped files use, each with a public fallback."""
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -6,23 +6,25 @@ from transformers.utils import cached_file
 
 
 def from_config(cls: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model with new weights in `dtype`: by `_from_config` (transformers 5.6 to 5.23), or else made by its
-    constructor and cast."""
+    """Make a model with new weights in `dtype`.
+
+    It calls `_from_config` (seen in transformers 5.6 to 5.23), or else the constructor, and casts the weights.
+    """
     if hasattr(cls, "_from_config"):
         return cls._from_config(config, dtype=dtype)
     return cls(config).to(dtype)
 
 
-def optional_file(source: str, name: str, **hub) -> str | None:
-    """The path of a file that a folder or repository may lack, or None.
+def optional_file(source: str, name: str, **hub: object) -> str | None:
+    """Return the path of a file of a folder or repository, None where it has no such file.
 
-    `cached_file` has a private option for this; its errors say the same.
+    `cached_file` has a private option for this; its errors carry the same information.
 
     Args:
         hub: options of `cached_file`, such as `revision`.
 
     Raises:
-        OSError: there is no such repository, or it cannot be asked.
+        OSError: the repository does not exist or cannot be reached.
     """
     try:
         return cached_file(source, name, **hub)

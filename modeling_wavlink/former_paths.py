@@ -11,14 +11,15 @@ from types import CodeType, ModuleType
 
 MOVED = {
     "hub_cards.foreign_text": "wavlink.sanitize",
+    "hub_cards.known": "hub_cards.published_facts",
+    "hub_cards.measured": "hub_cards.scores",
     "hub_cards.record": "wavlink.hub_record",
-    "hub_cards.stranger": "hub_cards.clean_environment",
     "hub_cards.upload": "wavlink.hub_upload",
     "modeling_wavlink.atomic_files": "wavlink.atomic_files",
     "modeling_wavlink.auto_classes": "processing.auto_classes",
     "modeling_wavlink.building": "wavlink.training.factory",
     "modeling_wavlink.checkpoints": "wavlink.training.checkpoints",
-    "modeling_wavlink.classify": "wavlink.classify_command",
+    "modeling_wavlink.classify": "wavlink.classification",
     "modeling_wavlink.cli": "wavlink.cli",
     "modeling_wavlink.common_sounds": "wavlink.common_sounds",
     "modeling_wavlink.compat": "wavlink.compat",
@@ -81,10 +82,14 @@ MOVED = {
     "processing.streaming": "processing.datasets.streaming",
     "processing.synthetic": "processing.datasets.synthetic",
 }
+# Earlier names in these modules, which the documentation had.
+RENAMED = {"modeling_wavlink.long": {"hear": "encode_recording"}}
+# The module whose `main` `python -m` runs, where it is another one.
+COMMANDS = {"modeling_wavlink.long": "wavlink.localization"}
 
 
 class _FormerPaths:
-    """A finder and loader of modules by their earlier names: the very modules that stand elsewhere now."""
+    """A finder and loader of modules by their earlier names: the very modules that have moved."""
 
     def __init__(self):
         self._specs = {}
@@ -94,6 +99,8 @@ class _FormerPaths:
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(MOVED[spec.name])
+        for former, name in RENAMED.get(spec.name, {}).items():
+            setattr(module, former, getattr(module, name))
         self._specs[spec.name] = module.__spec__
         return module
 
@@ -110,10 +117,10 @@ def _run_former_command():
     import importlib
     import sys
 
-    from modeling_wavlink.former_paths import MOVED
+    from modeling_wavlink.former_paths import COMMANDS, MOVED
 
     former = __spec__.name  # noqa: F821  of the module that it is run as
-    main = importlib.import_module(MOVED[former]).main
+    main = importlib.import_module(COMMANDS.get(former, MOVED[former])).main
     run_command = importlib.import_module("wavlink.console").run_command
     sys.exit(main(wrap_json=False) if former == "modeling_wavlink.cli" else run_command(former, main))
 

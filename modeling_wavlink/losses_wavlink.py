@@ -1,6 +1,6 @@
 """Contrastive losses: functions of embeddings, scale and bias, in both directions, over nested dims and processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -10,74 +10,21 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .caption_masks_wavlink import check_text_owner, false_negatives, local_owner, shared_captions, text_ids
 from .processes_wavlink import gather, gather_caption_ids, receive, sizes_of, world_size
 
-CHUNK = 4096  # texts whose SigLIP logits are in memory at once; its square is InfoNCE's number of logits
+CHUNK = 4096  # texts whose SigLIP logits are in memory at once; InfoNCE has at most CHUNK**2 logits in memory
 
 
 def truncate_embeddings(embeds: Tensor, dim: int) -> Tensor:
-    """The first `dim` of each vector, `[..., D] -> [..., dim]`, L2-normalised again."""
+    """Truncate vectors to their first `dim` numbers and L2-normalise them again, `[..., D] -> [..., dim]`.
+
+    Raises:
+        ValueError: `dim` is not between 1 and D.
+    """
     if not 1 <= dim <= embeds.shape[-1]:
         raise ValueError(f"dim must be between 1 and the embeddings' width {embeds.shape[-1]}, got {dim}")
     return F.normalize(embeds[..., :dim], dim=-1)
-
-
-def false_negatives(
-    caption_ids: Tensor,
-    all_caption_ids: Tensor,
-    first_row: int = 0,
-    text_owner: Tensor | None = None,
-    all_text_ids: Tensor | None = None,
-    first_text: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Pairs of a clip and another's text that is one of the clip's own captions, so must not count as negatives.
-
-    Args:
-        caption_ids: `[b, K]`, for each local clip the ids of its captions in this batch (one, or with `text_owner` all
-            its texts, in their order), then those of its further captions; -1 fills up. Equal texts have equal ids.
-        all_caption_ids: `[B, K]`, the same for all processes; the local rows start at `first_row`.
-        text_owner: `[t]`, see `info_nce`.
-        all_text_ids: `[T]`, `text_ids` of all processes (default: the first column of `all_caption_ids`, or with
-            `text_owner` the local ones); the local texts start at `first_text` (default: `first_row`).
-
-    Returns:
-        two masks, local clips against all texts `[b, T]`, and local texts against all clips `[t, B]`.
-    """
-    ids = text_ids(caption_ids, text_owner)
-    if all_text_ids is None:
-        all_text_ids = all_caption_ids[:, 0] if text_owner is None else ids
-    owner = torch.arange(len(ids), device=ids.device) if text_owner is None else text_owner
-    local = _local_owner(owner, first_row if first_text is None else first_text, len(all_text_ids))
-    return _shared(caption_ids, all_text_ids, local), _shared(all_caption_ids, ids, first_row + owner).T
-
-
-def text_ids(caption_ids: Tensor, text_owner: Tensor | None = None) -> Tensor:
-    """The ids of the batch's texts, `[b, K] -> [t]`: the n-th text of a clip has the n-th id of its row."""
-    if text_owner is None:
-        return caption_ids[:, 0]
-    order = text_owner.argsort(stable=True)
-    counts = text_owner.bincount(minlength=len(caption_ids))
-    nth = torch.empty_like(order)
-    nth[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[text_owner[order]]
-    ids = F.pad(caption_ids, (0, 1), value=-1)[text_owner, nth.clamp(max=caption_ids.shape[1])]
-    if (ids < 0).any():
-        raise ValueError("caption_ids must hold the ids of all of a clip's texts, in their order, before any others'")
-    return ids
-
-
-def _local_owner(text_owner: Tensor, first_text: int, texts: int) -> Tensor:
-    """`[t] -> [T]`: the local texts' owners in their place among all texts; -1, no local clip, elsewhere."""
-    owner = text_owner.new_full((texts,), -1)
-    owner[first_text : first_text + len(text_owner)] = text_owner
-    return owner
-
-
-def _shared(caption_ids: Tensor, ids: Tensor, owner: Tensor) -> Tensor:
-    """`[b, K], [n], [n] -> [b, n]`: true where a text is one of a clip's captions and not the clip's own text."""
-    shared = torch.zeros(len(caption_ids), len(ids), dtype=torch.bool, device=ids.device)
-    for column in caption_ids.unbind(1):  # not all at once: that would be K masks
-        shared |= column[:, None] == ids
-    return shared & (torch.arange(len(caption_ids), device=ids.device)[:, None] != owner)
 
 
 def info_nce(
@@ -93,8 +40,10 @@ def info_nce(
     first_text: int | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """CLIP's loss (arXiv 2103.00020): the mean of audio→text and text→audio cross-entropy, each summed over local rows
-    and divided by the number of all clips or texts.
+    """Compute CLIP's symmetric InfoNCE loss (arXiv 2103.00020).
+
+    It is the mean of audio→text and text→audio cross-entropy, each summed over local rows and divided by the number of
+    all clips or texts.
 
     With several texts a clip, audio→text is `L_out` of SupCon (arXiv 2004.11362, eq. 2) for clip i with texts P(i):
     `-1 / |P(i)| · sum over p in P(i) of log(exp(logit_ip) / sum over all texts j of exp(logit_ij))`, so that a clip's
@@ -103,7 +52,7 @@ def info_nce(
     Args:
         audio_embeds, text_embeds: `[b, d]`, `[t, d]`, normalised.
         logit_scale: the scale itself, not its log.
-        logit_bias: accepted beside `sigmoid`'s; a constant does not change a softmax.
+        logit_bias: ignored, since a constant does not change a softmax; `sigmoid` takes the same arguments.
         all_audio_embeds, all_text_embeds: `[B, d]`, `[T, d]`, the rows of all processes (default: the local ones).
         first_row: where the local clips start in them.
         ignore: two masks `[b, T]` and `[t, B]`, true where a pair is no negative (`false_negatives`).
@@ -132,7 +81,9 @@ def info_nce(
 def _cross_entropy(
     logits: Tensor, rows: Tensor, columns: Tensor, weights: Tensor, ignored: Tensor | None, label_smoothing: float
 ) -> Tensor:
-    """Summed over the rows of `[n, m]`, the targets being `weights` at (rows, columns), which add up to 1 in a row.
+    """Compute the cross-entropy summed over the rows of `[n, m]` logits.
+
+    The targets are `weights` at (rows, columns), which add up to 1 in a row.
 
     Not `F.cross_entropy`: its smoothing also spreads over the ignored pairs, whose -log 0 makes the loss infinite.
     """
@@ -161,13 +112,16 @@ def sigmoid(
     text_owner: Tensor | None = None,
     first_text: int | None = None,
 ) -> Tensor:
-    """SigLIP's loss (arXiv 2303.15343): -log sigmoid(±logit) over all pairs, + where the text is the clip's own and -
-    elsewhere, summed and divided by the number of all clips. Arguments as for `info_nce`, but a `text_owner` of -1 is
-    no clip here; every pair is seen once, from its clip."""
+    """Compute SigLIP's sigmoid loss (arXiv 2303.15343).
+
+    It is -log sigmoid(±logit) over all pairs, + where the text belongs to the clip and - elsewhere, summed and divided
+    by the number of all clips. Every pair counts once, in the process of its clip. Arguments as for `info_nce`, but a
+    `text_owner` of -1 stands for a clip of another process.
+    """
     all_text_embeds = text_embeds if all_text_embeds is None else all_text_embeds
     clips = torch.arange(len(audio_embeds), device=audio_embeds.device)
     owner = torch.arange(len(text_embeds), device=clips.device) if text_owner is None else text_owner
-    owner = _local_owner(owner, first_row if first_text is None else first_text, len(all_text_embeds))
+    owner = local_owner(owner, first_row if first_text is None else first_text, len(all_text_embeds))
     logits = logit_scale * audio_embeds @ all_text_embeds.T + logit_bias  # (b, T)
     signed = torch.where(clips[:, None] == owner, logits, -logits)
     pair_losses = -F.logsigmoid(signed)
@@ -177,24 +131,36 @@ def sigmoid(
 
 
 def matryoshka(
-    loss: Callable[..., Tensor], dims: Sequence[int], audio_embeds: Tensor, text_embeds: Tensor, *args, **kwargs
+    loss: Callable[..., Tensor],
+    dims: Sequence[int],
+    audio_embeds: Tensor,
+    text_embeds: Tensor,
+    *args: object,
+    **kwargs: object,
 ) -> Tensor:
-    """Mean of `loss` over nested dims (arXiv 2205.13147): each prefix is normalised and judged by itself."""
-    everyone = {name: kwargs.pop(name, None) for name in ("all_audio_embeds", "all_text_embeds")}
+    """Compute the mean of `loss` over nested dims (arXiv 2205.13147), each prefix normalised by itself.
+
+    Args:
+        loss: `info_nce`, `sigmoid` or a function of the same arguments.
+        dims: the lengths of the prefixes.
+        audio_embeds, text_embeds: `[b, d]`, `[t, d]`.
+        args, kwargs: further arguments of `loss`.
+    """
+    all_embeds = {name: kwargs.pop(name, None) for name in ("all_audio_embeds", "all_text_embeds")}
     total = 0.0
     for dim in dims:
-        cut = {name: None if x is None else truncate_embeddings(x, dim) for name, x in everyone.items()}
+        all_cut = {name: None if x is None else truncate_embeddings(x, dim) for name, x in all_embeds.items()}
         pair = truncate_embeddings(audio_embeds, dim), truncate_embeddings(text_embeds, dim)
-        total = total + loss(*pair, *args, **cut, **kwargs)
+        total = total + loss(*pair, *args, **all_cut, **kwargs)
     return total / len(dims)
 
 
 class _Blockwise(torch.autograd.Function):
     """The sum of all losses of all the blocks that `blocks(texts)` yields: (source, start, stop, block, losses).
 
-    Kept for backward are the local inputs alone: it asks for each block a second time, recomputes each loss by itself,
-    and sums the block's gradient over the processes, back to its source. So a process holds at most one foreign block
-    and, forward and backward, the logits `[b, block]` of one loss.
+    Only the local inputs are saved for the backward pass. It receives each block a second time, recomputes each loss,
+    and sums the block's gradient over the processes, back to its source. So a process holds at most one block of
+    another process and, forward and backward, the logits `[b, block]` of one loss.
     """
 
     @staticmethod
@@ -240,25 +206,30 @@ def blockwise_sigmoid(
     chunk: int = CHUNK,
     world: int = 1,
 ) -> Tensor:
-    """This process's share of `matryoshka(sigmoid, dims, ...)` over the texts of `world` processes, which are never
-    all in one place: `chunk` texts of one process at a time are sent to all (`_Blockwise`), with their ids."""
+    """Compute this process's share of `matryoshka(sigmoid, dims, ...)` over the texts of `world` processes.
+
+    The texts are never gathered: `chunk` texts of one process at a time are sent to all (`_Blockwise`), with their
+    ids. Arguments as for `contrastive_loss`.
+    """
     ids = None if caption_ids is None else text_ids(caption_ids, text_owner)
     if text_owner is None:
         text_owner = torch.arange(len(text_embeds), device=text_embeds.device)
     rank, sources = (None, [None]) if world == 1 else (dist.get_rank(), range(world))
     sizes = sizes_of(text_embeds, world)
 
-    def blocks(texts):
+    def blocks(texts: Tensor) -> Iterator[tuple]:
         for source, size in zip(sources, sizes, strict=True):
             for start in range(0, size, chunk):
-                place = source, start, min(start + chunk, size)
-                owner = text_owner[start : place[2]]
-                if source != rank:  # no clip here owns a foreign text
-                    owner = text_owner.new_full((place[2] - start,), -1)
-                shared = None if ids is None else _shared(caption_ids, receive(ids, *place), owner)
-                options = {"text_owner": owner, "ignore": None if shared is None else (shared, None)}
+                stop = min(start + chunk, size)
+                owner = text_owner[start:stop]
+                if source != rank:  # the clips of these texts are in another process
+                    owner = text_owner.new_full((stop - start,), -1)
+                ignore = None
+                if ids is not None:
+                    ignore = shared_captions(caption_ids, receive(ids, source, start, stop), owner), None
+                options = {"text_owner": owner, "ignore": ignore}
                 losses = [partial(matryoshka, sigmoid, [dim], **options) for dim in dims]
-                yield *place, receive(texts, *place), losses
+                yield source, start, stop, receive(texts, source, start, stop), losses
 
     scale, bias = (torch.as_tensor(x).to(audio_embeds) for x in (logit_scale, logit_bias))
     total = _Blockwise.apply(audio_embeds, text_embeds, scale, bias, blocks)
@@ -267,7 +238,7 @@ def blockwise_sigmoid(
 
 def piecewise_info_nce(
     pair: tuple[Tensor, Tensor],
-    everyone: tuple[Tensor, Tensor],
+    all_pairs: tuple[Tensor, Tensor],
     logit_scale: Tensor | float,
     dims: Sequence[int],
     first: tuple[int, int],
@@ -276,11 +247,11 @@ def piecewise_info_nce(
     label_smoothing: float,
     rows: int,
 ) -> Tensor:
-    """`matryoshka(info_nce, dims, ...)`, `rows` clips and their texts at a time; backward computes the logits anew.
+    """Compute `matryoshka(info_nce, dims, ...)` for `rows` clips at a time; backward recomputes the logits.
 
     Args:
-        pair, everyone: local and all clips and texts; the local ones start at `first` (a row, a text).
-        text_owner: as for `info_nce`, and rising: the texts of a clip follow each other.
+        pair, all_pairs: local and all clips and texts; the local ones start at `first` (a row, a text).
+        text_owner: as for `info_nce`, and sorted: the texts of a clip follow each other.
         ids: local and all `caption_ids`, and all texts' ids, for the masks of false negatives.
     """
     clips = len(pair[0])
@@ -289,18 +260,20 @@ def piecewise_info_nce(
     texts = [torch.searchsorted(owner, torch.tensor(cut, device=owner.device)).tolist() for cut in cuts]
 
     def piece(audio, text, all_audio, all_text, clip_cut, text_cut):
-        place = first[0] + clip_cut[0], owner[slice(*text_cut)] - clip_cut[0], first[1] + text_cut[0]
+        first_row, first_text = first[0] + clip_cut[0], first[1] + text_cut[0]
+        piece_owner = owner[slice(*text_cut)] - clip_cut[0]
         ignore = None
         if ids is not None:
-            ignore = false_negatives(ids[0][slice(*clip_cut)], ids[1], place[0], place[1], ids[2], place[2])
+            ignore = false_negatives(ids[0][slice(*clip_cut)], ids[1], first_row, piece_owner, ids[2], first_text)
         local = audio[slice(*clip_cut)], text[slice(*text_cut)], logit_scale, 0.0
-        return info_nce(*local, all_audio, all_text, place[0], ignore, *place[1:], label_smoothing)
+        return info_nce(*local, all_audio, all_text, first_row, ignore, piece_owner, first_text, label_smoothing)
 
     total = 0.0
     for dim in dims:
-        cut = [truncate_embeddings(x, dim) for x in (*pair, *everyone)]
-        for place in zip(cuts, texts, strict=True):
-            total = total + checkpoint(piece, *cut, *place, use_reentrant=False, preserve_rng_state=False)
+        embeds = [truncate_embeddings(x, dim) for x in (*pair, *all_pairs)]
+        for clip_cut, text_cut in zip(cuts, texts, strict=True):
+            part = checkpoint(piece, *embeds, clip_cut, text_cut, use_reentrant=False, preserve_rng_state=False)
+            total = total + part
     return total / len(dims)
 
 
@@ -320,19 +293,21 @@ def contrastive_loss(
     label_smoothing: float = 0.0,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """What training minimises: `loss_type` over the nested dims, with the negatives of all processes.
+    """Compute the training loss: `loss_type` over the nested dims, with the negatives of all processes.
 
-    Each process scores its own rows against everyone's: InfoNCE against gathered rows, so that memory is linear in the
-    local batch, and at most `chunk` x `chunk` logits at a time (`piecewise_info_nce`); SigLIP against `chunk` texts of
-    one process at a time (`blockwise_sigmoid`; with one process, where there are more texts than that). The value is
-    scaled so that its *mean over processes*, which is what DDP's averaging differentiates, is the loss of the whole
-    batch.
+    Each process scores its local rows against the rows of all processes. InfoNCE gathers them, so that memory is
+    linear in the local batch, and computes at most `chunk` x `chunk` logits at a time (`piecewise_info_nce`). SigLIP
+    receives `chunk` texts of one process at a time (`blockwise_sigmoid`; in a single process only where there are more
+    texts than that). The value is scaled so that its *mean over processes*, which is what DDP's averaging
+    differentiates, is the loss of the whole batch.
 
     Args:
         audio_embeds, text_embeds: `[b, d]`, `[t, d]`, local; t = b without `text_owner`.
         caption_ids: `[b, K]`, see `false_negatives`; either all processes give it or none.
         text_owner: `[t]` int64, the local clip of each local text, at least one for every clip.
+        gather_negatives: whether the rows of other processes are negatives too.
         label_smoothing: see `info_nce`; a `sigmoid` loss has no softmax to smooth and refuses it.
+        chunk: see above.
     """
     check_text_owner(text_owner, len(audio_embeds), len(text_embeds))
     if loss_type == "sigmoid" and label_smoothing:
@@ -353,9 +328,9 @@ def contrastive_loss(
         ids = ids and (caption_ids, gather_caption_ids(caption_ids), gather(ids[2])[0])
     rows = max(chunk**2 // len(all_text_embeds), 1)
     if loss_type == "info_nce" and len(audio_embeds) > rows:
-        everyone, first = (all_audio_embeds, all_text_embeds), (first_row, first_text)
+        all_pairs, first = (all_audio_embeds, all_text_embeds), (first_row, first_text)
         return world * piecewise_info_nce(
-            pair[:2], everyone, logit_scale, dims, first, text_owner, ids, label_smoothing, rows
+            pair[:2], all_pairs, logit_scale, dims, first, text_owner, ids, label_smoothing, rows
         )
     options = {"label_smoothing": label_smoothing} if label_smoothing else {}
     if world > 1:
@@ -364,18 +339,3 @@ def contrastive_loss(
         options["ignore"] = false_negatives(*ids[:2], first_row, text_owner, ids[2], first_text)
     options |= {"first_row": first_row, "first_text": first_text, "text_owner": text_owner}
     return world * matryoshka(LOSSES[loss_type], dims, *pair, **options)
-
-
-def check_text_owner(text_owner: Tensor | None, clips: int, texts: int) -> None:
-    """Refuses a `text_owner` that is not `[texts]` rows of clips, or that leaves a clip without a text."""
-    if text_owner is None:
-        if clips != texts:
-            raise ValueError(f"got {clips} clips and {texts} texts: give text_owner [{texts}], the clip of each text")
-        return
-    rows = text_owner.unique()
-    fits = text_owner.shape == (texts,) and text_owner.dtype == torch.int64
-    if not fits or not torch.equal(rows, torch.arange(clips, device=rows.device)):
-        raise ValueError(
-            f"text_owner must be int64 [{texts}], the row of each text's clip on this process, with each of the rows "
-            f"0 to {clips - 1} at least once; got {text_owner.dtype} {list(text_owner.shape)} with {len(rows)} rows"
-        )

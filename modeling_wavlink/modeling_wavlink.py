@@ -6,46 +6,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
+# The older transformers 5 copy only the files that this one imports itself.
+from .caption_masks_wavlink import false_negatives as false_negatives
 from .clap_audio_wavlink import WavLinkClapAudioModel
 from .compat_wavlink import from_config
-from .configuration_wavlink import AUDIO_TOWERS, WavLinkConfig, check_text_config, text_max_length
+from .config_checks_wavlink import text_max_length
+from .configuration_wavlink import WavLinkConfig
+from .loading_wavlink import PretrainedTowers
 from .losses_wavlink import contrastive_loss, truncate_embeddings
 from .pipeline_wavlink import WavLinkZeroShotAudioClassificationPipeline as WavLinkZeroShotAudioClassificationPipeline
-from .pretrained_wavlink import (
-    RECORDED,
-    CheckedWeights,
-    end_of_text,
-    given,
-    load_htsat,
-    load_text_tower,
-    load_whisper_encoder,
-    sentence_transformers_pooling,
-)
-from .processes_wavlink import gather as gather  # the older transformers 5 bring along only what this file imports
-from .whisper_audio_wavlink import WavLinkAudioModel, masked_mean
-
-logger = logging.get_logger(__name__)
-
-# Options of `from_pretrained` that say where a file is.
-_OF_FILES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+from .pooling_wavlink import pool_text
+from .pretrained_wavlink import RECORDED, given
+from .processes_wavlink import gather as gather
+from .whisper_audio_wavlink import WavLinkAudioModel
 
 
 @dataclass
 class WavLinkOutput(ModelOutput):
-    """
+    """Output of a `WavLinkModel`.
+
     Args:
         loss: `[]`, with `return_loss` and as many clips as texts, or a `text_owner`.
         logits_per_audio: `[B_audio, B_text]`, scaled cosines (plus the bias) of the full vectors.
         logits_per_text: its transpose.
         audio_embeds: `[B_audio, projection_dim]`, L2-normalised.
         text_embeds: `[B_text, projection_dim]`, L2-normalised.
-        audio_model_output, text_model_output: what the towers gave, before projection.
+        audio_model_output, text_model_output: the towers' outputs, with projected and normalised `pooler_output`.
     """
 
     loss: Tensor | None = None
@@ -56,31 +48,20 @@ class WavLinkOutput(ModelOutput):
     audio_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
 
-    def to_tuple(self):
+    def to_tuple(self) -> tuple:
+        """Return the fields that are not None, the towers' outputs as tuples."""
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-def _refuse_untrained_token(pooling: str, source, **options) -> None:
-    """A checkpoint that pools the mean has a global token, but one that has never learned."""
-    if source is None or pooling == "mean":
-        return
-    saved, _ = WavLinkConfig.get_config_dict(source, **options)
-    if saved.get("pooling") == "mean":
-        raise ValueError(
-            f"pooling={pooling!r} needs a trained global token, which {source} lacks: it was trained with "
-            "pooling='mean', so leave pooling out"
-        )
-
-
-class WavLinkModel(CheckedWeights, PreTrainedModel):
+class WavLinkModel(PretrainedTowers, PreTrainedModel):
     """Audio tower and text tower with one shared space, and the contrastive loss over its nested dims.
 
     With a Whisper, `torch.compile` (with `dynamic=True` one graph for all batches) and `torch.export` (dynamic batch
-    and length) work. Export with at least 3 mel frames (one position after the convolutions is a case of its own to
-    `torch.export`) and with `return_loss=False`, which keeps the numbers of clips and texts independent.
+    and length) work. Export with at least 3 mel frames (`torch.export` specialises on a single position after the
+    convolutions) and with `return_loss=False`, which keeps the numbers of clips and texts independent.
 
-    `get_audio_features` and `get_text_features` give `pooler_output` `[B, projection_dim]`, L2-normalised. Calling the
-    model gives a `WavLinkOutput` with the logits of all pairs, and with `return_loss=True` the loss.
+    `get_audio_features` and `get_text_features` return `pooler_output` `[B, projection_dim]`, L2-normalised. Calling
+    the model returns a `WavLinkOutput` with the logits of all pairs, and with `return_loss=True` the loss.
 
     Args:
         config: of the towers and the shared space. New weights are random: `from_pretrained` loads a WavLink,
@@ -118,13 +99,13 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
     def __init__(self, config: WavLinkConfig):
         config.check()
         super().__init__(config)
-        dtype = torch.get_default_dtype()  # what from_pretrained was asked for; the towers' configs may say another
+        dtype = torch.get_default_dtype()  # the dtype given to from_pretrained; the towers' configs may have another
         htsat = config.audio_config.model_type == "clap_audio_model"
         tower = WavLinkClapAudioModel if htsat else WavLinkAudioModel
         self.audio_model = from_config(tower, config.audio_config, dtype=dtype)
         self.supports_gradient_checkpointing = tower.supports_gradient_checkpointing
         self.text_model = AutoModel.from_config(config.text_config, trust_remote_code=False, dtype=dtype)
-        if hasattr(self.text_model, "pooler"):  # BERT's has weights that no text pooling of ours uses
+        if hasattr(self.text_model, "pooler"):  # BERT's has weights that no `text_pooling` uses
             self.text_model.pooler = None
         self.audio_projection = nn.Linear(config.audio_config.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
@@ -142,87 +123,24 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
-    def freeze_constants(self):
-        """Whisper's positions are fixed sinusoids, the mean of frames has no token, and a constant moves no softmax,
-        so that only SigLIP's bias learns."""
+    def freeze_constants(self) -> None:
+        """Freeze the parameters that never learn.
+
+        Whisper's positions are fixed sinusoids, `pooling="mean"` does not use the global token, and only SigLIP's loss
+        depends on the bias.
+        """
         if isinstance(self.audio_model, WavLinkAudioModel):
             self.audio_model.encoder.embed_positions.requires_grad_(False)
             self.audio_model.global_token.requires_grad_(self.config.pooling != "mean")
         self.logit_bias.requires_grad_(self.config.loss_type == "sigmoid")
 
     def get_input_embeddings(self) -> nn.Module:
-        """The text tower's, for libraries that treat token embeddings apart (FSDP2 in Accelerate, PEFT)."""
+        """Return the text tower's token embeddings, which FSDP2 in Accelerate and PEFT treat separately."""
         return self.text_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the text tower's token embeddings."""
         self.text_model.set_input_embeddings(value)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """As transformers', but of safetensors alone, and weights that are missing or unexpected are an error, never
-        a random start. Fields of `WavLinkConfig` given here are checked, and refused where they need other weights."""
-        options = {name: kwargs[name] for name in _OF_FILES if name in kwargs}
-        if hasattr(kwargs.get("config"), "check"):
-            kwargs["config"].check()
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if {"pooling", "config"} & kwargs.keys():
-            _refuse_untrained_token(model.config.pooling, pretrained_model_name_or_path, **options)
-        model.freeze_constants()
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def config_from_audio_text(
-        cls, audio: str, text: str, frame_pooling: int = 1, frame_pooling_layer: int | list[int] = 1, **config
-    ) -> WavLinkConfig:
-        """The config of `from_audio_text_pretrained` with the same arguments, from the towers' configs alone."""
-        audio_config = AutoConfig.from_pretrained(audio, trust_remote_code=False)
-        if audio_config.model_type == "clap":
-            audio_config = audio_config.audio_config
-        if frame_pooling != 1:
-            audio_config.frame_pooling, audio_config.frame_pooling_layer = frame_pooling, frame_pooling_layer
-        if audio_config.model_type not in AUDIO_TOWERS:
-            raise ValueError(
-                f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper or a CLAP"
-            )
-        text_config = AutoConfig.from_pretrained(text, trust_remote_code=False)
-        if text_config.model_type == "clip":  # its two halves may each say another projection_dim, which it ignores
-            text_config.text_config.projection_dim = text_config.projection_dim
-            text_config = text_config.text_config
-        check_text_config(text_config)
-        clip_text = text_config.model_type == "clip_text_model"
-        config.setdefault("projection_dim", text_config.projection_dim if clip_text else text_config.hidden_size)
-        if not clip_text and config.get("text_pooling") is None:
-            config["text_pooling"] = sentence_transformers_pooling(text)
-        return WavLinkConfig(audio_config=audio_config, text_config=text_config, **config)
-
-    @classmethod
-    def from_audio_text_pretrained(cls, audio: str, text: str, **config) -> "WavLinkModel":
-        """Builds a WavLink from two pretrained towers; only the global token, new projections, scale and bias are new.
-
-        Args:
-            audio: Hub id or folder of a Whisper, whole or encoder only (the decoder is left out), or of a CLAP
-                without fusion, whole or its audio half (its text tower and projections are left out).
-            text: Hub id or folder of a CLIP (whole or its text half; its text projection is kept), a ModernBERT or
-                a BERT-like encoder. The pooling of a sentence-transformers folder is kept.
-            config: fields of `WavLinkConfig`, and `frame_pooling` and `frame_pooling_layer` of its audio config.
-                `projection_dim` defaults to CLIP's or the text tower's width.
-        """
-        model = cls(cls.config_from_audio_text(audio, text, **config))
-        audio_config = model.config.audio_config
-        if audio_config.model_type == "whisper":
-            model.audio_model.encoder.load_state_dict(load_whisper_encoder(audio).state_dict())
-        else:
-            model.audio_model.load_state_dict(load_htsat(audio, audio_config).state_dict())
-        tower, projection = load_text_tower(text, model.config.text_config)
-        model.text_model.load_state_dict(tower.state_dict())
-        if projection is not None and projection.shape == model.text_projection.weight.shape:
-            model.text_projection.weight.data.copy_(projection)
-        elif projection is not None:
-            logger.warning(
-                f"the text projection of {text} has {len(projection)} dims, not projection_dim="
-                f"{model.config.projection_dim}, so it starts from new random weights"
-            )
-        return model
 
     @can_return_tuple
     def get_audio_features(
@@ -232,16 +150,17 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         output_frames: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """
+        """Embed clips.
+
         Args:
             input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s); of HTS-AT `[B, W, T, F]`.
-            input_features_mask: `[B, T]`, 1 for the clip's own frames; of HTS-AT `[B, W]`, for its own windows.
-            output_frames: True gives a Whisper's frames too, for which its last layer has all its work to do.
+            input_features_mask: `[B, T]`, 1 for the clip's frames and 0 for padding; of HTS-AT `[B, W]`, its windows.
+            output_frames: True returns a Whisper's frames too; its last layer then computes all of them.
             kwargs: `output_hidden_states`, `output_attentions` and `return_dict`.
 
         Returns:
             `pooler_output` `[B, projection_dim]`, L2-normalised. With `output_frames` also `last_hidden_state`, see
-            `WavLinkAudioModel`; HTS-AT always gives its patches, `[B, W * P, D]`.
+            `WavLinkAudioModel`; HTS-AT always returns its patches, `[B, W * P, D]`.
         """
         options = {name: value for name, value in given(kwargs).items() if name in RECORDED}
         if isinstance(self.audio_model, WavLinkAudioModel):
@@ -258,15 +177,19 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """
+        """Embed texts.
+
         Args:
             input_ids: `[B, L]`; more tokens than the tower has positions are refused (the processor truncates).
             attention_mask: `[B, L]`, 1 for tokens.
-            token_type_ids: `[B, L]`, for towers whose tokenizer gives them (BERT's).
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what else the tower takes.
+            token_type_ids: `[B, L]`, for towers whose tokenizer returns them (BERT's).
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and other arguments of the tower.
 
         Returns:
             `pooler_output` `[B, projection_dim]`, L2-normalised, and `last_hidden_state` `[B, L, D]`.
+
+        Raises:
+            ValueError: more tokens than the text tower has positions.
         """
         limit = text_max_length(self.config.text_config)
         if limit is not None and input_ids.shape[-1] > limit:
@@ -278,7 +201,10 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         if token_type_ids is not None:
             options["token_type_ids"] = token_type_ids
         output = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **options)
-        pooled = self._pool_text(output.last_hidden_state, input_ids, attention_mask)
+        config = self.config
+        pooled = pool_text(
+            output.last_hidden_state, input_ids, attention_mask, config.text_pooling, config.text_config
+        )
         return BaseModelOutputWithPooling(
             last_hidden_state=output.last_hidden_state,
             pooler_output=self._embed(self.text_projection, pooled),
@@ -287,7 +213,11 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         )
 
     def truncate_embeddings(self, embeds: Tensor, dim: int) -> Tensor:
-        """The first `dim` channels of `[..., projection_dim]`, L2-normalised again; `dim` must be a trained one."""
+        """Truncate `[..., projection_dim]` to the first `dim` numbers and L2-normalise them again.
+
+        Raises:
+            ValueError: `dim` is not one that the model was trained with.
+        """
         trained = sorted({*self.config.matryoshka_dims, self.config.projection_dim})
         if dim not in trained:
             raise ValueError(f"dim must be one of the nested dims this model was trained with, {trained}, got {dim}")
@@ -306,24 +236,29 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         text_owner: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> WavLinkOutput:
-        """
+        """Embed clips and texts, and score all their pairs.
+
+        In training the negatives of all processes are in the loss, with gradients.
+
         Args:
             input_ids, attention_mask, token_type_ids: `[B_text, L]`.
             input_features, input_features_mask: `[B_audio, F, T]` and `[B_audio, T]`, see `get_audio_features`.
-            caption_ids: `[B, K]`, see `losses_wavlink.false_negatives`: clips that share a caption are then no
-                negatives of each other.
-            return_loss: by default a loss wherever there are as many clips as texts, or a `text_owner`; True refuses
-                unequal counts without one.
+            caption_ids: `[B, K]`, see `false_negatives`: clips that share a caption are then no negatives of each
+                other.
+            return_loss: by default (None) the loss is computed where there are as many clips as texts, or a
+                `text_owner`; True refuses unequal counts without one.
             text_owner: `[B_text]` int64, the clip each text belongs to where clips have several, at least one each.
             kwargs: `output_hidden_states` and `output_attentions`, which the towers' outputs then hold; `return_dict`.
 
-        In training the negatives of all processes are in the loss, with gradients.
+        Raises:
+            ValueError: missing inputs, or numbers of clips and texts for which there is no loss.
         """
         if input_ids is None or input_features is None:
             raise ValueError("give both input_ids and input_features, or call get_text_features or get_audio_features")
         # Counts are compared only for a loss, so that torch.export can keep them independent without one.
-        owned = text_owner is not None
-        with_loss = return_loss is not False and (owned or input_ids.shape[0] == input_features.shape[0])
+        with_loss = return_loss is not False and (
+            text_owner is not None or input_ids.shape[0] == input_features.shape[0]
+        )
         if return_loss and not with_loss:
             raise ValueError(
                 f"return_loss=True needs one text per clip, got {len(input_features)} clips and {len(input_ids)} texts"
@@ -346,11 +281,11 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
 
     @property
     def scale(self) -> Tensor:
-        """The factor of the logits, at most `logit_scale_max`."""
+        """Factor of the logits, at most `logit_scale_max`."""
         return self._clamp_scale(self.logit_scale)
 
     def _clamp_scale(self, logit_scale: Tensor) -> Tensor:
-        """The clamp passes gradients, so that it is no trap."""
+        """Clamp the scale but pass its gradient, so that it can leave the maximum again."""
         clamped = logit_scale.detach().exp().clamp(max=self.config.logit_scale_max)
         return clamped * (logit_scale - logit_scale.detach()).exp()
 
@@ -363,8 +298,13 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
         logit_bias: Tensor | None = None,
         text_owner: Tensor | None = None,
     ) -> Tensor:
-        """The training objective of `[B, projection_dim]` clips and texts, pairs unless `text_owner` says otherwise,
-        in fp32 whatever the autocast; `logit_scale` (a log) and `logit_bias` default to the model's own."""
+        """Compute the training loss of embedded clips and texts, in fp32 also under autocast.
+
+        Args:
+            audio_embeds, text_embeds: `[B, projection_dim]`, pairs row by row without a `text_owner`.
+            caption_ids, text_owner: see `forward`.
+            logit_scale, logit_bias: the *log* of the scale, and the bias; default: the model's.
+        """
         logit_scale = self.logit_scale if logit_scale is None else logit_scale
         logit_bias = self.logit_bias if logit_bias is None else logit_bias
         with torch.autocast(audio_embeds.device.type, enabled=False):
@@ -384,19 +324,6 @@ class WavLinkModel(CheckedWeights, PreTrainedModel):
     def _embed(self, projection: nn.Linear, pooled: Tensor) -> Tensor:
         # The scale has the model's dtype, as no library quantises it; a quantised projection stores integers.
         return F.normalize(projection(pooled).float(), dim=-1).to(self.logit_scale.dtype)
-
-    def _pool_text(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """`[B, L, D] -> [B, D]`: the masked mean, or the state of the first token or of the end of the text."""
-        pooling = self.config.text_pooling
-        if pooling == "mean":
-            return masked_mean(hidden_states, attention_mask)
-        if pooling == "cls" and attention_mask is None:
-            return hidden_states[:, 0]
-        if pooling == "cls":
-            positions = attention_mask.int().argmax(-1)  # padding may be on the left
-        else:
-            positions = end_of_text(input_ids, attention_mask, self.config.text_config)
-        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), positions]
 
 
 WavLinkModel.register_for_auto_class("AutoModel")

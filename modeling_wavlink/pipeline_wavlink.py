@@ -1,13 +1,15 @@
-"""transformers' zero-shot pipeline for WavLink: clips of different lengths may share a batch, and may be files."""
+"""transformers' zero-shot audio pipeline for WavLink, with files as input and clips of any length in a batch."""
+
+from collections.abc import Sequence
 
 from transformers import ZeroShotAudioClassificationPipeline
 
 
 class WavLinkZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipeline):
-    """Scores labels by their texts' similarity to a clip, one by one or in batches, with the same scores.
+    """Zero-shot classification of clips, one by one or in batches, with the same scores.
 
-    The pipelines' own padding only fits clips of one length: it pads along axis 1, which is time neither in Whisper's
-    log-mels `[B, F, T]` nor, in its eyes, in CLAP's `[B, W, T, F]`. Here time comes first until the batch is made.
+    The pipelines pad along axis 1, which is not the axis of time in Whisper's log-mels `[B, F, T]`. Here the axis of
+    time comes first until the batch is made, so that clips of different lengths can be padded.
 
     ```python
     >>> from transformers import pipeline
@@ -16,13 +18,22 @@ class WavLinkZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipe
     ```
     """
 
-    def preprocess(self, audio, candidate_labels=None, hypothesis_template="This is a sound of {}."):
-        """
+    def preprocess(
+        self,
+        audio: object,
+        candidate_labels: Sequence[str] | None = None,
+        hypothesis_template: str = "This is a sound of {}.",
+    ) -> dict:
+        """Compute the features of a clip and the tokens of the labels' texts.
+
         Args:
-            audio: one mono clip `[samples]` at the model's rate, or what else `WavLinkFeatureExtractor` takes: a path
+            audio: one mono clip `[samples]` at the model's rate, or another input of `WavLinkFeatureExtractor`: a path
                 or bytes of a file, `{"array", "sampling_rate"}`, a decoder of `datasets`.
             candidate_labels: one label or more.
-            hypothesis_template: the text of a label, `{}` in its place.
+            hypothesis_template: the text of a label, with `{}` for the label.
+
+        Raises:
+            ValueError: no labels.
         """
         if not candidate_labels or isinstance(candidate_labels, str):
             raise ValueError("candidate_labels must be a list of one label or more")
@@ -35,7 +46,7 @@ class WavLinkZeroShotAudioClassificationPipeline(ZeroShotAudioClassificationPipe
         inputs["text_inputs"] = [self.tokenizer(texts, return_tensors="pt", padding=True)]
         return inputs
 
-    def _forward(self, model_inputs):
+    def _forward(self, model_inputs: dict) -> dict:
         features = model_inputs.pop("time_first")
         model_inputs["input_features"] = features.transpose(1, 2) if features.ndim == 3 else features
         return super()._forward(model_inputs)

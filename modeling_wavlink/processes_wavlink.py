@@ -1,4 +1,4 @@
-"""Rows of tensors between processes, with gradients."""
+"""Exchange of tensor rows between processes, with gradients."""
 
 import torch
 import torch.distributed as dist
@@ -7,7 +7,10 @@ from torch.nn import functional as F
 
 
 class _AllGather(torch.autograd.Function):
-    """`torch.distributed.nn.all_gather` sends no gradient through gloo; the backward of a gather is a sum."""
+    """All-gather with gradients, which `torch.distributed.nn.all_gather` does not send through gloo.
+
+    The backward of a gather is a sum.
+    """
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
@@ -23,11 +26,12 @@ class _AllGather(torch.autograd.Function):
 
 
 def world_size() -> int:
+    """Return the number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def sizes_of(rows: Tensor, world: int) -> list[int]:
-    """How many rows each process has."""
+    """Return the number of rows of each of `world` processes."""
     if world == 1:
         return [len(rows)]
     size = torch.tensor(len(rows), device=rows.device)
@@ -37,9 +41,9 @@ def sizes_of(rows: Tensor, world: int) -> list[int]:
 
 
 def gather(rows: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, with gradients back to each: `[b, ...] -> [B, ...]` and where the local ones start.
+    """Gather the rows of all processes, with gradients: `[b, ...] -> [B, ...]` and the index of the first local row.
 
-    Batches may differ in size between processes. Without a process group it returns its input and 0.
+    Batches may differ in size between processes. Without a process group the result is the input and 0.
     """
     world = world_size()
     if world == 1:
@@ -47,22 +51,26 @@ def gather(rows: Tensor) -> tuple[Tensor, int]:
     sizes = sizes_of(rows, world)
     padding = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
     parts = _AllGather.apply(torch.cat([rows, padding]))
-    together = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-    return together, sum(sizes[: dist.get_rank()])
+    all_rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return all_rows, sum(sizes[: dist.get_rank()])
 
 
 def gather_caption_ids(caption_ids: Tensor) -> Tensor:
-    """`[b, K] -> [B, max K]`: processes may know of different numbers of captions."""
+    """Gather caption ids, `[b, K] -> [B, max K]`: the number of captions K may differ between processes."""
     width = torch.tensor(caption_ids.shape[1], device=caption_ids.device)
     dist.all_reduce(width, dist.ReduceOp.MAX)
     return gather(F.pad(caption_ids, (0, int(width) - caption_ids.shape[1]), value=-1))[0]
 
 
 def receive(rows: Tensor, source: int | None, start: int, stop: int) -> Tensor:
-    """Rows `start` to `stop` of process `source`, in every process, or (`None`) of this one; no gradient."""
+    """Send rows `start` to `stop` of process `source` to every process, without gradients.
+
+    Args:
+        source: None takes them from this process and sends nothing.
+    """
     if source is None:
         return rows[start:stop]
-    own = source == dist.get_rank()
-    block = rows[start:stop].contiguous() if own else rows.new_empty(stop - start, *rows.shape[1:])
+    is_source = source == dist.get_rank()
+    block = rows[start:stop].contiguous() if is_source else rows.new_empty(stop - start, *rows.shape[1:])
     dist.broadcast(block, source)
     return block

@@ -1,4 +1,4 @@
-"""From a sound file to float32 mono samples, by libsndfile and soxr."""
+"""Decoding of sound files to float32 mono samples, with libsndfile and soxr."""
 
 import io
 import math
@@ -20,18 +20,20 @@ from .containers import HARMLESS, Link, links_of
 from .downmix_wavlink import block_length, mono_blocks
 from .video import open_video
 
-_FOREIGN = 1, 4, 161  # libsndfile's errors for a format and an encoding that it does not know, and for FLAC in Ogg
+_UNKNOWN_FORMAT = 1, 4, 161  # libsndfile's errors for an unknown format, an unknown encoding, and FLAC in Ogg
 
 logger = logging.get_logger(__name__)
 
 
 class AudioDecoder(Protocol):
-    """A decoder of torchcodec, as the `Audio` columns of `datasets` hold."""
+    """Interface of torchcodec's decoder, as the `Audio` columns of `datasets` hold."""
 
-    def get_all_samples(self) -> Any: ...
+    def get_all_samples(self) -> Any:
+        """Return an object with `data` `[channels, samples]` and `sample_rate`."""
+        ...
 
 
-# A sound, wherever one is taken: a file's path or content, {"array", "sampling_rate"}, {"path", "bytes"}, a decoder.
+# Every input that is a sound: a file's path or content, {"array", "sampling_rate"}, {"path", "bytes"}, a decoder.
 AudioSource = str | os.PathLike[str] | bytes | Mapping[str, Any] | AudioDecoder
 
 
@@ -40,9 +42,9 @@ class Sound:
     """An open sound file.
 
     Args:
-        name: what errors call it.
+        name: of the file, in errors.
         samplerate: in Hz.
-        blocks: float32 mono `[samples]` at that rate, at most a second at a time, to be read once.
+        blocks: float32 mono `[samples]` at that rate, at most a second at a time; an iterator.
     """
 
     name: str
@@ -53,15 +55,15 @@ class Sound:
 def load_audio(
     path_or_bytes: str | os.PathLike[str] | bytes, sampling_rate: int = 16000, name: str = ""
 ) -> np.ndarray:
-    """Decode a sound file to mono samples; the content says what it is, not the name.
+    """Decode a sound file to mono samples; the format is recognised by the content, not by the name.
 
     Any format that libsndfile reads (wav, flac, ogg, opus, mp3, ...), with all sounds of a file that holds several one
     after another; through PyAV (`pip install 'wavlink[formats]'`) also m4a, aac, wma, webm and the sound of videos.
 
     Args:
         path_or_bytes: a file's path, or its content.
-        sampling_rate: wanted, in Hz; other rates are resampled at soxr's high quality.
-        name: what errors call the file (default: its path).
+        sampling_rate: of the result, in Hz; other rates are resampled at soxr's high quality.
+        name: of the file in errors (default: its path).
 
     Returns:
         float32 `[samples]` in [-1, 1], the mean of the channels (see `downmix_wavlink` for those that cancel out).
@@ -82,11 +84,11 @@ def load_audio(
     """
     with opened(path_or_bytes, name) as sound:
         most = MAX_SAMPLES * min(1, sound.samplerate / sampling_rate)
-        # a few kB can claim to be hours of silence, and be that
+        # a file of a few kB can hold hours of silence
         blocks = limited(
             sound,
             most,
-            f"has more than {MAX_SAMPLES} samples, too many to be held at once: hear it in windows "
+            f"has more than {MAX_SAMPLES} samples, too many to be held at once: read it in windows "
             "(processing.windows.stream_windows, as the index and wavlink.long_recordings do), or cut it",
         )
         return np.concatenate(list(resampled(blocks, sound.samplerate, sampling_rate, sound.name)))
@@ -94,7 +96,12 @@ def load_audio(
 
 @contextmanager
 def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator[Sound]:
-    """The open file; what goes wrong with it while it is open is a ValueError with its name."""
+    """Open a sound file; errors while it is open are ValueErrors that name it.
+
+    Args:
+        path_or_bytes: a file's path, or its content.
+        name: of the file in errors (default: its path).
+    """
     path_or_bytes = local_source(path_or_bytes)
     if isinstance(path_or_bytes, bytes):
         name = name or f"a clip of {len(path_or_bytes)} bytes"
@@ -105,7 +112,7 @@ def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator
     else:
         raise ValueError(f"a sound is a file's path or its bytes, not {type(path_or_bytes).__name__}")
     try:
-        # Not by its path: of what libsndfile does not know it would believe the name, and hear a web page named x.au.
+        # Not by its path: libsndfile trusts the suffix of an unknown file, and would read a web page named x.au.
         file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else open(path_or_bytes, "rb")
         with file, ExitStack() as stack:
             yield _sound(file, name, stack)
@@ -122,29 +129,32 @@ def _sound(file: BinaryIO, name: str, stack: ExitStack) -> Sound:
 
 
 def _link(file: BinaryIO, link: Link, name: str, stack: ExitStack) -> tuple[int, Iterable[tuple]]:
-    """The rate of one sound, and of each of its parts the rate and blocks `[samples, channels]`; `stack` closes it."""
+    """Open one sound: its rate, and for each of its parts the rate and blocks `[samples, channels]`.
+
+    `stack` closes it.
+    """
     content = link.open(file)
     try:
         sound = stack.enter_context(soundfile.SoundFile(content))
     except soundfile.LibsndfileError as error:
-        if error.code not in _FOREIGN:
+        if error.code not in _UNKNOWN_FORMAT:
             raise
         rate, parts = open_video(content, name, error, stack)
     else:
         rate, parts = sound.samplerate, [(sound.samplerate, _blocks(sound, link, name))]
-        if sound.format == "SDS":  # libsndfile prints a line for each damaged word of one
+        if sound.format == "SDS":  # libsndfile prints a line for each damaged word of it
             raise ValueError(f"{name} is a MIDI sample dump: convert it to wav")
     check_rate(rate, name)
     return rate, parts
 
 
 def _linked(file: BinaryIO, links: list[Link], name: str) -> tuple[int, Iterator[tuple]]:
-    """The highest rate of several sounds, and their parts."""
+    """Return the highest rate of several sounds, and their parts."""
     rates, errors = {}, []
-    for place, link in enumerate(links):
+    for index, link in enumerate(links):
         try:
             with ExitStack() as stack:
-                rates[place], _ = _link(file, link, name, stack)
+                rates[index], _ = _link(file, link, name, stack)
         except (soundfile.SoundFileError, ValueError) as error:
             errors.append(error)
     if not rates:
@@ -153,20 +163,20 @@ def _linked(file: BinaryIO, links: list[Link], name: str) -> tuple[int, Iterator
         logger.warning(f"{name} holds {len(links)} sounds, of which {len(errors)} cannot be read: convert or cut it")
 
     def parts() -> Iterator[tuple[int, Iterator[np.ndarray]]]:
-        for place in rates:
+        for index in rates:
             with ExitStack() as stack:
-                yield from _link(file, links[place], name, stack)[1]
+                yield from _link(file, links[index], name, stack)[1]
 
     return max(rates.values()), parts()
 
 
 def _blocks(sound: soundfile.SoundFile, link: Link, name: str) -> Iterator[np.ndarray]:
-    """float32 `[samples, channels]` of one link.
+    """Yield float32 `[samples, channels]` of one link until the end of the file.
 
-    The file is read until nothing comes. What its header says of its length is not believed: a FLAC that was written
-    as a stream tells none, and memory is not taken for samples that are not there.
+    The length in the header is not trusted: a FLAC that was written as a stream has none, and a wrong length must not
+    allocate memory.
     """
-    sound.seekable = lambda: False  # else every read is cut to the header's length, and followed by a seek
+    sound.seekable = lambda: False  # else each read stops at the header's length, and is followed by a seek
     frames = block_length(sound.samplerate, sound.channels)
     done, promised = 0, link.samples or 0
     while True:
@@ -174,7 +184,7 @@ def _blocks(sound: soundfile.SoundFile, link: Link, name: str) -> Iterator[np.nd
         try:
             block = sound.read(min(frames, left) if left > 0 else frames, dtype="float32", always_2d=True)
         except soundfile.SoundFileError:
-            if link.complete and left <= 0:  # behind the sound is something else
+            if link.complete and left <= 0:  # something else follows the sound
                 break
             raise
         if not len(block):
@@ -197,12 +207,16 @@ def _blocks(sound: soundfile.SoundFile, link: Link, name: str) -> Iterator[np.nd
 
 
 def _joined(parts: Iterable[tuple], rate: int, rest: int, size: int, name: str) -> Iterator[np.ndarray]:
-    """Mono `[samples]` at one rate of parts at several; `rest`: bytes of `size` that no part holds."""
+    """Yield mono `[samples]` at `rate` of parts at several rates.
+
+    Args:
+        rest: bytes at the end of a file of `size` bytes that belong to no part.
+    """
     done = 0
-    for own, blocks in parts:
-        check_rate(own, name)
-        mono = mono_blocks(blocks, own)
-        for block in mono if own == rate else resample_blocks(mono, own, rate):
+    for part_rate, blocks in parts:
+        check_rate(part_rate, name)
+        mono = mono_blocks(blocks, part_rate)
+        for block in mono if part_rate == rate else resample_blocks(mono, part_rate, rate):
             done += len(block)
             yield block
     if rest > HARMLESS:
@@ -215,7 +229,15 @@ def _joined(parts: Iterable[tuple], rate: int, rest: int, size: int, name: str) 
 
 
 def limited(sound: Sound, most: float = math.inf, problem: str = "") -> Iterator[np.ndarray]:
-    """A sound's blocks, checked; ValueError at the first sample over `most`."""
+    """Yield a sound's blocks, checked.
+
+    Args:
+        most: number of samples.
+        problem: the error's text for more, after the sound's name.
+
+    Raises:
+        ValueError: more than `most` samples, or some that `check_samples` refuses.
+    """
     for block in sound.blocks:
         most -= len(block)
         if most < 0:
@@ -225,10 +247,10 @@ def limited(sound: Sound, most: float = math.inf, problem: str = "") -> Iterator
 
 
 def resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int, name: str) -> Iterator[np.ndarray]:
-    """Mono `[samples]` at the rate `wanted`, in the memory of a few blocks; the same as all at once, to the last bit.
+    """Resample mono blocks `[samples]` from `rate` to `wanted` Hz, bit-equal to resampling all at once.
 
     Raises:
-        ValueError: they hold no samples.
+        ValueError: they hold no samples; it holds `name`.
     """
     samples = 0
     for block in blocks if rate == wanted else resample_blocks(blocks, rate, wanted):
@@ -238,13 +260,21 @@ def resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int, name: str) -
         raise ValueError(f"{name} holds no samples at {wanted} Hz")
 
 
-def load_column(value, sampling_rate: int = 16000) -> np.ndarray:
-    """What an `audio` column holds, as `load_audio` gives it: a path, bytes, `{"bytes", "path"}`, `{"array",
-    "sampling_rate"}`, whose array must be mono floats, or a decoder of `datasets`."""
+def load_column(value: Any, sampling_rate: int = 16000) -> np.ndarray:
+    """Decode a value of an `audio` column as `load_audio` does.
+
+    Args:
+        value: a path, bytes, `{"bytes", "path"}`, `{"array", "sampling_rate"}` with a mono array of floats, or a
+            decoder of `datasets`.
+        sampling_rate: of the result, in Hz.
+
+    Raises:
+        ValueError: see `load_source`.
+    """
     return load_source(value, sampling_rate, load_audio)
 
 
-def clip_name(audio, index: int) -> str:
-    """What to call a row in a message: its file, or its number."""
+def clip_name(audio: Any, index: int | str) -> str:
+    """Return the name of a row in messages: its file, or `index`."""
     path = audio.get("path") if isinstance(audio, dict) else audio
     return os.fspath(path) if path and isinstance(path, str | os.PathLike) else f"row {index}"

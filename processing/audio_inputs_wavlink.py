@@ -1,4 +1,4 @@
-"""What may be given as audio: samples, files, bytes, cells of a data set and decoders. Nothing is fetched."""
+"""Audio inputs: samples, files, bytes, cells of a data set and decoders. Nothing is downloaded."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import torch
 
 try:
     import soundfile
-except (ImportError, OSError):  # OSError: the package is installed and libsndfile is not
+except (ImportError, OSError):  # OSError: the package is installed, but libsndfile is missing
     soundfile = None
 try:
     import soxr
@@ -20,16 +20,23 @@ except ImportError:
 
 from .downmix_wavlink import block_length, mono_blocks
 
-RATES = 1000, 2**20  # Hz: what is resampled; nothing that is sound has less, FLAC can say no more
-LOUDEST = 32.0  # 30 dB over full scale; only integers taken for floats are louder
+RATES = 1000, 2**20  # Hz, lowest and highest: no sound has less, and FLAC's header cannot hold more
+LOUDEST = 32.0  # 30 dB over full scale; only integers mistaken for floats are louder
 MAX_SAMPLES = 3600 * 48000  # of a clip in memory, 691 MB: an hour at 48 kHz, three at 16 kHz
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-reader = None  # `read_file`, or what `processing` puts here: its `load_audio`, which reads more
+reader = None  # importing `processing` sets its `load_audio`, which reads more than `read_file`
 _TAGS = b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"\0"  # what may follow the last frame of an MP3 or Ogg
 
 
-def as_list(audio) -> list:
-    """One clip becomes a list of one. A 2-D array is left as it is: it may be a batch, but also stereo."""
+def as_list(audio: object) -> list:
+    """Return clips as a list. A 2-D array becomes one item: it may be a batch, but also stereo.
+
+    Args:
+        audio: one clip, or a list, tuple or column of clips.
+
+    Raises:
+        ValueError: an empty list.
+    """
     if is_source(audio):
         return [audio]
     if isinstance(audio, np.ndarray) and audio.dtype.kind in "OU" and audio.ndim == 1:
@@ -41,26 +48,26 @@ def as_list(audio) -> list:
     return [audio]
 
 
-def is_source(value) -> bool:
-    """Whether `value` says by itself what its samples and their rate are, which a bare array does not."""
+def is_source(value: object) -> bool:
+    """Whether `value` holds its sampling rate, as files, bytes, dicts and decoders do and bare arrays do not."""
     return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | dict) or is_decoder(value)
 
 
-def is_decoder(value) -> bool:
-    """An `AudioDecoder` of torchcodec, which the `Audio` columns of `datasets` hand out, or what has its interface."""
+def is_decoder(value: object) -> bool:
+    """Whether `value` has the interface of torchcodec's `AudioDecoder`, as the `Audio` columns of `datasets` hold."""
     return callable(getattr(value, "get_all_samples", None))
 
 
-def load_source(value, sampling_rate: int, load: Callable | None = None) -> np.ndarray:
-    """The samples of one sound, float32 mono `[samples]` at `sampling_rate` Hz.
+def load_source(value: object, sampling_rate: int, load: Callable[..., np.ndarray] | None = None) -> np.ndarray:
+    """Return the samples of one sound, float32 mono `[samples]` at `sampling_rate` Hz.
 
     Args:
         value: a file's path or content (bytes), `{"path", "bytes"}`, `{"array", "sampling_rate"}` with a mono array of
-            floats, or a decoder (see `is_decoder`), whose channels are mixed as a file's.
+            floats, or a decoder (see `is_decoder`), whose channels are mixed like those of a file.
         load: reads a file, called as `load(path_or_bytes, sampling_rate, name)`; default: `reader` or `read_file`.
 
     Raises:
-        ValueError: a sound that cannot be read, or samples that are refused (see `check_samples`); it names the sound.
+        ValueError: a sound that cannot be read, or samples that `check_samples` refuses; it names the sound.
     """
     load = load or reader or read_file
     if is_decoder(value):
@@ -83,8 +90,12 @@ def load_source(value, sampling_rate: int, load: Callable | None = None) -> np.n
     return load(local_source(path if content is None else content), sampling_rate, os.fspath(path or ""))
 
 
-def local_source(source):
-    """A path or bytes as they are, and whatever else is not a URL; other kinds of bytes as bytes."""
+def local_source(source: object) -> object:
+    """Return a source unchanged, bytearrays and memoryviews as bytes.
+
+    Raises:
+        ValueError: it is a URL.
+    """
     if isinstance(source, bytearray | memoryview):
         return bytes(source)
     if isinstance(source, str) and _URL.match(source):
@@ -120,7 +131,8 @@ def _decoded(decoder, wanted: int) -> np.ndarray:
     return at_rate(mono, rate, wanted, "the sound of an audio decoder")
 
 
-def to_numpy(clip) -> np.ndarray:
+def to_numpy(clip: object) -> np.ndarray:
+    """Return a tensor, array or list as an array in memory."""
     if isinstance(clip, torch.Tensor):
         clip = clip.detach().cpu()
         clip = clip.float() if clip.dtype == torch.bfloat16 else clip  # numpy has no bfloat16
@@ -128,10 +140,10 @@ def to_numpy(clip) -> np.ndarray:
 
 
 def read_file(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int, name: str = "") -> np.ndarray:
-    """Decodes a sound file by libsndfile, float32 mono `[samples]` at `sampling_rate` Hz.
+    """Decode a sound file with libsndfile to float32 mono `[samples]` at `sampling_rate` Hz.
 
-    This is the reader that travels with a checkpoint. The project's own, `processing.audio.load_audio`, gives the same
-    samples and reads more: files that hold several sounds one after another are refused here.
+    This reader is shipped with a checkpoint. The package's `processing.audio.load_audio` returns the same samples and
+    reads more formats. Files that hold several sounds one after another are refused here.
 
     Raises:
         ImportError: soundfile is not installed.
@@ -146,13 +158,13 @@ def read_file(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int, name
     if not content and not os.path.isfile(path_or_bytes):
         raise ValueError(f"{name} does not exist or is not a file")
     try:
-        # Not by its path: of what libsndfile does not know it would believe the name, and read a web page named x.au.
+        # Not by its path: libsndfile trusts the suffix of an unknown file, and would read a web page named x.au.
         file = io.BytesIO(path_or_bytes) if content else open(path_or_bytes, "rb")
         with file, soundfile.SoundFile(file) as sound:
             rate = sound.samplerate
             check_rate(rate, name)
             mono = np.concatenate([np.empty(0, np.float32), *mono_blocks(_blocks(sound, sampling_rate, name), rate)])
-            rest = file.read(16)  # what libsndfile left: it stops at the end of an Ogg's or MP3's first stream
+            rest = file.read(16)  # libsndfile stops at the end of an Ogg's or MP3's first stream
             if sound.format in ("OGG", "MP3", "MPEG", "FLAC") and rest and not rest.startswith(_TAGS):
                 raise ValueError(f"{name} goes on after its first sound: save it as one, for example as wav or flac")
     except (soundfile.SoundFileError, OSError, TypeError) as error:
@@ -161,18 +173,22 @@ def read_file(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int, name
 
 
 def _blocks(sound, wanted: int, name: str) -> Iterator[np.ndarray]:
-    """float32 `[samples, channels]`, read until nothing comes: what a header says of the length is not believed."""
-    sound.seekable = lambda: False  # else every read is cut to the header's length, and followed by a seek
-    room, frames = MAX_SAMPLES * min(1, sound.samplerate / wanted), block_length(sound.samplerate, sound.channels)
+    """Yield float32 `[samples, channels]` until the end of the sound; the length in the header is not trusted."""
+    sound.seekable = lambda: False  # else each read stops at the header's length, and is followed by a seek
+    remaining, frames = MAX_SAMPLES * min(1, sound.samplerate / wanted), block_length(sound.samplerate, sound.channels)
     while len(block := sound.read(frames, dtype="float32", always_2d=True)):
-        room -= len(block)
-        if room < 0:
+        remaining -= len(block)
+        if remaining < 0:
             raise ValueError(f"{name} has more than {MAX_SAMPLES} samples, too many to be held at once: cut it")
         yield block
 
 
 def resample_blocks(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
-    """Mono `[samples]` at the rate `wanted`, in the memory of a few blocks, at soxr's high quality."""
+    """Resample mono blocks `[samples]` from `rate` to `wanted` Hz at soxr's high quality, a few blocks at a time.
+
+    Raises:
+        ImportError: soxr is not installed.
+    """
     if soxr is None:
         raise ImportError(f"a sound has {rate} Hz, the model takes {wanted} Hz: pip install soxr to have it resampled")
     resampler = soxr.ResampleStream(rate, wanted, num_channels=1, dtype="float32")
@@ -182,7 +198,11 @@ def resample_blocks(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Ite
 
 
 def at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
-    """A whole clip `[samples]`, checked and resampled at soxr's high quality; ValueError with `name` otherwise."""
+    """Check a clip `[samples]` and resample it at soxr's high quality.
+
+    Raises:
+        ValueError: `check_rate` or `check_samples` refuses it, or it is empty; it holds `name`.
+    """
     check_rate(rate, name)
     check_samples(mono, name)
     if rate != wanted:
@@ -193,11 +213,21 @@ def at_rate(mono: np.ndarray, rate: int, wanted: int, name: str) -> np.ndarray:
 
 
 def check_rate(rate: int, name: str) -> None:
+    """Check that a sampling rate is within `RATES`.
+
+    Raises:
+        ValueError: it is not; it holds `name`.
+    """
     if not isinstance(rate, Real) or not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"{name} has a sampling rate of {rate!r} Hz, not one of {RATES[0]} to {RATES[1]} Hz")
 
 
 def check_samples(mono: np.ndarray, name: str) -> None:
+    """Check samples `[n]`.
+
+    Raises:
+        ValueError: NaN, infinite or beyond `LOUDEST`; it holds `name`.
+    """
     if not np.isfinite(mono).all():
         raise ValueError(f"{name} holds NaN or infinite samples")
     if len(mono) and max(mono.max(), -mono.min()) > LOUDEST:

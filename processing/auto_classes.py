@@ -1,4 +1,4 @@
-"""WavLink's classes for transformers' Auto classes, so that the code a checkpoint ships is not needed and not run."""
+"""Registration of WavLink's classes with transformers' Auto classes, so that a checkpoint's own code is not run."""
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 
@@ -12,7 +12,7 @@ from .processing_wavlink import WavLinkProcessor
 
 
 class _HtsatKey(WavLinkConfig):
-    """Registers the second feature extractor: a config class has one, but a saved one is found by its own name."""
+    """Key of the second feature extractor: a config class has only one, but a saved extractor is found by its name."""
 
 
 def register() -> None:

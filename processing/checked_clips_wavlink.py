@@ -1,4 +1,4 @@
-"""What the feature extractors share: clips are read and checked before a log-mel is computed, and padded after it."""
+"""Base of the feature extractors: clips are read and checked before a log-mel is computed, and padded after it."""
 
 from collections.abc import Mapping
 
@@ -13,17 +13,20 @@ logger = logging.get_logger(__name__)
 
 
 class CheckedClips:
-    """Beside a `SequenceFeatureExtractor`: a subclass has `_axes` and `_time_axis` of a clip's features, `_longest`
-    along that axis, `_is_own` and `_resolve_padding`."""
+    """Mixin of a `SequenceFeatureExtractor` that checks clips.
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers', which leaves the saved file's `auto_map` on the extractor that it saved."""
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
+    A subclass defines `_axes` (number of axes of a clip's features), `_time_axis`, `_longest` (the limit along that
+    axis), `_is_own` and `_resolve_padding`.
+    """
+
+    def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> list[str]:
+        """Save as transformers does, but keep the file's `auto_map` off this object."""
+        files = super().save_pretrained(save_directory, *args, **kwargs)
         vars(self).pop("auto_map", None)
-        return saved
+        return files
 
     def _clips(self, audio, sampling_rate: int | None, max_length: int | None) -> list[np.ndarray]:
-        """The checked samples of each clip. Bare arrays have `sampling_rate`, all else its own, and is resampled."""
+        """Return the checked samples of each clip. Bare arrays have `sampling_rate`; other inputs are resampled."""
         clips, limit = as_list(audio), min(max_length or self.n_samples, self.n_samples)
         if not all(map(is_source, clips)):
             self._check_sampling_rate(sampling_rate)
@@ -36,7 +39,7 @@ class CheckedClips:
 
     def pad(
         self,
-        processed_features,
+        processed_features: object,
         padding: bool | str = True,
         max_length: int | None = None,
         truncation: bool = False,
@@ -44,23 +47,23 @@ class CheckedClips:
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Makes a batch of clips whose features were computed one by one, as the processor makes it of their audio.
+        """Pad the features of clips, computed one by one, to the batch that the processor makes of the same clips.
 
         Args:
-            processed_features: a list of `{"input_features": ...}`, as a collator has them, or one dict of lists. Each
+            processed_features: a list of `{"input_features": ...}`, as a collator gets it, or one dict of lists. Each
                 clip has the features of `__call__` with or without their axis of length 1 in front; where it comes
                 with its `input_features_mask`, only what that marks is the clip's. Features that are not this
                 extractor's (in time first, `[T, F]`) are padded as `SequenceFeatureExtractor.pad` does it.
             padding: `"longest"`, `"max_length"`, True for this checkpoint's own way, or False for a list.
             max_length: of `padding="max_length"`, to how many frames (windows for HTS-AT); default: the longest clip
                 that the model takes.
-            truncation: taken and ignored, as by `__call__`: what is over `max_length` is an error.
+            truncation: ignored, as by `__call__`: features over `max_length` are an error.
             pad_to_multiple_of: frames (windows).
             return_attention_mask: see `__call__`.
-            return_tensors: `"pt"` or `"np"`; default: what was given.
+            return_tensors: `"pt"` or `"np"`; default: the type of the input.
 
         Returns:
-            `input_features` and `input_features_mask` as of `__call__`, and whatever else was given of each clip.
+            `input_features` and `input_features_mask` as of `__call__`, and the clips' other fields.
 
         Raises:
             ValueError: no clips, or one that does not fit; features that were not computed for a checkpoint whose own
@@ -78,21 +81,22 @@ class CheckedClips:
         way = self._resolve_padding(padding)
         if way is False:
             return BatchFeature({**columns, "input_features": clips})
-        whole = way == self.padding == "max_length"  # its silence is sound to the model, and was computed as such
+        with_silence = way == self.padding == "max_length"  # the model attends to padding that `__call__` computed
         longest = max(clip.shape[self._time_axis] for clip in clips)
         length = (max_length or self._longest) if way == "max_length" else longest
-        if longest > length or (whole and {clip.shape[self._time_axis] for clip in clips} != {self._longest}):
+        if longest > length or (with_silence and {clip.shape[self._time_axis] for clip in clips} != {self._longest}):
             raise ValueError(
-                f"features of up to {longest} frames do not make a batch of {self._longest if whole else length}: "
+                f"features of up to {longest} frames do not make a batch of "
+                f"{self._longest if with_silence else length}: "
                 "compute them with this extractor's own padding, or give a longer max_length"
             )
-        if whole and return_attention_mask is None:
+        if with_silence and return_attention_mask is None:
             return_attention_mask = False
         length = self._multiple(length, pad_to_multiple_of)
         return BatchFeature(columns | self._batch(clips, length, return_attention_mask), tensor_type=return_tensors)
 
     def _computed(self, features, masks) -> list[np.ndarray] | None:
-        """Each clip's features without padding; None where they are not what `__call__` gives."""
+        """Return each clip's features without padding, None where they are not features of `__call__`."""
         if getattr(features, "ndim", None) == self._axes and self._is_own(features):
             features = [features]  # one clip
         clips = [to_numpy(clip) for clip in features]
@@ -105,9 +109,9 @@ class CheckedClips:
         return [clip.astype(np.float32, copy=False) for clip in clips]
 
     def _batch(self, clips: list[np.ndarray], length: int, return_attention_mask: bool | None) -> dict:
-        """Clips padded with zeros to `length` along their axis of time, and the mask of what is theirs.
+        """Pad clips with zeros to `length` along the axis of time, and make the mask.
 
-        Without the mask the padding would count as sound, so it is left out only where there is no padding.
+        Without a mask the model attends to the padding, so it is left out only where there is no padding.
         """
         counts = np.array([clip.shape[self._time_axis] for clip in clips])
         if return_attention_mask is False and counts.min() < length:
@@ -172,7 +176,7 @@ class CheckedClips:
 
 
 def _columns(features) -> dict[str, list]:
-    """A list of dicts as a dict of lists; of one dict a copy."""
+    """Return a list of dicts as a dict of lists, one dict as a copy."""
     if isinstance(features, (list, tuple)) and features and isinstance(features[0], Mapping):
         return {name: [clip[name] for clip in features] for name in features[0]}
     return dict(features) if isinstance(features, Mapping) else {}

@@ -1,8 +1,9 @@
-"""Rows of a data set to clips, and clips to batches."""
+"""Decoding of a data set's rows to clips, and of clips to batches."""
 
 import hashlib
 from collections.abc import Sequence
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from processing.sampling import BatchPlan
 
 logger = logging.get_logger(__name__)
 
-MOST_UNREADABLE = 100  # clips; after that many in a row the disk or the data set is at fault, not a clip
+MOST_UNREADABLE = 100  # clips in a row; after more the disk or the data set is at fault, not a clip
 
 
-def drawn(array: np.ndarray, captions: list[str], max_samples: int, rng) -> tuple[np.ndarray, list[str]]:
-    """What a step trains on: at most `max_samples` from anywhere, and its captions in any order."""
+def drawn(
+    array: np.ndarray, captions: list[str], max_samples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, list[str]]:
+    """Draw a random crop of at most `max_samples` of a clip `[samples]`, and shuffle its captions."""
     start = rng.integers(max(len(array) - max_samples, 0) + 1)
     captions = [captions[position] for position in rng.permutation(len(captions))]
     return array[start : start + max_samples], captions
@@ -29,7 +32,7 @@ class UnreadableClip(ValueError):
 
 
 def _decoded(audio, rate: int) -> np.ndarray:
-    """A row's samples; of what is no array, what goes wrong is the fault of that one clip."""
+    """Decode a row's sound; an error is an `UnreadableClip`, except for arrays, where the caller is at fault."""
     try:
         return load_column(audio, rate)
     except ValueError as error:
@@ -39,19 +42,33 @@ def _decoded(audio, rate: int) -> np.ndarray:
 
 
 class CaptionedAudio(torch.utils.data.Dataset):
-    """Decoded rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}`, the caption to learn from first.
+    """Decoded rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}`, the caption to train on first.
 
-    An item is asked for by `(epoch, index)`, or by `index` alone. Which caption comes first and, for clips over
-    `max_seconds`, which part is heard depend on (seed, epoch, index) only, so that a resumed run sees what an
-    unbroken one would. With `shuffle=False` it is the first caption, and a clip over `max_seconds` is an error.
+    The key of an item is `(epoch, index)` or `index`. Which caption comes first and, for clips over `max_seconds`,
+    which part is used depend on (seed, epoch, index) only, so that a resumed run trains on the same as an
+    uninterrupted one. With `shuffle=False` captions keep their order, and a clip over `max_seconds` is an error.
 
-    A single item whose sound cannot be decoded is an `UnreadableClip`. A DataLoader asks for whole batches
-    (`__getitems__`): there such a clip is noted in `unreadable`, logged, and another takes its place, of those that
-    `plan`, a `BatchPlan`, has for it, so that all processes have as many clips; without a plan it is left out.
+    A single item whose sound cannot be decoded raises `UnreadableClip`. A DataLoader takes batches (`__getitems__`):
+    there such a clip is noted in `unreadable`, logged, and replaced by a substitute of `plan`, a `BatchPlan`, so that
+    all processes have the same number of clips; without a plan it is left out.
+
+    Args:
+        dataset: rows with `audio` and captions, by index.
+        columns: names of the caption columns.
+        max_seconds: length of the longest clip or crop.
+        seed: of crops and the order of captions.
+        shuffle: whether to crop and to shuffle captions.
+        rate: of the samples, in Hz.
     """
 
     def __init__(
-        self, dataset, columns: Sequence[str], max_seconds: float = 30.0, seed: int = 0, shuffle=False, rate=16000
+        self,
+        dataset: Any,
+        columns: Sequence[str],
+        max_seconds: float = 30.0,
+        seed: int = 0,
+        shuffle: bool = False,
+        rate: int = 16000,
     ):
         self.dataset = dataset
         self.columns = list(columns)
@@ -60,11 +77,11 @@ class CaptionedAudio(torch.utils.data.Dataset):
         self.shuffle = shuffle
         self.rate = rate
         self.plan: BatchPlan | None = None
-        self.unreadable: dict[str, str] = {}  # clip -> why; of a worker process its own
+        self.unreadable: dict[str, str] = {}  # clip -> error, of this process; each worker has its own
 
     @property
     def max_samples(self) -> int:
-        """`max_seconds` at the rate of the moment, which the processor may set later."""
+        """`max_seconds` in samples at `rate`, which may be set later."""
         return int(self.max_seconds * self.rate)
 
     def __len__(self) -> int:
@@ -97,7 +114,7 @@ class CaptionedAudio(torch.utils.data.Dataset):
         return rows
 
     def _readable(self, key: int | tuple[int, int]) -> dict | None:
-        """The row, or the first of its substitutes that can be read; None if there is no plan."""
+        """Return the row, or the first of its substitutes that can be read; None without a plan."""
         planned = self.plan is not None and isinstance(key, tuple)
         substitutes = self.plan.substitutes(*key) if planned else ()
         for candidate in chain([key], islice(substitutes, MOST_UNREADABLE)):
@@ -118,19 +135,27 @@ class CaptionedAudio(torch.utils.data.Dataset):
         return f"{len(self.unreadable)} cannot be read so far, the last is {name} ({why}); repair or remove them"
 
     def name(self, index: int) -> str:
+        """Return the name of a row in messages."""
         return clip_name(self.dataset[int(index)]["audio"], index)
 
 
 class AudioTextCollator:
-    """Rows to the model's inputs, for our loop and for `transformers.Trainer` (with `remove_unused_columns=False`).
+    """Collator of rows to the model's inputs, for `transformers.Trainer` (with `remove_unused_columns=False`) too.
 
-    A row holds `audio` (what `processing.audio.load_column` takes: a path, bytes, a dict or a decoder) and captions,
-    of which the first is the text. `caption_ids` `[B, K]` tell the loss which clips share a caption.
+    A row holds `audio` (a path, bytes, a dict or a decoder, see `processing.audio.load_column`) and captions, of which
+    the first is the text. `caption_ids` `[B, K]` mark clips that share a caption, for the loss.
 
-    With `all_captions` all of a clip's captions are its texts, one clip's after another's, and `text_owner`
-    `[B_text]` int64 gives the row of each text's clip. Trainer's `compute_metrics` expects one text a clip.
+    With `all_captions` all of a clip's captions are its texts, clip by clip, and `text_owner` `[B_text]` int64 holds
+    the row of each text's clip. Trainer's `compute_metrics` expects one text a clip.
 
     A row whose file or bytes cannot be read is left out of its batch, noted in `unreadable` and logged.
+
+    Args:
+        processor: a `WavLinkProcessor`.
+        columns: names of the caption columns.
+        padding: of audio; default: the processor's.
+        with_caption_ids: whether to return `caption_ids`.
+        all_captions: see above.
 
     Raises:
         ValueError: a row without caption, or a batch of which nothing can be read.
@@ -138,18 +163,18 @@ class AudioTextCollator:
 
     def __init__(
         self,
-        processor,
+        processor: Any,
         columns: Sequence[str] = ("captions",),
         padding: str | None = None,
-        with_caption_ids=True,
-        all_captions=False,
+        with_caption_ids: bool = True,
+        all_captions: bool = False,
     ):
         self.processor = processor
         self.with_caption_ids = with_caption_ids
         self.columns = list(columns)
         self.padding = padding
         self.all_captions = all_captions
-        self.unreadable: dict[str, str] = {}  # clip -> why; of a worker process its own
+        self.unreadable: dict[str, str] = {}  # clip -> error, of this process; each worker has its own
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         rate = self.processor.feature_extractor.sampling_rate
@@ -157,9 +182,9 @@ class AudioTextCollator:
         captions = [captions_of(row, self.columns) for row in rows]
         if not all(captions):
             raise ValueError(f"a row without caption in {', '.join(self.columns)}; it has {', '.join(rows[0])}")
-        learned = captions if self.all_captions else [texts[:1] for texts in captions]
+        texts_per_clip = captions if self.all_captions else [texts[:1] for texts in captions]
         batch = self.processor(
-            text=[text for texts in learned for text in texts],
+            text=[text for texts in texts_per_clip for text in texts],
             audio=clips,
             sampling_rate=rate,
             audio_kwargs={} if self.padding is None else {"padding": self.padding},
@@ -167,11 +192,12 @@ class AudioTextCollator:
         )
         extra = {"caption_ids": caption_ids(captions)} if self.with_caption_ids else {}
         if self.all_captions:
-            extra["text_owner"] = torch.arange(len(rows)).repeat_interleave(torch.tensor([*map(len, learned)]))
+            counts = torch.tensor([len(texts) for texts in texts_per_clip])
+            extra["text_owner"] = torch.arange(len(rows)).repeat_interleave(counts)
         return {**batch, **extra}
 
     def _read(self, rows: Sequence[dict], rate: int) -> tuple[list[dict], list[np.ndarray]]:
-        """The rows that can be read, and their samples."""
+        """Return the rows that can be read, and their samples."""
         read, clips, name, why = [], [], "", ""
         for number, row in enumerate(rows):
             try:
@@ -189,7 +215,7 @@ class AudioTextCollator:
 
 
 def caption_ids(captions: Sequence[Sequence[str]]) -> torch.Tensor:
-    """`[B, K]` int64: captions of one `caption_key` have one id; -1 fills shorter rows."""
+    """Return ids `[B, K]` int64, the same for captions with the same `caption_key`; -1 pads shorter rows."""
     ids = torch.full((len(captions), max(map(len, captions))), -1)
     for row, texts in enumerate(captions):
         ids[row, : len(texts)] = torch.tensor([_caption_id(text) for text in texts])
@@ -197,7 +223,7 @@ def caption_ids(captions: Sequence[Sequence[str]]) -> torch.Tensor:
 
 
 def caption_key(text: str) -> str:
-    """What makes two captions one, in training and in evaluation: their text without case and outer space."""
+    """Return a caption in lower case without outer space; captions with the same key count as equal."""
     return text.strip().lower()
 
 

@@ -1,12 +1,14 @@
-"""What the feature extractors use of transformers' that is private there, each with the public way beside it."""
+"""Private functions of transformers that the feature extractors use, each with a public fallback."""
 
 import numpy as np
 from transformers import ClapFeatureExtractor, WhisperFeatureExtractor
 
 
 def whisper_log_mel(extractor: WhisperFeatureExtractor, samples: np.ndarray, device: str = "cpu") -> np.ndarray:
-    """`[samples]`, at most 30 s -> `[F, samples // hop]`, without padding: by Whisper's own method (transformers 5.6
-    to 5.23), or else by a plain extractor's call."""
+    """Compute Whisper's log-mel without padding, `[samples]` of at most 30 s -> `[F, samples // hop]`.
+
+    It calls Whisper's private method (seen in transformers 5.6 to 5.23), or else a plain extractor.
+    """
     if getattr(extractor, "_torch_extract_fbank_features", None):
         return extractor._torch_extract_fbank_features(samples, device)
     plain = WhisperFeatureExtractor.from_dict(extractor.to_dict())
@@ -15,8 +17,10 @@ def whisper_log_mel(extractor: WhisperFeatureExtractor, samples: np.ndarray, dev
 
 
 def clap_log_mel(extractor: ClapFeatureExtractor, samples: np.ndarray) -> np.ndarray:
-    """`[samples]`, at most a window -> `[1, T, F]`, repeated until the window is full: by CLAP's own method
-    (transformers 5.6 to 5.23), or else by a plain extractor's call."""
+    """Compute CLAP's log-mel, `[samples]` of at most a window, repeated until it is full, -> `[1, T, F]`.
+
+    It calls CLAP's private method (seen in transformers 5.6 to 5.23), or else a plain extractor.
+    """
     if getattr(extractor, "_get_input_mel", None):
         return extractor._get_input_mel(samples, extractor.nb_max_samples, extractor.truncation, "repeatpad")[0]
     plain = ClapFeatureExtractor.from_dict(extractor.to_dict())

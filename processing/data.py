@@ -1,4 +1,4 @@
-"""The earlier home of what is now in `processing.collator`, `processing.sampling` and `processing.datasets.load`."""
+"""Earlier import path of names in `processing.collator`, `processing.sampling` and `processing.datasets.load`."""
 
 from .collator import AudioTextCollator, CaptionedAudio, UnreadableClip, caption_ids, caption_key
 from .datasets.load import (

@@ -1,9 +1,9 @@
-"""One channel of several: their mean, unless they cancel each other out.
+"""Downmix of several channels to one: their mean, unless they cancel each other out.
 
 Channels of opposite phase (a microphone cable soldered the wrong way round, a balanced line recorded as stereo) have a
-mean that is near silence. In each second (or block, see `block_length`) where their sum has less than `CANCELLED` of
+mean near silence. In each second (or block, see `block_length`) where their sum has less than `CANCELLED` of
 the energy that unrelated channels would have, each channel is inverted or not, whichever makes the sum louder, so that
-it has at least the energy of all channels. What is left at the end, of under a second, goes with the second before.
+it has at least the energy of all channels. A rest of under a second at the end is mixed as the second before it.
 Every other second is the mean, to the last bit.
 """
 
@@ -15,12 +15,12 @@ CANCELLED = 0.03  # of the sum of the channels' energies, -15 dB; equal channels
 
 
 def block_length(rate: int, channels: int) -> int:
-    """How many samples of each channel are decoded and mixed at once: a second, or what is enough at a time."""
+    """Return how many samples of each channel are decoded and mixed at once: a second, or less at high rates."""
     return min(rate, 2**16, 2**20 // channels)
 
 
 def mono_blocks(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """Float32 `[samples, channels]` in blocks of any length, at `rate` Hz, to float32 `[samples]`."""
+    """Mix blocks of any length, float32 `[samples, channels]` at `rate` Hz, to blocks of float32 `[samples]`."""
     signs = None
     for block in regrouped(blocks, rate):
         channels = block.shape[1]
@@ -28,13 +28,13 @@ def mono_blocks(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]
             yield block[:, 0]
             continue
         mean = block.mean(axis=1)  # (samples, channels) -> (samples)
-        if signs is None or len(block) == block_length(rate, channels):  # the second that begins, or all there is
+        if signs is None or len(block) == block_length(rate, channels):  # a full second, or a sound shorter than one
             signs = signs_of(block, mean)
         yield mean if (signs > 0).all() else (block * signs).mean(axis=1)
 
 
 def regrouped(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """The same samples in blocks of `block_length`; the last one may be shorter."""
+    """Yield the same samples in blocks of `block_length`; the last one may be shorter."""
     kept: list[np.ndarray] = []
     for block in blocks:
         frames = block_length(rate, block.shape[1])
@@ -48,7 +48,11 @@ def regrouped(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
 
 
 def signs_of(block: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """1 or -1 for each of a block's channels; all 1 unless their mean has lost their sound."""
+    """Return 1 or -1 for each channel of a block `[samples, channels]`; all 1 unless their mean cancels out.
+
+    Args:
+        mean: `[samples]`, over the channels.
+    """
     channels = block.shape[1]
     signs = np.ones(channels, np.float32)
     if channels**2 * np.vdot(mean, mean) < CANCELLED * np.vdot(block, block):

@@ -3,7 +3,7 @@
 import numpy as np
 from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtractor
 
-# The older transformers 5 bring along only what this file imports.
+# The older transformers 5 copy only the files that this one imports itself.
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
 from .checked_clips_wavlink import CheckedClips
 from .compat_features_wavlink import clap_log_mel, whisper_log_mel
@@ -44,8 +44,8 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
     model_input_names = ["input_features", "input_features_mask"]
     _axes, _time_axis = 2, 1  # of a clip's features, [F, T]
 
-    def __init__(self, feature_size: int = 80, padding: str = "longest", **kwargs):
-        kwargs.pop("auto_map", None)  # of a file; saving writes it anew
+    def __init__(self, feature_size: int = 80, padding: str = "longest", **kwargs: object):
+        kwargs.pop("auto_map", None)  # from a file; saving writes a new one
         super().__init__(feature_size=feature_size, **kwargs)
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
@@ -53,7 +53,7 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
 
     def __call__(
         self,
-        raw_speech,
+        raw_speech: object,
         sampling_rate: int | None = None,
         padding: bool | str | None = None,
         return_tensors: str | None = None,
@@ -62,25 +62,26 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
         max_length: int | None = None,
         return_attention_mask: bool | None = None,
         device: str | None = None,
-        **kwargs,
+        **kwargs: object,
     ) -> BatchFeature:
-        """
+        """Compute the log-mels of clips.
+
         Args:
             raw_speech: one mono clip `[samples]` of floats in [-1, 1] (numpy, torch or a list), a file's path or
                 bytes, `{"array", "sampling_rate"}`, `{"path", "bytes"}`, a decoder of `datasets`, or a list of these.
-            sampling_rate: of bare arrays, in Hz; required with them, and must be this extractor's. All else says its
-                own rate, and is resampled.
+            sampling_rate: of bare arrays, in Hz; required with them, and must be this extractor's. Other inputs
+                hold their rate, and are resampled.
             padding: `"longest"`, `"max_length"`, or None and True for this checkpoint's own way; False gives a list
                 of unpadded spectrograms.
             return_tensors: `"pt"` or `"np"`.
-            pad_to_multiple_of: pads a native-length batch on to a multiple of so many *frames*.
-            truncation: taken for the sake of callers that pass it to every modality; a clip over 30 s is an error
-                whatever it says, since cutting it would give a vector of something else.
+            pad_to_multiple_of: pads a native-length batch to a multiple of this number of *frames*.
+            truncation: ignored; it exists for callers that pass it to every modality. A clip over 30 s is always an
+                error, since a truncated clip would have another vector.
             max_length: samples that a clip may have, at most 30 s of them; a longer one is an error.
-            return_attention_mask: False leaves `input_features_mask` out, where no clip is padded; True gives a mask
-                to the paper's way too, which marks all frames, silence included.
+            return_attention_mask: False leaves `input_features_mask` out, where no clip is padded; True returns a
+                mask with `"max_length"` too, which is 1 for all frames, silence included.
             device: where log-mels are computed, such as `"cuda"` (default: on the CPU).
-            kwargs: are warned about and ignored.
+            kwargs: ignored with a warning.
 
         Returns:
             `input_features` `[B, F, T]` float32 and, at native length, `input_features_mask` `[B, T]` int64.
@@ -124,30 +125,38 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
         return padding
 
     def _log_mel(self, clip: np.ndarray, samples: int, device: str | None) -> np.ndarray:
-        """`[F, frames]` of the clip followed by zeros up to `samples`, at most 30 s, normalised by its own maximum."""
+        """Compute `[F, frames]` of a clip padded with zeros to `samples`, at most 30 s, normalised by its maximum."""
         padded = np.zeros(min(samples, self.n_samples), dtype=np.float32)
         padded[: len(clip)] = clip
         return whisper_log_mel(self, padded, device or "cpu")
 
 
 class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
-    """CLAP's log-mel in dB, in windows of 10 s, for an HTS-AT tower. Nothing of it is left to chance.
+    """CLAP's log-mel in dB, in windows of 10 s, for an HTS-AT tower. It is deterministic.
 
-    A clip of at most one window gets what `ClapFeatureExtractor` gives it: repeated as often as it fits whole, then
-    zeros ("repeatpad"). A longer one gets as few windows as cover it, evenly placed, the first at its start and the
-    last at its end, of which the model averages the vectors; `ClapFeatureExtractor` would hear 10 s at random.
+    A clip of at most one window has the features of `ClapFeatureExtractor`: the clip is repeated as often as it fits
+    completely, then padded with zeros ("repeatpad"). A longer clip is covered by as few windows as possible, evenly
+    spaced, the first at its start and the last at its end, and the model averages their vectors;
+    `ClapFeatureExtractor` would crop 10 s at random.
 
     Args:
-        padding (`str`): `"longest"`, the only way: clips are padded with masked windows to the most of the batch.
-        chunk_length (`int`): the longest clip, in seconds.
+        padding (`str`): `"longest"`, the only choice: clips are padded with masked windows to the batch's maximum.
+        chunk_length (`int`): length of the longest clip, in seconds.
         kwargs: as for `ClapFeatureExtractor`; the defaults are those of `laion/clap-htsat-unfused`.
     """
 
     model_input_names = ["input_features", "input_features_mask"]
     _axes, _time_axis = 3, 0  # of a clip's features, [W, T, F]
 
-    def __init__(self, feature_size=64, padding="longest", chunk_length=30, frequency_min=50, **kwargs):
-        # "rand_trunc" only names the mel filters here (Slaney's): no clip gets as far as being cut.
+    def __init__(
+        self,
+        feature_size: int = 64,
+        padding: str = "longest",
+        chunk_length: int = 30,
+        frequency_min: float = 50,
+        **kwargs: object,
+    ):
+        # "rand_trunc" only selects the mel filters here (Slaney's): no clip is ever cut.
         kwargs["truncation"] = "rand_trunc"
         kwargs.pop("auto_map", None)  # as above
         super().__init__(feature_size=feature_size, frequency_min=frequency_min, padding="repeatpad", **kwargs)
@@ -157,12 +166,15 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
         self.chunk_length = chunk_length
 
     @classmethod
-    def from_clap(cls, extractor: ClapFeatureExtractor, **kwargs) -> "WavLinkClapFeatureExtractor":
-        """With the log-mel of a pretrained CLAP.
+    def from_clap(cls, extractor: ClapFeatureExtractor, **kwargs: object) -> "WavLinkClapFeatureExtractor":
+        """Make an extractor with the log-mel of a pretrained CLAP.
 
         Args:
             extractor: of a CLAP without fusion.
             kwargs: fields of this class, such as `chunk_length`.
+
+        Raises:
+            ValueError: a CLAP with fusion.
         """
         if extractor.truncation != "rand_trunc" or extractor.padding != "repeatpad":
             raise ValueError(
@@ -175,11 +187,12 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
 
     @property
     def n_samples(self) -> int:
+        """Samples of the longest clip."""
         return self.chunk_length * self.sampling_rate
 
     def __call__(
         self,
-        raw_speech,
+        raw_speech: object,
         sampling_rate: int | None = None,
         padding: bool | str | None = None,
         return_tensors: str | None = None,
@@ -187,15 +200,16 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
         truncation: bool | None = None,
         max_length: int | None = None,
         return_attention_mask: bool | None = None,
-        **kwargs,
+        **kwargs: object,
     ) -> BatchFeature:
-        """
+        """Compute the log-mels of clips, in windows.
+
         Args:
             raw_speech, sampling_rate, max_length, return_attention_mask, kwargs: as for `WavLinkFeatureExtractor`.
-            padding: `"longest"`, None and True are one; False gives a list of unpadded clips `[W, T, F]`.
+            padding: `"longest"`, None and True are the same; False gives a list of unpadded clips `[W, T, F]`.
             return_tensors: `"pt"` or `"np"`.
             pad_to_multiple_of: in windows.
-            truncation: taken and ignored, as by `WavLinkFeatureExtractor`: a clip over the limit is an error.
+            truncation: ignored, as by `WavLinkFeatureExtractor`: a clip over the limit is an error.
 
         Returns:
             `input_features` `[B, W, T, F]` float32, W windows of T frames (1001 for 10 s), and
@@ -225,7 +239,7 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
         return False if padding in (False, "do_not_pad") else "longest"
 
     def _windows(self, clip: np.ndarray) -> np.ndarray:
-        """`[samples]` to `[W, T, F]`."""
+        """Compute the windows' log-mels, `[samples] -> [W, T, F]`."""
         window = self.nb_max_samples
         count = -(-len(clip) // window)
         starts = [number * (len(clip) - window) // max(count - 1, 1) for number in range(count)]

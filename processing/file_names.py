@@ -1,4 +1,4 @@
-"""Names of files as other systems write them: paths that leave a folder, and letters composed in another way."""
+"""File names from other systems: paths that leave a folder, and letters in another Unicode normal form."""
 
 import os
 import re
@@ -10,10 +10,14 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?
 
 
 def stays_below(name: str, windows: bool = os.name == "nt") -> bool:
-    """Whether a path that data names stays below the folder it is relative to, on this system and on Windows.
+    """Whether a path in a data set stays below the folder it is relative to, on this system and on Windows.
 
     Absolute paths, drives, network folders and `..` do not, with either kind of slash. On Windows a colon (a drive, or
     a stream of a file) and the names of devices do not either.
+
+    Args:
+        name: the path.
+        windows: whether to apply the rules of Windows.
     """
     parts = re.split(r"[\\/]", name)
     if os.path.isabs(name) or name.startswith("/") or _LEAVES.match(name) or ".." in parts or "\0" in name:
@@ -22,9 +26,9 @@ def stays_below(name: str, windows: bool = os.name == "nt") -> bool:
 
 
 def existing(path: str) -> str:
-    """The path itself, or the one that is there with the same letters, composed (NFC) or not (NFD).
+    """Return a path, or the only existing one with the same letters in Unicode NFC or NFD.
 
-    macOS has written names decomposed, other systems compose them. What is there by its exact name is that.
+    macOS has written decomposed names, other systems compose them. An exact name takes precedence.
     """
     if path.isascii() or os.path.lexists(path):
         return path
@@ -33,15 +37,16 @@ def existing(path: str) -> str:
         return path
     folder = existing(folder)
     forms = {name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))}
-    there = [found for form in sorted(forms) if os.path.lexists(found := os.path.join(folder, form))]
+    candidates = [os.path.join(folder, form) for form in sorted(forms)]
+    present = [candidate for candidate in candidates if os.path.lexists(candidate)]
     exact = os.path.join(folder, name)
-    return there[0] if len(there) == 1 else exact if exact in there else path
+    return present[0] if len(present) == 1 else exact if exact in present else path
 
 
 def same_letters(name: str, names: Collection[str]) -> str | None:
-    """Of some names the one that is `name`, or else the only one with the same letters."""
+    """Return the one of `names` that equals `name`, else the only one with the same letters, else None."""
     if name in names:
         return name
-    wanted = unicodedata.normalize("NFC", name)
-    others = [other for other in names if unicodedata.normalize("NFC", other) == wanted]
-    return others[0] if len(others) == 1 else None
+    composed = unicodedata.normalize("NFC", name)
+    matches = [other for other in names if unicodedata.normalize("NFC", other) == composed]
+    return matches[0] if len(matches) == 1 else None

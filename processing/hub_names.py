@@ -1,4 +1,4 @@
-"""Names of models and data sets: a folder here or a repository of the Hub, asked for once and without retries."""
+"""Names of models and data sets: local folders or repositories of the Hub, which is asked once and without retries."""
 
 import difflib
 import os
@@ -15,15 +15,17 @@ _MOST = 10_000  # names of a folder that are compared
 def needs_cache(source: str, file: str = "config.json", *, revision: str | None = None, kind: str = "model") -> bool:
     """Return whether the Hub does not answer and `source` must come from its cache.
 
-    Loaders ask again for half a minute where there is no connection. This asks once, for a small file. What the Hub
-    answers, be it an error, is left to the loader.
+    Loaders retry for half a minute where there is no connection. This makes one request, for a small file. An error
+    that the Hub returns is left to the loader.
 
     Args:
-        source: a folder, for which nothing is asked, or a Hub id.
+        source: a folder, which needs no request, or a Hub id.
+        file: to request.
+        revision: of the repository.
         kind: "model" or "dataset".
 
     Raises:
-        ValueError: neither is there such a folder, nor does the Hub answer, nor is it in the cache.
+        ValueError: there is no such folder, the Hub does not answer, and the cache does not hold it.
     """
     if Path(source).exists():
         return False
@@ -52,9 +54,9 @@ def needs_cache(source: str, file: str = "config.json", *, revision: str | None 
 
 
 def near_folder(source: str) -> str:
-    """Return a hint at a folder here with nearly this name, or "".
+    """Return a hint at a local folder with a similar name, or "".
 
-    A run's folder is named by what it holds for AutoModel: `runs/my/best`.
+    For the folder of a training run it is the folder that AutoModel loads, such as `runs/my/best`.
     """
     parent, name = os.path.split(source.rstrip("/"))
     folders = _folders(parent or ".")
@@ -69,7 +71,7 @@ def near_folder(source: str) -> str:
 
 
 def near_name(path: str) -> str:
-    """Return the folder beside `path` whose name is nearest to its own, or ""."""
+    """Return the folder beside `path` with the most similar name, or ""."""
     parent, name = os.path.split(path)
     near = difflib.get_close_matches(name, _folders(parent or "."), n=1)
     return os.path.join(parent, near[0]) if near else ""

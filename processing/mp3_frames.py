@@ -1,4 +1,4 @@
-"""Where MP3s begin and end in a file: by walking from frame to frame, and from one Xing header to the next."""
+"""Beginnings and ends of MP3s in a file, found from frame to frame and from one Xing header to the next."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,23 +15,25 @@ _KBPS = {  # by (is MPEG 1, layer)
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_RESYNC = 1024  # bytes that are no frame, over which libsndfile's decoder goes on by itself
+_RESYNC = 1024  # bytes without a frame, after which libsndfile's decoder continues by itself
 _SEARCH = 1 << 20  # bytes that are searched for the next frame
-_SLACK = 8  # frames that decoders may leave out at the ends
+_SLACK = 8  # frames that decoders may omit at both ends
 _OTHERS = b"RIFF", b"RIFX", b"FORM", b"fLaC", b"OggS", b"caff", b".snd"  # what may begin after an MP3
 
 
 class Frame(NamedTuple):
+    """Header of an MPEG audio frame."""
+
     length: int  # bytes
     samples: int  # of each channel
-    form: tuple  # version, layer, rate, whether it is mono: what a decoder cannot change on its way
+    form: tuple  # version, layer, rate, whether it is mono: constant within a stream
     kbps: int
     info: int  # where a Xing header would be
 
 
 @lru_cache(4096)
 def frame_of(head: bytes) -> Frame | None:
-    """What the four bytes that begin a frame say; None if they are no such bytes, or do not tell its length."""
+    """Parse the four bytes of a frame header; None if they are none, or do not state its length."""
     if len(head) < 4 or head[0] != 255 or head[1] < 0xE0:
         return None
     version, layer, bits, rate = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 4, head[2] >> 2 & 3
@@ -48,25 +50,27 @@ def frame_of(head: bytes) -> Frame | None:
 
 @dataclass
 class Run:
-    """Frames that one decoder decodes, from `start` to `stop` bytes."""
+    """Frames that one decoder decodes, from byte `start` to `stop`."""
 
     start: int
     stop: int
     form: tuple
-    told: int | None  # frames, by its Xing header
+    declared: int | None  # number of frames in its Xing header
     frames: int = 0
     frame_samples: int = 0
     rates: frozenset = frozenset()  # kbit/s
     cut: bool = False
-    told_stop: int = 0  # where the last frame ends that the header tells of
-    last: int = 0  # where the last frame begins
+    declared_stop: int = 0  # end of the last frame that the header declares
+    last: int = 0  # offset of the last frame
 
     @property
     def header(self) -> bytes:
-        """A Xing header that tells how many frames there are, for a run that needs one: of changing bit rates, from
-        which libsndfile's decoder guesses too few."""
+        """A Xing header with the number of frames, b"" where none is needed.
+
+        Runs of changing bit rates need one: libsndfile's decoder estimates too few frames.
+        """
         version, layer, hertz, mono = self.form
-        if self.told is not None or len(self.rates) < 2 or layer != 3:
+        if self.declared is not None or len(self.rates) < 2 or layer != 3:
             return b""
         first = 0xE0 | version << 3 | 1 << 1 | 1
         head = bytes([255, first, 9 << 4 | _RATES[version].index(hertz) << 2, 0xC0 if mono else 0])
@@ -76,65 +80,71 @@ class Run:
 
     @property
     def samples(self) -> int:
-        """That there are at least."""
-        return max(0, max(self.frames, self.told or 0) - _SLACK) * self.frame_samples
+        """Least number of samples of each channel."""
+        return max(0, max(self.frames, self.declared or 0) - _SLACK) * self.frame_samples
 
 
-def is_mp3(reader: Reader, place: int) -> bool:
-    """Whether two frames follow each other here, or one and the end of the file."""
-    frame = frame_of(reader.peek(place, 4))
+def is_mp3(reader: Reader, offset: int) -> bool:
+    """Whether two frames, or one frame and the end of the file, follow at `offset`."""
+    frame = frame_of(reader.peek(offset, 4))
     if frame is None:
         return False
-    after = frame_of(reader.peek(place + frame.length, 4))
-    return after.form == frame.form if after else place + frame.length == reader.size
+    after = frame_of(reader.peek(offset + frame.length, 4))
+    return after.form == frame.form if after else offset + frame.length == reader.size
 
 
 def mp3_runs(reader: Reader, start: int, most: int) -> tuple[list[Run], int]:
-    """The runs of frames from `start` on, where a frame is, and where the last one ends; up to `most` and one more."""
-    runs, place = [], start
-    while place < reader.size and len(runs) <= most:
-        head = reader.peek(place, 64)
+    """Find the runs of frames from `start` on, where a frame is, and the end of the last one.
+
+    Args:
+        most: number of runs after which the search stops with one more.
+    """
+    runs, offset = [], start
+    while offset < reader.size and len(runs) <= most:
+        head = reader.peek(offset, 64)
         frame, run = frame_of(head[:4]), runs[-1] if runs else None
         known = run is not None and frame is not None and frame.form == run.form
-        if known and place + frame.length > reader.size:
-            run.cut = run.frames != run.told
+        if known and offset + frame.length > reader.size:
+            run.cut = run.frames != run.declared
             return runs, reader.size
-        if known or (frame and is_mp3(reader, place)):
-            told = _told(head, frame)
-            if not known or told is not None or place > run.stop + _RESYNC:
-                runs.append(Run(place, place, frame.form, told or None, frame_samples=frame.samples, last=place))
-            elif run.told is not None and run.frames > run.told:  # its header tells of fewer than there are
-                more = run.frames - run.told
-                first = run.told_stop
+        if known or (frame and is_mp3(reader, offset)):
+            declared = _declared_frames(head, frame)
+            if not known or declared is not None or offset > run.stop + _RESYNC:
+                runs.append(
+                    Run(offset, offset, frame.form, declared or None, frame_samples=frame.samples, last=offset)
+                )
+            elif run.declared is not None and run.frames > run.declared:  # its header declares fewer than there are
+                more = run.frames - run.declared
+                first = run.declared_stop
                 runs.append(Run(first, run.stop, run.form, None, more, frame.samples, run.rates, last=run.last))
-                run.stop, run.frames = run.told_stop, run.told
-            if told is None:
-                _add(runs[-1], frame, place)
-            elif not told:  # it tells nothing
+                run.stop, run.frames = run.declared_stop, run.declared
+            if declared is None:
+                _add(runs[-1], frame, offset)
+            elif not declared:  # a header without a number
                 runs[-1].start += frame.length
-            runs[-1].stop = place = place + frame.length
+            runs[-1].stop = offset = offset + frame.length
             continue
-        behind = after_tags(reader, place)
-        if behind == place:
-            behind = -1 if head.startswith(_OTHERS) else next_frame(reader, run.last if run else place)
-            if run and run.last < behind < place:  # the last frame was cut off by another MP3
+        following = after_tags(reader, offset)
+        if following == offset:
+            following = -1 if head.startswith(_OTHERS) else next_frame(reader, run.last if run else offset)
+            if run and run.last < following < offset:  # the last frame was cut off by another MP3
                 run.stop, run.frames = run.last, max(0, run.frames - 1)
-        if behind < 0:
+        if following < 0:
             break
-        place = behind
-    return [run for run in runs if run.frames], min(place, reader.size)
+        offset = following
+    return [run for run in runs if run.frames], min(offset, reader.size)
 
 
-def _add(run: Run, frame: Frame, place: int) -> None:
-    run.stop, run.last, run.frames = place + frame.length, place, run.frames + 1
+def _add(run: Run, frame: Frame, offset: int) -> None:
+    run.stop, run.last, run.frames = offset + frame.length, offset, run.frames + 1
     if frame.kbps not in run.rates:
         run.rates |= {frame.kbps}
-    if run.told == run.frames:
-        run.told_stop = run.stop
+    if run.declared == run.frames:
+        run.declared_stop = run.stop
 
 
-def _told(head: bytes, frame: Frame) -> int | None:
-    """The number of frames by a header of Xing, LAME or Fraunhofer, 0 if it tells none; None if this frame is none."""
+def _declared_frames(head: bytes, frame: Frame) -> int | None:
+    """Return the number of frames in a Xing, LAME or Fraunhofer header, 0 if it has none, None without a header."""
     if frame.form[1] != 3:
         return None
     if head[frame.info : frame.info + 4] in (b"Xing", b"Info"):
@@ -143,10 +153,10 @@ def _told(head: bytes, frame: Frame) -> int | None:
     return int.from_bytes(head[50:54], "big") if head[36:40] == b"VBRI" else None
 
 
-def next_frame(reader: Reader, place: int) -> int:
-    """The next place where two frames follow each other, -1 if there is none nearby."""
-    end = place + _SEARCH
-    while 0 <= (place := reader.find(b"\xff", place + 1)) < end:
-        if is_mp3(reader, place):
-            return place
+def next_frame(reader: Reader, offset: int) -> int:
+    """Return the next offset where two frames follow each other, -1 if there is none within `_SEARCH` bytes."""
+    end = offset + _SEARCH
+    while 0 <= (offset := reader.find(b"\xff", offset + 1)) < end:
+        if is_mp3(reader, offset):
+            return offset
     return -1

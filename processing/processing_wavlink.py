@@ -1,4 +1,4 @@
-"""WavLinkProcessor: clips and sentences in, the model's inputs out."""
+"""WavLinkProcessor, which makes a model's inputs out of clips and sentences."""
 
 from transformers import (
     AutoConfig,
@@ -6,7 +6,9 @@ from transformers import (
     AutoTokenizer,
     BatchFeature,
     ClapFeatureExtractor,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
+    SequenceFeatureExtractor,
 )
 from transformers.processing_utils import AudioKwargs, ProcessingKwargs, TextKwargs, Unpack
 from transformers.tokenization_utils_base import LARGE_INTEGER
@@ -14,7 +16,7 @@ from transformers.utils import logging
 
 from .audio_inputs_wavlink import as_list, is_source
 
-# The older transformers 5 bring along only what this file imports.
+# The older transformers 5 copy only the files that this one imports itself.
 from .checked_clips_wavlink import CheckedClips as CheckedClips
 from .compat_features_wavlink import whisper_log_mel as whisper_log_mel
 from .downmix_wavlink import mono_blocks as mono_blocks
@@ -22,14 +24,14 @@ from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeat
 
 logger = logging.get_logger(__name__)
 
-# By the type that a file says; Whisper's own settings do for ours.
+# By the type in a saved file; the settings of Whisper's extractor fit ours.
 _EXTRACTORS = {
     "WavLinkFeatureExtractor": WavLinkFeatureExtractor,
     "WavLinkClapFeatureExtractor": WavLinkClapFeatureExtractor,
     "WhisperFeatureExtractor": WavLinkFeatureExtractor,
 }
 
-# As `text_max_length` has it in configuration_wavlink.py, which no file of this folder can import and still ship.
+# A copy of the names in config_checks_wavlink.py, which a shipped file of this folder cannot import.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
 _OPTIONS = {
@@ -40,7 +42,7 @@ _OTHER_MODALITIES = ("images_kwargs", "videos_kwargs")
 
 
 class WavLinkProcessor(ProcessorMixin):
-    """Feature extractor for sounds and tokenizer for texts, which make the inputs of a `WavLinkModel`.
+    """Feature extractor for sounds and tokenizer for texts of a `WavLinkModel`.
 
     Args:
         feature_extractor: a `WavLinkFeatureExtractor`, or a `WavLinkClapFeatureExtractor` for HTS-AT.
@@ -63,25 +65,25 @@ class WavLinkProcessor(ProcessorMixin):
     ```
     """
 
-    def __init__(self, feature_extractor, tokenizer):
+    def __init__(self, feature_extractor: SequenceFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
         super().__init__(feature_extractor, tokenizer)
-        # What names the code of others is not handed on to where this processor is saved.
+        # Names of foreign code are not passed on to the folder where this processor is saved.
         vars(feature_extractor).pop("auto_map", None)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *, trust_remote_code: bool = False, **kwargs
+        cls, pretrained_model_name_or_path: str, *, trust_remote_code: bool = False, **kwargs: object
     ) -> "WavLinkProcessor":
-        """Load a saved processor: its feature extractor with the classes of this file's neighbour, and its tokenizer.
+        """Load a saved processor: its feature extractor with this package's classes, and its tokenizer.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of a WavLink.
-            trust_remote_code: allows a *tokenizer* with code of its own. No other code is run, whatever a file says.
-            kwargs: as for transformers' own, such as `revision`.
+            trust_remote_code: allows a *tokenizer* with custom code. No other custom code is ever run.
+            kwargs: as for transformers' processors, such as `revision`.
 
         Raises:
             OSError: there is no such folder or repository, or it lacks a file.
-            ValueError: the feature extractor is another model's, or the tokenizer needs code of its own.
+            ValueError: the feature extractor is another model's, or the tokenizer needs custom code.
         """
         source, trusted = pretrained_model_name_or_path, bool(trust_remote_code)
         saved, _ = WavLinkFeatureExtractor.get_feature_extractor_dict(source, **kwargs)
@@ -106,12 +108,12 @@ class WavLinkProcessor(ProcessorMixin):
         return cls(feature_extractor, tokenizer)
 
     @classmethod
-    def from_audio_text_pretrained(cls, audio: str, text: str, **kwargs) -> "WavLinkProcessor":
-        """The processor for `WavLinkModel.from_audio_text_pretrained(audio, text)`.
+    def from_audio_text_pretrained(cls, audio: str, text: str, **kwargs: object) -> "WavLinkProcessor":
+        """Make the processor for `WavLinkModel.from_audio_text_pretrained(audio, text)`.
 
         Args:
-            audio: Hub id or folder of a Whisper, whose mel bins are taken over, or of a CLAP without fusion, whose
-                whole log-mel is.
+            audio: Hub id or folder of a Whisper, whose number of mel bins is kept, or of a CLAP without fusion, whose
+                log-mel is kept.
             text: Hub id or folder with the text tower's tokenizer.
             kwargs: of `WavLinkFeatureExtractor`, such as `padding="max_length"`, or of `WavLinkClapFeatureExtractor`.
         """
@@ -133,24 +135,27 @@ class WavLinkProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         return cls(feature_extractor, tokenizer)
 
-    def __call__(self, text: str | list[str] | None = None, audio=None, **kwargs: Unpack[ProcessingKwargs]):
-        """
-        Options are given to both modalities at once or to each in its dict, as for every processor of transformers;
-        one that is given in both ways is an error, and one that neither knows is warned about and ignored.
+    def __call__(
+        self, text: str | list[str] | None = None, audio: object = None, **kwargs: Unpack[ProcessingKwargs]
+    ) -> BatchFeature:
+        """Tokenize texts and compute the features of clips.
+
+        Options are given for both modalities at once or for each in its dict, as for every processor of transformers.
+        An option given in both ways is an error; an option that neither modality has is ignored with a warning.
 
         Args:
-            text: a sentence or a list. What is over the tower's limit is truncated, with one warning.
-            audio: one mono clip `[samples]`, a file's path or bytes, what an `audio` column of `datasets` holds, or a
+            text: a sentence or a list. Texts over the tower's limit are truncated, with one warning.
+            audio: one mono clip `[samples]`, a file's path or bytes, a value of an `audio` column of `datasets`, or a
                 list of these, see `WavLinkFeatureExtractor`.
             sampling_rate: of bare arrays, in Hz; required with them.
-            padding: of texts the longest of the batch by default, of audio as the checkpoint was trained;
+            padding: by default texts to the longest of the batch, and audio as the checkpoint was trained;
                 `"longest"`, `"max_length"` (30 s, and texts to `max_length` tokens or the tower's limit), or False for
                 lists.
-            max_length, truncation: of texts, in tokens: by default the tower's limit, which nothing can raise. Audio
-                is never truncated; its own `max_length`, in samples, is one of `audio_kwargs`.
+            max_length, truncation: of texts, in tokens; default and maximum: the tower's limit. Audio is never
+                truncated; its `max_length`, in samples, is one of `audio_kwargs`.
             return_tensors: `"pt"` or `"np"`; None gives lists.
             return_attention_mask: False leaves out the mask of texts, and of audio where no clip is padded.
-            text_kwargs, audio_kwargs, common_kwargs: options by modality, and of both.
+            text_kwargs, audio_kwargs, common_kwargs: options of one modality, and of both.
             kwargs: further options of the tokenizer and of the feature extractor.
 
         Returns:
@@ -159,7 +164,8 @@ class WavLinkProcessor(ProcessorMixin):
             `[B_audio, W]`.
 
         Raises:
-            ValueError: neither text nor audio, an option given twice, or what tokenizer and feature extractor refuse.
+            ValueError: neither text nor audio, an option given twice, or inputs that tokenizer or feature extractor
+                refuse.
         """
         if text is None and audio is None:
             renamed = ": `audios` is now called `audio`" if "audios" in kwargs else ""
@@ -177,31 +183,32 @@ class WavLinkProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """Names of the model's inputs that this processor makes."""
         return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers', which leaves the saved file's `auto_map` on what it saved."""
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
-        for one in (self, self.feature_extractor):
-            vars(one).pop("auto_map", None)
-        return saved
+    def save_pretrained(self, save_directory: str, *args: object, **kwargs: object) -> list[str]:
+        """Save as transformers does, but keep the file's `auto_map` off these objects."""
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        for saved in (self, self.feature_extractor):
+            vars(saved).pop("auto_map", None)
+        return files
 
     def _options(self, kwargs: dict) -> tuple[dict, dict]:
-        """The tokenizer's and the feature extractor's options, as `ProcessorMixin._merge_kwargs` would merge them.
+        """Split options into those of the tokenizer and those of the feature extractor.
 
-        Not by that method: transformers 5.6 drops what is given to both where a modality has a dict of its own, and
-        in every version `max_length`, which here is tokens, would reach the audio too.
+        `ProcessorMixin._merge_kwargs` is not used: transformers 5.6 drops common options where a modality has its own
+        dict, and in every version `max_length`, which is in tokens here, would be applied to audio too.
         """
         flat = dict(kwargs)
         common = flat.pop("common_kwargs", None) or {}
         options = []
         for modality, valid in _OPTIONS.items():
-            own = flat.pop(modality, None) or {}
-            twice = [name for name in own if name in valid and name in flat]
+            specific = flat.pop(modality, None) or {}
+            twice = [name for name in specific if name in valid and name in flat]
             if twice:
                 raise ValueError(f"{', '.join(twice)} was given twice: in {modality} and beside it")
             shared = {name: value for name, value in {**common, **flat}.items() if name in valid}
-            options.append(shared | own)
+            options.append(shared | specific)
         for name, value in {**common, **flat}.items():
             if not any(name in valid for valid in _OPTIONS.values()) and not (name in _OTHER_MODALITIES and not value):
                 logger.warning_once(
@@ -210,7 +217,7 @@ class WavLinkProcessor(ProcessorMixin):
         return options[0], options[1]
 
     def _assumed_sampling_rate(self) -> int:
-        """SentenceTransformer hands bare arrays on without a rate, and its users have no way to give one."""
+        """Return the model's rate, with a warning: SentenceTransformer passes bare arrays without their rate."""
         rate = self.feature_extractor.sampling_rate
         logger.warning_once(
             f"no sampling rate came with the audio: {rate} Hz is assumed. Give {{'array': clip, 'sampling_rate': "
@@ -231,10 +238,10 @@ class WavLinkProcessor(ProcessorMixin):
                 )
         if max_length is not None and max_length < 0:
             raise ValueError(f"max_length must be a number of tokens, got {max_length}")
-        saved = self.tokenizer.init_kwargs  # what the tokenizer was loaded with counts where the call says nothing
-        padding = saved.get("padding", True) if padding is None else padding
+        defaults = self.tokenizer.init_kwargs  # options that the tokenizer was loaded with
+        padding = defaults.get("padding", True) if padding is None else padding
         if padding == "max_length" and max_length is None:
-            max_length = saved.get("max_length")
+            max_length = defaults.get("max_length")
         limit = min(max_length or LARGE_INTEGER, self.tokenizer.model_max_length)
         limited = limit < LARGE_INTEGER  # a tokenizer without a limit has int(1e30)
         if padding == "max_length" and not limited:
@@ -251,12 +258,12 @@ class WavLinkProcessor(ProcessorMixin):
 
     def _warn_if_truncated(self, texts: list[str], limit: int) -> None:
         if max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]) > limit:
-            # Once means once for the same message, so it holds nothing of the batch.
-            logger.warning_once(f"texts over the text tower's limit of {limit} tokens are truncated (said once)")
+            # The message holds nothing of the batch: warning_once shows the same message once.
+            logger.warning_once(f"texts over the text tower's limit of {limit} tokens are truncated (shown once)")
 
 
 def has_half_pair(text: str) -> bool:
-    """Of surrogates, which are no characters by themselves."""
+    """Whether a text holds one half of a surrogate pair, which is no character by itself."""
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -1,10 +1,14 @@
-"""Texts with a place for a label."""
+"""Prompts: texts with `{}` for a label."""
 
 PROMPT = "This is a sound of {}."  # of transformers' zero-shot audio pipeline
 
 
 def checked_prompt(prompt: str) -> str:
-    """The prompt as it is, a ValueError if it has not exactly one `{}` and no other brace."""
+    """Return the prompt unchanged.
+
+    Raises:
+        ValueError: it does not have exactly one `{}`, or it has other braces.
+    """
     if not isinstance(prompt, str) or prompt.count("{}") != 1 or set("{}") & set(prompt.replace("{}", "")):
         raise ValueError(
             f"a prompt has exactly one {{}}, where the label goes, and no other braces, as in {PROMPT!r}; got "
@@ -14,5 +18,9 @@ def checked_prompt(prompt: str) -> str:
 
 
 def prompted(prompt: str, label: str) -> str:
-    """The prompt with the label in its place."""
+    """Return the prompt with the label.
+
+    Raises:
+        ValueError: see `checked_prompt`.
+    """
     return checked_prompt(prompt).replace("{}", label)

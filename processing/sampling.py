@@ -1,4 +1,4 @@
-"""The order in which training sees the clips of a data set."""
+"""The order of a data set's clips in training."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,19 +7,27 @@ from torch.utils.data import Sampler
 
 
 class BatchPlan(Sampler):
-    """The batches of all epochs, each a list of `(epoch, index)`; of every batch this process takes its share.
+    """The batches of all epochs, each a list of `(epoch, index)`, of which this process takes its share.
 
     Batches are grouped by length: each epoch shuffles the clips, sorts them by duration within runs of
-    `group` batches, cuts them, and shuffles the batches. So a batch holds clips of like length drawn at random from
-    1 / (number of runs) of the data; `group=1` is a plain shuffle. The plan depends on (seed, epoch) alone, the
-    number of processes only divides it. What does not fill a batch is left out of that epoch.
+    `group` batches, cuts them, and shuffles the batches. So a batch holds clips of similar length drawn at random from
+    1 / (number of runs) of the data; `group=1` is a plain shuffle. The plan depends on (seed, epoch) only; processes
+    divide its batches. Clips that do not fill a batch are left out of that epoch.
 
     Args:
         lengths: of each clip, in seconds.
-        rows: the row of the data set that each clip is (default: its position in `lengths`).
+        batch_size: clips of all processes together.
+        epochs: number of epochs.
+        seed: of the order.
+        group: batches in a run, see above.
+        rank, world_size: this process, and the number of all.
+        rows: the row of each clip in the data set (default: its position in `lengths`).
+
+    Raises:
+        ValueError: fewer than two clips in a batch, or none for one of the processes.
     """
 
-    _drawn: tuple[int, np.ndarray, np.ndarray] | None = None  # the epoch drawn last: its batches, what they leave out
+    _drawn: tuple[int, np.ndarray, np.ndarray] | None = None  # the latest epoch, its batches, and its other clips
 
     def __init__(
         self,
@@ -50,10 +58,11 @@ class BatchPlan(Sampler):
         self.group = group
         self.rank = rank
         self.world_size = world_size
-        self.start = 0  # batches a resumed run has behind it
+        self.start = 0  # batches that a resumed run skips
 
     @property
     def batches_per_epoch(self) -> int:
+        """Number of full batches."""
         return len(self.lengths) // self.batch_size
 
     def __len__(self) -> int:
@@ -66,13 +75,14 @@ class BatchPlan(Sampler):
                 yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
+        """Return the batches of an epoch, each `[batch_size]` rows of the data set, of all processes."""
         return list(self._draw(epoch)[0])
 
     def substitutes(self, epoch: int, index: int) -> Iterator[tuple[int, int]]:
-        """Clips that may take the place of one that cannot be read, the same in every process and every run.
+        """Yield substitutes for a clip that cannot be read, the same in every process and every run.
 
-        They are those at its position in the epoch's other batches, then one of those in no batch. So the substitutes
-        of two clips of a batch differ, and none of them is in the batch.
+        They are the clips at its position in the epoch's other batches, then one of the clips in no batch. So the
+        substitutes of two clips of a batch differ, and none of them is in the batch.
         """
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = (epoch, *self._draw(epoch))
@@ -82,7 +92,7 @@ class BatchPlan(Sampler):
         return ((epoch, int(other)) for other in (*others, *rest[position : position + 1]))
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """`[batches, batch_size]` and what is left over, rows of the data set."""
+        """Draw an epoch: `[batches, batch_size]` rows of the data set, and the rows in no batch."""
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.lengths))
         order, rest = np.split(order, [self.batches_per_epoch * self.batch_size])

@@ -1,19 +1,20 @@
-"""What a sound file is, by its name: one rule for training, scores, indexes, classification, maps and the Space."""
+"""Sound files by their names: the one list of suffixes, for data sets, indexes, classification and the Space."""
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What libsndfile reads; not .mat and .raw, which seldom are sound.
+# Formats that libsndfile reads; not .mat and .raw, which are rarely sound.
 LIBSNDFILE = tuple(
     f".{suffix}"
     for suffix in "wav flac ogg opus mp3 wave oga aif aiff aifc au snd caf w64 rf64 voc sph nist ircam sf svx 8svx "
     "iff avr paf pvf sd2 sds wve xi htk mp2".split()
 )
-# What PyAV reads, the extra `formats`: of phones, browsers and video cameras. Not .ts, which is TypeScript.
+# Formats that PyAV reads (the extra `formats`): of phones, browsers and video cameras. Not .ts, which is TypeScript.
 CONTAINERS = tuple(
     f".{suffix}"
     for suffix in "m4a m4b m4r aac wma asf webm weba mp4 m4v mov qt mkv mka 3gp 3gpp 3g2 amr awb ac3 eac3 dts ape wv "
@@ -21,30 +22,30 @@ CONTAINERS = tuple(
 )
 SUFFIXES = LIBSNDFILE + CONTAINERS
 SUFFIXES_IN_WORDS = ", ".join(SUFFIXES)
-_NO_SAMPLES = {  # near to sound, but nothing here reads it
+_NO_SAMPLES = {  # formats that are related to sound, but cannot be decoded
     ".mid": "it holds notes: render it to wav",
     ".midi": "it holds notes: render it to wav",
     ".kar": "it holds notes: render it to wav",
     ".pcm": "it has no header: convert it to wav",
 }
 _NO_SUFFIX = "its name has no suffix: give it one, such as .wav"
-# What systems leave in folders, beside names that begin with a dot.
+# Names of system files and folders, besides names that begin with a dot.
 _OF_SYSTEMS = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir"}
-_NAMED = 3  # files in a message
+_NAMES_SHOWN = 3  # in a message
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name (without its folder) is nobody's data."""
+    """Whether a file or folder of this name (without its folder) is hidden or made by the operating system."""
     return (name.startswith(".") and name not in (".", "..")) or name.lower() in _OF_SYSTEMS
 
 
 def is_sound(name: str) -> bool:
-    """Whether a file of this name counts as sound; whether it can be read, only its content says."""
+    """Whether a file's name has the suffix of a sound file; the content may still be something else."""
     return name.lower().endswith(SUFFIXES)
 
 
 def is_utf8(path: str) -> bool:
-    """Whether a path is text; on Linux a name may be any bytes, which no data set can hold."""
+    """Whether a path is valid text; on Linux a name may be any bytes, which a data set cannot store."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -53,14 +54,14 @@ def is_utf8(path: str) -> bool:
 
 
 class SoundFiles:
-    """The paths of the sound files of a folder and all folders below it, in no order; iterate once.
+    """The paths of the sound files in a folder and all folders below it, in no order; iterate once.
 
-    Hidden names are left out. Links are followed; a folder that is reached twice is listed once, by its own name where
-    it has one below `top`, so that loops end. After the iteration:
+    Hidden names are skipped. Links are followed; a folder that is reached twice is listed once, under its real name
+    where that is below `top`, so that loops end. After the iteration:
 
-        left_out: path -> what to do, of files that look like sound and are not taken.
-        unlisted: folder -> why, of folders that cannot be listed.
-        repeated: links to folders that are listed by another name.
+        left_out: path -> advice, for files that look like sound and are skipped.
+        unlisted: folder -> reason, for folders that cannot be listed.
+        repeated: links to folders that are listed under another name.
     """
 
     def __init__(self, top: str | os.PathLike):
@@ -74,16 +75,16 @@ class SoundFiles:
         while folders or links:
             folder = folders.pop() if folders else links.pop()
             try:
-                known = os.stat(folder)
+                status = os.stat(folder)
                 with os.scandir(folder) as entries:
                     entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
             except OSError as error:
                 self.unlisted[folder] = error.strerror
                 continue
-            if (known.st_dev, known.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in seen:
                 self.repeated.append(folder)
                 continue
-            seen.add((known.st_dev, known.st_ino))
+            seen.add((status.st_dev, status.st_ino))
             for entry in entries:
                 if is_hidden(entry.name):
                     continue
@@ -95,14 +96,14 @@ class SoundFiles:
                     self.left_out[entry.path] = advice
 
     def left_out_warning(self) -> str:
-        """How many files look like sound and are left out, with names and what to do; "" if there are none."""
+        """Return how many files look like sound and are left out, with names and advice; "" if there are none."""
         if not self.left_out:
             return ""
         names = such_as(f"{path} ({advice})" for path, advice in self.left_out.items())
         return f"{len(self.left_out)} files that look like sound are left out: {names}"
 
     def warning(self) -> str:
-        """All that is not taken, counted and named."""
+        """Return the numbers and names of all skipped files and folders; "" if there are none."""
         parts = [self.left_out_warning()]
         if self.unlisted:
             names = such_as(f"{folder} ({why})" for folder, why in self.unlisted.items())
@@ -113,8 +114,8 @@ class SoundFiles:
         return "; ".join(filter(None, parts))
 
 
-def with_folders_listed(sounds: Iterable) -> list:
-    """The sounds, each that is the path of a folder replaced by the sound files below it, in order.
+def with_folders_listed(sounds: Iterable[Any]) -> list[Any]:
+    """Replace each path of a folder among `sounds` by the sound files below it, in order.
 
     Raises:
         ValueError: a folder holds no sound files.
@@ -137,20 +138,20 @@ def with_folders_listed(sounds: Iterable) -> list:
 
 
 def such_as(names: Iterable[str]) -> str:
-    """The first few names, for a message."""
+    """Return the first few names, for a message."""
     names = list(names)
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a link that leads to itself
         return False
 
 
 def _advice(entry: os.DirEntry) -> str:
-    """What to do with a file that looks like sound but is not named so; "" for all others."""
+    """Return advice for a file that looks like sound but has no suffix of sound; "" for all others."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix:
         return _NO_SAMPLES.get(suffix, "")

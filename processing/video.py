@@ -1,7 +1,7 @@
-"""What libsndfile does not read: m4a, aac, wma, webm and the sound of videos, by FFmpeg through PyAV.
+"""Decoding of m4a, aac, wma, webm and the sound of videos, with FFmpeg through PyAV.
 
-A file is data. FFmpeg gets an open file and no name, so it can open no other; of its demuxers and decoders only those
-named here are used, so playlists, which name files and addresses, are not read, and pictures are not decoded.
+FFmpeg gets an open file without a name, so that it can open no other file. It uses only the demuxers and decoders
+named here, so that playlists, which name files and addresses, are not read, and images are not decoded.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .file_parts import Pieces, Reader
 
 DEMUXERS = "matroska,webm,aac,asf,avi,flv,mpegts,mpeg,amr,ac3,eac3,caf,ogg"
-MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # for what does not begin as one of the others does
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # for files that begin like none of the others
 _BEGINNINGS = (
     b"\x1aE\xdf\xa3",
     b"0&\xb2u",
@@ -35,20 +35,22 @@ DECODERS = (
     "eac3,dca,amrnb,amrwb,gsm,gsm_ms,adpcm_ms,adpcm_ima_wav,adpcm_ima_qt,adpcm_swf,nellymoser,pcm_alaw,pcm_mulaw,"
     "pcm_u8,pcm_s8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be"
 )
-_SHORT = 1.0  # seconds that a file may lack of the length that it states
+_SHORT = 1.0  # seconds that may be missing of the stated length
 
 logger = logging.get_logger(__name__)
 
 
 def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) -> tuple[int, Iterator[tuple]]:
-    """The first audio stream's sample rate, and a rate and blocks `[samples, channels]` again and again.
+    """Open the first audio stream: its sample rate, and parts that are each a rate and blocks `[samples, channels]`.
 
     Args:
-        error: why libsndfile does not read the file.
-        stack: what closes the file.
+        file: open for reading.
+        name: of the file, in errors.
+        error: of libsndfile.
+        stack: closes the file.
 
     Raises:
-        ValueError: PyAV is not installed, or the file is none of these or has no sound.
+        ValueError: PyAV is not installed, or the file has another format or no sound.
     """
     why = f"cannot read {name} as sound: {getattr(error, 'error_string', error)}"
     try:
@@ -65,10 +67,10 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
         if _packets(reader) > reader.size:
             raise ValueError(f"{why} It tells of more packets than it has bytes")
     try:
-        # without a name, which FFmpeg would take for a hint
+        # without a name, from which FFmpeg would guess the format
         container = stack.enter_context(av.open(Pieces(file, [(0, reader.size)]), container_options=allowed))
-    except (av.error.FFmpegError, ValueError) as other:
-        raise ValueError(why) from other
+    except (av.error.FFmpegError, ValueError) as ffmpeg_error:
+        raise ValueError(why) from ffmpeg_error
     if not container.streams.audio:
         raise ValueError(f"{name} has no sound: FFmpeg finds no audio stream in it")
     if container.streams.audio[0].codec_context is None:
@@ -83,24 +85,24 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
 
 
 def _packets(reader: Reader) -> int:
-    """How many packets the tables of an mp4 or mov tell of; FFmpeg takes memory for each, whether it is there or not.
+    """Return how many packets the tables of an mp4 or mov declare; FFmpeg allocates memory for each of them.
 
-    They are looked for wherever a table may be: in all boxes but `mdat`, which holds the sound itself.
+    Tables are searched for in all boxes but `mdat`, which holds the sound.
     """
-    place, packets = 0, 0
-    while place < reader.size:
-        length = reader.number(place, ">I")
-        length = reader.number(place + 8, ">Q") if length == 1 else length
-        end = min(place + length, reader.size) if length >= 8 else reader.size
+    offset, packets = 0, 0
+    while offset < reader.size:
+        length = reader.number(offset, ">I")
+        length = reader.number(offset + 8, ">Q") if length == 1 else length
+        end = min(offset + length, reader.size) if length >= 8 else reader.size
         for table, fixed in (
-            ((b"stsz", 12), (b"stz2", 12), (b"trun", 8)) if reader.peek(place + 4, 4) != b"mdat" else ()
+            ((b"stsz", 12), (b"stz2", 12), (b"trun", 8)) if reader.peek(offset + 4, 4) != b"mdat" else ()
         ):
-            found = place
-            while 0 <= (found := reader.find(table, found + 1)) < end:
-                packets += reader.number(found + fixed, ">I")
-        if reader.peek(place + 4, 4) != b"mdat" and 0 <= reader.find(b"cmov", place) < end:
-            return reader.size + 1  # packed tables
-        place = end
+            position = offset
+            while 0 <= (position := reader.find(table, position + 1)) < end:
+                packets += reader.number(position + fixed, ">I")
+        if reader.peek(offset + 4, 4) != b"mdat" and 0 <= reader.find(b"cmov", offset) < end:
+            return reader.size + 1  # compressed tables
+        offset = end
     return packets
 
 
@@ -110,21 +112,21 @@ def _missing(reader: Reader) -> bool:
         return 8 + reader.number(4, "<I") > reader.size
     if reader.peek(0, 4) != _BEGINNINGS[0]:
         return False
-    length, place = _matroska_size(reader, 4)
-    size, body = _matroska_size(reader, place + length + 4)  # of the segment, behind the header and its own name
+    length, offset = _matroska_size(reader, 4)
+    size, body = _matroska_size(reader, offset + length + 4)  # of the segment, after the header and its name
     return body + size > reader.size
 
 
-def _matroska_size(reader: Reader, place: int) -> tuple[int, int]:
-    """The size that stands at `place`, 0 where the writer did not know it, and the place behind it."""
-    first = reader.number(place, "B")
+def _matroska_size(reader: Reader, offset: int) -> tuple[int, int]:
+    """Return the size at `offset`, 0 where the writer did not know it, and the offset after it."""
+    first = reader.number(offset, "B")
     width = 9 - first.bit_length()
-    size = int.from_bytes(reader.peek(place, width), "big") & ((1 << 7 * width) - 1)
-    return (0 if size == (1 << 7 * width) - 1 else size), place + width
+    size = int.from_bytes(reader.peek(offset, width), "big") & ((1 << 7 * width) - 1)
+    return (0 if size == (1 << 7 * width) - 1 else size), offset + width
 
 
 def _frames(container, av, name: str, missing: bool) -> Iterator[tuple[int, np.ndarray]]:
-    """The sample rate and float32 `[samples, channels]` of each frame of the first audio stream."""
+    """Yield the sample rate and float32 `[samples, channels]` of each frame of the first audio stream."""
     stream, seconds, damaged = container.streams.audio[0], 0.0, 0
     stream.codec_context.thread_count = 1
     try:
@@ -148,7 +150,7 @@ def _frames(container, av, name: str, missing: bool) -> Iterator[tuple[int, np.n
 
 
 def _stated(container, stream) -> float:
-    """How many seconds of sound the file says that it holds; 0 where it says nothing, and FFmpeg guesses."""
+    """Return the seconds of sound that the file states; 0 where it states nothing, and FFmpeg estimates."""
     if "mov" in container.format.name and stream.duration:
         return float(stream.duration * stream.time_base)
     if "matroska" in container.format.name and len(container.streams) == 1 and container.duration:

@@ -27,7 +27,6 @@ def run_clean(code: str, *args, tmp_path, environment: dict | None = None) -> st
         env={**(environment or offline), "PYTHONPATH": ""},
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

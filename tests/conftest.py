@@ -1,5 +1,7 @@
 """Tiny towers with real layouts, a tiny WavLink on disk, and tones. Real sounds and weights where they exist."""
 
+import copy
+import gc
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -71,6 +73,13 @@ def clip_tokenizer() -> CLIPTokenizer:
     letters = [chr(i) for i in range(33, 127)]
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=24)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imports_are_no_garbage():
+    """Take what was imported so far out of garbage collections, which else walk through all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -171,13 +180,21 @@ def modernbert_folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def model(whisper_folder, bert_folder) -> WavLinkModel:
-    """Tiny Whisper + tiny BERT, in eval mode; a fresh one for each test."""
+@pytest.fixture(scope="session")
+def built_model(whisper_folder, bert_folder) -> tuple[WavLinkModel, torch.Tensor]:
+    """What `model` is a copy of, and torch's random state after it was built."""
     torch.manual_seed(0)
     model = WavLinkModel.from_audio_text_pretrained(str(whisper_folder), str(bert_folder), text_pooling="mean")
-    torch.nn.init.normal_(model.audio_model.global_token)  # far from zero, so that its place matters
-    return model.eval()
+    torch.nn.init.normal_(model.audio_model.global_token)  # far from zero, so that its position matters
+    return model.eval(), torch.get_rng_state()
+
+
+@pytest.fixture
+def model(built_model) -> WavLinkModel:
+    """Tiny Whisper + tiny BERT, in eval mode; a fresh one for each test."""
+    model, random_state = built_model
+    torch.set_rng_state(random_state)
+    return copy.deepcopy(model)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def pitches(clip: np.ndarray, number: int, rate: int = RATE) -> list[int]:
     return found
 
 
-def heard(clip: np.ndarray, number: int = 3) -> bool:
+def has_pitches(clip: np.ndarray, number: int = 3) -> bool:
     return all(abs(one - other) < 12 for one, other in zip(pitches(clip, number), PITCHES[:number], strict=True))
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from wavlink.search.store import IndexFolder, _digest
+from wavlink.search.manifest import checksum
+from wavlink.search.store import IndexFolder
 
 from .conftest import RATE
 
@@ -46,7 +47,7 @@ def signed(index: IndexFolder, **fields) -> None:
     """Another manifest, its checksum made right."""
     path = index.folder / "index.json"
     told = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"} | fields
-    path.write_text(json.dumps(told | {"sha256": _digest(told)}))
+    path.write_text(json.dumps(told | {"sha256": checksum(told)}))
 
 
 # A process whose lock of tqdm is held by a child that was killed: no other bar of tqdm can be made in it.

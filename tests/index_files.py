@@ -26,14 +26,14 @@ def tables(made: Manifest, names, windows: int = 2) -> tuple[pyarrow.Table, pyar
 
 def contents(folder) -> dict[str, list]:
     """Of each file its rows, as (start, end, codes)."""
-    index, found = IndexFolder.open(folder), {}
+    index, rows_by_file = IndexFolder.open(folder), {}
     for part in index.manifest.parts:
         windows = index.read(part, "embeddings")
         for row, code in zip(windows.to_pylist(), index.manifest.codes(windows), strict=True):
-            found.setdefault(row["path"], []).append((row["start"], row["end"], code.tobytes()))
-    assert sorted(found) == sorted(index.files()["path"].to_pylist())
-    assert sum(map(len, found.values())) == index.manifest.rows
-    return found
+            rows_by_file.setdefault(row["path"], []).append((row["start"], row["end"], code.tobytes()))
+    assert sorted(rows_by_file) == sorted(index.files()["path"].to_pylist())
+    assert sum(map(len, rows_by_file.values())) == index.manifest.rows
+    return rows_by_file
 
 
 @pytest.fixture

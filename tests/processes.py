@@ -1,8 +1,10 @@
 """Processes that tests start: each in a group of its own, all of which is killed when a test ends, however it ends."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -47,8 +49,15 @@ def kill_group(process: subprocess.Popen) -> None:
 
 
 def spawn(work: Callable, arguments: tuple, count: int, timeout: float = SECONDS) -> None:
-    """As `torch.multiprocessing.spawn`, but its processes are killed after so many seconds and on a failure."""
-    context, end = mp.spawn(work, arguments, nprocs=count, join=False), time.monotonic() + timeout
+    """As `torch.multiprocessing.spawn`, but its processes are killed after so many seconds and on a failure.
+
+    On Linux they are forked from one process that has imported the module of `work`, and do not import it each.
+    """
+    method = "forkserver" if sys.platform == "linux" else "spawn"
+    if method == "forkserver":
+        multiprocessing.set_forkserver_preload([work.__module__])
+    end = time.monotonic() + timeout
+    context = mp.start_processes(work, arguments, nprocs=count, join=False, start_method=method)
     try:
         while not context.join(timeout=1):
             assert time.monotonic() < end, f"{work.__name__} runs for over {timeout:g} s"

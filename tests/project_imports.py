@@ -1,6 +1,7 @@
 """What the modules of the packages import of each other."""
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,13 +15,19 @@ def modules() -> dict[str, Path]:
     return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports() -> dict[str, set[str]]:
     """Of every module, those of the project that it imports, also inside functions and for type checkers."""
     paths, graph = modules(), {}
     for name, path in paths.items():
         package = name if path.stem == "__init__" else name.rpartition(".")[0]
         graph[name] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Import):
                 graph[name] |= {alias.name for alias in node.names} & paths.keys()
             elif isinstance(node, ast.ImportFrom):

@@ -59,22 +59,22 @@ def index(sounds, out, model="", **options):
 
 
 def rows(folder) -> dict[tuple, np.ndarray]:
-    """Codes by path, start and end; no row is there twice, and `files` tells of each what there is."""
-    opened, found = IndexFolder.open(folder), {}
+    """Codes by path, start and end; no row appears twice, and `files` agrees with them."""
+    opened, codes = IndexFolder.open(folder), {}
     for part in opened.manifest.parts:
         windows = opened.read(part, "embeddings")
         for row, code in zip(windows.to_pylist(), opened.manifest.codes(windows), strict=True):
             key = row["path"], row["start"], row["end"]
-            assert key not in found
-            found[key] = code
+            assert key not in codes
+            codes[key] = code
     known = indexing._known(opened)
-    assert {path for path, _, _ in found} == {path for path, there in known.items() if not there.error}
-    return found
+    assert {path for path, _, _ in codes} == {path for path, file in known.items() if not file.error}
+    return codes
 
 
 def assert_same_rows(folder, other) -> None:
     """As vectors are to be the same to 1e-5 whatever shares their batch, a code may be the next."""
-    found, expected = rows(folder), rows(other)
-    assert found.keys() == expected.keys()
-    for key, code in found.items():
+    codes, expected = rows(folder), rows(other)
+    assert codes.keys() == expected.keys()
+    for key, code in codes.items():
         assert np.abs(code.astype(int) - expected[key]).max() <= 1, key

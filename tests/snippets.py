@@ -9,35 +9,57 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import train
 from wavlink.cli import build_parser
 from wavlink.train_options import parse
+from wavlink.training.command import parse_recipe, recipe_parser
 from wavlink.training.recipes import Recipe
 from wavlink.training.sweep import configurations, sweep_parser
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = {"python", "bash", "console", "text"}
-_FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n\n?)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+class Block(NamedTuple):
+    """A code block; `reason` is why no test runs it, from a comment above it: `<!-- not run: needs the Hub -->`."""
+
+    language: str
+    code: str
+    reason: str
+
+
+def all_blocks(page: str) -> list[Block]:
+    """The code blocks of a page in order."""
+    return [Block(found["language"], found["code"], found["reason"] or "") for found in _FENCE.finditer(page)]
 
 
 def blocks(page: str, *languages: str) -> list[str]:
     """The code blocks in one of `languages`."""
-    return [code for language, code in _FENCE.findall(page) if language in languages]
+    return [block.code for block in all_blocks(page) if block.language in languages]
 
 
 def languages(page: str) -> set[str]:
     """The languages of all code blocks, "" of one without."""
-    return {language for language, _ in _FENCE.findall(page)}
+    return {block.language for block in all_blocks(page)}
 
 
 def commands(page: str) -> Iterator[list[str]]:
     """The words of every command line: of `bash` blocks each line, of `console` blocks those after `$ `."""
     for code in blocks(page, "bash", "console"):
-        console = "$ " in code
-        for line in code.replace("\\\n", " ").splitlines():
-            if line.startswith("$ ") or (line and not console):
-                yield shlex.split(line.removeprefix("$ "), comments=True)
+        yield from commands_of(code)
+
+
+def commands_of(code: str) -> Iterator[list[str]]:
+    """The words of every command line of a block: each line, or those after `$ ` where there are any."""
+    console = "$ " in code
+    for line in code.replace("\\\n", " ").splitlines():
+        if line.startswith("$ ") or (line and not console):
+            yield shlex.split(line.removeprefix("$ "), comments=True)
 
 
 def inline(page: str) -> list[str]:
@@ -87,9 +109,9 @@ def check_script(path: str, words: list[str]) -> None:
 def check_train(words: list[str]) -> None:
     """Check a recipe and its options."""
     if words[0] == "sweep":
-        assert configurations(parse(sweep_parser(train.recipe_parser()), words[1:]))
+        assert configurations(parse(sweep_parser(recipe_parser()), words[1:]))
     else:
-        assert train.parse_recipe(words).name == words[0]
+        assert parse_recipe(words).name == words[0]
 
 
 def check_wavlink(words: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import gc
 from pathlib import Path
 
 import pytest
@@ -116,12 +115,10 @@ def train(folder, model, dataset, kind=WavLinkTrainer, **options) -> list[dict[s
 @pytest.fixture(scope="module")
 def wavlink(whisper_folder, bert_folder, processor, tmp_path_factory) -> Path:
     """A tiny WavLink on disk."""
-    gc.freeze()  # as in `work`
     folder = tmp_path_factory.mktemp("wavlink")
     torch.manual_seed(0)
     model = WavLinkModel.from_audio_text_pretrained(str(whisper_folder), str(bert_folder), text_pooling="mean")
     torch.nn.init.normal_(model.audio_model.global_token)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    yield folder
-    gc.unfreeze()
+    return folder

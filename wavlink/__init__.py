@@ -1,4 +1,4 @@
-"""WavLink: one short vector for a sound, one for a sentence, in one space.
+"""WavLink: short embeddings of sounds and sentences in one space.
 
     >>> import wavlink
     >>> wavlink.classify(model_folder, sounds_folder / "low.wav", ["a low sound", "a high sound"])[0]["labels"]

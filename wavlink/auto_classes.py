@@ -1,4 +1,4 @@
-"""Registers WavLink's classes with transformers' Auto classes, without importing transformers for it."""
+"""Register WavLink's classes with transformers' Auto classes, without importing transformers."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ _WATCHED = "transformers"
 
 
 def register_with_transformers() -> None:
-    """Register the classes: now if transformers is imported already, otherwise right after it is."""
+    """Register the classes: now if transformers is imported already, otherwise right after its import."""
     if _WATCHED in sys.modules:
         _register()
     else:
@@ -38,7 +38,7 @@ class _Watcher:
         execute = loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
-            vars(loader).pop("exec_module", None)  # which is the class's own again
+            vars(loader).pop("exec_module", None)  # restores the method of the class
             execute(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)

@@ -1,17 +1,28 @@
-"""Zero-shot classification of sounds."""
+"""Zero-shot classification: the function `classify`, and the command `wavlink classify`.
 
+wavlink classify dog.wav rain.flac --model your-name/wavlink-base --labels dog "church bell" rain
+"""
+
+import argparse
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from processing.audio import AudioSource
+from modeling_wavlink.losses_wavlink import truncate_embeddings
+from processing.audio import AudioSource, clip_name
 from processing.audio_inputs_wavlink import as_list, is_source
 from processing.prompts import PROMPT
+from processing.sound_files import with_folders_listed
+from wavlink.evaluation.zero_shot import checked_prompts, embed_prompted, ensemble, label_texts
 
-from .classify_command import classify as classify_files
+from . import options as of
+from .console import stdout_for
 from .embedder import Embedder, embedder_for
+from .sanitize import clean
 
 
 def classify(
@@ -70,14 +81,73 @@ def classify(
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be 1 label or more, got {top_k}")
-    listed = as_list(sounds if is_source(sounds) else list(sounds))  # type: ignore[arg-type]
-    for number, sound in enumerate(listed):
+    files = _checked_sounds(sounds)
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"labels must be a list of strings, such as ['dog', 'rain'], got {labels!r}")
+    if len(set(labels)) < 2 or len(set(labels)) < len(labels):
+        raise ValueError(f"give two labels or more, each once, got {', '.join(map(repr, labels)) or 'none'}")
+    templates = checked_prompts([prompts] if isinstance(prompts, str) else list(prompts))
+    embedder = embedder_for(model, processor, device, dtype)
+    if dim not in (None, embedder.dims, *embedder.matryoshka_dims):
+        raise ValueError(f"dim must be one of the nested dims {embedder.matryoshka_dims}, got {dim}")
+    files = with_folders_listed(files)
+    text_embeds = ensemble(
+        embed_prompted(
+            label_texts(labels, clean_up), templates, lambda texts: torch.from_numpy(embedder.embed_text(texts))
+        ),
+        dim or embedder.dims,
+    )
+    scale = _scale(embedder.model)
+    return [
+        {"path": clip_name(file, number), "error": str(vector)}
+        if isinstance(vector, ValueError)
+        else {"path": clip_name(file, number), "labels": _ranked(vector, text_embeds, scale, labels)[:top_k]}
+        for number, (file, vector) in enumerate(zip(files, embedder.embed_files(files), strict=True))
+    ]
+
+
+def _checked_sounds(sounds: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
+    sources: list[AudioSource] = as_list(sounds if is_source(sounds) else list(sounds))  # type: ignore[arg-type]
+    for number, sound in enumerate(sources):
         if not is_source(sound):
             raise ValueError(
                 f"sound {number} is a {type(sound).__name__}: give a path, bytes, or samples as "
                 "{'array': samples, 'sampling_rate': hertz}"
             )
-    embedder = embedder_for(model, processor, device, dtype)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    rows = classify_files(embedder, listed, labels, texts, clean_up, dim)
-    return [{**row, "labels": row["labels"][:top_k]} if "labels" in row else row for row in rows]
+    return sources
+
+
+def _ranked(
+    vector: "np.ndarray[Any, Any]", text_embeds: torch.Tensor, scale: torch.Tensor, labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rank the labels, `text_embeds` `[labels, dim]`, for one sound `[dims]`."""
+    audio_embeds = truncate_embeddings(torch.from_numpy(vector[None]), text_embeds.shape[1])
+    cosines = text_embeds @ audio_embeds[0]  # (labels)
+    scores = (scale * cosines).softmax(0)
+    order = torch.argsort(cosines, descending=True, stable=True).tolist()
+    return [{"label": labels[n], "score": scores[n].item(), "cosine": cosines[n].item()} for n in order]
+
+
+def _scale(model: Any) -> torch.Tensor:
+    """Return the factor of the logits, of a WavLink or a CLAP; SigLIP's bias changes no softmax."""
+    scale: torch.Tensor = model.scale if hasattr(model, "scale") else model.logit_scale_a.exp()
+    return scale.detach().float().cpu()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the labels of each sound; return 2 if a sound could not be read."""
+    with stdout_for(options.as_json) as print_json:
+        embedder = Embedder(options.model, revision=options.revision, device=options.device, dtype=options.dtype)
+        settings = {"prompts": options.prompt, "clean_up": options.clean_up, "dim": options.dim}
+        results = classify(embedder, options.files, options.labels, top_k=options.top_k, **settings)
+        for row in results:
+            row.setdefault("labels", [])
+            print(f"{clean(row['path'], 1000)}{': ' + clean(row['error'], 1000) if 'error' in row else ''}")
+            for label in row["labels"]:
+                print(f"  {100 * label['score']:5.1f} %  {label['cosine']:6.3f}  {clean(label['label'])}")
+        about = {"model": embedder.name, "revision": embedder.revision, "prompts": options.prompt}
+        print_json({**about, "sounds": results})
+    return 2 if any("error" in row for row in results) else 0
+
+
+main = of.main_of("wavlink classify", of.classify, run)

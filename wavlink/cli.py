@@ -1,7 +1,7 @@
 """The command `wavlink`: one parser tree over every command.
 
-The work is done by modules that load torch; they are imported once it is known that a command is understood, so that
-help, errors of usage and completion answer at once.
+The modules that do the work load torch. They are imported once the command line has been parsed, so that help, usage
+errors and completion answer at once.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from . import options as of
 from .compat_argparse import actions_of
 from .console import EXIT_CODES, escape_unwritable, in_results, run_command
-from .installing import install_command
+from .installing import install_hint
 from .parsing import Parser
 from .train_options import train as of_train
 
@@ -22,7 +22,15 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 class Command(NamedTuple):
-    """A command: what `module`'s `function` does with what was parsed of `options`; `extra` is what it needs."""
+    """A command.
+
+    Attributes:
+        module, function: what does the work, given the parsed options.
+        options: adds its options to a parser.
+        extra: of setup.cfg, that it needs.
+        does: one line for the help.
+        example: arguments of an example.
+    """
 
     module: str
     function: str
@@ -34,6 +42,11 @@ class Command(NamedTuple):
 
 SEARCH, LANCE = "wavlink.search.command", "wavlink.search.lance"
 COMMANDS = {
+    "samples": Command(
+        *("wavlink.samples", "run", of.samples, "data"),
+        "write captioned sounds made by code, to try the others with",
+        "my_sounds",
+    ),
     "train": Command(
         *("wavlink.training.command", "run", of_train, "train"),
         "train a recipe, or resume it",
@@ -45,7 +58,7 @@ COMMANDS = {
         "--model runs/my/best --benchmark my_sounds",
     ),
     "classify": Command(
-        *("wavlink.classify_command", "run", of.classify, ""),
+        *("wavlink.classification", "run", of.classify, ""),
         "name sounds",
         "dog.wav my_sounds --model runs/my/best --labels dog rain",
     ),
@@ -66,7 +79,7 @@ COMMANDS = {
         *(SEARCH, "verify", of.verify, "search"), "compare an index with its checksums", "my_index --drop"
     ),
     "remove": Command(
-        *(SEARCH, "remove", of.remove, "search"), "take sounds out of an index", "my_index dogs/old.wav"
+        *(SEARCH, "remove", of.remove, "search"), "remove sounds from an index", "my_index dogs/old.wav"
     ),
     "reindex": Command(
         *(SEARCH, "reindex", of.reindex, "search"),
@@ -79,7 +92,7 @@ COMMANDS = {
         "my_index --out map.html",
     ),
     "where": Command(
-        *("wavlink.long_recordings", "run", of.where, ""),
+        *("wavlink.localization", "run", of.where, ""),
         "find where in a recording a sound is",
         "runs/my/best night.flac --query siren",
     ),
@@ -125,11 +138,11 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None, wrap_json: bool = True) -> int:
-    """Parse the command line, do what it says, and return the exit code.
+    """Parse the command line, run its command, and return the exit code.
 
     Args:
-        arguments: by default those of this process.
-        wrap_json: with `--json` print an object with `results` or `error`; without it each command's own document.
+        arguments: default: those of this process.
+        wrap_json: whether `--json` prints an object with `results` or `error`; otherwise each command's own document.
     """
     escape_unwritable()
     argv = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -141,14 +154,14 @@ def main(arguments: Sequence[str] | None = None, wrap_json: bool = True) -> int:
     command = COMMANDS[name]
     del options.command
 
-    def imported_and_called(_) -> int | None:
+    def import_and_run(_) -> int | None:
         run = getattr(importlib.import_module(command.module), command.function)
         importlib.import_module("transformers.utils.logging").disable_progress_bar()  # of the weights being loaded
         return run(**vars(options)) if command.module in (SEARCH, LANCE) else run(options)
 
     with in_results() if wrap_json else contextlib.nullcontext():
         return run_command(
-            *(f"wavlink {name}", imported_and_called),
+            *(f"wavlink {name}", import_and_run),
             extra=command.extra,
             debug=debug,
             as_json=getattr(options, "as_json", False),
@@ -223,7 +236,7 @@ class _Version(argparse.Action):
 
 
 def _taking_text(parser: Parser) -> Iterator[argparse.Action]:
-    """What may be a path, of all commands."""
+    """Yield the arguments of all commands that may be a path."""
     for action in actions_of(parser):
         if action.nargs != 0 and not action.choices and action.type in (None, str):
             yield action
@@ -238,7 +251,7 @@ class _Completion(argparse.Action):
         try:
             import shtab
         except ModuleNotFoundError:
-            parser.error(f"shtab is not installed: {install_command('completion')}")
+            parser.error(install_hint("shtab"))
         for action in _taking_text(parser):
             action.complete = shtab.FILE
         print(shtab.complete(parser, shell=shell))

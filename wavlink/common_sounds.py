@@ -1,4 +1,4 @@
-"""Names of common sounds: candidates where nobody gave any, and a scale for the scores of what is absent."""
+"""Names of common sounds: default labels, and a reference for the scores of sounds that are absent."""
 
 # Everyday sounds, and the kinds of `processing.datasets.synthetic`.
 COMMON_SOUNDS = tuple(

@@ -1,4 +1,4 @@
-"""What commands share: exit codes, one line for an error, one JSON document, signals, lines of progress."""
+"""Shared behaviour of the commands: exit codes, errors in one line, JSON output, signals, lines of progress."""
 
 import contextlib
 import json
@@ -9,16 +9,18 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from typing import Any, TextIO
 
+from .hub_errors import without_token
 from .installing import install_hint
+from .packages import is_own
 from .sanitize import clean
 
-OWN = ("hub_cards", "modeling_wavlink", "processing", "train", "wavlink")
 EXIT_CODES = """exit codes:
   0    done
-  1    a fault of wavlink's own, with its traceback: please report it
-  2    not done: what was given, the disk or the Hub does not allow it; one line says why and what to do
-  130  stopped by SIGINT (ctrl-C); 143 by SIGTERM. train and index go on where they were, by the same command"""
+  1    an error in wavlink itself, with its traceback: please report it
+  2    not done: the arguments, the disk or the Hub do not allow it; one line says why and what to do
+  130  stopped by SIGINT (ctrl-C); 143 by SIGTERM. The same command resumes train and index"""
 _MOST = 2000  # characters of an error
 _in_results = ContextVar("in_results", default=False)
 
@@ -32,10 +34,12 @@ def run_command(
     debug: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Run a command's `main` and return the exit code, by `EXIT_CODES`; what the user can mend is one line on stderr.
+    """Run a command's `main` and return the exit code (see `EXIT_CODES`); a user's error is one line on stderr.
 
     Args:
-        arguments: what `command` is called with.
+        name: of the command, in errors.
+        command: returns an exit code or None.
+        arguments: that `command` is called with.
         extra: of setup.cfg, that the command needs.
         debug: print the traceback above the line.
         as_json: print `{"error": line}` on stdout as well.
@@ -46,7 +50,7 @@ def run_command(
     except (ValueError, OSError) as error:
         line, failure = clean(error, _MOST), error
     except ModuleNotFoundError as error:
-        if not error.name or error.name.partition(".")[0] in OWN:
+        if not error.name or is_own(error.name):
             raise
         line, failure = install_hint(error.name, extra), error
     except SystemExit as stopped:
@@ -59,27 +63,20 @@ def run_command(
             print(f"{name}: {stopped.args[1]}", file=sys.stderr)
         return code_of(stopped)
     if debug:
-        print(_without_token("".join(traceback.format_exception(failure))), end="", file=sys.stderr)
+        print(without_token("".join(traceback.format_exception(failure))), end="", file=sys.stderr)
     print_error(name, line, as_json)
     return 2
 
 
-def _without_token(text: str) -> str:
-    """Mask the Hub's token, which an error of its client may hold."""
-    hub = sys.modules.get("huggingface_hub")
-    token = hub.get_token() if hub else None
-    return text.replace(token, "***") if token else text
-
-
 def print_error(name: str, line: str, as_json: bool = False) -> None:
-    """Print why a command was not done: a line on stderr, and with `as_json` an object on stdout."""
+    """Print an error: a line on stderr, and with `as_json` an object on stdout."""
     print(f"{name}: {line}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": line}, indent=2), flush=True)
 
 
 def escape_unwritable() -> None:
-    """Let stdout and stderr write what their encoding does not have, such as names of files, as escapes."""
+    """Make stdout and stderr write characters that their encoding lacks, such as in file names, as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -87,51 +84,51 @@ def escape_unwritable() -> None:
 
 @contextlib.contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """Raise a KeyboardInterrupt that holds the signal's number on SIGINT and SIGTERM, so that temporary files go.
+    """Raise a KeyboardInterrupt with the signal's number on SIGINT and SIGTERM, so that temporary files are removed.
 
-    It is one even where other code, interrupted, fails with an error of its own: `shutil.rmtree`, stopped right after
-    it has closed a folder, closes it again, which is an OSError.
+    Errors that the interrupted code raises are replaced by it: `shutil.rmtree`, stopped right after it has closed a
+    folder, closes it again, which is an OSError.
     """
-    came = []
+    received = []
 
     def stop(number, _):
-        came.append(number)
+        received.append(number)
         raise KeyboardInterrupt(number)
 
     with on_stop_signals(stop):
         try:
             yield
         except Exception as error:
-            if came:
-                raise KeyboardInterrupt(came[0]) from error
+            if received:
+                raise KeyboardInterrupt(received[0]) from error
             raise
 
 
 def code_of(stopped: KeyboardInterrupt) -> int:
-    """Return the exit code; of one that holds no number, SIGINT's."""
+    """Return the exit code of an interrupt; without a signal's number, that of SIGINT."""
     return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
 
 
 @contextlib.contextmanager
 def on_stop_signals(handler: Callable) -> Iterator[dict]:
-    """Call `handler` on SIGINT and SIGTERM; yields by number what they did before, and do again afterwards."""
+    """Call `handler` on SIGINT and SIGTERM; yield the former handlers by number, which are restored afterwards."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield before
     finally:
-        for number, own in before.items():
-            signal.signal(number, own)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 @contextlib.contextmanager
-def stdout_for(result: bool):
+def stdout_for(result: bool) -> Iterator[Callable]:
     """With `result`, print everything to stderr, and yield a function that prints the one JSON document to stdout."""
     target = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if result else target):
         yield lambda value: result and print_json(value, target)
 
 
-def print_json(value, file=None) -> None:
+def print_json(value: Any, file: TextIO | None = None) -> None:
     """Print a command's result; under `in_results` as an object that holds it as `results`."""
     document = {"results": value} if _in_results.get() else value
     print(json.dumps(document, indent=2), file=file or sys.stdout, flush=True)
@@ -148,13 +145,13 @@ def in_results() -> Iterator[None]:
 
 
 def step(line: str) -> None:
-    """Print a line of progress on stderr: what takes its time now."""
+    """Print a line of progress on stderr: the step that runs now."""
     print(f"{line} ...", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def without_foreign_output() -> Iterator[None]:
-    """Keep warnings and log records below an error from the terminal; errors are raised and logged as ever."""
+    """Hide warnings and log records below an error; errors are raised and logged as usual."""
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))
     try:

@@ -1,4 +1,4 @@
-"""Where something is to be written: links are followed, and what cannot be written is refused before the work."""
+"""Check, before the work, that a file or folder can be written, and follow links to it."""
 
 import os
 import stat
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def file_destination(path: str | os.PathLike) -> Path:
-    """Check, before the work, that a file can be written, and follow links to where it will be.
+    """Check that a file can be written, and return its path with links followed.
 
-    Folders that are missing above it are made when it is written.
+    Missing folders above it are made when it is written.
 
     Raises:
-        ValueError: a folder, a device, a read-only file, or a folder without the right to write.
+        ValueError: a folder, a device, a read-only file, or a file in a folder without the right to write.
     """
     target = followed(path)
     mode = _mode(target)
@@ -27,14 +27,14 @@ def file_destination(path: str | os.PathLike) -> Path:
 
 
 def folder_destination(path: str | os.PathLike, replace: bool = False) -> Path:
-    """Check, before the work, that a folder can be written, and follow links to where it will be.
+    """Check that a folder can be written, and return its path with links followed.
 
     Args:
-        replace: it may be there and hold something. Otherwise it must be new or empty.
+        replace: whether it may exist and hold files; otherwise it must be new or empty.
 
     Raises:
-        ValueError: a file, a folder that holds something, one that cannot be renamed (a mount point, the folder this
-            process is in or one above it), or a folder without the right to write.
+        ValueError: a file, a folder that is not empty, one that cannot be renamed (a mount point, the working folder
+            or one above it), or one in a folder without the right to write.
     """
     target = followed(path)
     mode = _mode(target)
@@ -49,7 +49,7 @@ def folder_destination(path: str | os.PathLike, replace: bool = False) -> Path:
 
 
 def followed(path: str | os.PathLike) -> Path:
-    """Follow links to where a path leads.
+    """Return a path with links followed.
 
     Raises:
         ValueError: no path, or a link that leads nowhere.
@@ -68,7 +68,7 @@ def followed(path: str | os.PathLike) -> Path:
 
 
 def _mode(target: Path) -> int:
-    """What is there; 0 if nothing is."""
+    """Return the mode of a file or folder; 0 if it does not exist."""
     try:
         return os.lstat(target).st_mode
     except FileNotFoundError:
@@ -83,7 +83,7 @@ def _why_not_renamed(folder: Path) -> str:
 
 
 def check_parent(path: str | os.PathLike, target: Path) -> None:
-    """Refuse what lies in a folder without the right to write."""
+    """Raise a ValueError if `target` is in a folder without the right to write."""
     above = next(folder for folder in target.parents if os.path.lexists(folder))
     try:
         tempfile.TemporaryFile(dir=above).close()  # where it can, without a name

@@ -1,8 +1,8 @@
-"""What earlier pushes made in a repository of the Hub, and what people have written there since.
+"""The record of earlier pushes in a repository of the Hub, and the edits that people have made there since.
 
-Each push leaves a record, `.wavlink/push.json`: the names of its files, and of those that people edit the sha256. A
-later push deletes only files of the record, and replaces those that people edit only where they are as the record
-says. The card has a line below which everything is the people's and stays.
+Each push writes a record, `.wavlink/push.json`: the names of its files, and the sha256 of those that people edit. A
+later push deletes only files of the record, and replaces a file that people edit only if its sha256 is that of the
+record. On the card, text below a marked line is kept.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ _MADE_BY_THE_HUB = "https://huggingface.co/docs/hub/spaces-config-reference"
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is in a repository before a push.
+    """The state of a repository before a push.
 
     Attributes:
         commit: the newest one.
         names: of all files.
-        made: those of earlier pushes; None without a record.
+        made: names of the files of earlier pushes; None without a record.
         sha256: of files as the last push made them.
-        texts: what is in those of `EDITED` now.
+        texts: the current text of the files of `EDITED`.
     """
 
     commit: str
@@ -47,7 +47,7 @@ class Earlier:
 
 
 def read_earlier(api: HfApi, repo_id: str, kind: str, revision: str) -> Earlier:
-    """Read what is there, on `revision` or, where there is no such branch yet, on main."""
+    """Read the state of a repository, on `revision` or, if that branch does not exist yet, on main."""
     try:
         head = api.repo_info(repo_id, revision=revision, repo_type=kind)
     except RevisionNotFoundError:
@@ -74,7 +74,7 @@ def _read(api: HfApi, repo_id: str, kind: str, commit: str, name: str) -> str:
 
 
 def _parse(text: str) -> tuple[frozenset[str] | None, dict[str, str]]:
-    """A record that was edited is none."""
+    """Return the names and sha256 of a record; None and {} if it cannot be parsed."""
     try:
         record = json.loads(text)
         files, sha256 = record["files"], record["sha256"]
@@ -88,10 +88,14 @@ def _parse(text: str) -> tuple[frozenset[str] | None, dict[str, str]]:
 def refuse_edited(
     earlier: Earlier, repo_id: str, written: Iterable[str] = EDITED, option: str = "give --overwrite_card"
 ) -> None:
-    """Refuse to replace what people have edited on the Hub.
+    """Refuse to replace files that people have edited on the Hub.
+
+    Args:
+        written: names of the files that a push replaces.
+        option: what the message says to do.
 
     Raises:
-        ValueError: naming the file and what to do.
+        ValueError: names the file and what to do.
     """
     for name in sorted({*written} & {*earlier.texts}):
         ours, _ = _divided(earlier.texts[name]) if name == CARD else (earlier.texts[name], "")
@@ -108,7 +112,7 @@ def refuse_edited(
 
 
 def _is_edited_without_record(name: str, text: str) -> bool:
-    """A card without metadata is kept below the line; one of an earlier version may hold anything."""
+    """Return whether a file without a record may hold edits. A card without metadata is kept below the line."""
     if name == "app.py":
         return "hub_cards.space" not in text
     if name != CARD or _MADE_BY_THE_HUB in text:
@@ -117,38 +121,38 @@ def _is_edited_without_record(name: str, text: str) -> bool:
 
 
 def card_with_kept(earlier: Earlier, card: str) -> str:
-    """A new card, with what people have put below the line of the one before."""
+    """Return a new card with the text below the line of the former one."""
     before = earlier.texts.get(CARD, "")
-    _, own = _divided(before)
+    _, kept = _divided(before)
     unknown = LINE not in before and CARD not in earlier.sha256 and not _is_edited_without_record(CARD, before)
     if unknown and before.strip() and _MADE_BY_THE_HUB not in before:
-        own = f"\n{before.strip()}\n"
-    return f"{_divided(card)[0].rstrip()}\n\n{LINE}\n{own}"
+        kept = f"\n{before.strip()}\n"
+    return f"{_divided(card)[0].rstrip()}\n\n{LINE}\n{kept}"
 
 
 def signed(card: str) -> str:
-    """A card that says what it was as it was pushed, for a repository without a record."""
+    """Return a card that holds its own sha256, for a repository without a record."""
     return f"{card.rstrip()}\n\n<!-- The text above was pushed with the sha256 {_sha256(card)} -->\n"
 
 
 def record_of(files: Iterable[str], texts: dict[str, str]) -> bytes:
-    """The record of a push.
+    """Return the record of a push.
 
     Args:
         files: the names of all its files.
-        texts: of its files that people may edit.
+        texts: of its files that people may edit, by name.
     """
     sha256 = {name: _sha256(_divided(text)[0] if name == CARD else text) for name, text in texts.items()}
     return json.dumps({"files": sorted({*files, RECORD}), "sha256": sha256}, indent=1).encode()
 
 
 def _divided(card: str) -> tuple[str, str]:
-    """What is ours of a card, and what is below the line."""
-    ours, _, own = card.partition(LINE)
-    return ours, own.removeprefix("\r").removeprefix("\n")
+    """Split a card into the text above the line, which pushes write, and the text below it."""
+    ours, _, kept = card.partition(LINE)
+    return ours, kept.removeprefix("\r").removeprefix("\n")
 
 
 def _sha256(text: str) -> str:
-    """Of a text's lines, whatever ends them."""
+    """Return the sha256 of a text's lines, independent of line endings."""
     lines = text.strip().splitlines()
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,4 +1,4 @@
-"""The Hub's side of a push: who may write, asked before the work, and one commit, made once all is verified."""
+"""Upload a folder to the Hub: check the right to write before the work, then make one commit."""
 
 import inspect
 from collections.abc import Iterator
@@ -6,44 +6,47 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo, SpaceInfo
 
+from .hub_errors import reason
 from .hub_record import CARD, EDITED, RECORD, Earlier, card_with_kept, read_earlier, record_of, refuse_edited
 
-# What a push of a version that left no record made: a loader would read it, or a card's reader believe it.
+# Files of pushes by versions that left no record. A loader or a reader of the card would still take them as valid.
 REPLACED = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.jinja", "*.index.json"),
     *("config.json", "adapter_config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("*_wavlink.py", "vocab.txt", "merges.txt", "*.model", ".eval_results/*.yaml"),
 )
-SPACE_FOLDERS = (
-    "model",
-    "index",
-    "sounds",
-    "modeling_wavlink",
-    "processing",
-    "hub_cards",
-)  # of such a version's Space
-# Older clients ask about reading alone; a missing right to write then shows at the upload.
+SPACE_FOLDERS = ("model", "index", "sounds", "modeling_wavlink", "processing", "hub_cards")  # of such a Space
+# Older clients check the right to read only; a missing right to write then shows at the upload.
 _WRITE = {"write": True} if "write" in inspect.signature(HfApi.auth_check).parameters else {}
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where on the Hub a folder goes."""
+    """The repository that a folder is uploaded to.
+
+    Attributes:
+        repo_id: user/name or organisation/name.
+        private: whether a new repository is private.
+        revision: a branch, made from main if it does not exist, or refs/pr/N; "": main.
+        create_pr: open a pull request instead of writing to main.
+        tag: of the new commit; "": none.
+        kind: "model" or "space".
+        overwrite_card: replace a card even if it was edited on the Hub.
+    """
 
     repo_id: str
     private: bool = False
-    revision: str = ""  # a branch, made from main if there is none, or refs/pr/N; default: main
+    revision: str = ""
     create_pr: bool = False
     tag: str = ""
-    kind: str = "model"  # or "space"
-    overwrite_card: bool = False  # also where people have edited it
+    kind: str = "model"
+    overwrite_card: bool = False
 
     def __post_init__(self):
         if self.repo_id.count("/") != 1:
@@ -55,16 +58,22 @@ class Target:
 
     @property
     def branch(self) -> str:
+        """The branch that is written to."""
         return self.revision or constants.DEFAULT_REVISION
 
     @property
     def address(self) -> str:
-        """Below the Hub's own."""
+        """The path below the Hub's own address."""
         return f"{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo_id}"
 
 
 def check_access(api: HfApi, target: Target) -> None:
-    """Refuses in a second what the upload would be refused for after the work. Changes nothing on the Hub."""
+    """Check, before the work, that the upload will be allowed. Nothing is changed on the Hub.
+
+    Raises:
+        ValueError: no token, one that may not write there, an edited card, or a tag that exists.
+        OSError: the Hub does not answer.
+    """
     if get_token() is None and not api.token:
         raise ValueError("there is no Hub token here: hf auth login, or set HF_TOKEN to one that may write")
     with _explained("cannot ask the Hub who may write"):
@@ -89,7 +98,7 @@ def check_access(api: HfApi, target: Target) -> None:
 
 
 def _earlier(api: HfApi, target: Target) -> Earlier:
-    """What is there before the push, which may be replaced."""
+    """Read what is in the repository before the push, and refuse to replace what was edited there."""
     earlier = read_earlier(api, target.repo_id, target.kind, target.branch)
     if not target.overwrite_card:
         refuse_edited(earlier, target.repo_id, EDITED if target.kind == "space" else [CARD])
@@ -114,21 +123,25 @@ def _existing(api: HfApi, target: Target, user: dict) -> ModelInfo | SpaceInfo |
 def _refuse_foreign_namespace(target: Target, user: dict) -> None:
     if target.create_pr:
         raise ValueError(f"{target.repo_id} is not there to open a pull request on: leave --create_pr out")
-    own = [user["name"], *(team["name"] for team in user.get("orgs", []))]
-    if target.repo_id.split("/")[0] not in own:
+    namespaces = [user["name"], *(team["name"] for team in user.get("orgs", []))]
+    if target.repo_id.split("/")[0] not in namespaces:
         raise ValueError(
-            f"this token, of {user['name']}, may not create {target.repo_id}: it may write below {', '.join(own)}"
+            f"this token, of {user['name']}, may not create {target.repo_id}: it may write below "
+            f"{', '.join(namespaces)}"
         )
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ValueError(f"this token, of {user['name']}, may only read: take one that may write")
 
 
 def upload(api: HfApi, folder: Path, target: Target) -> str:
-    """Puts the folder into the repository in one commit, which is made whole or not at all; returns its address.
+    """Upload a folder in one atomic commit and return the commit's address.
 
-    The commit takes away what only an earlier push has made, keeps what people have written into the card (see
-    `record`), and is refused if somebody else commits meanwhile.
-    Not `upload_folder`, which with hf_xet may make several commits, so that a cut upload leaves half a model.
+    The commit deletes files that only an earlier push has made, and keeps what people have written into the card (see
+    `hub_record`). It is refused if somebody else commits meanwhile. `upload_folder` would not do: with hf_xet it may
+    make several commits, so that an interrupted upload leaves half a model.
+
+    Raises:
+        ValueError, OSError: the upload failed; the message says what is on the Hub now.
     """
     head = None
     existed = True
@@ -171,7 +184,7 @@ def _operations(folder: Path, earlier: Earlier, kind: str) -> list[CommitOperati
 
 
 def _made(earlier: Earlier, kind: str, name: str) -> bool:
-    """Whether an earlier push has made this file: by the record, or as versions without one did."""
+    """Return whether an earlier push has made this file: by its record, or by the names that older versions used."""
     if earlier.made is not None:
         return name in earlier.made
     if kind == "space":
@@ -182,43 +195,26 @@ def _made(earlier: Earlier, kind: str, name: str) -> bool:
 
 
 def _left_behind(api: HfApi, target: Target, head: Earlier | None, existed: bool) -> str:
-    """What a failed upload changed, asked of the Hub: the answer to a commit can be lost on the way back."""
+    """Ask the Hub what a failed upload has changed: the answer to a commit can be lost on the way back."""
     try:
         if head is None:
-            made = not existed and api.repo_exists(target.repo_id, repo_type=target.kind)
+            created = not existed and api.repo_exists(target.repo_id, repo_type=target.kind)
         elif api.repo_info(target.repo_id, repo_type=target.kind, revision=target.branch).sha != head.commit:
             return f"but {target.branch} has a new commit, see there whether it is this one"
         else:
-            made = not existed
+            created = not existed
     except Exception:
-        return "the Hub does not answer: see there whether the commit was made, which is there whole or not at all"
-    rest = "the new repository stays, empty" if made else "the repository is as it was"
+        return "the Hub does not answer: see there whether the commit was made; it is complete or not there at all"
+    rest = "the new repository stays, empty" if created else "the repository is as it was"
     return f"no commit was made, {rest}; the same command starts again"
 
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
+    """Turn an error of the client into an OSError that begins with `what`."""
     try:
         yield
     except ValueError:
         raise
     except Exception as error:  # as in `upload`
         raise OSError(f"{what}: {reason(error)}") from error
-
-
-def reason(error: Exception) -> str:
-    """One line of what went wrong, without the query of an address, which may be signed, and without the token."""
-    if isinstance(error, HfHubHTTPError):
-        url = urlsplit(str(error.response.url))
-        said = error.server_message or error.response.reason_phrase
-        text = f"HTTP {error.response.status_code} from {url.scheme}://{url.netloc}{url.path}: {said}"
-    elif isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        text = f"{error} {reason(error.__cause__)}"  # the client names the file, its cause what was wrong
-    else:
-        text = f"{type(error).__name__}: {error}"
-    return without_token(" ".join(text.split()))
-
-
-def without_token(text: str) -> str:
-    token = get_token()
-    return text.replace(token, "***") if token else text

@@ -1,10 +1,10 @@
-"""What to install for a module that is missing."""
+"""Hints at what to install for a missing module."""
 
 import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# The extra of setup.cfg that brings a module; what stands in none comes with every installation.
+# The extra of setup.cfg that brings a module; other modules come with every installation.
 EXTRA_OF = {
     **dict.fromkeys(("datasets", "fsspec", "filelock", "matplotlib", "pandas", "pyarrow"), "data"),
     **dict.fromkeys(("accelerate", "peft"), "train"),
@@ -13,7 +13,7 @@ EXTRA_OF = {
     **dict.fromkeys(("plotly", "sklearn", "threadpoolctl"), "map"),
     **{"av": "formats", "evaluate": "eval", "faiss": "search", "gradio": "space", "shtab": "completion"},
 }
-# Of extras that bring another one along, by its name.
+# The extras that an extra brings along.
 BRINGS = {
     "data": (),
     "train": ("data",),
@@ -28,7 +28,12 @@ BRINGS = {
 
 
 def extra_of(module: str, wanted: str = "") -> str:
-    """Return the extra that brings a module: `wanted` where that one does, so that the next command line works."""
+    """Return the extra that brings a module: `wanted` if it does, so that the command then works, else the smallest.
+
+    Args:
+        module: as it is imported.
+        wanted: the extra of the command that needs it.
+    """
     extra = EXTRA_OF.get(module.partition(".")[0], "")
     return wanted if extra and extra in BRINGS.get(wanted, ()) else extra
 
@@ -42,7 +47,7 @@ def install_command(extra: str = "") -> str:
 
 
 def install_hint(module: str, wanted: str = "") -> str:
-    """Return one line that says what is missing and what brings it.
+    """Return one line that names the missing module and the command that installs it.
 
     Args:
         module: as it is imported, such as `sklearn`.

@@ -1,4 +1,4 @@
-"""What is scored side by side: WavLinks, transformers' CLAPs, and controls with new weights, all asked alike.
+"""Load WavLinks, transformers' CLAPs and random baselines, all with one interface.
 
 ```python
 >>> model, processor = load_for_evaluation("laion/clap-htsat-unfused")  # or a WavLink, or "random:runs/sounds/best"
@@ -12,21 +12,17 @@ import copy
 import hashlib
 import json
 import re
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import (
     AutoModel,
     AutoTokenizer,
-    BatchFeature,
     ClapFeatureExtractor,
     ClapModel,
     ClapProcessor,
-    PretrainedConfig,
     PreTrainedModel,
+    ProcessorMixin,
 )
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
@@ -36,6 +32,8 @@ from modeling_wavlink.pretrained_wavlink import from_safetensors, refuse_adapter
 from processing import WavLinkProcessor
 from processing.hub_names import near_folder, needs_cache
 
+from .clap_processor import RepeatableClapProcessor
+
 logger = logging.get_logger(__name__)
 
 ACCEPTED = (
@@ -44,115 +42,22 @@ ACCEPTED = (
 )
 _CLASSES = {"wavlink": WavLinkModel, "clap": ClapModel}
 _CONTROL = re.compile(r"random:(?P<source>.+?)(?:@(?P<seed>\d+))?")
-# Buffers that old checkpoints lack and every model makes anew, alike.
+# Buffers that old checkpoints lack, and every model computes equally.
 _CONSTANT = re.compile(r"(^|\.)(position_ids|token_type_ids|relative_position_index|num_batches_tracked)$")
-
-
-class RepeatableClapProcessor:
-    """A `ClapProcessor` without its chance: a clip's inputs depend on nothing but the clip.
-
-    Up to the window (10 s) `ClapFeatureExtractor` takes a whole clip. Of a longer one it takes a crop ("rand_trunc"),
-    or three crops beside the whole clip shrunk ("fusion"), placed by numpy's global generator. Here each clip is
-    extracted alone, with that generator seeded by the clip's own samples, so that clips of one length are not all cut
-    at one place, and put back afterwards. "fusion" also marks one clip of a batch at random as longer where none is,
-    which gives that clip another vector: here only clips that are longer are marked.
-
-    Args:
-        processor: of a CLAP, fused or not.
-        text_config: of the same CLAP.
-
-    `clips_over_window` and `texts_truncated` count what was not heard or read whole.
-    """
-
-    seed = 0
-
-    def __init__(self, processor: ClapProcessor, text_config: PretrainedConfig):
-        self.feature_extractor = processor.feature_extractor
-        self.tokenizer = processor.tokenizer
-        # As in RoBERTa, whose positions start after that of padding.
-        positions = text_config.max_position_embeddings - text_config.pad_token_id - 1
-        self.text_limit = min(self.tokenizer.model_max_length, positions)
-        self.clips_over_window = 0
-        self.texts_truncated = 0
-
-    def __call__(
-        self,
-        text: str | Sequence[str] | None = None,
-        audio: np.ndarray | Sequence[np.ndarray] | None = None,
-        sampling_rate: int | None = None,
-        return_tensors: str | None = None,
-    ) -> BatchFeature:
-        """
-        Args:
-            text: a sentence or a list; padded to the longest, and truncated, with one warning, to the tower's limit.
-            audio: one mono clip `[samples]` of floats in [-1, 1] or a list.
-            sampling_rate: of the clips, in Hz; required with audio.
-            return_tensors: `"pt"` or `"np"`.
-
-        Returns:
-            `input_ids`, `attention_mask` `[B_text, L]` and/or `input_features` `[B_audio, C, T, F]` (C = 1, or 4 with
-            fusion) and `is_longer` bool `[B_audio, 1]`.
-        """
-        if text is None and audio is None:
-            raise ValueError("give text, audio or both")
-        data = {}
-        if text is not None:
-            data |= self._read([text] if isinstance(text, str) else list(text))
-        if audio is not None:
-            data |= self._hear([audio] if isinstance(audio, np.ndarray) else list(audio), sampling_rate)
-        return BatchFeature(data, tensor_type=return_tensors)
-
-    def _read(self, texts: list[str]) -> dict:
-        lengths = [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
-        over = sum(length > self.text_limit for length in lengths)
-        if over:
-            logger.warning_once(f"texts over CLAP's limit of {self.text_limit} tokens are truncated (said once)")
-        self.texts_truncated += over
-        return dict(self.tokenizer(texts, padding=True, truncation=True, max_length=self.text_limit))
-
-    def _hear(self, clips: list[np.ndarray], sampling_rate: int | None) -> dict[str, np.ndarray]:
-        if sampling_rate != self.feature_extractor.sampling_rate:
-            raise ValueError(
-                f"the clips have sampling_rate={sampling_rate} but this CLAP takes "
-                f"{self.feature_extractor.sampling_rate} Hz: resample them, and say their rate"
-            )
-        if not clips:
-            raise ValueError("no clips: give one clip, or a list of at least one")
-        inputs = [self._extract(np.asarray(clip), number) for number, clip in enumerate(clips)]
-        return {name: np.concatenate([row[name] for row in inputs]) for name in inputs[0]}
-
-    def _extract(self, clip: np.ndarray, number: int) -> dict[str, np.ndarray]:
-        """`input_features` `[1, C, T, F]` and `is_longer` `[1, 1]`."""
-        if clip.ndim != 1 or not len(clip) or clip.dtype.kind != "f" or not np.isfinite(clip).all():
-            raise ValueError(
-                f"clip {number} must be mono, [samples], of finite floats in [-1, 1] and not empty, got "
-                f"{list(clip.shape)} of {clip.dtype}"
-            )
-        extractor = self.feature_extractor
-        state = np.random.get_state()
-        np.random.seed([self.seed, zlib.crc32(clip.tobytes())])
-        try:
-            inputs = extractor([clip], sampling_rate=extractor.sampling_rate, return_tensors="np")
-        finally:
-            np.random.set_state(state)
-        self.clips_over_window += len(clip) > extractor.nb_max_samples
-        longer = np.array(inputs["is_longer"])
-        if extractor.truncation == "fusion":  # the extractor compares frames, of which a clip has one more than hops
-            longer[:] = len(clip) // extractor.hop_length > extractor.nb_max_samples // extractor.hop_length
-        return {"input_features": inputs["input_features"], "is_longer": longer}
 
 
 def load_for_evaluation(
     name: str, device: str | torch.device = "cpu", revision: str | None = None, local_files_only: bool = False
-):
-    """A model, in fp32 and eval mode on `device`, and its processor, which `evaluation` cannot tell from a WavLink's.
+) -> tuple[PreTrainedModel, ProcessorMixin | RepeatableClapProcessor]:
+    """Load a model, in fp32 and eval mode, and its processor; a CLAP is used like a WavLink.
 
     Args:
         name: a folder or Hub id of a WavLink or of a CLAP of transformers, with or without fusion; or
-            `random:NAME@SEED`, one of these with new weights (see `random_control`), `random:NAME` with seed 0. A
-            number after the last `@` is always the seed. No code that lies beside the weights is run.
-        revision: of a Hub id, a branch, tag or commit (default: its main branch).
-        local_files_only: of a Hub id, what has been downloaded before, and nothing is asked of the Hub.
+            `random:NAME@SEED`, one of these with new weights (see `random_control`); `random:NAME` has seed 0. A
+            number after the last `@` is always the seed. Code beside the weights is not run.
+        device: that the model is moved to.
+        revision: of a Hub id: a branch, tag or commit (default: its main branch).
+        local_files_only: whether a Hub id is looked up in the local cache alone.
 
     Returns:
         The model, with `get_audio_features`, `get_text_features` (`pooler_output` `[B, D]`, L2-normalised),
@@ -180,14 +85,15 @@ def load_for_evaluation(
 def random_control(
     name_or_model: str | PreTrainedModel, seed: int = 0, revision: str | None = None, local_files_only: bool = False
 ) -> PreTrainedModel:
-    """The same architecture, in eval mode, with new weights as its own initialisation draws them from `seed`.
+    """Return a random baseline: the same architecture, in eval mode, with newly initialised weights.
 
-    What such a model scores is owed to nothing that was learned. torch's generator is put back afterwards.
+    torch's generator is restored afterwards.
 
     Args:
-        name_or_model: a folder or Hub id, of which only the config is read, or a model of either kind, which stays as
-            it is; the control is then on the CPU.
-        revision, local_files_only: of a Hub id.
+        name_or_model: a folder or Hub id, of which only the config is read, or a loaded model, which is not changed;
+            the baseline is then on the CPU.
+        seed: of the initialisation.
+        revision, local_files_only: of a Hub id, as for `load_for_evaluation`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' generators too
@@ -203,13 +109,15 @@ def random_control(
     return _ready(model)
 
 
-def describe(model: PreTrainedModel, processor) -> dict:
-    """What was scored and how it heard and read, for the record. Ask after the scoring: a CLAP's counts are in it.
+def describe(model: PreTrainedModel, processor: ProcessorMixin | RepeatableClapProcessor) -> dict:
+    """Describe a model and how its inputs are made, for the record of its scores.
+
+    Call it after the scoring, as it holds the counts of a CLAP's processor.
 
     Returns:
         `kind` (`"wavlink"`, `"clap"` or `"random control"`, this one with its `seed`), `model_type`, `parameters`,
         `dims`, `sampling_rate` in Hz, `revision` (see there), `note`, and for a CLAP `clips_over_window` and
-        `texts_truncated`, which add up over all that its processor has heard and read.
+        `texts_truncated`, summed over all inputs.
     """
     seed = getattr(model, "control_seed", None)
     model_type = model.config.model_type
@@ -233,7 +141,7 @@ def describe(model: PreTrainedModel, processor) -> dict:
 
 
 def revision(model: PreTrainedModel) -> str:
-    """The Hub's commit of weights that came from there, else `sha256:` and 16 digits over all weights and buffers."""
+    """Return the Hub's commit of downloaded weights, else `sha256:` and 16 digits over all weights and buffers."""
     if getattr(model, "hub_commit", None):
         return model.hub_commit
     digest = hashlib.sha256()
@@ -247,36 +155,36 @@ def _note(processor) -> str:
     extractor = processor.feature_extractor
     if not isinstance(processor, RepeatableClapProcessor):
         if hasattr(extractor, "max_length_s"):
-            return f"clips in windows of {extractor.max_length_s} s, evenly placed, their vectors averaged"
+            return f"clips in windows of {extractor.max_length_s} s, evenly spaced, their vectors averaged"
         if extractor.padding == "max_length":
-            return f"clips padded to {extractor.chunk_length} s with silence, which is heard"
-        return "clips heard whole, at their own length"
+            return f"clips padded to {extractor.chunk_length} s with silence, which is attended to"
+        return "clips in full, at their own length"
     window = f"{extractor.max_length_s} s"
     padding = "are repeated as often as they fit, then padded" if extractor.padding == "repeatpad" else "are padded"
     if extractor.truncation == "fusion":
         over = f"the whole shrunk to {window} and three crops, none marked as longer that is not"
     else:
         over = f"one crop of {window}"
-    place = f"placed by the clip's samples and seed {processor.seed}, where ClapFeatureExtractor leaves it to chance"
-    return f"clips under {window} {padding}; over {window}: {over}, {place}; texts up to {processor.text_limit} tokens"
+    crops = f"positioned by the clip's samples and seed {processor.seed}, where ClapFeatureExtractor crops at random"
+    return f"clips under {window} {padding}; over {window}: {over}, {crops}; texts up to {processor.text_limit} tokens"
 
 
 def parse_name(name: str) -> tuple[str, int | None]:
-    """The folder or Hub id, and the seed if it is to be a control.
+    """Split a name into a folder or Hub id, and the seed of a random baseline, if it is one.
 
     Raises:
-        ValueError: a control of nothing.
+        ValueError: `random:` without a model.
     """
     if not name.startswith("random:"):
         return name, None
-    found = _CONTROL.fullmatch(name)
-    if not found:
+    match = _CONTROL.fullmatch(name)
+    if not match:
         raise ValueError(f"{name!r} does not say which model: {ACCEPTED}")
-    return found["source"], int(found["seed"] or 0)
+    return match["source"], int(match["seed"] or 0)
 
 
 def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple[str, str | None, bool]:
-    """The model type, the commit if it is the Hub's, and whether only its cache answers, from the config alone."""
+    """Read the config: return the model type, the commit of a Hub id, and whether only the cache may be used."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         best = folder / "best"
@@ -337,7 +245,7 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _refuse_other_truncation(source: str, model: PreTrainedModel, processor) -> None:
-    """Four spectrograms a clip are for a model that fuses them; transformers would fail at the first batch."""
+    """Refuse an extractor that makes four spectrograms for a model without fusion, which fails at the first batch."""
     if processor.feature_extractor.truncation == "fusion" and not model.config.audio_config.enable_fusion:
         raise ValueError(
             f"{source} is a CLAP without fusion whose feature extractor has truncation='fusion': save it with "

@@ -1,38 +1,62 @@
-"""The options of every command that is not `train`. It imports nothing heavy, so that `--help` answers at once.
+"""The options of every command but `train`: each function adds those of the command of its name.
 
-Defaults that a library function has as well are equal to those (a test compares them).
+Nothing heavy is imported, so that `--help` answers at once.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from .defaults import (
+    BENCHMARKS,
+    CHOICE_TEXT,
+    CLEAN_UPS,
+    DTYPES,
+    HOP,
+    PROMPT,
+    QUESTION,
+    SHORT,
+    SHORT_HOP,
+    SHORT_WINDOW,
+    SIZES,
+    STORAGE,
+    STORAGES,
+    WINDOW,
+)
 from .parsing import Parser
 
-DTYPES = ("float32", "bfloat16", "float16")
-STORAGES = ("fp32", "fp16", "int8", "binary")
-CLEAN_UPS = ("spaces", "none")
-SIZES = ("base", "small", "large")
-BENCHMARKS = ("audiocaps", "clotho", "esc50", "us8k", "vggsound", "airbench", "synthetic")
-PROMPT = "This is a sound of {}."
-QUESTION = "What is this sound?"
-CHOICE_TEXT = "{question} {choice}"
-WINDOW, HOP = 10.0, 5.0
-SHORT, SHORT_WINDOW, SHORT_HOP = 120.0, 4.0, 1.0  # seconds: recordings of up to `SHORT` have the others
 MODEL = "a folder or a Hub id of a WavLink or a CLAP"
 INDEX_MODEL = "the index's own model, if it is elsewhere now (default: where the index says)"
 REVISION = "of a Hub id: a branch, tag or commit (default: its main branch)"
 
 
-def parser_of(add_options: Callable[[Parser], None], prog: str, description: str | None = None, **options) -> Parser:
+def parser_of(add_options: Callable[[Parser], None], prog: str, description: str | None = None) -> Parser:
     """Return a parser of one command's options.
 
     Args:
-        prog: what its usage and errors call it.
-        description: of the module that does the work.
+        prog: its name in usage and errors.
+        description: the text above its options.
     """
-    parser = Parser(prog=prog, description=description, **options)
+    parser = Parser(prog=prog, description=description)
     add_options(parser)
     return parser
+
+
+def main_of(
+    prog: str, add_options: Callable[[Parser], None], run: Callable[[argparse.Namespace], int | None]
+) -> Callable[[Sequence[str] | None], int]:
+    """Return the `main` of a command's module: it parses `argv`, by default this process's, and runs the command."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run(parser_of(add_options, prog).parse_args(argv)) or 0
+
+    return main
+
+
+def samples(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="folder to write, new or empty")
+    parser.add_argument("--clips_per_kind", type=int, default=2, help="sounds of each of 56 kinds in each split")
+    json_option(parser)
 
 
 def classify(parser: Parser) -> None:
@@ -89,13 +113,13 @@ def index(parser: Parser) -> None:
     add("--out", required=True, metavar="INDEX", help="folder of the index, new or not")
     add("--model", default="", help="a folder or a Hub id; an index that exists knows its own (default: that one)")
     add("--dim", type=int, help="one of the nested dims (default: the least from 48 on)")
-    add("--storage", choices=STORAGES, help="number format of a new index (default: int8)")
+    add("--storage", choices=STORAGES, help=f"number format of a new index (default: {STORAGE})")
     add("--window", type=float, help=f"seconds embedded at once, of a new index (default: {WINDOW:g})")
     add("--hop", type=float, help=f"seconds from window to window, of a new index (default: {HOP:g})")
     add("--root", default="", help="folder that paths are relative to, or where the sounds have moved to")
     add("--split", default="train", help="of a data set")
     add("--retry", action="store_true", help="retry files skipped by earlier runs")
-    add("--commit_seconds", type=float, default=30.0, help="work that a kill loses at most")
+    add("--commit_seconds", type=float, default=30.0, help="seconds of work that an interruption loses at most")
     model_options(parser)
 
 
@@ -111,7 +135,7 @@ def query(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a sound like those that are not wanted (repeatable)",
+        help="a sound similar to what is not wanted (repeatable)",
     )
     add("--weight", type=float, default=0.5, help="of what is not wanted")
     add("--top_k", type=int, default=10, help="results")
@@ -269,7 +293,7 @@ def space(parser: Parser) -> None:
     device_option(parser)
     add("--max_mb", type=float, default=25, help="of a visitor's file")
     add("--max_seconds", type=float, default=600, help="of a visitor's sound")
-    add("--max_wait", type=float, default=60, help="seconds for the visitors before")
+    add("--max_wait", type=float, default=60, help="seconds that a visitor waits for earlier ones")
     json_option(parser, "one JSON document on stdout, with the address once it serves")
     add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
 
@@ -315,8 +339,9 @@ def index_folder(parser: Parser) -> None:
     parser.add_argument("folder", metavar="INDEX", help="folder of an index")
 
 
-def json_option(parser: Parser, text: str = "one JSON document on stdout, all else on stderr") -> None:
-    parser.add_argument("--json", action="store_true", dest="as_json", help=text)
+def json_option(parser: Parser, text: str = "one JSON document on stdout, all else on stderr", **options: Any) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", dest="as_json", help=text, **options)
 
 
 def device_option(parser: Parser) -> None:
@@ -325,4 +350,4 @@ def device_option(parser: Parser) -> None:
 
 def model_options(parser: Parser) -> None:
     device_option(parser)
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model's weights")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="number format of the model's weights")

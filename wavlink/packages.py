@@ -1,6 +1,6 @@
-"""The packages that lie beside this one, and what python would import instead of them.
+"""The packages beside this one, and modules that shadow them.
 
-Python looks in the working directory first, where a folder may happen to have the name of one of these packages.
+Python looks in the working directory first, where a folder may have the name of one of these packages.
 """
 
 import importlib.util
@@ -12,8 +12,8 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 
 def is_own(module: str) -> bool:
-    """Whether the full name of a module is that of this project's code."""
-    return module.partition(".")[0] in (*PACKAGES, "wavlink")
+    """Return whether a module, by its full name, belongs to this project."""
+    return module.partition(".")[0] in (*PACKAGES, "train", "wavlink")
 
 
 def refuse_shadowed() -> None:
@@ -33,18 +33,18 @@ def refuse_shadowed() -> None:
 
 
 def shadow_of(name: str) -> str:
-    """Find the path of what python imports by a name of this project instead of its own code; "" if nothing."""
+    """Find the path of what python imports by the name of one of this project's packages; "" if its own code."""
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:  # a module made by hand
         return f"a module {name!r} that is imported already"
     if spec is None:  # missing altogether, as its import will say
         return ""
-    place = next(iter(spec.submodule_search_locations or ()), spec.origin or "")
-    return "" if os.path.realpath(place) == os.path.join(_ROOT, name) else place
+    path = next(iter(spec.submodule_search_locations or ()), spec.origin or "")
+    return "" if os.path.realpath(path) == os.path.join(_ROOT, name) else path
 
 
 def _is_command() -> bool:
-    """Whether python was started with `-m wavlink`; `sys.argv` says so until the module has been found."""
+    """Return whether python was started with `-m wavlink`; `sys.argv` says so until the module has been found."""
     options = sys.orig_argv[1:]
     return sys.argv[:1] == ["-m"] and "-m" in options and options[options.index("-m") + 1 :][:1] == ["wavlink"]

@@ -1,17 +1,17 @@
-"""Parsers whose help states every default, and whose errors are one line with the nearest name."""
+"""Command line parsers whose help shows every default, and whose errors are one line with the nearest name."""
 
 import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .compat_argparse import actions_of
 from .console import print_error
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written, and behind the help of each option that takes a value its default."""
+    """Keep descriptions as written, and add its default to the help of each option that takes a value."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help
@@ -26,10 +26,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that says what is wrong in one line and exits with 2.
+    """An `ArgumentParser` that prints an error in one line and exits with 2.
 
     Args:
-        intermixed: words may stand between and after options, which argparse cannot place by itself.
+        intermixed: whether positional arguments may stand between and after options.
     """
 
     def __init__(self, *args, intermixed: bool = False, **options):
@@ -39,22 +39,24 @@ class Parser(argparse.ArgumentParser):
         self._within = False
         self.as_json = False
         self.commands: dict[str, Parser] = {}
-        self.check: Callable | None = None  # of options together: takes them and the parser, and returns them
+        self.check: Callable | None = None  # checks options together: takes them and the parser, returns them
 
-    def add_commands(self, **options) -> "argparse._SubParsersAction[Parser]":
-        """`add_subparsers`, whose parsers are this class's."""
+    def add_commands(self, **options: Any) -> "argparse._SubParsersAction[Parser]":
+        """Add subparsers of this class."""
         action = self.add_subparsers(required=True, metavar="COMMAND", parser_class=type(self), **options)
         self.commands = action.choices
         return action
 
-    def parse_known_args(self, args=None, namespace=None):
-        """Parse like argparse, but refuse what is left over."""
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse like argparse, but refuse unknown arguments."""
         if self._within:
             return super().parse_known_args(args, namespace)
         args = list(sys.argv[1:] if args is None else args)
         self.as_json = "--json" in args
-        own = args[: self._refuse_other_command(args)]
-        if unknown := self._unknown(own):  # before what is missing, since that may be what is misspelt
+        before = args[: self._refuse_other_command(args)]
+        if unknown := self._unknown(before):  # first, as it may be a misspelt required option
             self.refuse([unknown])
         self._within = True
         try:
@@ -67,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         return self.check(options, self) if self.check else options, rest
 
     def refuse(self, rest: Sequence[str]) -> NoReturn:
-        """Name the first option that there is none of, and the nearest one that there is."""
+        """Report the first unknown option, with the nearest known one."""
         option = next((word for word in rest if word.startswith("-")), None)
         if option is None:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -79,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         return [name for action in actions_of(self) for name in action.option_strings if name.startswith("--")]
 
     def _unknown(self, args: Sequence[str]) -> str:
-        """Return the first word that is an option's by its form, and neither one nor the beginning of one."""
+        """Return the first word that looks like an option, but is neither one nor the beginning of one."""
         for word in args:
             name = word.partition("=")[0]
             if word == "--":
@@ -91,7 +93,7 @@ class Parser(argparse.ArgumentParser):
         return ""
 
     def _refuse_other_command(self, args: Sequence[str]) -> int:
-        """Return how many words stand before the command, which is a known one; all of them where none is due."""
+        """Return the number of words before the command; refuse an unknown one. Without commands, count all words."""
         if not self.commands:
             return len(args)
         values = {name for action in actions_of(self) if action.nargs != 0 for name in action.option_strings}

@@ -1,4 +1,4 @@
-"""Progress bars: tqdm, with a lock that no other process shares."""
+"""Progress bars: tqdm, with a lock of this process alone."""
 
 import os
 import threading
@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 
 class Bar(tqdm):
-    """tqdm without its monitor thread, which could hold the lock while this process is forked.
+    """A tqdm bar that is safe in forked processes.
 
-    tqdm's own lock is also a semaphore between forked processes: one that is killed while it holds the lock makes all
-    others wait forever, even for a disabled bar.
+    It has no monitor thread, which could hold the lock during a fork. tqdm's own lock is also a semaphore between
+    forked processes: if one is killed while it holds the lock, all others wait forever, even for a disabled bar.
     """
 
     monitor_interval = 0

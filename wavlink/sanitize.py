@@ -1,11 +1,11 @@
-"""Words from elsewhere (labels, names, paths) made fit for a terminal, and for a public card: inert in Markdown, and
-without paths."""
+"""Make foreign text (labels, names, paths) safe for a terminal and for a public card."""
 
 import re
 import unicodedata
+from typing import Any
 
-_SPECIAL = set("&<>|`*[]\\$~#!")  # what begins something in Markdown, HTML or LaTeX
-_JINJA = re.compile(r"\{(?=[{%#])|(?<=[}%#])\}")  # a single brace, as in the prompt "a sound of {}", begins nothing
+_SPECIAL = set("&<>|`*[]\\$~#!")  # with a meaning in Markdown, HTML or LaTeX
+_JINJA = re.compile(r"\{(?=[{%#])|(?<=[}%#])\}")  # a single brace, as in "a sound of {}", has no meaning
 _SEPARATOR = r"[\\/]"
 _START = r"(?:~|[A-Za-z]:|\.\.?|file:/{0,2})?[\\/]"
 _AUDIOSET = r"(?!/[a-z]/\w+(?![\w/]))"  # /m/0dgw9r is the id of a label
@@ -14,12 +14,12 @@ _BARE = re.compile(rf"""(?<![\w.:/\\~<]){_AUDIOSET}{_START}[^\s'"`,;:()<>|/\\]+(
 
 
 def printable(text: str) -> str:
-    """One line that no terminal obeys: control characters and broken ones are written as escapes."""
+    """Write control characters and invalid ones as escapes, in one line."""
     return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
 def clean(text: object, most: int = 120) -> str:
-    """One line of at most `most` characters without control characters."""
+    """Return one line of at most `most` characters, without control characters."""
     characters = (" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in str(text))
     words = "".join(c for c in characters if unicodedata.category(c) not in ("Cf", "Cs", "Cn")).split()
     line = " ".join(words)
@@ -27,22 +27,22 @@ def clean(text: object, most: int = 120) -> str:
 
 
 def escape(text: object, most: int = 120) -> str:
-    """`clean`, with every character that Markdown, HTML or Jinja would act on as its HTML entity."""
+    """Apply `clean`, and write each character with a meaning in Markdown, HTML or Jinja as an HTML entity."""
     line = clean(text, most)
     inside_word = {i for i in range(1, len(line) - 1) if line[i - 1].isalnum() and line[i + 1].isalnum()}
-    jinja = {found.start() for found in _JINJA.finditer(line)}
+    jinja = {match.start() for match in _JINJA.finditer(line)}
     special = (c in _SPECIAL or i in jinja or (c == "_" and i not in inside_word) for i, c in enumerate(line))
     return "".join(f"&#{ord(c)};" if hit else c for c, hit in zip(line, special, strict=True))
 
 
 def last_part(path: str) -> str:
-    """Of a path, of any system, the last name."""
+    """Return the last name of a path of any system."""
     parts = [part for part in re.split(_SEPARATOR, str(path)) if part not in ("", ".", "..", "~")]
     return parts[-1] if parts else "local data"
 
 
-def without_paths(value):
-    """The same JSON value, in which a path has become its last name, alone in a string or in a sentence."""
+def without_paths(value: Any) -> Any:
+    """Return a JSON value in which each path, alone in a string or in a sentence, is replaced by its last name."""
     if isinstance(value, dict):
         renamed = {}
         for key, inner in value.items():
@@ -61,11 +61,11 @@ def _without_paths(text: str) -> str:
     alone = re.fullmatch(rf"{_AUDIOSET}{_START}[^\n'\"`:]*{_SEPARATOR}[^\n'\"`:]*", text)
     if alone:
         return last_part(text)
-    text = _QUOTED.sub(lambda found: found[1] + last_part(found[2]) + found[1], text)
-    return _BARE.sub(lambda found: last_part(found[0]), text)
+    text = _QUOTED.sub(lambda match: match[1] + last_part(match[2]) + match[1], text)
+    return _BARE.sub(lambda match: last_part(match[0]), text)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table of cells that are escaped already."""
+    """Return a Markdown table of cells that are already escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""The options of `train`: a recipe's fields, with their own help, defaults and choices, and those of its sweep."""
+"""The options of `train`: the fields of a recipe with their help, defaults and choices, and those of the sweep."""
 
 import argparse
 import dataclasses
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from wavlink.training.recipes import CHOICES, RECIPES, SWEEP_TEXTS, Recipe
 
+from . import options
 from .parsing import Parser
 
 SWEEP = {"only": "*", "seeds": "0", **SWEEP_TEXTS}
@@ -26,21 +27,17 @@ def train(parser: Parser) -> None:
 
 
 def recipe_argument(parser: Parser) -> None:
+    """Add RECIPE."""
     parser.add_argument("recipe", metavar="RECIPE", help=f"{', '.join(RECIPES)}, or sweep, the paper's 24 in a row")
 
 
 def json_option(parser: Parser) -> None:
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        dest="as_json",
-        help="one JSON document on stdout, all else on stderr",
-    )
+    """Add --json."""
+    options.json_option(parser, default=argparse.SUPPRESS)
 
 
 def recipe_options(parser: Parser) -> None:
-    """Add an option for each field of a recipe; the default shown is of a recipe that does not state its own."""
+    """Add an option for each field of a recipe; the help shows the default of recipes that do not set the field."""
     for field in dataclasses.fields(Recipe):
         if field.name != "name":
             kind = _argument(field)
@@ -50,7 +47,8 @@ def recipe_options(parser: Parser) -> None:
             added.shown_default = _shown(field.default)
 
 
-def sweep_options(group) -> None:
+def sweep_options(group: "argparse._ActionsContainer") -> None:
+    """Add the options of the sweep."""
     for name, default in SWEEP.items():
         group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=_SWEEP_HELP[name]).shown_default = default
 
@@ -61,6 +59,7 @@ def sweep_of(options: dict) -> dict:
 
 
 def refuse_sweep_options(options: dict, recipe: str) -> None:
+    """Raise a ValueError if options of the sweep were given for another recipe."""
     given = [name for name in SWEEP if name in options]
     if given:
         raise ValueError(f"--{given[0]} is of `train sweep`, not of {recipe}: leave it out")
@@ -75,7 +74,7 @@ def _shown(default) -> str:
 
 
 def _argument(field: dataclasses.Field) -> dict:
-    if field.name in CHOICES:  # which the recipe checks, also where no command line is parsed
+    if field.name in CHOICES:  # the recipe checks them, also without a command line
         return {"type": str, "metavar": "{" + ",".join(filter(None, CHOICES[field.name])) + "}"}
     if field.type is bool:
         return {"type": _boolean, "metavar": "{true,false}"}
@@ -103,5 +102,5 @@ def _boolean(text: str) -> bool:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict:
-    """Return what was given, by name."""
+    """Return the options that were given, by name."""
     return vars(parser.parse_args(argv))

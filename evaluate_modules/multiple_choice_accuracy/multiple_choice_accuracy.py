@@ -1,4 +1,4 @@
-"""Multiple choice: the right one of a question's own choices."""
+"""Multiple-choice accuracy, from the similarity of a clip to each choice of its question."""
 
 import datasets
 import evaluate

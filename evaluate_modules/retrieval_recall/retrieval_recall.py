@@ -20,10 +20,10 @@ Args:
     predictions (`list` of `list` of `float`, or `[rows, D]`): embeddings of the clips.
     references (`list` of `list` of `float`, or `[rows, D]`): embeddings of the texts, each beside its clip.
     caption_ids (`[rows]` or `[rows, K]` of `int`, optional): the captions of each row's clip, the one embedded first,
-        padded with negative numbers. Clips with a caption in common answer for each other. By default no two rows
+        padded with negative numbers. Clips with a caption in common are hits for each other. By default no two rows
         have a caption in common.
     clip_ids (`[rows]` of `int`, optional): rows with the same number have the same clip, which is then one candidate
-        with several captions. By default each row is a clip of its own.
+        with several captions. By default each row is a separate clip.
     ks (`list` of `int`, optional): of R@k, by default 1, 5 and 10.
     dim (`int`, optional): of nested embeddings, how many of the first channels to take, normalised again. By default
         all.
@@ -97,10 +97,10 @@ class RetrievalRecall(evaluate.Metric):
             ("text_to_audio", similarities, relevant),
             ("audio_to_text", similarities.T, relevant.T),
         ):
-            found = ranked(rows, answers, _MAP_AT)
-            scores |= {f"{way}_R@{k}": float((found.first <= k).mean()) for k in ks}
-            scores[f"{way}_mAP@{_MAP_AT}"] = float(found.average_precision.mean())
-            scores[f"{way}_median_rank"] = float(np.median(found.first))
+            results = ranked(rows, answers, _MAP_AT)
+            scores |= {f"{way}_R@{k}": float((results.first <= k).mean()) for k in ks}
+            scores[f"{way}_mAP@{_MAP_AT}"] = float(results.average_precision.mean())
+            scores[f"{way}_median_rank"] = float(np.median(results.first))
         return scores
 
 
@@ -111,7 +111,7 @@ def _vectors(rows, name: str) -> torch.Tensor:
     vectors = torch.tensor(rows, dtype=torch.float32)
     if not vectors.isfinite().all():
         row = int((~vectors.isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"{name} hold NaN or infinite values, first in row {row}: look for what the model made of it")
+        raise ValueError(f"{name} hold NaN or infinite values, first in row {row}: check the model's output for it")
     return vectors
 
 
@@ -126,7 +126,7 @@ def _clips(clip_ids, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _answers(caption_ids, clips: np.ndarray) -> list[list[int]]:
-    """Of each row's text, the clips that have it among their captions."""
+    """The clips that have each row's text among their captions."""
     if caption_ids is None or not len(caption_ids):  # Trainer's label_ids are () where there are none
         return [[clip] for clip in clips]
     captions = [np.atleast_1d(row) for row in caption_ids]

@@ -1,4 +1,4 @@
-"""Zero-shot classification: the right label among the most similar ones."""
+"""Zero-shot accuracy, from the similarity of clips to labels."""
 
 import datasets
 import evaluate
@@ -59,7 +59,7 @@ class ZeroShotAccuracy(evaluate.Metric):
         if len(widths) != 1 or not min(widths):
             raise ValueError(
                 f"predictions must be [clips, labels], all over the same labels, got widths {sorted(widths)}: for "
-                "questions with choices of their own take multiple_choice_accuracy"
+                "questions with different choices take multiple_choice_accuracy"
             )
         similarities = np.array(predictions)
         return {

@@ -1,6 +1,6 @@
-"""What the demo answers, without a page: labels for a sound, sounds for a sentence, places in a recording.
+"""The demo without its page: labels for a sound, sounds for a sentence, and spans of a recording.
 
-Whatever a visitor does wrong is a ValueError of one line for the visitor, without a path of this machine.
+Bad input of a visitor is a ValueError of one line for the visitor, without a path of this machine.
 """
 
 import dataclasses
@@ -23,7 +23,16 @@ from processing.audio import at_rate, limited, opened, resampled
 from processing.downmix_wavlink import mono_blocks
 from wavlink.embedder import Embedder
 from wavlink.evaluation.zero_shot import PROMPT
-from wavlink.long_recordings import Recording, Span, envelope, hear, locate, noise_score, timeline, windows_for
+from wavlink.long_recordings import (
+    Recording,
+    Span,
+    encode_recording,
+    envelope,
+    locate,
+    noise_score,
+    timeline,
+    windows_for,
+)
 from wavlink.sanitize import clean, last_part
 from wavlink.search.index import Hit, Index
 
@@ -34,7 +43,7 @@ TOP_K = 5
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of one visitor: the size of a file, the sound in it, and the wait for the visitors before."""
+    """Limits of one visitor: the size of a file, the length of its sound, and the wait for earlier visitors in s."""
 
     megabytes: float = 25
     seconds: float = 600
@@ -42,22 +51,22 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Named:
-    """A sound `[D]` and what its labels say, `[L, D]`; both L2-normalised."""
+class ClassifiedSound:
+    """A sound `[D]` and the texts of its labels `[L, D]`, both L2-normalised, and the model's logit scale."""
 
     labels: list[str]
     sound: np.ndarray
-    said: np.ndarray
+    text_embeds: np.ndarray
     scale: float
 
     def at(self, dim: int) -> tuple[np.ndarray, np.ndarray]:
-        """The cosines `[L]` of the first `dim` numbers, and the labels' shares `[L]`, softmax(scale * cosine)."""
-        cosines = _cut(self.said, dim) @ _cut(self.sound[None], dim)[0]
+        """Return the cosines `[L]` of the first `dim` numbers, and the scores `[L]`, softmax(scale * cosine)."""
+        cosines = _cut(self.text_embeds, dim) @ _cut(self.sound[None], dim)[0]
         return cosines, torch.from_numpy(self.scale * cosines.astype(np.float64)).softmax(0).numpy()
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Sentence:
     """A sentence and its vector `[D]`."""
 
     text: str
@@ -65,32 +74,38 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
-    """A recording's windows, its outline (see `long.envelope`), what is looked for in it, and from which score on it
-    stands out at each of the nested dims (see `long.noise_score`)."""
+class SearchedRecording:
+    """A recording and what is searched for in it.
+
+    Attributes:
+        path: of its file.
+        recording: its windows.
+        peaks: its outline (see `long_recordings.envelope`).
+        query: the sentence.
+        min_scores: by nested dim, the score from which the query stands out (see `long_recordings.noise_score`).
+    """
 
     path: str
     recording: Recording
     peaks: np.ndarray
-    query: Asked
+    query: Sentence
     min_scores: dict[int, float]
 
-    def min_score(self, dim: int) -> float:
-        return self.min_scores[dim]
-
     def at(self, dim: int) -> tuple[np.ndarray, np.ndarray, list[Span]]:
-        """`edges` `[S + 1]`, `scores` `[S]` and the best spans (see `long`)."""
-        asked = self.recording, self.query.vector
-        return *timeline(*asked, dim), locate(*asked, TOP_K, dim)
+        """Return `edges` `[S + 1]`, `scores` `[S]` and the best spans (see `long_recordings`)."""
+        query = self.recording, self.query.vector
+        return *timeline(*query, dim), locate(*query, TOP_K, dim)
 
 
 class Demo:
-    """A model, an index of sounds if there is one, and its limits. Visitors' work is done one at a time.
+    """A model, an index of sounds if there is one, and the limits. Requests are processed one at a time.
 
     Args:
+        embedder: of a WavLink.
+        index: a folder that the same model has made (see `wavlink.search.command`).
+        sounds: the folder with the index's sounds (default: the one the index names).
+        limits: of one visitor.
         trained: what the model was trained on, in words (see `trained_on`).
-        index: of the same model (see `wavlink.search.command`).
-        sounds: the folder that holds the index's sounds now; default: the one the index knows.
 
     Raises:
         ValueError: the model is no WavLink, or the index is none, is damaged or was made by another model.
@@ -106,7 +121,8 @@ class Demo:
         self.indexes = _opened(index, embedder, sounds) if index else {}
         self._turn = threading.Semaphore()
 
-    def name(self, path: str | None, labels: str) -> Named:
+    def classify(self, path: str | None, labels: str) -> ClassifiedSound:
+        """Embed a sound and its labels, which commas, semicolons or lines separate."""
         names = labels_in(labels)
         with self.turn():
             clip = self.sound(path)
@@ -114,41 +130,46 @@ class Demo:
             (vector,) = self.embedder.embed_files([{"array": clip, "sampling_rate": rate, "path": "the sound"}])
             if isinstance(vector, ValueError):
                 raise vector
-            said = self.embedder.embed_text([PROMPT.replace("{}", name) for name in names])
-        return Named(names, vector, said, float(self.embedder.model.scale.detach()))
+            text_embeds = self.embedder.embed_text([PROMPT.replace("{}", name) for name in names])
+        return ClassifiedSound(names, vector, text_embeds, float(self.embedder.model.scale.detach()))
 
-    def ask(self, text: str) -> Asked:
+    def embed_sentence(self, text: str) -> Sentence:
+        """Embed a sentence."""
         text = sentence_in(text)
         with self.turn():
-            return Asked(text, self.embedder.embed_text([text])[0])
+            return Sentence(text, self.embedder.embed_text([text])[0])
 
-    def closest(self, asked: Asked, dim: int) -> tuple[list[Hit], list[Hit]]:
-        """The nearest sounds at `dim`, or at the index's dims if it has fewer, and those at all dims of the index."""
+    def closest(self, query: Sentence, dim: int) -> tuple[list[Hit], list[Hit]]:
+        """Return the nearest sounds at `dim`, or at the index's dims if it has fewer, and those at all its dims."""
         if not self.indexes:
             raise ValueError("This demo has no index of sounds.")
         with self.turn():
             return tuple(
-                self.indexes[place].nearest(asked.vector, TOP_K) for place in (self.kept(dim), max(self.indexes))
+                self.indexes[width].nearest(query.vector, TOP_K) for width in (self.kept(dim), max(self.indexes))
             )
 
     def kept(self, dim: int) -> int:
-        """The dims that the index is compared at when `dim` are asked for."""
+        """Return the dims of the index that are compared if `dim` are wanted."""
         return max((known for known in self.indexes if known <= dim), default=min(self.indexes))
 
-    def listen(self, path: str | None, text: str) -> Heard:
+    def locate(self, path: str | None, text: str) -> SearchedRecording:
+        """Encode a recording and the sentence that is searched for in it."""
         text = sentence_in(text)
         with self.turn():
             self.sound(path)
-            asked = Asked(text, self.embedder.embed_text([text])[0])
-            recording = hear(self.embedder, path, *windows_for(path, self.embedder.max_seconds))
+            query = Sentence(text, self.embedder.embed_text([text])[0])
+            recording = encode_recording(self.embedder, path, *windows_for(path, self.embedder.max_seconds))
             least = {dim: noise_score(self.embedder, recording, dim) for dim in self.dims}
-            return Heard(path, recording, envelope(path, recording.duration), asked, least)
+            return SearchedRecording(path, recording, envelope(path, recording.duration), query, least)
 
     def sound(self, path: str | None) -> np.ndarray:
-        """float32 mono `[samples]` at the model's rate, within the limits and not silent.
+        """Decode a file to float32 mono `[samples]` at the model's rate.
 
-        To be called in turn: of `limits.seconds` at the model's rate, 38 MB, it takes the memory twice, whatever the
-        file's own rate and channels are.
+        Call it within `turn`: it takes twice the memory of `limits.seconds` at the model's rate, 38 MB, whatever the
+        file's rate and channels are.
+
+        Raises:
+            ValueError: no file, one over the limits, or silence.
         """
         if not path or not os.path.isfile(path):
             raise ValueError("Drop or record a sound first.")
@@ -167,7 +188,7 @@ class Demo:
             with opened(path, name) as sound:
                 for block in resampled(limited(sound), sound.samplerate, rate, name):
                     most -= len(block)
-                    if most < 0:  # the header's length is not believed
+                    if most < 0:  # the length in the header may be wrong
                         break
                     blocks.append(block)
         except ValueError as error:
@@ -178,6 +199,11 @@ class Demo:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
+        """Wait until no other request is processed.
+
+        Raises:
+            ValueError: that took longer than `limits.wait`.
+        """
         if not self._turn.acquire(timeout=self.limits.wait):
             raise ValueError(f"The server has been busy for {self.limits.wait:g} s: try again in a minute.")
         try:
@@ -187,6 +213,7 @@ class Demo:
 
 
 def sentence_in(text: str | None) -> str:
+    """Return a sentence in one line, or raise a ValueError if it is empty or too long."""
     text = clean(text or "", MOST_LETTERS + 1)
     if not text:
         raise ValueError("Type a sentence first, such as: a dog barks far away.")
@@ -195,8 +222,8 @@ def sentence_in(text: str | None) -> str:
     return text
 
 
-def labels_in(text: str) -> list[str]:
-    """Labels that are separated by commas, semicolons or lines, each once."""
+def labels_in(text: str | None) -> list[str]:
+    """Split labels that commas, semicolons or lines separate; each is kept once."""
     labels = [clean(label, MOST_LETTERS) for label in re.split(r"[,;\n]", text or "")]
     labels = list(dict.fromkeys(label for label in labels if label))
     if not labels:
@@ -207,7 +234,7 @@ def labels_in(text: str) -> list[str]:
 
 
 def part_of(path: str, start: float, end: float, rate: int) -> np.ndarray | None:
-    """Mono `[samples]` at `rate` from `start` to `end` seconds of a file; None if there is no such sound any more."""
+    """Decode mono `[samples]` at `rate` from `start` to `end` seconds of a file; None if it cannot be read."""
     try:
         with open(path, "rb") as file, soundfile.SoundFile(file) as sound:
             if end * sound.samplerate <= sound.frames:
@@ -223,22 +250,22 @@ def part_of(path: str, start: float, end: float, rate: int) -> np.ndarray | None
 
 
 def _decoded_part(path: str, start: float, end: float, rate: int) -> np.ndarray | None:
-    """The same of what libsndfile alone does not read so far, by decoding all that is before."""
-    first, last, place, blocks = round(start * rate), round(end * rate), 0, []
+    """Do the same for a file that libsndfile cannot seek in, by decoding it from its start."""
+    first, last, position, blocks = round(start * rate), round(end * rate), 0, []
     try:
         with opened(path) as sound:
             for block in resampled(limited(sound), sound.samplerate, rate, path):
-                blocks.append(block[max(0, first - place) : max(0, last - place)])
-                place += len(block)
-                if place >= last:
+                blocks.append(block[max(0, first - position) : max(0, last - position)])
+                position += len(block)
+                if position >= last:
                     break
     except ValueError:
         return None
-    return np.concatenate(blocks) if place > first else None
+    return np.concatenate(blocks) if position > first else None
 
 
 def trained_on(model: str, revision: str | None = None) -> str:
-    """What a model's run, or else its card, says it was trained on.
+    """Read from a model's run, or else from its card, what it was trained on.
 
     Args:
         model: a folder or Hub id.
@@ -263,28 +290,28 @@ def trained_on(model: str, revision: str | None = None) -> str:
 
 
 def _sources(recipe: dict) -> list:
-    """A recipe's data; a mixture is a mapping in a run's folder, and pairs in what a card ships."""
+    """Return a recipe's data; a mixture is a mapping in a run's folder, and a list of pairs in a published recipe."""
     mixture = recipe.get("mixture") or ([[recipe["data"], 1]] if recipe.get("data") else [])
     return list(mixture) if isinstance(mixture, dict) else [name for name, _ in mixture]
 
 
 def _file(model: str, name: str, revision: str | None) -> str | None:
-    found = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    return cached_file(model, name, revision=revision, **found)
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    return cached_file(model, name, revision=revision, **missing)
 
 
 def _opened(index: str, embedder: Embedder, sounds: str) -> dict[int, Index]:
-    """The index at each of its nested dims."""
-    own = Index.open(index, embedder)
-    own.embedder  # noqa: B018 - refuses another model's index now, not at the first question
-    if not len(own):
+    """Open an index at each of its nested dims."""
+    full = Index.open(index, embedder)
+    full.embedder  # noqa: B018 - refuses another model's index now, not at the first query
+    if not len(full):
         raise ValueError(f"{index} holds no sounds yet: index some")
-    nested = [dim for dim in own.manifest.matryoshka_dims if dim < own.manifest.dim]
-    found = {dim: Index.open(index, embedder, dim=dim) for dim in nested} | {own.manifest.dim: own}
+    nested = [dim for dim in full.manifest.matryoshka_dims if dim < full.manifest.dim]
+    indexes = {dim: Index.open(index, embedder, dim=dim) for dim in nested} | {full.manifest.dim: full}
     if sounds:
-        for each in found.values():
+        for each in indexes.values():
             each.manifest = dataclasses.replace(each.manifest, root=os.path.abspath(sounds))
-    return found
+    return indexes
 
 
 def _cut(vectors: np.ndarray, dim: int) -> np.ndarray:

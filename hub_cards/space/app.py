@@ -1,9 +1,9 @@
-"""A demo of a WavLink in the browser: name a sound, find sounds for a sentence, find a place in a long recording.
+"""A demo of a WavLink in the browser: name a sound, find sounds by a sentence, locate a sound in a recording.
 
-    python hub_cards/space/app.py --model runs/quickstart/best --index synthetic
-    python hub_cards/space/app.py --model your-name/wavlink-base --index INDEX --port 7860
+    wavlink space --model runs/quickstart/best --index synthetic
+    wavlink space --model your-name/wavlink-base --index INDEX --port 7860
 
-`python -m hub_cards.push MODEL USER/NAME --space [--index INDEX]` makes a Space of it on the Hub.
+`wavlink push MODEL USER/NAME --space [--index INDEX]` makes a Space of it on the Hub.
 """
 
 import argparse
@@ -18,22 +18,21 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from hub_cards.space import pages, samples
+from hub_cards.space.answers import Demo, Limits, trained_on
 from wavlink import options as of
 from wavlink.console import run_command, signals_as_interrupts, stdout_for
 from wavlink.embedder import Embedder
 from wavlink.sanitize import clean
 
-from . import pages, samples
-from .answers import Demo, Limits, trained_on
-
 STYLE = Path(__file__).with_name("style.css")
-WAITING = 32  # visitors at once; one more is asked to come back
-_KEPT = 900  # seconds that a dropped sound and an answer stay, so that more can be asked of them
-_SWEPT = 60  # seconds from one look for what is older to the next
-# What gradio reads out as an answer arrives, for which its own translations have no words.
+WAITING = 32  # visitors at once; others are refused
+_KEPT = 900  # seconds that an uploaded sound and a result stay available
+_SWEPT = 60  # seconds between two removals of older ones
+# Text for screen readers when a result arrives, which gradio's translations lack.
 _ANNOUNCED = {"common.complete": "The answer is ready.", "common.error": "Something went wrong."}
-# A screen reader says the dims, not the position of the slider.
-_SAID_DIMS = """() => {
+# Screen readers read the dims, not the position of the slider.
+_READ_DIMS = """() => {
     const say = () => document.querySelectorAll("#dims input[type=range]").forEach(
         x => x.setAttribute("aria-valuetext", DIMS[x.value - 1] + " dims"));
     ["input", "focusin", "pointerover"].forEach(name => document.addEventListener(name, say));
@@ -43,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def build(demo: Demo):
-    """The page, a `gr.Blocks`. It loads nothing from other origins and tells nobody that it runs."""
+    """Build the page, a `gr.Blocks`. It loads nothing from other origins and sends no telemetry."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
@@ -62,7 +61,7 @@ def build(demo: Demo):
 
 
 def _level(gr, demo: Demo):
-    """The slider, whose positions are the nested dims; `_details` shows it, below the tabs that depend on it."""
+    """Make the slider, whose positions are the nested dims; `_details` shows it, below the tabs that depend on it."""
     if len(demo.dims) == 1:
         return gr.State(1)
     return gr.Slider(
@@ -76,8 +75,8 @@ def _level(gr, demo: Demo):
 
 
 def _details(gr, demo: Demo, level) -> None:
-    """What a vector costs at each nested dim, and what was loaded."""
-    say = _SAID_DIMS.replace("DIMS", str(demo.dims))
+    """Show what a vector costs at each nested dim, and what was loaded."""
+    say = _READ_DIMS.replace("DIMS", str(demo.dims))
     with gr.Row():
         with gr.Column(min_width=300):
             if len(demo.dims) > 1:
@@ -89,7 +88,11 @@ def _details(gr, demo: Demo, level) -> None:
     gr.HTML(pages.facts(demo), padding=True)
     gr.on(None, None, js=say, api_name=False)  # as the page is loaded
     level.change(
-        lambda place: pages.costs(demo, _dim(demo, place)), level, shown, show_progress="hidden", api_name="bytes"
+        lambda position: pages.costs(demo, _dim(demo, position)),
+        level,
+        shown,
+        show_progress="hidden",
+        api_name="bytes",
     )
 
 
@@ -105,19 +108,19 @@ def _name_tab(gr, demo: Demo, level) -> None:
             )
             button = gr.Button("Name it", variant="primary")
         answer = _answer(gr, "name")
-    _answered(gr, demo, level, [button.click], demo.name, [sound, labels], pages.labels, answer)
+    _show_results(gr, demo, level, [button.click], demo.classify, [sound, labels], pages.labels, answer)
 
 
 def _find_tab(gr, demo: Demo, level) -> None:
     if not demo.indexes:
-        gr.HTML('<p class="wl-said">This demo was started without an index of sounds (<code>--index</code>).</p>')
+        gr.HTML('<p class="wl-text">This demo was started without an index of sounds (<code>--index</code>).</p>')
         return
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             text = gr.Textbox("a church bell rings", label="A sentence", info="The sounds most like it are found.")
             button = gr.Button("Find sounds", variant="primary")
         answer = _answer(gr, "find")
-    _answered(gr, demo, level, [button.click, text.submit], demo.ask, [text], pages.sounds, answer)
+    _show_results(gr, demo, level, [button.click, text.submit], demo.embed_sentence, [text], pages.sounds, answer)
 
 
 def _long_tab(gr, demo: Demo, level) -> None:
@@ -127,7 +130,7 @@ def _long_tab(gr, demo: Demo, level) -> None:
             text = gr.Textbox("a police siren", label="What to look for", info="The answer shows where it is.")
             button = gr.Button("Look for it", variant="primary")
         answer = _answer(gr, "listen")
-    _answered(gr, demo, level, [button.click, text.submit], demo.listen, [sound, text], pages.places, answer)
+    _show_results(gr, demo, level, [button.click, text.submit], demo.locate, [sound, text], pages.spans, answer)
 
 
 def _answer(gr, name: str):
@@ -136,7 +139,7 @@ def _answer(gr, name: str):
 
 
 def _sound(gr, demo: Demo, label: str, names: Sequence[str]):
-    """A place to drop or record a sound, and buttons that put one of `samples` there."""
+    """Make an input to upload or record a sound, and buttons that put one of `samples` there."""
     sound = gr.Audio(label=label, sources=["upload", "microphone"], type="filepath", editable=False, buttons=[])
     gr.HTML(f'<p class="wl-note">{pages.limits(demo)} Or try one of these:</p>', padding=True)
     with gr.Row(elem_classes="wl-samples"):
@@ -146,54 +149,54 @@ def _sound(gr, demo: Demo, label: str, names: Sequence[str]):
     return sound
 
 
-def _answered(gr, demo: Demo, level, starts: list, work: Callable, inputs: list, draw: Callable, shown) -> None:
-    """`work` is done as one of `starts` is triggered, and what it finds is drawn anew as the dims change."""
+def _show_results(gr, demo: Demo, level, starts: list, work: Callable, inputs: list, draw: Callable, shown) -> None:
+    """Run `work` when one of `starts` is triggered, and draw its result, again whenever the dims change."""
     answer, name = gr.State(time_to_live=_KEPT), shown.elem_id.removesuffix("-answer")
 
-    def ask(place, *given):
+    def compute(position, *values):
         try:
-            found = work(*given)
+            drawn = position, work(*values)
         except Exception as error:
-            return None, pages.failure(_told(error))
-        answered = place, found
-        return answered, redraw(place, answered)
+            return None, pages.failure(_message(error))
+        return drawn, redraw(position, drawn)
 
-    def redraw(place, answered):
+    def redraw(position, drawn):
         try:
-            return pages.waiting(name) if answered is None else draw(demo, answered[1], _dim(demo, place))
+            return pages.waiting(name) if drawn is None else draw(demo, drawn[1], _dim(demo, position))
         except Exception as error:
-            return pages.failure(_told(error))
+            return pages.failure(_message(error))
 
-    def catch_up(place, answered):
-        """The dims may have changed while the answer was on its way."""
-        return gr.skip() if answered is None or answered[0] == place else redraw(place, answered)
+    def catch_up(position, drawn):
+        """Draw again if the dims have changed while the result was computed."""
+        return gr.skip() if drawn is None or drawn[0] == position else redraw(position, drawn)
 
     hidden = {"show_progress": "hidden", "api_name": False}
-    gr.on(starts, ask, [level, *inputs], [answer, shown], api_name=name).then(
+    gr.on(starts, compute, [level, *inputs], [answer, shown], api_name=name).then(
         catch_up, [level, answer], shown, **hidden
     )
     level.change(redraw, [level, answer], shown, trigger_mode="always_last", **hidden)
 
 
-def _dim(demo: Demo, place: float) -> int:
-    """Of the slider's place, 1 for the least."""
-    return demo.dims[min(max(round(place), 1), len(demo.dims)) - 1]
+def _dim(demo: Demo, position: float) -> int:
+    """Return the dims at a position of the slider, from 1 on."""
+    return demo.dims[min(max(round(position), 1), len(demo.dims)) - 1]
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
+    """Return the line that a visitor sees."""
     if isinstance(error, ValueError):
         return str(error)
-    logger.error("an answer failed", exc_info=error)
-    return "Something went wrong here, not with what you gave: try again."
+    logger.error("a result failed", exc_info=error)
+    return "Something went wrong here, not with your input: try again."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves until it is stopped; the exit code."""
-    return run_command("hub_cards.space", lambda argv: run(_parser().parse_args(argv)), argv)
+    """Serve until it is stopped, and return the exit code."""
+    return run_command("wavlink space", of.main_of("wavlink space", of.space, run), argv, extra="space")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve what the options say until a signal comes."""
+    """Serve the demo until a signal comes; with --check, try it once instead."""
     if not options.check and find_spec("gradio") is None:  # before a model is loaded for it
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
     with signals_as_interrupts(), stdout_for(options.as_json) as print_json, _temporary() as folder:
@@ -218,7 +221,7 @@ def _demo(options: argparse.Namespace, folder: Path) -> Demo:
 
 
 def _synthetic_index(embedder: Embedder, folder: Path) -> str:
-    """Sounds made by code, two of each kind, and their index."""
+    """Write synthetic sounds, two of each kind, and index them; return the index's folder."""
     from processing.datasets.synthetic import synthetic_dataset
     from wavlink.search.build import index_sounds
 
@@ -242,7 +245,7 @@ def _loaded(demo: Demo) -> dict:
 
 
 def _theme(gr):
-    """Fonts of the visitor's own system, and colours with a contrast of 4.5 or more."""
+    """Return a theme with the fonts of the visitor's system, and colours with a contrast of 4.5 or more."""
     system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
     mono = ["ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospace"]
     hues = {"primary_hue": "teal", "secondary_hue": "teal", "neutral_hue": "slate"}
@@ -279,26 +282,31 @@ def _theme(gr):
 
 
 def _check(demo: Demo) -> None:
-    """Whether it would answer, without serving."""
-    asked = demo.ask("a dog barks")
+    """Compute a result once, without serving."""
+    sentence = demo.embed_sentence("a dog barks")
     if demo.indexes:
-        pages.sounds(demo, asked, demo.dims[0])
+        pages.sounds(demo, sentence, demo.dims[0])
 
 
-def _serve(demo: Demo, options: argparse.Namespace, tell: Callable[[str], None]) -> None:
-    """`tell` gets the address once it answers."""
+def _serve(demo: Demo, options: argparse.Namespace, on_start: Callable[[str], None]) -> None:
+    """Serve the page, and call `on_start` with its address."""
     page = build(demo)
     launch(page, options.port, options.max_mb)
     print(f"serving   {page.local_url}", flush=True)
-    tell(page.local_url)
+    on_start(page.local_url)
     try:
-        threading.Event().wait()  # for a signal, which the page's own wait would take for an ordinary end
+        threading.Event().wait()  # for a signal, which the page's own wait would treat as a normal end
     finally:
         page.close(verbose=False)
 
 
 def launch(page, port: int | None, max_mb: float = Limits.megabytes) -> None:
-    """Serves a page in a thread."""
+    """Serve a page, a `gr.Blocks`, in a thread.
+
+    Args:
+        port: default: the first free one.
+        max_mb: the largest upload.
+    """
     import gradio as gr
 
     page.launch(
@@ -316,14 +324,10 @@ def launch(page, port: int | None, max_mb: float = Limits.megabytes) -> None:
 
 @contextmanager
 def _temporary() -> Iterator[Path]:
-    """A folder for all that is written while it serves, gone afterwards: uploads, the synthetic index, pictures."""
+    """Yield a folder for uploads, the synthetic index and plots, which is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="wavlink-space-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
         yield Path(folder)
-
-
-def _parser() -> argparse.ArgumentParser:
-    return of.parser_of(of.space, "hub_cards/space/app.py", __doc__)
 
 
 if __name__ == "__main__":

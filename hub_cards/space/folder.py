@@ -1,7 +1,7 @@
-"""The folder that is a Space: the app, its code, its model unless that is on the Hub, and an index with its sounds.
+"""Write the folder of a Space: the app, its code, its model unless that is on the Hub, and an index with its sounds.
 
-The code goes along because a Space installs its requirements from a package index, and WavLink is on none: what runs
-there is what was tried here, and stays so when the project goes on.
+A Space installs its requirements from a package index, and WavLink is on none. So the code is part of the Space, and
+stays the version that was tried here.
 """
 
 import importlib.metadata
@@ -16,14 +16,14 @@ from huggingface_hub import SpaceCard
 from wavlink.sanitize import clean, escape
 from wavlink.search.listing import file_of
 from wavlink.search.store import IndexFolder
-from wavlink.search.transfer import away, refuse_damaged
+from wavlink.search.transfer import refuse_damaged, without_local_paths
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PACKAGES = ("modeling_wavlink", "processing", "hub_cards", "wavlink")
 LARGEST = 1e9  # bytes that the Hub lets a Space's repository hold
 
-_APP = '''"""Starts the demo; what it does is in hub_cards/space/app.py."""
+_APP = '''"""Start the demo, which is in hub_cards/space/app.py."""
 
 import sys
 from pathlib import Path
@@ -41,13 +41,13 @@ if __name__ == "__main__":
 
 
 def write_space(folder: Path, repo_id: str, model: str, revision: str = "", index: str = "") -> None:
-    """Writes all of a Space but `folder/model`, which is there where the model is not on the Hub.
+    """Write a Space without `folder/model`, which must exist already if the model is not on the Hub.
 
     Args:
         repo_id: of the Space.
-        model: what its card says it shows: a Hub id, or the name of a folder.
-        revision: the commit of a Hub id; without one the model is `folder/model`.
-        index: of this very model; its sounds go along, for all to hear.
+        model: named on its card: a Hub id, or the name of a folder.
+        revision: the commit of a Hub id; "": the model is `folder/model`.
+        index: a folder that this model has made; its sounds are published with it.
 
     Raises:
         ValueError: an index that is none, is damaged, or without its sounds; more than a Space holds.
@@ -68,9 +68,10 @@ def write_space(folder: Path, repo_id: str, model: str, revision: str = "", inde
 
 
 def check_space(folder: Path) -> None:
-    """Starts the Space's own app and code in a clean process, which loads all, answers once and serves nothing.
+    """Start the Space's app in a clean process without a token, which loads all, computes a result and serves nothing.
 
-    It has no token, as a Space has none.
+    Raises:
+        ValueError: it does not start.
     """
     kept = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
     environment = kept | {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
@@ -79,12 +80,12 @@ def check_space(folder: Path) -> None:
         command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it was killed: is there memory for the model?"]
-        raise ValueError(f"the Space does not start: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or ["it was killed: is there memory for the model?"]
+        raise ValueError(f"the Space does not start: {lines[-1]}")
 
 
 def _licence() -> Path:
-    """Of a checkout beside its setup.cfg, of an installed package among the files of its distribution.
+    """Find LICENSE: beside the setup.cfg of a checkout, or among the files of an installed package.
 
     Raises:
         ValueError: an installation without it.
@@ -104,21 +105,21 @@ def _licence() -> Path:
 def _ship_package(package: str, folder: Path) -> None:
     for path in sorted((ROOT / package).rglob("*")):
         if path.suffix in (".py", ".md", ".css", ".txt") and "__pycache__" not in path.parts:
-            place = folder / path.relative_to(ROOT)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+            target = folder / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def _ship_index(source: Path, folder: Path) -> None:
-    """The index without where it was made, and the sounds below `sounds/` by the paths they have in it."""
+    """Copy an index without local paths, and its sounds to `sounds/`, by their paths in the index."""
     about, files = IndexFolder.reading(source, lambda about: _ship_parts(about, folder / "index"))
-    (folder / "index/index.json").write_text(away(about.manifest).to_json(), encoding="utf-8")
+    (folder / "index/index.json").write_text(without_local_paths(about.manifest).to_json(), encoding="utf-8")
     (folder / "sounds").mkdir()
     _ship_sounds(about, files, folder / "sounds")
 
 
 def _ship_parts(about: IndexFolder, folder: Path) -> tuple[IndexFolder, list[dict]]:
-    """Copies the parts, and returns their index with its rows of files."""
+    """Copy the parts; return their index and its rows of files."""
     refuse_damaged(about)
     shutil.rmtree(folder, ignore_errors=True)  # of a state of the index that has been replaced meanwhile
     for part in about.manifest.parts:
@@ -129,18 +130,18 @@ def _ship_parts(about: IndexFolder, folder: Path) -> tuple[IndexFolder, list[dic
 
 
 def _ship_sounds(about: IndexFolder, files: list[dict], folder: Path) -> None:
-    gone = []
+    missing = []
     for path in sorted({row["path"] for row in files if not row["error"]}):
-        there, place = file_of(about.manifest.root, path), file_of(str(folder.resolve()), path)
-        if not there or not place or not os.path.isfile(there):
-            gone.append(path)
+        source, target = file_of(about.manifest.root, path), file_of(str(folder.resolve()), path)
+        if not source or not target or not os.path.isfile(source):
+            missing.append(path)
             continue
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        shutil.copyfile(there, place)
-    if gone:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        shutil.copyfile(source, target)
+    if missing:
         raise ValueError(
-            f"{len(gone)} of the index's sounds are not there, such as {clean(gone[0])}: a Space plays them, so index "
-            "a folder that has them"
+            f"{len(missing)} of the index's sounds are not there, such as {clean(missing[0])}: a Space plays them, so "
+            "index a folder that has them"
         )
 
 
@@ -155,9 +156,9 @@ def _card(repo_id: str, model: str, revision: str) -> SpaceCard:
 
 
 def _refuse_too_large(folder: Path) -> None:
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if held > LARGEST:
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > LARGEST:
         raise ValueError(
-            f"the Space would hold {held / 1e9:.1f} GB, and the Hub allows {LARGEST / 1e9:g}: push the model by "
+            f"the Space would hold {size / 1e9:.1f} GB, and the Hub allows {LARGEST / 1e9:g}: push the model by "
             "itself and give its Hub id, or index fewer sounds"
         )

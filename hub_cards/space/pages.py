@@ -1,6 +1,6 @@
-"""Answers as HTML: bars, waveforms, players and pictures that are in the page itself, so that no file is left behind.
+"""Results as HTML: bars, waveforms, players and plots, all inside the page, so that no file is left behind.
 
-Whatever came from a visitor, a file or a model is escaped.
+Text from a visitor, a file or a model is escaped.
 """
 
 import base64
@@ -14,51 +14,51 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from wavlink import long_recordings as long
+from wavlink.long_recordings import Span, clock
 from wavlink.plots import draw_timeline
 from wavlink.search.index import Hit
 from wavlink.search.quantization import STORAGES, bytes_per_vector
 
-from .answers import PROMPT, Asked, Demo, Heard, Named, part_of
+from .answers import PROMPT, ClassifiedSound, Demo, SearchedRecording, Sentence, part_of
 
 _BARS = 72  # of a waveform
-_PLAYED = 30.0  # seconds at most: a player's sound is in the page
+_PLAYED = 30.0  # seconds of a player at most, as its sound is in the page
 
 
 def _clock(seconds: float) -> str:
-    """`02:03.4`, with hours where there are some."""
-    return long.clock(seconds).removeprefix("0:")
+    """Format a time: `02:03.4`, with hours if there are any."""
+    return clock(seconds).removeprefix("0:")
 
 
 def header() -> str:
-    """What a visitor can do here."""
-    said = "Name a sound, find sounds by describing them, or locate one in a recording."
-    return f'<header class="wl-head"><h1>Find and name sounds with words</h1><p>{said}</p></header>'
+    """Return the headline: what a visitor can do."""
+    text = "Name a sound, find sounds by describing them, or locate one in a recording."
+    return f'<header class="wl-head"><h1>Find and name sounds with words</h1><p>{text}</p></header>'
 
 
 def facts(demo: Demo) -> str:
-    """What was loaded."""
+    """Return the table of what was loaded."""
     embedder = demo.embedder
     revision = embedder.revision if embedder.revision.startswith("sha256:") else embedder.revision[:12]
-    told = {
+    properties = {
         "Model": _name(embedder.name),
         "Revision": revision,
         "Dims": f"{embedder.dims}, nested: {', '.join(map(str, demo.dims))}",
         "Trained on": demo.trained,
         "Index": _index(demo),
     }
-    rows = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in told.items())
-    said = "WavLink turns a sound and a sentence into one short vector each; how alike they are is one inner product."
-    return f'<div class="wl-facts"><p>{said}</p><dl>{rows}</dl></div>'
+    rows = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in properties.items())
+    text = "WavLink turns a sound and a sentence into one short vector each; how alike they are is one inner product."
+    return f'<div class="wl-facts"><p>{text}</p><dl>{rows}</dl></div>'
 
 
 def ticks(demo: Demo) -> str:
-    """The nested dims below the positions of the slider."""
+    """Return the nested dims, as labels below the positions of the slider."""
     return f'<div class="wl-ticks" aria-hidden="true">{"".join(f"<span>{dim}</span>" for dim in demo.dims)}</div>'
 
 
 def _name(model: str) -> str:
-    """Of a folder the last two names: the rest is nobody's business."""
+    """Return the last two names of a folder, so that no other path is shown; a Hub id as it is."""
     return "/".join(Path(model).resolve().parts[-2:]) if os.path.isdir(model) else model
 
 
@@ -70,7 +70,7 @@ def _index(demo: Demo) -> str:
 
 
 def limits(demo: Demo) -> str:
-    """Told beside a place to drop a sound."""
+    """Return the limits of an upload."""
     return f"Drop a file of up to {demo.limits.megabytes:g} MB and {_length(demo.limits.seconds)}, or record one."
 
 
@@ -79,13 +79,13 @@ def _length(seconds: float) -> str:
 
 
 def costs(demo: Demo, dim: int) -> str:
-    """What a vector of `dim` takes in each storage, beside that of all dims."""
+    """Return the table of bytes per vector, for `dim` and for all dims, in each number format."""
     most, cells = demo.dims[-1], []
     for storage in STORAGES:
-        here, there = bytes_per_vector(dim, storage), bytes_per_vector(most, storage)
-        width = 100 * here / bytes_per_vector(most, "fp32")
+        size, full = bytes_per_vector(dim, storage), bytes_per_vector(most, storage)
+        width = 100 * size / bytes_per_vector(most, "fp32")
         cells.append(
-            f'<tr><th scope="row">{storage}</th><td>{here}</td><td>{there}</td>'
+            f'<tr><th scope="row">{storage}</th><td>{size}</td><td>{full}</td>'
             f'<td class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{width:.1f}%"></span></td>'
             "</tr>"
         )
@@ -96,41 +96,41 @@ def costs(demo: Demo, dim: int) -> str:
     return f'<table class="wl-costs">{head}<tbody>{"".join(cells)}</tbody></table>'
 
 
-def labels(demo: Demo, named: Named, dim: int) -> str:
-    """The shares as bars, highest first; a mark where each is with all dims."""
+def labels(demo: Demo, sound: ClassifiedSound, dim: int) -> str:
+    """Return the scores as bars, highest first, with a mark at each score with all dims."""
     most = demo.dims[-1]
-    (cosines, shares), (whole, marks) = named.at(dim), named.at(most)
+    (cosines, shares), (whole, marks) = sound.at(dim), sound.at(most)
     order, rows = np.argsort(-shares, kind="stable"), []
-    for place in order:
-        change = "" if dim == most else f", {_signed(cosines[place] - whole[place])} against all {most} dims"
+    for label in order:
+        change = "" if dim == most else f", {_signed(cosines[label] - whole[label])} against all {most} dims"
         rows.append(
-            f'<li><span class="wl-label">{escape(named.labels[place])}</span>'
-            f'<span class="wl-value">{100 * shares[place]:.1f} %</span>'
-            f'<span class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{100 * shares[place]:.2f}%">'
-            f'</span><span class="wl-mark" style="left:{100 * marks[place]:.2f}%"></span></span>'
-            f'<span class="wl-note">cosine {cosines[place]:.3f}{change}</span></li>'
+            f'<li><span class="wl-label">{escape(sound.labels[label])}</span>'
+            f'<span class="wl-value">{100 * shares[label]:.1f} %</span>'
+            f'<span class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{100 * shares[label]:.2f}%">'
+            f'</span><span class="wl-mark" style="left:{100 * marks[label]:.2f}%"></span></span>'
+            f'<span class="wl-note">cosine {cosines[label]:.3f}{change}</span></li>'
         )
     same = "the same label is first" if order[0] == np.argmax(marks) else "another label was first"
     moved = f"with all {most} dims {same}, and cosines differ by at most {np.abs(cosines - whole).max():.3f}"
-    told = [f"Each label is read as “{PROMPT.format('(label)')}”. Shares add up to 100 % of these labels alone"]
-    told += [moved] if dim != most else []
-    return f'<ol class="wl-bars">{"".join(rows)}</ol><p class="wl-said">{escape("; ".join(told))}.</p>'
+    notes = [f"Each label is read as “{PROMPT.format('(label)')}”. Shares add up to 100 % of these labels alone"]
+    notes += [moved] if dim != most else []
+    return f'<ol class="wl-bars">{"".join(rows)}</ol><p class="wl-text">{escape("; ".join(notes))}.</p>'
 
 
 def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def sounds(demo: Demo, asked: Asked, dim: int) -> str:
-    """The closest sounds with their waveforms and players, and whether all dims find the same."""
-    found, whole = demo.closest(asked, dim)
+def sounds(demo: Demo, query: Sentence, dim: int) -> str:
+    """Return the closest sounds with their waveforms and players, and whether all dims find the same."""
+    hits, whole = demo.closest(query, dim)
     kept, most = demo.kept(dim), max(demo.indexes)
     ranks = {hit.path: rank for rank, hit in enumerate(whole, 1)}
-    rows = [_hit(demo, number, hit, ranks.get(hit.path), kept == most) for number, hit in enumerate(found, 1)]
-    same = sum(hit.path in ranks for hit in found)
-    told = f"Compared at {kept} of the index's {most} dims"
-    told += "" if kept == most else f"; {same} of these {len(found)} sounds are also the closest with all of them"
-    title = f'<p class="wl-said">Closest to “{escape(asked.text)}”. {escape(told)}.</p>'
+    rows = [_hit(demo, number, hit, ranks.get(hit.path), kept == most) for number, hit in enumerate(hits, 1)]
+    same = sum(hit.path in ranks for hit in hits)
+    note = f"Compared at {kept} of the index's {most} dims"
+    note += "" if kept == most else f"; {same} of these {len(hits)} sounds are also the closest with all of them"
+    title = f'<p class="wl-text">Closest to “{escape(query.text)}”. {escape(note)}.</p>'
     return f'{title}<ol class="wl-hits">{"".join(rows)}</ol>'
 
 
@@ -140,15 +140,15 @@ def _hit(demo: Demo, number: int, hit: Hit, rank: int | None, whole: bool) -> st
     name = os.path.splitext(hit.path)[0]
     before = "" if whole else f", with all dims {f'number {rank}' if rank else 'not among them'}"
     note = f"{_clock(hit.start)} to {_clock(hit.end)}{before}"
-    heard = '<p class="wl-note">The sound itself is not here.</p>' if clip is None else _player(clip, rate, hit.path)
+    player = '<p class="wl-note">The sound itself is not here.</p>' if clip is None else _player(clip, rate, hit.path)
     return (
         f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{escape(name)}</span>'
-        f'<span class="wl-value">{hit.score:.3f}</span><span class="wl-note">{escape(note)}</span>{heard}</div></li>'
+        f'<span class="wl-value">{hit.score:.3f}</span><span class="wl-note">{escape(note)}</span>{player}</div></li>'
     )
 
 
 def _player(clip: np.ndarray, rate: int, name: str) -> str:
-    """A waveform and a player of a clip `[samples]`: lossless, at the model's rate."""
+    """Return a waveform and a lossless player of a clip `[samples]` at the model's rate."""
     file = io.BytesIO()
     soundfile.write(file, clip, rate, format="FLAC", subtype="PCM_16")
     source = base64.b64encode(file.getvalue()).decode()
@@ -162,34 +162,34 @@ def _waveform(clip: np.ndarray, words: str) -> str:
     parts = np.array_split(np.abs(clip), min(_BARS, len(clip)))
     peaks = np.array([part.max() for part in parts])
     heights = 2 + 46 * peaks / max(peaks.max(), 1e-9)
-    bars = "".join(f"M{5 * place + 2.5:g} {25 - height / 2:.1f}v{height:.1f}" for place, height in enumerate(heights))
+    bars = "".join(f"M{5 * bar + 2.5:g} {25 - height / 2:.1f}v{height:.1f}" for bar, height in enumerate(heights))
     box = f'viewBox="0 0 {5 * len(heights)} 50" preserveAspectRatio="none"'
     return f'<svg class="wl-wave" role="img" aria-label="{escape(words)}" {box}><path d="{bars}"/></svg>'
 
 
-def places(demo: Demo, heard: Heard, dim: int) -> str:
-    """A recording's timeline for a query, and the spans that stand out with players; without one, the closest."""
-    edges, scores, spans = heard.at(dim)
-    least, most, asked = heard.min_score(dim), demo.dims[-1], heard.query.text
-    marked = [span for span in spans if span.score >= least]
+def spans(demo: Demo, searched: SearchedRecording, dim: int) -> str:
+    """Return a recording's timeline for a query, with players of the spans that stand out, or else of the closest."""
+    edges, scores, best = searched.at(dim)
+    least, most, query = searched.min_scores[dim], demo.dims[-1], searched.query.text
+    marked = [span for span in best if span.score >= least]
     if marked:
-        told = f"“{asked}” stands out in {len(marked)} {'place' if len(marked) == 1 else 'places'}"
+        note = f"“{query}” stands out in {len(marked)} {'place' if len(marked) == 1 else 'places'}"
     else:
-        told = f"Nothing stands out for “{asked}”: the closest is below, but its score is under {least:.2f}"
-    told += f". The recording has {_clock(heard.recording.duration)}, compared in windows of "
-    told += f"{heard.recording.window:g} s, one every {heard.recording.hop:g} s"
+        note = f"Nothing stands out for “{query}”: the closest is below, but its score is under {least:.2f}"
+    note += f". The recording has {_clock(searched.recording.duration)}, compared in windows of "
+    note += f"{searched.recording.window:g} s, one every {searched.recording.hop:g} s"
     if dim != most:
-        whole = heard.at(most)[1]
-        told += f". Against all {most} dims the curve differs by at most {np.abs(scores - whole).max():.3f}"
-        told += ", its highest place is " + ("the same" if scores.argmax() == whole.argmax() else "another")
-    rows = [_span(demo, heard, number, span) for number, span in enumerate(marked or spans[:1], 1)]
-    picture = _timeline(heard, edges, scores, marked, least)
-    return f'<p class="wl-said">{escape(told)}.</p>{picture}<ol class="wl-hits">{"".join(rows)}</ol>'
+        whole = searched.at(most)[1]
+        note += f". Against all {most} dims the curve differs by at most {np.abs(scores - whole).max():.3f}"
+        note += ", its highest place is " + ("the same" if scores.argmax() == whole.argmax() else "another")
+    rows = [_span(demo, searched.path, number, span) for number, span in enumerate(marked or best[:1], 1)]
+    plot = _timeline(searched, edges, scores, marked, least)
+    return f'<p class="wl-text">{escape(note)}.</p>{plot}<ol class="wl-hits">{"".join(rows)}</ol>'
 
 
-def _span(demo: Demo, heard: Heard, number: int, span) -> str:
+def _span(demo: Demo, path: str, number: int, span: Span) -> str:
     when, rate = f"{_clock(span.start)} to {_clock(span.end)}", demo.embedder.sampling_rate
-    clip = part_of(heard.path, span.start, min(span.end, span.start + _PLAYED), rate)
+    clip = part_of(path, span.start, min(span.end, span.start + _PLAYED), rate)
     player = '<p class="wl-note">This part cannot be played.</p>' if clip is None else _player(clip, rate, when)
     return (
         f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{when}</span>'
@@ -197,17 +197,19 @@ def _span(demo: Demo, heard: Heard, number: int, span) -> str:
     )
 
 
-def _timeline(heard: Heard, edges: np.ndarray, scores: np.ndarray, spans: Sequence, least: float) -> str:
-    """Drawn twice, for wide and for narrow windows."""
-    duration, drawn = heard.recording.duration, {}
-    curves = {heard.query.text: (edges, scores, [(span.start, span.end) for span in spans])}
+def _timeline(
+    searched: SearchedRecording, edges: np.ndarray, scores: np.ndarray, marked: Sequence[Span], least: float
+) -> str:
+    """Draw the timeline twice, for wide and for narrow windows."""
+    duration, drawn = searched.recording.duration, {}
+    curves = {searched.query.text: (edges, scores, [(span.start, span.end) for span in marked])}
     with tempfile.TemporaryDirectory(prefix="wavlink-space-") as folder:
         for name, size in (("wide", (8, 4)), ("narrow", (4.2, 4))):
             path = Path(folder, f"{name}.png")
-            draw_timeline(heard.peaks, duration, curves, path, size, least)
+            draw_timeline(searched.peaks, duration, curves, path, size, least)
             drawn[name] = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    best = f"; best from {_clock(spans[0].start)} to {_clock(spans[0].end)}" if spans else "; nothing stands out"
-    words = f"loudness of the recording, and below it how much each step is like “{heard.query.text}”{best}"
+    best = f"; best from {_clock(marked[0].start)} to {_clock(marked[0].end)}" if marked else "; nothing stands out"
+    words = f"loudness of the recording, and below it how much each step is like “{searched.query.text}”{best}"
     return (
         f'<picture class="wl-timeline"><source media="(max-width: 640px)" srcset="{drawn["narrow"]}">'
         f'<img src="{drawn["wide"]}" alt="{escape(words)}"></picture>'
@@ -222,9 +224,10 @@ WAITING = {
 
 
 def waiting(name: str) -> str:
-    """Where an answer will be."""
+    """Return the text in place of a result that is not there yet."""
     return f'<p class="wl-waiting">{WAITING[name]}</p>'
 
 
 def failure(text: str) -> str:
+    """Return an error for the visitor."""
     return f'<p class="wl-failure" role="alert">{escape(text)}</p>'

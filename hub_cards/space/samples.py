@@ -1,4 +1,4 @@
-"""Sounds to try, made by code: a bell, a siren, rain, a clock, and a recording with some of them at known times."""
+"""Synthetic sounds to try: a bell, a siren, rain, a clock, and a recording with some of them at known times."""
 
 import numpy as np
 
@@ -6,18 +6,18 @@ RATE = 16000  # Hz
 RECORDING = "Faint rain, a bell and a siren"
 
 
-def _clock(seconds: float) -> np.ndarray:
+def _times(seconds: float) -> np.ndarray:
     return np.arange(round(seconds * RATE)) / RATE  # [samples], in seconds
 
 
 def _bell() -> np.ndarray:
-    t = _clock(3)
+    t = _times(3)
     partials = (0.5, 1, 1.2, 1.5, 2, 2.67, 4)
     return sum(np.sin(2 * np.pi * 330 * x * t) * np.exp(-1.1 * t * x) / x**0.5 for x in partials)
 
 
 def _siren() -> np.ndarray:
-    t = _clock(4)
+    t = _times(4)
     hertz = 900 + 350 * np.sin(2 * np.pi * 0.4 * t)
     turns = np.cumsum(hertz) / RATE
     return sum(np.sin(2 * np.pi * n * turns) / n for n in (1, 2, 3))
@@ -37,18 +37,18 @@ def _ticks() -> np.ndarray:
     return clip
 
 
-_MADE = {"Church bell": _bell, "Siren": _siren, "Rain": _rain, "Ticking clock": _ticks}
-NAMES = tuple(_MADE)
+_MAKERS = {"Church bell": _bell, "Siren": _siren, "Rain": _rain, "Ticking clock": _ticks}
+NAMES = tuple(_MAKERS)
 
 
 def sample(name: str) -> tuple[int, np.ndarray]:
-    """The rate and int16 `[samples]` of one of `NAMES`, or of `RECORDING`, which has 24 s."""
-    clip = _recording() if name == RECORDING else _MADE[name]()
+    """Return the rate and int16 `[samples]` of one of `NAMES`, or of `RECORDING`, which has 24 s."""
+    clip = _recording() if name == RECORDING else _MAKERS[name]()
     return RATE, np.int16(16000 * clip / np.abs(clip).max())
 
 
 def _recording() -> np.ndarray:
-    """Faint rain from start to end, a bell from 6 to 9 s and a siren from 15 to 19 s."""
+    """Make faint rain from start to end, a bell from 6 to 9 s and a siren from 15 to 19 s."""
     clip = 0.003 * np.tile(_level(_rain()), 6)
     for second, event in ((6, _bell()), (15, _siren())):
         clip[second * RATE : second * RATE + len(event)] += _level(event)

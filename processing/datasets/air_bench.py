@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
@@ -12,15 +11,14 @@ from huggingface_hub import snapshot_download
 
 from processing.file_names import existing
 
-from .paper import MAX_SECONDS
+from .report import MAX_SECONDS, AirBenchReport
 from .youtube_ids import seconds_of
 
 AIR_BENCH = "qyang1021/AIR-Bench-Dataset"
 _META = "Foundation_meta.json"
-_WANTED = ("path", "question", "choice_a", "choice_b", "answer_gt", "task_name", "dataset_name")
+_REQUIRED = ("path", "question", "choice_a", "choice_b", "answer_gt", "task_name", "dataset_name")
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
-_FLAC_TASK = "Audio_Grounding"  # its paths end in wav, its files in flac
-_EXAMPLES = 10
+_FLAC_TASK = "Audio_Grounding"  # its paths end in wav, but its files in flac
 _FEATURES = datasets.Features(
     {
         "audio": datasets.Audio(decode=False),
@@ -35,60 +33,10 @@ _FEATURES = datasets.Features(
 )
 
 
-@dataclass
-class AirBenchReport:
-    """How many questions there are, and why there are not more.
-
-    Of `rows`, the `incomplete` lack one of path, question, first or second choice, answer, task and data set, and the
-    answer of the `unmatched` is none of the choices, whatever their case and outer space; both are left out, and so
-    are questions on the files that are `missing` or `broken` (in both, files are counted; the questions on them are
-    `without_sound`). Kept are `loose_answers`, which match only but for case or space, `duplicate_choices`, where two
-    choices are alike, and questions with `no_third_choice` or `no_fourth_choice`. `too_long` are files over 30 s.
-    `examples` names up to ten of each fault: files, or rows by `uniq_id`.
-    """
-
-    source: str = "airbench"
-    split: str = "Foundation"
-    rows: int = 0
-    questions: int = 0
-    clips: int = 0
-    incomplete: int = 0
-    unmatched: int = 0
-    missing: int = 0
-    broken: int = 0
-    without_sound: int = 0
-    too_long: int = 0
-    loose_answers: int = 0
-    duplicate_choices: int = 0
-    no_third_choice: int = 0
-    no_fourth_choice: int = 0
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def note(self, fault: str, name: str) -> None:
-        setattr(self, fault, getattr(self, fault) + 1)
-        names = self.examples.setdefault(fault, [])
-        if len(names) < _EXAMPLES:
-            names.append(name)
-
-    def counts(self) -> dict[str, int]:
-        """All numbers, for JSON."""
-        return {name: value for name, value in asdict(self).items() if isinstance(value, int)}
-
-    def __str__(self) -> str:
-        kept = f"{self.questions} of {self.rows} questions on {self.clips} clips"
-        faults = {name: count for name, count in self.counts().items() if count} | {"missing": self.missing}
-        for name in ("rows", "questions", "clips"):
-            faults.pop(name, None)
-        told = [f"{count} {name.replace('_', ' ')}{self._such_as(name)}" for name, count in faults.items()]
-        return f"{self.source} {self.split}: {kept}; {'; '.join(told)}"
-
-    def _such_as(self, fault: str) -> str:
-        names = self.examples.get(fault, [])[:3]
-        return f", such as {', '.join(names)}" if names else ""
-
-
 def load_air_bench(split: str = "", folder: str = "") -> tuple[datasets.Dataset, AirBenchReport]:
-    """A row a question: `audio` (undecoded, `path`), `question`, `choices`, `answer` (the right one's index), `task`,
+    """Load AIR-Bench with a row for each question, and a report of faults.
+
+    Columns are `audio` (undecoded, `path`), `question`, `choices`, `answer` (the index of the right choice), `task`,
     `dataset`, `uniq_id` (as text) and `duration` (seconds, by the file's header).
 
     Args:
@@ -123,16 +71,16 @@ def _read_meta(path: Path) -> list[dict]:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} is no list of questions")
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    if missing := [key for key in _WANTED if key not in keys]:
+    if missing := [key for key in _REQUIRED if key not in keys]:
         raise ValueError(f"the questions of {path} have no {', '.join(missing)}, only {', '.join(keys)}")
     return rows
 
 
 def _question(row: dict, report: AirBenchReport) -> dict | None:
-    """The row as `load_air_bench` returns it, but with the file's relative path as `audio`; None if it is unusable."""
-    text = {key: _text(row.get(key)) for key in {*_WANTED, *_CHOICES, "uniq_id"}}
+    """Return the row of `load_air_bench`, but with the file's relative path as `audio`; None if it is unusable."""
+    text = {key: _text(row.get(key)) for key in {*_REQUIRED, *_CHOICES, "uniq_id"}}
     name = text["uniq_id"] or text["path"]
-    if not all(text[key] for key in _WANTED):
+    if not all(text[key] for key in _REQUIRED):
         return report.note("incomplete", name)
     choices = [text[key] for key in _CHOICES if text[key]]
     answer = _answer(text["answer_gt"], choices)
@@ -144,8 +92,9 @@ def _question(row: dict, report: AirBenchReport) -> dict | None:
         "no_third_choice": not text["choice_c"],
         "no_fourth_choice": not text["choice_d"],
     }
-    for fault in [fault for fault, found in faults.items() if found]:
-        report.note(fault, name)
+    for fault, present in faults.items():
+        if present:
+            report.note(fault, name)
     path = Path(f"{text['task_name']}_{text['dataset_name']}", text["path"])
     return {
         "audio": str(path.with_suffix(".flac") if text["task_name"] == _FLAC_TASK else path),
@@ -159,24 +108,24 @@ def _question(row: dict, report: AirBenchReport) -> dict | None:
 
 
 def _text(value) -> str:
-    """As it is; times of grounding may be lists of numbers. "" where there is nothing."""
+    """Return a value as text, "" where there is none; times of grounding may be lists of numbers."""
     return "" if value is None or not str(value).strip() else str(value)
 
 
 def _answer(answer: str, choices: Sequence[str]) -> int | None:
     if answer in choices:
         return choices.index(answer)
-    loosely = [choice.strip().casefold() for choice in choices]
+    folded = [choice.strip().casefold() for choice in choices]
     answer = answer.strip().casefold()
-    return loosely.index(answer) if answer in loosely else None
+    return folded.index(answer) if answer in folded else None
 
 
 def _with_sounds(questions: list[dict], root: Path, report: AirBenchReport) -> list[dict]:
-    """The questions whose sound can be heard by its header, with its path and `duration`."""
+    """Return the questions whose sound can be read by its header, with its path and `duration`."""
     files = list(dict.fromkeys(question["audio"] for question in questions))
-    places = {file: existing(str(root / file)) for file in files}
-    present = [file for file in files if os.path.isfile(places[file])]
-    seconds = dict(zip(present, seconds_of(places[file] for file in present), strict=True))
+    paths = {file: existing(str(root / file)) for file in files}
+    present = [file for file in files if os.path.isfile(paths[file])]
+    seconds = dict(zip(present, seconds_of(paths[file] for file in present), strict=True))
     for file in files:
         if file not in seconds:
             report.note("missing", file)
@@ -185,7 +134,7 @@ def _with_sounds(questions: list[dict], root: Path, report: AirBenchReport) -> l
         elif seconds[file] > MAX_SECONDS:
             report.note("too_long", file)
     kept = [
-        question | {"audio": {"bytes": None, "path": places[file]}, "duration": seconds[file]}
+        question | {"audio": {"bytes": None, "path": paths[file]}, "duration": seconds[file]}
         for question in questions
         if not np.isnan(seconds.get(file := question["audio"], np.nan))
     ]

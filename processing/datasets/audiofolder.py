@@ -1,4 +1,4 @@
-"""A folder of sounds to a data set: captions and labels from its metadata, or labels from its folders."""
+"""Loading of a folder of sounds: captions and labels from its metadata, or labels from its folders."""
 
 import csv
 import json
@@ -21,13 +21,16 @@ logger = logging.get_logger(__name__)
 
 
 def load_folder(folder: Path, split: str) -> datasets.Dataset:
-    """A split with undecoded `audio` and what else is said of each clip.
+    """Load a split with undecoded `audio` and the metadata of each clip.
 
     The layouts are those of `datasets`' audiofolder, whose builder cannot run without torchcodec: `SPLIT/metadata.csv`
-    (or `.jsonl`) with a `file_name` column, the same without split folders, or no such file and a folder a class,
-    `SPLIT/LABEL/1.wav` or deeper, `SPLIT/LABEL/session1/1.wav`: the `label` is the name of the first folder below the
-    split. Without metadata, sound files are those of `SoundFiles`. Sounds that are not taken are counted and named in
-    a warning.
+    (or `.jsonl`) with a `file_name` column, the same without split folders, or no such file and a folder for each
+    class, `SPLIT/LABEL/1.wav` or deeper, `SPLIT/LABEL/session1/1.wav`: the `label` is the name of the first folder
+    below the split. Without metadata, sound files are those of `SoundFiles`. Sounds that are left out are counted and
+    named in a warning.
+
+    Raises:
+        ValueError: no rows or sounds, or metadata that cannot be read or names other files.
     """
     metadata = metadata_of(folder, split)
     if metadata is None:
@@ -52,8 +55,10 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
 
 
 def _file_of(metadata: Path, name: str) -> str:
-    """The file that a row names, at or below its metadata: data from elsewhere may name no other. Links are followed,
-    as folders of the Hub's cache are made of them."""
+    """Return the file that a row names, which must be below the metadata's folder: data may not name other files.
+
+    Links are followed, since folders of the Hub's cache are made of them.
+    """
     if "\0" not in name and not stays_below(name):
         raise ValueError(
             f"{metadata} names {name!r}, which may lie outside its folder: put the sounds (or links to them) below "
@@ -62,10 +67,10 @@ def _file_of(metadata: Path, name: str) -> str:
     path = metadata.parent / name
     try:
         path = Path(existing(str(path)))
-        found = path.is_file()
+        exists = path.is_file()
     except (OSError, ValueError):  # too long, or with a NUL
-        found = False
-    if not found:
+        exists = False
+    if not exists:
         raise ValueError(f"{metadata} names {str(path)[:300]}, which does not exist")
     return str(path)
 
@@ -117,7 +122,11 @@ def _from_classes(folder: Path, split: str) -> datasets.Dataset:
 
 
 def read_metadata(path: Path) -> list[dict]:
-    """Rows that all have the same keys, None where a row has no such cell, and `duration` in seconds."""
+    """Read the rows of a metadata file, with the same keys, None for missing cells, and `duration` in seconds.
+
+    Raises:
+        ValueError: the file cannot be read, or has rows without `file_name`.
+    """
     with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
         lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
         try:
@@ -140,7 +149,7 @@ def read_metadata(path: Path) -> list[dict]:
 
 
 def _check_row(row) -> None:
-    """Of JSON, any value may have come; `duration` becomes a number."""
+    """Check a row, which in JSON may be any value, and convert its `duration` to a number."""
     if not isinstance(row, dict):
         raise ValueError(f"a row is an object such as {{'file_name': ...}}, not {str(row)[:40]!r}")
     texts = [text for text in (*row, *row.values()) if isinstance(text, str)]

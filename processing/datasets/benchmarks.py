@@ -1,4 +1,4 @@
-"""The sets that models are scored on, by name: clips with their labels, or with questions (see `air_bench`).
+"""Benchmarks by name: clips with labels, or with questions (see `air_bench`).
 
 | name | Hub | label column | as published | splits |
 |---|---|---|---|---|
@@ -7,13 +7,13 @@
 | `vggsound` | `mteb/VGGSound` | `label` | `vggsound.csv`, clips by YouTube id | test, train |
 | `airbench` | `qyang1021/AIR-Bench-Dataset` | | `Foundation/` | |
 
-The train splits of ESC-50 and UrbanSound8K hold all of their clips. AudioCaps and Clotho are in `paper_data`.
+The train splits of ESC-50 and UrbanSound8K hold all of their clips. AudioCaps and Clotho are in `paper`.
 """
 
 import csv
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -25,10 +25,11 @@ from transformers.utils import logging
 from processing.file_names import existing
 from processing.hub_names import needs_cache
 
-from .air_bench import AirBenchReport, load_air_bench
+from .air_bench import load_air_bench
 from .caption_tables import read_csv
 from .folder_form import parquet_files
-from .paper import Report, judge, sounds_of
+from .paper import judge, sounds_of
+from .report import AirBenchReport, LabelReport
 from .youtube_ids import clip_keys, find_clips, index_folder, seconds_of
 
 logger = logging.get_logger(__name__)
@@ -46,11 +47,11 @@ _FEATURES = datasets.Features(
 
 @dataclass(frozen=True)
 class _Labelled:
-    """Where a labelled set lies: on the Hub, and in the published folder the `table` of its clips."""
+    """Location of a labelled data set: on the Hub, and the `table` of its clips in the published folder."""
 
     hub: str
     column: str  # of the labels, on the Hub and in the table
-    labels: int  # how many the whole split has
+    labels: int  # number in the complete split
     split: str
     table: str
 
@@ -62,30 +63,18 @@ _LABELLED = {
 }
 
 
-@dataclass
-class LabelReport(Report):
-    """A `Report` of clips with a label each: `empty` are rows without one, `labels` the distinct ones of the split,
-    those of clips without sound included, to choose from in zero-shot classification."""
-
-    labels: list[str] = field(default_factory=list)
-
-    def _rows(self) -> str:
-        empty = f", {self.empty} without label" if self.empty else ""
-        return f"{self.rows} rows{empty}, {len(self.labels)} labels"
-
-
 def load_benchmark(
     name: str, split: str = "", folder: str = ""
 ) -> tuple[datasets.Dataset, LabelReport | AirBenchReport]:
-    """A benchmark's clips and a report of those that were not to be had, which is also logged.
+    """Load a benchmark's clips and a report of missing ones, which is also logged.
 
-    Rows hold `audio` (undecoded: `bytes` or `path`), `duration` (seconds, by the file's header) and `label`, the data
-    set's own name for it (`chirping_birds`); of `airbench` what `load_air_bench` says. A clip whose sound is missing
-    or broken is left out and counted; nothing takes its place. Clips over 30 s stay in and are counted.
+    Columns are `audio` (undecoded: `bytes` or `path`), `duration` (seconds, by the file's header) and `label` as the
+    data set names it (`chirping_birds`); of `airbench` those of `load_air_bench`. A clip whose sound is missing or
+    broken is left out and counted. Clips over 30 s stay in and are counted.
 
     Args:
         name: one of `BENCHMARKS`.
-        split: default: the one to score on, which the table above names first.
+        split: default: the evaluation split, the first one in the table above.
         folder: a copy of the Hub repository, the folder as published, or the id of another Hub repository with the
             same columns; default: the Hub's first.
 
@@ -93,7 +82,9 @@ def load_benchmark(
         ValueError: an unknown name or split, a folder of neither layout, missing columns, no label, or no clip left.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"no benchmark is called {name!r}: {', '.join(BENCHMARKS)} (captions: see paper_data)")
+        raise ValueError(
+            f"no benchmark is called {name!r}: {', '.join(BENCHMARKS)} (captions: see processing.datasets.paper)"
+        )
     if folder and not Path(folder).is_dir() and not _HUB_ID.fullmatch(folder):
         raise ValueError(f"{folder} is neither a folder nor a Hub id such as owner/name")
     if name == "airbench":
@@ -121,7 +112,7 @@ def _load_labelled(data: _Labelled, report: LabelReport, folder: str) -> dataset
 
 
 def _esc50(folder: Path, data: _Labelled, split: str) -> list[tuple[str, str, str]]:
-    """The name, label and path of each clip, the path "" where there is no file."""
+    """Return the name, label and path of each clip, the path "" where there is no file."""
     rows = read_csv(folder / data.table, ["filename", data.column]).to_pydict()
     clips = zip(rows["filename"], rows[data.column], strict=True)
     return [(name, label, _existing(folder / "audio" / name)) for name, label in clips]
@@ -139,7 +130,7 @@ def _existing(path: Path) -> str:
 
 
 def _vggsound(folder: Path, data: _Labelled, split: str) -> list[tuple[str, str, str]]:
-    """Clips are found by YouTube id and start, in any of the forms of `clip_keys`, at any depth."""
+    """Return the same as `_esc50`; files are matched at any depth by YouTube id and start, see `clip_keys`."""
     table = folder / data.table
     with open(table, newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file) if row]
@@ -152,8 +143,8 @@ def _vggsound(folder: Path, data: _Labelled, split: str) -> list[tuple[str, str,
     rows = [row for row in rows if row[3] == split]
     names = [f"{video}_{int(start):06d}" for video, start, _, _ in rows]
     files = index_folder(folder)
-    found = find_clips(clip_keys(pyarrow.array(names, "string")), clip_keys(files["stem"]))
-    paths = [files["path"][int(file)].as_py() if file >= 0 else "" for file in found]
+    file_rows = find_clips(clip_keys(pyarrow.array(names, "string")), clip_keys(files["stem"]))
+    paths = [files["path"][int(row)].as_py() if row >= 0 else "" for row in file_rows]
     return [(name, label, path) for name, (_, _, label, _), path in zip(names, rows, paths, strict=True)]
 
 
@@ -170,7 +161,7 @@ def _from_paths(report: LabelReport, folder: str, clips: list[tuple[str, str, st
 
 
 def _from_parquet(report: LabelReport, source: str, column: str) -> datasets.Dataset:
-    """Sounds stay where they are, and of each only the header is read."""
+    """Load a copy of a Hub repository; sounds are not copied, and only their headers are read."""
     needs_cache(source, "README.md", kind="dataset")
     rows = datasets.load_dataset(source, split=report.split)
     if missing := [name for name in ("audio", column) if name not in rows.column_names]:
@@ -187,7 +178,7 @@ def _from_parquet(report: LabelReport, source: str, column: str) -> datasets.Dat
 
 
 def _label_names(rows: datasets.Dataset, source: str, column: str) -> list[str]:
-    """Of each row, "" where there is none; class numbers that no names come with are refused."""
+    """Return the label of each row, "" where there is none; class numbers without names are refused."""
     names, values = getattr(rows.features[column], "names", None), rows[column]
     if names:
         return [names[value] if value is not None and value >= 0 else "" for value in values]
@@ -200,7 +191,7 @@ def _label_names(rows: datasets.Dataset, source: str, column: str) -> list[str]:
 
 
 def _choose(report: LabelReport, source: str, names, labels, present: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Fills the report and returns the rows to keep: those with a label and a sound."""
+    """Fill the report and return the rows to keep: those with a label and a sound."""
     labelled = np.flatnonzero([bool(label.strip()) for label in labels])
     if not len(labelled):
         raise ValueError(f"none of the {len(labels)} rows of {source} has a label")

@@ -1,4 +1,4 @@
-"""The captions of the data sets that come without sounds: tables of ids and words, grouped by clip."""
+"""Captions of the data sets that come without sounds: tables of ids and texts, grouped by clip."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,24 +24,28 @@ CAPTION_FILES = {  # Hub id, the column of ids, the files of each split
 
 
 def read_captions(name: str, split: str) -> tuple[pyarrow.Table, int, int]:
-    """Columns `id` and `caption` of the rows that have both, how many rows there are, and how many have not both."""
+    """Read the columns `id` and `caption` of the rows that have both, the number of rows, and the number of others."""
     _, id_column, _ = CAPTION_FILES[name]
     tables = [read_csv(path, [id_column, "caption"]) for path in caption_files(name, split)]
     table = pyarrow.concat_tables(table.rename_columns(["id", "caption"]) for table in tables)
     columns = {column: pc.utf8_trim_whitespace(table[column]) for column in ("id", "caption")}
-    whole = pc.and_(*(pc.not_equal(column, "") for column in columns.values()))
-    kept = pyarrow.table(columns).filter(whole)
+    complete = pc.and_(*(pc.not_equal(column, "") for column in columns.values()))
+    kept = pyarrow.table(columns).filter(complete)
     return kept, len(table), len(table) - len(kept)
 
 
 def caption_files(name: str, split: str) -> list[str]:
-    """Where the files of a split are, once they are in the Hub's cache."""
+    """Download the files of a split and return their paths."""
     repository, _, files = CAPTION_FILES[name]
     return [hf_hub_download(repository, file, repo_type="dataset") for file in files[split]]
 
 
 def read_csv(path: str | Path, columns: Sequence[str]) -> pyarrow.Table:
-    """Those columns as strings, "" where a cell is empty."""
+    """Read columns as strings, "" where a cell is empty.
+
+    Raises:
+        ValueError: the file cannot be read, or lacks a column.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             header = pandas.read_csv(file, nrows=0).columns
@@ -59,7 +63,7 @@ def read_csv(path: str | Path, columns: Sequence[str]) -> pyarrow.Table:
 
 
 def group(keys: pyarrow.ChunkedArray, captions: pyarrow.ChunkedArray, names: pyarrow.ChunkedArray) -> pyarrow.Table:
-    """One row a key, in order of appearance: its first `name`, and its `captions` as a list."""
+    """Group rows by key, in order of appearance: the first `name` of a key, and its `captions` as a list."""
     groups, _ = pandas.factorize(keys.to_pandas())
     order = np.argsort(groups, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(groups))])
@@ -68,11 +72,14 @@ def group(keys: pyarrow.ChunkedArray, captions: pyarrow.ChunkedArray, names: pya
 
 
 def captions_by_id(name: str, split: str) -> CaptionTable:
-    """The captions of `auto_acd` or `audiosetcaps` by `clip_key`, to be joined with sounds that arrive by name.
+    """Return the captions of `auto_acd` or `audiosetcaps` by `clip_key`, to be joined with streamed sounds.
 
-    Besides its key, a clip that is the only one of its video has a second one, for `find_captions`: the bare id if
-    its key has a start, the id and an underscore if it has none. The table is made by one process and kept on disk
+    Besides its key, a clip that is the only one of its video has a second one, for `find_captions`: the id if its key
+    has a start, the id and an underscore if it has none. One process makes the table and caches it on disk
     (`kept_table`), where all processes and their workers read it.
+
+    Raises:
+        ValueError: an unknown name or split.
     """
     if name not in CAPTION_FILES:
         raise ValueError(f"captions by id are those of {' and '.join(CAPTION_FILES)}, not of {name!r}")
@@ -93,9 +100,9 @@ def _table_by_id(name: str, split: str) -> pyarrow.Table:
 
 
 def find_captions(captions: Mapping[str, list[str]], name: str) -> list[str] | None:
-    """The captions of the clip a file or tar entry is named after (without extension), None if there are none.
+    """Return the captions of the clip that a file or tar entry is named after (without extension), or None.
 
-    As when a folder is joined: the same id and start, or a start that only one side tells of a video's only clip.
+    A match is the same id and start, or, for a video's only clip, the same id where only one of the two has a start.
     """
     (key, video, has_start), *_ = zip(*clip_keys(pyarrow.array([name], "string")).to_pydict().values(), strict=True)
     return captions.get(key) or (captions.get(f"{video}_") if has_start else None)

@@ -1,17 +1,18 @@
-"""What the cells of captions and labels may hold, checked before a model learns or is scored."""
+"""Checks of the cells of captions and labels, before training and evaluation."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from numbers import Number
+from typing import Any
 
 import datasets
 import numpy as np
 
-_LOOKED_AT = 1000  # rows in which a bad cell is looked for, to name it
+_ROWS_SEARCHED = 1000  # for a wrong cell, to name it
 
 
-def kind_of(value) -> str:
-    """What a cell holds, in words; "" for nothing, which agrees with every kind."""
+def kind_of(value: Any) -> str:
+    """Describe the content of a cell for a message; "" for None, which is compatible with every kind."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -30,31 +31,45 @@ def kind_of(value) -> str:
     return f"a {type(value).__name__}"
 
 
-def is_list_of_texts(value) -> bool:
+def is_list_of_texts(value: Any) -> bool:
+    """Whether a cell holds a list of texts, which may be empty or hold None."""
     return kind_of(value) in ("a list of text", "an empty list")
 
 
 def refuse_mixed(rows: Sequence[dict], source: str) -> None:
-    """Refuses a column whose cells are of several kinds, such as a text in one row and a number in another."""
+    """Refuse a column whose cells are of several kinds, such as a text in one row and a number in another.
+
+    Args:
+        rows: cells by column.
+        source: name of the data in the error.
+
+    Raises:
+        ValueError: there is such a column.
+    """
     first: dict[str, tuple[str, int]] = {}
     for number, row in enumerate(rows, start=1):
         for name, value in row.items():
             kind = kind_of(value)
             if not kind or (kind == "an empty list" and first.get(name, ("a list",))[0].startswith("a list")):
                 continue
-            before, place = first.setdefault(name, (kind, number))
-            if kind != before and not (before == "an empty list" and kind.startswith("a list")):
+            expected, row_number = first.setdefault(name, (kind, number))
+            if kind != expected and not (expected == "an empty list" and kind.startswith("a list")):
                 raise ValueError(
-                    f"{source} has a column whose values are of several kinds: {name!r} holds {before} in row {place} "
-                    f"and {kind} in row {number}"
+                    f"{source} has a column whose values are of several kinds: {name!r} holds {expected} in row "
+                    f"{row_number} and {kind} in row {number}"
                 )
 
 
-def texts_in(value, column: str, where: str) -> list[str]:
-    """The texts of a cell that holds one text, a list of texts, or nothing; a ValueError names any other kind.
+def texts_in(value: Any, column: str, where: str) -> list[str]:
+    """Return the texts of a cell that holds one text, a list of texts, or nothing.
 
     Args:
-        where: what the message calls the row.
+        value: the cell.
+        column: its name.
+        where: name of the row in the error.
+
+    Raises:
+        ValueError: it holds anything else.
     """
     if value is None:
         return []
@@ -68,8 +83,12 @@ def texts_in(value, column: str, where: str) -> list[str]:
     return [text for text in value if text is not None]
 
 
-def refuse_other_captions(dataset, columns: Iterable[str]) -> None:
-    """Refuses a data set (or stream) in which one of `columns` is of another type than text or a list of texts."""
+def refuse_other_captions(dataset: datasets.Dataset | datasets.IterableDataset, columns: Iterable[str]) -> None:
+    """Refuse a data set (or stream) in which one of `columns` holds neither texts nor lists of texts.
+
+    Raises:
+        ValueError: names the column and its first cell.
+    """
     for column in columns:
         feature = (dataset.features or {}).get(column)
         if feature is None or _is_text(feature) or _is_text(getattr(feature, "feature", None)) or _is_texts(feature):
@@ -81,8 +100,12 @@ def refuse_other_captions(dataset, columns: Iterable[str]) -> None:
         )
 
 
-def refuse_other_labels(dataset) -> None:
-    """Refuses a `label` column that is neither text nor class numbers with names."""
+def refuse_other_labels(dataset: datasets.Dataset) -> None:
+    """Refuse a `label` column that holds neither texts nor class numbers with names.
+
+    Raises:
+        ValueError: names its first cell.
+    """
     feature = dataset.features["label"]
     if isinstance(feature, datasets.ClassLabel) and feature.names or _is_text(feature):
         return
@@ -108,14 +131,14 @@ def _in_words(feature, value) -> str:
 
 
 def _first_cell(dataset, column: str) -> tuple[str, object]:
-    """Where the first cell is that holds something, in words, and what it holds; a stream is not read for it."""
+    """Return the location of the first cell that is not empty, in words, and its content; a stream is not read."""
     if not isinstance(dataset, datasets.Dataset):
         return "", None
     names = [name for name in ("audio", column) if name in dataset.column_names]
-    for number, row in enumerate(islice(dataset.select_columns(names), _LOOKED_AT), start=1):
+    for number, row in enumerate(islice(dataset.select_columns(names), _ROWS_SEARCHED), start=1):
         value, audio = row[column], row.get("audio")
         if value is not None:
             path = audio.get("path") if isinstance(audio, dict) else audio
-            named = f" ({path})" if isinstance(path, str) else ""
-            return f" in row {number}{named}: {str(value)[:60]!r}", value
+            file = f" ({path})" if isinstance(path, str) else ""
+            return f" in row {number}{file}: {str(value)[:60]!r}", value
     return "", None

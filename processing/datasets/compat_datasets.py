@@ -1,10 +1,10 @@
-"""What this package uses of `datasets` that is private there, with a public way beside it."""
+"""Private parts of `datasets` that this package uses, with a public fallback."""
 
 import datasets
 
 
 def files_of(stream: datasets.IterableDataset) -> list[str]:
-    """The files of a stream, as its builder holds them (datasets 4.0 to 5.2); none where that is unknown."""
+    """Return the files of a stream from its builder (seen in datasets 4.0 to 5.2), none where they are unknown."""
     if not hasattr(stream, "_ex_iterable"):
         return []
     arguments = getattr(stream._ex_iterable, "kwargs", None) or {}

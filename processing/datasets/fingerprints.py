@@ -1,4 +1,4 @@
-"""Digests of data sets, by which a resumed run knows whether its data has changed."""
+"""Digests of data sets, with which a resumed run detects that its data has changed."""
 
 import hashlib
 import os
@@ -11,31 +11,33 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
 
 _ROWS = 10_000  # of captions in memory at once
-_PIECES, _PIECE = 4, 1024  # pieces of a sound that are read, and bytes of each
-_MOST_SOUNDS = 100_000  # of which pieces are read
+_PIECES, _PIECE = 4, 1024  # number of pieces that are read of a sound, and bytes of each
+_MOST_SOUNDS = 100_000  # sounds of which pieces are read
 _WORKERS = 16  # threads that read them
 
 
 def rows_digest(dataset: datasets.Dataset, columns: Sequence[str], seconds: Sequence[float] = ()) -> str:
-    """16 hexadecimal digits of what training learns from, without reading it all: captions, durations, and of the
-    sounds names, sizes and four pieces of 1 KB, from the beginning to the end.
+    """Compute a digest of 16 hexadecimal digits of a training set, without reading all of it.
 
-    A sound in place of another of the same name, size and duration is noticed where a piece differs; sounds of up to
-    4 KB are read as a whole. Pieces are read of at most 100,000 sounds, spread evenly over the data set: 400 MB.
-    When files were changed does not matter.
+    It covers captions, durations, and of the sounds names, sizes and four pieces of 1 KB, from the beginning to the
+    end. A replaced sound of the same name, size and duration is noticed where a piece differs; sounds of up to 4 KB
+    are read completely. Pieces are read of at most 100,000 sounds, spread evenly over the data set: 400 MB. The files'
+    times of change are ignored.
 
     Args:
-        columns: with captions.
+        dataset: with a column `audio`.
+        columns: of captions.
         seconds: the duration of each clip.
     """
     digest = hashlib.blake2b(digest_size=8)
     for table in dataset.select_columns(list(columns)).with_format("arrow").iter(_ROWS):
         digest.update(repr(table.to_pydict()).encode())
     digest.update(np.asarray(seconds, np.float64).round(3).tobytes())
-    for known in _names_and_sizes(dataset.data.column("audio")):
-        digest.update(repr(known).encode())
+    for name_and_size in _names_and_sizes(dataset.data.column("audio")):
+        digest.update(repr(name_and_size).encode())
     readers = _readers(dataset.data.column("audio"))
     with ThreadPoolExecutor(_WORKERS) as pool:
         while some := list(islice(readers, _ROWS)):
@@ -45,7 +47,7 @@ def rows_digest(dataset: datasets.Dataset, columns: Sequence[str], seconds: Sequ
 
 
 def _names_and_sizes(audio: pa.ChunkedArray) -> Iterator[tuple[str, int | None]]:
-    """Of the `audio` column: files by their names and sizes, sounds within the data set by the number of bytes."""
+    """Yield names and sizes of the files of an `audio` column; sounds within the data set have no name."""
     if pa.types.is_struct(audio.type):
         content = pc.struct_field(audio, "bytes")
         yield from (("", size) for size in pc.binary_length(content).drop_null().to_pylist())
@@ -55,14 +57,15 @@ def _names_and_sizes(audio: pa.ChunkedArray) -> Iterator[tuple[str, int | None]]
 
 
 def _readers(audio: pa.ChunkedArray) -> Iterator[Callable[[], bytes]]:
-    """For each of at most `_MOST_SOUNDS` rows what reads its pieces."""
+    """Yield for each of at most `_MOST_SOUNDS` rows a function that reads its pieces."""
     step, first = -(-len(audio) // _MOST_SOUNDS), 0
     for chunk in audio.chunks:
-        held = pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else pa.nulls(len(chunk), pa.binary())
-        paths = pc.struct_field(chunk, "path") if pa.types.is_struct(chunk.type) else chunk
+        is_struct = pa.types.is_struct(chunk.type)
+        contents = pc.struct_field(chunk, "bytes") if is_struct else pa.nulls(len(chunk), pa.binary())
+        paths = pc.struct_field(chunk, "path") if is_struct else chunk
         for row in range(-first % step, len(chunk), step):
-            if held[row].is_valid:
-                yield partial(_pieces_of_bytes, held[row].as_buffer())
+            if contents[row].is_valid:
+                yield partial(_pieces_of_bytes, contents[row].as_buffer())
             else:
                 yield partial(_pieces_of_file, paths[row].as_py() or "")
         first += len(chunk)
@@ -73,7 +76,7 @@ def _pieces_of_bytes(content: pa.Buffer) -> bytes:
 
 
 def _pieces_of_file(path: str) -> bytes:
-    """None of what is no file or cannot be read."""
+    """Read the pieces of a file, b"" where it is none or cannot be read."""
     if not os.path.isfile(path):
         return b""
     pieces = []
@@ -91,6 +94,6 @@ def _starts(size: int) -> list[int]:
     return [max(0, size - _PIECE) * piece // (_PIECES - 1) for piece in range(_PIECES)] if size > _PIECE else [0]
 
 
-def vocabulary_digest(tokenizer) -> str:
-    """16 hexadecimal digits of a tokenizer's tokens and their ids."""
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Compute a digest of 16 hexadecimal digits of a tokenizer's tokens and their ids."""
     return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()

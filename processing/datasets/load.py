@@ -1,9 +1,10 @@
-"""Data sets, of whatever form, to rows of audio and captions."""
+"""Loading of data sets of all layouts to rows of audio and captions."""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import huggingface_hub
@@ -31,14 +32,17 @@ _CAPTION_COLUMN = re.compile(r"captions?(_?\d+)?|text")
 
 
 def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
-    """One split as a `datasets.Dataset` whose `audio` column holds undecoded bytes or a path.
+    """Load a split as a `datasets.Dataset` whose `audio` column holds undecoded bytes or a path.
 
     Args:
         data: `"synthetic"` (made by code), a folder in the `audiofolder` layout (see `load_folder`), a Hub id, a copy
             of a Hub repository with parquet files, or a data set of the paper by name: `auto_acd`, `audiosetcaps`,
-            `audiocaps`, `clotho`. Clips over 30 s stay in; what is missing or broken is logged.
+            `audiocaps`, `clotho`. Clips over 30 s stay in; missing and broken ones are logged.
         split: such as `"train"`.
         audio: for a data set of the paper, the folder of its sounds.
+
+    Raises:
+        ValueError: there is no such data set or split, or it cannot be read, holds no sounds or names other files.
     """
     if not data:
         raise ValueError("name the data set: an audiofolder, a Hub id, or 'synthetic' (train.py --data)")
@@ -55,7 +59,7 @@ def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
     needs_cache(data, "README.md", kind="dataset")
     try:
         dataset = datasets.load_dataset(data, split=split)
-    except datasets.exceptions.DatasetGenerationError as error:  # its cause says more
+    except datasets.exceptions.DatasetGenerationError as error:  # its cause is more specific
         raise ValueError(f"{data} cannot be read as a data set: {error.__cause__ or error}") from error
     if "audio" not in dataset.column_names:
         raise ValueError(f"{data} has no column 'audio', only {', '.join(dataset.column_names)}")
@@ -63,26 +67,26 @@ def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
         dataset = dataset.cast_column("audio", datasets.Audio(decode=False))
     except (pyarrow.ArrowException, TypeError, ImportError) as error:  # arrays would be encoded, by torchcodec
         raise ValueError(f"{data} has a column 'audio' that holds no sounds: {error}") from error
-    _refuse_other_places(dataset, data)
+    _refuse_foreign_files(dataset, data)
     return dataset
 
 
-def _refuse_other_places(dataset: datasets.Dataset, data: str) -> None:
-    """A row without bytes names a file: below the data set's folder or the Hub's cache, or it is none of its own."""
+def _refuse_foreign_files(dataset: datasets.Dataset, data: str) -> None:
+    """Refuse rows without bytes that name a file outside the data set's folder and the Hub's cache."""
     audio = dataset.data.column("audio")
     paths = pc.struct_field(audio, "path").filter(pc.is_null(pc.struct_field(audio, "bytes"))).to_pylist()
     folders = [data, datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
-    own = tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
+    allowed = tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
     for path in paths:
-        if path and not (os.path.isabs(path) and os.path.normpath(path).startswith(own)):
+        if path and not (os.path.isabs(path) and os.path.normpath(path).startswith(allowed)):
             raise ValueError(
                 f"{data} holds no sound in a row but names {path[:300]!r}, which is not below its folder: load the "
                 "files as an audiofolder, or write the data set with their bytes in it"
             )
 
 
-def caption_columns(dataset: datasets.Dataset, wanted: Sequence[str] = ()) -> list[str]:
-    """The columns that hold captions: those `wanted`, or every one named like `caption`, `caption_2` or `text`.
+def caption_columns(dataset: datasets.Dataset | datasets.IterableDataset, wanted: Sequence[str] = ()) -> list[str]:
+    """Return the columns that hold captions: `wanted`, or all that are named like `caption`, `caption_2` or `text`.
 
     Raises:
         ValueError: there is no such column, or one holds neither texts nor lists of texts.
@@ -100,12 +104,13 @@ def caption_columns(dataset: datasets.Dataset, wanted: Sequence[str] = ()) -> li
     return names
 
 
-def named_like_captions(dataset) -> list[str]:
+def named_like_captions(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
+    """Return the columns that are named like `caption`, `caption_2` or `text`."""
     return [name for name in dataset.column_names if _CAPTION_COLUMN.fullmatch(name)]
 
 
-def captions_of(row: dict, columns: Sequence[str]) -> list[str]:
-    """The captions of one row that are not empty; a column may hold one caption or a list.
+def captions_of(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    """Return the captions of a row that are not empty; a column may hold one caption or a list.
 
     Raises:
         ValueError: a column holds anything else.
@@ -116,7 +121,11 @@ def captions_of(row: dict, columns: Sequence[str]) -> list[str]:
 
 
 def with_captions(dataset: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
-    """The rows that have a caption in one of `columns`; how many have none is said."""
+    """Select the rows with a caption in one of `columns`; the number of others is logged.
+
+    Raises:
+        ValueError: no row has a caption.
+    """
     texts = dataset.select_columns(list(columns))
     kept = [index for index, row in enumerate(texts) if captions_of(row, columns)]
     if len(kept) == len(dataset):
@@ -130,7 +139,7 @@ def with_captions(dataset: datasets.Dataset, columns: Sequence[str]) -> datasets
 
 
 def label_names(dataset: datasets.Dataset) -> list[str | None]:
-    """The `label` column as names, None where there is none; data sets on the Hub often hold class numbers.
+    """Return the `label` column as names, None for missing labels; data sets on the Hub often hold class numbers.
 
     Raises:
         ValueError: the column holds neither text nor class numbers with names.
@@ -145,12 +154,16 @@ def label_names(dataset: datasets.Dataset) -> list[str | None]:
 
 
 def add_label_captions(dataset: datasets.Dataset, prompt: str) -> tuple[datasets.Dataset, str]:
-    """The data set with one more caption column, `prompt` around each clip's label, and that column's name.
+    """Add a caption column with `prompt` around each clip's label, and return it with the column's name.
 
-    Zero-shot classification then asks in words the model has learned from.
+    Zero-shot classification then uses texts that the model was trained on.
 
     Args:
-        prompt: a text with one `{}`, where the label goes.
+        dataset: with a column `label`.
+        prompt: a text with one `{}`, for the label.
+
+    Raises:
+        ValueError: no labels, or another prompt.
     """
     checked_prompt(prompt)
     if "label" not in dataset.column_names:
@@ -160,5 +173,5 @@ def add_label_captions(dataset: datasets.Dataset, prompt: str) -> tuple[datasets
 
 
 def durations(dataset: datasets.Dataset) -> list[float]:
-    """Seconds of each clip: the `duration` column, else what the file's header says, 0 where neither does."""
+    """Return the seconds of each clip by the `duration` column, else by the file's header; 0 for unreadable clips."""
     return np.nan_to_num(header_seconds(dataset)).tolist()

@@ -1,9 +1,10 @@
-"""What a recipe learns from, as batches for this process: planned epochs of a data set, or a stream without end."""
+"""Training data of a recipe as batches for this process: planned epochs of a data set, or an endless stream."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ from .streaming import NAMES_KEPT, StreamedBatches
 logger = logging.get_logger(__name__)
 
 
-def load_training_set(recipe) -> Dataset:
-    """A recipe's `data`, or its `mixture`: a clip of a source with weight 2 comes twice for one with weight 1."""
+def load_training_set(recipe: Any) -> Dataset:
+    """Load a recipe's `data`, or its `mixture`, in which a clip of a source with weight 2 counts double."""
     if not recipe.mixture:
         return load_source(recipe, recipe.data, recipe.train_split)
     parts = {source: load_source(recipe, source, recipe.train_split) for source in recipe.mixture}
@@ -38,34 +39,40 @@ def load_training_set(recipe) -> Dataset:
     return mixture(parts, shares, recipe.seed)
 
 
-def load_source(recipe, source: str, split: str) -> Dataset:
-    """One source; its sounds lie in the audio folder's subfolder of its name, or in the folder that all share."""
-    own = Path(recipe.audio_folder) / source
+def load_source(recipe: Any, source: str, split: str) -> Dataset:
+    """Load a source, with sounds from the audio folder's subfolder of its name, else from the audio folder itself.
+
+    Args:
+        recipe: a `Recipe`.
+        source: name of a data set, see `load_split`.
+        split: of it.
+    """
+    subfolder = Path(recipe.audio_folder) / source
     shared = recipe.audio_folder if source in CAPTION_FILES else ""
-    return load_split(source, split, str(own) if source in NAMES and own.is_dir() else shared)
+    return load_split(source, split, str(subfolder) if source in NAMES and subfolder.is_dir() else shared)
 
 
 class Epochs:
     """A data set of known length, in epochs of length-grouped batches (`BatchPlan`).
 
-    Clips whose header cannot be read are left out before the first step; of one that turns out to be broken later
-    another takes the place (`BatchPlan.substitutes`), in every epoch the same in every run. Both are counted in
-    `report` and named in the log. Where more than half of the clips cannot be read, a ValueError ends the run.
+    Clips whose header cannot be read are left out before the first step; clips that fail later are replaced
+    (`BatchPlan.substitutes`), in an epoch by the same ones in every run. Both are counted in `report` and named in the
+    log. If more than half of the clips cannot be read, a ValueError ends the run.
 
     Args:
         recipe: a `Recipe`.
-        rank, world_size: this process among all; `recipe.batch_size` is over all of them.
+        rank, world_size: this process, and the number of all; `recipe.batch_size` is over all of them.
     """
 
-    def __init__(self, recipe, rank: int, world_size: int):
+    def __init__(self, recipe: Any, rank: int, world_size: int):
         self.recipe = recipe
         train_set = load_training_set(recipe)
-        learned = caption_columns(train_set, recipe.caption_columns)
+        columns = caption_columns(train_set, recipe.caption_columns)
         if recipe.label_prompt:
             train_set, name = add_label_captions(train_set, recipe.label_prompt)
-            learned.append(name)
-        train_set, seconds = readable(with_captions(train_set, learned), warn=rank == 0)
-        self.data = CaptionedAudio(train_set, learned, recipe.max_seconds, recipe.seed, shuffle=True)
+            columns.append(name)
+        train_set, seconds = readable(with_captions(train_set, columns), warn=rank == 0)
+        self.data = CaptionedAudio(train_set, columns, recipe.max_seconds, recipe.seed, shuffle=True)
         lengths = np.minimum(seconds, recipe.max_seconds)
         self.plan = BatchPlan(lengths, recipe.batch_size, recipe.epochs, recipe.seed, rank=rank, world_size=world_size)
         if recipe.max_steps:
@@ -76,12 +83,12 @@ class Epochs:
         self._broken: dict[str, str] = {}
 
     def captions(self) -> Iterable[str]:
-        """Every caption to learn from."""
+        """Yield every caption of the training set."""
         rows = self.data.dataset.select_columns(self.data.columns)
         return (text for row in rows for text in captions_of(row, self.data.columns))
 
-    def first_sounds(self, processor, count: int = 64) -> dict[str, torch.Tensor]:
-        """The features of `count` clips that can be read, the same in every process."""
+    def first_sounds(self, processor: Any, count: int = 64) -> dict[str, torch.Tensor]:
+        """Compute the features of `count` clips that can be read, the same in every process."""
         self.data.rate = processor.feature_extractor.sampling_rate
         clips, broken = [], []
         for index in np.random.default_rng(self.recipe.seed).permutation(len(self.data)).tolist():
@@ -97,8 +104,8 @@ class Epochs:
             raise ValueError(f"not one of {len(broken)} clips can be read: {such_as(broken)}")
         return {**processor(audio=clips, sampling_rate=self.data.rate, return_tensors="pt")}
 
-    def batches(self, processor, step: int) -> Iterable[dict[str, torch.Tensor]]:
-        """The batches from `step` on."""
+    def batches(self, processor: Any, step: int) -> Iterable[dict[str, torch.Tensor]]:
+        """Yield the batches from `step` on."""
         self.plan.start = step
         self.data.rate = processor.feature_extractor.sampling_rate
         loader = DataLoader(
@@ -106,7 +113,7 @@ class Epochs:
             batch_sampler=self.plan,
             collate_fn=_WithUnreadable(collator(self.recipe, processor), self.data),
             num_workers=self.recipe.num_workers,
-            generator=torch.Generator(),  # its own, so that a resumed run does not draw from the model's chance again
+            generator=torch.Generator(),  # a separate one: a resumed run must not advance the model's generator
             pin_memory=torch.cuda.is_available(),
         )
         for batch, clips, unreadable in loader:
@@ -114,7 +121,7 @@ class Epochs:
             yield batch
 
     def _note(self, clips: int, unreadable: dict[str, str]) -> None:
-        """Counts what the data set has named in the log; of several workers each may find a clip, it counts once."""
+        """Count unreadable clips, each once although several workers may report it."""
         self._broken |= unreadable
         names = list(self._broken)
         self.report = {"read": self.report["read"] + clips, "skipped_broken": len(names), "names": names[:NAMES_KEPT]}
@@ -125,48 +132,54 @@ class Epochs:
             )
 
     def is_epoch_end(self, step: int) -> bool:
+        """Whether an epoch or the run ends after `step` steps."""
         return step % self.plan.batches_per_epoch == 0 or step == self.steps
 
     def names(self, step: int) -> list[str]:
-        """The clips of a step's batch, of all processes."""
+        """Return the names of the clips in a step's batch, of all processes."""
         epoch, position = divmod(step, self.plan.batches_per_epoch)
         return [self.data.name(index) for index in self.plan.epoch(epoch)[position]]
 
     def facts(self) -> dict:
-        """What a resumed run must find as it was."""
+        """Return properties of the data that must not change before a run is resumed."""
         return {
             "clips": len(self.data),
             "captions and sounds": rows_digest(self.data.dataset, self.data.columns, self.plan.lengths),
         }
 
     def state_dict(self) -> dict:
-        return {}  # the step says it all
+        """Return an empty state: the number of the step determines the batches."""
+        return {}
 
     def load_state_dict(self, state: dict) -> None:
-        pass
+        """Do nothing, see `state_dict`."""
 
 
 class _WithUnreadable:
-    """A collator that adds the number of clips, and those that their data set could not read since the last batch."""
+    """A collator that adds the number of clips, and the unreadable clips of the data set since the last batch."""
 
-    def __init__(self, collate, data: CaptionedAudio):
+    def __init__(self, collate: Callable, data: CaptionedAudio):
         self.collate = collate
-        self.data = data  # in a worker process, the very data set that it reads
-        self.told = 0
+        self.data = data  # in a worker process, the copy that the worker reads
+        self.reported = 0
 
     def __call__(self, rows: list[dict]) -> tuple[dict[str, torch.Tensor], int, dict[str, str]]:
-        new = dict(islice(self.data.unreadable.items(), self.told, None))
-        self.told += len(new)
+        new = dict(islice(self.data.unreadable.items(), self.reported, None))
+        self.reported += len(new)
         return self.collate(rows), len(rows), new
 
 
 def readable(dataset: Dataset, warn: bool = True) -> tuple[Dataset, np.ndarray]:
-    """The rows whose sound can be read by its header, and their seconds; the others are counted and named.
+    """Select the rows whose sound can be read by its header, with their seconds; the others are counted and named.
 
-    All processes go by what the first of them could read, so that they have the same rows.
+    All processes use the result of the first one, so that they have the same rows.
+
+    Args:
+        dataset: with a column `audio`.
+        warn: whether to log the others.
 
     Raises:
-        ValueError: more than half of the rows are such others.
+        ValueError: more than half of the rows cannot be read.
     """
     seconds = header_seconds(dataset)
     if dist.is_available() and dist.is_initialized():
@@ -175,19 +188,22 @@ def readable(dataset: Dataset, warn: bool = True) -> tuple[Dataset, np.ndarray]:
     if not len(broken):
         return dataset, seconds
     names = [clip_name(dataset[int(row)]["audio"], row) for row in broken[:NAMES_KEPT]]
-    told = f"{len(broken)} of {len(dataset)} clips cannot be read as sound: {such_as(names)}"
+    message = f"{len(broken)} of {len(dataset)} clips cannot be read as sound: {such_as(names)}"
     if 2 * len(broken) > len(dataset):
-        raise ValueError(f"{told}; repair them, or leave them out of the data set")
+        raise ValueError(f"{message}; repair them, or leave them out of the data set")
     if warn:
-        logger.warning(f"{told}; they are left out")
+        logger.warning(f"{message}; they are left out")
     kept = np.flatnonzero(~np.isnan(seconds))
     return dataset.select(kept), seconds[kept]
 
 
 class Stream:
-    """Shards read in turn (`StreamedBatches`), for `recipe.max_steps` steps; `recipe.save_steps` stand for epochs."""
+    """Streamed shards (`StreamedBatches`), for `recipe.max_steps` steps; `recipe.save_steps` are its epochs.
 
-    def __init__(self, recipe, rank: int, world_size: int):
+    Arguments as for `Epochs`.
+    """
+
+    def __init__(self, recipe: Any, rank: int, world_size: int):
         if not recipe.max_steps:
             raise ValueError("a stream has no length: give --max_steps")
         if recipe.label_prompt:
@@ -202,14 +218,16 @@ class Stream:
         self.stream, self.resumed = None, None
 
     def captions(self) -> Iterable[str]:
+        """Raise a ValueError: captions of a stream are not known in advance."""
         raise ValueError("a text tower from scratch needs the words of a data set held whole: give --text_model")
 
-    def first_sounds(self, processor, count: int = 64) -> dict[str, torch.Tensor]:
-        """The features of the first `count` clips, the same in every process."""
+    def first_sounds(self, processor: Any, count: int = 64) -> dict[str, torch.Tensor]:
+        """Compute the features of the first `count` clips, the same in every process."""
         batch = next(iter(self._read(processor, count, num_workers=0, rank=0, world_size=1)))
         return {name: value for name, value in batch.items() if name.startswith("input_features")}
 
-    def batches(self, processor, step: int) -> Iterable[dict[str, torch.Tensor]]:
+    def batches(self, processor: Any, step: int) -> Iterable[dict[str, torch.Tensor]]:
+        """Return the batches from the loaded state on; `step` is ignored."""
         self.stream = self._read(processor, self.recipe.batch_size, self.recipe.num_workers, **self.share)
         if self.resumed is not None:
             self.stream.load_state_dict(self.resumed)
@@ -232,23 +250,36 @@ class Stream:
         )
 
     def is_epoch_end(self, step: int) -> bool:
+        """Whether the run ends, or saves a checkpoint, after `step` steps."""
         return step == self.steps or bool(self.recipe.save_steps and step % self.recipe.save_steps == 0)
 
     def names(self, step: int) -> list[str]:
+        """Return a description in place of the clips' names, which are not kept."""
         return ["of a stream"]
 
     def facts(self) -> dict:
-        """What a resumed run must find as it was."""
+        """Return properties of the data that must not change before a run is resumed."""
         return {"shards": self.source.num_shards}
 
     def state_dict(self) -> dict:
+        """Return the state of `StreamedBatches`."""
         return self.stream.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue from a state when `batches` is called."""
         self.resumed = state
 
 
-def joined_captions(recipe, sources: dict) -> "JoinedCaptions":
+def joined_captions(recipe: Any, sources: Mapping[str, float]) -> "JoinedCaptions":
+    """Load the captions of caption-only data sets for streamed sounds.
+
+    Args:
+        recipe: a `Recipe`.
+        sources: names and weights, which must be 1.
+
+    Raises:
+        ValueError: other data sets or weights.
+    """
     if not all(source in CAPTION_FILES and weight == 1 for source, weight in sources.items()):
         raise ValueError(
             f"an audio folder is streamed with the captions of {' and '.join(CAPTION_FILES)}, each of weight 1, got "
@@ -258,16 +289,18 @@ def joined_captions(recipe, sources: dict) -> "JoinedCaptions":
 
 
 class JoinedCaptions:
-    """All captions of a clip in several caption-only sets, by its key in a tar."""
+    """All captions of a clip in several caption-only data sets, by its key in a tar."""
 
     def __init__(self, parts: list[Mapping[str, list[str]]]):
         self.parts = parts
 
     def get(self, key: str) -> list[str] | None:
+        """Return the captions of a clip, None if there are none."""
         return [text for part in self.parts for text in find_captions(part, key) or ()] or None
 
 
-def collator(recipe, processor) -> AudioTextCollator:
+def collator(recipe: Any, processor: Any) -> AudioTextCollator:
+    """Make the collator of a recipe."""
     return AudioTextCollator(
         processor,
         padding=recipe.padding,

@@ -1,4 +1,4 @@
-"""Several data sets as one, in stated proportions."""
+"""Mixtures of data sets in given proportions."""
 
 import math
 from collections.abc import Mapping
@@ -8,20 +8,20 @@ import numpy as np
 
 
 def mixture(parts: Mapping[str, datasets.Dataset], weights: Mapping[str, float], seed: int = 0) -> datasets.Dataset:
-    """One data set of which each part is a given share.
+    """Mix data sets into one, of which each has a given share.
 
     A weight is a part's share of the clips of an epoch, up to a common factor: `{"clotho": 1, "audiocaps": 3}` makes
-    every fourth clip one of Clotho. Shares are met exactly, not on average, but for rounding to whole clips.
+    every fourth clip one of Clotho. Shares are exact, not averages, except for rounding to a number of clips.
 
-    An epoch (one pass over the result) is as short as it can be without leaving out a clip:
-    `max(len(part) / share)` clips. The part that decides it comes once, the others are repeated: of a part that
-    comes 2.4 times, every clip comes twice and four in ten, drawn at random, a third time. With the parts' lengths as
-    weights every clip comes once. The order is shuffled, so that any stretch of it is mixed like the whole.
+    An epoch (one pass over the result) is as short as possible without leaving out a clip: `max(len(part) / share)`
+    clips. The part with that maximum occurs once, the others are repeated: of a part that occurs 2.4 times, every clip
+    occurs twice and four in ten, drawn at random, a third time. With the parts' lengths as weights every clip occurs
+    once. The order is shuffled, so that any section of it has the same proportions.
 
     Args:
         parts: data sets with the same columns, by name.
         weights: a positive weight for each of them, by the same names.
-        seed: of the order and of which clips come once more; the same seed gives the same result.
+        seed: of the order and the choice of repeated clips.
 
     Raises:
         ValueError: names that differ, a weight that is not a positive number, an empty part, or other columns.
@@ -33,8 +33,8 @@ def mixture(parts: Mapping[str, datasets.Dataset], weights: Mapping[str, float],
     rng = np.random.default_rng(seed)
     rows, start = [], 0
     for name, part in parts.items():
-        whole, rest = divmod(max(round(epoch * share[name]), len(part)), len(part))
-        rows += [np.tile(np.arange(len(part)), whole) + start, rng.permutation(len(part))[:rest] + start]
+        repeats, rest = divmod(max(round(epoch * share[name]), len(part)), len(part))
+        rows += [np.tile(np.arange(len(part)), repeats) + start, rng.permutation(len(part))[:rest] + start]
         start += len(part)
     return datasets.concatenate_datasets(list(parts.values())).select(rng.permutation(np.concatenate(rows)))
 

@@ -1,4 +1,4 @@
-"""The paper's data sets by name: captions joined with their sounds, and a report of what was not to be had.
+"""The paper's data sets by name: captions joined with their sounds, and a report of missing clips.
 
 | name | captions | sounds | splits |
 |---|---|---|---|
@@ -12,7 +12,6 @@ Clotho's own names of its splits are development, validation and evaluation.
 """
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -27,12 +26,12 @@ from processing.hub_names import needs_cache
 from .caption_tables import CAPTION_FILES, group, read_captions, read_csv
 from .cells import refuse_other_captions
 from .folder_form import parquet_files
+from .report import MAX_EXAMPLES, MAX_SECONDS, ClipReport
 from .youtube_ids import clip_keys, find_clips, index_folder, seconds_of
 
 logger = logging.get_logger(__name__)
 
 NAMES = ("auto_acd", "audiosetcaps", "audiocaps", "clotho")
-MAX_SECONDS = 30.0  # what Whisper encodes at once
 _PARQUET = {"audiocaps": "OpenSound/AudioCaps", "clotho": "mteb/Clotho"}
 _CLOTHO_SPLITS = {"train": "development", "validation": "validation", "test": "evaluation"}
 _SPLITS = {name: list(files) for name, (_, _, files) in CAPTION_FILES.items()}
@@ -46,53 +45,16 @@ _FEATURES = datasets.Features(
     }
 )
 _SENTENCE_END = re.compile(r"\.+(?:\s+|$|(?=[A-Z]))")
-_EXAMPLES = 10
 _CLIPS_A_CHUNK = 100_000  # Arrow's plain strings hold 2 GB a chunk, the captions of AudioSetCaps come near it
-
-
-@dataclass
-class Report:
-    """How many clips of a split there are, and why there are not more. All but `rows` and `empty` count clips.
-
-    `clips` are in the data set, the `missing` have no sound, a `broken` one cannot be read by its header nor as a
-    whole, the `too_long` last over `max_seconds` and are left out unless `kept_too_long`. `rows` are captions, or
-    rows of several; `empty` are those of them without an id or without words. `examples` names up to ten of each.
-    """
-
-    source: str
-    split: str
-    rows: int = 0
-    empty: int = 0
-    clips: int = 0
-    missing: int = 0
-    broken: int = 0
-    too_long: int = 0
-    max_seconds: float = MAX_SECONDS
-    kept_too_long: bool = False
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        long = f"over {self.max_seconds:g} s" + (" but kept" if self.kept_too_long else "")
-        wanted = self.clips + self.missing + self.broken + (0 if self.kept_too_long else self.too_long)
-        counts = {"missing": "missing", "broken": "broken", "too_long": long}
-        faults = [self._fault(name, words) for name, words in counts.items()]
-        return f"{self.source} {self.split}: {self.clips} of {wanted} clips, {'; '.join(faults)} ({self._rows()})"
-
-    def _rows(self) -> str:
-        return f"{self.rows} rows" + (f", {self.empty} without id or caption" if self.empty else "")
-
-    def _fault(self, name: str, words: str) -> str:
-        names = self.examples.get(name, [])[:3]
-        return f"{getattr(self, name)} {words}" + (f", such as {', '.join(names)}" if names else "")
 
 
 def load_paper_data(
     name: str, split: str, audio: str = "", max_seconds: float | None = MAX_SECONDS
-) -> tuple[datasets.Dataset, Report]:
-    """A split, one row a clip: `audio` (undecoded: `bytes` or `path`), `captions` (all of the clip's), `duration`
-    (seconds, by the file's header) and `source` (the name).
+) -> tuple[datasets.Dataset, ClipReport]:
+    """Load a split with one row for each clip, and a report of missing clips.
 
-    A clip whose sound is missing or broken is left out and counted; nothing takes its place.
+    Columns are `audio` (undecoded: `bytes` or `path`), `captions` (all of the clip's), `duration` (seconds, by the
+    file's header) and `source` (the name). A clip whose sound is missing or broken is left out and counted.
 
     Args:
         name: one of `NAMES`.
@@ -100,7 +62,7 @@ def load_paper_data(
         audio: for `auto_acd` and `audiosetcaps` the folder of sound files (`SoundFiles`) named by YouTube id,
             in any of the forms of `clip_keys`, at any depth. For `clotho` the folder of the original files; without
             it the test split comes from the Hub. For `audiocaps`, if given, a copy of the Hub repository.
-        max_seconds: leaves out longer clips; None keeps them (training crops), and counts those over 30 s.
+        max_seconds: longer clips are left out; None keeps them (training crops), and counts those over 30 s.
 
     Raises:
         ValueError: an unknown name or split, no folder of sounds where one is needed, or no clip left.
@@ -109,7 +71,7 @@ def load_paper_data(
         raise ValueError(f"no data set of the paper is called {name!r}: {', '.join(NAMES)}")
     if split not in _SPLITS[name]:
         raise ValueError(f"{name} has no split {split!r}: {', '.join(_SPLITS[name])}")
-    report = Report(name, split, kept_too_long=max_seconds is None)
+    report = ClipReport(name, split, kept_too_long=max_seconds is None)
     report.max_seconds = MAX_SECONDS if max_seconds is None else max_seconds
     if name in CAPTION_FILES:
         return _load_caption_only(report, audio), report
@@ -119,7 +81,7 @@ def load_paper_data(
     return _load_parquet(report, audio), report
 
 
-def _load_caption_only(report: Report, folder: str) -> datasets.Dataset:
+def _load_caption_only(report: ClipReport, folder: str) -> datasets.Dataset:
     if not folder:
         raise ValueError(f"{report.source} holds captions only: name the folder of its sounds (audio=)")
     files = index_folder(folder)
@@ -128,7 +90,7 @@ def _load_caption_only(report: Report, folder: str) -> datasets.Dataset:
     return _join(report, folder, clips, files, find_clips(clip_keys(clips["name"]), clip_keys(files["stem"])))
 
 
-def _load_clotho(report: Report, folder: Path) -> datasets.Dataset:
+def _load_clotho(report: ClipReport, folder: Path) -> datasets.Dataset:
     split = _CLOTHO_SPLITS[report.split]
     path = folder / f"clotho_captions_{split}.csv"
     if not path.is_file():
@@ -153,19 +115,21 @@ def _as_keys(names: pyarrow.ChunkedArray) -> pyarrow.Table:
     return pyarrow.table({"key": names, "video": names, "has_start": pyarrow.repeat(False, len(names))})
 
 
-def _join(report: Report, folder, clips: pyarrow.Table, files: pyarrow.Table, found: np.ndarray) -> datasets.Dataset:
-    """Clips with the files they were found to have: `found` `[clips]`, rows of `files` or -1."""
-    present = found >= 0
+def _join(
+    report: ClipReport, folder, clips: pyarrow.Table, files: pyarrow.Table, rows: np.ndarray
+) -> datasets.Dataset:
+    """Join clips with their files: `rows` `[clips]` of `files`, -1 for none."""
+    present = rows >= 0
     if not present.any():
         names = " or ".join(clips["name"][:2].to_pylist())
         raise ValueError(f"{folder} holds none of the {len(clips)} clips of {report.source}: no file like {names}")
-    paths = files["path"].take(found[present])
+    paths = files["path"].take(rows[present])
     seconds = np.full(len(clips), np.nan)
     seconds[present] = seconds_of(paths.to_pylist())
     kept = judge(report, clips["name"], present, seconds)
     chunks = [
-        _from_paths(files["path"].take(found[rows]), clips["captions"].take(rows), seconds[rows], report.source)
-        for rows in np.split(kept, range(_CLIPS_A_CHUNK, len(kept), _CLIPS_A_CHUNK))
+        _from_paths(files["path"].take(rows[some]), clips["captions"].take(some), seconds[some], report.source)
+        for some in np.split(kept, range(_CLIPS_A_CHUNK, len(kept), _CLIPS_A_CHUNK))
     ]
     return datasets.Dataset(pyarrow.concat_tables(chunks), info=datasets.DatasetInfo(features=_FEATURES))
 
@@ -181,33 +145,43 @@ def _from_paths(paths, captions, seconds: np.ndarray, source: str) -> pyarrow.Ta
     return pyarrow.table(columns).cast(_FEATURES.arrow_schema)
 
 
-def judge(report: Report, names: pyarrow.ChunkedArray, present: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Fills the report's counts and examples, and returns the rows of the clips to keep."""
+def judge(report: ClipReport, names: pyarrow.ChunkedArray, present: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Fill the report's counts and examples, and return the rows of the clips to keep.
+
+    Args:
+        report: of the split.
+        names: `[n]`, of the clips.
+        present: `[n]` bool, whether a clip has a sound.
+        seconds: `[n]`, NaN where the sound cannot be read.
+
+    Raises:
+        ValueError: no clip is left.
+    """
     too_long = present & (seconds > report.max_seconds)
     left_out = np.isnan(seconds) | (too_long & (not report.kept_too_long))
     faults = {"missing": ~present, "broken": present & np.isnan(seconds), "too_long": too_long}
-    for fault, hit in faults.items():
-        setattr(report, fault, int(hit.sum()))
-        report.examples[fault] = names.take(np.flatnonzero(hit)[:_EXAMPLES]).to_pylist()
+    for fault, mask in faults.items():
+        setattr(report, fault, int(mask.sum()))
+        report.add_examples(fault, names.take(np.flatnonzero(mask)[:MAX_EXAMPLES]).to_pylist())
     report.clips = int((~left_out).sum())
     if not report.clips:
         raise ValueError(f"no clip is left: {report}")
     return np.flatnonzero(~left_out)
 
 
-def _load_parquet(report: Report, folder: str) -> datasets.Dataset:
-    """A data set that brings its sounds along; they are not copied, and of each only the header is read."""
+def _load_parquet(report: ClipReport, folder: str) -> datasets.Dataset:
+    """Load a data set that contains its sounds; they are not copied, and only their headers are read."""
     name, split = report.source, report.split
     if name == "clotho" and not folder and split != "test":
         raise ValueError(f"{_PARQUET[name]} has the test split alone: name the folder of the original files (audio=)")
     needs_cache(folder or _PARQUET[name], "README.md", kind="dataset")
     rows = datasets.load_dataset(folder or _PARQUET[name], split=split)
-    wanted = ["youtube_id", "caption"] if name == "audiocaps" else ["text"]
-    if missing := [column for column in ["audio", *wanted] if column not in rows.column_names]:
+    required = ["youtube_id", "caption"] if name == "audiocaps" else ["text"]
+    if missing := [column for column in ["audio", *required] if column not in rows.column_names]:
         raise ValueError(
             f"{folder or _PARQUET[name]} has no column {', '.join(missing)}, only {', '.join(rows.column_names)}"
         )
-    refuse_other_captions(rows, wanted[-1:])
+    refuse_other_captions(rows, required[-1:])
     rows = rows.cast_column("audio", datasets.Audio(decode=False))
     present, seconds = sounds_of(rows.data.column("audio"))
     texts = _audiocaps_texts(rows) if name == "audiocaps" else _clotho_texts(rows)
@@ -215,14 +189,14 @@ def _load_parquet(report: Report, folder: str) -> datasets.Dataset:
     texts = texts[texts["caption"] != ""]
     report.rows, report.empty = len(rows), len(rows) - texts["row"].nunique()
     best = texts.assign(fault=np.isnan(seconds[texts["row"]])).sort_values("fault", kind="stable")
-    best = best.drop_duplicates("key").set_index("key")["row"]  # of a clip's rows the first that can be heard
+    best = best.drop_duplicates("key").set_index("key")["row"]  # the first of a clip's rows that can be read
     table = pyarrow.Table.from_pandas(texts[["key", "name", "caption"]], preserve_index=False)
     clips = group(table["key"], table["caption"], table["name"])
     best = best[texts["key"].drop_duplicates()].to_numpy()  # in the clips' order
     kept = judge(report, clips["name"], present[best], seconds[best])
     captions = [None] * len(rows)
-    for row, of_clip in zip(best, clips["captions"].to_pylist(), strict=True):
-        captions[row] = of_clip
+    for row, clip_captions in zip(best, clips["captions"].to_pylist(), strict=True):
+        captions[row] = clip_captions
     rows = rows.select_columns("audio").add_column("captions", captions, feature=_FEATURES["captions"])
     rows = rows.add_column("duration", seconds, feature=_FEATURES["duration"])
     rows = rows.add_column("source", [name] * len(rows), feature=_FEATURES["source"])
@@ -230,7 +204,7 @@ def _load_parquet(report: Report, folder: str) -> datasets.Dataset:
 
 
 def sounds_of(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row whether there is a sound, and its seconds by the header."""
+    """Return for each row of an `audio` column whether it has a sound, and its seconds by the header."""
     contents, paths = (pc.struct_field(column, name) for name in ("bytes", "path"))
     sounds = [
         pyarrow.BufferReader(content.as_buffer()) if content.is_valid else path.as_py()
@@ -241,7 +215,7 @@ def sounds_of(column: pyarrow.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _audiocaps_texts(rows: datasets.Dataset) -> pandas.DataFrame:
-    """One line a caption: its dataset `row`, its clip's `key` and `name`, the `caption`."""
+    """Return a line for each caption: its `row`, its clip's `key` and `name`, and the `caption`."""
     columns = [name for name in ("youtube_id", "start_time", "caption") if name in rows.column_names]
     texts = rows.select_columns(columns).to_pandas()
     key = texts["youtube_id"].astype(str)
@@ -253,7 +227,10 @@ def _audiocaps_texts(rows: datasets.Dataset) -> pandas.DataFrame:
 
 
 def _clotho_texts(rows: datasets.Dataset) -> pandas.DataFrame:
-    """As `_audiocaps_texts`. A caption ends at a full stop before a space, a capital or the end, without it."""
+    """Return the same as `_audiocaps_texts`.
+
+    A caption ends before a full stop that is followed by a space, a capital or the end.
+    """
     parts = [[part for part in _SENTENCE_END.split(text or "") if part.strip()] for text in rows["text"]]
     if odd := sum(len(part) != 5 for part in parts):
         logger.warning(f"{odd} of {len(parts)} clips of Clotho have not five captions by their full stops")

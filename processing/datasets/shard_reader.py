@@ -1,4 +1,4 @@
-"""One reader of a stream's shards: its place among them, and what it does about a damaged one."""
+"""Reader of a stream's shards, which can resume and skips damaged shards."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from .compat_datasets import files_of
 
 logger = logging.get_logger(__name__)
 
-MOST_DAMAGED = 100  # shards; after that many in a row the disk or the network is at fault, not a shard
+MOST_DAMAGED = 100  # shards in a row; after more the disk or the network is at fault, not a shard
 _DAMAGES = (ValueError, OSError, EOFError, pyarrow.ArrowException)
 
 
 @dataclass(frozen=True)
 class DamagedShard:
-    """What comes in place of the rest of a shard that cannot be read.
+    """Marks the rest of a shard that cannot be read.
 
     Args:
-        name: its file, or its number where that is unknown.
+        name: of its file, or its number where that is unknown.
         reason: the error.
     """
 
@@ -30,40 +30,47 @@ class DamagedShard:
 
 
 class ShardReader:
-    """The examples of one reader, epoch after epoch without end, and its place among them.
+    """The examples of one reader, over endless epochs, with a state to resume from.
 
     Of the shards, permuted by (seed, epoch), reader `number` out of `readers` reads every `readers`-th; where there
     are fewer shards than readers, each reads all and keeps every `readers`-th example. So in each epoch the readers'
-    examples are disjoint, and together they are all. Readers do not wait for each other: one with shorter shards is
-    ahead in its epochs, and over many epochs every clip is heard equally often.
+    examples are disjoint, and together they are complete. Readers do not wait for each other: one with shorter shards
+    is ahead in its epochs, and over many epochs every clip is used equally often.
 
-    Of a damaged shard the examples in front of the damage are read, and a `DamagedShard` after them.
+    A damaged shard yields the examples before the damage, then a `DamagedShard`.
+
+    Args:
+        source: the stream.
+        seed: of the order of the shards.
+        number: of this reader.
+        readers: number of all readers.
+        state: as `state_dict` returns it.
     """
 
-    def __init__(self, source: datasets.IterableDataset, seed: int, number: int, readers: int, place: dict):
+    def __init__(self, source: datasets.IterableDataset, seed: int, number: int, readers: int, state: dict):
         self.source = source
         self.seed = seed
         self.number = number
         self.readers = readers
-        self.epoch, self.position, self.inside = place["epoch"], place["position"], place["inside"]
-        self._resumed = place["stream"]
+        self.epoch, self.position, self.inside = state["epoch"], state["position"], state["inside"]
+        self._resumed = state["stream"]
         self._stream = None
-        self._lost: set[int] = set()  # shards without an example that can be read, since the last example
+        self._lost: set[int] = set()  # unreadable shards since the last example
         self._lost_in_a_row = 0
 
-    def place(self) -> dict:
-        """Where the next example will be read: plain values. `stream` is the state that `datasets` itself keeps."""
+    def state_dict(self) -> dict:
+        """Return the position of the next example as plain values; `stream` is the state of `datasets`."""
         stream = self._resumed if self._stream is None else self._stream.state_dict()
         return {"epoch": self.epoch, "position": self.position, "inside": self.inside, "stream": stream}
 
     def __iter__(self) -> Iterator[tuple[dict | DamagedShard, tuple[int, int, int]]]:
-        """Endless `(example, (epoch, shard, number inside the shard))`.
+        """Yield `(example, (epoch, shard, number inside the shard))` without end.
 
         Raises:
             ValueError: no example in an epoch, or `MOST_DAMAGED` or all shards in a row cannot be read.
         """
         while True:
-            kept = self.inside > 0  # a place inside a shard was taken after an example
+            kept = self.inside > 0  # a state inside a shard was saved after an example
             shards = self._shards()
             while self.position < len(shards):
                 for example in self._read(shards[self.position]):
@@ -101,7 +108,7 @@ class ShardReader:
                 yield DamagedShard(name, str(error) or type(error).__name__)
 
     def _is_own(self, number: int) -> bool:
-        """Whether an example of a shard is this reader's, and not another's who reads the same shard."""
+        """Whether an example of a shard is this reader's, and not another's that reads the same shard."""
         return self.readers <= self.source.num_shards or number % self.readers == self.number
 
     def _note_lost(self, shard: int, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Data sets as streams: parquet files or tar shards of a folder or the Hub, none of them read before its turn."""
+"""Streaming of data sets: parquet files or tar shards of a folder or the Hub, read one after another."""
 
 import json
 import re
@@ -23,25 +23,28 @@ from .folder_form import files_below, hub_parquet, parquet_files
 logger = logging.get_logger(__name__)
 
 SOUNDS = tuple(suffix[1:] for suffix in SUFFIXES)
-_TEXTS = re.compile(r"captions?(_?\d+)?|text")  # named so, a value in a KEY.json must be text
+_TEXTS = re.compile(r"captions?(_?\d+)?|text")  # a value of this name in a KEY.json must be text
 _SPLIT = re.compile(r"(?<![a-z0-9])(train|training|valid|validation|val|dev|test|eval|evaluation)(?![a-z])")
-_MOST_BYTES = {"json": 1 << 24, "txt": 1 << 24}  # of a file in a tar; a compressed tar can hold far more than it is
+_MOST_BYTES = {
+    "json": 1 << 24,
+    "txt": 1 << 24,
+}  # of a file in a tar; a compressed tar can expand to far more than its size
 _MOST_SOUND = 1 << 29
-_CLIPS_LOOKED_AT = 5  # of the first tar, to learn what the shards hold
+_CLIPS_INSPECTED = 5  # of the first tar, to find the columns
 
 
 def load_stream(data: str, split: str) -> datasets.IterableDataset:
-    """One split as a stream whose `audio` column holds undecoded bytes or a path.
+    """Load a split as a stream whose `audio` column holds undecoded bytes or a path.
+
+    A shard that cannot be read to its end is an error when it is read; here only if no shard can be read.
 
     Args:
         data: a Hub id or a folder with parquet files; or WebDataset `.tar` shards: a folder, or a glob such as
-            `shards/train-*.tar`, also in other places that fsspec knows (`hf://datasets/USER/NAME/train-*.tar`).
+            `shards/train-*.tar`, also on other file systems of fsspec (`hf://datasets/USER/NAME/train-*.tar`).
             A clip's files in a tar follow each other: `KEY.wav` (or another of `sound_files`), `KEY.json`, whose texts
             and lists of texts become columns, `KEY.txt`, whose lines become the column `text`; `__key__` is its key.
         split: such as `"train"`. Of a folder of tars: those in `split/`, else those with the split in their names,
-            else all if none names another split; a glob is taken as it is.
-
-    A shard that cannot be read to its end is an error where it is read; here, where none can be read.
+            else all if none names another split; a glob is used unchanged.
 
     Raises:
         ValueError: no shards, or no sounds in them.
@@ -64,7 +67,7 @@ def load_stream(data: str, split: str) -> datasets.IterableDataset:
 
 
 def _stream_parquet(data: str, split: str) -> datasets.IterableDataset:
-    """By the columns of the first file, or where that is damaged of the first one of a folder that can be read."""
+    """Stream parquet files with the columns of the first one, or of the first one of a folder that can be read."""
     try:
         return datasets.load_dataset(data, split=split, streaming=True)
     except pyarrow.ArrowInvalid as error:
@@ -76,17 +79,17 @@ def _stream_parquet(data: str, split: str) -> datasets.IterableDataset:
 
 
 def _is_parquet(folder: Path, split: str) -> bool:
-    """Whether to read parquet files; beside tars, where a Hub repository has them."""
+    """Whether to read parquet files; if there are tars too, only parquet files where a Hub repository has them."""
     files = parquet_files(folder)
     return bool(files) and (not files_below(folder, ".tar") or hub_parquet(folder, split, files))
 
 
 def _glob(pattern: str) -> list[str]:
     filesystem, path = fsspec.core.url_to_fs(pattern)
-    found = sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(path) if name.endswith(".tar"))
-    if not found:
+    tars = sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(path) if name.endswith(".tar"))
+    if not tars:
         raise ValueError(f"no .tar file matches {pattern}")
-    return found
+    return tars
 
 
 def _of_split(folder: Path, split: str) -> list[str]:
@@ -107,7 +110,7 @@ def _stream_tars(paths: list[str]) -> datasets.IterableDataset:
     path, first = _first_clips(paths)
     if not any(_sound(files) for _, files in first):
         raise ValueError(
-            f"{path} holds no sound in its first {_CLIPS_LOOKED_AT} clips: write each as KEY.wav (or "
+            f"{path} holds no sound in its first {_CLIPS_INSPECTED} clips: write each as KEY.wav (or "
             f"{', '.join(SOUNDS[1:])}) beside KEY.json or KEY.txt"
         )
     for key, files in first:
@@ -122,12 +125,12 @@ def _stream_tars(paths: list[str]) -> datasets.IterableDataset:
 
 
 def _first_clips(paths: list[str]) -> tuple[str, list[tuple[str, dict[str, bytes]]]]:
-    """The first few clips of the first tar that is not damaged in front of all of them, and its path."""
+    """Return the path and first clips of the first tar of which a clip can be read."""
     reason = None
     for path in paths:
         clips, first = _clips(path), []
         try:
-            first.extend(islice(clips, _CLIPS_LOOKED_AT))
+            first.extend(islice(clips, _CLIPS_INSPECTED))
         except ValueError as error:
             reason = reason or error
         if first or reason is None:
@@ -136,11 +139,14 @@ def _first_clips(paths: list[str]) -> tuple[str, list[tuple[str, dict[str, bytes
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is cut or damaged is an error, which `tarfile` takes for the end where it is not the first one;
-    so is the lack of the zeros that end a tar."""
+    """A tar header that raises an error where it is cut or damaged, or where the final zeros are missing.
+
+    `tarfile` takes such a header for the end of the tar unless it is the first one.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        """Parse a header of 512 bytes."""
         try:
             return super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
@@ -150,26 +156,29 @@ class _Header(tarfile.TarInfo):
 
 
 def _read_tars(paths: Sequence[str], names: tuple[str, ...]) -> Iterator[dict]:
-    """Module-level and of plain arguments, so that worker processes can have it; `datasets` divides the list."""
+    """Yield rows of tars.
+
+    `datasets` pickles this function for worker processes and divides its list of paths.
+    """
     for path in paths:
-        heard = False
+        has_sound = False
         for key, files in _clips(path):
             sound, texts = _sound(files), _texts(files)
-            heard = heard or sound is not None
+            has_sound = has_sound or sound is not None
             audio = {"bytes": files[sound] if sound else None, "path": f"{key}.{sound}" if sound else None}
             yield {"__key__": key, "audio": audio, **{name: texts.get(name) for name in names}}
-        if not heard:
+        if not has_sound:
             raise ValueError(f"{path} holds no sound ({', '.join(SOUNDS)}): take it out of the shards")
 
 
 def _clips(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Each clip's key and files by suffix. A key ends at the first dot of the file's name, as WebDataset has it."""
+    """Yield each clip's key and files by suffix. A key ends at the first dot of the file's name, as in WebDataset."""
     filesystem, name = fsspec.core.url_to_fs(path)
     current, files = None, {}
     try:
         with filesystem.open(name, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as tar:
             for member in tar:
-                tar.members = []  # or the list of all members grows in memory
+                tar.members = []  # else the list of all members grows in memory
                 folder, _, base = member.name.removeprefix("./").rpartition("/")
                 stem, _, suffixes = base.partition(".")
                 suffix = suffixes.rpartition(".")[2].lower()
@@ -193,12 +202,12 @@ def _clips(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _sound(files: dict[str, bytes]) -> str | None:
-    """The suffix of the clip's sound; of several one that needs no PyAV."""
+    """Return the suffix of the clip's sound; of several a format that needs no PyAV."""
     return min((suffix for suffix in files if suffix in SOUNDS), key=lambda x: f".{x}" in CONTAINERS, default=None)
 
 
 def _values(files: dict[str, bytes]) -> dict:
-    """What a clip's JSON holds, by name; a ValueError or RecursionError if it is none."""
+    """Parse a clip's JSON to values by name; an error is a ValueError or RecursionError."""
     content = json.loads(files["json"]) if "json" in files else {}
     return content if isinstance(content, dict) else {"text": content}
 
@@ -206,7 +215,7 @@ def _values(files: dict[str, bytes]) -> dict:
 def _refuse_other_texts(path: str, key: str, files: dict[str, bytes]) -> None:
     try:
         values = _values(files)
-    except (ValueError, RecursionError):  # it counts as a clip without caption
+    except (ValueError, RecursionError):  # the clip counts as one without caption
         return
     for name, value in values.items():
         kind = kind_of(value)
@@ -218,7 +227,7 @@ def _refuse_other_texts(path: str, key: str, files: dict[str, bytes]) -> None:
 
 
 def _texts(files: dict[str, bytes]) -> dict[str, list[str]]:
-    """Texts by name, nothing of a file that cannot be read: such a clip is counted as one without caption."""
+    """Return a clip's texts by name, none where a file cannot be read: the clip then counts as one without caption."""
     texts = {}
     try:
         for name, value in _values(files).items():

@@ -1,9 +1,9 @@
-"""Training data too large to hold: shards read one after the other, batches without end, and an exact resume.
+"""Endless batches from streamed shards, for training data that does not fit on disk or in memory, with exact resume.
 
 A batch is drawn from a window of `window * share` successive examples (share: clips a process puts into a batch): they
 are permuted, grouped by length, cut, and the batches shuffled. The order of the shards is drawn anew for each epoch.
-Clips of different shards therefore meet in a batch only where a shard ends, so shuffle the clips when writing shards,
-and write many.
+Clips of different shards are therefore in the same batch only where a shard ends, so shuffle the clips when writing
+shards, and write many.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,37 +25,40 @@ from .shard_reader import ShardReader as ShardReader
 
 logger = logging.get_logger(__name__)
 
-NAMES_KEPT = 10  # of the examples skipped, in the report
+NAMES_KEPT = 10  # of skipped examples, in the report
 
 
 class StreamedBatches:
-    """Batches without end for one process: give the training loop a number of steps.
+    """Endless batches for one process; the training loop needs a number of steps.
 
-    Exact resume: a state is the place where the last batch's window begins and the batches used of it; a resumed run
-    reads that window again and goes on with the same batches, to the last bit. Windows pass over the end of an epoch,
-    so that nothing is left out and no process ever has fewer batches than another, however unequal the shards. Within
-    a window, clips of two epochs lie in different batches, but for one batch at the seam. Which part of a long clip is
-    heard and which caption comes first depend on (seed, epoch, shard, number inside the shard) only, the order of the
-    batches within a window on (seed, window), the same on all processes, so that they all have long clips at once.
+    Exact resume: a state is the position where the last batch's window begins and the number of its batches used. A
+    resumed run reads that window again and continues with the same batches, bit for bit. Windows continue over the end
+    of an epoch, so that no clip is left out and no process has fewer batches than another, whatever the sizes of the
+    shards. Within a window, clips of two epochs are in different batches, except for one batch in between. The crop of
+    a long clip and its first caption depend on (seed, epoch, shard, number inside the shard) only, the order of the
+    batches within a window on (seed, window), the same on all processes, so that all have long clips in the same step.
 
     Each worker process holds one window of decoded clips: `window * share` times 64 kB a second at 16 kHz. Loading a
-    state reads again up to one shard, and decodes up to one window.
+    state reads up to one shard again, and decodes up to one window.
 
     Args:
-        source: as `load_stream` gives it: an `audio` column, and `columns` of captions (one or a list).
+        source: as `load_stream` returns it: an `audio` column, and `columns` of captions (one or a list).
         columns: names of caption columns; may be empty with `captions_by_id`.
         collator: rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}` to a batch.
-        batch_size: clips in a batch over all processes; this one makes `len(range(rank, batch_size, world_size))`.
-        seed: of all chance.
+        batch_size: clips in a batch over all processes; this one has `len(range(rank, batch_size, world_size))`.
+        seed: of all randomness.
         rank: of this process, among `world_size`.
-        world_size: processes.
+        world_size: number of processes.
         max_seconds: longer clips are cropped.
         window: batches read at once.
         rate: Hz.
-        num_workers: processes that decode, each with shards and windows of its own, batches taken from them in turn; 0
-            reads in this process the very batches that 1 does. A run goes on with as many as it began with.
-        captions_by_id: captions (one or a list) by key: `__key__`, else the file name without its suffix. They stand
-            instead of `columns`; a clip whose key is not there is skipped and counted.
+        num_workers: processes that decode, each with its own shards and windows; batches are taken from them in turn.
+            0 reads the same batches as 1, in this process. A run must be resumed with the same number.
+        captions_by_id: captions (one or a list) by key: `__key__`, else the file name without its suffix. They replace
+            `columns`; a clip without an entry is skipped and counted.
+
+    Raises:
+        ValueError: missing columns, or sizes without a batch for each process.
     """
 
     def __init__(
@@ -92,61 +95,67 @@ class StreamedBatches:
             _Windows(_undecoded(source), rows, collator, share, window, seed, number, readers * world_size)
             for number in numbers
         ]
-        self._places = [_start() for _ in numbers]
-        self._reports = [place["report"] for place in self._places]
+        self._states = [_start() for _ in numbers]
+        self._reports = [state["report"] for state in self._states]
         self._taken = 0  # batches
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """From where the last batch was taken: iterating again goes on, it does not begin again."""
+        """Yield batches after the last one; iterating again continues and does not restart."""
         loader = DataLoader(
-            _Readers(self._windows, list(self._places), self._taken % len(self._windows)),
+            _Readers(self._windows, list(self._states), self._taken % len(self._windows)),
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=self.num_workers,
-            generator=torch.Generator(),  # its own, so that the model's chance does not depend on restarts
+            generator=torch.Generator(),  # a separate one, so that restarts do not advance the model's generator
             pin_memory=torch.cuda.is_available(),
         )
-        for reader, batch, place, report in loader:
-            self._places[reader], self._reports[reader] = place, report
+        for reader, batch, state, report in loader:
+            self._states[reader], self._reports[reader] = state, report
             self._taken += 1
             yield batch
 
     @property
     def report(self) -> dict:
-        """`read`, `skipped_broken`, `skipped_without_caption`: examples of this process, counted anew in each epoch,
-        up to the windows of the batches taken; `names` of the first few skipped. A shard whose rest cannot be read is
-        one more of `skipped_broken`."""
+        """Counts of examples: `read`, `skipped_broken`, `skipped_without_caption`, and `names` of a few skipped ones.
+
+        They are of this process, counted again in each epoch, up to the windows of the batches taken. A shard whose
+        rest cannot be read counts once as `skipped_broken`.
+        """
         total = {name: sum(report[name] for report in self._reports) for name in _start()["report"] if name != "names"}
         return {**total, "names": [name for report in self._reports for name in report["names"]][:NAMES_KEPT]}
 
     def state_dict(self) -> dict:
-        """This process's place after the last batch taken, however far workers have read ahead: plain values. Every
-        process has its own."""
+        """Return this process's position after the last batch taken, as plain values; workers may have read ahead."""
         return {
             "settings": dict(self._settings),
             "taken": self._taken,
-            "places": list(self._places),
+            "places": list(self._states),
             "reports": list(self._reports),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        begun = state["settings"]
-        changed = [name for name in self._settings if self._settings[name] != begun.get(name)]
+        """Continue from a state of `state_dict`.
+
+        Raises:
+            ValueError: it was saved with other settings.
+        """
+        saved = state["settings"]
+        changed = [name for name in self._settings if self._settings[name] != saved.get(name)]
         if changed:
-            changes = ", ".join(f"{name} was {begun.get(name)} and is now {self._settings[name]}" for name in changed)
+            changes = ", ".join(f"{name} was {saved.get(name)} and is now {self._settings[name]}" for name in changed)
             raise ValueError(f"this stream cannot go on from that state: {changes}; `readers` is max(num_workers, 1)")
         self._taken = state["taken"]
-        self._places, self._reports = list(state["places"]), list(state["reports"])
+        self._states, self._reports = list(state["places"]), list(state["reports"])
 
 
 def _start() -> dict:
-    """The place of a reader that has read nothing. `used`: batches of window number `window` taken already."""
+    """Return the state of a reader before its first example; `used` counts the batches taken of window `window`."""
     report = {"read": 0, "skipped_broken": 0, "skipped_without_caption": 0, "names": []}
     return {"epoch": 0, "position": 0, "inside": 0, "stream": None, "window": 0, "used": 0, "report": report}
 
 
 class _Windows:
-    """The batches of one reader, each with the place after it."""
+    """The batches of one reader, each with the state after it."""
 
     def __init__(self, source, rows: "_Rows", collator, share: int, window: int, seed: int, number: int, readers: int):
         self.source = source
@@ -158,24 +167,24 @@ class _Windows:
         self.number = number
         self.readers = readers
 
-    def batches(self, place: dict) -> Iterator[tuple[dict[str, torch.Tensor], dict, dict]]:
-        """Endless `(batch, place after it, report after its window)`."""
-        reader = ShardReader(self.source, self.seed, self.number, self.readers, place)
+    def batches(self, state: dict) -> Iterator[tuple[dict[str, torch.Tensor], dict, dict]]:
+        """Yield `(batch, state after it, report after its window)` without end."""
+        reader = ShardReader(self.source, self.seed, self.number, self.readers, state)
         examples = iter(reader)
         while True:
-            report = {**place["report"], "names": list(place["report"]["names"])}
+            report = {**state["report"], "names": list(state["report"]["names"])}
             clips = self._read(examples, report)
-            after = {**reader.place(), "window": place["window"] + 1, "used": 0, "report": report}
-            plan = self._plan(clips, place["window"])
-            for used in range(place["used"], self.window):
+            next_state = {**reader.state_dict(), "window": state["window"] + 1, "used": 0, "report": report}
+            plan = self._plan(clips, state["window"])
+            for used in range(state["used"], self.window):
                 batch = self.collator([clips[index][0] for index in plan[used]])
-                yield batch, after if used + 1 == self.window else {**place, "used": used + 1}, report
-            place = after
+                yield batch, next_state if used + 1 == self.window else {**state, "used": used + 1}, report
+            state = next_state
 
     def _read(self, examples: Iterator, report: dict) -> list[tuple[dict, tuple[int, int, int]]]:
-        """The window's `(row, (epoch, shard, number))`, as many as fill its batches; counts in `report`."""
-        clips, skipped, wanted = [], 0, self.window * self.share
-        while len(clips) < wanted:
+        """Read the window's `(row, (epoch, shard, number))`, as many as its batches need, and count in `report`."""
+        clips, skipped, needed = [], 0, self.window * self.share
+        while len(clips) < needed:
             example, key = next(examples)
             if isinstance(example, DamagedShard):
                 _skip_shard(example, report)
@@ -184,7 +193,7 @@ class _Windows:
             skipped = 0 if row else skipped + 1
             if row:
                 clips.append((row, key))
-            elif skipped == wanted:
+            elif skipped == needed:
                 raise ValueError(
                     f"not one of {skipped} successive examples has a caption and can be read ({report}): check the "
                     "captions' column or keys and the sound files; a larger `window` bears longer gaps"
@@ -197,7 +206,7 @@ class _Windows:
         return clips
 
     def _plan(self, clips: list, window: int) -> np.ndarray:
-        """`[window, share]` int: indices into `clips`."""
+        """Divide clips into batches: `[window, share]` indices."""
         order = np.random.default_rng((self.seed, window, self.number)).permutation(len(clips))
         lengths = np.array([len(row["audio"]["array"]) for row, _ in clips])
         epochs = np.array([key[0] for _, key in clips])
@@ -206,7 +215,7 @@ class _Windows:
 
 
 class _Rows:
-    """From an example to the row that the collator takes, or a mark in the report."""
+    """Conversion of examples to the collator's rows; skipped examples are counted in the report."""
 
     def __init__(self, columns: list[str], captions_by_id: Mapping | None, seed: int, max_samples: int, rate: int):
         self.columns = columns
@@ -216,10 +225,11 @@ class _Rows:
         self.rate = rate
 
     def row(self, example: dict, key: tuple[int, int, int], report: dict) -> dict | None:
+        """Return the row of an example, None where it is skipped."""
         report["read"] += 1
         try:
             captions, reason = self._captions(example), "it has no caption"
-        except ValueError as error:  # the cell holds something else
+        except ValueError as error:  # the cell holds no text
             captions, reason = [], error
         if not captions:
             return self._skip(example, key, report, "skipped_without_caption", reason)
@@ -229,22 +239,21 @@ class _Rows:
             return self._skip(example, key, report, "skipped_broken", error)
         epoch, shard, number = key
         rng = np.random.default_rng((self.seed, epoch, shard, number))
-        heard, captions = drawn(array, captions, self.max_samples, rng)
-        # a copy of what is heard, or the rest of a long file would stay in memory with it
-        array = heard.copy() if len(array) > self.max_samples else array
+        crop, captions = drawn(array, captions, self.max_samples, rng)
+        array = crop.copy() if len(array) > self.max_samples else array  # a view would keep the long file in memory
         return {"audio": {"array": array, "sampling_rate": self.rate}, "captions": captions}
 
     def _captions(self, example: dict) -> list[str]:
         if self.captions_by_id is None:
             return captions_of(example, self.columns)
         name = _name(example)
-        found = self.captions_by_id.get(name)
-        if found is None:  # a key in a tar's folder
-            found = self.captions_by_id.get(PurePosixPath(name).name)
-        return captions_of({"captions": found}, ["captions"])
+        captions = self.captions_by_id.get(name)
+        if captions is None:  # a key in a tar's folder
+            captions = self.captions_by_id.get(PurePosixPath(name).name)
+        return captions_of({"captions": captions}, ["captions"])
 
-    def _skip(self, example: dict, key: tuple[int, int, int], report: dict, why: str, reason) -> None:
-        report[why] += 1
+    def _skip(self, example: dict, key: tuple[int, int, int], report: dict, count: str, reason) -> None:
+        report[count] += 1
         if len(report["names"]) < NAMES_KEPT:
             name = _name(example) or f"example {key[2]} of shard {key[1]}"
             report["names"].append(name)
@@ -259,30 +268,30 @@ def _skip_shard(shard: DamagedShard, report: dict) -> None:
 
 
 def _name(example: dict) -> str:
-    """An example's key: `__key__`, else its file's name without suffix, else nothing."""
+    """Return an example's key: `__key__`, else its file's name without suffix, else ""."""
     audio = example.get("audio")
     path = audio.get("path") if isinstance(audio, dict) else audio
     return example.get("__key__") or PurePosixPath(path or "").stem
 
 
 class _Readers(torch.utils.data.IterableDataset):
-    """Each worker of a DataLoader runs one reader; the loader takes their batches in turn, beginning with `first`."""
+    """The readers of a DataLoader's workers, one for each; batches are taken in turn, beginning with `first`."""
 
-    def __init__(self, windows: list[_Windows], places: list[dict], first: int):
+    def __init__(self, windows: list[_Windows], states: list[dict], first: int):
         self.windows = windows
-        self.places = places
+        self.states = states
         self.first = first
 
     def __iter__(self) -> Iterator[tuple[int, dict, dict, dict]]:
         worker = get_worker_info()
         if worker is not None:
-            reset_lock()  # remote files opened before the fork belong to the other process's event loop
+            reset_lock()  # remote files that were opened before the fork use the event loop of the other process
         reader = (self.first + (worker.id if worker else 0)) % len(self.windows)
-        for batch, place, report in self.windows[reader].batches(self.places[reader]):
-            yield reader, batch, place, report
+        for batch, state, report in self.windows[reader].batches(self.states[reader]):
+            yield reader, batch, state, report
 
 
-def _as_it_is(value):
+def _unchanged(value):
     return value
 
 
@@ -309,7 +318,7 @@ def _check_columns(source: datasets.IterableDataset, columns: Sequence[str], cap
 
 
 def _undecoded(source: datasets.IterableDataset) -> datasets.IterableDataset:
-    """libsndfile decodes, in the worker; `datasets` would need torchcodec for it."""
+    """Return a stream without decoding by `datasets`, which needs torchcodec; the worker decodes with libsndfile."""
     feature = (source.features or {}).get("audio")
     if isinstance(feature, datasets.Audio) and feature.decode:
         return source.cast_column("audio", datasets.Audio(decode=False))

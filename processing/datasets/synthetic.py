@@ -1,43 +1,52 @@
-"""Captioned sounds made by code: the data set that comes with the package, for demos, tests and a first training.
+"""Synthetic captioned sounds: the data set of the package, for demos, tests and a first training.
 
-A kind of sound is one `@sound`, `@music` or `@speech` line: "label | caption | caption | caption" and the constants of
-that kind, on top of the function that renders it. The function draws its parameters from named ranges, and the names
-fill the captions in: sound and caption cannot disagree. Waveforms are `[samples]` at 16 kHz.
+A kind of sound is one `@sound`, `@music` or `@speech` line, "label | caption | caption | caption" and the constants of
+that kind, above the function that synthesises it. The function draws its parameters from named ranges, and the names
+are inserted in the captions, so that sound and caption always agree.
 """
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import soundfile
 
-SAMPLING_RATE = 16000  # Hz
+from .synthesis import NUMBERS, SAMPLING_RATE, Draw, blow, clock, lay, noise, plucked, struck, tone
+
 SPLITS = ("train", "validation", "test")
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KEYPAD_ROWS, KEYPAD_COLUMNS = (697, 770, 852, 941), (1209, 1336, 1477)  # Hz (ITU-T Q.23)
 MORSE = {"SOS": "... --- ...", "OK": "--- -.-", "CQ": "-.-. --.-", "HELP": ".... . .-.. .--."}
-BELL, BAR, PLATE = (0.5, 1, 1.2, 1.5, 2, 2.67, 4), (1, 4), (1, 1.35, 1.73, 2.1, 2.7, 3.3)  # partials of what is struck
-# Blows: pitch of the body (Hz), life (s), share of noise and its centre (Hz)
+BELL, BAR, PLATE = (0.5, 1, 1.2, 1.5, 2, 2.67, 4), (1, 4), (1, 1.35, 1.73, 2.1, 2.7, 3.3)  # partials
+# Blows: pitch of the body (Hz), decay time (s), share of noise and its centre (Hz)
 KICK, SNARE, CLAP = (52, 0.1, 0.1, 1200), (190, 0.06, 0.7, 3500), (900, 0.015, 1, 1400)
 KNOCK, STEP, BALL = (210, 0.025, 0.3, 700), (85, 0.035, 0.7, 900), (240, 0.025, 0.2, 1000)
 TICK, KEY, HEART = (2600, 0.004, 0.5, 4500), (350, 0.02, 0.8, 3800), (42, 0.05, 0.1, 90)
 
 
 class Kind(NamedTuple):
+    """A kind of sound."""
+
     group: str  # "sound", "music" or "speech"
     captions: list[str]  # three templates; the first names every attribute
-    synthesise: Callable[["Draw"], np.ndarray]
+    synthesise: Callable[[Draw], np.ndarray]
 
 
 KINDS: dict[str, Kind] = {}  # by label
 
 
-def entry(group: str, text: str, *constants) -> Callable:
+def entry(group: str, text: str, *constants: Any) -> Callable:
+    """Return a decorator that adds a kind of sound.
+
+    Args:
+        group: `"sound"`, `"music"` or `"speech"`.
+        text: label and three captions, separated by ` | `.
+        constants: arguments of the decorated function after its `Draw`.
+    """
     label, *captions = text.split(" | ")
 
     def enter(function: Callable) -> Callable:
@@ -50,93 +59,13 @@ def entry(group: str, text: str, *constants) -> Callable:
 sound, music, speech = (partial(entry, group) for group in ("sound", "music", "speech"))
 
 
-class Draw:
-    """Chance with a memory: `words` keeps the name of every range drawn from, for the captions."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.rng = rng
-        self.words: dict[str, str] = {}
-
-    def between(self, low: float, high: float) -> float:
-        """Log-uniform, because pitch, speed and level are heard as ratios."""
-        return float(np.exp(self.rng.uniform(np.log(low), np.log(high))))
-
-    def word(self, attribute: str, **ranges: tuple[float, float]) -> float:
-        """A value from one of the ranges, e.g. `word("pitch", low=(100, 200), high=(400, 800))` in Hz."""
-        name = self.words[attribute] = str(self.rng.choice(list(ranges)))
-        return self.between(*ranges[name])
-
-    def count(self, first: int, last: int) -> int:
-        number = int(self.rng.integers(first, last + 1))
-        self.words["number"] = NUMBERS[number]
-        return number
-
-
-# What sounds are made of
-
-
-def clock(seconds: float) -> np.ndarray:
-    # Whole hundredths of a second, because an FFT of a size with a large prime factor is slow.
-    return np.arange(round(100 * seconds) * SAMPLING_RATE // 100) / SAMPLING_RATE  # [samples], seconds
-
-
-def tone(draw: Draw, t: np.ndarray, hertz: float | np.ndarray, amplitudes=(1,)) -> np.ndarray:
-    """Harmonics 1, 2, ... of a pitch (Hz) that may move with the time t `[samples]`; none of them near Nyquist."""
-    hertz = np.broadcast_to(hertz, t.shape)
-    amplitudes = amplitudes[: int(0.48 * SAMPLING_RATE / hertz.max())]
-    turns = draw.rng.random() + np.cumsum(hertz) / SAMPLING_RATE
-    # The powers of one rotation are its harmonics: one complex exponential serves them all.
-    return np.polyval([*amplitudes[::-1], 0], np.exp(2j * np.pi * turns)).imag
-
-
-def noise(draw: Draw, samples: int, low: float = 20, high: float = 8000, slope: float = 0) -> np.ndarray:
-    """Noise `[samples]` of RMS 1 from low to high (Hz), its power in proportion to frequency ** slope."""
-    hertz = np.fft.rfftfreq(samples, 1 / SAMPLING_RATE).clip(1)
-    gain = hertz ** (slope / 2) / np.sqrt((1 + (low / hertz) ** 8) * (1 + (hertz / high) ** 8))
-    spectrum = draw.rng.normal(size=gain.size) + 1j * draw.rng.normal(size=gain.size)
-    wave = np.fft.irfft(gain * spectrum, samples)
-    return wave / wave.std()
-
-
-def struck(draw: Draw, seconds: float, hertz: float, ratios: tuple[float, ...], life: float) -> np.ndarray:
-    """Partials at ratios of a pitch (Hz), the higher the sooner gone; the one at ratio 1 has a life in seconds."""
-    t = clock(seconds)
-    turns = [(ratio, hertz * ratio * t + draw.rng.random()) for ratio in ratios]
-    return sum(np.sin(2 * np.pi * turn) * np.exp(-t * ratio / life) / ratio**0.5 for ratio, turn in turns)
-
-
-def plucked(draw: Draw, seconds: float, hertz: float) -> np.ndarray:
-    """A string (Karplus and Strong, 1983): a period of noise, then each period a smoothed copy of the last."""
-    period = round(SAMPLING_RATE / hertz)
-    spectrum = np.fft.rfft(draw.rng.normal(size=period))
-    spectrum[0] = 0
-    smoothing = 0.997 * np.cos(np.pi * np.arange(spectrum.size) / period)  # gain of the mean of two neighbours
-    passes = np.arange(round(seconds * hertz))[:, None]
-    return np.fft.irfft(spectrum * smoothing**passes, period).ravel()  # [periods, period] -> [samples]
-
-
-def blow(draw: Draw, hertz: float, life: float, mix: float, centre: float) -> np.ndarray:
-    """A body of dropping pitch (Hz) and a share `mix` of noise around a centre (Hz), both with a life in seconds."""
-    t = clock(0.01 + 5 * life)
-    body = tone(draw, t, hertz * draw.between(0.9, 1.1) * (1 + np.exp(-t / 0.02)))
-    return ((1 - mix) * body + mix * noise(draw, t.size, centre / 2, centre * 2) / 3) * np.exp(-t / life)
-
-
-def lay(starts, pieces) -> np.ndarray:
-    """The sum of waveforms, each put at its start (seconds)."""
-    spans = [(round(start * SAMPLING_RATE), piece) for start, piece in zip(starts, pieces, strict=True)]
-    wave = np.zeros(max(begin + piece.size for begin, piece in spans))
-    for begin, piece in spans:
-        wave[begin : begin + piece.size] += piece
-    return wave
-
-
 # Sweeps and signals
 
 
 @sound("rising chirp | A {loud} tone rises {speed} | A whistle glides up {speed} | A sweep from low to high", 1)
 @sound("falling chirp | A {loud} tone falls {speed} | A whistle glides down {speed} | A sweep from high to low", -1)
-def chirp(draw, step):
+def chirp(draw: Draw, step: int) -> np.ndarray:
+    """Synthesise a rising (`step` 1) or falling (-1) chirp."""
     t = clock(draw.word("speed", quickly=(0.5, 0.8), slowly=(1.8, 2.8)))
     path = draw.between(150, 400) * draw.between(6, 12) ** (t / t[-1])  # [samples], Hz
     return tone(draw, t, path[::step])
@@ -144,7 +73,8 @@ def chirp(draw, step):
 
 @sound("police siren | A {loud} {speed} police siren | A {speed} siren wails up and down | A police car", 1, 0.4)
 @sound("ambulance | A {loud} {speed} ambulance siren | A {speed} siren of two notes | Nee-naw, nee-naw", 50, 0.14)
-def siren(draw, steepness, depth):
+def siren(draw: Draw, steepness: float, depth: float) -> np.ndarray:
+    """Synthesise a siren that swings around a pitch."""
     t = clock(draw.between(2, 3))
     rate = draw.word("speed", slow=(0.45, 0.6), fast=(2.2, 3.5))  # Hz
     swing = np.clip(steepness * np.sin(2 * np.pi * (rate * t + draw.rng.random())), -1, 1)
@@ -152,7 +82,8 @@ def siren(draw, steepness, depth):
 
 
 @sound("telephone keypad | The digit {digit} dialled {number} times, {loud} | Someone dials {digit} | Touch tones")
-def telephone_keypad(draw):
+def telephone_keypad(draw: Draw) -> np.ndarray:
+    """Synthesise presses of a telephone key."""
     digit = int(draw.rng.integers(10))
     draw.words["digit"] = NUMBERS[digit]
     row, column = divmod(digit - 1, 3) if digit else (3, 1)
@@ -162,7 +93,8 @@ def telephone_keypad(draw):
 
 
 @sound("morse code | {loud} {speed} Morse code: {message} | Dots and dashes, {speed} | A telegraph sends {message}")
-def morse_code(draw):
+def morse_code(draw: Draw) -> np.ndarray:
+    """Synthesise a message in Morse code."""
     message = draw.words["message"] = str(draw.rng.choice(list(MORSE)))
     keys = MORSE[message].replace(".", "10").replace("-", "1110").replace(" ", "00")
     dot = draw.word("speed", fast=(0.04, 0.05), slow=(0.08, 0.095))  # seconds
@@ -178,7 +110,8 @@ def morse_code(draw):
 @sound("alarm clock | A {loud} alarm clock | Quick beeps in fours | Time to wake up", (2048,), (0.06,) * 7 + (0.46,))
 @sound("cricket | A {loud} cricket | An insect chirps | Night in a meadow", (4600,), (0.02, 0.015) * 3 + (0, 0.35))
 @sound("car horn | A {loud} car horn | A driver honks and honks | A vehicle hoots", (405, 505), (0.35, 0.2), 0.85)
-def signal(draw, pitches, cadence=(1,), overtones=0):
+def signal(draw: Draw, pitches: Sequence[float], cadence: Sequence[float] = (1,), overtones: float = 0) -> np.ndarray:
+    """Synthesise pitches (Hz) that are on and off in turn (`cadence`, s)."""
     t = clock(draw.between(2, 3))
     edges = np.cumsum(cadence) * draw.between(0.95, 1.05)
     on = np.searchsorted(edges, t % edges[-1], side="right") % 2 == 0
@@ -193,21 +126,23 @@ def signal(draw, pitches, cadence=(1,), overtones=0):
 @sound("pink noise | {length} {loud} pink noise | {length} warm static | Noise with equal power in every octave", -1)
 @sound("brown noise | {length} {loud} brown noise | {length} low rumbling noise | A deep steady roar", -2)
 @sound("blue noise | {length} {loud} blue noise | A {length} thin hiss | Noise with more treble than bass", 1)
-def coloured_noise(draw, slope):
+def coloured_noise(draw: Draw, slope: float) -> np.ndarray:
+    """Synthesise noise with power in proportion to frequency ** slope."""
     return noise(draw, clock(draw.word("length", short=(0.5, 0.9), long=(1.8, 2.8))).size, slope=slope)
 
 
-# Grains a second and the life of one (s), noise from and to (Hz), and how much of it goes on between the grains
+# Grains a second and their decay time (s), noise from and to (Hz), and how much of it goes on between the grains
 @sound("rain | {loud} {amount} rain | A {amount} shower | {amount} drops fall", 60, 0.003, 2000, 7000, 0.3)
 @sound("fire | A {loud} fire, {amount} crackling | A campfire burns | {amount} crackling", 8, 0.004, 300, 6000, 0.1)
 @sound("geiger counter | {loud} {amount} Geiger counter clicks | A dosimeter | Dry clicks", 6, 0.001, 2500, 5000, 0)
 @sound("applause | {loud} {amount} applause | An audience claps | {amount} clapping", 20, 0.01, 700, 2200, 0)
-def shower(draw, rate, life, low, high, bed):
+def shower(draw: Draw, rate: float, life: float, low: float, high: float, bed: float) -> np.ndarray:
+    """Synthesise grains of noise at random times."""
     t = clock(draw.between(1.4, 2.4))
     rate = draw.word("amount", light=(0.8 * rate, 1.2 * rate), heavy=(5 * rate, 8 * rate))
     grains = np.zeros(t.size)
-    places = draw.rng.integers(t.size, size=round(rate * t[-1]))
-    grains[places] = draw.rng.uniform(0.3, 1, size=places.size)
+    positions = draw.rng.integers(t.size, size=round(rate * t[-1]))
+    grains[positions] = draw.rng.uniform(0.3, 1, size=positions.size)
     level = np.fft.irfft(np.fft.rfft(grains) * np.fft.rfft(np.exp(-t / life)), t.size)
     return noise(draw, t.size, low, high) * (level + bed * level.mean())
 
@@ -217,7 +152,8 @@ def shower(draw, rate, life, low, high, bed):
 @sound("ocean waves | {loud} {speed} ocean waves | The {speed} surf rolls in | On a beach", 80, 5000, -1, 0.35, 3)
 @sound("steam train | A {loud} {speed} steam train | A {speed} locomotive puffs | Chuffing", 500, 4000, 0, 2.2, 3)
 @sound("helicopter | A {loud} {speed} helicopter rotor | {speed} rotor blades | A chopper hovers", 50, 900, -1, 8, 2)
-def surging(draw, low, high, slope, rate, sharpness):
+def surging(draw: Draw, low: float, high: float, slope: float, rate: float, sharpness: float) -> np.ndarray:
+    """Synthesise noise that swells and fades."""
     t = clock(draw.between(2, 3))
     turns = draw.word("speed", slow=(0.8 * rate, rate), fast=(1.9 * rate, 2.4 * rate)) * t + draw.rng.random()
     shift = draw.between(0.85, 1.18)
@@ -233,8 +169,8 @@ def surging(draw, low, high, slope, rate, sharpness):
 @sound("clock ticking | {number} {loud} {speed} clock ticks | A {speed} tick-tock | A clock ticks", 0.5, TICK)
 @sound("typewriter | {number} {loud} {speed} typewriter strokes | {speed} typing | {number} keys struck", 0.25, KEY)
 @sound("heartbeat | {number} {loud} {speed} heartbeats | A {speed} pulse | A heart beats", 0.5, HEART, (0, 0.32))
-def repeated(draw, gap, body, beats=(0,)):
-    """Blows a slow or fast multiple of gap (s) apart, each made of beats at shares of that time."""
+def repeated(draw: Draw, gap: float, body: Sequence[float], beats: Sequence[float] = (0,)) -> np.ndarray:
+    """Synthesise blows at a slow or fast multiple of `gap` (s), each made of beats at fractions of that time."""
     number = draw.count(2, 5)
     gap = draw.word("speed", slow=(1.25 * gap, 1.5 * gap), fast=(0.5 * gap, 0.62 * gap))
     starts = gap * np.add.outer(range(number) + draw.rng.uniform(0, 0.06, number), beats).ravel()
@@ -242,7 +178,8 @@ def repeated(draw, gap, body, beats=(0,)):
 
 
 @sound("bouncing ball | A {loud} ball bounces {speed} to rest | A ball is dropped | {speed} dwindling bounces")
-def bouncing_ball(draw):
+def bouncing_ball(draw: Draw) -> np.ndarray:
+    """Synthesise the bounces of a ball."""
     first = draw.word("speed", quickly=(0.25, 0.32), slowly=(0.55, 0.7))  # seconds to the second bounce
     heights = draw.between(0.68, 0.76) ** np.arange(9)
     bounces = [height * blow(draw, *BALL) for height in heights]
@@ -252,25 +189,28 @@ def bouncing_ball(draw):
 # Notes, voices and pairs of events
 
 
-# Partials, lowest pitch (Hz), life (s), echoes
+# Partials, lowest pitch (Hz), decay time (s), echoes
 @music("church bell | A {loud} {pitch} church bell | A {pitch} bell tolls | A tower bell", BELL, 200, 1.1)
 @music("xylophone | A {loud} {pitch} xylophone note | A {pitch} wooden bar is hit | A mallet on wood", BAR, 330, 0.25)
 @music("gong | A {loud} {pitch} gong | A {pitch} metal disc is struck | A temple gong", PLATE, 85, 1.5)
 @sound("sonar ping | A {loud} {pitch} sonar ping | A {pitch} echoed ping | A submarine", (1,), 700, 0.2, (1, 0.4, 0.1))
-def rung(draw, ratios, base, life, echoes=(1,)):
+def rung(draw: Draw, ratios: Sequence[float], base: float, life: float, echoes: Sequence[float] = (1,)) -> np.ndarray:
+    """Synthesise a struck body with echoes."""
     hertz = draw.word("pitch", low=(base, 1.3 * base), high=(2.2 * base, 2.8 * base))
     strike = struck(draw, min(6 * life, 2.6), hertz, ratios, life * draw.between(0.8, 1.1))
     return lay(draw.between(0.3, 0.5) * np.arange(len(echoes)), [level * strike for level in echoes])
 
 
 @music("plucked string | A {loud} {pitch} string is plucked | A {pitch} guitar note | A {pitch} harp note")
-def plucked_string(draw):
+def plucked_string(draw: Draw) -> np.ndarray:
+    """Synthesise a plucked string."""
     return plucked(draw, draw.between(1.2, 2.2), draw.word("pitch", low=(90, 160), high=(350, 600)))
 
 
 @music("rising scale | A {loud} {speed} rising scale | Notes climb, {speed} | Up the scale, note by note", 1)
 @music("falling scale | A {loud} {speed} falling scale | Notes descend, {speed} | Down the scale, note by note", -1)
-def scale(draw, step):
+def scale(draw: Draw, step: int) -> np.ndarray:
+    """Synthesise a rising (`step` 1) or falling (-1) scale."""
     gap = draw.word("speed", slow=(0.3, 0.38), fast=(0.12, 0.16))  # seconds
     notes = draw.between(250, 500) * 2 ** (np.array([0, 2, 4, 5, 7, 9, 11, 12])[::step] / 12)  # Hz
     return lay(gap * np.arange(8), [struck(draw, 0.5, hertz, BAR, 0.15) for hertz in notes])
@@ -285,7 +225,10 @@ def scale(draw, step):
 @music("major chord | A {loud} {pitch} major chord | A bright {pitch} chord | Happy harmony", 110, 0.6, (0, 4, 7))
 @music("minor chord | A {loud} {pitch} minor chord | A dark {pitch} chord | Sad harmony", 110, 0.6, (0, 3, 7))
 @music("diminished chord | A {loud} {pitch} diminished chord | A tense {pitch} chord | Suspense", 110, 0.6, (0, 3, 6))
-def sustained(draw, base, overtones, semitones=(0,), breath=0, vibrato=0):
+def sustained(
+    draw: Draw, base: float, overtones: float, semitones: Sequence[int] = (0,), breath: float = 0, vibrato: float = 0
+) -> np.ndarray:
+    """Synthesise sustained notes."""
     t = clock(draw.between(1, 2.2))
     pitch = draw.word("pitch", low=(base, 1.3 * base), high=(2.6 * base, 3.4 * base))
     path = pitch * (1 + vibrato * np.sin(2 * np.pi * draw.between(4.5, 6.5) * t))  # [samples], Hz
@@ -298,7 +241,8 @@ def sustained(draw, base, overtones, semitones=(0,), breath=0, vibrato=0):
 @speech("vowel ah | A {loud} {pitch} voice says ah | Ah, says a {pitch} voice | An open vowel", 730, 1090, 2440)
 @speech("vowel ee | A {loud} {pitch} voice says ee | Ee, says a {pitch} voice | A bright vowel", 270, 2290, 3010)
 @speech("vowel oo | A {loud} {pitch} voice says oo | Oo, says a {pitch} voice | A dark vowel", 300, 870, 2240)
-def vowel(draw, *formants):
+def vowel(draw: Draw, *formants: float) -> np.ndarray:
+    """Synthesise a vowel with formants (Hz)."""
     t = clock(draw.between(0.6, 1.6))
     pitch = draw.word("pitch", low=(90, 130), high=(190, 260))
     harmonics = np.arange(1, 36)
@@ -312,7 +256,8 @@ def vowel(draw, *formants):
 @sound("drum then bell | A {loud} drum, a {pause} pause, a bell | A drum, then a bell | A bell after a drum", 1, 0)
 @sound("low then high beep | A {loud} low beep, a {pause} pause, a high beep | Beeps step up | Low, then high", 2, 3)
 @sound("high then low beep | A {loud} high beep, a {pause} pause, a low beep | Beeps step down | High, then low", 3, 2)
-def in_order(draw, first, second):
+def in_order(draw: Draw, first: int, second: int) -> np.ndarray:
+    """Synthesise two events, one after the other."""
     t = clock(draw.between(0.25, 0.4))
     bell = struck(draw, 1, draw.between(600, 900), BELL, 0.3)
     low, high = tone(draw, t, draw.between(300, 420)), tone(draw, t, draw.between(900, 1300))
@@ -324,7 +269,10 @@ def in_order(draw, first, second):
 
 
 def render(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """One clip of a kind: a waveform float32 `[samples]` in [-1, 1], 0.5 to 4 s, and three captions.
+    """Synthesise a clip of a kind: a waveform float32 `[samples]` in [-1, 1], 0.5 to 4 s, and three captions.
+
+    Raises:
+        ValueError: there is no such kind.
 
     >>> waveform, captions = render("church bell", np.random.default_rng(0))
     """
@@ -337,13 +285,13 @@ def render(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
     wave *= fade * fade[::-1] * draw.word("loud", quiet=(0.03, 0.08), loud=(0.45, 0.9)) / np.abs(wave).max()
     before, after = (rng.uniform(0.02, 0.2, size=2) * SAMPLING_RATE).astype(int)
     wave = np.pad(wave, (before, max(after, SAMPLING_RATE // 2 - wave.size)))
-    wave += draw.between(1e-5, 1e-3) * rng.normal(size=wave.size)  # nothing is recorded in perfect silence
+    wave += draw.between(1e-5, 1e-3) * rng.normal(size=wave.size)  # recordings always have some noise
     captions = [template.format(**draw.words) for template in KINDS[kind].captions]
     return wave.astype(np.float32), [caption[0].upper() + caption[1:] for caption in captions]
 
 
-def clip(kind: str, split: str, index: int, seed: int) -> dict:
-    # The key names the clip, so it depends neither on how many are made nor on which other kinds there are.
+def clip(kind: str, split: str, index: int, seed: int) -> dict[str, Any]:
+    """Return a row of the data set, which depends on these arguments only."""
     key = [seed, SPLITS.index(split), zlib.crc32(kind.encode()), index]
     wave, captions = render(kind, np.random.default_rng(np.random.SeedSequence(key)))
     flac = io.BytesIO()
@@ -358,9 +306,12 @@ def clip(kind: str, split: str, index: int, seed: int) -> dict:
 
 
 def synthetic_dataset(split: str, clips_per_kind: int = 60, seed: int = 0) -> datasets.Dataset:
-    """`clips_per_kind` clips of every kind, kind by kind, in the columns of our real data; no two splits share a clip.
+    """Make a data set of `clips_per_kind` clips of every kind, kind by kind; no two splits share a clip.
 
     `audio` holds undecoded 16-bit FLAC bytes, `duration` is in seconds.
+
+    Raises:
+        ValueError: an unknown split, or no clips.
 
     >>> synthetic_dataset("test", clips_per_kind=1)[0]["caption"]
     'A quiet tone falls slowly'
@@ -371,5 +322,5 @@ def synthetic_dataset(split: str, clips_per_kind: int = 60, seed: int = 0) -> da
         raise ValueError(f"clips_per_kind must be at least 1, not {clips_per_kind}.")
     rows = [clip(kind, split, index, seed) for kind in KINDS for index in range(clips_per_kind)]
     audio = datasets.Audio(sampling_rate=SAMPLING_RATE, decode=False)
-    # Cast when the table is there: to build it with this feature would need torchcodec, even for encoded bytes.
+    # Cast afterwards: building the table with this feature would need torchcodec, even for encoded bytes.
     return datasets.Dataset.from_list(rows).cast_column("audio", audio)

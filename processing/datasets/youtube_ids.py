@@ -1,4 +1,4 @@
-"""Sound files by the YouTube id in their names, and what their headers say."""
+"""Sound files by the YouTube id in their names, and their durations by their headers."""
 
 import io
 import os
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pandas
@@ -22,11 +23,11 @@ from .kept_durations import KeptSeconds
 
 logger = logging.get_logger(__name__)
 
-KEPT_FROM = 1000  # files whose seconds are kept on disk; fewer are opened each time
+KEPT_FROM = 1000  # files from which on durations are cached on disk; fewer are opened each time
 
 _FILES_A_TASK = 256
-_RATE = 16000  # Hz, at which a file is decoded whose header does not tell its length
-_LONGEST = 1e9  # s; a FLAC that was written as a stream tells no length, libsndfile then gives the largest number
+_RATE = 16000  # Hz, for decoding a file whose header does not state its length
+_LONGEST = 1e9  # s; for a FLAC without a stated length libsndfile returns the largest number
 _ID = "[A-Za-z0-9_-]{11}"
 _SECONDS = r"\d{1,6}(?:\.\d+)?"
 # No name fits both alternatives: where the first ends after 11 characters, the second has its twelfth.
@@ -34,11 +35,11 @@ _NAME = f"^(?:(?P<video>{_ID})|Y(?P<prefixed>{_ID}))(?:_(?P<start>{_SECONDS})(?:
 
 
 def clip_keys(names: pyarrow.Array) -> pyarrow.Table:
-    """What clips are called, whatever their data set's or file's habit.
+    """Normalise the names of clips from different data sets and downloaders.
 
-    A clip is a YouTube id and, where the name tells it, the second it starts at. Known forms of `mAJAqzo-Y_Y`:
+    A clip is a YouTube id and, where the name holds it, its start in seconds. Known forms of `mAJAqzo-Y_Y`:
 
-    | form | who writes it |
+    | form | source |
     |---|---|
     | `mAJAqzo-Y_Y` | AudioCaps |
     | `YmAJAqzo-Y_Y` | Auto-ACD, AudioSetCaps and WavCaps for clips of AudioSet |
@@ -46,7 +47,7 @@ def clip_keys(names: pyarrow.Array) -> pyarrow.Table:
     | `mAJAqzo-Y_Y_30.000` | downloaders of AudioSet |
     | `mAJAqzo-Y_Y_84_10`, `mAJAqzo-Y_Y_84_94` | AudioSetCaps for YouTube-8M; start and duration or end |
 
-    and `Y` before any of the last three. Milliseconds are not guessed: such a name is another clip.
+    and `Y` before any of the last three. A start in milliseconds is not recognised: it is another clip.
 
     Args:
         names: `[n]` strings, without a file's extension.
@@ -68,25 +69,26 @@ def clip_keys(names: pyarrow.Array) -> pyarrow.Table:
 
 
 def clip_key(name: str) -> str:
-    """The key of one clip, as `clip_keys` gives it: `"Yxs-9cT9sHTs"` is `"xs-9cT9sHTs"`."""
+    """Return the key of one clip, see `clip_keys`: `"Yxs-9cT9sHTs"` has the key `"xs-9cT9sHTs"`."""
     return clip_keys(pyarrow.array([name], pyarrow.string()))["key"][0].as_py()
 
 
 def index_folder(folder: str | os.PathLike) -> pyarrow.Table:
-    """All sound files below a folder (`SoundFiles`), in order of their paths: columns `stem`, `name` (with
-    extension) and `path`.
+    """List all sound files below a folder (`SoundFiles`), sorted by path.
+
+    Columns are `stem`, `name` (with extension) and `path`.
 
     Raises:
-        ValueError: there is no such folder, or it holds no sound files; it says so of a folder of tars.
+        ValueError: there is no such folder, or it holds no sound files, maybe tars.
     """
     if not os.path.isdir(folder):
         raise ValueError(f"{folder} is not a folder: name the folder that holds the sound files")
     files = SoundFiles(folder)
-    named = list(files)
-    paths = [path for path in named if is_utf8(path)]
-    if len(paths) < len(named):
-        others = such_as(ascii(path) for path in named if not is_utf8(path))
-        logger.warning(f"{len(named) - len(paths)} sounds have names that are not UTF-8 and are left out: {others}")
+    listed = list(files)
+    paths = [path for path in listed if is_utf8(path)]
+    if len(paths) < len(listed):
+        others = such_as(ascii(path) for path in listed if not is_utf8(path))
+        logger.warning(f"{len(listed) - len(paths)} sounds have names that are not UTF-8 and are left out: {others}")
     if not paths and files_below(folder, ".tar"):
         raise ValueError(f"{folder} holds tar shards: stream them, or unpack them to load clips by their names")
     if not paths:
@@ -101,44 +103,43 @@ def index_folder(folder: str | os.PathLike) -> pyarrow.Table:
 
 
 def find_clips(clips: pyarrow.Table, files: pyarrow.Table) -> np.ndarray:
-    """For each clip the row of its file, -1 where there is none.
+    """Return for each clip the row of its file, -1 where there is none.
 
-    Both are tables of `clip_keys`, `clips` without doubles. A file belongs to the clip of the same key (the first of
-    several files). A start that only one of the two names is no obstacle if nothing else has that id: neither
-    another clip, whose sound it could be, nor another file.
+    Both are tables of `clip_keys`, `clips` without duplicates. A file belongs to the clip of the same key (the first
+    of several files). Where only one of the two has a start, they match if no other clip and no other file has that
+    id.
     """
     clips, files = clips.to_pandas(), files.to_pandas()
     rows = np.arange(len(files))
     first = ~files["key"].duplicated().to_numpy()
-    found = _rows(pandas.Index(files["key"][first]), rows[first], clips["key"])
+    matches = _rows(pandas.Index(files["key"][first]), rows[first], clips["key"])
     lone_file = first & ~files["video"].where(first).duplicated(keep=False).to_numpy()
     lone_clip = ~clips["video"].duplicated(keep=False).to_numpy()
-    nearly = _rows(pandas.Index(files["video"][lone_file]), rows[lone_file], clips["video"])
-    one_start = clips["has_start"].to_numpy() != files["has_start"].to_numpy()[nearly]
-    found = np.where((found < 0) & (nearly >= 0) & lone_clip & one_start, nearly, found)
-    return np.where(found < 0, _same_letters(clips["key"], files["key"]), found)
+    by_video = _rows(pandas.Index(files["video"][lone_file]), rows[lone_file], clips["video"])
+    one_start = clips["has_start"].to_numpy() != files["has_start"].to_numpy()[by_video]
+    matches = np.where((matches < 0) & (by_video >= 0) & lone_clip & one_start, by_video, matches)
+    return np.where(matches < 0, _same_letters(clips["key"], files["key"]), matches)
 
 
 def _same_letters(clips: pandas.Series, files: pandas.Series) -> np.ndarray:
-    """For each clip the row of the one file of its name, letters composed (NFC) or not (NFD); -1 where not one."""
+    """Return for each clip the row of the only file with its name in Unicode NFC or NFD, else -1."""
     clips, files = (names.str.normalize("NFC") for names in (clips, files))
     rows = np.flatnonzero(~files.duplicated(keep=False))
-    found = _rows(pandas.Index(files.iloc[rows]), rows, clips)
-    return np.where(clips.duplicated(keep=False), -1, found)
+    matches = _rows(pandas.Index(files.iloc[rows]), rows, clips)
+    return np.where(clips.duplicated(keep=False), -1, matches)
 
 
 def _rows(index: pandas.Index, rows: np.ndarray, wanted: pandas.Series) -> np.ndarray:
-    """The row of each wanted value, -1 where it is not in the index."""
+    """Return the row of each wanted value, -1 where it is not in the index."""
     positions = index.get_indexer(wanted)
     return np.append(rows, -1)[positions]
 
 
 def seconds_of(sounds: Iterable, workers: int = 16) -> np.ndarray:
-    """float64 `[n]`: how long each sound lasts by its header; NaN where it cannot be read.
+    """Return the duration of each sound by its header, float64 `[n]` seconds; NaN where it cannot be read.
 
-    Of `KEPT_FROM` paths and more, what was found is kept in the cache (`HF_HOME/wavlink/durations`) by path, size and
-    time of change: one process opens the files while the others of the machine wait for it, and the next run opens
-    only new ones.
+    Durations of `KEPT_FROM` paths and more are cached (`HF_HOME/wavlink/durations`) by path, size and time of change:
+    one process opens the files while the others of the machine wait for it, and the next run opens only new ones.
 
     Args:
         sounds: paths, or files open for reading.
@@ -155,15 +156,20 @@ def seconds_of(sounds: Iterable, workers: int = 16) -> np.ndarray:
         return in_threads(seconds_in, sounds, workers)
 
 
-def in_threads(function: Callable, items: Sequence, workers: int = 16) -> np.ndarray:
+def in_threads(function: Callable[[Any], float], items: Sequence, workers: int = 16) -> np.ndarray:
+    """Call a function for each item in threads, and return the results, float64 `[n]`."""
     tasks = [items[start : start + _FILES_A_TASK] for start in range(0, len(items), _FILES_A_TASK)]
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda task: [function(item) for item in task], tasks)
-        return np.fromiter(chain.from_iterable(found), np.float64, len(items))
+        results = pool.map(lambda task: [function(item) for item in task], tasks)
+        return np.fromiter(chain.from_iterable(results), np.float64, len(items))
 
 
-def seconds_in(sound) -> float:
-    """Of a path, bytes, or an open file; the whole of it is decoded only where the header does not tell."""
+def seconds_in(sound: Any) -> float:
+    """Return the duration of a sound in seconds, NaN where it cannot be read.
+
+    Args:
+        sound: a path, bytes, or an open file, which is decoded only where the header states no duration.
+    """
     if sound is None or (isinstance(sound, str) and not os.path.isfile(sound)):  # a pipe would wait for its writer
         return np.nan
     try:

@@ -146,7 +146,7 @@ def test_an_unknown_name_is_refused():
 
 
 @pytest.mark.parametrize(("labels", "told"), [(50, False), (49, True)])
-def test_another_number_of_labels_is_told(tmp_path, caplog, labels, told):
+def test_another_number_of_labels_is_reported(tmp_path, caplog, labels, told):
     lines = [ESC50.splitlines()[0], *(f"{i}.wav,1,{i},label_{i},False,1,A" for i in range(labels))]
     folder = write(tmp_path, {"meta/esc50.csv": "\n".join(lines), "audio/0.wav": SOUNDS["dog"]})
     seen = []

@@ -25,7 +25,7 @@ CLIPS = 12
 
 
 @pytest.fixture
-def said(caplog):
+def logged(caplog):
     """What the package's loggers say, which do not propagate."""
     logging.get_logger().addHandler(caplog.handler)
     yield caplog
@@ -62,22 +62,22 @@ def equal(batches, others) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_clip_whose_header_cannot_be_read_is_left_out_before_the_first_step(tmp_path, processor, said, workers):
+def test_a_clip_whose_header_cannot_be_read_is_left_out_before_the_first_step(tmp_path, processor, logged, workers):
     root = audiofolder(tmp_path)
     no_sound(root / "train/5.wav")
     (root / "train/6.wav").write_bytes(b"")
     feed = epochs(root, num_workers=workers)
     assert len(feed.data) == CLIPS - 2
-    assert "2 of 12 clips cannot be read as sound: " in said.text and "train/5.wav" in said.text
+    assert "2 of 12 clips cannot be read as sound: " in logged.text and "train/5.wav" in logged.text
     assert all(len(batch["input_features"]) == 4 for batch in feed.batches(processor, 0))
-    said.clear()
+    logged.clear()
     epochs(root, 1, 2)
-    assert "cannot be read" not in said.text  # the first process has said it
+    assert "cannot be read" not in logged.text  # the first process has logged it
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("breaking", [no_sound, cut])
-def test_a_clip_that_breaks_later_is_replaced_counted_and_named(tmp_path, processor, breaking, workers, said):
+def test_a_clip_that_breaks_later_is_replaced_counted_and_named(tmp_path, processor, breaking, workers, logged):
     root = audiofolder(tmp_path, durations=True)  # headers are not opened where durations are known
     breaking(root / "train/5.wav")
     feed = epochs(root, num_workers=workers)
@@ -86,7 +86,7 @@ def test_a_clip_that_breaks_later_is_replaced_counted_and_named(tmp_path, proces
     assert [len(batch["input_features"]) for batch in batches] == [4] * 9
     assert feed.report == {"read": 36, "skipped_broken": 1, "names": [str(root / "train/5.wav")]}
     if not workers:
-        assert said.text.count("train/5.wav cannot be read and is replaced by another clip (1 so far)") == 1
+        assert logged.text.count("train/5.wav cannot be read and is replaced by another clip (1 so far)") == 1
 
 
 def test_batches_with_a_replaced_clip_are_the_same_after_a_resume(tmp_path, processor):
@@ -178,7 +178,7 @@ BROKEN = {"no sound": b"not a sound", "empty": b"", "cut": sound(1)[:20]}
 
 
 @pytest.mark.parametrize("broken", [*BROKEN.values(), None], ids=[*BROKEN, "null"])
-def test_a_copy_of_a_hub_repository(tmp_path, processor, monkeypatch, broken, said):
+def test_a_copy_of_a_hub_repository(tmp_path, processor, monkeypatch, broken, logged):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = [
         {"audio": {"bytes": content, "path": f"{number}.wav" if content else None}, "caption": f"sound {number}"}
@@ -189,7 +189,7 @@ def test_a_copy_of_a_hub_repository(tmp_path, processor, monkeypatch, broken, sa
     (tmp_path / "copy/data").mkdir(parents=True)
     dataset.to_parquet(tmp_path / "copy/data/train-00000-of-00001.parquet")
     feed = epochs(tmp_path / "copy")
-    assert len(feed.data) == CLIPS - 1 and "1 of 12 clips cannot be read as sound" in said.text
+    assert len(feed.data) == CLIPS - 1 and "1 of 12 clips cannot be read as sound" in logged.text
     assert len(list(feed.batches(processor, 0))) == 8
     streamed = Recipe("m", data=str(tmp_path / "copy"), streaming=True, max_steps=4, batch_size=4, init="any")
     stream = Stream(streamed, 0, 1)
@@ -220,14 +220,14 @@ def test_a_mixture(tmp_path, processor):
     assert feed.report["skipped_broken"] == 1
 
 
-def test_a_folder_a_class(tmp_path, said):
+def test_a_folder_a_class(tmp_path, logged):
     for label in ("dog", "cat"):
         (tmp_path / "train" / label).mkdir(parents=True)
         for number in range(4):
             soundfile.write(tmp_path / f"train/{label}/{number}.wav", tone(440, 0.1, number), RATE)
     no_sound(tmp_path / "train/dog/0.wav")
     dataset, seconds = feeds.readable(load_split(str(tmp_path), "train"))
-    assert len(dataset) == len(seconds) == 7 and "train/dog/0.wav" in said.text
+    assert len(dataset) == len(seconds) == 7 and "train/dog/0.wav" in logged.text
 
 
 def test_a_folder_of_files_of_no_known_length_keeps_them(tmp_path):
@@ -269,7 +269,7 @@ def test_a_clip_over_the_limit_is_no_broken_clip(tmp_path):
         CaptionedAudio(load_split(str(root), "train"), ["caption"], max_seconds=0.05).__getitems__([0])
 
 
-def test_the_collator_leaves_out_what_cannot_be_read(tmp_path, processor, said):
+def test_the_collator_leaves_out_what_cannot_be_read(tmp_path, processor, logged):
     root = audiofolder(tmp_path, 4)
     no_sound(root / "train/1.wav")
     rows = list(load_split(str(root), "train"))
@@ -277,7 +277,7 @@ def test_the_collator_leaves_out_what_cannot_be_read(tmp_path, processor, said):
     batch = collator(rows)
     assert len(batch["input_features"]) == len(batch["input_ids"]) == len(batch["caption_ids"]) == 3
     assert batch["text_owner"].tolist() == [0, 1, 2] and list(collator.unreadable) == [str(root / "train/1.wav")]
-    assert "train/1.wav cannot be read and is left out (1 so far)" in said.text
+    assert "train/1.wav cannot be read and is left out (1 so far)" in logged.text
     with pytest.raises(ValueError, match="none of the 1 clips of a batch can be read, such as .*1.wav"):
         collator(rows[1:2])
     with pytest.raises(ValueError, match="divide 16-bit samples"):  # a mistake of all rows, not of one file

@@ -80,7 +80,7 @@ def test_it_is_made_once_and_again_when_a_source_changes(tmp_path, home):
     assert len(made) >= 3
 
 
-def test_without_a_place_it_is_held_in_memory(tmp_path):
+def test_without_a_cache_folder_the_table_is_held_in_memory(tmp_path):
     (tmp_path / "home").write_text("no folder")
     (tmp_path / "source").touch()
     assert kept_table("x", [tmp_path / "source"], table)["b"] == ["a bee"]

@@ -229,7 +229,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_prompt_has_one_place_for_the_label(prompt, tmp_path):
+def test_a_prompt_has_exactly_one_pair_of_braces(prompt, tmp_path):
     with pytest.raises(ValueError, match=r"exactly one \{\}, where the label goes"):
         checked_prompt(prompt)
     dataset = datasets.Dataset.from_dict({"label": ["dog"]})
@@ -257,7 +257,7 @@ def test_a_bad_prompt_ends_the_command_line_with_2(command, capsys):
 @pytest.mark.parametrize(
     "text", ["{question}", "{choice", "{choice!r}", "{choice.x}", "{choice:>4}", "{0}", "{}", "x"]
 )
-def test_a_choice_text_has_a_place_for_the_choice_and_no_other(text):
+def test_a_choice_text_has_exactly_one_pair_of_braces(text):
     with pytest.raises(ValueError, match="the text (may hold|must say where)"):
         checked_choice_text(text)
     assert checked_choice_text("{choice}, {{so}} {question}") == "{choice}, {{so}} {question}"

@@ -146,8 +146,9 @@ def either(form: str, folder: Path) -> str:
     return data
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("form", ["tar", "parquet"])
+@pytest.mark.parametrize(
+    "form, num_workers", [("tar", 0), ("tar", 1), ("parquet", 0), pytest.param("parquet", 1, marks=pytest.mark.slow)]
+)
 def test_a_resume_around_a_damaged_shard_is_exact(form, num_workers, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     data = either(form, tmp_path / "data")

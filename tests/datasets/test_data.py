@@ -64,7 +64,7 @@ def test_an_audiofolder_in_every_layout(files, metadata, content, tmp_path):
     np.testing.assert_allclose(CaptionedAudio(dataset, ["caption"])[1]["audio"]["array"], tone(440, 0.1), atol=1e-4)
 
 
-def test_a_split_folder_goes_before_a_list_of_the_whole(tmp_path):
+def test_a_split_folder_takes_precedence_over_a_common_list(tmp_path):
     write(tmp_path, ["dog.wav"], "metadata.csv", "file_name,caption\ndog.wav,The whole\n")
     folder = write(tmp_path, ["test/dog.wav"], "test/metadata.csv", "file_name,caption\ndog.wav,The split\n")
     assert load_split(folder, "test")["caption"] == ["The split"]

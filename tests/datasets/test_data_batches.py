@@ -13,7 +13,7 @@ def plan(batch_size=8, epochs=3, seed=0, lengths=LENGTHS, **options) -> BatchPla
 
 
 @pytest.mark.parametrize("group", [1, 4, 16])
-def test_an_epoch_hears_each_clip_at_most_once(group):
+def test_an_epoch_holds_each_clip_at_most_once(group):
     batches = list(plan(group=group))
     assert len(batches) == len(plan(group=group)) == 3 * (103 // 8)
     for epoch in range(3):
@@ -22,7 +22,7 @@ def test_an_epoch_hears_each_clip_at_most_once(group):
         assert {key[1] for key in keys} <= set(range(103))
 
 
-def test_what_one_epoch_leaves_out_another_hears():
+def test_clips_left_out_of_an_epoch_are_in_another():
     assert {index for batch in plan(epochs=20) for _, index in batch} == set(range(103))
 
 

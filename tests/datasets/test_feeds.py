@@ -70,13 +70,13 @@ def small(**changes) -> Recipe:
     return dataclasses.replace(Recipe("small", init="anything", batch_size=2, data="", epochs=1), **changes)
 
 
-def test_a_mixture_hears_a_clip_as_often_as_its_source_weighs(paper_sets):
+def test_a_mixture_repeats_clips_by_the_weight_of_their_source(paper_sets):
     for weight, times in ((1, 1), (2, 2)):
         mixed = small(mixture={"auto_acd": 1, "audiosetcaps": weight}, audio_folder=str(paper_sets))
-        heard = Counter((row["source"], *row["captions"]) for row in Epochs(mixed, 0, 1).data.dataset)
-        assert {count for (source, _), count in heard.items() if source == "auto_acd"} == {1}
-        assert {count for (source, _), count in heard.items() if source == "audiosetcaps"} == {times}
-        assert len(heard) == len(AUTO_ACD) + len(AUDIOSETCAPS)
+        counts = Counter((row["source"], *row["captions"]) for row in Epochs(mixed, 0, 1).data.dataset)
+        assert {count for (source, _), count in counts.items() if source == "auto_acd"} == {1}
+        assert {count for (source, _), count in counts.items() if source == "audiosetcaps"} == {times}
+        assert len(counts) == len(AUTO_ACD) + len(AUDIOSETCAPS)
 
 
 def test_a_source_has_its_own_folder_of_sounds_where_there_is_one(paper_sets, monkeypatch):

@@ -89,7 +89,7 @@ def test_a_damaged_table_is_written_anew(files, opened, tmp_path, content):
     assert not opened
 
 
-def test_without_a_place_to_keep_them_they_are_read_each_time(files, opened, tmp_path):
+def test_without_a_cache_folder_durations_are_read_each_time(files, opened, tmp_path):
     (tmp_path / "home").write_text("no folder")
     assert not np.isnan(seconds_of(files)).any() and not np.isnan(seconds_of(files)).any() and len(opened) == 20
 

@@ -375,6 +375,7 @@ for name, split, audio in {wanted}:
 """
 
 
+@pytest.mark.slow
 def test_each_hub_id_is_read_from_a_hub(hub, tmp_path):
     write(tmp_path / "acd", {"train.csv": AUTO_ACD, "test.csv": "youtube_id,caption\nYPsERnugT1hs,A lady\n"})
     write(tmp_path / "asc", {f"Dataset/{name}": text for name, text in AUDIOSETCAPS.items()})

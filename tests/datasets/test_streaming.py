@@ -29,7 +29,7 @@ def assert_equal(batches, expected) -> None:
 
 
 @pytest.mark.parametrize("write", [tars, parquets])
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_resumed_stream_is_the_unbroken_one(write, num_workers, tmp_path):
     """Stops at the begin, inside windows, at windows' ends (every 2), at an epoch's end (23 clips: in batch 6)."""
     data = write(tmp_path / "data")
@@ -105,32 +105,32 @@ def test_another_streams_state_is_refused(change, message, tmp_path):
         stream(data, **change).load_state_dict(stream(data).state_dict())
 
 
-# ---- who is heard, and when
+# ---- order of the clips
 
 
 @pytest.mark.parametrize("write", [tars, parquets])
 def test_every_clip_once_an_epoch_and_nothing_left_out(write, tmp_path):
-    """23 clips, windows of 8: after 23 windows each was heard 8 times, though no epoch ends with a window."""
+    """23 clips, windows of 8: after 23 windows each was used 8 times, though no epoch ends with a window."""
     batches = list(islice(stream(write(tmp_path / "data")), 46))
     assert Counter(flat(batch["id"].tolist() for batch in batches)) == dict.fromkeys(range(23), 8)
     assert all(torch.equal(batch["id"], batch["first"]) for batch in batches)  # the caption of this very sound
     for epoch in range(8):  # windows mix neighbouring epochs only, and a batch at most at the seam
         begin, end = -(-epoch * 23 // 8), (epoch + 1) * 23 // 8  # windows that lie in this epoch
-        heard = flat(batch["id"].tolist() for batch in batches[2 * begin : 2 * end])
-        assert len(set(heard)) == len(heard) == 8 * (end - begin) >= 8
+        clip_ids = flat(batch["id"].tolist() for batch in batches[2 * begin : 2 * end])
+        assert len(set(clip_ids)) == len(clip_ids) == 8 * (end - begin) >= 8
 
 
-def test_two_processes_hear_different_clips_and_together_all(tmp_path):
+def test_two_processes_get_disjoint_clips_and_together_all(tmp_path):
     """4 shards of 8, a share of 4 in windows of 4 batches: a process's window is its epoch."""
     data = tars(tmp_path, (8, 8, 8, 8))
-    heard = [ids(stream(data, batch_size=8, window=4, rank=r, world_size=2), 12) for r in (0, 1)]
+    clip_ids = [ids(stream(data, batch_size=8, window=4, rank=r, world_size=2), 12) for r in (0, 1)]
     halves = []
     for epoch in range(3):
-        own = [set(flat(heard[rank][epoch * 4 : epoch * 4 + 4])) for rank in (0, 1)]
+        own = [set(flat(clip_ids[rank][epoch * 4 : epoch * 4 + 4])) for rank in (0, 1)]
         assert len(own[0]) == len(own[1]) == 16 and own[0] | own[1] == set(range(32))
         assert all(len({clip // 8 for clip in part}) == 2 for part in own)  # two whole shards
         halves.append(own[0])
-    orders = [[flat(heard[rank][epoch * 4 : epoch * 4 + 4]) for epoch in range(3)] for rank in (0, 1)]
+    orders = [[flat(clip_ids[rank][epoch * 4 : epoch * 4 + 4]) for epoch in range(3)] for rank in (0, 1)]
     assert all(len(set(map(tuple, order))) == 3 for order in orders)  # another order in every epoch
     assert halves[0] != halves[1] or halves[1] != halves[2]  # and other shards
 
@@ -144,7 +144,7 @@ def test_a_process_opens_its_own_shards_only(tmp_path):
 @pytest.mark.parametrize(("shards", "world_size"), [((12,), 2), ((7, 5), 3), ((13, 1, 4), 4)])
 def test_fewer_shards_than_processes(shards, world_size, tmp_path, caplog):
     data, total = tars(tmp_path, shards), sum(shards)
-    heard = []
+    clip_ids = []
     for rank in range(world_size):
         caplog.clear()
         batches = stream(data, batch_size=world_size, window=1, rank=rank, world_size=world_size)
@@ -152,30 +152,30 @@ def test_fewer_shards_than_processes(shards, world_size, tmp_path, caplog):
         clips = flat(ids(batches, 2 * total))
         period = next(n for n in range(1, total + 1) if set(clips[:n]) == set(clips))
         assert Counter(clips[:period]) == dict.fromkeys(clips[:period], 1)
-        heard.append(clips[:period])
-    assert sorted(flat(heard)) == list(range(total))
+        clip_ids.append(clips[:period])
+    assert sorted(flat(clip_ids)) == list(range(total))
 
 
 def test_shares_may_be_uneven_and_no_process_ever_ends(tmp_path):
     data = tars(tmp_path, (2, 9, 1))  # three shards for two processes
     streams = [stream(data, batch_size=5, rank=rank, world_size=2) for rank in (0, 1)]
-    heard = [ids(batches, 60) for batches in streams]
-    assert [set(map(len, share)) for share in heard] == [{3}, {2}]
-    assert set(flat(heard[0])) == set(flat(heard[1])) == set(range(12))  # over epochs shards change hands
+    clip_ids = [ids(batches, 60) for batches in streams]
+    assert [set(map(len, share)) for share in clip_ids] == [{3}, {2}]
+    assert set(flat(clip_ids[0])) == set(flat(clip_ids[1])) == set(range(12))  # over epochs shards change hands
 
 
 def test_workers_divide_the_shards_of_a_process(tmp_path):
     """2 processes of 2 workers, 4 shards of 8, windows of 4 shares of 2: each worker's window is a whole shard."""
     data = tars(tmp_path, (8, 8, 8, 8))
     options = {"batch_size": 4, "window": 4, "num_workers": 2, "world_size": 2}
-    heard = [ids(stream(data, rank=rank, **options), 16) for rank in (0, 1)]
+    clip_ids = [ids(stream(data, rank=rank, **options), 16) for rank in (0, 1)]
     for epoch in range(2):
-        parts = [share[8 * epoch + worker : 8 * epoch + 8 : 2] for share in heard for worker in (0, 1)]
+        parts = [share[8 * epoch + worker : 8 * epoch + 8 : 2] for share in clip_ids for worker in (0, 1)]
         assert sorted(flat(flat(parts))) == list(range(32))
         assert all(len({clip // 8 for clip in flat(part)}) == 1 for part in parts)
 
 
-# ---- chance
+# ---- randomness
 
 
 def test_batches_are_grouped_by_length_and_shuffled(tmp_path):
@@ -237,8 +237,8 @@ def test_which_caption_comes_first_changes(tmp_path):
     for clip in range(4):
         files |= {f"c{clip}.wav": sound(clip), f"c{clip}.json": b'{"caption": ["%d", "%d"]}' % (clip, clip + 100)}
     write_tar(tmp_path / "train.tar", files)
-    heard = Counter(flat(ids(stream(str(tmp_path)), 40)))
-    assert set(heard) == {0, 1, 2, 3, 100, 101, 102, 103} and min(heard.values()) > 5
+    clip_ids = Counter(flat(ids(stream(str(tmp_path)), 40)))
+    assert set(clip_ids) == {0, 1, 2, 3, 100, 101, 102, 103} and min(clip_ids.values()) > 5
 
 
 # ---- examples that cannot be used

@@ -123,7 +123,7 @@ def test_slow_takes_longer_than_quick():
 
 
 @pytest.mark.parametrize("kind", ["door knock", "hand claps", "clock ticking", "footsteps", "snare drum"])
-def test_the_number_is_the_number_heard(kind):
+def test_the_number_in_the_caption_is_the_number_of_events(kind):
     for wave, captions in clips(kind):
         assert NUMBERS[events(wave)].capitalize() == captions[0].split()[0]
 
@@ -218,8 +218,8 @@ def test_a_plucked_string_keeps_its_pitch_and_loses_its_brightness():
     assert bright[1] < 0.1 * bright[0]
 
 
-def test_kinds_can_be_told_apart_on_an_unseen_split(test_split):
-    """The nearest training clip in spectrum and rhythm is of the same kind, far above the 1 in 56 of chance."""
+def test_kinds_are_distinguishable_on_an_unseen_split(test_split):
+    """The nearest training clip in spectrum and rhythm is of the same kind, far above chance level, 1 in 56."""
 
     def features(row):
         wave, _ = soundfile.read(io.BytesIO(row["audio"]["bytes"]))

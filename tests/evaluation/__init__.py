@@ -1,1 +1,1 @@
-"""Metrics and whole evaluations."""
+"""Tests of metrics and evaluations."""

@@ -45,13 +45,13 @@ class Rows:
 def test_long_files_share_no_batch_of_more_than_a_minute(processor):
     minutes = [3, 0.2, 5, 0.1, 3, 3, 0.3]
     model = Recording()
-    found = embed_audio(model, processor, Rows(minutes), minutes, batch_size=32, progress=False)
-    assert found.windowed == 4 and found.rows == [*range(7)]
+    results = embed_audio(model, processor, Rows(minutes), minutes, batch_size=32, progress=False)
+    assert results.windowed == 4 and results.rows == [*range(7)]
     assert max(seconds for _, seconds in model.batches) <= _BATCH_SECONDS
     assert sum(clips for clips, _ in model.batches) == 3 + 3 * 6 + 10
     for index in (0, 1, 2):
         alone = embed_audio(model, processor, [Rows(minutes)[index]], [1], progress=False)
-        torch.testing.assert_close(found.vectors[index], alone.vectors[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(results.vectors[index], alone.vectors[0], atol=1e-5, rtol=0)
 
 
 def test_short_clips_are_at_most_batch_size_in_a_batch(processor):
@@ -93,13 +93,13 @@ def test_a_clap_goes_through_the_same_engine(tmp_path):
     model, processor = load_for_evaluation(str(save_clap(tmp_path, fusion=False)))
     clips = [np.sin(np.arange(int(seconds * CLAP_RATE)) / (9 + n)) for n, seconds in enumerate([0.5, 12.0, 1.0])]
     rows = [{"audio": {"array": clip.astype(np.float32), "sampling_rate": CLAP_RATE}} for clip in clips]
-    found = embed_audio(model, processor, rows, [0.5, 12.0, 1.0], progress=False)
+    results = embed_audio(model, processor, rows, [0.5, 12.0, 1.0], progress=False)
     with torch.no_grad():
         alone = [
             model.get_audio_features(**processor(audio=[clip], sampling_rate=CLAP_RATE, return_tensors="pt"))
             for clip in [row["audio"]["array"] for row in rows]
         ]
-    torch.testing.assert_close(found.vectors, torch.cat([one.pooler_output for one in alone]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(results.vectors, torch.cat([one.pooler_output for one in alone]), atol=1e-5, rtol=0)
     assert embed_text(model, processor, ["a dog"]).shape == (1, model.config.projection_dim)
 
 
@@ -128,10 +128,10 @@ def test_processes_of_a_sharded_model_compute_equally_many_batches(sharp_model, 
         sharp_model, "get_audio_features", lambda **x: computed.append(len(x["input_features"])) or real(**x)
     )
     embedder = embedding._InStep.borrowing(sharp_model, processor)
-    found = list(embedder.embed_clips([tone(300, 1.0), tone(500, 2.0)]))
-    assert len(found) == 2 and computed == [1, 1, 1, 1]
+    results = list(embedder.embed_clips([tone(300, 1.0), tone(500, 2.0)]))
+    assert len(results) == 2 and computed == [1, 1, 1, 1]
     np.testing.assert_allclose(
-        found,
+        results,
         list(Embedder.borrowing(sharp_model, processor).embed_clips([tone(300, 1.0), tone(500, 2.0)])),
         atol=1e-5,
     )

@@ -1,4 +1,4 @@
-"""Vectors of a split: batches, windows, clips that cannot be read, and work that goes on where it was."""
+"""Embedding a split: batches, windows, unreadable clips, and resumption."""
 
 import functools
 
@@ -38,11 +38,11 @@ def test_a_clip_that_cannot_be_read_is_named_and_the_others_go_on(sharp_model, p
     rows = rows_of(CLIPS)
     rows[1]["audio"] = {"path": "gone.wav", "bytes": None}
     rows[3]["audio"] = {"path": "text.wav", "bytes": b"no sound at all"}
-    found = embed_audio(sharp_model, processor, rows, [0.0] * 5, batch_size=2, progress=False)
-    assert found.rows == [0, 2, 4] and sorted(found.unreadable) == [1, 3]
-    assert "gone.wav does not exist" in found.unreadable[1] and "cannot read text.wav" in found.unreadable[3]
+    results = embed_audio(sharp_model, processor, rows, [0.0] * 5, batch_size=2, progress=False)
+    assert results.rows == [0, 2, 4] and sorted(results.unreadable) == [1, 3]
+    assert "gone.wav does not exist" in results.unreadable[1] and "cannot read text.wav" in results.unreadable[3]
     whole = embed_audio(sharp_model, processor, rows_of(CLIPS), [0.0] * 5, batch_size=2, progress=False)
-    torch.testing.assert_close(found.vectors, whole.vectors[[0, 2, 4]], atol=1e-5, rtol=0)
+    torch.testing.assert_close(results.vectors, whole.vectors[[0, 2, 4]], atol=1e-5, rtol=0)
     for row in rows:
         row["audio"] = {"path": "gone.wav", "bytes": None}
     with pytest.raises(ValueError, match="none of the 5 clips can be read; the first: gone.wav"):
@@ -51,16 +51,16 @@ def test_a_clip_that_cannot_be_read_is_named_and_the_others_go_on(sharp_model, p
 
 def test_a_long_clip_is_the_mean_of_its_windows(sharp_model, processor):
     long = tone(500, 70.0, 3)
-    found = embed_audio(sharp_model, processor, rows_of([CLIPS[0], long, CLIPS[1]]), [0, 1, 2], progress=False)
-    assert found.windowed == 1
+    results = embed_audio(sharp_model, processor, rows_of([CLIPS[0], long, CLIPS[1]]), [0, 1, 2], progress=False)
+    assert results.windowed == 1
     starts = [0, 20 * RATE, 40 * RATE]  # three windows of 30 s, the last at the end
     windows = [long[start : start + 30 * RATE] for start in starts]
     parts = embed_audio(sharp_model, processor, rows_of(windows), [0] * 3, progress=False).vectors
     torch.testing.assert_close(
-        found.vectors[1], torch.nn.functional.normalize(parts.mean(0), dim=-1), atol=1e-5, rtol=0
+        results.vectors[1], torch.nn.functional.normalize(parts.mean(0), dim=-1), atol=1e-5, rtol=0
     )
     short = embed_audio(sharp_model, processor, rows_of(CLIPS[:2]), [0, 1], progress=False).vectors
-    torch.testing.assert_close(found.vectors[[0, 2]], short, atol=1e-5, rtol=0)
+    torch.testing.assert_close(results.vectors[[0, 2]], short, atol=1e-5, rtol=0)
 
 
 class Stopped(Exception):
@@ -91,12 +91,12 @@ def test_stopped_embedding_goes_on_where_it_was(sharp_model, processor, tmp_path
         embed_audio(sharp_model, processor, Counting(rows, most=4), store=store, **options)
     assert open_store(tmp_path / "parts", {"model": "a"}) == store
     rest = Counting(rows)
-    found = embed_audio(sharp_model, processor, rest, store=store, **options)
+    results = embed_audio(sharp_model, processor, rest, store=store, **options)
     assert sorted({*rest.read}) == [2, 4]  # the last clip, and the name of the one that was unreadable before
-    assert torch.equal(found.vectors, whole.vectors) and found.unreadable == whole.unreadable
+    assert torch.equal(results.vectors, whole.vectors) and results.unreadable == whole.unreadable
 
 
-def test_parts_of_other_work_are_thrown_away(tmp_path, caplog):
+def test_parts_of_another_evaluation_are_removed(tmp_path, caplog):
     store = open_store(tmp_path / "parts", {"model": "a"})
     (store / "part-000000.safetensors").write_bytes(b"")
     open_store(tmp_path / "parts", {"model": "a"})
@@ -131,19 +131,24 @@ def stored(number: int) -> bytes:
     return wav(CLIPS[number])
 
 
-def test_captions_are_shared_or_each_its_own(sharp_model, processor):
+def test_captions_are_shared_or_separate(sharp_model, processor):
     dataset = captioned([["a dog", "a loud dog"], ["rain"], ["a dog"]])
     shared = embed_dataset(sharp_model, processor, dataset, ["caption"], progress=False)
     assert shared.texts == ["a dog", "a loud dog", "rain"]
     assert shared.correspondence.T.counts.tolist() == [2, 1, 1]
-    own = embed_dataset(sharp_model, processor, dataset, ["caption"], progress=False, share_captions=False)
-    assert own.texts == ["a dog", "a loud dog", "rain", "a dog"]
-    assert own.correspondence.queries.tolist() == [0, 0, 1, 2] and own.correspondence.indices.tolist() == [0, 1, 2, 3]
-    assert torch.equal(own.text, shared.text[[0, 1, 2, 0]])
+    separate = embed_dataset(sharp_model, processor, dataset, ["caption"], progress=False, share_captions=False)
+    assert separate.texts == ["a dog", "a loud dog", "rain", "a dog"]
+    assert separate.correspondence.queries.tolist() == [0, 0, 1, 2] and separate.correspondence.indices.tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert torch.equal(separate.text, shared.text[[0, 1, 2, 0]])
 
 
 def test_captions_are_shared_as_in_training(sharp_model, processor):
-    """By `caption_key`, without case and outer space; of AudioCaps and Clotho each caption stays one of its own."""
+    """By `caption_key`, without case and outer space; each caption of AudioCaps and Clotho stays separate."""
     captions = [["A dog", "rain"], ["a dog ", "a dog"], ["Rain"]]
     embedded = embed_dataset(sharp_model, processor, captioned(captions), ["caption"], progress=False)
     assert embedded.texts == ["A dog", "rain"] and embedded.captions == [["A dog", "rain"], ["A dog"], ["rain"]]
@@ -153,8 +158,10 @@ def test_captions_are_shared_as_in_training(sharp_model, processor):
         for other, _ in enumerate(captions):
             shared = bool({*ids[clip, : len(row)].tolist()} & {*ids[other, : len(captions[other])].tolist()})
             assert shared == bool({*embedded.captions[clip]} & {*embedded.captions[other]})
-    own = embed_dataset(sharp_model, processor, captioned(captions), ["caption"], progress=False, share_captions=False)
-    assert own.texts == ["A dog", "rain", "a dog ", "a dog", "Rain"]
+    separate = embed_dataset(
+        sharp_model, processor, captioned(captions), ["caption"], progress=False, share_captions=False
+    )
+    assert separate.texts == ["A dog", "rain", "a dog ", "a dog", "Rain"]
 
 
 def test_captions_of_an_unreadable_clip_are_no_candidates(sharp_model, processor):
@@ -167,7 +174,7 @@ def test_captions_of_an_unreadable_clip_are_no_candidates(sharp_model, processor
     assert embedded.texts == ["rain"] and embedded.rows == [1] and len(embedded.audio) == 1
 
 
-def test_a_fingerprint_tells_captions_and_sounds_apart():
+def test_a_fingerprint_depends_on_captions_and_sounds():
     first = fingerprint(captioned([["a dog"], ["rain"]]))
     assert first == fingerprint(captioned([["a dog"], ["rain"]])) and len(first) == 16
     assert first != fingerprint(captioned([["a dog"], ["rains"]]))

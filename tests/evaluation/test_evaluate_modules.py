@@ -1,4 +1,4 @@
-"""The metrics as modules of the `evaluate` library: loaded from this repository, with a cache of their own."""
+"""The metrics as modules of the `evaluate` library, loaded from this repository with a separate cache."""
 
 import doctest
 import os
@@ -67,7 +67,7 @@ def expected(similarities: np.ndarray, correspondence: np.ndarray) -> dict[str, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module_says_what_it_is(name):
+def test_a_module_has_a_description_and_a_citation(name):
     module = load(name)
     assert module.name == name and module.module_type == "metric"
     for text in (module.description, module.citation, module.inputs_description):

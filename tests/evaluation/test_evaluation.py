@@ -1,4 +1,4 @@
-"""A whole evaluation against one clip at a time, and the command: what it writes, refuses, and goes on with."""
+"""An evaluation equals one clip at a time; the command's outputs, refusals and resumption."""
 
 import json
 import shutil
@@ -43,19 +43,19 @@ def test_evaluate_dataset_agrees_with_one_clip_at_a_time(sharp_model, processor,
             )
             for i, row in enumerate(ROWS)
         ]
-        said = sharp_model.get_text_features(
+        text_embeds = sharp_model.get_text_features(
             **processor(text=texts + prompts, return_tensors="pt")
         ).pooler_output.numpy()
-    heard = torch.cat([output.pooler_output for output in sounds]).numpy()
+    audio_embeds = torch.cat([output.pooler_output for output in sounds]).numpy()
     relevant = np.array([[text in row[3:] for text in texts] for row in ROWS])
     assert (scores["clips"], scores["captions"]) == (5, 6)
     assert list(scores["text_to_audio"]) == list(scores["audio_to_text"]) == ["32", "16", "8", "4"]
     for dim in (32, 16, 8, 4):
-        cosines = unit(heard[:, :dim]) @ unit(said[:, :dim]).T
+        cosines = unit(audio_embeds[:, :dim]) @ unit(text_embeds[:, :dim]).T
         for k in (1, 5, 10):
-            found = {name: scores[name][str(dim)][f"R@{k}"]["value"] for name in ("text_to_audio", "audio_to_text")}
-            assert found["text_to_audio"] == pytest.approx(by_sorting(cosines[:, :6].T, relevant.T, k))
-            assert found["audio_to_text"] == pytest.approx(by_sorting(cosines[:, :6], relevant, k))
+            results = {name: scores[name][str(dim)][f"R@{k}"]["value"] for name in ("text_to_audio", "audio_to_text")}
+            assert results["text_to_audio"] == pytest.approx(by_sorting(cosines[:, :6].T, relevant.T, k))
+            assert results["audio_to_text"] == pytest.approx(by_sorting(cosines[:, :6], relevant, k))
         top = cosines[:4, 6:].argmax(1) == targets
         assert scores["zero_shot"][str(dim)]["accuracy"]["value"] == pytest.approx(top.mean())
         assert "top-5" not in scores["zero_shot"][str(dim)]  # there are but three labels
@@ -86,7 +86,7 @@ def test_without_names_of_classes_there_is_no_zero_shot(model, processor, folder
     assert "zero_shot" not in evaluate_dataset(model, processor, dataset, ["caption"], progress=False)
 
 
-def test_a_prompt_without_a_place_for_the_label_is_refused(model, processor, folder):
+def test_a_prompt_without_braces_is_refused(model, processor, folder):
     with pytest.raises(ValueError, match="where the label goes.*got 'a sound'"):
         evaluate_dataset(
             model, processor, load_split(str(folder), "test"), ["caption"], Protocol(("a sound",)), progress=False
@@ -115,8 +115,8 @@ def test_the_command_writes_and_prints_the_scores(wavlink_folder, model, process
     printed = capsys.readouterr().out
     value = 100 * scores["text_to_audio"]["32"]["R@1"]["value"]
     assert "5 clips, 6 captions" in printed and "3 labels, chance 33.3" in printed and f"{value:.1f} [" in printed
-    pictures = sorted(path.name for path in output.parent.iterdir())
-    assert pictures == ["scores.confusion.png", "scores.json", "scores.recall.png"]  # and no parts
+    written_files = sorted(path.name for path in output.parent.iterdir())
+    assert written_files == ["scores.confusion.png", "scores.json", "scores.recall.png"]  # and no parts
 
 
 def test_models_side_by_side(wavlink_folder, folder, tmp_path, capsys):
@@ -140,11 +140,11 @@ def test_a_stopped_command_goes_on(wavlink_folder, folder, tmp_path, monkeypatch
     whole = command(wavlink_folder, folder, tmp_path / "whole.json", "--batch_size", "1")
     monkeypatch.setattr(embedding, "_BATCHES_A_PART", 1)
     read = embedder.load_column
-    heard = []
+    read_paths = []
 
     def stopping(audio, rate):
-        heard.append(audio["path"])
-        if len(heard) == 4:
+        read_paths.append(audio["path"])
+        if len(read_paths) == 4:
             raise KeyboardInterrupt
         return read(audio, rate)
 
@@ -153,11 +153,11 @@ def test_a_stopped_command_goes_on(wavlink_folder, folder, tmp_path, monkeypatch
         command(wavlink_folder, folder, tmp_path / "scores.json", "--batch_size", "1")
     assert not (tmp_path / "scores.json").exists()
     assert command(wavlink_folder, folder, tmp_path / "scores.json", "--batch_size", "1") == whole
-    assert len(heard) == 6 and len({*heard}) == 5  # only the clip it was stopped at was begun twice
+    assert len(read_paths) == 6 and len({*read_paths}) == 5  # only the clip it was stopped at was begun twice
     assert not (tmp_path / "scores.json.parts").exists()
 
 
-def test_an_unreadable_clip_is_named_counted_and_no_miss(wavlink_folder, folder, tmp_path, capsys):
+def test_an_unreadable_clip_is_named_and_counted_but_not_scored(wavlink_folder, folder, tmp_path, capsys):
     broken, without = tmp_path / "broken", tmp_path / "without"
     for copy in (broken, without):
         shutil.copytree(folder, copy)
@@ -212,14 +212,14 @@ def test_a_benchmark_of_the_hub_has_its_commit_on_record(hub, wavlink_folder, tm
 def test_air_bench_is_scored_by_task_and_group(wavlink_folder, tmp_path, capsys):
     written = command(wavlink_folder, "airbench", tmp_path / "s.json", "--data", air_bench_folder(tmp_path / "air"))
     scores = written["multiple_choice"]
-    assert scores["questions"] == 7 and scores["clips"] == written["clips"] == 4  # each clip is heard once
+    assert scores["questions"] == 7 and scores["clips"] == written["clips"] == 4  # each clip is embedded once
     assert list(scores["32"]["groups"]) == ["sound", "music"] and written["windowed"] == 1
     assert written["data"]["report"]["no_third_choice"] == 1 and scores["counts"]["no_fourth_choice"] == 2
     assert "text_to_audio" not in written and "zero_shot" not in written
     assert "Total" in capsys.readouterr().out
 
 
-def test_captions_of_audiocaps_are_queries_of_their_own(wavlink_folder, tmp_path):
+def test_captions_of_audiocaps_are_separate_queries(wavlink_folder, tmp_path):
     """Two clips that share a caption do not answer for each other there, as they do in a folder."""
     sounds = {name: wav(tone(hertz, 0.3, 1)) for name, hertz in (("a", 300), ("b", 900))}
     rows = [("a", "a dog barks"), ("a", "the dog"), ("b", "a dog barks"), ("b", "rain")]
@@ -259,7 +259,7 @@ def test_an_empty_split_is_refused(model, processor, folder):
         evaluate_dataset(model, processor, load_split(str(folder), "test").select([]), ["caption"], progress=False)
 
 
-def test_labels_and_groups_of_a_data_set_command_no_terminal(wavlink_folder, tmp_path, capsys):
+def test_labels_and_groups_cannot_control_the_terminal(wavlink_folder, tmp_path, capsys):
     data = tmp_path / "evil"
     (data / "test").mkdir(parents=True)
     rows = [{"label": f"dog\x1b[{n}m", "group": "a\u202eb\x07", "caption": f"a \x9b{n}"} for n in range(3)]

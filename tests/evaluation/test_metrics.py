@@ -37,7 +37,7 @@ def test_ranks_by_hand():
         (9, 1.0),
     ],
 )
-def test_recall_by_chance_by_hand(k, chance):
+def test_chance_level_of_recall_by_hand(k, chance):
     assert chance_recall(RELEVANT, k) == pytest.approx(chance)
 
 
@@ -84,8 +84,8 @@ def test_recall_agrees_with_sorting(seed, k):
 
 def test_average_precision_by_hand():
     # Positions of the relevant: 1 of 1; 2 and 3 of 2, (1/2 + 2/3) / 2; 4 of 1, behind both ties.
-    found = ranked(SIMILARITIES, RELEVANT)
-    assert found.average_precision == pytest.approx([1, (1 / 2 + 2 / 3) / 2, 1 / 4])
+    results = ranked(SIMILARITIES, RELEVANT)
+    assert results.average_precision == pytest.approx([1, (1 / 2 + 2 / 3) / 2, 1 / 4])
     assert mean_average_precision(SIMILARITIES, RELEVANT, k=2) == pytest.approx((1 + 1 / 4 + 0) / 3)
 
 
@@ -127,12 +127,12 @@ def test_blocks_of_rows_and_a_list_of_answers_change_nothing(monkeypatch):
     expected_reverse = ranked(reverse, matrix.T[matrix.any(0)])
     for size in (1, 70 * 7, 1 << 20):
         monkeypatch.setattr("wavlink.evaluation.metrics._BLOCK", size)
-        found = ranked(Similarities(rows, columns), answers)
-        assert found.first.tolist() == expected.first.tolist()
-        assert found.average_precision.tolist() == expected.average_precision.tolist()
+        results = ranked(Similarities(rows, columns), answers)
+        assert results.first.tolist() == expected.first.tolist()
+        assert results.average_precision.tolist() == expected.average_precision.tolist()
         asking = np.flatnonzero(answers.T.counts)
-        found = ranked(Similarities(columns[asking], rows), answers.T.select(asking))
-        assert found.first.tolist() == expected_reverse.first.tolist()
+        results = ranked(Similarities(columns[asking], rows), answers.T.select(asking))
+        assert results.first.tolist() == expected_reverse.first.tolist()
     assert chance_recall(answers, 5) == pytest.approx(chance_recall(matrix, 5))
 
 
@@ -149,8 +149,8 @@ def test_a_large_matrix_is_ranked_in_blocks(monkeypatch):
     monkeypatch.setattr("wavlink.evaluation.metrics._BLOCK", 10_000_000)
     texts = torch.arange(500_000, dtype=torch.float32)[:, None] % 1000
     clips = torch.ones(60, 1)
-    found = ranked(Watched(clips, texts), Correspondence([[999 + 1000 * i] for i in range(60)], 500_000))
-    assert found.first.tolist() == [500] * 60  # 499 others tie with the best
+    results = ranked(Watched(clips, texts), Correspondence([[999 + 1000 * i] for i in range(60)], 500_000))
+    assert results.first.tolist() == [500] * 60  # 499 others tie with the best
     assert len(blocks) == 3 and max(blocks) <= 40_000_000
 
 

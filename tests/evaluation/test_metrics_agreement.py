@@ -1,4 +1,4 @@
-"""Our ranks against other libraries', which know nothing of ours: torchmetrics and sentence-transformers."""
+"""Ranks agree with independent libraries: torchmetrics and sentence-transformers."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_recall_is_the_hit_rate_of_torchmetrics(most, k):
     similarities, correspondence = case(most)
     expected = by_torchmetrics("RetrievalHitRate", similarities, correspondence, top_k=k)
     assert recall_at_k(similarities, correspondence, k) == pytest.approx(expected, abs=1e-6)
-    if most == 1:  # the share of the relevant ones that is found says the same, where there is one
+    if most == 1:  # the share of relevant ones that are retrieved is the same if there is one
         recall = by_torchmetrics("RetrievalRecall", similarities, correspondence, top_k=k)
         assert recall == pytest.approx(expected, abs=1e-6)
 
@@ -75,11 +75,11 @@ def test_recall_is_the_hit_rate_of_torchmetrics(most, k):
 @pytest.mark.parametrize("most", [1, 5, 20])
 def test_first_ranks_and_average_precision_over_all_candidates_are_torchmetrics(most):
     similarities, correspondence = case(most)
-    found = ranked(similarities, correspondence, k=CANDIDATES)
+    results = ranked(similarities, correspondence, k=CANDIDATES)
     mrr = by_torchmetrics("RetrievalMRR", similarities, correspondence)
-    assert (1 / found.first).mean() == pytest.approx(mrr, abs=1e-6)
+    assert (1 / results.first).mean() == pytest.approx(mrr, abs=1e-6)
     full = by_torchmetrics("RetrievalMAP", similarities, correspondence)
-    assert found.average_precision.mean() == pytest.approx(full, abs=1e-6)
+    assert results.average_precision.mean() == pytest.approx(full, abs=1e-6)
 
 
 def test_map_at_10_of_one_relevant_candidate_is_torchmetrics():

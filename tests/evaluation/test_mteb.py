@@ -62,7 +62,7 @@ def texts() -> list[str]:
 
 
 def wrapped(folder: Path, kind=SentenceTransformerEncoderWrapper, **options) -> SentenceTransformerEncoderWrapper:
-    """As the README has it."""
+    """As docs/maeb.md has it."""
     encoder = kind(str(folder), trust_remote_code=True, device="cpu", **options)
     encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update={"modalities": ["audio", "text"]})
     return encoder
@@ -181,7 +181,7 @@ def test_clips_over_30_s_are_refused_or_cut_as_the_wrapper_is_told(folder, sharp
 
 
 def test_mteb_must_be_told_that_the_model_hears(folder, clips, texts, tmp_path):
-    """Why the README names the modalities: mteb takes every SentenceTransformer in a local folder for text alone."""
+    """Why docs/maeb.md names the modalities: mteb takes every SentenceTransformer in a local folder for text alone."""
     task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
     encoder = SentenceTransformerEncoderWrapper(str(folder), trust_remote_code=True, device="cpu")
     with pytest.raises(ValueError, match=r"supports \['text'\]"):
@@ -195,7 +195,7 @@ def similarities_of(found: dict) -> np.ndarray:
 
 @pytest.mark.parametrize("storage", ["int8", "binary"])
 def test_retrieval_of_stored_codes(storage, folder, sharp_model, processor, clips, texts, tmp_path):
-    """As the README has it: what is searched is kept as codes, what is asked is not."""
+    """As docs/storage.md has it: what is searched is kept as codes, what is asked is not."""
     vectors_module = pytest.importorskip("wavlink.search.quantization")
 
     class Stored(SentenceTransformerEncoderWrapper):
@@ -231,7 +231,7 @@ def test_compression_of_mteb_takes_our_vectors(folder, sharp_model, processor, c
 
 
 def test_mteb_cannot_score_the_precision_of_sentence_transformers(folder, clips, texts, tmp_path):
-    """Why the README does not say `encode_kwargs={"precision": "int8"}`: mteb takes no cosine of whole numbers."""
+    """Why docs/maeb.md has no `encode_kwargs={"precision": "int8"}`: mteb takes no cosine of whole numbers."""
     task = retrieval_task("AudioCapsT2ARetrieval", tmp_path / "data", clips, texts)
     with pytest.raises(RuntimeError, match="floating point"):
         run(wrapped(folder), task, tmp_path, precision="int8")

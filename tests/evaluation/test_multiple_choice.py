@@ -1,4 +1,4 @@
-"""Multiple choice on made-up vectors: accuracies by hand, ties against the model, cut texts counted, choices drawn."""
+"""Multiple choice on made-up vectors: accuracies by hand, ties, truncated texts, and choices from labels."""
 
 import datasets
 import numpy as np
@@ -12,9 +12,9 @@ from wavlink.evaluation.multiple_choice import (
     choices_from_labels,
     multiple_choice_scores,
     questions_of,
-    table,
     text_reader,
 )
+from wavlink.evaluation.report import multiple_choice_report
 
 WORDS = {"dog": [1.0, 0, 0, 0], "cat": [0, 1.0, 0, 0], "bell": [0, 0, 1.0, 0], "rain": [0, 0, 0, 1.0]}
 CHOICES = tuple(WORDS)
@@ -104,25 +104,25 @@ def test_air_benchs_leaderboard_is_a_mean_of_means():
 def test_intervals_are_over_clips():
     """Ten questions on each of two clips, all right on one: as sure as two answers, not as twenty."""
     shared = [ask(answer, clip) for clip, answer in ((0, "dog"), (1, "cat")) for _ in range(10)]
-    own = [ask("dog" if clip < 10 else "cat", clip) for clip in range(20)]
+    separate = [ask("dog" if clip < 10 else "cat", clip) for clip in range(20)]
     audio = torch.tensor([WORDS["dog"]]).repeat(20, 1)
     few = multiple_choice_scores(audio, shared, embed, [4])["4"]["total"]
-    many = multiple_choice_scores(audio, own, embed, [4])["4"]["total"]
+    many = multiple_choice_scores(audio, separate, embed, [4])["4"]["total"]
     assert few == {"value": 0.5, "interval": [0.0, 1.0]}
     assert many["value"] == 0.5 and 0.2 < many["interval"][0] < many["interval"][1] < 0.8
 
 
 def test_each_distinct_text_is_embedded_once():
-    asked = []
+    embedded = []
 
     def record(texts):
-        asked.extend(texts)
+        embedded.extend(texts)
         return embed(texts)
 
     multiple_choice_scores(
         AUDIO, [ask("dog", 0), ask("cat", 1), ask("rain", 2)], record, [4, 2], "{question}: {choice}"
     )
-    assert asked == [f"What is it?: {choice}" for choice in CHOICES]
+    assert embedded == [f"What is it?: {choice}" for choice in CHOICES]
 
 
 def test_a_choice_given_twice_is_never_right():
@@ -143,7 +143,7 @@ def test_cut_texts_are_counted_and_those_that_read_alike_tie(processor, model):
     ]
     embedded = []
 
-    def first_is_best(texts):  # two texts of the same words have vectors of their own only if they are embedded twice
+    def first_is_best(texts):  # two texts of the same words have different vectors only if embedded twice
         embedded.extend(texts)
         return torch.tensor([[2.0, 1] if "dog" in text else [1, 2.0] for text in texts])
 
@@ -154,7 +154,7 @@ def test_cut_texts_are_counted_and_those_that_read_alike_tie(processor, model):
     assert "over_long" not in multiple_choice_scores(AUDIO, [ask("dog", 0)], embed, [4])["counts"]
 
 
-def test_the_reader_tells_what_the_tower_gets(processor, model):
+def test_the_reader_returns_the_towers_tokens(processor, model):
     read = text_reader(processor, model.config.text_config)
     texts = ["a dog barks", "rain " * 31, "rain " * 30]
     tokens, cut = read(texts)
@@ -187,7 +187,7 @@ def test_unknown_tasks_are_scored_as_other_and_named():
     assert scores["tasks"]["Bird_Calls"]["group"] == "other"
     assert scores["4"]["groups"]["other"]["value"] == 1
     assert scores["4"]["task_means"] == {"total": 1.0, "groups": {"sound": 1.0}}
-    assert "tasks in no group: Bird_Calls" in table(scores)
+    assert "tasks in no group: Bird_Calls" in multiple_choice_report(scores)
 
 
 def test_the_nineteen_tasks_and_their_groups():
@@ -245,7 +245,7 @@ def test_choices_from_labels_score_by_the_clips_group():
     assert scores["4"]["total"]["value"] == 3 / 4 and scores["chance"] == pytest.approx(1 / 3)
     assert scores["4"]["tasks"] == {"animals": scores["4"]["tasks"]["animals"]}
     assert scores["4"]["tasks"]["animals"]["value"] == pytest.approx(2 / 3)
-    assert "animals" in table(scores)
+    assert "animals" in multiple_choice_report(scores)
 
 
 def test_choices_from_too_few_labels_are_refused():
@@ -280,7 +280,7 @@ def test_the_table_has_tasks_in_groups_averages_and_the_total():
         ask("rain", 1, "Music_AQA"),
         ask("dog", 0, "Speech_Grounding"),
     ]
-    lines = table(
+    lines = multiple_choice_report(
         multiple_choice_scores(AUDIO, questions, embed, [4, 2], counts={"missing": 5, "rows": 9})
     ).splitlines()
     titles = [line[:36].strip() for line in lines]

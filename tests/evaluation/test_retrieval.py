@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from wavlink.evaluation.metrics import Correspondence, percent
-from wavlink.evaluation.retrieval import compute_metrics, retrieval_scores, table
+from wavlink.evaluation.report import retrieval_report
+from wavlink.evaluation.retrieval import compute_metrics, retrieval_scores
 
 
 def test_retrieval_at_nested_dims_by_hand():
@@ -23,7 +24,7 @@ def test_retrieval_at_nested_dims_by_hand():
     assert scores["chance"]["text_to_audio"] == {"R@1": 0.5, "R@5": 1, "R@10": 1}
 
 
-def test_both_directions_are_told_apart():
+def test_both_directions_are_distinguished():
     # Both texts are nearest to clip 0, each clip is nearest to its own text.
     clips, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.1], [1.0, 0.9]])
     scores = retrieval_scores(clips, texts, Correspondence([[0], [1]], 2), [2])
@@ -66,7 +67,7 @@ def test_groups_by_hand_and_clips_without_texts():
     assert scores["groups"]["b"]["text_to_audio"]["R@1"]["value"] == 0
     assert scores["groups"]["b"]["text_to_audio"]["median_rank"]["value"] == 2
     assert "difference" not in scores
-    printed = table(scores)
+    printed = retrieval_report(scores)
     assert "text → audio        2 dims" in printed and "50.0 [0.0, 100.0]" in printed
 
 

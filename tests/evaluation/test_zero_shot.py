@@ -1,4 +1,4 @@
-"""Zero-shot scores of hand-made vectors: who is nearest is known, so every count and share is."""
+"""Zero-shot scores of hand-made vectors, whose nearest labels are known."""
 
 import json
 
@@ -7,23 +7,24 @@ import pytest
 import torch
 
 from wavlink.evaluation.metrics import zero_shot_accuracy
-from wavlink.evaluation.zero_shot import PROMPT, ensemble, label_texts, table, zero_shot_scores
+from wavlink.evaluation.report import zero_shot_report
+from wavlink.evaluation.zero_shot import PROMPT, ensemble, label_texts, zero_shot_scores
 
 
-class Said:
-    """`embed_texts` of known vectors, by the text in the default prompt, and what it was asked for."""
+class EmbedTexts:
+    """`embed_texts` of known vectors, by the text in the default prompt, and the texts it was called with."""
 
     def __init__(self, vectors: dict[str, list[float]], prompt: str = PROMPT):
-        self.vectors, self.asked = {prompt.replace("{}", text): vector for text, vector in vectors.items()}, []
+        self.vectors, self.embedded = {prompt.replace("{}", text): vector for text, vector in vectors.items()}, []
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
-        self.asked += texts
+        self.embedded += texts
         return torch.tensor([self.vectors[text] for text in texts])
 
 
-def axes(*names: str) -> Said:
+def axes(*names: str) -> EmbedTexts:
     """Each label is an axis, so a clip's coordinates are its similarities but for its length."""
-    return Said(dict(zip(names, torch.eye(len(names)).tolist(), strict=True)))
+    return EmbedTexts(dict(zip(names, torch.eye(len(names)).tolist(), strict=True)))
 
 
 # Four dogs, of which one is taken for rain, and two rains, of which one is taken for a dog.
@@ -32,9 +33,9 @@ LABELS = ["dog", "dog", "dog", "dog", "rain", "rain"]
 
 
 def test_two_labels_by_hand():
-    said = axes("dog", "rain")
-    scores = zero_shot_scores(DOGS_AND_RAIN, LABELS, said, [2])
-    assert said.asked == ["This is a sound of dog.", "This is a sound of rain."]
+    embed_texts = axes("dog", "rain")
+    scores = zero_shot_scores(DOGS_AND_RAIN, LABELS, embed_texts, [2])
+    assert embed_texts.embedded == ["This is a sound of dog.", "This is a sound of rain."]
     assert (scores["prompt"], scores["labels"], scores["clips"], scores["chance"]) == (PROMPT, 2, 6, 0.5)
     assert scores["2"]["accuracy"]["value"] == pytest.approx(4 / 6)
     assert scores["2"]["macro"]["value"] == pytest.approx((3 / 4 + 1 / 2) / 2)  # each class counts once
@@ -69,12 +70,12 @@ def test_each_dim_agrees_with_the_metric_and_with_sorting(seed):
     vectors = torch.randn(9, 16, generator=rng)
     targets = torch.randint(9, (60,), generator=rng)
     audio = vectors[targets] + 2 * torch.randn(60, 16, generator=rng)
-    said = Said(dict(zip(names, vectors.tolist(), strict=True)))
-    scores = zero_shot_scores(audio, [names[i] for i in targets], said, [4, 16])
+    embed_texts = EmbedTexts(dict(zip(names, vectors.tolist(), strict=True)))
+    scores = zero_shot_scores(audio, [names[i] for i in targets], embed_texts, [4, 16])
     assert [key for key in scores if key.isdigit()] == ["16", "4"]
     for dim in (16, 4):
-        heard, text = audio[:, :dim].double().numpy(), vectors[:, :dim].double().numpy()
-        cosines = heard @ text.T / np.linalg.norm(heard, axis=1)[:, None] / np.linalg.norm(text, axis=1)
+        clips, text = audio[:, :dim].double().numpy(), vectors[:, :dim].double().numpy()
+        cosines = clips @ text.T / np.linalg.norm(clips, axis=1)[:, None] / np.linalg.norm(text, axis=1)
         row = scores[str(dim)]
         assert row["accuracy"]["value"] == zero_shot_accuracy(cosines, targets.numpy())
         assert row["top-5"]["value"] == zero_shot_accuracy(cosines, targets.numpy(), k=5)
@@ -100,13 +101,13 @@ def test_top_5_needs_more_than_five_labels(labels, has_top_5):
 
 def test_an_ensemble_by_hand():
     """Of lengths 1 and 10, the prompts weigh the same: (1, 0) and (0, 10) have the mean direction (1, 1)."""
-    prompts = ["{} heard", "the sound of {}"]
-    said = Said(
-        {"dog heard": [1.0, 0], "the sound of dog": [0, 10], "rain heard": [0, 1], "the sound of rain": [0, 2]}, "{}"
+    prompts = ["hear {}", "the sound of {}"]
+    embed_texts = EmbedTexts(
+        {"hear dog": [1.0, 0], "the sound of dog": [0, 10], "hear rain": [0, 1], "the sound of rain": [0, 2]}, "{}"
     )
     clips = torch.tensor([[1.0, 0.9], [0.1, 1]])
-    scores = zero_shot_scores(clips, ["dog", "rain"], said, [2], prompts)
-    assert said.asked == ["dog heard", "the sound of dog", "rain heard", "the sound of rain"]
+    scores = zero_shot_scores(clips, ["dog", "rain"], embed_texts, [2], prompts)
+    assert embed_texts.embedded == ["hear dog", "the sound of dog", "hear rain", "the sound of rain"]
     assert scores["prompts"] == prompts and "prompt" not in scores
     assert scores["2"]["accuracy"]["value"] == 1
     vectors = torch.tensor([[[1.0, 0], [0, 10]], [[0, 1], [0, 2]]])
@@ -138,7 +139,9 @@ def test_absent_and_unlabelled_clips_are_left_out_and_counted():
     assert examples == {"other 11": 2, **dict.fromkeys(others[:9], 1)}
     alone = zero_shot_scores(DOGS_AND_RAIN, LABELS, axes("dog", "rain"), [2])
     assert all(scores[key] == alone[key] for key in ("2", "per_class", "confusion", "chance"))
-    assert "13 clips whose label is no candidate" in table(scores) and "2 clips without a label" in table(scores)
+    assert "13 clips whose label is no candidate" in zero_shot_report(
+        scores
+    ) and "2 clips without a label" in zero_shot_report(scores)
 
 
 def test_a_candidate_without_clips_is_a_rival_but_no_class():
@@ -157,8 +160,8 @@ def test_groups_by_hand():
     groups = ["music", "music", None, "sound", "sound", ""]
     scores = zero_shot_scores(DOGS_AND_RAIN, LABELS, axes("dog", "rain"), [2, 1], groups=groups)
     assert scores["ungrouped"] == 2
-    found = {name: (row["clips"], row["value"]) for name, row in scores["2"]["groups"].items()}
-    assert found == {"music": (2, 1.0), "sound": (2, 0.5)}  # a dog taken for rain, and a rain that is right
+    results = {name: (row["clips"], row["value"]) for name, row in scores["2"]["groups"].items()}
+    assert results == {"music": (2, 1.0), "sound": (2, 0.5)}  # a dog taken for rain, and a rain that is right
     assert scores["2"]["groups"]["music"]["interval"] == [1, 1]
     # Of the first dim alone, rain is nothing: only dogs with something there are right.
     assert [row["value"] for row in scores["1"]["groups"].values()] == [1.0, 0.5]
@@ -172,9 +175,9 @@ def test_words_of_labels_are_explicit_and_recorded():
         ("none", None, "dog_bark", {}),
         ("spaces", {"dog_bark": "a {} dog_"}, "a {} dog_", {"dog_bark": "a {} dog_"}),  # as given
     ):
-        said = axes(text, "rain")
-        scores = zero_shot_scores(clips, labels, said, [2], clean_up=clean_up, renames=renames)
-        assert said.asked[0] == PROMPT.replace("{}", text)
+        embed_texts = axes(text, "rain")
+        scores = zero_shot_scores(clips, labels, embed_texts, [2], clean_up=clean_up, renames=renames)
+        assert embed_texts.embedded[0] == PROMPT.replace("{}", text)
         assert (scores["clean_up"], scores["label_text"]) == (clean_up, recorded)
         assert list(scores["per_class"]) == ["dog_bark", "rain"]  # scores go by the label
 
@@ -190,7 +193,7 @@ def test_words_of_labels_are_explicit_and_recorded():
         ({"clean_up": "none", "renames": {"c": "a_b"}}, "'a_b' and 'c' both read 'a_b'"),
     ],
 )
-def test_words_that_tell_nothing_apart_are_refused(options, message):
+def test_labels_with_the_same_words_are_refused(options, message):
     labels = ["a b", "a_b", "c"] if "clean_up" in options or not options else ["a_b", "c"]
     with pytest.raises(ValueError, match=message):
         label_texts(labels, **options)
@@ -213,20 +216,20 @@ def test_words_that_tell_nothing_apart_are_refused(options, message):
     ],
 )
 def test_what_cannot_be_scored_is_refused_before_a_text_is_embedded(options, message):
-    said = axes("dog", "rain")
+    embed_texts = axes("dog", "rain")
     with pytest.raises(ValueError, match=message):
-        zero_shot_scores(DOGS_AND_RAIN, options.pop("labels", LABELS), said, [2], **options)
-    assert not said.asked
+        zero_shot_scores(DOGS_AND_RAIN, options.pop("labels", LABELS), embed_texts, [2], **options)
+    assert not embed_texts.embedded
 
 
 def test_the_table_names_the_best_the_worst_and_the_confusions():
     """Eight labels of five clips: of label i, i clips (at most 5) are right, the others are taken for label 7."""
     names = [f"l{number}" for number in range(8)]
-    heard = [i if clip < i else 7 for i in range(8) for clip in range(5)]
+    clips = [i if clip < i else 7 for i in range(8) for clip in range(5)]
     groups = ["music"] * 20 + ["sound"] * 20  # labels 0 to 3: 6 of 20; 4 to 7: 19 of 20
     labels = [name for name in names for _ in range(5)]
-    scores = zero_shot_scores(torch.eye(8)[heard], labels, axes(*names), [8, 7], groups=groups)
-    lines = table(scores).splitlines()
+    scores = zero_shot_scores(torch.eye(8)[clips], labels, axes(*names), [8, 7], groups=groups)
+    lines = zero_shot_report(scores).splitlines()
     assert lines[0] == "zero-shot: 40 clips, 8 labels, chance 12.5"
     assert "8 dims  top-1 62.5 [" in lines[1] and "mean of classes 62.5 [" in lines[1] and "top-5 " in lines[1]
     assert "music 30.0 [" in lines[1] and "sound 95.0 [" in lines[1] and "7 dims" in lines[2]
@@ -236,5 +239,7 @@ def test_the_table_names_the_best_the_worst_and_the_confusions():
 
 
 def test_the_table_of_few_classes_names_each_once():
-    text = table(zero_shot_scores(DOGS_AND_RAIN[:1], ["dog"], axes("dog", "rain"), [2], candidates=["dog", "rain"]))
+    text = zero_shot_report(
+        zero_shot_scores(DOGS_AND_RAIN[:1], ["dog"], axes("dog", "rain"), [2], candidates=["dog", "rain"])
+    )
     assert text.count("dog 100.0") == 1 and "confusions" not in text and "left out" not in text

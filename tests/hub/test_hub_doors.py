@@ -16,6 +16,7 @@ from tests.clean_process import run_clean
 from tests.conftest import RATE, tone
 from tests.hub_server import TOKEN, Hub
 
+pytestmark = pytest.mark.slow  # two processes that import everything push and load what all tests look at
 TEXTS = ["a dog barks", "the bell rings"]
 
 PUSH = """
@@ -152,7 +153,7 @@ def assert_close(got, expected) -> None:
 
 
 @pytest.mark.slow
-def test_a_pushed_model_and_processor_give_a_stranger_the_same_vectors(loaded, model, processor, desk):
+def test_pushed_model_gives_the_same_vectors_in_a_clean_environment(loaded, model, processor, desk):
     """`model` is made like the pushed one, with the same seed."""
     inputs = processor(audio=np.load(desk / "clips.npy")[0], text=TEXTS, sampling_rate=RATE, return_tensors="pt")
     from modeling_wavlink import WavLinkModel
@@ -165,7 +166,7 @@ def test_a_pushed_model_and_processor_give_a_stranger_the_same_vectors(loaded, m
     assert sum(loaded["scores"]) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_a_pushed_adapter_changes_the_pushed_model_as_it_did_at_home(loaded, pushed):
+def test_pushed_adapter_changes_the_model_equally(loaded, pushed):
     assert_close(loaded["adapted"], pushed["adapted"])
     assert np.abs(np.subtract(loaded["adapted"], loaded["audio"])).max() > 1e-2
 
@@ -184,7 +185,7 @@ def test_a_pipeline_knows_its_task_from_the_config(loaded):
 
 
 @pytest.mark.slow
-def test_all_of_it_again_from_the_cache_with_the_server_gone(hub, desk, loaded, tmp_path):
+def test_everything_loads_from_the_cache_without_the_server(hub, desk, loaded, tmp_path):
     """Offline is said, as otherwise the Hub's client tries again for minutes before it takes its cache."""
     gone = Hub(tmp_path / "gone")
     gone.close()
@@ -196,8 +197,8 @@ def test_all_of_it_again_from_the_cache_with_the_server_gone(hub, desk, loaded, 
 
 
 @pytest.mark.slow
-def test_a_moved_branch_gives_the_new_and_a_pin_the_old(hub, desk):
-    """Weights, then code, move on; the stranger's cache has the first."""
+def test_branch_gives_new_weights_and_pinned_commit_old_ones(hub, desk):
+    """Weights, then code, move on; the cache of the clean environment has the first."""
     source = (desk / "wavlink/modeling_wavlink.py").read_text()
     line = "F.normalize(projection(pooled).float(), dim=-1)"
     assert source.count(line) == 1

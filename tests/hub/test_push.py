@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from hub_cards import measured, push, verify
+from hub_cards import push, verify
 from modeling_wavlink import WavLinkModel
 from tests.hub_server import TOKEN
 from wavlink.loading import describe, load_for_evaluation
@@ -72,12 +72,12 @@ def test_a_dry_run_leaves_a_verified_folder_with_a_card(wavlink_folder, tmp_path
     assert 'from_pretrained("user/name"' in card.text and "43.2" in card.text
     assert {"model.safetensors", "modeling_wavlink.py", "processing_wavlink.py"} <= {p.name for p in out.iterdir()}
     assert same(weights(out), weights(wavlink_folder))
-    told = capsys.readouterr()
-    assert f"verified, not uploaded: {out}" in told.out
-    assert all(line.endswith(" ...") for line in told.err.splitlines()) and told.err.count("\n") == 3
+    captured = capsys.readouterr()
+    assert f"verified, not uploaded: {out}" in captured.out
+    assert all(line.endswith(" ...") for line in captured.err.splitlines()) and captured.err.count("\n") == 3
 
 
-def test_a_broken_checkpoint_and_a_pickled_one_are_refused(wavlink_folder, tmp_path):
+def test_broken_and_pickled_checkpoints_are_refused(wavlink_folder, tmp_path):
     whole = load_file(wavlink_folder / "model.safetensors")
     part = {name: value for name, value in whole.items() if name != "audio_model.global_token"}
     save_file(part, wavlink_folder / "model.safetensors", metadata={"format": "pt"})
@@ -114,14 +114,14 @@ def test_other_vectors_and_foreign_code_are_refused(wavlink_folder, tmp_path, mo
 
 
 @pytest.mark.parametrize("name", ["training_args.bin", "notes", "old.pkl"])
-def test_nothing_pickled_is_verified(wavlink_folder, name):
+def test_pickled_files_fail_verification(wavlink_folder, name):
     torch.save({"a": 1}, wavlink_folder / name, _use_new_zipfile_serialization=name != "notes")
     with pytest.raises(ValueError, match=f"{name} in .* only safetensors are pushed"):
         verify.verify(wavlink_folder, {})
 
 
 @pytest.mark.slow
-def test_shards_load_as_one_file_does(wavlink_folder, tmp_path, monkeypatch):
+def test_sharded_weights_load_like_one_file(wavlink_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(push, "SHARD_SIZE", "100KB")
     out = prepared(wavlink_folder, tmp_path / "out")
     shards = sorted(path.name for path in out.glob("*.safetensors"))
@@ -199,7 +199,7 @@ def test_an_adapter_without_a_base_or_of_another_is_refused(run, tmp_path, unver
         prepared(run, tmp_path / "out")
 
 
-def test_scores_of_other_weights_never_reach_a_card(run, wavlink_folder, tmp_path, unverified):
+def test_scores_of_other_weights_are_refused(run, wavlink_folder, tmp_path, unverified):
     other = scores_of(run / "best", tmp_path / "other.json")
     with pytest.raises(
         SystemExit, match=r"other.json was measured on other weights, .*run/best \(sha256:.*measure these"
@@ -220,9 +220,9 @@ def test_scores_of_other_weights_never_reach_a_card(run, wavlink_folder, tmp_pat
 @pytest.mark.parametrize(
     "text", ["[1]", "not json", json.dumps(SCORES), json.dumps(SCORES | {"model": "m", "about": {}})]
 )
-def test_scores_that_do_not_say_of_what_are_refused_first(text, tmp_path):
+def test_scores_without_their_weights_are_refused_first(text, tmp_path):
     (tmp_path / "scores.json").write_text(text)
-    with pytest.raises(SystemExit, match="scores.json is not what .*evaluation --output writes"):
+    with pytest.raises(SystemExit, match="scores.json is not what wavlink eval --output writes"):
         prepared("no/model", tmp_path / "out", "--scores", str(tmp_path / "scores.json"))
 
 
@@ -230,7 +230,7 @@ def test_scores_measured_on_a_commit_count_for_its_weights(
     hub, wavlink_folder, run, tmp_path, monkeypatch, unverified
 ):
     """The evaluation of a Hub id records the commit; one that changed the card alone has the same weights."""
-    monkeypatch.setattr(measured, "HfApi", partial(HfApi, endpoint=hub.endpoint, token=TOKEN))
+    monkeypatch.setattr("hub_cards.scores.HfApi", partial(HfApi, endpoint=hub.endpoint, token=TOKEN))
     first = hub.add_repo("user/scored", wavlink_folder, "model")
     about = {"kind": "wavlink", "revision": first}
     scores = scores_of(wavlink_folder, tmp_path / "scores.json", model="user/scored", about=about)
@@ -243,7 +243,7 @@ def test_scores_measured_on_a_commit_count_for_its_weights(
 
 
 @pytest.mark.slow
-def test_half_precision_stays_and_its_scores_were_taken_in_fp32(model, processor, tmp_path):
+def test_half_precision_is_kept_and_matches_scores_in_fp32(model, processor, tmp_path):
     model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     processor.save_pretrained(tmp_path / "half")
     scores = scores_of(tmp_path / "half", tmp_path / "scores.json")
@@ -261,13 +261,13 @@ def test_half_precision_stays_and_its_scores_were_taken_in_fp32(model, processor
         (["FOLDER", "user/name", "--create_pr", "--tag", "v1"], "leave --revision and --tag out"),
     ],
 )
-def test_a_wrong_command_is_explained(words, said, capsys):
+def test_wrong_push_commands_are_explained(words, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         push.main(words)
     assert stopped.value.code and said in str(stopped.value) + capsys.readouterr().err
 
 
-def test_only_an_empty_folder_is_written_into(wavlink_folder, tmp_path, unverified):
+def test_output_dir_must_be_empty(wavlink_folder, tmp_path, unverified):
     (tmp_path / "out").mkdir()
     prepared(wavlink_folder, tmp_path / "out", "--private")
     with pytest.raises(SystemExit, match="out is not an empty folder"):

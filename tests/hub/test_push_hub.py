@@ -1,4 +1,4 @@
-"""A push against a Hub: one commit whole or none whatever goes wrong, and a token that is told to nobody."""
+"""A push against a Hub: one atomic commit, also on errors, and a token that is never shown."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from wavlink.hub_record import LINE, RECORD
 
 ROOT = Path(__file__).parents[2]
 FILES = {"model.safetensors", "config.json", "README.md", "modeling_wavlink.py", "tokenizer.json"}
-# The command but for the stranger's check, which has its own tests, and for waiting before another try.
+# The command without the check in a clean environment, which has its own tests, and without waits before retries.
 QUICK = """
 import sys, time
 from hub_cards import push
@@ -28,7 +28,7 @@ from hub_cards.record import LINE, RECORD
 from wavlink.console import run_command
 time.sleep = lambda seconds: None
 push.verify = lambda folder, expected: None
-sys.exit(run_command("hub_cards.push", push.main, sys.argv[1:]))
+sys.exit(run_command("wavlink push", push.main, sys.argv[1:]))
 """
 
 
@@ -41,7 +41,7 @@ def hub(tmp_path):
 
 @pytest.fixture
 def here(hub, monkeypatch):
-    """A push in this process, without the stranger's check, as whom a test says."""
+    """Push in this process, without the check in a clean environment, with a token."""
     monkeypatch.setattr(push, "verify", lambda folder, expected: None)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
@@ -103,9 +103,7 @@ def test_the_whole_command_makes_one_private_verified_tagged_commit(hub, wavlink
         HfApi(endpoint=hub.endpoint, token=False).model_info("user/name")
 
 
-def test_an_existing_repository_gets_one_more_commit_without_the_older_one_s_leavings(
-    hub, here, wavlink_folder, tmp_path
-):
+def test_push_to_an_existing_repository_removes_files_of_older_pushes(hub, here, wavlink_folder, tmp_path):
     old = tmp_path / "old"
     leavings = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
     leavings += ["adapter_config.json", "gone_wavlink.py", "vocab.txt", ".eval_results/esc50.yaml"]
@@ -133,7 +131,7 @@ def text(hub, name: str = "README.md", repo_id: str = "user/name", kind: str = "
     return (hub.find(kind, repo_id, "main")[1] / name).read_text(encoding="utf-8")
 
 
-def test_words_below_the_line_of_a_card_and_files_of_people_stay(hub, here, wavlink_folder, tmp_path):
+def test_text_below_the_line_and_foreign_files_are_kept(hub, here, wavlink_folder, tmp_path):
     here(wavlink_folder, "user/name")
     made = text(hub)
     own = "\n## Known to us\n\nIt takes the neighbour's pump for rain. \u2603\n"
@@ -152,7 +150,7 @@ def test_words_below_the_line_of_a_card_and_files_of_people_stay(hub, here, wavl
     assert text(hub) == made + own
 
 
-def test_files_of_an_earlier_push_alone_go(hub, here, wavlink_folder):
+def test_only_files_of_earlier_pushes_are_deleted(hub, here, wavlink_folder):
     here(wavlink_folder, "user/name")
     record = json.loads(text(hub, RECORD))
     assert set(record["files"]) == hub.files("user/name")
@@ -189,7 +187,7 @@ def test_a_card_saved_without_other_words_is_not_edited(hub, here, wavlink_folde
     assert LINE in text(hub)
 
 
-def test_a_card_that_no_push_has_made(hub, here, wavlink_folder, tmp_path):
+def test_card_not_made_by_a_push(hub, here, wavlink_folder, tmp_path):
     """Words stay, below the line; metadata cannot, and a version without records may have been edited."""
     for repo_id, words in {
         "user/words": "# Ours\n\nWords.\n",
@@ -242,29 +240,29 @@ print(json.dumps(said))
 
 
 @pytest.mark.slow
-def test_no_token_a_wrong_one_and_no_right_to_write_are_told_before_any_work(hub, tmp_path):
-    hub.create("stranger/there")
+def test_missing_token_and_rights_are_reported_before_the_work(hub, tmp_path):
+    hub.create("somebody/there")
     hub.create("user/mine")
-    asked = [("", "user/a"), ("hf_wrong", "user/a"), (TOKEN, "stranger/new"), (TOKEN, "stranger/there")]
+    asked = [("", "user/a"), ("hf_wrong", "user/a"), (TOKEN, "somebody/new"), (TOKEN, "somebody/there")]
     asked += [(READ_TOKEN, "user/mine"), (READ_TOKEN, "user/new")]
     done = command(hub, tmp_path, json.dumps(asked), token="hf_wrong", start=("-c", EARLY.replace("hf_wrong", "")))
     said = json.loads(done.stdout.splitlines()[-1])
     expected = [
         "there is no Hub token here: hf auth login",
         "the Hub does not know this token: hf auth login",
-        "this token, of user, may not create stranger/new: it may write below user, team",
-        "this token, of user, may not write to stranger/there: take one that may",
+        "this token, of user, may not create somebody/new: it may write below user, team",
+        "this token, of user, may not write to somebody/there: take one that may",
         "this token, of user, may not write to user/mine: take one that may",
         "this token, of user, may only read",
     ]
     for line, start in zip(said, expected, strict=True):
-        assert line.startswith(f"hub_cards.push: {start}")
+        assert line.startswith(f"wavlink push: {start}")
     assert not put_and_asked(hub)  # nothing was created
     refuse_leaks(TOKEN, [done.stdout, done.stderr], [hub.root])
 
 
 @pytest.mark.slow
-def test_an_upload_cut_for_a_while_goes_on(hub, wavlink_folder, tmp_path):
+def test_upload_resumes_after_an_interruption(hub, wavlink_folder, tmp_path):
     hub.fail("PUT", "/lfs/", "broken", times=3)
     hub.fail("PUT", "/lfs/", "cut", times=2)
     done = command(hub, tmp_path, wavlink_folder, "user/name")
@@ -285,7 +283,7 @@ def test_an_upload_cut_for_a_while_goes_on(hub, wavlink_folder, tmp_path):
         ("POST /preupload/", "broken", "HTTP 500 from .*/preupload/main"),
     ],
 )
-def test_an_upload_that_fails_for_good_leaves_nothing_half(hub, here, wavlink_folder, tmp_path, path, how, said):
+def test_failed_upload_leaves_no_partial_commit(hub, here, wavlink_folder, tmp_path, path, how, said):
     hub.fail(*path.split(), how)
     done = command(hub, tmp_path, wavlink_folder, "user/name")
     line = message(done)
@@ -298,7 +296,7 @@ def test_an_upload_that_fails_for_good_leaves_nothing_half(hub, here, wavlink_fo
     assert titles(hub) == ["initial commit", "WavLink"] and FILES <= hub.files("user/name")
 
 
-def test_a_commit_whose_answer_is_lost_is_told_from_one_that_was_not_made(hub, here, wavlink_folder):
+def test_lost_answer_to_a_commit_is_reported(hub, here, wavlink_folder):
     hub.fail("POST", "/commit/", "lost", times=1)
     with pytest.raises(SystemExit, match="main has a new commit, see there whether it is this one"):
         here(wavlink_folder, "user/name")
@@ -309,7 +307,7 @@ def test_a_commit_whose_answer_is_lost_is_told_from_one_that_was_not_made(hub, h
         here(wavlink_folder, "user/name")
 
 
-def test_who_commits_meanwhile_is_not_overwritten(hub, here, wavlink_folder):
+def test_concurrent_commit_is_not_overwritten(hub, here, wavlink_folder):
     repo = hub.create("user/name")
     hub.fail("POST", "/commit/", lambda: hub.commit(repo, "main", {"config.json": b"theirs"}, title="theirs"), times=1)
     with pytest.raises(SystemExit, match="HTTP 412 .*A commit has happened since"):
@@ -325,14 +323,14 @@ def test_a_tag_that_fails_does_not_hide_the_commit(hub, here, wavlink_folder):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_nothing_is_uploaded(hub, wavlink_folder, tmp_path):
+def test_full_disk_is_reported_and_nothing_is_uploaded(hub, wavlink_folder, tmp_path):
     out = tmp_path / "out"
     line = message(command(hub, tmp_path, wavlink_folder, "user/name", "--output_dir", out, limit=50))
     assert f"could not write {out}: " in line and "nothing was uploaded: free space on its disk" in line
     assert not out.exists() and not put_and_asked(hub)
 
 
-def test_a_token_never_gets_into_a_message(monkeypatch, capsys):
+def test_messages_hold_no_token(monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
 
     def fail(options):

@@ -85,7 +85,7 @@ def add_towers(hub: Hub, size: str) -> tuple[str, str]:
 
 
 def push(hub: Hub, size: str, home: Path) -> str:
-    """The command; prints its seconds and the peak memory of it and of the stranger it starts."""
+    """The command; prints its seconds and the peak memory of it and of the clean environment that it starts."""
     command = [sys.executable, "-m", "hub_cards.push", "--init", size, f"user/wavlink-{size}"]
     begun = time.perf_counter()
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -86,7 +86,7 @@ def unsafe_calls(tree: ast.AST) -> list[str]:
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_code_here_runs_what_it_reads(path):
+def test_no_module_executes_data(path):
     tree, name = ast.parse(path.read_text(encoding="utf-8")), str(path.relative_to(ROOT))
     allowed = MAY_IMPORT.get(name, {"subprocess"} if name.startswith("benchmarks/") else set())
     assert not imports(tree) & (PICKLES | PROCESSES) - allowed
@@ -94,11 +94,11 @@ def test_no_code_here_runs_what_it_reads(path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_shipped_code_can_neither_reach_out_nor_start_anything(path):
+def test_shipped_code_opens_no_connection_and_starts_no_process(path):
     assert not imports(ast.parse(path.read_text(encoding="utf-8"))) & (PICKLES | NETWORK | PROCESSES)
 
 
-def test_the_rules_find_what_they_are_for():
+def test_the_rules_find_examples():
     bad = """
 torch.load(f); torch.load(f, weights_only=False); np.load(f, allow_pickle=True); yaml.load(f); eval(s); exec(s)
 os.system(s); subprocess.run(s, shell=True); pd.read_pickle(f); accelerator.register_for_checkpointing(x)
@@ -145,7 +145,7 @@ print(json.dumps([events, roots]))
 
 
 @pytest.mark.slow
-def test_a_loaded_folder_reaches_for_nothing_but_itself(wavlink_folder, tmp_path):
+def test_loading_a_folder_reads_no_other_file(wavlink_folder, tmp_path):
     """As far as Python sees: its audit events. The Hub is not said to be offline, but would be refused."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     home = tmp_path / "hf"
@@ -207,7 +207,7 @@ def test_a_wavlink_with_pickled_weights_is_refused(wavlink_folder, bomb, tmp_pat
         train.train(recipe(folder, tmp_path / "run", "--init", str(source)))
 
 
-def test_beside_safetensors_a_pickled_file_is_not_looked_at(wavlink_folder, bomb):
+def test_pickled_file_beside_safetensors_is_not_read(wavlink_folder, bomb):
     shutil.copy(bomb, wavlink_folder / "pytorch_model.bin")
     WavLinkModel.from_pretrained(wavlink_folder)
     with pytest.raises(ValueError, match=REFUSAL):
@@ -222,7 +222,7 @@ def test_a_tower_with_pickled_weights_is_refused(tower, request, whisper_folder,
         WavLinkModel.from_audio_text_pretrained(*map(str, towers))
 
 
-def test_a_pickled_peer_is_refused(unfused, bomb, tmp_path):  # noqa: F811
+def test_pickled_clap_is_refused(unfused, bomb, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match=REFUSAL):
         load_for_evaluation(str(only_pickled(unfused, tmp_path / "pickled", bomb)))
 
@@ -261,7 +261,7 @@ def run() -> tuple[Accelerator, torch.nn.Module, torch.optim.Optimizer]:
 PLACE = {"step": 7, "best": 0.1 + 0.2, "schedule": {"_last_lr": [1e-3 / 3]}, "feeds": [{"places": [[1, 2], None]}]}
 
 
-def test_a_checkpoint_brings_back_weights_moments_and_place(run, tmp_path):
+def test_checkpoint_restores_weights_moments_and_position(run, tmp_path):
     accelerator, model, optimizer = run
     save_state(accelerator, tmp_path, PLACE)
     weights, moments = model.weight.detach().clone(), optimizer.state_dict()["state"][0]["exp_avg"].clone()
@@ -282,14 +282,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(run, bomb, tmp_path, name):
         load_state(run[0], tmp_path)
 
 
-def test_random_states_run_nothing_either(run, bomb, tmp_path):
+def test_random_states_run_no_code(run, bomb, tmp_path):
     """Accelerate goes on without random states that it cannot read."""
     save_state(run[0], tmp_path, PLACE)
     shutil.copy(bomb, tmp_path / "random_states_0.pkl")
     load_state(run[0], tmp_path)
 
 
-def test_a_checkpoint_without_a_place_is_refused(run, bomb, tmp_path):
+def test_checkpoint_without_a_position_is_refused(run, bomb, tmp_path):
     """As runs before this version wrote it: the place in a pickled file."""
     run[0].save_state(str(tmp_path))
     shutil.copy(bomb, tmp_path / "custom_checkpoint_0.pkl")
@@ -298,7 +298,7 @@ def test_a_checkpoint_without_a_place_is_refused(run, bomb, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_an_index_of_shards_is_looked_through_before_torch_reads_it(run, bomb, tmp_path):
+def test_shard_index_is_checked_before_torch_reads_it(run, bomb, tmp_path):
     accelerator, model, optimizer = run
     save_state(accelerator, tmp_path, PLACE)
     states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -310,7 +310,7 @@ def test_an_index_of_shards_is_looked_through_before_torch_reads_it(run, bomb, t
         load_state(accelerator, tmp_path)
 
 
-def test_trainer_resumes_without_running_what_lies_in_its_checkpoint(model, processor, bomb, tmp_path):
+def test_trainer_resumes_without_running_code_of_its_checkpoint(model, processor, bomb, tmp_path):
     rows = [
         {"audio": {"array": tone(200 * (i + 1), 0.3, i), "sampling_rate": RATE}, "caption": f"a {word}"}
         for i, word in enumerate(("dog", "cat"))

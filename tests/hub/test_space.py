@@ -12,12 +12,12 @@ import soundfile
 import torch
 
 from hub_cards.space import answers, pages, samples
-from hub_cards.space.answers import Demo, Limits, Named, labels_in, part_of, trained_on
+from hub_cards.space.answers import ClassifiedSound, Demo, Limits, labels_in, part_of, trained_on
 from processing.audio import load_audio
 from tests.conftest import RATE, tone
 from tests.space_demo import demo_in, write_all
 from wavlink.embedder import Embedder
-from wavlink.long_recordings import hear, locate, noise_score
+from wavlink.long_recordings import encode_recording, locate, noise_score
 from wavlink.search.index import Index
 
 
@@ -31,17 +31,17 @@ def demo(folder) -> Demo:
     return demo_in(folder)
 
 
-def test_shares_are_the_softmax_of_scaled_cosines_at_each_dim():
-    named = Named(["a", "b"], np.array([0.6, 0.8], np.float32), np.eye(2, dtype=np.float32), scale=5.0)
+def test_scores_are_the_softmax_of_scaled_cosines_at_each_dim():
+    named = ClassifiedSound(["a", "b"], np.array([0.6, 0.8], np.float32), np.eye(2, dtype=np.float32), scale=5.0)
     cosines, shares = named.at(2)
     assert cosines == pytest.approx([0.6, 0.8], abs=1e-6)
     assert shares[1] == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)  # 5 x 0.8 against 5 x 0.6
-    flipped = dataclasses.replace(named, said=np.array([[0.8, 0.6], [-0.8, 0.6]], np.float32))
+    flipped = dataclasses.replace(named, text_embeds=np.array([[0.8, 0.6], [-0.8, 0.6]], np.float32))
     assert flipped.at(1)[0] == pytest.approx([1, -1])  # of one number only its sign is left
 
 
-def test_labels_get_the_shares_of_the_model_itself(demo, folder):
-    named = demo.name(str(folder / "dropped.wav"), "a dog,  a cat\nrain; a dog,")
+def test_labels_get_the_scores_of_the_model(demo, folder):
+    named = demo.classify(str(folder / "dropped.wav"), "a dog,  a cat\nrain; a dog,")
     assert named.labels == ["a dog", "a cat", "rain"]
     texts = [f"This is a sound of {label}." for label in named.labels]
     processor, model = demo.embedder.processor, demo.embedder.model
@@ -58,8 +58,8 @@ def test_labels_get_the_shares_of_the_model_itself(demo, folder):
     assert "against all" not in pages.labels(demo, named, 32)
 
 
-def test_a_sentence_finds_what_the_index_finds_at_each_dim(demo, folder):
-    asked = demo.ask("a low bell")
+def test_sentence_finds_the_hits_of_the_index_at_each_dim(demo, folder):
+    asked = demo.embed_sentence("a low bell")
     for dim, kept in ((8, 8), (16, 16), (32, 16)):  # the index holds 16 of the 32
         found, whole = demo.closest(asked, dim)
         index = Index.open(folder / "index", demo.embedder, dim=kept)
@@ -73,28 +73,28 @@ def test_a_sentence_finds_what_the_index_finds_at_each_dim(demo, folder):
     assert f"{same} of these 5 sounds" in pages.sounds(demo, asked, 8)
 
 
-def test_what_is_played_is_the_part_that_was_found(folder):
+def test_player_has_the_located_part(folder):
     path = folder / "long.flac"
     assert part_of(str(path), 6, 7.5, RATE) == pytest.approx(load_audio(path)[6 * RATE : int(7.5 * RATE)], abs=1e-4)
     assert part_of(str(folder / "gone.wav"), 0, 1, RATE) is None
     assert part_of(str(folder / "broken.wav"), 0, 1, RATE) is None
 
 
-def test_a_recording_is_heard_and_drawn_as_long_py_does_and_no_file_is_left(demo, folder, tmp_path, monkeypatch):
+def test_located_spans_are_those_of_the_library_and_no_file_is_left(demo, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    heard = demo.listen(str(folder / "long.flac"), "a low bell")
-    recording = hear(demo.embedder, folder / "long.flac", 4.0, 1.0)  # of less than two minutes
+    searched = demo.locate(str(folder / "long.flac"), "a low bell")
+    recording = encode_recording(demo.embedder, folder / "long.flac", 4.0, 1.0)  # of less than two minutes
     spans = locate(recording, demo.embedder.embed_text(["a low bell"])[0], 5, 8)
-    assert np.array_equal(heard.recording.vectors, recording.vectors) and heard.at(8)[2] == spans
+    assert np.array_equal(searched.recording.vectors, recording.vectors) and searched.at(8)[2] == spans
     least = noise_score(demo.embedder, recording, 8)
-    assert heard.min_score(8) == least
-    heard = dataclasses.replace(heard, min_scores={8: spans[-1].score})
-    shown = pages.places(demo, heard, 8)
+    assert searched.min_scores[8] == least
+    searched = dataclasses.replace(searched, min_scores={8: spans[-1].score})
+    shown = pages.spans(demo, searched, 8)
     times = re.findall(r'wl-label">([^<]+)', shown)
     assert len(times) == len(spans) and times[0] == f"{pages._clock(spans[0].start)} to {pages._clock(spans[0].end)}"
     assert shown.count("data:image/png;base64,") == 2 and 'alt="loudness' in shown
     assert f"stands out in {len(spans)} place" in shown
-    shown = pages.places(demo, dataclasses.replace(heard, min_scores={8: 1.0}), 8)
+    shown = pages.spans(demo, dataclasses.replace(searched, min_scores={8: 1.0}), 8)
     assert "Nothing stands out for “a low bell”" in shown and "under 1.00" in shown
     assert re.findall(r'wl-label">([^<]+)', shown) == times[:1] and "; nothing stands out" in shown
     assert not list(tmp_path.iterdir())
@@ -105,7 +105,7 @@ def test_bytes_of_each_storage(demo):
     assert cells == ["32", "128", "16", "64", "8", "32", "1", "4"]  # fp32, fp16, int8, binary: 8 dims, then 32
 
 
-def test_the_page_says_what_was_loaded(demo, folder):
+def test_page_shows_what_was_loaded(demo, folder):
     shown = pages.facts(demo)
     for words in (f"{folder.name}/model", demo.embedder.revision, "32, nested: 8, 16, 32", "tones", "7 windows"):
         assert words in shown, words
@@ -126,15 +126,15 @@ def test_the_page_says_what_was_loaded(demo, folder):
         ("large.wav", "dog", "large.wav is larger than 0.2 MB"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line_without_a_path(demo, folder, monkeypatch, file, labels, said):
+def test_errors_are_one_line_without_a_path(demo, folder, monkeypatch, file, labels, said):
     monkeypatch.setattr(demo, "limits", Limits(megabytes=0.2, seconds=10))
     soundfile.write(folder / "large.wav", tone(300, 8), RATE)
     soundfile.write(folder / "long.flac", np.concatenate([tone(300, 6), tone(700, 6), tone(300, 6)]), RATE)
     limit = 5 if file == "long.flac" else 0.2
     monkeypatch.setattr(demo, "limits", Limits(megabytes=limit, seconds=10))
-    with pytest.raises(ValueError, match=said) as told:
-        demo.name(file and str(folder / file), labels)
-    assert str(folder) not in str(told.value) and "\n" not in str(told.value)
+    with pytest.raises(ValueError, match=said) as raised:
+        demo.classify(file and str(folder / file), labels)
+    assert str(folder) not in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_samples_are_sounds_that_the_demo_takes(demo, tmp_path):
@@ -146,32 +146,32 @@ def test_samples_are_sounds_that_the_demo_takes(demo, tmp_path):
         assert 2 * rate < len(clip) <= 24 * rate and np.array_equal(clip, samples.sample(name)[1])
 
 
-def test_the_slider_stands_over_the_models_nested_dims(demo):
+def test_slider_positions_are_the_nested_dims(demo):
     assert re.findall(r"<span>(\d+)</span>", pages.ticks(demo)) == ["8", "16", "32"]
 
 
-def test_sentences_that_say_nothing_or_too_much(demo, folder):
+def test_empty_and_long_sentences_are_refused(demo, folder):
     for text in ("", "  \n", None):
         with pytest.raises(ValueError, match="Type a sentence first"):
-            demo.ask(text)
+            demo.embed_sentence(text)
     with pytest.raises(ValueError, match="longer than 500 letters"):
-        demo.listen(str(folder / "long.flac"), "dog " * 200)
+        demo.locate(str(folder / "long.flac"), "dog " * 200)
     with pytest.raises(ValueError, match="no index"):
-        Demo(demo.embedder).closest(demo.ask("a dog"), 8)
+        Demo(demo.embedder).closest(demo.embed_sentence("a dog"), 8)
 
 
-def test_who_waits_too_long_is_told_and_the_next_is_served(demo, monkeypatch):
+def test_long_wait_is_refused_and_the_next_visitor_is_served(demo, monkeypatch):
     monkeypatch.setattr(demo, "limits", Limits(wait=0.05))
     with demo.turn(), pytest.raises(ValueError, match="try again in a minute"):
-        demo.ask("a dog")
-    assert demo.ask("a dog").vector.shape == (32,)
+        demo.embed_sentence("a dog")
+    assert demo.embed_sentence("a dog").vector.shape == (32,)
 
 
-def test_what_a_visitor_writes_is_no_markup(demo, folder):
+def test_text_of_a_visitor_is_escaped(demo, folder):
     evil = '<img src=x onerror="alert(1)">'
-    shown = pages.labels(demo, demo.name(str(folder / "dropped.wav"), f"{evil}, dog"), 32)
-    shown += pages.sounds(demo, demo.ask(evil), 32) + pages.failure(evil)
-    shown += pages.places(demo, demo.listen(str(folder / "long.flac"), evil), 32)
+    shown = pages.labels(demo, demo.classify(str(folder / "dropped.wav"), f"{evil}, dog"), 32)
+    shown += pages.sounds(demo, demo.embed_sentence(evil), 32) + pages.failure(evil)
+    shown += pages.spans(demo, demo.locate(str(folder / "long.flac"), evil), 32)
     assert "<img src=x" not in shown and "&lt;img src=x" in shown
     assert 'alert(1)">' not in shown  # nor inside an attribute
 
@@ -203,6 +203,6 @@ def test_what_a_model_was_trained_on(tmp_path, folder):
     assert trained_on(str(best)) == "my_sounds"
 
 
-def test_labels_are_cleaned_and_told_once():
+def test_labels_are_cleaned_and_kept_once():
     assert labels_in("a, b;\nA\u0000, a ,b") == ["a", "b", "A"]
     assert answers.SILENCE == pytest.approx(10 ** (-80 / 20))

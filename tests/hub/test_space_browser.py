@@ -20,6 +20,7 @@ import pytest
 
 from hub_cards.space import app, pages
 from tests.space_demo import demo_in, write_all
+from wavlink import options as of
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -87,7 +88,7 @@ def _free_port() -> int:
 @pytest.mark.browser
 @needs_browser
 @pytest.mark.parametrize("window", WINDOWS)
-def test_every_tab_answers_in_a_browser(window, served, chromium, demo, folder, tmp_path):
+def test_every_tab_works_in_a_browser(window, served, chromium, demo, folder, tmp_path):
     width, height = WINDOWS[window]
     context = chromium.new_context(viewport={"width": width, "height": height}, permissions=["microphone"])
     page = context.new_page()
@@ -123,7 +124,7 @@ def _name(page, demo, folder, looks_right) -> None:
     page.locator("audio, [data-testid=waveform-x], #waveform").first.wait_for(state="attached")
     page.get_by_role("button", name="Name it").click()
     page.locator("#name-answer li").first.wait_for()
-    named = demo.name(str(folder / "dropped.wav"), "dog, cat, rain")
+    named = demo.classify(str(folder / "dropped.wav"), "dog, cat, rain")
     _shows(page, "#name-answer", pages.labels(demo, named, 32))
     looks_right("name")
     assert not page.locator("#costs").is_visible()  # what only some want to know is folded away
@@ -150,7 +151,7 @@ def _find(page, demo, looks_right) -> None:
     _type(page, "A sentence", "a low bell")
     page.keyboard.press("Enter")
     page.locator("#find-answer li").first.wait_for()
-    _shows(page, "#find-answer", pages.sounds(demo, demo.ask("a low bell"), 8))
+    _shows(page, "#find-answer", pages.sounds(demo, demo.embed_sentence("a low bell"), 8))
     player = page.locator("#find-answer audio").first
     page.wait_for_function("x => x.readyState > 0", arg=player.element_handle())
     assert player.evaluate("x => x.duration") == pytest.approx(1.5, abs=0.01) and player.evaluate("x => !x.error")
@@ -163,7 +164,7 @@ def _locate(page, demo, folder, looks_right) -> None:
     _type(page, "What to look for", "a low bell")
     page.get_by_role("button", name="Look for it").click()
     page.locator("#listen-answer li").first.wait_for()
-    _shows(page, "#listen-answer", pages.places(demo, demo.listen(str(folder / "long.flac"), "a low bell"), 8))
+    _shows(page, "#listen-answer", pages.spans(demo, demo.locate(str(folder / "long.flac"), "a low bell"), 8))
     assert page.locator("#listen-answer img").evaluate("x => x.complete && x.naturalWidth > 0")
     looks_right("locate")
     page.get_by_label("What to look for").fill(" ")
@@ -193,7 +194,7 @@ def _shows(page, place: str, html: str) -> None:
 
 @pytest.mark.browser
 @needs_browser
-def test_dims_that_change_while_an_answer_is_on_its_way_are_the_answers(served, chromium, demo, monkeypatch):
+def test_dims_changed_during_a_request_apply_to_its_result(served, chromium, demo, monkeypatch):
     page, asked, free, embed = chromium.new_page(), threading.Event(), threading.Event(), demo.embedder.embed_text
 
     def slow(texts):
@@ -211,7 +212,7 @@ def test_dims_that_change_while_an_answer_is_on_its_way_are_the_answers(served, 
     _slider(page).press("Home")
     page.locator("#costs").get_by_text("8 of 32 dims").wait_for()
     free.set()
-    _shows(page, "#find-answer", pages.sounds(demo, demo.ask("a low bell"), 8))
+    _shows(page, "#find-answer", pages.sounds(demo, demo.embed_sentence("a low bell"), 8))
     page.close()
 
 
@@ -246,7 +247,7 @@ def test_a_sample_is_named_by_two_clicks(served, chromium):
 
 
 @needs_gradio
-def test_ten_visitors_at_once_get_their_own_right_answers(served, demo, folder):
+def test_ten_concurrent_visitors_get_their_own_results(served, demo, folder):
     from gradio_client import Client, handle_file
 
     sentences = [
@@ -265,8 +266,8 @@ def test_ten_visitors_at_once_get_their_own_right_answers(served, demo, folder):
         answers = list(visitors.map(visit, range(10)))
     for number, (found, named, broken) in enumerate(answers):
         dim, sound = demo.dims[number % 3], str(folder / f"sounds/{200 + 100 * (number % 7)} hertz.wav")
-        assert found == pages.sounds(demo, demo.ask(sentences[number]), dim)
-        assert named == pages.labels(demo, demo.name(sound, f"dog, {sentences[number]}"), dim)
+        assert found == pages.sounds(demo, demo.embed_sentence(sentences[number]), dim)
+        assert named == pages.labels(demo, demo.classify(sound, f"dog, {sentences[number]}"), dim)
         assert "cannot read broken.wav" in broken and 'role="alert"' in broken
     assert len({found for found, _, _ in answers}) == 10
 
@@ -282,7 +283,7 @@ def test_a_file_over_the_limit_is_refused_and_not_kept(served, tmp_path):
 
 
 @needs_gradio
-def test_what_was_dropped_is_swept_away(demo, folder, tmp_path, monkeypatch):
+def test_uploads_are_deleted_later(demo, folder, tmp_path, monkeypatch):
     from gradio_client import Client, handle_file
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
@@ -303,8 +304,9 @@ def test_what_was_dropped_is_swept_away(demo, folder, tmp_path, monkeypatch):
     page.close(verbose=False)
 
 
+@pytest.mark.slow
 @needs_gradio
-def test_the_command_serves_until_it_is_stopped_and_leaves_no_file(folder, tmp_path, start):
+def test_space_command_serves_until_stopped_and_leaves_no_file(folder, tmp_path, start):
     port = _free_port()
     command = [sys.executable, "hub_cards/space/app.py", "--model", str(folder / "model"), "--port", str(port)]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -318,7 +320,7 @@ def test_the_command_serves_until_it_is_stopped_and_leaves_no_file(folder, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_says_what_is_wrong_and_what_it_takes(folder, tmp_path, capsys, monkeypatch):
+def test_space_command_reports_errors_and_options(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert app.main(["--model", str(tmp_path)]) == 2
     assert "has no config.json" in capsys.readouterr().err
@@ -330,6 +332,6 @@ def test_the_command_says_what_is_wrong_and_what_it_takes(folder, tmp_path, caps
     assert app.main([*given, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["windows"] == 7
     assert list(tmp_path.iterdir()) == []
-    options = {name for action in app._parser()._actions for name in action.option_strings}
+    options = {name for action in of.parser_of(of.space, "wavlink space")._actions for name in action.option_strings}
     expected = "help h model revision index sounds port device max_mb max_seconds max_wait json check".split()
     assert options == {"-h" if name == "h" else f"--{name}" for name in expected}

@@ -78,7 +78,7 @@ def test_a_space_is_one_commit_with_code_model_index_and_sounds(hub, here, made,
     assert settings == {"private": True, "sdk": "gradio"}
 
 
-def test_a_later_push_takes_away_what_an_older_one_left_and_nothing_else(hub, here, made, tmp_path):
+def test_later_push_of_a_space_deletes_only_files_of_older_pushes(hub, here, made, tmp_path):
     old = tmp_path / "old"
     for name in (
         "index/embeddings/part-000009.parquet",
@@ -97,7 +97,7 @@ def test_a_later_push_takes_away_what_an_older_one_left_and_nothing_else(hub, he
     assert set(upload.SPACE_FOLDERS) == {"model", "index", "sounds", *space_folder.PACKAGES} - {"wavlink"}
 
 
-def test_a_space_keeps_what_people_put_there(hub, here, made):
+def test_push_of_a_space_keeps_foreign_files(hub, here, made):
     here(made / "model", "user/demo", "--space", "--index", made / "index")
     api = HfApi(endpoint=hub.endpoint, token=TOKEN)
 
@@ -144,7 +144,7 @@ def test_a_model_and_a_space_of_one_name_are_two_repositories(hub, here, made):
         here(made / "model", "user/demo", "--space", token=READ_TOKEN)
 
 
-def test_an_upload_that_fails_leaves_no_half_space(hub, here, made):
+def test_failed_upload_leaves_no_partial_space(hub, here, made):
     hub.fail("POST", "/commit/", "broken")
     with pytest.raises(SystemExit, match="/spaces/user/demo failed: .* no commit was made, the new repository stays"):
         here(made / "model", "user/demo", "--space")
@@ -165,7 +165,7 @@ def test_a_model_on_the_hub_is_named_by_its_commit_and_not_copied(hub, made, tmp
 
 
 @pytest.mark.slow
-def test_what_was_pushed_starts_with_its_requirements_alone_and_answers_alike(made, tmp_path, monkeypatch):
+def test_pushed_space_starts_with_its_requirements_alone(made, tmp_path, monkeypatch):
     monkeypatch.setattr(push, "verify", lambda folder, expected: None)
     out = tmp_path / "out"
     words = [made / "model", "user/demo", "--space", "--index", made / "index", "--dry_run", "--output_dir", out]
@@ -187,7 +187,7 @@ def test_what_was_pushed_starts_with_its_requirements_alone_and_answers_alike(ma
 @pytest.mark.slow
 def test_a_space_that_does_not_start_is_not_uploaded(made, tmp_path, monkeypatch):
     monkeypatch.setattr(push, "verify", lambda folder, expected: (folder / "config.json").unlink())
-    with pytest.raises(SystemExit, match="the Space does not start: hub_cards.space: .*model has no config.json"):
+    with pytest.raises(SystemExit, match="the Space does not start: wavlink space: .*model has no config.json"):
         push.main([str(made / "model"), "user/demo", "--space", "--dry_run", "--output_dir", str(tmp_path / "out")])
 
 
@@ -211,11 +211,11 @@ def test_a_space_too_large_and_an_index_without_sounds_are_refused(made, tmp_pat
 @pytest.mark.parametrize("words", [["--space", "--scores", "a.json"], ["--index", "x"]])
 def test_options_that_do_not_go_together(words, capsys):
     with pytest.raises(SystemExit):
-        push._options(["folder", "user/name", *words])
+        push.main(["folder", "user/name", *words])
     assert "--space" in capsys.readouterr().err
 
 
-def test_the_space_s_versions_are_the_project_s():
+def test_versions_of_the_space_are_those_of_the_project():
     config = configparser.ConfigParser(interpolation=None)
     config.read(ROOT / "setup.cfg")
     extras = {name: text.split("\n") for name, text in config["options.extras_require"].items()}

@@ -22,8 +22,7 @@ from tests.clap_models import unfused  # noqa: F401
 from tests.clean_process import run_clean
 from tests.conftest import RATE, tone
 from tests.tone_runs import folder, recipe  # noqa: F401
-from wavlink import classify_command as classify
-from wavlink import long_recordings as long
+from wavlink import classification, localization
 from wavlink.backends import onnx as onnx_export
 from wavlink.embedder import Embedder
 from wavlink.evaluation import command as evaluation
@@ -33,8 +32,9 @@ from wavlink.search import map as sound_map
 from wavlink.search.build import index_sounds
 from wavlink.search.command import main as search_main
 from wavlink.search.index import Index
-from wavlink.search.store import IndexFolder, _digest
-from wavlink.search.transfer import away
+from wavlink.search.manifest import checksum
+from wavlink.search.store import IndexFolder
+from wavlink.search.transfer import without_local_paths
 
 ROOT = Path(__file__).parents[2]
 EVIL = """
@@ -115,7 +115,7 @@ except Exception as error:
 
 
 @pytest.mark.slow
-def test_the_code_in_the_folder_does_run_where_it_is_trusted(wavlink_folder, tmp_path):
+def test_code_in_the_folder_runs_if_it_is_trusted(wavlink_folder, tmp_path):
     """Else no test of this file could fail."""
     evil = poison(wavlink_folder, tmp_path / "evil", tmp_path / "it-ran")
     run_clean(LOADED, evil, tmp_path=tmp_path)
@@ -164,7 +164,7 @@ def test_importing_registers(evil, tmp_path, imports):
     assert {line.split(".")[0] for line in done.stdout.split()} == {"modeling_wavlink", "processing"}
 
 
-def test_the_processor_asks_for_no_trust_and_has_this_packages_extractor(wavlink_folder, marker, tmp_path):
+def test_processor_needs_no_trust_and_uses_this_packages_extractor(wavlink_folder, marker, tmp_path):
     processor = WavLinkProcessor.from_pretrained(wavlink_folder)
     assert type(processor.feature_extractor) is WavLinkFeatureExtractor
     processor.save_pretrained(tmp_path / "again")
@@ -189,7 +189,7 @@ def test_another_feature_extractor_and_a_tokenizer_with_code_are_refused(evil):
         WavLinkProcessor.from_pretrained(evil)
 
 
-def test_code_that_is_not_run_is_named(evil, wavlink_folder, caplog, monkeypatch):
+def test_ignored_code_is_named(evil, wavlink_folder, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("modeling_wavlink"), "propagate", True)
     with caplog.at_level("WARNING"):
         Embedder(str(wavlink_folder))
@@ -221,10 +221,10 @@ DOORS = {
     "control": lambda evil, wavs, out: (load_for_evaluation(f"random:{evil}@3"), random_control(str(evil))),
     "search": search_it,
     "evaluate": evaluate_it,
-    "classify": lambda evil, wavs, out: classify.main(
+    "classify": lambda evil, wavs, out: classification.main(
         [str(wavs / "0.wav"), "--model", str(evil), "--labels", "dog", "rain"]
     ),
-    "locate": lambda evil, wavs, out: long.main([str(evil), str(wavs / "0.wav"), "--query", "rain"]),
+    "locate": lambda evil, wavs, out: localization.main([str(evil), str(wavs / "0.wav"), "--query", "rain"]),
     "export": lambda evil, wavs, out: onnx_export.main([str(evil), str(out)]),
     "push": lambda evil, wavs, out: push.main([str(evil), "user/name", "--dry_run", "--output_dir", str(out)]),
     "pipeline": lambda evil, wavs, out: pipeline("zero-shot-audio-classification", model=str(evil)),
@@ -234,12 +234,12 @@ DOORS = {
 @pytest.mark.parametrize(
     "door", [pytest.param(door, marks=pytest.mark.slow if door in ("export", "push") else ()) for door in DOORS]
 )
-def test_no_door_runs_the_code_in_a_folder(door, evil, wavs, tmp_path, monkeypatch):
+def test_no_command_runs_the_code_in_a_folder(door, evil, wavs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     DOORS[door](evil, wavs, tmp_path / "out")
 
 
-def test_no_door_runs_the_code_in_a_clap(unfused, marker, wavs, tmp_path):  # noqa: F811
+def test_no_command_runs_the_code_in_a_clap(unfused, marker, wavs, tmp_path):  # noqa: F811
     evil = poison(unfused, tmp_path / "clap", marker)
     assert len(next(Embedder(str(evil)).embed_files([str(wavs / "0.wav")])))
 
@@ -255,7 +255,7 @@ def test_no_tower_runs_its_own_code(towers, marker, tmp_path, request):
 
 
 @pytest.mark.slow
-def test_a_second_stage_trains_this_code_and_hands_no_other_on(folder, evil, tmp_path, monkeypatch):  # noqa: F811
+def test_second_stage_uses_and_saves_this_packages_code(folder, evil, tmp_path, monkeypatch):  # noqa: F811
     losses = []
 
     def changed(*arguments, **options):
@@ -322,7 +322,7 @@ def renamed(path: Path, model: str, **fields) -> None:
     index = IndexFolder.open(path)
     written = json.loads(index.manifest.to_json()) | {"model": model} | fields
     written.pop("sha256")
-    (path / "index.json").write_text(json.dumps(written | {"sha256": _digest(written)}))
+    (path / "index.json").write_text(json.dumps(written | {"sha256": checksum(written)}))
 
 
 @pytest.fixture
@@ -420,6 +420,6 @@ def test_an_index_downloads_no_model(hub, wavlink_folder, wavs, tmp_path):
     assert len([path for _, path in hub.requests if "wavlink" in path]) == asked > 0
 
 
-def test_what_leaves_this_machine_names_no_folder_of_it(index):
-    manifest = away(IndexFolder.open(index).manifest)
+def test_pushed_index_holds_no_local_paths(index):
+    manifest = without_local_paths(IndexFolder.open(index).manifest)
     assert not os.path.isabs(manifest.model) and manifest.root == ""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wavlink import atomic_files
+from wavlink import locks
 from wavlink.atomic_files import (
     added_files,
     atomic_file,
@@ -49,7 +49,7 @@ def _umask() -> int:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, OSError, MemoryError])
 @pytest.mark.parametrize("writer", [atomic_file, new_folder, replaced_folder])
-def test_every_exception_leaves_things_as_they_were(tmp_path, writer, error):
+def test_exceptions_leave_the_destination_unchanged(tmp_path, writer, error):
     if writer is atomic_file:
         (tmp_path / "out").write_text("before")
     elif writer is replaced_folder:
@@ -63,7 +63,7 @@ def test_every_exception_leaves_things_as_they_were(tmp_path, writer, error):
 
 
 @pytest.mark.parametrize("writer", [atomic_file, new_folder, replaced_folder])
-def test_links_are_followed_and_stay(tmp_path, writer):
+def test_links_are_followed_and_kept(tmp_path, writer):
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk/there")
     if writer is not atomic_file:
@@ -75,7 +75,7 @@ def test_links_are_followed_and_stay(tmp_path, writer):
     assert found.read_text() == "new"
 
 
-def test_destinations_are_refused_before_the_work(tmp_path, monkeypatch):
+def test_unwritable_destinations_raise_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "full/inside").mkdir(parents=True)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -121,7 +121,7 @@ def test_destinations_are_refused_before_the_work(tmp_path, monkeypatch):
     assert names(tmp_path) == sorted(["file", "full", "full/inside", "loop", "empty", "pipe"])
 
 
-def test_of_two_writers_of_a_new_folder_the_later_is_refused(tmp_path):
+def test_second_writer_of_a_new_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another process meanwhile"), new_folder(tmp_path / "out") as slow:
         (slow / "a").write_text("slow")
         with new_folder(tmp_path / "out") as quick:
@@ -129,7 +129,7 @@ def test_of_two_writers_of_a_new_folder_the_later_is_refused(tmp_path):
     assert names(tmp_path) == ["out", "out/b"]
 
 
-def test_of_many_writers_of_one_folder_one_wins_whole(tmp_path):
+def test_concurrent_writers_leave_one_complete_folder(tmp_path):
     def write(number: int) -> None:
         for _ in range(20):
             with replaced_folder(tmp_path / "best") as unfinished:
@@ -183,7 +183,7 @@ with getattr(atomic_files, sys.argv[1])(sys.argv[2]) as unfinished:
 
 
 @pytest.mark.parametrize("writer", ["atomic_file", "new_folder", "replaced_folder"])
-def test_what_a_killed_writer_left_goes_and_that_of_a_living_one_stays(tmp_path, writer):
+def test_leftovers_of_killed_writers_alone_are_removed(tmp_path, writer):
     out = tmp_path / "out"
     done = subprocess.run([sys.executable, "-c", KILLED, writer, str(out)], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -203,7 +203,7 @@ def export(folder: Path, content: str, *files: str) -> None:
             (unfinished / name).write_text(content)
 
 
-def test_files_are_added_beside_those_of_others(tmp_path):
+def test_added_files_keep_other_files(tmp_path):
     (tmp_path / "Dockerfile").write_text("FROM scratch")
     export(tmp_path, "1", "audio.onnx", "old.data")
     export(tmp_path, "2", "audio.onnx")
@@ -211,7 +211,7 @@ def test_files_are_added_beside_those_of_others(tmp_path):
     assert (tmp_path / "audio.onnx").read_text() == "2" and (tmp_path / "Dockerfile").read_text() == "FROM scratch"
 
 
-def test_files_added_are_as_before_or_as_after_wherever_it_stops(tmp_path, monkeypatch):
+def test_added_files_are_atomic_at_every_step(tmp_path, monkeypatch):
     """The call of that number, of those that rename, is interrupted."""
     real, number, ended = os.replace, 0, False
     while not ended:
@@ -269,12 +269,12 @@ def windows(monkeypatch):
 
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(atomic_files, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     monkeypatch.setattr("shutil._use_fd_functions", False)  # there, a folder's files are removed by their paths
 
 
 @pytest.mark.parametrize("writer", [atomic_file, new_folder, replaced_folder])
-def test_windows_writes_too(tmp_path, windows, writer):
+def test_writers_work_without_fcntl_as_on_windows(tmp_path, windows, writer):
     for _ in range(1 if writer is new_folder else 2):
         with writer(tmp_path / "out") as unfinished:
             if unfinished.is_dir():

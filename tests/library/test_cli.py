@@ -14,7 +14,7 @@ from transformers import pipeline
 from processing.audio import load_audio
 from tests.conftest import RATE, tone
 from wavlink import cli, console
-from wavlink.classify_command import classify
+from wavlink.classification import classify
 from wavlink.embedder import Embedder
 from wavlink.evaluation import command as evaluation
 
@@ -57,7 +57,7 @@ def test_exit_codes(error, code, monkeypatch, capsys):
     assert err.count("\n") == (code == 2) and "\x1b" not in err and "Traceback" not in err
 
 
-def test_a_stop_is_one_whatever_the_stopped_code_makes_of_it(tmp_path, monkeypatch):
+def test_signal_becomes_interrupt_even_if_the_code_raises_another_error(tmp_path, monkeypatch):
     """As where a push removes its temporary folder: the signal comes as `rmtree` has just closed a folder."""
     (tmp_path / "folder/within").mkdir(parents=True)
     close = os.close
@@ -75,19 +75,19 @@ def test_a_stop_is_one_whatever_the_stopped_code_makes_of_it(tmp_path, monkeypat
         raise OSError("the disk is full")
 
 
-def test_a_module_of_ours_that_is_missing_is_no_advice_to_install(monkeypatch):
+def test_missing_own_module_is_raised_without_an_install_hint(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "map", cli.COMMANDS["map"]._replace(module="modeling_wavlink.nowhere"))
     with pytest.raises(ModuleNotFoundError):
         cli.main(MAP)
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+def test_internal_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(evaluation, "run", raising(KeyError("fault")))
     with pytest.raises(KeyError):
         cli.main(EVAL)
 
 
-def test_what_is_not_installed_is_named(monkeypatch, capsys):
+def test_missing_module_is_named(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "map", cli.COMMANDS["map"]._replace(module="a_module_nobody_has"))
     assert cli.main(MAP) == 2
     assert "wavlink map: a_module_nobody_has is not installed: pip install" in capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_a_sound_is_classified_as_by_the_pipeline(number, files, wavlink_folder)
 def test_prompts_are_averaged_as_vectors_and_dims_cut(files, wavlink_folder):
     embedder = Embedder(str(wavlink_folder))
     dim = embedder.matryoshka_dims[-1]
-    found = classify(embedder, files[:1], LABELS, ("a {}", "the sound of {}"), dim=dim)[0]["labels"]
+    found = classify(embedder, files[:1], LABELS, prompts=("a {}", "the sound of {}"), dim=dim)[0]["labels"]
     words = ["low tone", *LABELS[1:]]
     unit = torch.nn.functional.normalize
     said = unit(
@@ -135,7 +135,7 @@ def test_classify_prints_a_table_or_one_json(files, wavlink_folder, tmp_path, ca
     assert "cannot read" in found["sounds"][3]["error"]
 
 
-def test_classify_walks_folders_by_the_rule_of_all_doors(files, wavlink_folder, tmp_path, capsys):
+def test_classify_lists_folders_like_other_commands(files, wavlink_folder, tmp_path, capsys):
     (tmp_path / "a/b").mkdir(parents=True)
     for name in ("a/b/1.wav", "a/.hidden.wav", "a/notes.txt"):
         shutil.copy(files[0], tmp_path / name)
@@ -147,8 +147,8 @@ def test_classify_walks_folders_by_the_rule_of_all_doors(files, wavlink_folder, 
     (tmp_path / "empty").mkdir()
     given[1] = str(tmp_path / "empty")
     assert cli.main(given) == 2
-    told = capsys.readouterr()
-    assert "no sounds in" in json.loads(told.out[told.out.index("{") :])["error"]
+    captured = capsys.readouterr()
+    assert "no sounds in" in json.loads(captured.out[captured.out.index("{") :])["error"]
 
 
 @pytest.mark.parametrize(
@@ -161,21 +161,23 @@ def test_classify_walks_folders_by_the_rule_of_all_doors(files, wavlink_folder, 
         (["--labels", "a", "b", "--dim", "7"], "one of the nested dims"),
     ],
 )
-def test_what_cannot_be_classified_is_refused(options, said, files, wavlink_folder, capsys):
+def test_invalid_classifications_are_refused(options, said, files, wavlink_folder, capsys):
     assert cli.main(["classify", files[0], "--model", str(wavlink_folder), *options]) == 2
     err = capsys.readouterr().err
     assert said in err and err.startswith("wavlink classify: ")
 
 
-def test_training_tells_json_of_what_it_wrote(monkeypatch, tmp_path, capsys):
+def test_train_prints_json_of_its_output(monkeypatch, tmp_path, capsys):
     def trains(recipe):
-        print("said on the way")
+        print("a line of progress")
         return tmp_path
 
     monkeypatch.setattr("wavlink.training.command.train", trains)
     assert cli.main(["train", "quickstart", "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["results"]["best"] == str(tmp_path / "best") and "said on the way" in told.err
+    captured = capsys.readouterr()
+    assert (
+        json.loads(captured.out)["results"]["best"] == str(tmp_path / "best") and "a line of progress" in captured.err
+    )
 
 
 def test_scores_and_reports_are_one_json(files, wavlink_folder, tmp_path, capsys):
@@ -204,10 +206,10 @@ def test_scores_and_reports_are_one_json(files, wavlink_folder, tmp_path, capsys
     assert len(hits) == 3 and np.isfinite([hit["score"] for hit in hits]).all()
     index, small = str(tmp_path / "index"), str(tmp_path / "small")
 
-    def told(*words: str) -> dict:
+    def json_of(*words: str) -> dict:
         assert cli.main([*words, "--json"]) == 0
         return json.loads(capsys.readouterr().out)["results"]
 
-    assert told("verify", index) == {"parts": 1, "windows": 3, "forgotten": []}
-    assert told("reindex", index, "--out", small, "--storage", "binary") == {"index": small, "windows": 3}
-    assert told("remove", index, "0.wav") == {"removed": ["0.wav"]}
+    assert json_of("verify", index) == {"parts": 1, "windows": 3, "forgotten": []}
+    assert json_of("reindex", index, "--out", small, "--storage", "binary") == {"index": small, "windows": 3}
+    assert json_of("remove", index, "0.wav") == {"removed": ["0.wav"]}

@@ -12,20 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from hub_cards import source
-from hub_cards.space import app
 from hub_cards.space.answers import Limits
 from modeling_wavlink import configuration_wavlink
+from processing.datasets.benchmarks import BENCHMARKS
 from tests.processes import run_process
-from wavlink import cli, console, embedder, installing, options
-from wavlink import long_recordings as long
+from wavlink import cli, console, defaults, installing
 from wavlink.evaluation.protocol import Protocol
 from wavlink.evaluation.zero_shot import CLEAN_UPS, PROMPT
 from wavlink.parsing import Parser
-from wavlink.search import build as indexing
 from wavlink.search import index as querying
 from wavlink.search import map as sound_map
-from wavlink.search import quantization as stored
 from wavlink.search.ray import embed_with_ray
 from wavlink.training import recipes
 
@@ -56,7 +52,7 @@ def leaves(parser: Parser | None = None) -> dict[str, Parser]:
 
 
 @pytest.mark.parametrize("name", ["", *cli.COMMANDS, "lance"])
-def test_help_answers_at_once_without_torch(name):
+def test_help_is_fast_and_imports_no_torch(name):
     done = run_process(
         [sys.executable, "-c", HELP, name], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
     )
@@ -71,7 +67,7 @@ def test_the_overview_names_every_command_and_exit_code(capsys):
     assert all(f"\n  {code} " in out for code in (0, 1, 2, 130)) and "143" in out
 
 
-def test_every_option_says_what_it_does_its_default_and_choices():
+def test_every_option_has_help_default_and_choices():
     assert set(leaves()) == set(cli.COMMANDS)
     for name, parser in leaves().items():
         formatter, text = parser.formatter_class(parser.prog), parser.format_help()
@@ -86,7 +82,7 @@ def test_every_option_says_what_it_does_its_default_and_choices():
                 assert all(choice in text for choice in recipes.CHOICES.get(action.dest, ())), where
 
 
-def test_every_example_is_understood():
+def test_every_example_parses():
     for name, command in cli.COMMANDS.items():
         parsed = cli.build_parser().parse_args([*name.split(), *shlex.split(command.example)])
         assert parsed.command == name
@@ -115,13 +111,13 @@ def test_every_example_is_understood():
 )
 def test_a_usage_error_is_one_line_with_the_nearest_name(words, line, capsys):
     assert cli.main(words.split()) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith(line) and told.err.count("\n") == 1 and told.out == ""
+    captured = capsys.readouterr()
+    assert captured.err.startswith(line) and captured.err.count("\n") == 1 and captured.out == ""
     assert cli.main([*words.split(), "--json"]) == 2
     assert set(json.loads(capsys.readouterr().out)) == {"error"}
 
 
-def test_words_after_options_belong_to_the_query():
+def test_positional_arguments_after_options_belong_to_the_query():
     parsed = cli.build_parser().parse_args(
         ["query", "my_index", "--without", "rain", "a dog", "--top_k", "3", "barks"]
     )
@@ -160,9 +156,9 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
     assert cli.main(given) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert cli.main([*given, "--debug", "--json"]) == 2
-    told = capsys.readouterr()
-    assert "Traceback" in told.err and told.err.splitlines()[-1].startswith("wavlink info: ")
-    assert json.loads(told.out) == {"error": told.err.splitlines()[-1].removeprefix("wavlink info: ")}
+    captured = capsys.readouterr()
+    assert "Traceback" in captured.err and captured.err.splitlines()[-1].startswith("wavlink info: ")
+    assert json.loads(captured.out) == {"error": captured.err.splitlines()[-1].removeprefix("wavlink info: ")}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +166,7 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
     [("gradio", "space", "space"), ("pyarrow", "search", "search"), ("sklearn.manifold", "map", "map")]
     + [("datasets", "", "data"), ("faiss", "push", "push"), ("torch", "train", ""), ("onnxruntime", "eval", "onnx")],
 )
-def test_a_missing_module_is_hinted_at_by_the_extra_that_brings_it(module, wanted, extra, monkeypatch, tmp_path):
+def test_install_hint_names_the_extra_of_the_missing_module(module, wanted, extra, monkeypatch, tmp_path):
     brackets = f"[{extra}]" if extra else ""
     monkeypatch.chdir(installing.ROOT)
     top = module.partition(".")[0]
@@ -189,7 +185,7 @@ def missing(module: str):
     return run
 
 
-def test_a_command_hints_at_its_own_extra(capsys):
+def test_install_hint_prefers_the_commands_extra(capsys):
     assert console.run_command("wavlink query", missing("pyarrow"), extra="search") == 2
     assert "[search]'" in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError):
@@ -197,10 +193,8 @@ def test_a_command_hints_at_its_own_extra(capsys):
 
 
 def test_defaults_and_choices_are_those_of_the_library():
-    assert options.DTYPES == tuple(embedder.DTYPES) and options.STORAGES == stored.STORAGES
-    assert options.CLEAN_UPS == tuple(CLEAN_UPS) and options.PROMPT == PROMPT and options.SIZES == source.SIZES
-    assert (options.WINDOW, options.HOP) == (long.WINDOW, long.HOP) == (indexing.WINDOW, indexing.HOP)
-    assert indexing.STORAGE == "int8"  # as the help of `index --storage` says
+    assert defaults.CLEAN_UPS == tuple(CLEAN_UPS) and defaults.PROMPT == PROMPT
+    assert set(BENCHMARKS) < {*defaults.BENCHMARKS}
     assert recipes.CHOICES["loss_type"] == configuration_wavlink.LOSS_TYPES
     assert recipes.CHOICES["pooling"] == ("", *configuration_wavlink.POOLINGS)
     parsers = leaves()
@@ -220,7 +214,6 @@ def test_defaults_and_choices_are_those_of_the_library():
     by_name = inspect.signature(embed_with_ray).parameters
     for name in "actors batch_size window hop device dtype".split():
         assert parsers["ray"].get_default(name) == by_name[name].default
-    assert app._parser().get_default("max_mb") == Limits.megabytes
 
 
 def test_debug_masks_the_hubs_token(monkeypatch, capsys):
@@ -234,7 +227,7 @@ def test_debug_masks_the_hubs_token(monkeypatch, capsys):
     assert "OSError: Bearer ***" in err and "hf_secret" not in err
 
 
-def test_foreign_output_is_kept_away_and_errors_are_not(caplog):
+def test_foreign_warnings_are_hidden_and_errors_are_raised(caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with console.without_foreign_output():
@@ -250,19 +243,19 @@ def test_foreign_output_is_kept_away_and_errors_are_not(caplog):
             warnings.warn("own", FutureWarning, stacklevel=1)
 
 
-def test_a_sweeps_options_are_of_the_sweep_alone(capsys):
+def test_sweep_options_are_refused_for_other_recipes(capsys):
     assert cli.main(["train", "quickstart", "--clip", "x"]) == 2
     assert "wavlink train: --clip is of `train sweep`" in capsys.readouterr().err
 
 
-def test_a_recipes_fault_is_signed_by_the_command(capsys):
+def test_recipe_errors_begin_with_the_command(capsys):
     assert cli.main(["train", "quickstart", "--batch_size", "1"]) == 2
     assert capsys.readouterr().err == "wavlink train: batch_size must be at least 2, got 1\n"
     assert cli.main(["train", "quickstrat"]) == 2
     assert "no recipe 'quickstrat'" in capsys.readouterr().err
 
 
-def test_push_signs_its_errors_as_the_command(tmp_path, capsys):
+def test_push_errors_begin_with_the_command(tmp_path, capsys):
     given = ["push", str(tmp_path / "gone"), "user/name", "--dry_run", "--output_dir", str(tmp_path / "out")]
     assert cli.main(given) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("wavlink push: ")

@@ -50,7 +50,7 @@ class Adapted(nn.Linear):
 
 @pytest.mark.parametrize("name", ["gelu", "quick_gelu", "gelu_new", "relu"])
 @torch.inference_mode()
-def test_only_the_exact_gelu_goes_into_the_layer(name):
+def test_only_the_exact_gelu_is_fused_into_the_layer(name):
     torch.manual_seed(0)
     model = nn.ModuleList([FeedForward(ACT2FN[name])])
     states = 3 * torch.randn(5, 8)
@@ -61,7 +61,7 @@ def test_only_the_exact_gelu_goes_into_the_layer(name):
     torch.testing.assert_close(model[0](states), expected, atol=1e-5, rtol=0)
 
 
-def test_other_layers_and_dtypes_stay():
+def test_other_layers_and_dtypes_are_not_packed():
     model = nn.Sequential(Adapted(4, 4), nn.Linear(4, 4, dtype=torch.float16), nn.Conv1d(4, 4, 3), nn.Linear(4, 4))
     layers = list(model)
     pack_layers(model)
@@ -88,10 +88,10 @@ def test_attention_equals_transformers(kind, bias, asking, mask):
     else:
         asks = states
     if mask is not None:
-        heard = torch.arange(9) < torch.tensor([9, 4])[:, None]
-        heard = heard[:, None, None].expand(-1, -1, asks.shape[1], -1)
-        added = torch.zeros(heard.shape).masked_fill(~heard, -1e30)
-        options["attention_mask"] = heard if mask == torch.bool else added
+        attended = torch.arange(9) < torch.tensor([9, 4])[:, None]
+        attended = attended[:, None, None].expand(-1, -1, asks.shape[1], -1)
+        added = torch.zeros(attended.shape).masked_fill(~attended, -1e30)
+        options["attention_mask"] = attended if mask == torch.bool else added
     expected, _ = attention(asks, **options)
     packed = kind(attention)
     for one in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
@@ -116,7 +116,7 @@ def test_the_whole_tower(implementation, output_frames):
 
 
 @torch.inference_mode()
-def test_the_token_asks_without_any_frames_key_or_value():
+def test_global_token_attention_needs_no_keys_or_values_of_frames():
     def projected(states):
         raise AssertionError("all frames are projected")
 
@@ -129,7 +129,7 @@ def test_the_token_asks_without_any_frames_key_or_value():
         tower(features)
 
 
-def test_attention_of_others_stays():
+def test_attention_of_other_models_is_unchanged():
     """An adapter's projection, a mask that sdpa does not know, a dtype without packed kernels."""
     attentions = [WhisperAttention(32, 4, config=whisper_config()) for _ in range(3)]
     attentions[0].v_proj = Adapted(32, 32)

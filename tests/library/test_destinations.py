@@ -24,7 +24,7 @@ def names(place: Path) -> list[str]:
     return sorted(path.relative_to(place).as_posix() for path in place.rglob("*"))
 
 
-def test_a_run_keeps_what_others_put_into_its_folders(folder, tmp_path):  # noqa: F811
+def test_run_keeps_foreign_files_in_its_folders(folder, tmp_path):  # noqa: F811
     run = train.train(recipe(folder, tmp_path / "run", "--max_steps", "2"))
     for name in ("best/NOTES.md", "last/onnx/audio.onnx", "notes.txt"):
         (run / name).parent.mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ def test_a_run_keeps_what_others_put_into_its_folders(folder, tmp_path):  # noqa
     assert not [name for name in names(run) if "unfinished" in name or "replaced" in name or name.endswith(".lock")]
 
 
-def test_a_model_that_no_run_has_written_is_not_replaced(folder, tmp_path):  # noqa: F811
+def test_model_not_written_by_a_run_is_not_replaced(folder, tmp_path):  # noqa: F811
     (tmp_path / "run/best").mkdir(parents=True)
     (tmp_path / "run/best/model.safetensors").write_text("mine")
     with pytest.raises(ValueError, match="holds best/, but no run has written it: give another --output_dir"):
@@ -47,7 +47,7 @@ def test_a_model_that_no_run_has_written_is_not_replaced(folder, tmp_path):  # n
     assert names(tmp_path / "run") == ["best", "best/model.safetensors"]
 
 
-def test_a_run_s_folder_is_of_one_process(folder, tmp_path, monkeypatch):  # noqa: F811
+def test_run_folder_is_locked_by_one_process(folder, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "run").mkdir()
     code = "import sys\nfrom pathlib import Path\nfrom wavlink.atomic_files import only_writer\n"
     code += "with only_writer(Path(sys.argv[1])): print('held', flush=True), sys.stdin.read()"

@@ -43,7 +43,7 @@ def close(found, expected, atol=1e-5):
 
 
 @pytest.mark.parametrize("lookahead", [1, 2, 256])
-def test_clips_have_the_plain_models_vectors_in_their_order(sharp_model, processor, embedder, lookahead):
+def test_clips_get_the_models_vectors_in_order(sharp_model, processor, embedder, lookahead):
     expected = plain(sharp_model, processor, CLIPS)
     assert np.linalg.norm(expected[:, None] - expected, axis=-1)[~np.eye(len(CLIPS), dtype=bool)].min() > 1e-3
     found = vectors(embedder, CLIPS, lookahead=lookahead)
@@ -54,7 +54,7 @@ def test_clips_have_the_plain_models_vectors_in_their_order(sharp_model, process
     close(found[3:4], vectors(embedder, CLIPS[3:4]))
 
 
-def test_without_fast_kernels_and_as_padded_as_in_the_paper(sharp_model, processor, monkeypatch):
+def test_vectors_without_fast_kernels_and_with_padding_to_30_s(sharp_model, processor, monkeypatch):
     monkeypatch.setattr(processor.feature_extractor, "padding", "max_length")
     expected = plain(sharp_model, processor, CLIPS[:3])
     slow = Embedder(sharp_model, processor, fast_kernels=False)
@@ -63,7 +63,7 @@ def test_without_fast_kernels_and_as_padded_as_in_the_paper(sharp_model, process
     close(vectors(Embedder(sharp_model, processor), CLIPS[:3]), expected)
 
 
-def test_a_model_that_is_given_stays_as_it_is(sharp_model, processor):
+def test_given_model_is_not_changed(sharp_model, processor):
     before = revision(sharp_model)
     embedder = Embedder(sharp_model.train(), processor, dtype="bfloat16")
     assert revision(sharp_model) == before == embedder.revision and sharp_model.training
@@ -75,13 +75,13 @@ def test_a_model_that_is_given_stays_as_it_is(sharp_model, processor):
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("bfloat16", 0.1), ("float16", 0.01)])
-def test_half_precision_is_near_and_of_fp32_norm(model, processor, dtype, atol):
+def test_half_precision_is_close_and_normalised_in_fp32(model, processor, dtype, atol):
     found = vectors(Embedder(model, processor, dtype=dtype), CLIPS)
     close(found, plain(model, processor, CLIPS), atol)
     close(np.linalg.norm(found, axis=1), 1, 1e-6)
 
 
-def test_clips_are_taken_lazily(embedder):
+def test_clips_are_read_lazily(embedder):
     taken = []
     endless = (taken.append(i) or CLIPS[i % 7] for i in itertools.count())
     found = embedder.embed_clips(endless, lookahead=4)
@@ -94,7 +94,7 @@ def test_clips_are_taken_lazily(embedder):
     assert list(embedder.embed_clips(iter([]))) == []
 
 
-def test_a_lookahead_holds_ten_minutes_at_most(embedder, monkeypatch):
+def test_lookahead_is_limited_to_ten_minutes(embedder, monkeypatch):
     monkeypatch.setattr(module, "_BATCH_SECONDS", 0.5)
     taken = []
     found = embedder.embed_clips(taken.append(i) or CLIPS[5] for i in itertools.count())
@@ -103,7 +103,7 @@ def test_a_lookahead_holds_ten_minutes_at_most(embedder, monkeypatch):
     found.close()
 
 
-def test_the_model_waits_for_few_clips_before_its_first_batch(embedder, monkeypatch):
+def test_first_batch_needs_few_clips(embedder, monkeypatch):
     monkeypatch.setattr(module, "_BATCH_SECONDS", 4)
     monkeypatch.setattr(module, "_FIRST_SECONDS", 2)
     taken = []
@@ -118,7 +118,7 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "embedder"]
 
 
-def test_a_generator_that_is_given_up_ends_its_thread(embedder, tmp_path):
+def test_closing_the_generator_ends_its_thread(embedder, tmp_path):
     found = embedder.embed_clips(itertools.cycle(CLIPS), lookahead=3)
     assert not threads()
     next(found)
@@ -138,7 +138,7 @@ class Broken(Exception):
     pass
 
 
-def test_what_the_clips_raise_reaches_the_caller(embedder):
+def test_errors_of_the_clips_reach_the_caller(embedder):
     error = Broken("the disk is gone")
 
     def clips():
@@ -167,7 +167,7 @@ def test_a_wrong_clip_is_named(embedder, clip, why):
         list(embedder.embed_clips([CLIPS[0], clip]))
 
 
-def test_files_and_why_one_has_no_vector(sharp_model, processor, embedder, tmp_path):
+def test_embed_files_yields_vectors_and_errors(sharp_model, processor, embedder, tmp_path):
     long = tone(500, 70.0, 3)
     for name, clip in (("a", CLIPS[0]), ("long", long), ("b", CLIPS[1])):
         soundfile.write(tmp_path / f"{name}.wav", clip, RATE, subtype="FLOAT")
@@ -236,7 +236,7 @@ def test_the_last_layer_is_packed_for_one_query(wavlink_folder):
     assert [isinstance(layer.self_attn, TokenAttention) for layer in layers] == [False] * (len(layers) - 1) + [True]
 
 
-def test_a_folder_and_another_process(wavlink_folder, model, processor):
+def test_pickled_embedder_reloads_its_folder_in_another_process(wavlink_folder, model, processor):
     embedder = Embedder(str(wavlink_folder))
     assert embedder.name == str(wavlink_folder) and embedder.revision == revision(model)
     assert embedder.max_seconds == 30 and embedder.sampling_rate == RATE
@@ -281,7 +281,7 @@ def test_what_is_refused(model, processor, wavlink_folder):
         next(Embedder(model, processor).embed_clips(CLIPS, lookahead=0))
 
 
-def test_batches_are_of_like_length_and_within_the_budget():
+def test_batches_have_similar_lengths_within_the_budget():
     costs = [5, 1, 30, 5, 1, 6, 1, 29]
     assert cut_batches(costs, 18) == [[1, 4, 6], [0, 3, 5], [7], [2]]
     assert cut_batches(costs, 2) == [[1, 4], [6], [0], [3], [5], [7], [2]]

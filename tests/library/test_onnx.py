@@ -58,7 +58,7 @@ def clips() -> list[np.ndarray]:
     return [tone(300 + 200 * i, seconds, seed=i) for i, seconds in enumerate(SECONDS)]
 
 
-def heard(processor, clips, **options):
+def audio_inputs(processor, clips, **options):
     return processor(audio=clips, sampling_rate=RATE, return_tensors="pt", **options)
 
 
@@ -106,7 +106,7 @@ def agrees(folder, about, model, processor):
     assert set(about["agreement"]) == {"audio", "text"} and max(about["agreement"].values()) < 1e-4
     with torch.no_grad():
         for batch in ([tone(seconds=30)], clips(), clips()[::-1], [tone(seconds=0.01)]):
-            inputs = heard(processor, batch)
+            inputs = audio_inputs(processor, batch)
             expected = model.get_audio_features(**inputs).pooler_output.numpy()
             np.testing.assert_allclose(run(audio, inputs), expected, atol=1e-4)
         for batch in (TEXTS, TEXTS[:1], [" ".join(TEXTS * 9)]):
@@ -128,14 +128,14 @@ def test_with_every_text_tower_and_pooling(text, text_pooling, pooling, frame_po
     agrees(tmp_path / "onnx", about, model, processor)
 
 
-def test_batch_mates_and_padding_change_nothing(served):
+def test_onnx_vectors_are_independent_of_batch_and_padding(served):
     folder, _, processor = served
     audio, text = load(folder / "audio.onnx"), load(folder / "text.onnx")
-    together = run(audio, heard(processor, clips()))
-    alone = np.concatenate([run(audio, heard(processor, [clip])) for clip in clips()])
+    together = run(audio, audio_inputs(processor, clips()))
+    alone = np.concatenate([run(audio, audio_inputs(processor, [clip])) for clip in clips()])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    inputs = heard(processor, clips())
-    inputs["input_features"] += 3 * (1 - inputs["input_features_mask"][:, None])  # what is masked is not heard
+    inputs = audio_inputs(processor, clips())
+    inputs["input_features"] += 3 * (1 - inputs["input_features_mask"][:, None])  # masked frames are not attended to
     np.testing.assert_allclose(run(audio, inputs), alone, atol=1e-5)
     inputs["input_features_mask"] = torch.ones_like(inputs["input_features_mask"])
     assert np.abs(run(audio, inputs) - alone).max() > 1e-3
@@ -144,7 +144,7 @@ def test_batch_mates_and_padding_change_nothing(served):
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_the_folder_says_how_to_hear_and_read(served):
+def test_exported_folder_describes_its_preprocessing(served):
     folder, model, processor = served
     about = json.loads((folder / CONFIG).read_text())
     assert {path.name for path in folder.iterdir()} >= {
@@ -162,7 +162,7 @@ def test_the_folder_says_how_to_hear_and_read(served):
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_the_exported_model_stays_as_it_is(exported):
+def test_export_does_not_change_the_model(exported):
     assert exported["half"].training and exported["half"].dtype == torch.bfloat16
 
 
@@ -196,11 +196,11 @@ def test_int8_of_weights_beside_their_graph(served, monkeypatch, tmp_path):
     export_onnx(model, processor, tmp_path / "int8", int8=True)
     assert len(beside) == 2 and min(beside) > 10000 and not list((tmp_path / "int8").glob("*.data*"))
     assert not [path for path in (tmp_path / "int8").iterdir() if path.is_dir()]
-    assert run(load(tmp_path / "int8" / "audio.onnx"), heard(processor, clips())).shape == (len(SECONDS), 32)
+    assert run(load(tmp_path / "int8" / "audio.onnx"), audio_inputs(processor, clips())).shape == (len(SECONDS), 32)
 
 
 @pytest.mark.parametrize("wrong", [lambda vectors: vectors + 2e-4, lambda vectors: vectors * np.nan])
-def test_a_wrong_graph_leaves_nothing_and_spares_what_was_there(wrong, served, graphs_at_hand, tmp_path, monkeypatch):
+def test_failed_export_leaves_the_folder_unchanged(wrong, served, graphs_at_hand, tmp_path, monkeypatch):
     _, model, processor = served
     kept = tmp_path / "kept"
     kept.mkdir()
@@ -233,7 +233,7 @@ def test_what_cannot_be_exported_is_refused(served, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_a_tokenizer_that_does_more_than_its_file_is_refused(served, tmp_path):
+def test_tokenizer_with_steps_outside_its_file_is_refused(served, tmp_path):
     _, model, processor = served
 
     class Shouting(WavLinkProcessor):
@@ -254,7 +254,7 @@ def test_the_command(served, graphs_at_hand, tmp_path, monkeypatch, capsys):
     assert "int8" in printed and f"min {about['int8_cosine']['text']['min']:.4f}" in printed
 
 
-def test_the_command_prints_its_own_lines_alone(served, tmp_path, monkeypatch, capfd):
+def test_export_prints_only_its_own_lines(served, tmp_path, monkeypatch, capfd):
     def write_graph(tower, path, *_):
         warnings.warn("foreign", FutureWarning, stacklevel=1)
         logging.getLogger("torch.onnx.foreign").warning("foreign")
@@ -265,10 +265,10 @@ def test_the_command_prints_its_own_lines_alone(served, tmp_path, monkeypatch, c
     monkeypatch.setattr(onnx_export, "_write_graph", write_graph)
     monkeypatch.setattr(onnx_export, "load_for_evaluation", {"runs/best": served[1:]}.__getitem__)
     main(["runs/best", str(tmp_path / "onnx"), "--int8"])
-    told = capfd.readouterr()
-    assert told.err.count("\n") == 6 and all(line.endswith(" ...") for line in told.err.splitlines())
-    assert "loading runs/best ..." in told.err and "exporting the text tower ..." in told.err
-    assert "foreign" not in told.out
+    captured = capfd.readouterr()
+    assert captured.err.count("\n") == 6 and all(line.endswith(" ...") for line in captured.err.splitlines())
+    assert "loading runs/best ..." in captured.err and "exporting the text tower ..." in captured.err
+    assert "foreign" not in captured.out
 
 
 # Serving.
@@ -319,7 +319,7 @@ def test_the_example_needs_no_torch(served, environment, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     with torch.no_grad():
-        sounds = model.get_audio_features(**heard(processor, clips())).pooler_output
+        sounds = model.get_audio_features(**audio_inputs(processor, clips())).pooler_output
         texts = model.get_text_features(**processor(text=TEXTS, return_tensors="pt")).pooler_output
     for number, row in enumerate((sounds @ texts.T).tolist()):
         name, *scores = lines[4 * number : 4 * number + 4]
@@ -360,7 +360,7 @@ def test_a_sound_is_posted_and_its_texts_are_scored(served, endpoint):
     clip = clips()[0]
     status, answer = endpoint(TEXTS, wav(clip))
     with torch.no_grad():
-        sound = model.get_audio_features(**heard(processor, clip)).pooler_output
+        sound = model.get_audio_features(**audio_inputs(processor, clip)).pooler_output
         expected = model.get_text_features(**processor(text=TEXTS, return_tensors="pt")).pooler_output @ sound[0]
     assert status == 200 and [row["text"] for row in answer] == TEXTS
     np.testing.assert_allclose([row["cosine"] for row in answer], expected, atol=1e-5)
@@ -383,7 +383,7 @@ def test_a_sound_is_posted_and_its_texts_are_scored(served, endpoint):
     ],
     ids=["no text", "many texts", "no sound", "no body", "long body", "no length", "over 30 s", "empty", "NaN"],
 )
-def test_bad_requests_are_told_why(endpoint, texts, body, headers, message):
+def test_bad_requests_get_a_reason(endpoint, texts, body, headers, message):
     status, answer = endpoint(texts, body, **headers)
     assert status == 400 and message in answer["error"]
 
@@ -401,7 +401,9 @@ def test_real_towers(weights, sounds, example, tmp_path):
     files = [clip["audio"]["path"] for clip in clips]
     captions = [captions_of(clip, ["caption"])[0] for clip in clips]
     with torch.no_grad():
-        found = [model.get_audio_features(**heard(processor, [load_audio(file)])).pooler_output for file in files]
+        found = [
+            model.get_audio_features(**audio_inputs(processor, [load_audio(file)])).pooler_output for file in files
+        ]
         read = [
             model.get_text_features(**processor(text=text, return_tensors="pt")).pooler_output for text in captions
         ]
@@ -424,7 +426,7 @@ def test_real_towers(weights, sounds, example, tmp_path):
                 np.testing.assert_allclose(vector, expected[name], atol=1e-4)
 
 
-def test_an_export_repeated_leaves_the_files_of_others(served, graphs_at_hand, tmp_path):
+def test_repeated_export_keeps_foreign_files(served, graphs_at_hand, tmp_path):
     _, model, processor = served
     folder = tmp_path / "onnx"
     export_onnx(model, processor, folder)
@@ -449,7 +451,7 @@ def test_an_export_repeated_leaves_the_files_of_others(served, graphs_at_hand, t
         export_onnx(model, processor, folder)
 
 
-def test_an_export_follows_a_link_and_goes_into_the_folder_one_is_in(served, graphs_at_hand, tmp_path, monkeypatch):
+def test_export_follows_links_and_writes_into_the_working_folder(served, graphs_at_hand, tmp_path, monkeypatch):
     _, model, processor = served
     (tmp_path / "disk").mkdir()
     (tmp_path / "onnx").symlink_to("disk")

@@ -17,8 +17,7 @@ import soundfile
 import wavlink
 from tests.conftest import RATE, tone
 from tests.processes import run_process
-from wavlink import long_recordings as long
-from wavlink.classify_command import classify as classify_files
+from wavlink import localization
 from wavlink.embedder import Embedder
 from wavlink.evaluation import command as evaluation
 
@@ -146,6 +145,7 @@ def test_import_loads_no_heavy_package(tmp_path):
     assert float(seconds) < 1  # 0.02 on an idle machine
 
 
+FIND = "importlib.util.find_spec"
 AUTO = """
 import sys
 {first}
@@ -165,10 +165,10 @@ assert "exec_module" not in vars(sys.modules["transformers"].__spec__.loader)
 @pytest.mark.parametrize(
     "first, second",
     [
-        ("import transformers", "import wavlink"),
-        ("from transformers import AutoModel", "import wavlink"),
+        pytest.param("import transformers", "import wavlink", marks=pytest.mark.slow),
+        pytest.param("from transformers import AutoModel", "import wavlink", marks=pytest.mark.slow),
         ("import wavlink", "from transformers.models.auto import modeling_auto"),
-        ("import wavlink", "import importlib.util; importlib.util.find_spec('transformers')"),
+        pytest.param("import wavlink", f"import importlib.util; {FIND}('transformers')", marks=pytest.mark.slow),
     ],
 )
 def test_auto_classes_are_registered_in_any_order(first, second, wavlink_folder, tmp_path):
@@ -203,7 +203,7 @@ def test_transformers_that_fails_to_import_is_registered_when_it_succeeds(tmp_pa
 
 @pytest.mark.parametrize("name", ["processing", "modeling_wavlink", "hub_cards"])
 @pytest.mark.parametrize("as_file", [False, True])
-def test_import_names_what_shadows_the_package(name, as_file, tmp_path):
+def test_import_error_names_the_shadowing_path(name, as_file, tmp_path):
     shadow = tmp_path / f"{name}.py" if as_file else tmp_path / name / "__init__.py"
     shadow.parent.mkdir(exist_ok=True)
     shadow.write_text("mine = 1\n")
@@ -215,6 +215,13 @@ def test_import_names_what_shadows_the_package(name, as_file, tmp_path):
     assert mine.returncode == 0, mine.stderr
 
 
+def test_a_folder_called_processing_is_not_imported(tmp_path):
+    (tmp_path / "processing").mkdir()
+    done = in_process(f"import importlib.util, wavlink; print({FIND}('processing').origin)", tmp_path)
+    assert Path(done.stdout.strip()) == ROOT / "processing/__init__.py", done.stderr
+
+
+@pytest.mark.slow
 def test_a_folder_of_sounds_called_processing_shadows_nothing(tmp_path):
     (tmp_path / "processing").mkdir()
     soundfile.write(tmp_path / "processing/low.wav", tone(200), RATE)
@@ -237,7 +244,8 @@ if __name__ == "__main__":
 """
 
 
-def test_a_train_file_of_the_users_own_shadows_nothing(namespace, tmp_path):
+@pytest.mark.slow
+def test_users_train_file_shadows_nothing(namespace, tmp_path):
     """`train.py` is what many call their own script that imports wavlink."""
     (tmp_path / "train.py").write_text(OWN_TRAIN)
     done = run_process(
@@ -265,7 +273,8 @@ def test_python_m_wavlink_does_not_look_in_the_working_directory(command, tmp_pa
     assert done.stdout.startswith("usage: wavlink") if "--help" in command else "--labels" in done.stderr
 
 
-def test_what_is_not_installed_is_named_with_its_extra(tmp_path):
+@pytest.mark.slow
+def test_missing_module_is_named_with_its_extra(tmp_path):
     done = in_process("import sys; sys.modules['pyarrow'] = None; import wavlink; wavlink.Index", tmp_path)
     said = done.stderr.strip().splitlines()[-1]
     assert said.startswith("ImportError: wavlink.Index cannot be used: pyarrow is not installed: pip install")
@@ -275,7 +284,7 @@ def test_what_is_not_installed_is_named_with_its_extra(tmp_path):
 def test_sounds_are_classified_as_by_the_command(namespace, model, processor):
     folder, low = namespace["model_folder"], namespace["sounds_folder"] / "low.wav"
     embedder = Embedder(str(folder))
-    expected = classify_files(embedder, [str(low)], LABELS)[0]["labels"]
+    expected = wavlink.classify(embedder, [str(low)], LABELS)[0]["labels"]
     array = {"array": soundfile.read(low, dtype="float32")[0], "sampling_rate": RATE}
     for one in (low, str(low), low.read_bytes(), array, [low], (sound for sound in [low])):
         assert wavlink.classify(embedder, one, LABELS)[0]["labels"] == expected
@@ -305,7 +314,7 @@ def test_sounds_are_classified_as_by_the_command(namespace, model, processor):
         ("low.wav", {"device": "cpu"}, "leave these arguments out"),
     ],
 )
-def test_what_cannot_be_classified_is_refused(sounds, options, said, wavlink_folder):
+def test_invalid_classifications_are_refused(sounds, options, said, wavlink_folder):
     options = {"labels": LABELS, **options}
     with pytest.raises(ValueError, match=said):
         wavlink.classify(Embedder(str(wavlink_folder)), sounds, **options)
@@ -315,12 +324,12 @@ def test_spans_are_those_of_the_command(namespace, model, processor, capsys):
     folder, low = namespace["model_folder"], namespace["sounds_folder"] / "low.wav"
     bell = namespace["sounds_folder"] / "test/bell.wav"
     command = f"{folder} {low} --query bell dog --by_sound {bell} --window 0.4 --hop 0.2 --json"
-    long.main(command.split())
-    told = [query["spans"] for query in json.loads(capsys.readouterr().out)["queries"]]
+    localization.main(command.split())
+    printed = [query["spans"] for query in json.loads(capsys.readouterr().out)["queries"]]
     options = {"window": 0.4, "hop": 0.2}
     embedder = Embedder(folder)
     found = wavlink.locate(embedder, low, ["bell", "dog"], by_sound=bell, **options)
-    assert [[vars(span) for span in spans] for spans in found] == told
+    assert [[vars(span) for span in spans] for spans in found] == printed
 
     def alone(model, recording, query=(), **more):
         """Of one query: another batch of texts changes the last bits."""
@@ -329,8 +338,8 @@ def test_spans_are_those_of_the_command(namespace, model, processor, capsys):
 
     array = {"array": soundfile.read(low, dtype="float32")[0], "sampling_rate": RATE}
     for recording in (str(low), low.read_bytes(), array):
-        assert told[0] == alone(embedder, recording, "bell")
-    assert told[0] == alone(model, low, "bell", processor=processor)
+        assert printed[0] == alone(embedder, recording, "bell")
+    assert printed[0] == alone(model, low, "bell", processor=processor)
     assert wavlink.locate(folder, low, by_sound=[bell], **options) == found[2:]
 
 
@@ -347,7 +356,7 @@ def test_spans_are_those_of_the_command(namespace, model, processor, capsys):
         ({"query": "dog", "by_sound": "nowhere.wav"}, "nowhere.wav does not exist"),
     ],
 )
-def test_what_cannot_be_located_is_refused(options, said, namespace):
+def test_invalid_locations_are_refused(options, said, namespace):
     with pytest.raises(ValueError, match=said):
         wavlink.locate(Embedder(namespace["model_folder"]), namespace["sounds_folder"] / "low.wav", **options)
 
@@ -379,7 +388,7 @@ def test_scores_are_those_of_the_command(namespace, model, processor, tmp_path):
         ({"processor": "x"}, "brings its own processor"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(options, said, namespace):
+def test_invalid_evaluations_are_refused(options, said, namespace):
     options = {"model": namespace["model_folder"], "benchmark": namespace["sounds_folder"], **options}
     with pytest.raises(ValueError, match=said):
         wavlink.evaluate(**options)
@@ -404,13 +413,13 @@ def test_evaluate_prints_nothing(namespace, capsys):
         ({"regime": "all"}, "regime must be one of"),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(changes, said):
+def test_invalid_recipes_are_refused(changes, said):
     changes = {"name": "quickstart", **changes}
     with pytest.raises(ValueError, match=said):
         wavlink.load_recipe(changes.pop("name"), **changes)
 
 
-def test_a_recipe_takes_paths_lists_and_whole_numbers():
+def test_recipe_accepts_paths_lists_and_whole_numbers():
     recipe = wavlink.load_recipe(
         "quickstart", data=Path("a/b"), matryoshka_dims=[8, 4], learning_rate=1, output_dir="x"
     )

@@ -73,8 +73,8 @@ def test_one_clip_one_vector(real_model, real_processor, clips, alone, padding):
         torch.testing.assert_close(vectors, alone[padding], atol=1e-5, rtol=0)
 
 
-def test_native_length_and_30_s_agree_as_far_as_they_can(alone):
-    """Before training: Whisper has never heard a clip end without silence, nor the token anything."""
+def test_native_length_is_close_to_padding_to_30_s(alone):
+    """Before training: Whisper has seen no clip without silence at its end, and the token is new."""
     cosines = (alone["longest"] * alone["max_length"]).sum(-1)
     print(
         "\n".join(f"{seconds:5.1f} s  cosine {cosine:.4f}" for seconds, cosine in zip(SECONDS, cosines, strict=True))
@@ -92,8 +92,8 @@ def test_whisper_parity_on_a_real_clip(real_model, real_processor, towers, clips
     attention = real_model.audio_model.config._attn_implementation
     whisper = WhisperModel.from_pretrained(towers[0], dtype=torch.float32, attn_implementation=attention).eval()
     expected = whisper.encoder(features["input_features"]).last_hidden_state
-    heard = real_model.audio_model(ours["input_features"], use_global_token=False).last_hidden_state
-    assert heard.shape == (1, 1500, 384) and torch.equal(heard, expected)
+    states = real_model.audio_model(ours["input_features"], use_global_token=False).last_hidden_state
+    assert states.shape == (1, 1500, 384) and torch.equal(states, expected)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -16,10 +16,10 @@ from processing.audio import load_audio, load_column
 from processing.collator import AudioTextCollator, CaptionedAudio
 from tests.clean_process import run_clean
 from tests.conftest import RATE, tone
-from wavlink.classify_command import classify
+from wavlink.classification import classify
 from wavlink.embedder import Embedder
 from wavlink.evaluation.embed_split import embed_audio
-from wavlink.long_recordings import hear
+from wavlink.long_recordings import encode_recording
 from wavlink.search.build import index_sounds
 from wavlink.search.index import Index
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_a_value_error_at_every_door(processor, sharp_mod
         "processor, a batch": lambda: processor(audio=[tone(), value], sampling_rate=RATE),
         "collator": lambda: AudioTextCollator(processor)([{"audio": value, "captions": ["a dog"]}]),
         "clips": lambda: list(embedder.embed_clips([value])),
-        "hear": lambda: hear(embedder, value),
+        "encode_recording": lambda: encode_recording(embedder, value),
     }
     for door in doors.values():
         with pytest.raises(ValueError, match=why):
@@ -169,7 +169,7 @@ def test_the_embedders_doors_give_every_kind_one_vector(processor, sharp_model, 
                 sharp_model, processor, [{"audio": x} for x in values], [1] * len(values), progress=False
             ).vectors
         ),
-        "hear": [hear(embedder, value).whole for value in values],
+        "encode_recording": [encode_recording(embedder, value).whole for value in values],
         "one file": [
             *embedder.embed_files(str(sound)),
             *embedder.embed_files(sound),
@@ -298,6 +298,7 @@ print(json.dumps([vectors, opened, refusal]))
 """
 
 
+@pytest.mark.slow
 def test_shipped_code_opens_the_files_its_caller_names_and_no_others(
     wavlink_folder, model, processor, sound, tmp_path
 ):

@@ -143,8 +143,8 @@ def test_the_mask_is_what_hides_padding(model, processor):
     with torch.no_grad():
         expected = model.get_audio_features(**inputs).pooler_output
         assert torch.equal(model.get_audio_features(**louder).pooler_output, expected)
-        heard = model.get_audio_features(louder["input_features"]).pooler_output
-    assert (heard[0] - expected[0]).abs().max() > 1e-2 and torch.equal(heard[1], expected[1])
+        changed = model.get_audio_features(louder["input_features"]).pooler_output
+    assert (changed[0] - expected[0]).abs().max() > 1e-2 and torch.equal(changed[1], expected[1])
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
@@ -298,7 +298,7 @@ def test_sentence_transformer_encodes_at_48_khz(model, processor, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_is_pushed_with_a_card_of_its_own(model, processor, tmp_path):
+def test_an_htsat_is_pushed_with_its_card(model, processor, tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     push.main([str(tmp_path / "model"), "user/name", "--dry_run", "--output_dir", str(tmp_path / "out")])
@@ -306,7 +306,7 @@ def test_it_is_pushed_with_a_card_of_its_own(model, processor, tmp_path):
     assert (
         "| audio tower | HTS-AT of CLAP, width 32, without a global token |\n| text tower | bert, width 32 |\n" in text
     )
-    assert "| a clip is heard | in windows of 2 s, whose vectors are averaged; 48 kHz mono, up to 30 s |\n" in text
+    assert "| a clip is encoded | in windows of 2 s, whose vectors are averaged; 48 kHz mono, up to 30 s |\n" in text
     assert "Whisper encoder" not in text
 
 

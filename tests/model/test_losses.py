@@ -205,7 +205,7 @@ def loss_and_gradients(case, rows=slice(None), wrap=lambda model: model):
 
 def work(rank, folder):
     dist.init_process_group(
-        "gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=len(LOCAL_ROWS)
+        "gloo", f"file://{folder}/meeting", timeout=timedelta(minutes=3), rank=rank, world_size=len(LOCAL_ROWS)
     )
     rows = LOCAL_ROWS[rank]
     results = {case: loss_and_gradients(case, rows, DistributedDataParallel) for case in CASES}

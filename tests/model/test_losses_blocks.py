@@ -135,7 +135,7 @@ def share(batch: Batch, rank: int) -> tuple[list[torch.Tensor], dict]:
 
 def work(rank, folder):
     dist.init_process_group(
-        "gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=len(CLIPS)
+        "gloo", f"file://{folder}/meeting", timeout=timedelta(minutes=3), rank=rank, world_size=len(CLIPS)
     )
     torch.set_num_threads(1)
     found = {case: of_a_case(rank, case) for case in CASES}

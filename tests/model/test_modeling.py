@@ -66,7 +66,7 @@ def test_one_clip_one_vector(padding, sharp_model, processor, clips):
     assert (alone[1] - embeds([clips[1]] * 7)).abs().max() < 1e-5
 
 
-def test_what_lies_past_a_clip_is_never_heard(sharp_model, processor, clips):
+def test_samples_after_a_clip_change_nothing(sharp_model, processor, clips):
     inputs = processor(audio=clips[:5], sampling_rate=RATE, return_tensors="pt")
     expected = audio_embeds(sharp_model, processor, clips[:5])
     past = inputs["input_features_mask"][:, None] == 0

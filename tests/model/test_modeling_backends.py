@@ -72,7 +72,7 @@ def test_half_precision_is_close(dtype, tower, pooling, request, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_still_hears(dtype, sharp_model, processor):
+def test_half_precision_distinguishes_clips(dtype, sharp_model, processor):
     clips = sounds(0.5, 0.33, 1.11)
     full = audio_embeds(sharp_model, processor, clips)
     half = audio_embeds(sharp_model.to(dtype), processor, clips).float()

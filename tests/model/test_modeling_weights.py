@@ -88,7 +88,7 @@ def test_text_tower_of_every_layout(layout, dtype, whisper_folder, request, tmp_
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_whole_clip_decides_the_width_of_its_projection(whisper_folder, clip_folder, tmp_path):
+def test_a_complete_clip_checkpoint_sets_the_width_of_its_projection(whisper_folder, clip_folder, tmp_path):
     clip = CLIPModel.from_pretrained(clip_folder)
     clip.config.text_config.projection_dim = 512  # the class default, left standing in published configs
     clip.save_pretrained(tmp_path)

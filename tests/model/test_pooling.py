@@ -63,7 +63,7 @@ def test_one_clip_one_vector(pooled, processor, padding):
 
 
 @torch.no_grad()
-def test_the_tokens_place_makes_no_difference(sharp_model, processor):
+def test_the_position_of_the_token_makes_no_difference(sharp_model, processor):
     """It has no position, and attention no order: before the frames or after them, its last state is the same."""
     tower = sharp_model.audio_model
     hidden, _ = tower._convolve(features(processor, CLIPS[:1])["input_features"], None)
@@ -75,7 +75,7 @@ def test_the_tokens_place_makes_no_difference(sharp_model, processor):
     torch.testing.assert_close(first, tower(**features(processor, CLIPS[:1])).pooler_output, atol=1e-5, rtol=0)
 
 
-def test_the_mean_hears_no_token_and_teaches_none(sharp_model, processor):
+def test_mean_pooling_ignores_the_token_and_gives_it_no_gradient(sharp_model, processor):
     sharp_model.config.pooling = "mean"
     sharp_model.freeze_constants()
     assert not sharp_model.audio_model.global_token.requires_grad

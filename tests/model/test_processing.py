@@ -21,7 +21,7 @@ LONG = "a dog barks " * 20  # 62 tokens with [CLS] and [SEP]; the tower has 32 p
 
 @pytest.fixture
 def warnings(caplog):
-    """The messages of a test that has heard no `warning_once` yet."""
+    """The messages of a test that has seen no `warning_once` yet."""
     warning_once.cache_clear()
     caplog.set_level(logging.WARNING, logger="processing.processing_wavlink")
     return lambda: [record.getMessage() for record in caplog.records if record.name.startswith("processing")]

@@ -57,7 +57,7 @@ TEXTS = st.one_of(
 
 
 @torch.no_grad()
-def heard(model, processor, clips, **options) -> torch.Tensor:
+def embedded(model, processor, clips, **options) -> torch.Tensor:
     inputs = processor(audio=clips, sampling_rate=RATE, return_tensors="pt", **options)
     return model.get_audio_features(**inputs).pooler_output
 
@@ -80,12 +80,12 @@ def unit(vectors, tolerance=1e-5):
 def test_one_clip_one_vector(sharp_model, processor, clips, data):
     """Whatever its batch-mates, their order and the padding."""
     arrays = [clip.array() for clip in clips]
-    alone = torch.cat([heard(sharp_model, processor, [array]) for array in arrays])
+    alone = torch.cat([embedded(sharp_model, processor, [array]) for array in arrays])
     unit(alone)
     order = data.draw(st.permutations(range(len(clips))), label="order")
-    same(heard(sharp_model, processor, [arrays[place] for place in order]), alone[list(order)])
+    same(embedded(sharp_model, processor, [arrays[place] for place in order]), alone[list(order)])
     multiple = data.draw(st.integers(1, 300), label="pad_to_multiple_of")
-    padded = heard(sharp_model, processor, arrays, audio_kwargs={"pad_to_multiple_of": multiple})
+    padded = embedded(sharp_model, processor, arrays, audio_kwargs={"pad_to_multiple_of": multiple})
     same(padded, alone)
 
 
@@ -93,26 +93,26 @@ def test_one_clip_one_vector(sharp_model, processor, clips, data):
 @given(clips=st.lists(CLIPS, min_size=2, max_size=3))
 def test_one_clip_one_vector_as_padded_as_in_the_paper(sharp_model, processor, clips):
     arrays = [clip.array() for clip in clips]
-    alone = torch.cat([heard(sharp_model, processor, [array], padding="max_length") for array in arrays])
-    same(heard(sharp_model, processor, arrays[::-1], padding="max_length").flip(0), alone)
+    alone = torch.cat([embedded(sharp_model, processor, [array], padding="max_length") for array in arrays])
+    same(embedded(sharp_model, processor, arrays[::-1], padding="max_length").flip(0), alone)
 
 
 @given(clip=CLIPS)
 def test_the_same_samples_in_any_form_are_one_clip(model, processor, clip):
     array = clip.array()
-    expected = heard(model, processor, array)
+    expected = embedded(model, processor, array)
     forms = [array.astype(np.float64), array.tolist(), [array], torch.from_numpy(array), array.copy()[::-1][::-1]]
     for form in forms:
-        assert torch.equal(heard(model, processor, form), expected)
+        assert torch.equal(embedded(model, processor, form), expected)
     half = array.astype(np.float16)
-    assert torch.equal(heard(model, processor, half), heard(model, processor, half.astype(np.float32)))
+    assert torch.equal(embedded(model, processor, half), embedded(model, processor, half.astype(np.float32)))
 
 
 @given(clips=st.lists(CLIPS, min_size=1, max_size=4), dtype=st.sampled_from(["bfloat16", "float16"]))
 def test_lower_precision_still_gives_directions(model, processor, clips, dtype):
     dtype = getattr(torch, dtype)
     inputs = processor(audio=[clip.array() for clip in clips], sampling_rate=RATE, return_tensors="pt")
-    expected = heard(model, processor, [clip.array() for clip in clips])
+    expected = embedded(model, processor, [clip.array() for clip in clips])
     model.to(dtype)
     with torch.no_grad():
         found = model.get_audio_features(**inputs.to(dtype)).pooler_output
@@ -149,12 +149,12 @@ def test_an_embedder_gives_each_file_its_own_vector_or_error(sharp_model, proces
         if clip is None:
             assert isinstance(found, ValueError)
         else:
-            same(torch.from_numpy(found)[None], heard(sharp_model, processor, clip.array()))
+            same(torch.from_numpy(found)[None], embedded(sharp_model, processor, clip.array()))
     arrays = [clip.array() for clip in clips if clip]
     vectors = list(embedder.embed_clips(arrays, lookahead=lookahead))
     assert len(vectors) == len(arrays)
     for vector, array in zip(vectors, arrays, strict=True):
-        same(torch.from_numpy(vector)[None], heard(sharp_model, processor, array))
+        same(torch.from_numpy(vector)[None], embedded(sharp_model, processor, array))
 
 
 @pytest.mark.parametrize(("tower", "pooling"), [("bert", "mean"), ("clip", "eos"), ("modernbert", "cls")])
@@ -245,10 +245,10 @@ def test_what_is_saved_is_what_is_loaded(whisper_folder, bert_folder, processor,
     }
     array, text = drawn["clip"].array(), drawn["text"]
     # Not to the last bit: weights lie elsewhere in memory, and kernels choose by alignment.
-    same(heard(loaded, processor, array), heard(model, processor, array), 1e-6)
+    same(embedded(loaded, processor, array), embedded(model, processor, array), 1e-6)
     same(read(loaded, processor, [text]), read(model, processor, [text]), 1e-6)
     for dim in dims:
-        unit(loaded.truncate_embeddings(heard(loaded, processor, array), dim))
+        unit(loaded.truncate_embeddings(embedded(loaded, processor, array), dim))
 
 
 @settings(max_examples=10)

@@ -105,7 +105,7 @@ def test_the_order_of_a_batch_changes_nothing(batch, data):
 
 @settings(max_examples=50)
 @given(batch=BATCHES)
-def test_clips_and_texts_may_change_places(batch):
+def test_swapping_clips_and_texts_keeps_the_loss(batch):
     """One text a clip: both losses see both directions alike."""
     clips, texts, scale, bias = (x.detach() for x in batch.leaves())
     options = {"text_owner": None, "caption_ids": None}
@@ -118,7 +118,7 @@ def test_clips_and_texts_may_change_places(batch):
 
 @settings(max_examples=50)
 @given(batch=BATCHES, chunk=st.integers(1, 15))
-def test_pieces_are_the_whole(batch, chunk):
+def test_pieces_add_up_to_the_loss_of_the_batch(batch, chunk):
     leaves = batch.leaves()
     expected = [loss := batch.loss(leaves), *gradients(loss, leaves)]
     pieces = batch.loss(leaves, chunk=chunk)
@@ -127,7 +127,7 @@ def test_pieces_are_the_whole(batch, chunk):
 
 @settings(max_examples=50)
 @given(batch=BATCHES, data=st.data())
-def test_shares_add_up_to_the_whole(batch, data):
+def test_shares_of_processes_add_up_to_the_loss_of_the_batch(batch, data):
     """What each of several processes computes of its rows, however unequal."""
     clips, texts, scale, bias = (x.detach() for x in batch.leaves())
     texts, loss = texts[: batch.clips], LOSSES[batch.loss_type]

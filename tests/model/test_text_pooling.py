@@ -9,8 +9,7 @@ import transformers
 from torch import nn
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
-from modeling_wavlink.pretrained_wavlink import sentence_transformers_pooling
-from modeling_wavlink.whisper_audio_wavlink import masked_mean
+from modeling_wavlink.pooling_wavlink import masked_mean, sentence_transformers_pooling
 
 WHISPER = {
     "model_type": "whisper",

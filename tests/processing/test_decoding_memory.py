@@ -52,14 +52,14 @@ read = lambda path: model.load(path, "it")
 MEASURE = """
 import json, resource, sys
 small, large = sys.argv[1:]
-said = ""
+logged = ""
 for path in (small, large):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         read(path)
     except ValueError as error:
-        said = str(error)
-print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, said]))
+        logged = str(error)
+print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, logged]))
 """
 
 
@@ -84,9 +84,9 @@ def test_a_small_flac_of_a_high_rate(door, tmp_path):
     path = tmp_path / "loud.flac"
     path.write_bytes(repeated_flac(200, FAST))
     assert path.stat().st_size < 2**19
-    peak, said = peak_of(door, path, tmp_path)
+    peak, logged = peak_of(door, path, tmp_path)
     assert peak < 120
-    assert said == {"load_audio": "", "stream_windows": ""}.get(door, said)
+    assert logged == {"load_audio": "", "stream_windows": ""}.get(door, logged)
 
 
 @pytest.mark.slow

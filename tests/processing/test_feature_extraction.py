@@ -144,7 +144,7 @@ def test_every_form_of_a_clip_gives_the_same_features(extractor, form):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_clips_are_heard_as_what_they_hold(extractor, dtype):
+def test_half_precision_clips_give_the_features_of_their_values(extractor, dtype):
     clip = torch.from_numpy(tone(440, 0.3)).to(dtype)
     given = extractor(clip, sampling_rate=RATE)["input_features"]
     np.testing.assert_array_equal(given, extractor(clip.float(), sampling_rate=RATE)["input_features"])

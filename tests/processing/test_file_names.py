@@ -66,7 +66,7 @@ def test_what_stays_below(name):
 
 
 @pytest.mark.parametrize(("written", "there"), [(NFC, NFD), (NFD, NFC), (NFC, NFC), (NFD, NFD)])
-def test_a_name_is_found_composed_or_not(written, there, tmp_path):
+def test_a_name_is_matched_composed_or_not(written, there, tmp_path):
     write_sound(tmp_path / "sons" / there)
     path = str(tmp_path / "sons" / written)
     assert existing(path) == str(tmp_path / "sons" / there)
@@ -147,14 +147,14 @@ def test_names_that_a_console_cannot_write_lose_no_result(library, console, wavl
         ("verify", out): 0,
         ("classify", *good, "--model", wavlink_folder, "--labels", "犬", "cat"): 3,
     }.items():
-        code, plain, said = console(encoding, *words)
-        assert code == 0 and plain.count(".wav") == rows and plain, said
+        code, plain, logged = console(encoding, *words)
+        assert code == 0 and plain.count(".wav") == rows and plain, logged
         code, as_json, _ = console(encoding, *words, "--json")
         assert code == 0 and as_json.isascii() and json.loads(as_json)
-    code, plain, said = console(encoding, "where", wavlink_folder, library / "音.wav", "--query", "♪ a tone")
-    assert code == 0 and "a tone" in plain, said
-    code, _, said = console(encoding, "query", out, "a tone", "--by_sound", "音 missing.wav")
-    assert code == 2 and "missing.wav" in said and "Traceback" not in said
+    code, plain, logged = console(encoding, "where", wavlink_folder, library / "音.wav", "--query", "♪ a tone")
+    assert code == 0 and "a tone" in plain, logged
+    code, _, logged = console(encoding, "query", out, "a tone", "--by_sound", "音 missing.wav")
+    assert code == 2 and "missing.wav" in logged and "Traceback" not in logged
 
 
 def test_paths_of_an_index_are_named_in_any_form(library, wavlink_folder, tmp_path, capsys):

@@ -124,7 +124,7 @@ def test_weights_cut_anywhere_are_refused(kept, wavlink_folder):
         WavLinkModel.from_pretrained(wavlink_folder)
 
 
-def test_tensors_that_have_changed_places_are_refused_where_their_shapes_differ(wavlink_folder):
+def test_swapped_tensors_are_refused_where_their_shapes_differ(wavlink_folder):
     weights = load_file(wavlink_folder / "model.safetensors")
     one, other = "audio_projection.weight", "logit_scale"
     weights[one], weights[other] = weights[other], weights[one]

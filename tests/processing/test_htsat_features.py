@@ -1,4 +1,4 @@
-"""CLAP's log-mel without chance: equal to transformers' for clips of one window, windows by rule for longer ones."""
+"""CLAP's deterministic log-mel: equal to transformers' for clips of one window, windows by rule for longer ones."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_up_to_ten_seconds_it_is_claps_own(extractor, clap, samples):
 
 
 @pytest.mark.parametrize("seconds, starts", [(10.5, [0, 0.5]), (20, [0, 10]), (21, [0, 5.5, 11]), (30, [0, 10, 20])])
-def test_a_longer_clip_is_heard_whole_in_windows(extractor, clap, seconds, starts):
+def test_windows_cover_a_longer_clip(extractor, clap, seconds, starts):
     clip = noise(round(seconds * RATE))
     windows = extractor(clip, sampling_rate=RATE, return_tensors="np")["input_features"][0]
     cut = [clip[round(start * RATE) : round(start * RATE) + 10 * RATE] for start in starts]

@@ -12,7 +12,7 @@ from processing.hub_names import near_folder, needs_cache
 from tests.processes import run_process
 
 ROOT = Path(__file__).parents[2]
-NOBODY = "http://127.0.0.1:9"  # where nothing listens
+UNREACHABLE = "http://127.0.0.1:9"  # where nothing listens
 
 # One process for all, since huggingface_hub reads its settings when it is imported. Its client waits between
 # its tries: a loader that asks the Hub again is seen by that.
@@ -49,7 +49,7 @@ def test_a_mistyped_name_is_refused_without_retries_by_every_command(wavlink_fol
     (tmp_path / "a.wav").touch()
     words = {name: line.format(name="runs/bset", model=wavlink_folder).split() for name, line in COMMANDS.items()}
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": NOBODY, "HF_HOME": str(tmp_path / "hf")}
+    environment |= {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": UNREACHABLE, "HF_HOME": str(tmp_path / "hf")}
     command = [sys.executable, "-c", CODE, json.dumps(words)]
     done = run_process(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     told, waited = json.loads(done.stdout.splitlines()[-1])
@@ -73,7 +73,7 @@ def test_the_nearest_folder_is_the_one_that_is_loaded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["a/b/c", "runs/my best", "~/model", "/no/folder"])
-def test_what_no_hub_id_can_be_is_asked_of_nobody(source, monkeypatch):
+def test_an_invalid_hub_id_makes_no_request(source, monkeypatch):
     monkeypatch.setattr(hub_names, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the Hub"))
     with pytest.raises(ValueError, match="neither a folder here nor to be had from the Hub, whose ids are owner/name"):
         needs_cache(source)
@@ -92,6 +92,6 @@ def test_what_is_in_the_cache_is_taken_from_it_where_the_hub_does_not_answer(mon
         needs_cache("owner/name")
 
 
-def test_a_folder_is_asked_of_nobody(tmp_path, monkeypatch):
+def test_a_folder_makes_no_request(tmp_path, monkeypatch):
     monkeypatch.setattr(hub_names, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the Hub"))
     assert not needs_cache(str(tmp_path))

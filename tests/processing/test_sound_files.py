@@ -1,5 +1,6 @@
-"""What counts as a sound file, in every door alike."""
+"""Sound files are recognised by one list of suffixes, by every command and data set."""
 
+import ast
 import json
 import os
 
@@ -12,13 +13,14 @@ from processing.datasets.shards import load_stream
 from processing.datasets.youtube_ids import index_folder
 from processing.sound_files import CONTAINERS, LIBSNDFILE, SUFFIXES, SoundFiles, is_hidden, with_folders_listed
 from tests.conftest import RATE, tone
+from tests.helpers import ROOT
 from tests.tar_streams import sound, write_tar
 from wavlink.evaluation.command import main as evaluate
 from wavlink.search.listing import list_sounds
 
 
 @pytest.fixture
-def said(caplog):
+def logged(caplog):
     """What the package's loggers say, which do not propagate."""
     logging.get_logger().addHandler(caplog.handler)
     yield caplog
@@ -72,58 +74,60 @@ def test_the_label_is_the_first_folder_below_the_split_also_without_splits(tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.mid", "b.pcm", "no suffix"])
-def test_what_looks_like_sound_and_is_not_taken_is_counted_and_named(name, tmp_path, said):
+def test_what_looks_like_sound_and_is_not_taken_is_counted_and_named(name, tmp_path, logged):
     write(tmp_path, "train/dog/1.wav", f"train/dog/{name}")
     (tmp_path / "train/dog/README").write_text("no sound")
     assert len(load_split(str(tmp_path), "train")) == 1
-    assert "1 files that look like sound are left out" in said.text and f"dog/{name} (it" in said.text
-    said.clear()
+    assert "1 files that look like sound are left out" in logged.text and f"dog/{name} (it" in logged.text
+    logged.clear()
     assert len(list_sounds([str(tmp_path)]).sounds) == 1
-    assert f"dog/{name} (it" in said.text and "README" not in said.text
+    assert f"dog/{name} (it" in logged.text and "README" not in logged.text
 
 
-def test_loose_sounds_beside_classes_are_counted_and_named(tmp_path, said):
+def test_loose_sounds_beside_classes_are_counted_and_named(tmp_path, logged):
     write(tmp_path, "train/dog/1.wav", "train/cat/1.wav", "train/2.wav", "train/3.wav")
     assert len(load_split(str(tmp_path), "train")) == 2
-    assert "2 sounds in" in said.text and "lie in no folder of a class and are left out" in said.text
-    assert "train/2.wav" in said.text
+    assert "2 sounds in" in logged.text and "lie in no folder of a class and are left out" in logged.text
+    assert "train/2.wav" in logged.text
     with pytest.raises(ValueError, match="1 sounds lie in no folder of a class: .*x/train/1.wav"):
         load_split(write(tmp_path / "x", "train/1.wav"), "train")
 
 
-def test_sounds_in_no_row_of_the_metadata_are_counted_and_named(tmp_path, said):
+def test_sounds_in_no_row_of_the_metadata_are_counted_and_named(tmp_path, logged):
     write(tmp_path, "train/1.wav", "train/2.wav", "train/deep/3.wav", "train/.4.wav")
     (tmp_path / "train/metadata.csv").write_text("file_name,caption\n1.wav,a dog\n")
     assert load_split(str(tmp_path), "train")["caption"] == ["a dog"]
-    assert "2 sounds in" in said.text and "are in no row of metadata.csv" in said.text and "deep/3.wav" in said.text
+    assert (
+        "2 sounds in" in logged.text and "are in no row of metadata.csv" in logged.text and "deep/3.wav" in logged.text
+    )
 
 
-def test_links_to_folders_are_followed_and_loops_end(tmp_path, said):
+def test_links_to_folders_are_followed_and_loops_end(tmp_path, logged):
     write(tmp_path, "train/dog/1.wav", "elsewhere/2.wav")
     (tmp_path / "train/cat").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "train/dog/loop").symlink_to(tmp_path / "train")
     (tmp_path / "train/dog/itself").symlink_to(tmp_path / "train/dog/itself")
     assert taken(load_split(str(tmp_path), "train"), tmp_path / "train") == {"dog/1.wav": "dog", "cat/2.wav": "cat"}
-    assert "1 links lead to folders that are listed by another name" in said.text and "dog/loop" in said.text
+    assert "1 links lead to folders that are listed by another name" in logged.text and "dog/loop" in logged.text
 
 
-def test_a_folder_that_is_two_classes_is_said(tmp_path, said):
+def test_a_folder_that_is_two_classes_is_said(tmp_path, logged):
     write(tmp_path, "train/dog/1.wav")
     (tmp_path / "train/puppy").symlink_to(tmp_path / "train/dog")
     assert taken(load_split(str(tmp_path), "train"), tmp_path / "train") == {"dog/1.wav": "dog"}
-    assert "1 links lead to" in said.text and "puppy" in said.text
+    assert "1 links lead to" in logged.text and "puppy" in logged.text
 
 
-def test_pipes_are_not_opened_and_names_that_are_no_text_are_said(tmp_path, said):
+def test_pipes_are_not_opened_and_names_that_are_no_text_are_said(tmp_path, logged):
     write(tmp_path, "train/dog/1.wav")
     os.mkfifo(tmp_path / "train/dog/pipe")
     with open(os.path.join(os.fsencode(tmp_path), b"train/dog/caf\xe9.wav"), "wb") as file:
         file.write(sound(1))
     assert len(load_split(str(tmp_path), "train")) == len(index_folder(tmp_path)) == 1
-    assert said.text.count("1 sounds have names that are not UTF-8 and are left out") == 2
+    assert logged.text.count("1 sounds have names that are not UTF-8 and are left out") == 2
 
 
-def test_folders_that_cannot_be_listed_are_said(tmp_path, said, monkeypatch):
+def test_folders_that_cannot_be_listed_are_said(tmp_path, logged, monkeypatch):
     write(tmp_path, "train/dog/1.wav", "train/cat/1.wav")
     real = os.scandir
 
@@ -134,7 +138,7 @@ def test_folders_that_cannot_be_listed_are_said(tmp_path, said, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert len(load_split(str(tmp_path), "train")) == 1
-    assert "1 folders cannot be listed" in said.text and "train/cat (Permission denied)" in said.text
+    assert "1 folders cannot be listed" in logged.text and "train/cat (Permission denied)" in logged.text
 
 
 @pytest.mark.parametrize("name", [".x", "._1.wav", "__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "@eaDir"])
@@ -156,7 +160,7 @@ def test_tars_take_the_same_suffixes_and_leave_hidden_names_out(tmp_path):
 
 
 def test_classify_takes_folders(wavlink_folder, tmp_path, capsys):
-    from wavlink.classify_command import main
+    from wavlink.classification import main
 
     write(tmp_path / "sounds", "b/2.wav", "a.wav", ".hidden.wav")
     given = ["--model", str(wavlink_folder), "--labels", "dog", "cat", "--json"]
@@ -172,3 +176,21 @@ def test_loose_files_and_one_folder_are_no_score(wavlink_folder, tmp_path):
     write(tmp_path, "1.wav", "2.wav", "other/3.wav")
     with pytest.raises(ValueError, match="nothing to score: .*no captions; 'other' is the only label"):
         evaluate(["--model", str(wavlink_folder), "--benchmark", str(tmp_path)])
+
+
+def lists_of_suffixes(code: str) -> list[int]:
+    """Lines of collections in which .wav and three more suffixes of sound files are items, with or without a dot."""
+    lines = []
+    for node in ast.walk(ast.parse(code)):
+        items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+        texts = {item.value for item in items if isinstance(item, ast.Constant) and isinstance(item.value, str)}
+        dotted = {text if text.startswith(".") else f".{text}" for text in texts}
+        if ".wav" in dotted and len(dotted & {*SUFFIXES}) >= 4:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_no_other_module_lists_the_suffixes_of_sound_files():
+    assert lists_of_suffixes('X = {".wav", ".flac", ".ogg", ".mp3"}') and not lists_of_suffixes('X = (".wav", "wav")')
+    paths = [path for name in ("processing", "wavlink", "hub_cards") for path in (ROOT / name).rglob("*.py")]
+    assert len(paths) > 80 and not [path for path in paths if lists_of_suffixes(path.read_text(encoding="utf-8"))]

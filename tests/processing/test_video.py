@@ -13,7 +13,7 @@ from processing import audio, windows
 from processing.audio import load_audio
 from processing.windows import stream_windows
 from tests.conftest import RATE
-from tests.container_files import heard, link
+from tests.container_files import has_pitches, link
 from tests.sound_bytes import pure
 
 av = pytest.importorskip("av")
@@ -71,10 +71,10 @@ def both(content: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("container", "codec"), SOUNDS)
-def test_a_sound_is_decoded_resampled_and_found_by_its_content(container, codec, tmp_path, caplog):
+def test_a_sound_is_recognised_by_its_content_decoded_and_resampled(container, codec, tmp_path, caplog):
     content = made(container, codec)
     clip = both(content)
-    assert clip.dtype == np.float32 and abs(len(clip) - 2 * RATE) < 1500 and heard(clip, 1)
+    assert clip.dtype == np.float32 and abs(len(clip) - 2 * RATE) < 1500 and has_pitches(clip, 1)
     assert 0.3 < np.abs(clip[RATE // 2 : RATE]).max() < 0.55
     (tmp_path / "named.wav").write_bytes(content)
     np.testing.assert_array_equal(load_audio(tmp_path / "named.wav"), clip)
@@ -85,7 +85,7 @@ def test_a_sound_is_decoded_resampled_and_found_by_its_content(container, codec,
 def test_the_sound_of_a_video_is_read_and_its_pictures_are_not(container, video, monkeypatch):
     content = made(container, "aac", video=video)
     monkeypatch.setattr(av.VideoFrame, "to_ndarray", None)
-    assert heard(both(content), 1)
+    assert has_pitches(both(content), 1)
     with pytest.raises(ValueError, match="film.mp4 has no sound: FFmpeg finds no audio stream"):
         load_audio(made(container, video=video), name="film.mp4")
 
@@ -101,13 +101,13 @@ def test_channels_are_mixed_as_of_other_files():
 def test_flac_in_ogg_one_after_another(caplog):
     links = [made("ogg", "flac", pure(hertz, 48000, 1.0)) for hertz in (440, 880, 330)]
     clip = both(b"".join(links))
-    assert abs(len(clip) - 3 * RATE) < 10 and heard(clip) and not caplog.records
+    assert abs(len(clip) - 3 * RATE) < 10 and has_pitches(clip) and not caplog.records
 
 
 def test_lame_s_mp3s_one_after_another(caplog):
     links = [made("mp3", "libmp3lame", pure(hertz, 48000, 1.0)) for hertz in (440, 880, 330)]
     clip = both(b"".join(links))
-    assert abs(len(clip) - 3 * RATE) < 10 and heard(clip) and not caplog.records
+    assert abs(len(clip) - 3 * RATE) < 10 and has_pitches(clip) and not caplog.records
 
 
 @pytest.mark.parametrize("container", ["matroska", "avi", "mpegts", "flv"])
@@ -117,7 +117,7 @@ def test_a_cut_file_gives_what_there_is(container):
     assert 0.2 * RATE < len(clip) < 1.5 * RATE
 
 
-def test_a_cut_mp4_is_refused_or_told(caplog):
+def test_a_cut_mp4_is_refused_or_reported(caplog):
     content = made("mp4", "aac")
     with pytest.raises(ValueError, match="cannot read a.m4a as sound"):
         load_audio(content[: len(content) // 2], name="a.m4a")  # what tells of its packets is at the end
@@ -198,7 +198,7 @@ def test_without_pyav_the_error_names_the_extra(monkeypatch):
 made_before = made("ipod", "aac", pure(440, 48000, 0.2))
 
 
-def test_a_damaged_packet_is_told(caplog):
+def test_a_damaged_packet_is_reported(caplog):
     content = bytearray(made("adts", "aac"))
     middle = len(content) // 2
     content[middle : middle + 60] = bytes(60)
@@ -216,13 +216,13 @@ def test_mp4s_one_after_another(container, caplog):
     parts = [made(container, "aac", pure(hertz, 48000, 1.0)) for hertz in (440, 880, 330)]
     clip = load_audio(b"".join(parts), 48000)
     np.testing.assert_array_equal(clip, np.concatenate([load_audio(part, 48000) for part in parts]))
-    assert heard(load_audio(b"".join(parts))) and not caplog.records
+    assert has_pitches(load_audio(b"".join(parts))) and not caplog.records
 
 
 @pytest.mark.parametrize(
     ("container", "codec", "video"), [("webm", "libopus", ""), ("matroska", "aac", "mpeg4"), ("avi", "mp2", "mpeg4")]
 )
-def test_a_file_that_is_shorter_than_it_says_is_told(container, codec, video, caplog):
+def test_a_file_shorter_than_stated_is_reported(container, codec, video, caplog):
     whole = made(container, codec, video=video)
     load_audio(whole)
     assert not caplog.records

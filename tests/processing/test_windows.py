@@ -191,11 +191,11 @@ def test_a_piece_of_a_file_that_claims_hours_is_named_and_takes_no_memory(claime
 def test_a_recording_without_end_is_refused_when_its_time_is_over(monkeypatch):
     monkeypatch.setattr(windows, "MAX_HOURS", 60 / 3600)
     assert len(list(stream_windows(repeated_flac(59), 10, 10))) == 6
-    endless, heard = stream_windows(repeated_flac(3600), 10, 10, name="endless.flac"), 0
+    endless, windows_read = stream_windows(repeated_flac(3600), 10, 10, name="endless.flac"), 0
     with pytest.raises(ValueError, match="endless.flac lasts over .* hours: cut it"):
         for _ in endless:
-            heard += 1
-    assert heard in (5, 6)
+            windows_read += 1
+    assert windows_read in (5, 6)
 
 
 def test_an_hour_of_silence_in_a_small_file_takes_the_memory_of_two_windows():

@@ -69,30 +69,33 @@ def service():
     server.server_close()
 
 
-def test_a_known_vulnerability_fails_the_linter(audit, service):
+def test_known_vulnerability_fails(audit, service):
     status, out = audit(service.url)
     assert status == 1
     assert "audit: bad 1: PYSEC-1, fixed in ['2']" in out and "1 known vulnerabilities in 2 of 2 packages" in out
 
 
-def test_packages_without_vulnerabilities_pass(audit, service):
+@pytest.mark.slow
+def test_no_vulnerability_passes(audit, service):
     assert audit(service.url, "good==1\n") == (0, "audit: 0 known vulnerabilities in 1 of 1 packages\n")
 
 
-def test_a_service_that_cannot_be_reached_is_said_and_passes(audit, service):
+def test_unreachable_service_is_reported_and_passes(audit, service):
     service.server_close()
     status, out = audit(service.url)
     assert status == 0 and "cannot be reached" in out
 
 
-def test_a_service_that_fails_does_not_pass(audit, service):
+@pytest.mark.slow
+def test_failing_service_does_not_pass(audit, service):
     service.status = 500
     status, out = audit(service.url)
     assert status == 1 and out.startswith("audit: pip-audit failed: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1, 30], ids=["in all", "at one request"])
-def test_a_service_that_answers_late_does_not_pass(audit, service, seconds):
+def test_late_answer_does_not_pass(audit, service, seconds):
     service.delay = 100
     began = time.monotonic()
     status, out = audit(service.url, seconds=seconds)

@@ -1,6 +1,7 @@
 """Private touches of other libraries are in one place, each with a public way that gives the same without it."""
 
 import ast
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from processing.datasets.compat_datasets import files_of
 from tests.clap_models import unfused  # noqa: F401
 from tests.conftest import RATE, tone
-from tests.project_imports import ROOT, imports, modules
+from tests.project_imports import ROOT, imports, modules, parsed
 from wavlink import compat
 from wavlink.backends import torch_cpu as cpu_kernels
 from wavlink.search.quantization import STORAGES, FlatIndex, encode
@@ -35,6 +36,7 @@ COMPAT = {
 OWN = {"_replace", "_init_weights", "_save", "_load_from_checkpoint", "_load_best_model"}
 
 
+@functools.cache
 def definitions(tree: ast.AST) -> set[str]:
     """The names of functions, classes and attributes that a file gives a meaning."""
     nodes = list(ast.walk(tree))
@@ -65,13 +67,13 @@ MODULES, IMPORTS = modules(), imports()
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_private_touches_are_in_compat_alone(name):
-    near = [ast.parse(other.read_text(encoding="utf-8")) for other in neighbours(name)]
+def test_private_attributes_are_used_only_in_compat_modules(name):
+    near = [parsed(other) for other in neighbours(name)]
     touches = private_touches(near[0], set().union(*map(definitions, near)))
     assert bool(touches) == (MODULES[name].relative_to(ROOT).as_posix() in COMPAT), touches
 
 
-def test_the_rule_finds_what_it_is_for():
+def test_private_attributes_are_detected():
     assert private_touches(
         ast.parse("torch.ops.mkldnn._reorder(x); cached_file(a, _raise=False); model._private = 1")
     ) == [
@@ -102,7 +104,7 @@ def test_bf16_without_torchs_own_answer(monkeypatch):
             assert recipes.computes_in_bf16() == answer
 
 
-def test_an_unknown_attention_is_not_packed(model, monkeypatch):
+def test_unknown_attention_is_not_packed(model, monkeypatch):
     assert compat.attention_of(model.audio_model.config) == "sdpa"
     monkeypatch.setattr(compat, "attention_of", lambda config: "")
     attention = model.audio_model.encoder.layers[0].self_attn
@@ -111,11 +113,11 @@ def test_an_unknown_attention_is_not_packed(model, monkeypatch):
     assert compat.attention_of(SimpleNamespace()) == ""
 
 
-def test_a_stream_whose_files_are_unknown_has_none():
+def test_stream_with_unknown_files_lists_none():
     assert files_of(SimpleNamespace()) == files_of(SimpleNamespace(_ex_iterable=None)) == []
 
 
-def test_layers_that_fsdp_keeps_whole(model, monkeypatch):
+def test_layers_that_fsdp_does_not_split(model, monkeypatch):
     declared = compat.unsplit_modules(model)
     assert {"WhisperEncoderLayer", "WavLinkLastLayer"} <= declared
     assert compat.unsplit_modules(nn.Sequential(nn.ModuleList([nn.Linear(1, 1)]))) == {"Linear"}
@@ -157,7 +159,7 @@ def test_trainer_without_hooks_refuses_lora_in_place(model, monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_an_index_without_a_view_of_its_memory(storage, monkeypatch):
+def test_index_without_a_memory_view(storage, monkeypatch):
     vectors = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     index = FlatIndex(16, storage)
@@ -169,7 +171,7 @@ def test_an_index_without_a_view_of_its_memory(storage, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_tower_without_from_config(dtype):
+def test_tower_without_from_config(dtype):
     config = WhisperConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16)
     expected = from_config(WhisperEncoder, config, dtype)
 
@@ -203,15 +205,15 @@ def test_claps_log_mel_by_a_plain_extractor(seconds, monkeypatch):
 
 
 def test_towers_load_where_transformers_ignores_no_keys(whisper_folder, bert_folder, unfused, monkeypatch):  # noqa: F811
-    from modeling_wavlink import pretrained_wavlink
+    from modeling_wavlink import loading_wavlink
 
     for name in ("_WhisperEncoderAlone", "_ClapAudioAlone", "_CLIPTextAlone"):
-        monkeypatch.setattr(getattr(pretrained_wavlink, name), "_keys_to_ignore_on_load_unexpected", None)
+        monkeypatch.setattr(getattr(loading_wavlink, name), "_keys_to_ignore_on_load_unexpected", None)
     for audio in (whisper_folder, unfused):
         WavLinkModel.from_audio_text_pretrained(str(audio), str(bert_folder))
 
 
-def test_a_file_that_may_be_missing(wavlink_folder, tmp_path):
+def test_optional_file(wavlink_folder, tmp_path):
     assert optional_file(str(wavlink_folder), "none.json") is None
     assert optional_file(str(wavlink_folder), "config.json") == str(wavlink_folder / "config.json")
 
@@ -228,7 +230,7 @@ except OSError as error:
 
 
 @pytest.mark.slow
-def test_a_file_that_may_be_missing_on_the_hub(hub, tmp_path):
+def test_optional_file_on_the_hub(hub, tmp_path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files/config.json").write_text("{}")
     hub.add_repo("user/files", tmp_path / "files", "model")

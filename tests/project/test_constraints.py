@@ -35,20 +35,20 @@ def floors() -> dict[str, Version]:
     return {name: Version(version) for name, version in found.items()}
 
 
-def test_the_minimum_versions_are_the_floors(floors):
+def test_minimum_versions_are_the_lower_bounds(floors):
     minimum = pins("constraints-minimum.txt")
     run = {name: minimum[name] for name in floors if name != "torch"}
     assert run == {name: version for name, version in floors.items() if name != "torch"}
     assert minimum["torch"] == pins("constraints.txt")["torch"]  # as the file says
 
 
-def test_the_exact_versions_are_allowed_and_whole(floors):
+def test_pinned_versions_are_allowed_and_complete(floors):
     exact = pins("constraints.txt")
     assert {name for name in floors if name not in exact} == set()
     assert {name for name, floor in floors.items() if exact[name] < floor} == set()
 
 
-def test_every_file_to_test_on_minimum_versions_exists():
+def test_files_tested_on_minimum_versions_exist():
     makefile = (ROOT / "Makefile").read_text()
     listed = re.search(r"AT_MINIMUM := \$\(call test_files,([^)]*)\)", makefile)[1].replace("\\", "").split()
     assert len(listed) > 15 and all([*ROOT.glob(f"tests/*/test_{name}.py")] for name in listed)

@@ -1,4 +1,4 @@
-"""The documentation: its pages, links and code blocks are true of this checkout."""
+"""README and documentation: their pages, links and code blocks are true of this checkout."""
 
 import importlib.util
 import re
@@ -12,7 +12,8 @@ from tests import snippets
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+PATHS = {path.name: path for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]}
+PAGES = {name: path.read_text(encoding="utf-8") for name, path in PATHS.items()}
 COMMANDS = [(name, words) for name, page in PAGES.items() for words in snippets.commands(page)]
 # What a reader of transformers would stop at, and what stands for it.
 WORDS = {
@@ -29,7 +30,7 @@ WORDS = {
 def test_the_navigation_lists_every_page():
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = re.findall(r"'([\w-]+\.md)'", str(config["nav"]))
-    assert sorted(listed) == sorted(PAGES) and len(listed) >= 18
+    assert sorted([*listed, "README.md"]) == sorted(PAGES) and len(listed) >= 18
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -37,7 +38,7 @@ def test_links_lead_to_pages_and_files(name):
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
         if not target.startswith("http"):
             page, _, anchor = target.partition("#")
-            assert (DOCS / page).is_file(), target
+            assert not page or (PATHS[name].parent / page).is_file(), target
             headings = re.findall(r"^#+ (.*)$", PAGES.get(page or name, ""), re.M)
             assert not anchor or anchor in {re.sub(r"\W+", "-", heading.lower()) for heading in headings}, target
 

@@ -18,7 +18,7 @@ from tests.conftest import RATE, tone
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PITCHES = {"dog": 200, "cat": 700, "bell": 2500, "rain": 5000}
-SCRIPTS = ("finetune_lora", "search_folder", "audio_rag", "multilingual")
+SCRIPTS = ("demo", "finetune_lora", "search_folder", "audio_rag", "multilingual")
 
 
 def load(name: str):
@@ -83,6 +83,13 @@ def test_lora_learns_the_labels_of_tones(sharp_folder, tones, tmp_path):
     with torch.no_grad():
         same = merged.get_audio_features(clip).pooler_output, adapted.get_audio_features(clip).pooler_output
     torch.testing.assert_close(*same, atol=1e-5, rtol=0)
+
+
+def test_the_demo_names_finds_and_draws(sharp_folder, tones, tmp_path, capsys):
+    load("demo").main(sharp_folder, str(tones / "test"))
+    out = capsys.readouterr().out
+    assert "in truth 'cat' (a cat rings .)" in out or "in truth 'bell'" in out
+    assert "sounds for 'heavy rain':" in out and (tmp_path / "similarity.png").stat().st_size
 
 
 def test_search_finds_the_like_and_leaves_out_the_unlike(sharp_folder, tones, tmp_path, capsys):

@@ -23,23 +23,23 @@ def imported(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.stem)
-def test_no_file_of_the_tests_imports_a_test_module(path):
+def test_no_test_file_imports_a_test_module(path):
     modules = {other.stem for other in TESTS.rglob("test_*.py")}
     assert not imported(path.read_text(encoding="utf-8")) & modules
 
 
-def test_no_module_imports_one_of_a_higher_floor():
+def test_no_module_imports_from_a_higher_layer():
     graph = imports()
     floor = {name: FLOORS[name.partition(".")[0]] for name in graph}
     upward = {(name, other) for name, others in graph.items() for other in others if floor[other] > floor[name]}
     assert len(graph) > 100 and not upward
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_imports_have_no_circle():
     graph = imports()
     list(TopologicalSorter(graph).static_order())  # raises CycleError with the modules
 
 
-def test_a_model_folder_holds_the_shipped_files_alone():
+def test_model_folder_holds_only_shipped_files():
     names = {path.name for path in (TESTS.parent / "modeling_wavlink").glob("*.py")}
     assert {name for name in names if not name.endswith("_wavlink.py")} == {"__init__.py", "former_paths.py"}

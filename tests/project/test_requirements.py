@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ LAZY |= {"sklearn": "map", "threadpoolctl": "map", "datasets": "data", "peft": "
 LAZY |= {"accelerate": "train", "av": "formats", "faiss": "search", "shtab": "completion"}
 
 
+@functools.cache
 def extras() -> dict[str, set[str]]:
     """The distributions that an installation with each extra brings."""
     config = configparser.ConfigParser()
@@ -38,11 +40,13 @@ def extras() -> dict[str, set[str]]:
     return {extra: found | names[""] for extra, found in names.items()}
 
 
+@functools.cache
 def file_of(module: str) -> Path | None:
     place = ROOT.joinpath(*module.split("."))
     return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """The modules that a file imports, and whether only a function of it does so when it is called."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
@@ -93,7 +97,7 @@ STARTS = {command.module: command.extra for command in COMMANDS.values()} | OTHE
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_what_a_command_imports_is_declared(start):
+def test_imports_of_commands_are_declared(start):
     declared = extras()[STARTS[start]]
     packages = needed(start)
     assert packages and file_of(start)
@@ -102,7 +106,7 @@ def test_what_a_command_imports_is_declared(start):
 
 
 @pytest.mark.parametrize("name", wavlink.__all__)
-def test_what_a_public_name_imports_is_declared(name):
+def test_imports_of_public_names_are_declared(name):
     home, extra = wavlink._HOMES[name]
     packages = needed(home)
     declared = extras()[extra]
@@ -110,11 +114,11 @@ def test_what_a_public_name_imports_is_declared(name):
     assert not missing, f"name the extra that brings them in wavlink._HOMES: {missing}"
 
 
-def test_the_package_itself_imports_the_standard_library_alone():
+def test_package_imports_only_the_standard_library():
     assert file_of("wavlink") and not needed("wavlink")
 
 
-def test_what_is_imported_in_functions_is_declared_somewhere():
+def test_imports_in_functions_are_declared():
     files = [ROOT / "train.py", *(path for name in OWN for path in (ROOT / name).rglob("*.py"))]
     lazily = {name.split(".")[0] for path in files for name, lazy in imports(path) if lazy and third_party(name)}
     declared = extras()
@@ -129,7 +133,7 @@ def test_what_is_imported_in_functions_is_declared_somewhere():
     )
 
 
-def test_a_hint_names_the_extra_that_brings_a_module():
+def test_hint_names_the_extra_of_a_module():
     declared = extras()
     known = {name for name in declared["all"] if not name.startswith(("pytest", "ruff"))}
     for module, extra in EXTRA_OF.items():

@@ -1,6 +1,7 @@
 """The wheel, where it is installed and no checkout can be imported (`make test-wheel`)."""
 
 import importlib.metadata
+import importlib.util
 import sys
 import sysconfig
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 import hub_cards
 import modeling_wavlink
 import processing
-import train
 import wavlink
 from hub_cards.space.folder import write_space
 from tests.processes import run_process
@@ -22,22 +22,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_everything_comes_from_the_wheel():
-    modules = hub_cards, modeling_wavlink, processing, train, wavlink
+def test_packages_are_imported_from_the_wheel():
+    modules = hub_cards, modeling_wavlink, processing, wavlink
     assert all(SITE in Path(module.__file__).parents for module in modules)
+    assert importlib.util.find_spec("train") is None  # the name of many users' own script
 
 
-def test_what_is_no_python_is_there_too():
+def test_wheel_holds_templates_and_type_markers_but_no_tests():
     files = {str(file) for file in importlib.metadata.files("wavlink")}
     typed = {f"{name}/py.typed" for name in ("modeling_wavlink", "processing", "wavlink")}
-    assert {"hub_cards/model_card.md", "train.py"} | typed <= files
+    assert {"hub_cards/model_card.md"} | typed <= files
     assert importlib.metadata.version("wavlink") == wavlink.__version__
-    assert not {name for name in files if name.startswith(("tests/", "benchmarks/", "examples/"))}
+    assert not {name for name in files if name.startswith(("train", "tests/", "benchmarks/", "examples/"))}
     about = importlib.metadata.metadata("wavlink")
     assert "Apache-2.0" in (about["License-Expression"], about["License"]) and "pip install" in about.get_payload()
 
 
-def test_a_space_has_all_of_its_files(tmp_path):
+def test_wheel_holds_all_files_of_a_space(tmp_path):
     write_space(tmp_path, "user/demo", "user/model", "0" * 40)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert {"LICENSE", "README.md", "app.py", "requirements.txt", "hub_cards/space/style.css"} <= names
@@ -45,14 +46,14 @@ def test_a_space_has_all_of_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["query", "--help"], ["push", "--help"]])
-def test_the_command_is_there(command, tmp_path):
+def test_command_is_installed(command, tmp_path):
     program = Path(sys.executable).with_name("wavlink")
     done = run_process([program, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
 @pytest.mark.slow
-def test_a_space_is_made_from_the_wheel(wavlink_folder, tmp_path):
+def test_space_is_built_from_the_wheel(wavlink_folder, tmp_path):
     """With its licence, which lies beside the packages in a checkout and not in a wheel."""
     program = Path(sys.executable).with_name("wavlink")
     command = [program, "push", wavlink_folder, "user/demo", "--space", "--dry_run", "--output_dir", "space"]

@@ -21,12 +21,12 @@ def steps(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_calls_targets_of_the_makefile(path):
+def test_workflows_call_targets_of_the_makefile(path):
     called = targets_of("\n".join(steps(path)))
     assert called and called <= TARGETS
 
 
-def test_the_workflows_run_what_ci_runs():
+def test_workflows_run_all_steps_of_ci():
     called = targets_of("\n".join(step for path in WORKFLOWS for step in steps(path)))
     assert targets_of((ROOT / ".ci/run").read_text(encoding="utf-8")) <= called
 
@@ -39,7 +39,7 @@ def test_fast_tests_run_on_every_system_and_python():
     assert [step.get("run") for step in jobs["test"]["steps"]][-1].startswith("make test ")
 
 
-def test_both_speeds_leave_out_nothing_but_what_is_big():
+def test_fast_and_slow_tests_are_all_but_the_big_ones():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     fast, slow = (re.search(rf"^{name} := (.*)$", text, re.MULTILINE)[1] for name in ("FAST", "SLOW"))
     marks = ("slow", "real", "browser", "big")

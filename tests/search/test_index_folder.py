@@ -1,4 +1,4 @@
-"""The index on disk: what is written is read, what is damaged is told, and a stop at any step leaves it whole."""
+"""The index on disk: round trips, damage, and consistency after a stop at any step."""
 
 import dataclasses
 import errno
@@ -20,6 +20,7 @@ from tests.index_files import DIM, contents, manifest, tables
 from tests.processes import run_process
 from wavlink.search import store as index_folder
 from wavlink.search import transfer as index_copies
+from wavlink.search.manifest import checksum
 from wavlink.search.quantization import STORAGES, encode
 from wavlink.search.store import IndexFolder
 
@@ -33,7 +34,7 @@ class Stopped(BaseException):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_what_is_written_is_read(tmp_path, storage):
+def test_parts_round_trip(tmp_path, storage):
     with IndexFolder.create(tmp_path / "index", manifest(storage)) as index:
         windows, files = tables(index.manifest, ["x", "y"])
         index.append(windows, files)
@@ -47,12 +48,12 @@ def test_what_is_written_is_read(tmp_path, storage):
     assert codes.dtype == encode(expected, DIM, storage).dtype
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads where Linux tells them")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 def test_no_thread_of_arrow_outlives_a_read(folder):
     """One that lets go of a part's bytes at Python's exit would abort a command that has done its work."""
     script = """
 import os, sys
-from modeling_wavlink.index_folder import IndexFolder
+from wavlink.search.store import IndexFolder
 index = IndexFolder.open(sys.argv[1])
 before = len(os.listdir("/proc/self/task"))
 for part in index.manifest.parts:
@@ -63,14 +64,14 @@ print(len(os.listdir("/proc/self/task")) - before)
     assert done.stdout == "0\n"
 
 
-def test_datasets_opens_it(folder):
+def test_load_dataset_reads_an_index(folder):
     windows = load_dataset(str(folder), split="train")
     assert windows["path"][:] == list("aabbccdd") and np.shape(windows["embedding"][:]) == (8, DIM)
     files = load_dataset(str(folder), "files", split="train")
     assert files["path"][:] == list("abcd") and set(files["windows"]) == {2}
 
 
-def test_drop_and_merge_keep_all_else(folder):
+def test_drop_and_merge_keep_other_files(folder):
     before = contents(folder)
     with IndexFolder.open(folder).writing() as index:
         index.drop(["a", "d", "unknown"])
@@ -118,7 +119,7 @@ def failing(error: BaseException, number: int):
 @pytest.mark.parametrize(
     "error", [Stopped(), OSError(errno.ENOSPC, "No space left on device")], ids=["killed", "full"]
 )
-def test_stopped_at_any_step_it_is_as_before_or_as_after(tmp_path, error):
+def test_interrupted_drop_leaves_the_state_before_or_after(tmp_path, error):
     states, ended = [], False
     while not ended:
         folder = tmp_path / str(len(states))
@@ -142,7 +143,7 @@ def test_stopped_at_any_step_it_is_as_before_or_as_after(tmp_path, error):
     assert len(states) > 9 and before in states[:-1] and after in states[:-1]
 
 
-def test_an_index_half_made_is_made_again(tmp_path):
+def test_create_after_an_interrupted_create(tmp_path):
     for number in range(4):
         with suppress(Stopped), failing(Stopped(), number), IndexFolder.create(tmp_path / "index", manifest()):
             pass
@@ -169,7 +170,7 @@ def damage(path, how: str) -> None:
 
 @pytest.mark.parametrize("kind", ["embeddings", "files"])
 @pytest.mark.parametrize("how", ["truncated", "emptied", "flipped", "missing"])
-def test_a_damaged_part_is_named_and_can_be_forgotten(folder, kind, how):
+def test_damaged_part_is_named_and_can_be_dropped(folder, kind, how):
     before = contents(folder)
     part = IndexFolder.open(folder).manifest.parts[1]
     damage(folder / kind / part.name, how)
@@ -183,7 +184,7 @@ def test_a_damaged_part_is_named_and_can_be_forgotten(folder, kind, how):
     assert index.damaged() == {}
 
 
-def test_a_manifest_cut_anywhere_or_changed_is_refused_and_nothing_is_touched(folder):
+def test_truncated_or_changed_manifest_is_refused_without_writing(folder):
     path = folder / "index.json"
     whole = path.read_bytes()
     parts = {part: part.read_bytes() for part in folder.rglob("part-*")}
@@ -205,14 +206,14 @@ def test_a_manifest_cut_anywhere_or_changed_is_refused_and_nothing_is_touched(fo
     ("field", "value"),
     [("format", 2), ("storage", "int4"), ("dim", 0), ("dim", 25), ("parts", [{"name": "../x"}]), ("extra", 1)],
 )
-def test_a_manifest_that_a_stranger_made_up_is_refused(folder, field, value):
+def test_forged_manifest_is_refused(folder, field, value):
     """Its checksum right: whoever writes the file can write that too."""
     fields = json.loads((folder / "index.json").read_text())
     del fields["sha256"]
     if field == "parts":
         value = [fields["parts"][0] | value[0]]
     fields[field] = value
-    (folder / "index.json").write_text(json.dumps(fields | {"sha256": index_folder._digest(fields)}))
+    (folder / "index.json").write_text(json.dumps(fields | {"sha256": checksum(fields)}))
     with pytest.raises(
         ValueError, match="it is of format 2, this program knows 1" if field == "format" else "damaged"
     ):
@@ -230,7 +231,7 @@ def test_a_part_with_other_columns_is_refused(folder):
         index.read(index.manifest.parts[-1], "embeddings")
 
 
-def test_two_do_not_write_at_once_but_others_read(folder):
+def test_second_writer_is_refused_while_readers_read(folder):
     with IndexFolder.open(folder).writing() as first:
         with pytest.raises(ValueError, match="another process is writing"), IndexFolder.open(folder).writing():
             pass
@@ -241,7 +242,7 @@ def test_two_do_not_write_at_once_but_others_read(folder):
         assert second.manifest == first.manifest
 
 
-def test_the_second_to_write_starts_from_what_the_first_left(folder):
+def test_second_writer_starts_from_the_state_of_the_first(folder):
     late = IndexFolder.open(folder)
     with IndexFolder.open(folder).writing() as index:
         index.drop(["a"])
@@ -250,7 +251,7 @@ def test_the_second_to_write_starts_from_what_the_first_left(folder):
     assert set(contents(folder)) == set("cd")
 
 
-def test_a_folder_of_something_else_is_not_taken(tmp_path):
+def test_create_refuses_a_folder_of_other_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is there already and is no index"), IndexFolder.create(tmp_path, manifest()):
         pass
@@ -258,7 +259,7 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["README.md", "files/part-000000.parquet", "embeddings/notes.txt"])
-def test_a_folder_of_something_else_with_names_of_an_index_is_not_taken(tmp_path, name):
+def test_create_refuses_other_files_with_names_of_an_index(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match="is there already and is no index"), IndexFolder.create(tmp_path, manifest()):
@@ -267,7 +268,7 @@ def test_a_folder_of_something_else_with_names_of_an_index_is_not_taken(tmp_path
 
 
 @pytest.mark.parametrize("kind", ["embeddings", "files"])
-def test_files_of_others_beside_the_parts_stay(folder, kind):
+def test_other_files_beside_the_parts_are_kept(folder, kind):
     names = ["part-000000.parquet.bak", "my-part-000009.parquet", ".part-000000.parquet.swp", "notes.txt"]
     ours = ["part-000999.parquet", ".part-000999.parquet.unfinished", ".part-000999.parquet.0a1b2c.unfinished"]
     for name in [*names, *ours]:
@@ -287,7 +288,7 @@ def test_files_of_others_beside_the_parts_stay(folder, kind):
         {"files/part-000003.parquet": b"theirs"},
     ],
 )
-def test_a_push_replaces_and_deletes_no_file_of_others(folder, hub, monkeypatch, tmp_path, theirs):
+def test_push_neither_replaces_nor_deletes_files_of_others(folder, hub, monkeypatch, tmp_path, theirs):
     ours, other = f"user/ours-{tmp_path.name}", f"user/other-{tmp_path.name}"
     with IndexFolder.open(folder).writing() as index:
         index.merge()
@@ -306,5 +307,5 @@ def test_a_push_replaces_and_deletes_no_file_of_others(folder, hub, monkeypatch,
     hub.commit(hub.root / "datasets" / other, "main", theirs)
     with pytest.raises(ValueError, match="of no earlier push"):
         index_copies.push(folder, other)
-    _, place = hub.find("datasets", other, "main")
-    assert {name: (place / name).read_bytes() for name in theirs} == theirs
+    _, snapshot = hub.find("datasets", other, "main")
+    assert {name: (snapshot / name).read_bytes() for name in theirs} == theirs

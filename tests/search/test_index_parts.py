@@ -44,32 +44,33 @@ def small(monkeypatch):
     monkeypatch.setattr(index_parts, "PART_BYTES", 1 << 18)
 
 
-def windows_of(place) -> dict[str, int]:
-    """Of each file how many; none is there twice, and `files` tells the same."""
-    index, found = IndexFolder.open(place), {}
+def windows_of(index_path) -> dict[str, int]:
+    """Return the number of windows by file; none appears twice, and `files` agrees."""
+    index, starts = IndexFolder.open(index_path), {}
     for part in index.manifest.parts:
         for row in index.read(part, "embeddings").select(["path", "start"]).to_pylist():
-            assert row["start"] not in found.setdefault(row["path"], set())
-            found[row["path"]].add(row["start"])
+            assert row["start"] not in starts.setdefault(row["path"], set())
+            starts[row["path"]].add(row["start"])
     known = indexing._known(index)
-    assert {path: len(starts) for path, starts in found.items()} == {p: k.rows for p, k in known.items() if k.rows}
+    counts = {path: len(each) for path, each in starts.items()}
+    assert counts == {path: file.rows for path, file in known.items() if file.rows}
     assert all(k.rows == k.windows and k.version != -2 for k in known.values())
-    return {path: len(starts) for path, starts in found.items()}
+    return counts
 
 
-def too_large_part(place, monkeypatch, storage: str = "fp32") -> None:
+def too_large_part(index_path, monkeypatch, storage: str = "fp32") -> None:
     """As merged by their size on the disk alone: 18 parts of 60 windows of fp32, 2 MB in memory."""
     with monkeypatch.context() as patch:
         patch.setattr(index_parts, "MOST_BYTES", 1 << 40)
         patch.setattr(index_parts, "PART_BYTES", 1 << 40)
-        with IndexFolder.create(place, silence(storage)) as index:
+        with IndexFolder.create(index_path, silence(storage)) as index:
             for number in range(18):
                 index.append(*alike(index.manifest, [f"{number}.wav", f"{number}-b.wav"], 30))
             index.merge()
     assert len(index.manifest.parts) == 1
 
 
-# --- what is written can be read
+# --- writing
 
 
 def test_merged_parts_of_silence_can_be_read(tmp_path, small, monkeypatch):
@@ -86,7 +87,7 @@ def test_merged_parts_of_silence_can_be_read(tmp_path, small, monkeypatch):
     assert windows_of(tmp_path / "index") == {f"{number}.wav": 60 for number in range(18)}
 
 
-def test_merging_counts_texts_too_and_ends(tmp_path, small):
+def test_merge_counts_texts_and_is_idempotent(tmp_path, small):
     """Their length is in no manifest; a second merge changes nothing."""
     with IndexFolder.create(tmp_path / "index", manifest()) as index:
         names = [f"{number:02d}" + "x" * 40_000 for number in range(12)]
@@ -101,7 +102,7 @@ def test_merging_counts_texts_too_and_ends(tmp_path, small):
 
 
 @pytest.mark.parametrize("kind", ["one long file", "many files", "errors"])
-def test_what_is_appended_is_divided(tmp_path, small, kind):
+def test_append_divides_large_parts(tmp_path, small, kind):
     with IndexFolder.create(tmp_path / "index", silence()) as index:
         names = ["long.wav"] if kind == "one long file" else [f"{number}.wav" for number in range(1500)]
         windows, files = alike(index.manifest, names, {"one long file": 1500, "many files": 1}.get(kind, 0))
@@ -121,7 +122,7 @@ def test_what_is_appended_is_divided(tmp_path, small, kind):
     assert short == ["long.wav"] or len(indexing._known(index)) == 1500 - part.files
 
 
-def test_any_windows_are_divided_into_parts_that_fit_and_say_what_they_hold(monkeypatch):
+def test_split_part_of_random_windows(monkeypatch):
     rng, made = np.random.default_rng(0), manifest("fp32")
     for _ in range(60):
         counts = rng.integers(0, rng.choice([2, 5, 40]), rng.integers(1, 12))
@@ -137,19 +138,19 @@ def test_any_windows_are_divided_into_parts_that_fit_and_say_what_they_hold(monk
         parts = [*split_part(given, files, made.schema)]
         assert pyarrow.concat_tables([part for part, _ in parts]).equals(windows)
         assert all(unpacked(*part) <= index_parts.PART_BYTES or len(part[0]) <= 1 for part in parts)
-        told = {}
+        described = {}
         for part, of in parts:
             assert np.repeat(np.array(of["path"].to_pylist(), dtype=object), of["rows"]).tolist() == (
                 part["path"].to_pylist()
             )
             for row in of.to_pylist():
-                before = told.setdefault(row["path"], [3, 0])
+                before = described.setdefault(row["path"], [3, 0])
                 assert row["first"] == before[0] and (row["size"], row["version"]) == (9, 7)
-                told[row["path"]] = [row["first"] + row["rows"], row["windows"]]
-        assert told == {name: [n + 3, n + 3] for name, n in zip(names, counts.tolist(), strict=True)}
+                described[row["path"]] = [row["first"] + row["rows"], row["windows"]]
+        assert described == {name: [n + 3, n + 3] for name, n in zip(names, counts.tolist(), strict=True)}
 
 
-def test_a_finer_storage_is_divided(tmp_path, small):
+def test_reindex_to_a_finer_storage_divides_parts(tmp_path, small):
     with IndexFolder.create(tmp_path / "index", silence("binary")) as index:
         index.append(*alike(index.manifest, [f"{number}.wav" for number in range(90)], 9))
     assert len(index.manifest.parts) == 1
@@ -159,41 +160,41 @@ def test_a_finer_storage_is_divided(tmp_path, small):
     assert windows_of(tmp_path / "fine") == windows_of(tmp_path / "index")
 
 
-# --- what is too large already
+# --- parts that are too large
 
 
-def test_a_part_too_large_to_be_read_is_named_and_divided_and_loses_nothing(tmp_path, small, monkeypatch, capsys):
-    place = str(tmp_path / "index")
-    too_large_part(place, monkeypatch)
-    (part,) = IndexFolder.open(place).manifest.parts
-    for read in (Index.open, lambda place: search.main(["verify", place])):
+def test_too_large_part_is_named_and_divided_without_loss(tmp_path, small, monkeypatch, capsys):
+    index_path = str(tmp_path / "index")
+    too_large_part(index_path, monkeypatch)
+    (part,) = IndexFolder.open(index_path).manifest.parts
+    for read in (Index.open, lambda index_path: search.main(["verify", index_path])):
         with pytest.raises(ValueError, match=f"{part.name} is too large to be read at once.*--drop` writes it"):
-            read(place)
-    search.main(["verify", place, "--drop"])
-    said = capsys.readouterr().out
-    assert f"{part.name} was too large" in said and "forgotten" not in said
-    assert windows_of(place) == {f"{n}{b}.wav": 30 for n in range(18) for b in ("", "-b")}
-    assert len(Index.open(place)) == 18 * 60
-    with IndexFolder.open(place).writing() as index:
+            read(index_path)
+    search.main(["verify", index_path, "--drop"])
+    printed = capsys.readouterr().out
+    assert f"{part.name} was too large" in printed and "forgotten" not in printed
+    assert windows_of(index_path) == {f"{n}{b}.wav": 30 for n in range(18) for b in ("", "-b")}
+    assert len(Index.open(index_path)) == 18 * 60
+    with IndexFolder.open(index_path).writing() as index:
         index.merge()
         assert index.damaged() == {}
-    search.main(["verify", place])
+    search.main(["verify", index_path])
 
 
-def test_a_part_too_large_and_damaged_is_dropped_and_others_are_divided(tmp_path, small, monkeypatch, capsys):
-    place = tmp_path / "index"
-    too_large_part(place, monkeypatch)
-    with IndexFolder.open(place).writing() as index:
+def test_too_large_and_damaged_part_is_dropped_and_others_are_divided(tmp_path, small, monkeypatch, capsys):
+    index_path = tmp_path / "index"
+    too_large_part(index_path, monkeypatch)
+    with IndexFolder.open(index_path).writing() as index:
         index.append(*alike(index.manifest, ["x\x1b.wav", "y.wav"], 2))
     lost = index.manifest.parts[-1]
-    (place / "embeddings" / lost.name).unlink()
-    search.main(["verify", str(place), "--drop"])
-    said = capsys.readouterr().out
-    assert "was too large" in said and f"forgotten: {lost.name}\n  x .wav\n  y.wav\n" in said
-    assert len(windows_of(place)) == 36
+    (index_path / "embeddings" / lost.name).unlink()
+    search.main(["verify", str(index_path), "--drop"])
+    printed = capsys.readouterr().out
+    assert "was too large" in printed and f"forgotten: {lost.name}\n  x .wav\n  y.wav\n" in printed
+    assert len(windows_of(index_path)) == 36
 
 
-def test_all_that_is_dropped_is_named(folder, capsys):  # noqa: F811
+def test_verify_drop_names_all_that_it_drops(folder, capsys):  # noqa: F811
     import json
 
     first, second, third = IndexFolder.open(folder).manifest.parts
@@ -207,7 +208,7 @@ def test_all_that_is_dropped_is_named(folder, capsys):  # noqa: F811
     assert contents(folder) == {}
 
 
-def test_a_part_too_large_is_divided_as_it_is_pulled(tmp_path, small, monkeypatch):
+def test_pull_divides_too_large_parts(tmp_path, small, monkeypatch):
     too_large_part(tmp_path / "index", monkeypatch, "int8")
     too_large_part(tmp_path / "fine", monkeypatch)
 
@@ -221,7 +222,7 @@ def test_a_part_too_large_is_divided_as_it_is_pulled(tmp_path, small, monkeypatc
         index_copies.push(tmp_path / "fine", "user/fine")
 
 
-def test_a_shortage_of_memory_is_no_damage(folder, monkeypatch):  # noqa: F811
+def test_memory_error_is_not_treated_as_damage(folder, monkeypatch):  # noqa: F811
     def read_part(*_):
         raise pyarrow.ArrowMemoryError("malloc of size 64 failed")
 
@@ -232,7 +233,7 @@ def test_a_shortage_of_memory_is_no_damage(folder, monkeypatch):  # noqa: F811
     assert set(contents(folder)) == set("abcd")
 
 
-def test_a_manifest_that_would_write_over_its_parts_is_refused(folder):  # noqa: F811
+def test_manifest_that_would_overwrite_its_parts_is_refused(folder):  # noqa: F811
     from tests.helpers import signed
 
     signed(IndexFolder.open(folder), next_part=2)
@@ -255,18 +256,18 @@ def test_more_than_2_gb_of_paths_are_taken_and_sorted():
 # --- readers beside a writer
 
 READERS = {
-    "query": lambda place, out: len(Index.open(place)),
-    "info": lambda place, out: search.main(["info", str(place)]),
-    "verify": lambda place, out: search.main(["verify", str(place)]),
-    "map": lambda place, out: draw_map(place, out / "map.html"),
-    "reindex": lambda place, out: reindex(place, out / "copy", storage="binary"),
-    "space": lambda place, out: IndexFolder.reading(place, lambda about: _ship_parts(about, out / "shipped")),
+    "query": lambda source, out: len(Index.open(source)),
+    "info": lambda source, out: search.main(["info", str(source)]),
+    "verify": lambda source, out: search.main(["verify", str(source)]),
+    "map": lambda source, out: draw_map(source, out / "map.html"),
+    "reindex": lambda source, out: reindex(source, out / "copy", storage="binary"),
+    "space": lambda source, out: IndexFolder.reading(source, lambda index: _ship_parts(index, out / "shipped")),
 }
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("at", [1, 3])
-def test_a_reader_sees_a_whole_state_where_parts_are_replaced_meanwhile(folder, tmp_path, monkeypatch, reader, at):  # noqa: F811
+def test_reader_beside_a_writer_sees_a_consistent_state(folder, tmp_path, monkeypatch, reader, at):  # noqa: F811
     """At some of its reads, a writer drops a file and merges what is left."""
     real, reads, left = IndexFolder._content, [0], list("ab")
 
@@ -290,7 +291,7 @@ def test_a_reader_sees_a_whole_state_where_parts_are_replaced_meanwhile(folder, 
     assert len(left) < 2, "nothing was replaced"
 
 
-def test_what_is_damaged_beside_a_writer_is_an_error(folder):  # noqa: F811
+def test_damage_beside_a_writer_is_an_error(folder):  # noqa: F811
     for part in (folder / "embeddings").iterdir():
         part.unlink()
 
@@ -304,8 +305,8 @@ def test_what_is_damaged_beside_a_writer_is_an_error(folder):  # noqa: F811
         IndexFolder.reading(folder, read)
 
 
-def test_what_unpacks_to_more_than_any_writer_made_is_refused(small):
-    """Reasons whose length the columns' widths do not tell: each step is within its bound, all steps are not."""
+def test_decompression_bomb_is_refused(small):
+    """Long reasons, which the columns' widths do not show: each step is within its bound, all steps are not."""
     step = index_parts.PART_BYTES // index_parts.width(FILES)
     row = dict(zip(FILES.names, ("a.wav", 1, 1, 0, 0, 0, "x" * (700_000 // step)), strict=True))
     rows = 100 * step  # 70 MB of reasons, where 64 are the bound

@@ -32,12 +32,12 @@ SECONDS = {"a/0.wav": 1.0, "a/1.wav": 3.5, "a/2.wav": 2.0, "b/0.wav": 0.7, "b/it
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Sounds of one and of several windows, and two files that are none."""
-    place = tmp_path / "sounds"
+    sounds = tmp_path / "sounds"
     for number, (path, seconds) in enumerate(SECONDS.items()):
-        write(place / path, seconds, number)
-    (place / "a/broken.wav").write_bytes(b"RIFF and no more")
-    (place / "b/empty.wav").write_bytes(b"")
-    return place
+        write(sounds / path, seconds, number)
+    (sounds / "a/broken.wav").write_bytes(b"RIFF and no more")
+    (sounds / "b/empty.wav").write_bytes(b"")
+    return sounds
 
 
 def write(file: Path, seconds: float, number: int) -> None:
@@ -76,7 +76,7 @@ def check_rows(out: Path, folder: Path, model: Path) -> None:
 
 @pytest.fixture
 def here(monkeypatch):
-    """In place of the cluster, batches embedded in this process."""
+    """Replace the cluster: batches are embedded in this process."""
 
     def embedded(sounds, model, options, actors, batch_size) -> Iterator[dict]:
         embedder = FileEmbedder(model, **options)
@@ -85,7 +85,7 @@ def here(monkeypatch):
             yield embedder(
                 {
                     "path": np.array([sound.path for sound in taken], dtype=object),
-                    "place": np.array([os.fsencode(sound.place) for sound in taken], dtype=object),
+                    "file": np.array([os.fsencode(sound.source) for sound in taken], dtype=object),
                 }
             )
 
@@ -113,21 +113,23 @@ def cluster():
         ray.shutdown()
 
 
-def test_two_workers_give_the_local_rows_and_go_on(cluster, folder, wavlink_folder, tmp_path):
+def test_two_workers_give_the_local_rows_and_resume(cluster, folder, wavlink_folder, tmp_path):
     out = tmp_path / "rows"
     report = embed(folder, wavlink_folder, out)
-    assert (report.embedded, report.there, report.rows) == (8, 0, len(local(folder, wavlink_folder)) + 2)
-    assert sorted(report.unreadable) == ["a/broken.wav", "b/empty.wav"]
+    windows = len(local(folder, wavlink_folder))
+    assert (report.added, report.unchanged, report.sounds, report.windows) == (6, 0, 6, windows)
+    assert sorted(report.skipped) == ["a/broken.wav", "b/empty.wav"] and len(rows(out)) == windows + 2
     check_rows(out, folder, wavlink_folder)
     write(folder / "a/new.wav", 1.0, 50)
     before = rows(out)
     report = embed(folder, wavlink_folder, out)
-    assert (report.embedded, report.there, report.rows, len(report.unreadable)) == (1, 8, 1, 2)
+    counts = (report.added, report.unchanged, report.sounds, report.windows, len(report.skipped))
+    assert counts == (1, 6, 7, windows + 1, 2)
     assert str(rows(out)[:-1]) == str(before) and rows(out)[-1]["path"] == "a/new.wav"
 
 
 def dies_once(notes: Path) -> type[FileEmbedder]:
-    """An embedder that has begun a batch when it tells its process's id, and waits until one has been killed."""
+    """An embedder that writes its process id once it has begun a batch, and waits until one has been killed."""
 
     class Mortal(FileEmbedder):
         def _windows(self, *arguments):
@@ -141,7 +143,7 @@ def dies_once(notes: Path) -> type[FileEmbedder]:
     return Mortal
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing(cluster, folder, wavlink_folder, tmp_path, monkeypatch):
+def test_killed_worker_loses_no_rows(cluster, folder, wavlink_folder, tmp_path, monkeypatch):
     notes, out = tmp_path / "notes", tmp_path / "rows"
     notes.mkdir()
     mortal, map_batches, killed = dies_once(notes), ray.data.Dataset.map_batches, []
@@ -157,7 +159,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(cluster, folder, wavlink_fo
     threading.Thread(target=kill, daemon=True).start()
     report = embed(folder, wavlink_folder, out, batch_size=2)
     assert killed and not Path(f"/proc/{killed[0]}").exists()
-    assert report.embedded == 8
+    assert report.added == 6 and len(report.skipped) == 2
     check_rows(out, folder, wavlink_folder)
     assert len({*notes.glob("*.pid")}) > 1  # another process has gone on
 
@@ -184,9 +186,7 @@ def faulty(notes: Path) -> type[FileEmbedder]:
 
 
 @pytest.mark.timeout(600)
-def test_files_that_end_their_worker_are_left_out_by_name_and_the_others_go_on(
-    cluster, folder, wavlink_folder, tmp_path, monkeypatch
-):
+def test_files_that_kill_their_worker_are_skipped_by_name(cluster, folder, wavlink_folder, tmp_path, monkeypatch):
     notes, out = tmp_path / "notes", tmp_path / "rows"
     notes.mkdir()
     kind, map_batches = faulty(notes), ray.data.Dataset.map_batches
@@ -194,13 +194,13 @@ def test_files_that_end_their_worker_are_left_out_by_name_and_the_others_go_on(
         patch.setattr(ray.data.Dataset, "map_batches", lambda data, _, **how: map_batches(data, kind, **how))
         report = embed(folder, wavlink_folder, out)
     bad = {"a/1.wav", "a/2.wav", "b/0.wav", "b/it's.wav"}
-    assert set(report.unreadable) == bad | {"a/broken.wav", "b/empty.wav"} and report.embedded == 8
+    assert set(report.skipped) == bad | {"a/broken.wav", "b/empty.wav"} and report.added == 2
     for path in ("a/1.wav", "b/0.wav"):
-        assert report.unreadable[path].startswith(f"its worker died 2 times while it embedded {path} alone")
+        assert report.skipped[path].startswith(f"its worker died 2 times while it embedded {path} alone")
         assert (notes / path.replace("/", "-")).read_text().count("begun") <= 3
-    assert report.unreadable["a/2.wav"] == "RuntimeError: the decoder is confused"
-    assert report.unreadable["b/it's.wav"] == "SystemExit: 3"
-    assert {row["path"]: row["error"] for row in rows(out) if row["error"]} == report.unreadable
+    assert report.skipped["a/2.wav"] == "RuntimeError: the decoder is confused"
+    assert report.skipped["b/it's.wav"] == "SystemExit: 3"
+    assert {row["path"]: row["error"] for row in rows(out) if row["error"]} == report.skipped
     wanted = {key: vector for key, vector in local(folder, wavlink_folder).items() if key[0] not in bad}
     fine = {(row["path"], row["start"], row["end"]): row["embedding"] for row in rows(out) if not row["error"]}
     assert fine.keys() == wanted.keys() and len(wanted) == 2
@@ -208,20 +208,20 @@ def test_files_that_end_their_worker_are_left_out_by_name_and_the_others_go_on(
         np.testing.assert_allclose(fine[key], vector, atol=1e-5)
 
     again = embed(folder, wavlink_folder, out)
-    assert (again.embedded, again.there) == (0, 8) and again.unreadable == report.unreadable
+    assert (again.added, again.changed, again.unchanged) == (0, 0, 2) and again.skipped == report.skipped
     again = embed(folder, wavlink_folder, out, retry=True)
-    assert (again.embedded, again.there, again.changed) == (6, 2, 6)
+    assert (again.added, again.changed, again.unchanged, again.sounds) == (0, 6, 2, 6)
     check_rows(out, folder, wavlink_folder)
 
 
-def test_where_every_worker_dies_no_file_is_blamed(here, folder, wavlink_folder, tmp_path, monkeypatch):
+def test_no_file_is_skipped_if_every_worker_dies(here, folder, wavlink_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_embedding, "_embedded", lambda *_: iter(()))
     with pytest.raises(OSError, match="the workers of all 8 files have died"):
         embed(folder, wavlink_folder, tmp_path / "rows")
     assert not [*parts_of(tmp_path / "rows")]
 
 
-def test_a_fault_of_the_model_is_that_of_one_file(here, folder, wavlink_folder, tmp_path, monkeypatch):
+def test_model_error_skips_one_file(here, folder, wavlink_folder, tmp_path, monkeypatch):
     real = FileEmbedder.embed_clips
 
     def embed_clips(self, clips):
@@ -233,7 +233,7 @@ def test_a_fault_of_the_model_is_that_of_one_file(here, folder, wavlink_folder, 
 
     monkeypatch.setattr(FileEmbedder, "embed_clips", embed_clips)
     report = embed(folder, wavlink_folder, tmp_path / "rows")
-    assert report.unreadable["b/it's.wav"] == "MemoryError: too much at once"
+    assert report.skipped["b/it's.wav"] == "MemoryError: too much at once"
     assert {row["path"] for row in rows(tmp_path / "rows") if not row["error"]} == {*SECONDS} - {
         "a/1.wav",
         "b/it's.wav",
@@ -252,18 +252,18 @@ def test_changed_and_removed_files_are_noticed(here, folder, wavlink_folder, tmp
     (folder / "b/0.wav").unlink()
     kept = [row for row in rows(out) if row["path"] in ("a/2.wav", "b/it's.wav", "b/ü.wav")]
     report = embed(folder, wavlink_folder, out)
-    counts = (report.embedded, report.there, report.changed, report.removed, report.unreadable)
-    assert counts == (3, 3, 3, 2, {})
+    counts = (report.added, report.unchanged, report.changed, report.removed, report.sounds, report.skipped)
+    assert counts == (0, 3, 3, 2, 6, {}) and report.windows == len(rows(out))
     assert [row for row in rows(out) if row["path"] in ("a/2.wav", "b/it's.wav", "b/ü.wav")] == kept
     embed(folder, wavlink_folder, tmp_path / "anew")
-    found, anew = ({(r["path"], r["start"]): r["embedding"] for r in rows(o)} for o in (out, tmp_path / "anew"))
-    assert len(rows(out)) == len(found) and found.keys() == anew.keys()
+    updated, anew = ({(r["path"], r["start"]): r["embedding"] for r in rows(o)} for o in (out, tmp_path / "anew"))
+    assert len(rows(out)) == len(updated) and updated.keys() == anew.keys()
     for key, vector in anew.items():
-        np.testing.assert_allclose(found[key], vector, atol=1e-5)
-    assert embed(folder, wavlink_folder, out).there == 6
+        np.testing.assert_allclose(updated[key], vector, atol=1e-5)
+    assert embed(folder, wavlink_folder, out).unchanged == 6
 
 
-def test_rows_that_do_not_tell_what_their_files_were_are_kept(here, folder, wavlink_folder, tmp_path):
+def test_rows_without_recorded_versions_are_kept(here, folder, wavlink_folder, tmp_path):
     """As they were written before sizes and times were."""
     out = tmp_path / "rows"
     embed(folder, wavlink_folder, out)
@@ -273,7 +273,8 @@ def test_rows_that_do_not_tell_what_their_files_were_are_kept(here, folder, wavl
     write(folder / "a/new.wav", 1.0, 50)
     (folder / "a/0.wav").unlink()
     report = embed(folder, wavlink_folder, out)
-    assert (report.embedded, report.there, report.changed, report.removed) == (1, 7, 0, 1)
+    counts = (report.added, report.unchanged, report.changed, report.removed, len(report.skipped))
+    assert counts == (1, 5, 0, 1, 2)
 
 
 def test_rows_are_a_dataset(here, folder, wavlink_folder, tmp_path):
@@ -292,7 +293,7 @@ def test_rows_are_a_dataset(here, folder, wavlink_folder, tmp_path):
     check_rows(out, folder, wavlink_folder)
 
 
-def test_killed_between_batches_the_same_call_goes_on(here, folder, wavlink_folder, tmp_path, monkeypatch):
+def test_resume_after_kill_between_batches(here, folder, wavlink_folder, tmp_path, monkeypatch):
     out = tmp_path / "rows"
 
     def dies(*arguments):
@@ -304,15 +305,16 @@ def test_killed_between_batches_the_same_call_goes_on(here, folder, wavlink_fold
     monkeypatch.setattr(ray_embedding, "_embedded", dies)
     with pytest.raises(KeyboardInterrupt):
         embed(folder, wavlink_folder, out, commit_seconds=0)
-    there = {row["path"] for row in rows(out)}
-    assert len(there) == 6
+    written = {row["path"] for row in rows(out)}
+    assert len(written) == 6
     (out / ".part-000002.parquet.unfinished").write_bytes(b"PAR1 of a process killed while it wrote")
     monkeypatch.setattr(ray_embedding, "_embedded", here)
-    assert embed(folder, wavlink_folder, out).there == 6
+    report = embed(folder, wavlink_folder, out)
+    assert report.unchanged + len(written & {"a/broken.wav", "b/empty.wav"}) == 6
     check_rows(out, folder, wavlink_folder)
 
 
-def test_a_file_counts_once_all_its_rows_are_there_and_each_once(tmp_path):
+def test_file_is_written_once_with_all_its_rows(tmp_path):
     def batch(*starts, path="a.wav"):
         count = len(starts)
         times = np.array(starts, np.float64)
@@ -401,6 +403,6 @@ def test_a_part_of_another_program_is_refused(here, folder, wavlink_folder, tmp_
 def test_the_command(here, folder, wavlink_folder, tmp_path, capsys):
     out = tmp_path / "rows"
     main([str(folder), "--model", str(wavlink_folder), "--out", str(out), "--window", "2", "--hop", "1"])
-    said = capsys.readouterr().out
-    assert "8 sounds embedded" in said and "2 cannot be read" in said and "a/broken.wav: cannot read" in said
+    printed = capsys.readouterr().out
+    assert "6 added" in printed and "2 skipped" in printed and "a/broken.wav: cannot read" in printed
     check_rows(out, folder, wavlink_folder)

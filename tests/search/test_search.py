@@ -1,7 +1,9 @@
-"""Sounds indexed and searched: what is found, what a kill costs, what has changed, and what is refused."""
+"""Index sounds and search them: results, resuming after a kill, changed files, and errors."""
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -19,6 +21,7 @@ from tests.helpers import LOCK_HELD_BY_THE_DEAD
 from tests.hub_server import TOKEN
 from tests.processes import run_process
 from tests.searches import SECONDS, assert_same_rows, index, rows, write
+from wavlink.cli import build_parser
 from wavlink.embedder import Embedder
 from wavlink.search import build as indexing
 from wavlink.search import command as search
@@ -31,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 models, embedder, sounds = searches.models, searches.embedder, searches.sounds
 
 
-# --- what is found
+# --- results
 
 
 def test_scores_are_cosines_of_the_models_own_vectors(sounds, tmp_path, embedder):
@@ -46,8 +49,8 @@ def test_scores_are_cosines_of_the_models_own_vectors(sounds, tmp_path, embedder
         for start in starts.get(name, (0,))
     }
     vectors = dict(zip(cut, embedder.embed_clips(cut.values()), strict=True))
-    asked = embedder.embed_text(["a dog barks"])[0]
-    expected = {key: float(vector @ asked) for key, vector in vectors.items()}
+    query = embedder.embed_text(["a dog barks"])[0]
+    expected = {key: float(vector @ query) for key, vector in vectors.items()}
 
     hits = opened.query("a dog barks", windows=True, top_k=50)
     assert {(hit.path, hit.start): hit.score for hit in hits} == pytest.approx(expected, abs=1e-5)
@@ -63,7 +66,7 @@ def test_scores_are_cosines_of_the_models_own_vectors(sounds, tmp_path, embedder
     assert [hit.path for hit in opened.query("a dog barks", top_k=2)] == [hit.path for hit in best[:2]]
 
 
-def test_by_sound_by_both_and_without(sounds, tmp_path, embedder):
+def test_query_by_sound_by_both_and_without(sounds, tmp_path, embedder):
     index(sounds, tmp_path / "index", embedder, storage="fp32", dim=32)
     opened = Index.open(tmp_path / "index", embedder)
     for name in ("dog/far.wav", "bell.flac"):
@@ -88,8 +91,8 @@ def test_by_sound_by_both_and_without(sounds, tmp_path, embedder):
             unit(unit(text + other) - 0.5 * rain),
         ),
     ]
-    for asked, direction in cases:
-        hit = next(hit for hit in opened.query(**asked, top_k=9) if hit.path == "dog/far.wav")
+    for query, direction in cases:
+        hit = next(hit for hit in opened.query(**query, top_k=9) if hit.path == "dog/far.wav")
         assert hit.score == pytest.approx(float(direction @ far), abs=1e-5)
 
 
@@ -118,7 +121,7 @@ def test_many_windows_of_one_file_do_not_hide_the_others(tmp_path, embedder):
     }
 
 
-# --- what changes
+# --- changes
 
 
 def test_added_changed_and_removed_files(sounds, tmp_path, embedder):
@@ -163,11 +166,11 @@ def test_a_second_source_adds_to_the_first(sounds, tmp_path, embedder):
     report = index(sounds / "bell.flac", tmp_path / "index", embedder)
     assert (report.added, report.removed, report.sounds) == (1, 0, 3)
     (sounds / "dog/far.wav").unlink()
-    assert index(sounds / "bell.flac", tmp_path / "index").removed == 0  # nobody has looked there
+    assert index(sounds / "bell.flac", tmp_path / "index").removed == 0  # that folder was not listed
     assert index(sounds, tmp_path / "index", embedder).removed == 1
 
 
-def test_broken_files_are_told_and_not_tried_again(sounds, tmp_path, embedder):
+def test_broken_files_are_reported_and_not_retried(sounds, tmp_path, embedder):
     (sounds / "empty.wav").touch()
     (sounds / "text.mp3").write_text("no sound" * 100)
     soundfile.write(sounds / "nan.wav", np.full(100, np.nan, np.float32), RATE, subtype="FLOAT")
@@ -185,7 +188,7 @@ def test_broken_files_are_told_and_not_tried_again(sounds, tmp_path, embedder):
     assert set(retried.skipped) == {"empty.wav", "nan.wav"} and retried.sounds == 6
 
 
-def test_a_file_without_the_right_to_read_it_is_taken_once_there_is(sounds, tmp_path, embedder, monkeypatch):
+def test_file_without_read_permission_is_indexed_once_it_is_readable(sounds, tmp_path, embedder, monkeypatch):
     real = os.access
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: "bell" not in str(path) and real(path, mode))
@@ -194,7 +197,7 @@ def test_a_file_without_the_right_to_read_it_is_taken_once_there_is(sounds, tmp_
     assert report.skipped == {} and report.sounds == 5
 
 
-def test_a_folder_that_cannot_be_listed_is_told_and_keeps_its_sounds(sounds, tmp_path, embedder, monkeypatch):
+def test_unlistable_folder_is_reported_and_keeps_its_sounds(sounds, tmp_path, embedder, monkeypatch):
     index(sounds, tmp_path / "index", embedder)
     real = os.scandir
 
@@ -208,7 +211,7 @@ def test_a_folder_that_cannot_be_listed_is_told_and_keeps_its_sounds(sounds, tmp
     assert report.skipped == {"dog/": "Permission denied"} and (report.removed, report.sounds) == (0, 5)
 
 
-def test_a_vector_that_is_none_is_a_broken_file(sounds, tmp_path, embedder, monkeypatch):
+def test_file_with_a_nan_vector_is_skipped(sounds, tmp_path, embedder, monkeypatch):
     """Also if windows of that file are in the index already."""
     real = embedder.embed_clips
 
@@ -222,7 +225,7 @@ def test_a_vector_that_is_none_is_a_broken_file(sounds, tmp_path, embedder, monk
     assert report.sounds == 4 and len(rows(tmp_path / "index")) == 5
 
 
-def test_a_vanished_and_a_changed_file_are_marked_in_the_results(sounds, tmp_path, embedder):
+def test_results_mark_missing_and_changed_files(sounds, tmp_path, embedder):
     index(sounds, tmp_path / "index", embedder)
     (sounds / "bell.flac").unlink()
     write(sounds / "dog/far.wav", 9)
@@ -244,7 +247,7 @@ def test_sounds_that_have_moved(sounds, tmp_path, embedder):
     assert not any(hit.missing for hit in Index.open(tmp_path / "index", embedder).query("a dog"))
 
 
-# --- what is killed
+# --- resuming
 
 DRIVER = """
 import os, random, signal, sys, time, torch
@@ -271,7 +274,7 @@ print(kills, os.WEXITSTATUS(status))
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_nothing_is_lost_and_nothing_there_twice(sounds, tmp_path, models, embedder):
+def test_resume_after_random_sigkills_equals_an_unbroken_run(sounds, tmp_path, models, embedder):
     """SIGKILL at random moments; of long files, the windows before it stay."""
     for number in range(12):
         write(sounds / f"{number}.wav", number, 1.0 + 11 * (number % 3))
@@ -287,7 +290,7 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_there_twice(sounds, 
     assert IndexFolder.open(tmp_path / "index").damaged() == {}
 
 
-def test_stopped_in_a_file_the_windows_so_far_stay(tmp_path, embedder, monkeypatch):
+def test_stop_within_a_file_keeps_its_windows(tmp_path, embedder, monkeypatch):
     write(tmp_path / "sounds/long.wav", 0, 60.0)
     stop, seen = threading.Event(), []
     real = embedder.embed_clips
@@ -309,7 +312,7 @@ def test_stopped_in_a_file_the_windows_so_far_stay(tmp_path, embedder, monkeypat
     assert_same_rows(tmp_path / "index", tmp_path / "unbroken")
 
 
-def test_stopped_among_files_that_cannot_be_read_it_ends(tmp_path, embedder, monkeypatch):
+def test_stop_among_unreadable_files(tmp_path, embedder, monkeypatch):
     for number in range(9):
         write(tmp_path / f"sounds/{number}.wav", number)
         (tmp_path / f"sounds/{number}.wav").write_bytes(b"RIFF and no more")
@@ -343,7 +346,7 @@ sys.exit(search.main(["index", *sys.argv[1:]]))
 
 
 @pytest.mark.slow
-def test_a_killed_process_that_held_tqdms_lock_stops_neither_index_nor_its_signals(sounds, tmp_path, models):
+def test_index_runs_and_stops_although_a_dead_process_holds_tqdms_lock(sounds, tmp_path, models):
     options = ["--model", models["model"], "--out", tmp_path / "index"]
     command = [sys.executable, "-c", STOPPED_BESIDE_A_DEAD_PROCESS, sounds, *options]
     done = run_process(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -384,7 +387,7 @@ def test_a_signal_writes_what_is_embedded_and_ends(sounds, tmp_path, models, mon
     assert len(rows(tmp_path / "index")) == 3
 
 
-# --- what is refused
+# --- errors
 
 
 def test_another_model_or_other_options_are_refused_and_the_index_is_unharmed(sounds, tmp_path, models, embedder):
@@ -405,19 +408,19 @@ def test_another_model_or_other_options_are_refused_and_the_index_is_unharmed(so
         Index.open(out).query("a dog")
     with pytest.raises(ValueError, match=both):
         index(sounds, out)
-    for options, said in (
+    for options, message in (
         ({"dim": 16}, "the index has dim=32, not 16"),
         ({"storage": "fp32"}, "the index has storage=int8, not fp32"),
         ({"window": 5.0}, r"the index has window=10\.0, not 5\.0"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             index(sounds, out, embedder, **options)
     assert (out / "index.json").read_bytes() == before
     assert Index.open(out, str(models["model"])).query("a dog", top_k=1)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"dim": 12}, "dim=12 is none of the model's nested dims: 8, 16, 32"),
         ({"storage": "int4"}, "no storage 'int4'"),
@@ -426,13 +429,13 @@ def test_another_model_or_other_options_are_refused_and_the_index_is_unharmed(so
         ({"hop": 11.0}, "give a window over 0 s, and a hop"),
     ],
 )
-def test_options_that_no_index_can_have_leave_no_folder(sounds, tmp_path, embedder, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_options_create_no_folder(sounds, tmp_path, embedder, options, message):
+    with pytest.raises(ValueError, match=message):
         index(sounds, tmp_path / "index", embedder, **options)
     assert not (tmp_path / "index").exists()
 
 
-def test_a_folder_without_sounds_leaves_no_folder_and_removes_nothing(sounds, tmp_path, embedder):
+def test_empty_folder_creates_nothing_and_removes_nothing(sounds, tmp_path, embedder):
     (tmp_path / "bare").mkdir()
     with pytest.raises(ValueError, match="no sounds in"):
         index(tmp_path / "bare", tmp_path / "index", embedder)
@@ -448,7 +451,7 @@ def test_a_folder_without_sounds_leaves_no_folder_and_removes_nothing(sounds, tm
 
 
 @pytest.mark.slow
-def test_100_000_empty_files_are_told_in_seconds(tmp_path, embedder):
+def test_100_000_empty_files_are_reported_in_seconds(tmp_path, embedder):
     """And a second time none is looked into."""
     for folder in range(100):
         (tmp_path / f"sounds/{folder}").mkdir(parents=True)
@@ -467,10 +470,10 @@ def test_100_000_empty_files_are_told_in_seconds(tmp_path, embedder):
     assert index(tmp_path / "sounds", tmp_path / "index", embedder).sounds == 1
 
 
-def test_queries_that_make_no_sense(sounds, tmp_path, embedder):
+def test_invalid_queries_are_refused(sounds, tmp_path, embedder):
     index(sounds, tmp_path / "index", embedder)
     opened = Index.open(tmp_path / "index", embedder)
-    for asked, said in (
+    for query, message in (
         ({}, "say what to find"),
         ({"without": "rain"}, "say what to find"),
         ({"text": " "}, "a text to search by is empty"),
@@ -479,12 +482,12 @@ def test_queries_that_make_no_sense(sounds, tmp_path, embedder):
         ({"text": "rain", "without": "rain", "weight": 1.0}, "cancel out"),
         ({"sound": sounds / "none.wav"}, "does not exist"),
     ):
-        with pytest.raises(ValueError, match=said):
-            opened.query(**asked)
+        with pytest.raises(ValueError, match=message):
+            opened.query(**query)
     assert len(opened.query("rain", top_k=1000)) == 5
 
 
-def test_a_damaged_part_is_named_by_a_query_and_mended_by_the_command(sounds, tmp_path, models, capsys):
+def test_damaged_part_is_named_by_query_and_repaired_by_verify(sounds, tmp_path, models, capsys):
     out = str(tmp_path / "index")
     search.main(["index", str(sounds), "--model", str(models["model"]), "--out", out])
     shutil.copytree(out, tmp_path / "whole")
@@ -500,7 +503,7 @@ def test_a_damaged_part_is_named_by_a_query_and_mended_by_the_command(sounds, tm
     assert "9 windows are as they were written" in capsys.readouterr().out
 
 
-def test_a_reader_does_not_mind_a_writer(sounds, tmp_path, embedder, monkeypatch):
+def test_open_while_another_process_writes(sounds, tmp_path, embedder, monkeypatch):
     """The part that it is about to read is replaced."""
     index(sounds, tmp_path / "index", embedder)
     real, left = IndexFolder.read, [1]
@@ -527,11 +530,11 @@ def test_the_command(sounds, tmp_path, models, capsys):
     assert "skipped empty [31m.wav: it holds no bytes" in captured.err and "5/5" in captured.err  # the bar
 
     search.main(["query", out, "a dog barks", "--top_k", "3", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert [set(hit) for hit in found] == [{"path", "score", "start", "end", "file"}] * 3
+    results = json.loads(capsys.readouterr().out)
+    assert [set(hit) for hit in results] == [{"path", "score", "start", "end", "file"}] * 3
     search.main(["query", out, "a dog barks", "--top_k", "3"])
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in table] == [hit["path"] for hit in found]
+    assert [line.split()[-1] for line in table] == [hit["path"] for hit in results]
     by_sound = ["--by_sound", str(sounds / "bell.flac"), "--without", "rain"]
     search.main(["query", out, *by_sound, "a dog", "--json", "--dim", "16"])
     assert len(json.loads(capsys.readouterr().out)) == 5
@@ -544,7 +547,7 @@ def test_the_command(sounds, tmp_path, models, capsys):
     assert facts["model"] == str(models["model"]) and (facts["dim"], facts["storage"]) == (32, "int8")
     search.main(["info", out])
     assert "\x1b" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"the index has no dog: its paths are told from .*sounds"):
+    with pytest.raises(ValueError, match=r"the index has no dog: paths are relative to .*sounds"):
         search.main(["remove", out, "dog"])
     with pytest.raises(SystemExit):
         search.main(["query", out, "rain", "--unknown", "x"])
@@ -553,17 +556,17 @@ def test_the_command(sounds, tmp_path, models, capsys):
 
 @pytest.mark.slow
 def test_an_error_is_one_line_and_exit_code_2(tmp_path):
-    command = [sys.executable, "-m", "wavlink.search.command", "query", str(tmp_path / "none"), "rain"]
+    command = [sys.executable, "-m", "wavlink", "query", str(tmp_path / "none"), "rain"]
     done = run_process(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("wavlink.search.command: ") and "is no index" in line
+    assert line.startswith("wavlink query: ") and "is no index" in line
 
 
 # --- copies
 
 
-def test_reindexed_it_finds_the_same(sounds, tmp_path, embedder):
+def test_reindex_equals_an_index_made_directly(sounds, tmp_path, embedder):
     index(sounds, tmp_path / "index", embedder, storage="fp32")
     index(sounds, tmp_path / "like", embedder, storage="int8", dim=16)
     reindex(tmp_path / "index", tmp_path / "other", dim=16, storage="int8")
@@ -589,7 +592,7 @@ print("files", *datasets.load_dataset("user/sounds", "files", split="train")["pa
 
 
 @pytest.mark.slow
-def test_pushed_pulled_and_gone_on_with(sounds, tmp_path, models, embedder, hub):
+def test_push_pull_and_continue(sounds, tmp_path, models, embedder, hub):
     out, pulled = str(tmp_path / "index"), str(tmp_path / "pulled")
     index(sounds, out, str(models["model"]))
     rooted, copied = str(tmp_path / "rooted"), str(tmp_path / "copied")
@@ -605,8 +608,8 @@ def test_pushed_pulled_and_gone_on_with(sounds, tmp_path, models, embedder, hub)
     for path in Path(hub.root / "datasets/user/sounds").rglob("*.*"):
         assert str(tmp_path).encode() not in path.read_bytes()  # nor where the sounds and the model are
 
-    said = f"says it was made by '{models['model'].name}'.*name it yourself with --model"
-    with pytest.raises(ValueError, match=said):
+    message = f"says it was made by '{models['model'].name}'.*name it yourself with --model"
+    with pytest.raises(ValueError, match=message):
         Index.open(pulled).query("rain")
     hits = Index.open(pulled, embedder).query("rain")
     assert [hit.path for hit in hits] == [hit.path for hit in Index.open(out, embedder).query("rain")]
@@ -617,7 +620,7 @@ def test_pushed_pulled_and_gone_on_with(sounds, tmp_path, models, embedder, hub)
     assert index(copied, rooted, embedder).unchanged == 4
 
     write(sounds / "new.wav", 7)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         index(sounds, pulled)
     assert index(sounds, pulled, str(models["model"])).sounds == 6
     assert Index.open(pulled).query("rain")  # a name that a user has given is trusted from then on
@@ -632,8 +635,8 @@ def test_pushed_pulled_and_gone_on_with(sounds, tmp_path, models, embedder, hub)
     card = (hub.find("datasets", "user/sounds", "main")[1] / "README.md").read_text()
     hub.commit(repo, "main", {"README.md": f"{card}Mine.\n".encode(), "notes.json": b"{}"})
     hub.run(again, tmp_path / "home", TOKEN)
-    _, place = hub.find("datasets", "user/sounds", "main")
-    assert (place / "README.md").read_text() == f"{card}Mine.\n" and (place / "notes.json").exists()
+    _, snapshot = hub.find("datasets", "user/sounds", "main")
+    assert (snapshot / "README.md").read_text() == f"{card}Mine.\n" and (snapshot / "notes.json").exists()
     hub.commit(repo, "main", {"README.md": card.replace("# An index", "# My index").encode()})
     refused = again.replace("\n", "\ntry:\n ") + "\nexcept ValueError as error: print(error)"
     assert "README.md of user/sounds was edited on the Hub" in hub.run(refused, tmp_path / "home", TOKEN)
@@ -667,6 +670,16 @@ def test_a_push_is_refused_where_another_commit_came_between(sounds, tmp_path, m
     assert {"theirs.txt", "index.json"} < hub.files("user/shared", kind="datasets")
 
 
+@pytest.mark.parametrize("module", ["command", "lance", "map", "ray", "transfer"])
+def test_documented_commands_can_be_parsed(module):
+    """Those of the docstrings, and of the card that a push writes."""
+    text = (ROOT / f"wavlink/search/{module}.py").read_text(encoding="utf-8")
+    commands = re.findall("^ *wavlink (.*)$", text, re.MULTILINE)
+    assert commands and "python -m" not in text
+    for command in commands:
+        build_parser().parse_args(shlex.split(command))
+
+
 def test_the_command_line_is_frozen():
     """What users have typed goes on to work: take nothing from here."""
     frozen = {
@@ -682,8 +695,8 @@ def test_the_command_line_is_frozen():
         "pull": "--out --model --root --revision --json",
     }
     (commands,) = (action for action in search._parser()._actions if action.choices)
-    found = {
+    results = {
         name: {option for action in command._actions for option in action.option_strings} - {"-h", "--help"}
         for name, command in commands.choices.items()
     }
-    assert found == {name: set(options.split()) for name, options in frozen.items()}
+    assert results == {name: set(options.split()) for name, options in frozen.items()}

@@ -73,14 +73,14 @@ def points(html: str) -> dict[str, tuple[str, str]]:
 class Tags(HTMLParser):
     def __init__(self, html: str):
         super().__init__()
-        self.found = []
+        self.tags = []
         self.feed(html)
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
+        self.tags.append((tag, dict(attributes)))
 
 
-# --- places
+# --- positions
 
 
 def test_a_files_vector_is_the_mean_direction_of_its_windows_over_all_parts(tmp_path):
@@ -98,8 +98,8 @@ def test_a_files_vector_is_the_mean_direction_of_its_windows_over_all_parts(tmp_
 def test_near_vectors_are_near_on_the_map():
     centres = np.eye(3, DIM)
     groups = np.repeat(np.arange(3), 20)
-    places = layout(np.float32(centres[groups] + 0.05 * vectors(60)), seed=0)
-    distances = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.diag(np.full(60, np.inf))
+    positions = layout(np.float32(centres[groups] + 0.05 * vectors(60)), seed=0)
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1) + np.diag(np.full(60, np.inf))
     assert (groups[distances.argmin(1)] == groups).all()
 
 
@@ -110,15 +110,16 @@ def test_a_map_of_a_few_sounds(tmp_path, count, capsys):
     made = json.loads(capsys.readouterr().out)
     assert made == {"file": str(tmp_path / "map.html"), "sounds": count, "labels": {UNLABELLED: count}}
     assert points((tmp_path / "map.html").read_text()).keys() == set(names)
-    places = layout(vectors(count), 0)
-    assert places.shape == (count, 2) and np.isfinite(places).all() and len(np.unique(places, axis=0)) == count
+    positions = layout(vectors(count), 0)
+    assert positions.shape == (count, 2) and np.isfinite(positions).all()
+    assert len(np.unique(positions, axis=0)) == count
 
 
-def test_equal_sounds_have_a_place():
+def test_layout_of_equal_sounds():
     assert (layout(np.tile(vectors(1), (5, 1)), 0) == 0).all()
 
 
-def test_the_seed_decides(tmp_path):
+def test_same_seed_gives_the_same_map(tmp_path):
     folder = write_index(tmp_path / "index", [f"{n:02d}.wav" for n in range(12)])
 
     def made(seed: int, most: int) -> bytes:
@@ -131,11 +132,11 @@ def test_the_seed_decides(tmp_path):
     assert len(names) == len(others) == 6 and names != others
 
 
-def test_most_is_said(tmp_path, capsys):
+def test_most_is_reported(tmp_path, capsys):
     folder = write_index(tmp_path / "index", ["a.wav", "b.wav", "c.wav"])
     sound_map.main([str(folder), "--out", str(tmp_path / "map.html"), "--most", "2", "--json"])
-    said = capsys.readouterr()
-    assert json.loads(said.out)["sounds"] == 2 and "2 of the 3 sounds are drawn" in said.err
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["sounds"] == 2 and "2 of the 3 sounds are drawn" in printed.err
 
 
 # --- labels
@@ -151,8 +152,8 @@ def test_labels_of_folders_and_of_metadata(tmp_path, capsys):
     assert sound_map.draw_map(folder, out, labels=root / "dog/metadata.csv")["labels"] == {UNLABELLED: 2, "howl": 1}
     assert "1 of the 3 sounds are not in" in capsys.readouterr().err
     assert points(out.read_text())["dog/1.wav"][0] == "howl"
-    found = sound_map.draw_map(folder, out, labels=root / "dog/metadata.csv", label_column="kind")["labels"]
-    assert found == {"a": 1, "b": 1, UNLABELLED: 1}
+    results = sound_map.draw_map(folder, out, labels=root / "dog/metadata.csv", label_column="kind")["labels"]
+    assert results == {"a": 1, "b": 1, UNLABELLED: 1}
 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/list.csv").write_text("file_name,label\ncat/1.wav,meow\n")  # as the index has them
@@ -160,17 +161,17 @@ def test_labels_of_folders_and_of_metadata(tmp_path, capsys):
 
 
 def test_labels_from_text_are_the_nearest_by_the_prompt():
-    said = {"This is a sound of dog.": 3, "This is a sound of sea waves.": 1}
+    axes_by_text = {"This is a sound of dog.": 3, "This is a sound of sea waves.": 1}
     wanted = np.eye(12, dtype=np.float32)
 
     def embed_text(texts):
-        return np.stack([wanted[said[text]] for text in texts])
+        return np.stack([wanted[axes_by_text[text]] for text in texts])
 
     sounds = np.float32([[0, 0.9, 0, 0.1] + [0] * 4, [0, 0.1, 0, 0.9] + [0] * 4])
     assert nearest_labels(sounds, ["dog", "sea_waves", "dog"], embed_text) == ["sea_waves", "dog"]
 
 
-def test_labels_from_text_ask_the_indexs_model(tmp_path, wavlink_folder):
+def test_labels_from_text_use_the_indexs_model(tmp_path, wavlink_folder):
     root = sound_files(tmp_path / "sounds", ["1.wav", "2.wav", "3.wav"])
     embedder = Embedder(str(wavlink_folder))
     index_sounds(str(root), tmp_path / "index", embedder, storage="fp32", progress=False)
@@ -190,7 +191,7 @@ class Spread:
         return np.eye(DIM, dtype=np.float32)[np.arange(len(texts)) % DIM]
 
 
-def test_groups_have_the_words_of_the_common_sounds_they_are_most_like():
+def test_groups_are_named_after_the_nearest_common_sounds():
     axes = np.repeat([0, 1, 2], 6)
     sounds = np.eye(DIM, dtype=np.float32)[axes] + 0.01 * vectors(18)
     sounds /= np.linalg.norm(sounds, axis=1, keepdims=True)
@@ -202,7 +203,7 @@ def test_groups_have_the_words_of_the_common_sounds_they_are_most_like():
 
 
 @pytest.mark.parametrize("count", [7, 8])
-def test_sounds_of_one_folder_are_grouped_and_the_page_says_who_named_them(tmp_path, wavlink_folder, count, capsys):
+def test_sounds_of_one_folder_are_grouped_and_names_marked_as_guessed(tmp_path, wavlink_folder, count, capsys):
     root = sound_files(tmp_path / "sounds", [f"{n}.wav" for n in range(count)])
     index_sounds(str(root), tmp_path / "index", str(wavlink_folder), storage="fp32", progress=False)
     made = sound_map.draw_map(tmp_path / "index", tmp_path / "map.html")
@@ -219,7 +220,7 @@ def test_sounds_of_one_folder_are_grouped_and_the_page_says_who_named_them(tmp_p
     assert ("have no names without the index's model" in capsys.readouterr().err) == (count == 8)
 
 
-def test_many_labels_share_a_grey():
+def test_rare_labels_share_one_colour():
     labels = [f"label {n}" for n in range(SHOWN) for _ in range(2)] + ["rare", "rarer"]
     names = [f"{n}.wav" for n in range(len(labels))]
     *shown, rest, _ = traces(page("x", vectors(len(labels))[:, :2], names, labels, [""] * len(labels)))
@@ -237,9 +238,9 @@ def test_links_lead_from_the_page_to_the_sounds(tmp_path):
     root = sound_files(tmp_path / "my sounds", names)
     folder, out = write_index(tmp_path / "index", [*names, "gone.wav"], str(root)), tmp_path / "maps/deep/map.html"
     sound_map.draw_map(folder, out)
-    found = points(out.read_text())
-    assert found.pop("gone.wav")[1] == ""
-    for name, (_, link) in found.items():
+    results = points(out.read_text())
+    assert results.pop("gone.wav")[1] == ""
+    for name, (_, link) in results.items():
         assert link.startswith("../../my%20sounds/")
         assert unquote(urljoin(out.as_uri(), link)) == f"file://{root / name}"
 
@@ -247,16 +248,16 @@ def test_links_lead_from_the_page_to_the_sounds(tmp_path):
     assert unquote(urljoin((moved / "maps/deep/map.html").as_uri(), link)).startswith(f"file://{moved}/my sounds/")
 
 
-def test_small_sounds_go_inside(tmp_path, monkeypatch, capsys):
+def test_small_sounds_are_embedded(tmp_path, monkeypatch, capsys):
     root = sound_files(tmp_path / "sounds", ["small.wav", "large.wav"])
     soundfile.write(root / "large.wav", tone(seconds=1.0), RATE)
     folder, out = write_index(tmp_path / "index", ["small.wav", "large.wav"], str(root)), tmp_path / "map.html"
     size = (root / "small.wav").stat().st_size
     sound_map.main([str(folder), "--out", str(out), "--embed_audio", str(size)])
     assert f"1 sounds of more than {size} bytes are linked" in capsys.readouterr().err
-    found = {name: link for name, (_, link) in points(out.read_text()).items()}
-    assert found["large.wav"] == "sounds/large.wav" and re.match("data:audio/[a-z.-]+;base64,", found["small.wav"])
-    assert base64.b64decode(found["small.wav"].split(",")[1]) == (root / "small.wav").read_bytes()
+    results = {name: link for name, (_, link) in points(out.read_text()).items()}
+    assert results["large.wav"] == "sounds/large.wav" and re.match("data:audio/[a-z.-]+;base64,", results["small.wav"])
+    assert base64.b64decode(results["small.wav"].split(",")[1]) == (root / "small.wav").read_bytes()
 
     out.unlink()
     monkeypatch.setattr(sound_map, "EMBEDDED_TOTAL", size - 1)
@@ -265,17 +266,17 @@ def test_small_sounds_go_inside(tmp_path, monkeypatch, capsys):
     assert not out.exists()
 
 
-def test_names_and_labels_from_elsewhere_are_inert(tmp_path):
+def test_hostile_names_and_labels_are_escaped(tmp_path):
     name = f"{HOSTILE.replace('/', '%2F')}\x1b[31m\u202e{{plot_id}}.wav"
     root = sound_files(tmp_path / "sounds", [name])
     folder, out = write_index(tmp_path / f"<b>{{x}}{HOSTILE.replace('/', '')}", [name], str(root)), tmp_path / "m.html"
     (root / "metadata.csv").write_text(f'file_name,label\n{name},"{HOSTILE}\x07\u2028<img src=x onerror=bad()>"\n')
     sound_map.draw_map(folder, out, labels=root / "metadata.csv")
     html = out.read_text()
-    tags = Tags(html).found
+    tags = Tags(html).tags
     plain = sound_map.draw_map(write_index(tmp_path / "plain", ["a.wav"]), tmp_path / "plain.html")["file"]
-    assert [tag for tag, _ in tags] == [tag for tag, _ in Tags(Path(plain).read_text()).found]
-    assert not any(key.startswith("on") or key in ("src", "href") for _, found in tags for key in found)
+    assert [tag for tag, _ in tags] == [tag for tag, _ in Tags(Path(plain).read_text()).tags]
+    assert not any(key.startswith("on") or key in ("src", "href") for _, attributes in tags for key in attributes)
     data = html[html.index("</header>") :].split("Plotly.newPlot(")[-1]
     assert HOSTILE not in html and "\x1b" not in html and "\u202e" not in html and "\u2028" not in data
 
@@ -290,14 +291,14 @@ def test_names_and_labels_from_elsewhere_are_inert(tmp_path):
 def test_the_page_needs_no_network(tmp_path):
     out = tmp_path / "map.html"
     sound_map.draw_map(write_index(tmp_path / "index", ["a.wav"]), out)
-    tags = Tags(out.read_text()).found
+    tags = Tags(out.read_text()).tags
     assert ("audio", {"id": "player", "controls": None}) in tags
     assert not any("src" in attributes or tag == "link" for tag, attributes in tags)
     assert out.stat().st_size > 1_000_000  # plotly.js is in it
     assert os.listdir(tmp_path) and not list(tmp_path.glob(".*unfinished"))
 
 
-def test_the_player_is_there_before_the_script_that_takes_it(tmp_path):
+def test_player_precedes_the_script_that_uses_it(tmp_path):
     """Plotly runs that script while the browser has yet to read what follows the plot."""
     out = tmp_path / "map.html"
     sound_map.draw_map(write_index(tmp_path / "index", ["a.wav"]), out)

@@ -1,4 +1,4 @@
-"""What is found to be indexed: folders, links, lists, data sets; odd names, odd files, folders that cannot be read."""
+"""List the sounds to index: folders, links, lists, data sets; odd names, odd files, unreadable folders."""
 
 import os
 import time
@@ -44,7 +44,7 @@ def test_a_folder_with_all_below(sounds):
     assert listing.content(sound) == file_of(listing.root, sound.path) == str(sounds / "b.wav")
 
 
-def test_a_time_in_whole_seconds_of_this_moment_is_not_trusted(sounds):
+def test_recent_modification_time_in_whole_seconds_is_not_trusted(sounds):
     """Within that second, or two, the file may change again and keep it."""
     now = int(time.time())
     for name, when in (("a.FLAC", now), ("b.wav", now - 60), ("dog-2.aiff", now + 0.25), ("dog/1.mp3", now + 3600)):
@@ -86,7 +86,7 @@ def test_links_are_followed_once_and_loops_end(sounds):
     assert listing.sounds[2].error == "No such file or directory" and listing.sounds[2].version == -1
 
 
-def test_names_are_data(tmp_path):
+def test_hostile_file_names_are_listed(tmp_path):
     """Bytes that are no UTF-8, line ends, quotes, and what a shell or a terminal would act on."""
     names = [
         b"caf\xe9.wav",
@@ -104,16 +104,16 @@ def test_names_are_data(tmp_path):
     assert "caf\\xe9.wav" in paths(listing)
     for sound in listing.sounds:
         sound.path.encode("utf-8")
-        assert os.path.samefile(file_of(listing.root, sound.path), sound.place)
+        assert os.path.samefile(file_of(listing.root, sound.path), sound.source)
 
 
 @pytest.mark.parametrize("path", ["../b.wav", "/etc/passwd", "dog/../../b.wav", "a//b", "", "x\0.wav", "."])
-def test_a_path_that_leaves_the_root_is_nowhere(sounds, path):
+def test_path_that_leaves_the_root_is_none(sounds, path):
     assert file_of(str(sounds), path) is None
     assert file_of("", "b.wav") is None and file_of("dataset:user/name@train", "b.wav") is None
 
 
-def test_what_is_no_file_is_told_without_being_opened(sounds, monkeypatch):
+def test_special_and_unreadable_files_are_reported_without_opening(sounds, monkeypatch):
     os.mkfifo(sounds / "pipe.wav")
     (sounds / "empty.wav").touch()
     real = os.access
@@ -124,11 +124,11 @@ def test_what_is_no_file_is_told_without_being_opened(sounds, monkeypatch):
     assert errors == {
         "pipe.wav": ("it is not a file", True),
         "empty.wav": ("it holds no bytes", False),
-        "b.wav": ("there is no right to read it", True),  # looked at again next time: rights leave no trace
+        "b.wav": ("there is no right to read it", True),  # read again next time: permissions leave no trace
     }
 
 
-def test_nothing_has_vanished_from_a_folder_that_cannot_be_listed(sounds, monkeypatch):
+def test_unlistable_folder_does_not_cover_its_sounds(sounds, monkeypatch):
     real = os.scandir
 
     def scandir(folder):
@@ -168,7 +168,7 @@ def test_a_data_set_by_the_names_of_its_files_or_by_rows(tmp_path):
         list_sounds([str(tmp_path / "0.wav")], root=listing.root)
 
 
-def test_what_is_no_source(sounds, tmp_path):
+def test_invalid_sources_are_refused(sounds, tmp_path):
     with pytest.raises(ValueError, match="name what to index"):
         list_sounds([])
     (tmp_path / "bare").mkdir()
@@ -181,7 +181,7 @@ def test_what_is_no_source(sounds, tmp_path):
         list_sounds([str(sounds), "nowhere/else/at/all"])
     with pytest.raises(ValueError, match=r"cannot read the list .*missing.txt: No such file"):
         list_sounds([f"@{tmp_path}/missing.txt"])
-    with pytest.raises(ValueError, match=r"b\.wav is not below .*dog, which the index's paths are told from"):
+    with pytest.raises(ValueError, match=r"b\.wav is not below .*dog, which the index's paths are relative to"):
         list_sounds([str(sounds / "b.wav")], root=str(sounds / "dog"))
 
 

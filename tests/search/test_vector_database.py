@@ -47,7 +47,7 @@ def filled(tmp_path) -> VectorDatabase:
     return database
 
 
-def places(hits) -> list[tuple[str, float, float]]:
+def windows_of(hits) -> list[tuple[str, float, float]]:
     return [(hit.path, hit.start, hit.end) for hit in hits]
 
 
@@ -62,9 +62,9 @@ def brute_force(queries: np.ndarray, k: int, among=slice(None)) -> tuple[np.ndar
 def test_search_agrees_with_brute_force(filled):
     queries = 3 * vectors(4, seed=1)
     cosines, rows = brute_force(queries, 10)
-    found = filled.search(queries, 10)
-    assert [places(hits) for hits in found] == rows
-    np.testing.assert_allclose([[hit.score for hit in hits] for hits in found], cosines, atol=1e-6)
+    results = filled.search(queries, 10)
+    assert [windows_of(hits) for hits in results] == rows
+    np.testing.assert_allclose([[hit.score for hit in hits] for hits in results], cosines, atol=1e-6)
     assert len(filled.search(queries[:1], 1000)[0]) == 300
 
 
@@ -79,15 +79,15 @@ def test_scores_of_an_approximate_index_are_exact_cosines(tmp_path, monkeypatch)
     queries = vectors(50, seed=2)
     cosines = unit(queries) @ unit(vectors(count)).T
     best = np.sort(cosines, axis=1)[:, : -10 - 1 : -1]
-    place = {(path, start): row for row, (path, start, _) in enumerate(zip(*windows(count), strict=True))}
+    row_of = {(path, start): row for row, (path, start, _) in enumerate(zip(*windows(count), strict=True))}
 
     def recall() -> float:
         scores = np.array([[hit.score for hit in hits] for hits in database.search(queries, 10)])
         return (scores >= best[:, -1:] - 1e-6).mean()
 
     for query, hits in enumerate(database.search(queries, 10)):
-        own = [cosines[query, place[hit.path, hit.start]] for hit in hits]
-        np.testing.assert_allclose([hit.score for hit in hits], own, atol=1e-6)
+        expected = [cosines[query, row_of[hit.path, hit.start]] for hit in hits]
+        np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-6)
     assert recall() > 0.93  # 0.966
     for name, least in (("_PROBES", 0.85), ("_REFINE", 0.65)):  # 0.70, 0.49
         with monkeypatch.context() as patch:
@@ -101,10 +101,10 @@ def test_rows_added_after_the_index_are_found(tmp_path):
     database.optimize(least=1000)
     new = vectors(1, seed=3)
     database.add(["new.wav"], [0.0], [10.0], new)
-    assert places(database.search(new, 1)[0]) == [("new.wav", 0.0, 10.0)]
+    assert windows_of(database.search(new, 1)[0]) == [("new.wav", 0.0, 10.0)]
 
 
-def test_below_the_least_there_is_no_index(filled):
+def test_no_vector_index_below_the_least_rows(filled):
     filled.optimize(least=301)
     assert not filled._table.list_indices()
 
@@ -131,7 +131,7 @@ def test_adding_another_vector_replaces(filled):
         ((["a"], [0.0], [1.0], vectors(1)[:, : DIM - 1]), "12 or more"),
     ],
 )
-def test_wrong_rows_are_refused_whole(filled, rows, message):
+def test_invalid_rows_add_nothing(filled, rows, message):
     with pytest.raises(ValueError, match=message):
         filled.add(*rows)
     assert len(filled) == 300
@@ -151,7 +151,7 @@ def test_another_model_or_dim_is_refused(filled, tmp_path):
     assert (again.model, again.revision, again.dim, len(again)) == ("m", REVISION, DIM, 300)
 
 
-def test_a_table_that_is_not_there_or_none_of_ours_is_refused(tmp_path):
+def test_missing_or_foreign_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no table 'sounds'"):
         VectorDatabase(tmp_path, "sounds")
     lancedb.connect(tmp_path).create_table("sounds", pyarrow.table({"path": ["a"]}))
@@ -159,7 +159,7 @@ def test_a_table_that_is_not_there_or_none_of_ours_is_refused(tmp_path):
         opened(tmp_path)
 
 
-def test_the_record_outlives_changes(filled, tmp_path):
+def test_metadata_survives_changes(filled, tmp_path):
     filled.remove(["cats/0.wav"])
     filled.optimize(least=1)
     with pytest.raises(ValueError, match="dim=12, not 8"):
@@ -175,23 +175,23 @@ def test_remove_takes_all_windows_of_the_files_and_no_others(filled):
 def test_where(filled):
     query = vectors(1, seed=5)
     among = [row for row, path in enumerate(windows(300)[0]) if path.startswith("dogs/")]
-    assert places(filled.search(query, 7, below("dogs/"))[0]) == brute_force(query, 7, among)[1][0]
+    assert windows_of(filled.search(query, 7, below("dogs/"))[0]) == brute_force(query, 7, among)[1][0]
     hits = filled.search(query, 7, lancedb.expr.col("path").isin(["cats/2.wav"]))[0]
     assert {hit.path for hit in hits} == {"cats/2.wav"}
 
 
 @pytest.mark.parametrize("name", ["' OR 1=1 --", "it's a dog.wav", '"; DROP TABLE sounds', "a\\' OR ''='", "%", "_"])
-def test_a_name_in_where_is_never_more_than_a_name(filled, name):
+def test_names_in_where_inject_nothing(filled, name):
     query = vectors(1, seed=6)
     assert filled.search(query, 5, below(name))[0] == []
     filled.add([name + "/1.wav"], [0.0], [1.0], query)
     for where in (below(name), lancedb.expr.col("path").isin([name + "/1.wav"])):
-        assert places(filled.search(query, 5, where)[0]) == [(name + "/1.wav", 0.0, 1.0)]
+        assert windows_of(filled.search(query, 5, where)[0]) == [(name + "/1.wav", 0.0, 1.0)]
     filled.remove([name + "/1.wav"])
     assert len(filled) == 300
 
 
-def test_sql_text_and_no_k_are_refused(filled):
+def test_sql_text_and_zero_k_are_refused(filled):
     with pytest.raises(ValueError, match="no text of SQL"):
         filled.search(vectors(1), 3, "path = 'a' OR 1=1")
     with pytest.raises(ValueError, match="1 or more"):
@@ -221,10 +221,10 @@ def test_load_leaves_out_what_cannot_be_read(tmp_path):
     database = load_rows(tmp_path / "rows", tmp_path / "db", "sounds", DIM)
     assert (len(database), database.dim, database.revision) == (98, DIM, REVISION)
     query = vectors(50, seed=1)[7:8]
-    assert places(database.search(query, 1)[0]) == [("1/7.wav", 0.0, 10.0)]
+    assert windows_of(database.search(query, 1)[0]) == [("1/7.wav", 0.0, 10.0)]
 
 
-def test_loaded_again_a_changed_file_has_the_windows_it_has_now(tmp_path):
+def test_reload_replaces_windows_of_changed_files(tmp_path):
     def write_rows(starts: dict[str, list[float]]) -> None:
         (tmp_path / "rows").mkdir(exist_ok=True)
         paths = [path for path, each in starts.items() for _ in each]
@@ -242,8 +242,8 @@ def test_loaded_again_a_changed_file_has_the_windows_it_has_now(tmp_path):
     write_rows({"a": [0.0, 2.5], "b": [-1.0], "c": [0.0]})
     database = load_rows(tmp_path / "rows", tmp_path / "db", "sounds")
     rows = database._table.to_arrow()
-    found = sorted(zip(rows["path"].to_pylist(), rows["start"].to_pylist(), strict=True))
-    assert found == [("a", 0.0), ("a", 2.5), ("c", 0.0), ("others", 0.0)]
+    results = sorted(zip(rows["path"].to_pylist(), rows["start"].to_pylist(), strict=True))
+    assert results == [("a", 0.0), ("a", 2.5), ("c", 0.0), ("others", 0.0)]
 
 
 def test_load_refuses_other_rows(tmp_path):
@@ -273,7 +273,7 @@ def start_code(start):
 
 
 @pytest.mark.slow
-def test_killed_while_loading_and_repeated_nothing_is_lost_or_twice(tmp_path, start_code):
+def test_load_after_kill_equals_an_unbroken_load(tmp_path, start_code):
     rows, folder = tmp_path / "rows", tmp_path / "db"
     for number in range(30):
         write_part(rows, number, 100)
@@ -331,11 +331,11 @@ def test_the_commands(wavlink_folder, tmp_path, capsys):
     database = ["--database", str(tmp_path / "db")]
     main(["load", str(tmp_path / "rows"), *database])
     assert "2 windows" in capsys.readouterr().out
-    asked = ["query", texts[1], *database, "--model", str(wavlink_folder)]
-    main([*asked, "--top_k", "1", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert found == [{"path": "cat.wav", "score": pytest.approx(1, abs=1e-5), "start": 0.0, "end": 2.0, "file": None}]
-    main([*asked, "--under", "dog"])
+    command = ["query", texts[1], *database, "--model", str(wavlink_folder)]
+    main([*command, "--top_k", "1", "--json"])
+    hits = json.loads(capsys.readouterr().out)
+    assert hits == [{"path": "cat.wav", "score": pytest.approx(1, abs=1e-5), "start": 0.0, "end": 2.0, "file": None}]
+    main([*command, "--under", "dog"])
     assert capsys.readouterr().out.split()[-1] == "dog.wav"
 
 

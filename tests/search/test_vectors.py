@@ -113,7 +113,7 @@ def test_codes_do_not_depend_on_the_others(storage, collection, monkeypatch):
 
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_all_ranked_is_the_matrix_of_cosines(dim, storage, collection, queries):
+def test_full_ranking_equals_the_cosine_matrix(dim, storage, collection, queries):
     expected = cosines(queries, collection, dim, storage)
     scores, rows = index_of(collection, dim, storage).search(queries, len(collection))
     assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
@@ -125,31 +125,31 @@ def test_all_ranked_is_the_matrix_of_cosines(dim, storage, collection, queries):
 
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("storage", ["fp32", "fp16", "int8"])
-def test_candidates_are_enough(dim, storage, collection, queries):
+def test_top_10_equals_brute_force(dim, storage, collection, queries):
     expected = cosines(queries, collection, dim, storage)
     scores, rows = index_of(collection, dim, storage).search(queries, 10)
     np.testing.assert_allclose(scores, -np.sort(-expected)[:, :10], atol=3e-7)
     np.testing.assert_allclose(scores, np.take_along_axis(expected, rows, 1), atol=3e-7)
 
 
-def test_faiss_is_asked_for_int8_codes_in_whole_numbers(collection, queries):
-    """On some machines it cuts off the decimals of what it is asked for."""
-    asked = index_of(collection, 48, "int8")._asked(encode(queries, 48, "fp32"))
-    np.testing.assert_array_equal(asked, np.rint(asked))
-    np.testing.assert_array_equal(abs(asked).max(1), 127)
+def test_faiss_gets_integer_int8_queries(collection, queries):
+    """On some machines it truncates queries to integers."""
+    integers = index_of(collection, 48, "int8")._faiss_queries(encode(queries, 48, "fp32"))
+    np.testing.assert_array_equal(integers, np.rint(integers))
+    np.testing.assert_array_equal(abs(integers).max(1), 127)
 
 
 def test_rescoring_finds_more_by_signs(collection, queries):
     expected, index = best(cosines(queries, collection, 128, "binary"), 10), index_of(collection, 128, "binary")
     bits = np.sign(queries) @ np.sign(collection).T  # 128 minus twice the Hamming distance
-    found = [best(bits, 10), index.search(queries, 10, 8)[1], index.search(queries, 10, 70)[1]]
-    recall = [np.mean([np.isin(a, b).mean() for a, b in zip(rows, expected, strict=True)]) for rows in found]
+    results = [best(bits, 10), index.search(queries, 10, 8)[1], index.search(queries, 10, 70)[1]]
+    recall = [np.mean([np.isin(a, b).mean() for a, b in zip(rows, expected, strict=True)]) for rows in results]
     assert recall[0] + 0.1 < recall[1] < recall[2] == 1
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_order_and_portions_change_nothing(storage, collection, queries):
-    """Every vector three times: which of its copies are found, and in what order, is settled by their rows."""
+def test_results_do_not_depend_on_order_or_batches(storage, collection, queries):
+    """Every vector three times: which of its copies are found, and in what order, depends on their rows alone."""
     tripled = np.concatenate([collection[:300]] * 3)
     order = np.random.default_rng(2).permutation(len(tripled))
     scores, rows = index_of(tripled, 16, storage).search(queries, 10, 1)
@@ -166,7 +166,7 @@ def test_order_and_portions_change_nothing(storage, collection, queries):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_equal_vectors_in_the_order_of_their_rows(storage, collection, queries):
+def test_ties_are_in_row_order(storage, collection, queries):
     """More of one vector than there are candidates."""
     index = index_of(np.concatenate([-queries[:1]] * 5 + [queries[:1]] * 500 + [collection]), 64, storage)
     scores, rows = index.search(queries[:1], 10, 2)
@@ -189,12 +189,12 @@ def test_fewer_than_k(storage, collection, queries):
     assert index.search(queries[:0], 3)[1].shape == (0, 3)
 
 
-def test_blocks_of_queries_change_nothing(collection, queries, monkeypatch):
+def test_results_do_not_depend_on_query_blocks(collection, queries, monkeypatch):
     index = index_of(collection, 48, "binary")
     expected = index.search(queries, 10)
     monkeypatch.setattr(vectors, "_ELEMENTS", 48 * 200)
-    for found, whole in zip(index.search(queries, 10), expected, strict=True):
-        np.testing.assert_array_equal(found, whole)
+    for results, whole in zip(index.search(queries, 10), expected, strict=True):
+        np.testing.assert_array_equal(results, whole)
 
 
 def test_huge_and_tiny_vectors_have_directions():
@@ -212,7 +212,7 @@ def test_huge_and_tiny_vectors_have_directions():
         (np.array([[1.0] * 16, [np.inf] * 16]), "vector 1"),
     ],
 )
-def test_vectors_without_a_direction(rows, message, collection):
+def test_vectors_without_a_direction_are_refused(rows, message, collection):
     for storage in STORAGES:
         with pytest.raises(ValueError, match=message):
             encode(rows, 16, storage)
@@ -235,13 +235,13 @@ def test_wrong_arguments(collection, queries):
     "codes",
     [np.ones((2, 16), np.float32), np.ones((2, 16), np.uint8), np.ones((2, 15), np.int8), np.ones(16, np.int8)],
 )
-def test_codes_of_another_kind(codes):
+def test_codes_of_another_kind_are_refused(codes):
     for use in (FlatIndex(16, "int8").add, lambda codes: decode(codes, 16, "int8")):
         with pytest.raises(ValueError, match=r"int8 codes of 16 dims are \[N, 16\] int8"):
             use(codes)
 
 
-def test_nothing_is_added_of_codes_with_a_fault(collection, monkeypatch):
+def test_invalid_codes_add_nothing(collection, monkeypatch):
     monkeypatch.setattr(vectors, "_ROWS", 64)
     codes, index = encode(collection, 16, "int8"), FlatIndex(16, "int8")
     codes[500] = 0
@@ -269,7 +269,7 @@ def texts() -> list[str]:
 
 
 def fixed_ranges(dim: int) -> np.ndarray:
-    """As the README has it: ours, `[2, dim]`."""
+    """Fixed ranges for int8 codes: float `[2, dim]`."""
     return np.outer([-1, 1], np.full(dim, min(1, 6 / dim**0.5)))
 
 
@@ -292,7 +292,7 @@ def test_sentence_transformer_cuts_normalises_and_then_quantises(door, clips, te
 
 @as_measured
 def test_int8_of_sentence_transformer_is_measured_on_what_is_encoded_at_once(door, clips):
-    """Why the README gives the ranges: codes of two calls do not compare, and one clip alone has none."""
+    """Why the ranges are given: codes of two calls do not compare, and one clip alone has none."""
     together = door.encode(clips, precision="int8")
     assert abs(door.encode(clips[:5], precision="int8").astype(int) - together[:5]).max() > 20
     with pytest.raises(ValueError, match="single embedding"):
@@ -308,15 +308,15 @@ def test_int8_of_sentence_transformer_is_measured_on_what_is_encoded_at_once(doo
 @pytest.mark.parametrize("dim", [16, 32])
 def test_semantic_search_faiss_finds_what_we_find_by_signs(dim, door, clips, texts):
     corpus = door.encode(clips, truncate_dim=dim, precision="ubinary")
-    for asked in (texts, clips):
-        queries = door.encode(asked, truncate_dim=dim, normalize_embeddings=True)
-        found, _ = semantic_search_faiss(
+    for inputs in (texts, clips):
+        queries = door.encode(inputs, truncate_dim=dim, normalize_embeddings=True)
+        results, _ = semantic_search_faiss(
             queries, corpus_embeddings=corpus, corpus_precision="ubinary", top_k=5, rescore_multiplier=3
         )
         index = FlatIndex(dim, "binary")
         index.add(corpus)
         scores, rows = index.search(queries, 5, 3)
-        theirs = [[hit["corpus_id"] for hit in hits] for hits in found]
+        theirs = [[hit["corpus_id"] for hit in hits] for hits in results]
         cosines = (queries @ decode(corpus, dim, "binary").T)[np.arange(len(queries))[:, None], theirs]
         np.testing.assert_allclose(cosines, scores, atol=1e-6)  # of equal signs they may name another
 
@@ -326,9 +326,9 @@ def test_semantic_search_faiss_retrieves_by_eight_bits(door, clips, texts):
     options = {"truncate_dim": 16, "normalize_embeddings": True}
     ranges, vectors = fixed_ranges(16), door.encode(clips, **options)
     corpus = quantize_embeddings(vectors, "uint8", ranges=ranges)
-    for asked in (texts, clips):
-        queries = door.encode(asked, **options)
-        found, _ = semantic_search_faiss(
+    for inputs in (texts, clips):
+        queries = door.encode(inputs, **options)
+        results, _ = semantic_search_faiss(
             queries,
             corpus_embeddings=corpus,
             corpus_precision="uint8",
@@ -340,7 +340,7 @@ def test_semantic_search_faiss_retrieves_by_eight_bits(door, clips, texts):
         index = FlatIndex(16, "int8")
         index.add(encode(vectors, 16, "int8"))
         ours = index.search(queries, 5)[1]
-        for rows in (np.array([[hit["corpus_id"] for hit in hits] for hits in found]), ours):
+        for rows in (np.array([[hit["corpus_id"] for hit in hits] for hits in results]), ours):
             lost = -np.sort(-expected)[:, :5] - np.take_along_axis(expected, rows, 1)
             assert abs(lost).max() < 0.02
-        assert asked is texts or (ours[:, 0] == np.arange(len(clips))).all()
+        assert inputs is texts or (ours[:, 0] == np.arange(len(clips))).all()

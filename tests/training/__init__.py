@@ -1,1 +1,1 @@
-"""The loop, Trainer, recipes and runs."""
+"""Tests of the loop, Trainer, recipes and runs."""

@@ -1,4 +1,4 @@
-"""One gradient: the loop on two processes is the loop on one."""
+"""The loop on two processes equals the loop on one."""
 
 import json
 import os

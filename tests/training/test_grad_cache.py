@@ -1,4 +1,4 @@
-"""One gradient: a batch in small chunks, or on two processes, is the batch in one piece."""
+"""The gradient of a batch in chunks, or on two processes, is that of the undivided batch."""
 
 import os
 from datetime import timedelta
@@ -86,7 +86,7 @@ def share(batch: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
 def work(rank, folder):
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {**ranks, "ACCELERATE_USE_CPU": "true"}
-    dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=timedelta(minutes=3), rank=rank, world_size=2)
     accelerator = Accelerator(cpu=True)
     batch = share(torch.load(f"{folder}/batch.pt", weights_only=True), rank)
     found = {}

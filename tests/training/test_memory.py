@@ -1,4 +1,4 @@
-"""What a training process keeps of the memory of freed tensors."""
+"""Memory of a training process: freed tensors, recomputed states, and the peak."""
 
 import json
 import os
@@ -115,9 +115,9 @@ def gradients(model, processor) -> dict:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal(found: dict, expected: dict) -> None:
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+def assert_equal(results: dict, expected: dict) -> None:
+    assert results.keys() == expected.keys()
+    assert all(torch.equal(results[name], gradient) for name, gradient in expected.items())
 
 
 @pytest.mark.parametrize("many", [True, False])

@@ -1,4 +1,4 @@
-"""A dead worker, a full disk, a moved clock: told clearly, nothing half-written, and the same command goes on."""
+"""A dead worker, a full disk, a changed clock: a clear error, nothing half-written, and resumption."""
 
 import itertools
 import json
@@ -20,6 +20,7 @@ from wavlink.atomic_files import write_text
 from wavlink.evaluation import command as evaluation
 from wavlink.plots import draw_loss
 from wavlink.search.store import IndexFolder
+from wavlink.training import loop
 
 DAY = 86400.0
 
@@ -37,10 +38,10 @@ def full_disk(bytes_left: int = 0):
 
 @pytest.fixture
 def moving_clock(monkeypatch):
-    """Each time it is asked, the system's clock is a day later, and a day earlier, than it is."""
+    """The system's clock, a day late and a day early by turns."""
     jumps, real = itertools.cycle((DAY, -DAY)), time.time
-    for place in ("time.time", "tqdm.std.time"):
-        monkeypatch.setattr(place, lambda: real() + next(jumps))
+    for clock in ("time.time", "tqdm.std.time"):
+        monkeypatch.setattr(clock, lambda: real() + next(jumps))
 
 
 def same_files(run: Path, other: Path) -> bool:
@@ -56,10 +57,10 @@ def same_files(run: Path, other: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "call", "checkpoints"),
-    [(train.Run, "learn", ["step-00000002", "step-00000003"]), (train, "merged_state_dict", ["step-00000002"])],
+    [(train.Run, "learn", ["step-00000002", "step-00000003"]), (loop, "merged_state_dict", ["step-00000002"])],
     ids=["step", "writing"],
 )
-def test_a_killed_worker_is_told_and_the_same_command_loses_nothing(
+def test_a_killed_worker_is_reported_and_the_same_command_loses_nothing(
     folder,  # noqa: F811
     tmp_path,
     monkeypatch,
@@ -81,8 +82,8 @@ def test_a_killed_worker_is_told_and_the_same_command_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(where, call, kill)
-        said = r"^a process that decodes sounds has died.*Killed.*the same command goes on.*--num_workers 0"
-        with pytest.raises(OSError, match=said):
+        message = r"^a process that decodes sounds has died.*Killed.*the same command goes on.*--num_workers 0"
+        with pytest.raises(OSError, match=message):
             train.train(recipe(folder, tmp_path / "run", "--save_steps", "2", "--num_workers", "1"))
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == checkpoints
     resumed = train.train(recipe(folder, tmp_path / "run", "--save_steps", "2"))

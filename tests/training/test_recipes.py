@@ -1,4 +1,4 @@
-"""Recipes: the paper's training to the letter, headed by its command and result; what cannot work fails in seconds."""
+"""Recipes: the paper's training, with its command and results; wrong values are refused in seconds."""
 
 import dataclasses
 import json
@@ -96,7 +96,7 @@ def test_a_recipe_says_what_the_paper_reports(size):
 
 def test_the_sweep_is_the_papers_24():
     towers = {"clip": "openai/clip-vit-large-patch14", "modernbert": "answerdotai/ModernBERT-large"}
-    found = design_sweep()
+    results = design_sweep()
     axes = [
         (text, loss, regime, scope)
         for text in ("clip", "modernbert")
@@ -104,8 +104,8 @@ def test_the_sweep_is_the_papers_24():
         for regime in ("projector", "lora", "full")
         for scope in ("audio", "both")
     ]
-    assert [recipe.name for recipe in found] == ["-".join(names) for names in axes]
-    for recipe, (text, loss, regime, scope) in zip(found, axes, strict=True):
+    assert [recipe.name for recipe in results] == ["-".join(names) for names in axes]
+    for recipe, (text, loss, regime, scope) in zip(results, axes, strict=True):
         wanted = SETTINGS | {"loss_type": loss, "regime": regime, "scope": scope, "text_model": towers[text]}
         wanted |= {"projection_dim": 768} if text == "modernbert" else {}
         wanted |= {"audio_model": "openai/whisper-large-v3", "data": "auto_acd", "validation_data": "audiocaps"}
@@ -163,7 +163,7 @@ def refused(recipe: Recipe, message: str) -> None:
     assert not Path(recipe.output_dir).exists()
 
 
-def test_the_guard_of_these_tests_is_awake(no_weights, folder, tmp_path):  # noqa: F811
+def test_loading_weights_fails_in_these_tests(no_weights, folder, tmp_path):  # noqa: F811
     with pytest.raises(AssertionError, match="weights were loaded"):
         train.train(quick(folder, tmp_path / "run"))
 
@@ -248,7 +248,7 @@ def test_fewer_clips_than_processes_are_refused(no_weights, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "options", [["--matryoshka_dims", "256"], ["--mixture", '{"clotho": -1}'], ["--lora_rank", "0"]]
 )
-def test_a_recipe_alone_refuses_its_own_faults(options, capsys):
+def test_a_recipe_refuses_wrong_values(options, capsys):
     with pytest.raises(SystemExit):
         train.parse_recipe(["quickstart", *options])
     assert options[0].strip("-") in capsys.readouterr().err
@@ -263,7 +263,7 @@ def test_main_says_why_in_one_line(no_weights, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("native, precision", [(True, "bf16"), (False, "no")])
 def test_auto_is_bf16_only_where_the_device_computes_in_it(monkeypatch, native, precision):
-    monkeypatch.setattr("wavlink.training.recipes.computes_in_bf16", lambda: native)
+    monkeypatch.setattr("wavlink.training.recipe_fields.computes_in_bf16", lambda: native)
     assert get_recipe("quickstart").mixed_precision == precision  # a recipe never holds "auto", so a run records it
     assert get_recipe("base_stage1").mixed_precision == "bf16"
 

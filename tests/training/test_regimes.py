@@ -1,4 +1,4 @@
-"""Regimes and scopes: exactly what was asked for learns; LoRA merged, adapted, in chunks or resumed is one model."""
+"""Regimes and scopes: the parameters that learn; LoRA merged, as an adapter, in chunks, or resumed is one model."""
 
 import json
 
@@ -91,7 +91,7 @@ def embeds(model, batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("regime, scope", REGIMES)
-def test_exactly_what_was_asked_for_learns(towers, regime, scope):
+def test_exactly_the_selected_parameters_learn(towers, regime, scope):
     model, audio, text = towers
     in_scope = ("audio_model.",) if scope == "audio" else ("audio_model.", "text_model.")
     expected = {
@@ -146,7 +146,7 @@ def test_targets_choose_and_unknown_ones_are_refused(model):
     assert learned(model) == adapters(chosen) | PROJECTIONS | TOKEN
 
 
-def test_what_learns_is_said(model):
+def test_the_description_names_what_learns(model):
     """32 wide, 64 inside: a map of attention has 8 (32 + 32) LoRA parameters, one of the feed-forward 8 (32 + 64)."""
     total = sum(parameter.numel() for parameter in model.parameters())
     lora = 2 * (4 * 8 * 64 + 2 * 8 * 96)
@@ -364,9 +364,9 @@ def client(hub, base, lora_run, folder, processor, tmp_path_factory):  # noqa: F
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "hub"])
 def test_stock_peft_puts_the_adapter_on_its_base_in_a_clean_process(client, source):
-    clean, found, _ = client
+    clean, results, _ = client
     assert clean
-    for got, expected, base in zip(found[source], found["merged"], found["base"], strict=True):
+    for got, expected, base in zip(results[source], results["merged"], results["base"], strict=True):
         torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), atol=1e-6, rtol=0)
         assert (torch.tensor(got) - torch.tensor(base)).abs().max() > 1e-2
 

@@ -1,4 +1,4 @@
-"""A run goes on only with the processes, the data and the vocabulary that it was begun with."""
+"""A run is resumed only with the processes, data and vocabulary that it was started with."""
 
 import json
 import os
@@ -63,11 +63,11 @@ def begin(folder, tmp_path, monkeypatch):
     return lambda: train.train(recipe)
 
 
-def change_place(tmp_path, change) -> None:
+def change_state(tmp_path, change) -> None:
     for path in (tmp_path / "run/checkpoints").glob("step-*/place.json"):
-        place = json.loads(path.read_text())
-        change(place)
-        path.write_text(json.dumps(place))
+        state = json.loads(path.read_text())
+        change(state)
+        path.write_text(json.dumps(state))
 
 
 def test_an_unchanged_run_goes_on(begin):
@@ -75,19 +75,19 @@ def test_an_unchanged_run_goes_on(begin):
 
 
 def test_a_checkpoint_of_an_older_version_goes_on(begin, tmp_path):
-    change_place(tmp_path, lambda place: place.pop("facts"))
+    change_state(tmp_path, lambda state: state.pop("facts"))
     begin()
 
 
 @pytest.mark.parametrize("older", [False, True])
 def test_another_number_of_processes_is_refused(begin, tmp_path, older):
-    def change(place):
-        place["feeds"] = [{}, {}]
-        place["facts"]["processes"] = 2
+    def change(state):
+        state["feeds"] = [{}, {}]
+        state["facts"]["processes"] = 2
         if older:
-            del place["facts"]
+            del state["facts"]
 
-    change_place(tmp_path, change)
+    change_state(tmp_path, change)
     with pytest.raises(ValueError, match="processes: 2, now 1.*--output_dir"):
         begin()
 
@@ -215,12 +215,12 @@ def test_a_digest_of_rows_does_not_depend_on_how_they_are_chunked():
 @pytest.mark.parametrize("stored", ["bytes", "path"])
 def test_a_fingerprint_of_sounds_is_of_their_content(stored, tmp_path):
     """Two sounds of one name and size are not one."""
-    found = []
+    results = []
     for seed in range(2):
         noise = np.random.default_rng(seed).uniform(-0.5, 0.5, 1600)
         soundfile.write(tmp_path / "x.wav", noise, RATE)
         content = (tmp_path / "x.wav").read_bytes() if stored == "bytes" else None
         audio = {"bytes": content, "path": "x.wav" if content else str(tmp_path / "x.wav")}
         rows = [{"audio": audio, "caption": "a sound"}]
-        found += [fingerprint(rows), fingerprint(rows)]
-    assert found[0] == found[1] != found[2] == found[3]
+        results += [fingerprint(rows), fingerprint(rows)]
+    assert results[0] == results[1] != results[2] == results[3]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: nothing half-written, wherever it stops, and a record of how it came about."""
+"""The folder of a run: nothing half-written after any interruption, and records of each start."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from wavlink.training.run_folder import (
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_folder_is_whole_or_absent(tmp_path):
+def test_a_folder_is_written_atomically(tmp_path):
     target = tmp_path / "best"
     with whole(target) as unfinished:
         (unfinished / "weights").write_text("first")
@@ -48,11 +48,11 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "removed"])
-def test_killed_at_any_moment_a_folder_is_whole_or_absent(tmp_path, replaced):
+def test_a_folder_is_complete_after_a_kill_at_any_moment(tmp_path, replaced):
     """The call of that number, of those that change a folder, does not come."""
 
-    def write(place: Path, content: str) -> None:
-        with whole(place) as unfinished:
+    def write(target_folder: Path, content: str) -> None:
+        with whole(target_folder) as unfinished:
             for name in "abc":
                 (unfinished / name).write_text(content)
 
@@ -85,7 +85,7 @@ def test_killed_at_any_moment_a_folder_is_whole_or_absent(tmp_path, replaced):
     assert len(states) > 4 and "aoldboldcold" in states and states[-1] == ("anewbnewcnew" if replaced else "")
 
 
-def test_what_a_killed_run_was_writing_goes(folder, tmp_path):  # noqa: F811
+def test_unfinished_files_of_a_killed_run_are_removed(folder, tmp_path):  # noqa: F811
     """Also a checkpoint of a step, such as a SIGTERM's, at which the run writes none when it goes on."""
     for name in ("checkpoints/.step-00000003.unfinished", ".last.older.unfinished"):
         (tmp_path / "run" / name).mkdir(parents=True)
@@ -95,13 +95,13 @@ def test_what_a_killed_run_was_writing_goes(folder, tmp_path):  # noqa: F811
     assert not list(run.rglob("*unfinished*"))
 
 
-def test_half_a_line_in_the_record_of_starts_does_not_stay(tmp_path):
+def test_an_incomplete_line_in_environment_jsonl_is_removed(tmp_path):
     (tmp_path / "environment.jsonl").write_text('{"step": 0}\n{"step": 1, "pack')
     note_seconds(tmp_path, 2, 3.0)
     assert (tmp_path / "environment.jsonl").read_text() == '{"step": 0}\n{"step": 2, "seconds": 3.0}\n'
 
 
-def test_metrics_forget_what_lies_beyond_a_step_and_half_a_line(tmp_path):
+def test_metrics_drop_lines_after_a_step_and_incomplete_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 2, "valid')
     metrics = Metrics(tmp_path, 2)
     metrics.write(step=3, loss=1.5)
@@ -149,7 +149,7 @@ def test_the_commit_is_of_the_repository_that_tracks_the_file(tmp_path, monkeypa
     assert commit_of(package / "run_folder.py") == git("rev-parse", "--short", "HEAD")
 
 
-def test_every_start_of_a_run_is_noted_with_pictures_beside_it(folder, tmp_path):  # noqa: F811
+def test_every_start_of_a_run_is_noted_with_pictures_beside_it(folder, tmp_path, plots):  # noqa: F811
     for steps in ("2", "2"):
         train.train(recipe(folder, tmp_path / "run", "--max_steps", steps, "--save_steps", "1"))
     lines = [json.loads(line) for line in (tmp_path / "run/environment.jsonl").read_text().splitlines()]
@@ -219,7 +219,7 @@ def test_checkpoints_carry_all_state_that_training_has(folder, tmp_path):  # noq
     run.save_checkpoint()
     (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
     names = {"model.safetensors", "optimizer.bin", "scaler.pt", "random_states_0.pkl"}
-    own = {"place.json"}  # the run's step, its schedule and its place in its data
+    own = {"place.json"}  # the run's step, its schedule and its position in the data
     assert {path.name for path in checkpoint.iterdir()} == names | own
     again = train.Run(recipe(folder, tmp_path / "run", "--max_steps", "2"))
     again.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)

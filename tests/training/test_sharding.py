@@ -1,4 +1,4 @@
-"""Config files for `accelerate launch`, and that two processes, sharded or not, train and evaluate as one."""
+"""Config files for `accelerate launch`; two processes, sharded or not, train and evaluate as one."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def assert_trained_alike(output, alone) -> None:
     assert {name: x.shape for name, x in got.items()} == {name: x.shape for name, x in expected.items()}
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=0, atol=1e-5, msg=name)
-    # A process leaves its own state of chance: the run did have two.
+    # Each process writes its random state: the run did have two.
     newest = max((output / "checkpoints").iterdir())
     assert {path.name for path in newest.glob("random_states_*")} == {"random_states_0.pkl", "random_states_1.pkl"}
 

@@ -1,4 +1,4 @@
-"""The sweep: any configurations under any seeds, gone on with where it stopped, and a table and a figure of them."""
+"""The sweep: configurations and seeds, resumption, and its table and figure."""
 
 import dataclasses
 import gc
@@ -60,7 +60,7 @@ def again(swept, small, *options) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_what_was_asked_for(swept):
+def test_a_sweep_runs_the_selected_configurations(swept):
     runs = {path.name for path in swept.iterdir() if path.is_dir()}
     names = ["clip-info_nce-projector-audio", "clip-info_nce-projector-both", "modernbert-sigmoid-lora-both"]
     assert runs == {f"{name}-seed3" for name in names}
@@ -68,8 +68,8 @@ def test_a_sweep_runs_what_was_asked_for(swept):
     rows = json.loads((swept / "sweep.json").read_text())
     assert [(row["name"], row["seed"], row["step"]) for row in rows] == [(name, 3, 2) for name in names]
     assert set(rows[0]["validation"]["text_to_audio"]) == {"16", "8", "4", "2"}
-    told = {name: json.loads((swept / f"{name}-seed3/recipe.json").read_text()) for name in names}
-    assert told[names[2]]["loss_type"] == "sigmoid" and told[names[2]]["regime"] == "lora"
+    recipes = {name: json.loads((swept / f"{name}-seed3/recipe.json").read_text()) for name in names}
+    assert recipes[names[2]]["loss_type"] == "sigmoid" and recipes[names[2]]["regime"] == "lora"
     assert (swept / f"{names[2]}-seed3/last/adapter/adapter_model.safetensors").is_file()
     assert len((swept / "sweep.md").read_text().splitlines()) == 2 + 3
     with Image.open(swept / "figure1.png") as figure:
@@ -143,12 +143,12 @@ def test_seeds_and_patterns_choose_the_runs(tmp_path):
     options = parse(
         "--only", "*-full-both", "--seeds", "0,7,7", "--clip", "a", "--modernbert", "b", "--lora_rank", "2"
     )
-    found = sweep.configurations(options | {"output_dir": "out"})
+    results = sweep.configurations(options | {"output_dir": "out"})
     names = [f"{text}-{loss}-full-both" for text in ("clip", "modernbert") for loss in ("info_nce", "sigmoid")]
-    assert [recipe.output_dir for recipe in found] == [f"out/{name}-seed{seed}" for seed in (0, 7) for name in names]
-    assert [recipe.seed for recipe in found] == [0] * 4 + [7] * 4
-    assert [recipe.text_model for recipe in found] == ["a", "a", "b", "b"] * 2
-    assert {recipe.lora_rank for recipe in found} == {2}
+    assert [recipe.output_dir for recipe in results] == [f"out/{name}-seed{seed}" for seed in (0, 7) for name in names]
+    assert [recipe.seed for recipe in results] == [0] * 4 + [7] * 4
+    assert [recipe.text_model for recipe in results] == ["a", "a", "b", "b"] * 2
+    assert {recipe.lora_rank for recipe in results} == {2}
     assert len(sweep.configurations(parse())) == 24
     assert sweep.configurations(parse())[0].output_dir == "runs/sweep/clip-info_nce-projector-audio-seed0"
 
@@ -212,8 +212,8 @@ def test_the_table_is_sorted_and_shows_means_and_ranges():
 def test_the_last_validation_is_the_result(tmp_path):
     lines = [{"step": 2, "validation": {"a": 1}}, {"step": 4, "validation": {"a": 2}}, {"step": 5, "loss": 0.1}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = sweep.result(Recipe("x", init="y", seed=4, output_dir=str(tmp_path)))
-    assert found == {"name": "x", "seed": 4, "step": 4, "validation": {"a": 2}}
+    results = sweep.result(Recipe("x", init="y", seed=4, output_dir=str(tmp_path)))
+    assert results == {"name": "x", "seed": 4, "step": 4, "validation": {"a": 2}}
 
 
 def test_a_finished_run_leaves_the_memory_before_the_next_begins(small, tmp_path):

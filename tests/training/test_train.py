@@ -1,4 +1,4 @@
-"""The loop: its command line, what it writes, and that a killed run is not lost."""
+"""The loop: its command line, its outputs, and resumption after a kill."""
 
 import dataclasses
 import json
@@ -69,8 +69,8 @@ def test_recipes_are_frozen(name):
         get_recipe(name).seed = 1
 
 
-@pytest.mark.parametrize("loss_type", ["info_nce", "sigmoid"])
-def test_a_run_writes_models_metrics_and_a_picture(folder, tmp_path, loss_type):
+@pytest.mark.parametrize("loss_type", ["info_nce", pytest.param("sigmoid", marks=pytest.mark.slow)])
+def test_a_run_writes_models_metrics_and_a_picture(folder, tmp_path, plots, loss_type):
     output = train.train(recipe(folder, tmp_path / "run", "--loss_type", loss_type))
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "loss" in record]

@@ -1,4 +1,4 @@
-"""One gradient through `transformers.Trainer`: on two processes, in small chunks, with shares of unequal size."""
+"""The gradient of `transformers.Trainer` on two processes, in chunks, and with shares of unequal size."""
 
 import gc
 import os
@@ -63,7 +63,7 @@ def work(rank: int, folder: str) -> None:
     os.environ |= {**ranks, "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(1)
     gc.freeze()  # each Trainer collects garbage at its start, which need not look through all that was imported
-    dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", timeout=timedelta(minutes=3), rank=rank, world_size=2)
     found = {}
     for loss_type in LOSSES:
         for regime in REGIMES:
@@ -150,7 +150,7 @@ def test_the_plan_is_that_of_one_process(wavlink, together, loss_type):
 @pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_tolerance_would_notice_missing_negatives(wavlink, expected, loss_type, regime):
-    """What one gets where each process knows its own clips alone: the mean of the two shares' gradients."""
+    """The gradients if each process knows its share of clips alone: the mean of the two shares' gradients."""
     model = prepared(wavlink, loss_type, regime).train()
     collate = collator(wavlink)
     for share in (rows(6)[::2], rows(6)[1::2]):

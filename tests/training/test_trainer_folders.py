@@ -1,4 +1,4 @@
-"""`WavLinkTrainer` beside its gradients: what it saves and goes on from, its batches, and what it refuses."""
+"""`WavLinkTrainer`: saved folders, resumption, batches, and refused arguments."""
 
 import copy
 
@@ -59,8 +59,8 @@ def test_lora_is_saved_merged_and_as_an_adapter(wavlink, tmp_path):  # noqa: F81
     assert (before - expected).abs().max() > 1e-3
 
 
-def test_the_best_lora_comes_back_at_the_end(wavlink, tmp_path):  # noqa: F811
-    """The loss is told to rise with each step, so that the first is the best."""
+def test_the_best_lora_is_loaded_at_the_end(wavlink, tmp_path):  # noqa: F811
+    """The loss rises with each step, so the first model is the best."""
     model = prepared(wavlink, "info_nce", "lora")
     options = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "eval_strategy": "steps"}
     options |= {"eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
@@ -129,16 +129,16 @@ def test_batches_of_an_epoch(wavlink):  # noqa: F811
 
 def test_captions_and_crops_change_with_the_epoch(wavlink):  # noqa: F811
     table = [{"audio": {**row["audio"], "path": None}, "caption": row["caption"]} for row in rows(4)]
-    asked = []
+    keys = []
 
     class Noted(CaptionedAudio):
         def __getitem__(self, key):
-            asked.append(key)
+            keys.append(key)
             return {**super().__getitem__(key), "caption": CAPTIONS[0]}
 
     dataset = Noted(table, ["caption"], shuffle=True)
     train(wavlink, prepared(wavlink, "info_nce"), dataset, per_device_train_batch_size=4)
-    assert sorted(asked) == [(epoch, index) for epoch in (0, 1) for index in range(4)]
+    assert sorted(keys) == [(epoch, index) for epoch in (0, 1) for index in range(4)]
 
 
 def test_group_by_length_reads_the_lengths(wavlink):  # noqa: F811

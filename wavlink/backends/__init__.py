@@ -1,1 +1,1 @@
-"""Other ways to run the towers than torch's own."""
+"""Backends that run the towers: torch on a CPU with packed weights, and ONNX."""

@@ -1,4 +1,4 @@
-"""Both towers as ONNX, checked in onnxruntime before they are left behind, in a folder that is served without torch.
+"""Export both towers to ONNX, verified in onnxruntime, into a folder that is served without torch.
 
 ```
 python -m wavlink.backends.onnx runs/sounds/best onnx/sounds
@@ -12,7 +12,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.export import Dim
+from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_wavlink.configuration_wavlink import text_max_length
 from processing.datasets.synthetic import KINDS, render
@@ -34,8 +35,8 @@ TOLERANCE = 1e-4  # of a number in a unit vector, between onnxruntime and torch
 CONFIG, MEL_FILTERS = "wavlink_onnx.json", "mel_filters.npy"
 INPUTS = {"audio": ("input_features", "input_features_mask"), "text": ("input_ids", "attention_mask")}
 _MEASURED = 32  # clips and texts, by which int8 is compared with fp32
-# What both must agree on: batches by the samples of their clips (1, 3, 34, 77 and 3000 frames), by the words of their
-# texts. The graph is traced with the first of each.
+# Batches on which torch and onnxruntime must agree: samples of clips (1, 3, 34, 77 and 3000 frames), words of texts.
+# The graph is traced with the first of each.
 _CLIPS = ([12320, 5300, 400, 12320], [1], [400, 5300], [480000, 160])
 _WORDS = ([3, 12], [1], [7, 1, 7], [500])
 
@@ -43,49 +44,50 @@ _WORDS = ([3, 12], [1], [7, 1, 7], [500])
 class Tower(nn.Module):
     """`get_audio_features` or `get_text_features` as a graph: inputs and mask in, L2-normalised `[B, D]` out."""
 
-    def __init__(self, model, name: str):
+    def __init__(self, model: PreTrainedModel, name: str):
         super().__init__()
         self.model = model
         self.name = name
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embed a batch, `[B, D]`."""
         return getattr(self.model, f"get_{self.name}_features")(inputs, mask).pooler_output
 
 
 def export_onnx(
-    model,
-    processor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     folder: str | os.PathLike,
     int8: bool = False,
     opset: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Writes a folder that `examples/serve_onnx.py` serves, once all in it is checked.
+    """Write a folder that `examples/serve_onnx.py` serves, once its vectors are verified.
 
     `audio.onnx` takes `input_features` float32 `[B, F, T]` and `input_features_mask` int64 `[B, T]` (ones where the
-    checkpoint pads to 30 s) and gives `audio_embeds` `[B, projection_dim]`; `text.onnx` takes `input_ids` and
-    `attention_mask` int64 `[B, L]` and gives `text_embeds`. B, T and L are free; the vectors are float32 and
-    L2-normalised. Weights over 2 GB lie beside their graph, in `audio.onnx.data`. With them come the tokenizer's
+    checkpoint pads to 30 s) and returns `audio_embeds` `[B, projection_dim]`; `text.onnx` takes `input_ids` and
+    `attention_mask` int64 `[B, L]` and returns `text_embeds`. B, T and L are dynamic; the vectors are float32 and
+    L2-normalised. Weights over 2 GB are beside their graph, in `audio.onnx.data`. The folder also has the tokenizer's
     files, `preprocessor_config.json`, the mel filters `[n_fft / 2 + 1, F]` and `wavlink_onnx.json`.
 
     Args:
-        model: a WavLink with a Whisper; what is exported is a copy of it in fp32.
-        processor: its own.
+        model: a WavLink with a Whisper; a copy of it in fp32 is exported.
+        processor: of the model.
         folder: new, or of an earlier export, whose files are replaced; other files in it stay.
-        int8: the weights of matrix products and embeddings in 8 bits, by onnxruntime's dynamic quantization. The
-            activations are then scaled by the whole batch: only in batches of one does a clip have one vector.
-        opset: of ONNX, 18 or later; default: torch's own.
-        progress: called with what is done next, before each step.
+        int8: store the weights of matrix products and embeddings in 8 bits, by onnxruntime's dynamic quantization. The
+            activations are then scaled by batch, so a clip's vector depends on its batch unless that has one clip.
+        opset: of ONNX, 18 or later; default: torch's.
+        progress: called with a description of each step before it.
 
     Returns:
-        what `wavlink_onnx.json` holds: how to hear and to read, `logit_scale` (a log) and `logit_bias`, `agreement`
-        (the largest difference to torch of a number in a vector, in fp32), with int8 `int8_cosine` (`mean` and `min`
-        of the cosines to fp32, of so many synthetic clips and their captions, each alone), and `files`, the names of
-        all that was written.
+        The content of `wavlink_onnx.json`: settings of the feature extractor and the tokenizer, `logit_scale` (a log)
+        and `logit_bias`, `agreement` (the largest difference of a value to torch, in fp32), with int8 `int8_cosine`
+        (`mean` and `min` of the cosines to fp32, of `measured` synthetic clips and their captions, in batches of one),
+        and `files`, the names of all files written.
 
     Raises:
-        ValueError: a model that cannot be exported, a tokenizer that needs transformers, or vectors that onnxruntime
-            computes otherwise. Nothing is then written.
+        ValueError: a model that cannot be exported, a tokenizer that needs transformers, or vectors that differ in
+            onnxruntime. Nothing is then written.
     """
     _refuse_other_folder(Path(folder))
     model = _exportable(model)
@@ -109,8 +111,8 @@ def export_onnx(
     return about
 
 
-def run(session: onnxruntime.InferenceSession, inputs) -> np.ndarray:
-    """`[B, projection_dim]` of what the processor gives (numpy or torch); all is heard where it gives no mask."""
+def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray | Tensor]) -> np.ndarray:
+    """Embed a processor's outputs: `[B, projection_dim]`; without a mask every frame or token is attended to."""
     names = INPUTS["text" if "input_ids" in inputs else "audio"]
     values = np.asarray(inputs[names[0]])
     mask = np.asarray(inputs[names[1]]) if names[1] in inputs else np.ones(values.shape[::2], dtype=np.int64)
@@ -118,11 +120,12 @@ def run(session: onnxruntime.InferenceSession, inputs) -> np.ndarray:
 
 
 def load(path: Path) -> onnxruntime.InferenceSession:
+    """Open a graph in onnxruntime, on the CPU."""
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def measured(name: str, processor) -> list[dict]:
-    """The seeded synthetic clips, or their captions, that int8 is measured on: one batch of one for each."""
+def measured(name: str, processor: ProcessorMixin) -> list[dict]:
+    """Return the seeded synthetic clips, or their captions, on which int8 is measured, as batches of one."""
     rendered = [render(kind, np.random.default_rng(seed)) for seed, kind in enumerate(list(KINDS)[:_MEASURED])]
     if name == "text":
         return [processor(text=captions[0], return_tensors="np") for _, captions in rendered]
@@ -137,12 +140,12 @@ def _refuse_other_folder(folder: Path) -> None:
 
 
 def _record(folder: Path) -> Path | None:
-    """What says which files an earlier export has written, be it one that was killed as it moved them."""
+    """The file that lists the files of an earlier export, also of one that was killed while it moved them."""
     return next((path for path in (folder / CONFIG, interrupted(folder, CONFIG)) if path.is_file()), None)
 
 
 def _files_of_earlier(folder: Path) -> list[str]:
-    """The files of an earlier export, by its record; one that has no list is of a version that named none."""
+    """The files of an earlier export, by its record; earlier versions wrote no list."""
     try:
         names = json.loads(_record(folder).read_text(encoding="utf-8"))["files"]
         return [name for name in names if name == os.path.basename(name)]
@@ -151,7 +154,7 @@ def _files_of_earlier(folder: Path) -> list[str]:
 
 
 def _refuse_to_overwrite(folder: Path, unfinished: Path) -> None:
-    """What others have put beside an export stays theirs."""
+    """Refuse to overwrite files that no export has written."""
     record = _record(folder)
     if not record or '"files"' not in record.read_text(encoding="utf-8", errors="replace"):
         return
@@ -174,11 +177,9 @@ def _exportable(model):
 
 
 def _write_processor(model, processor, folder: Path) -> dict:
-    """The files that hearing and reading need, and what the numbers in them are."""
+    """Write the files of the feature extractor and the tokenizer, and return their settings."""
     extractor, tokenizer, config = processor.feature_extractor, processor.tokenizer, model.config
-    settings = {
-        name: value for name, value in extractor.to_dict().items() if name != "auto_map"
-    }  # no code comes along
+    settings = {name: value for name, value in extractor.to_dict().items() if name != "auto_map"}  # which names code
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     np.save(folder / MEL_FILTERS, extractor.mel_filters.astype(np.float32))
     tokenizer.save_pretrained(folder)
@@ -204,7 +205,7 @@ def _write_processor(model, processor, folder: Path) -> dict:
 
 
 def _check_tokenizer(processor, folder: Path, limit: int | None) -> None:
-    """Without transformers a text must become the same ids."""
+    """Refuse a tokenizer whose ids differ without transformers."""
     if not (folder / "tokenizer.json").is_file():
         raise ValueError("the tokenizer has no tokenizer.json, which reading without transformers needs")
     alone = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -217,12 +218,12 @@ def _check_tokenizer(processor, folder: Path, limit: int | None) -> None:
 
 
 def _sentence(words: int) -> str:
-    said = " ".join(caption for kind in KINDS.values() for caption in kind.captions[1:]).split()
-    return " ".join((said * (words // len(said) + 1))[:words])
+    vocabulary = " ".join(caption for kind in KINDS.values() for caption in kind.captions[1:]).split()
+    return " ".join((vocabulary * (words // len(vocabulary) + 1))[:words])
 
 
 def _batches(name: str, processor) -> list[dict]:
-    """What onnxruntime must agree on with torch, as torch tensors."""
+    """The batches on which onnxruntime must agree with torch, as torch tensors."""
     if name == "text":
         return [processor(text=[_sentence(words) for words in batch], return_tensors="pt") for batch in _WORDS]
     rng = np.random.default_rng(0)
@@ -234,7 +235,7 @@ def _batches(name: str, processor) -> list[dict]:
 
 @torch.no_grad()
 def _write_graph(tower: Tower, path: Path, example: dict, text_limit: int | None, opset: int | None) -> int:
-    """The opset that was written."""
+    """Write a graph and return its opset."""
     names = INPUTS[tower.name]
     batch = Dim("batch")
     if tower.name == "text":
@@ -266,10 +267,10 @@ def _agreement(tower: Tower, path: Path, batches: Sequence[dict]) -> float:
     differences = []
     for batch in batches:
         expected = tower(batch[names[0]], batch.get(names[1])).numpy()
-        found = run(session, batch)
-        if found.shape != expected.shape:
-            raise ValueError(f"the {tower.name} tower gives {found.shape} in onnxruntime, not {expected.shape}")
-        differences.append(float(np.abs(found - expected).max()))
+        result = run(session, batch)
+        if result.shape != expected.shape:
+            raise ValueError(f"the {tower.name} tower gives {result.shape} in onnxruntime, not {expected.shape}")
+        differences.append(float(np.abs(result - expected).max()))
     worst = max(differences)
     if not worst <= TOLERANCE or np.isnan(differences).any():
         raise ValueError(f"the {tower.name} vectors in onnxruntime differ from torch's by up to {differences}")
@@ -277,16 +278,13 @@ def _agreement(tower: Tower, path: Path, batches: Sequence[dict]) -> float:
 
 
 def _to_int8(path: Path, processor) -> dict[str, float]:
-    """Puts 8 bits in the place of a graph's weights, and says what that costs."""
-    smaller = path.parent / "int8" / path.name  # by its own name, which external data would be found by
+    """Replace a graph's weights by 8-bit ones, and return the cosines of their vectors to those of fp32."""
+    smaller = path.parent / "int8" / path.name  # of the same name, by which external data is found
     smaller.parent.mkdir()
     quantize_dynamic(
         path,
         smaller,
-        op_types_to_quantize=[
-            "MatMul",
-            "Gather",
-        ],  # in 8 bits Whisper's two convolutions would take three times as long
+        op_types_to_quantize=["MatMul", "Gather"],  # in 8 bits Whisper's two convolutions take three times as long
         per_channel=True,
         reduce_range=True,  # sums of products fit into 16 bits: the vectors are the same with and without VNNI
         weight_type=QuantType.QInt8,
@@ -302,10 +300,12 @@ def _to_int8(path: Path, processor) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with its arguments, by default those of the process."""
     run_export(of.parser_of(of.export, "wavlink export", __doc__).parse_args(argv))
 
 
 def run_export(options: argparse.Namespace) -> None:
+    """Run the command with parsed options."""
     with stdout_for(options.as_json) as print_json:
         step(f"loading {options.model}")
         loaded = load_for_evaluation(options.model)

@@ -1,10 +1,10 @@
-"""One command for every score of the paper, of any models side by side.
+"""The command `wavlink eval`: every score of the paper, for one model or several side by side.
 
     python -m wavlink.evaluation.command --model M [M ...] --output SCORES.json \\
         --benchmark audiocaps|clotho|esc50|us8k|vggsound|airbench|synthetic|FOLDER
 
 A model is a WavLink or a CLAP, a folder or a Hub id, or `random:M`, M's architecture with new weights. FOLDER is any
-audiofolder or Hub data set with captions, labels or both. Killed, the same command goes on where it was.
+audiofolder or Hub data set with captions, labels or both. After a kill, the same command goes on where it stopped.
 """
 
 import argparse
@@ -36,11 +36,10 @@ from wavlink.sanitize import printable
 
 from .embed_split import fingerprint, open_store, remove_store
 from .metrics import multiple_choice_accuracy as multiple_choice_accuracy
-from .metrics import percent
 from .metrics import recall_at_k as recall_at_k
 from .metrics import zero_shot_accuracy as zero_shot_accuracy
-from .protocol import Protocol, evaluate_dataset, refuse_unscorable, table
-from .retrieval import DIRECTIONS
+from .protocol import Protocol, evaluate_dataset, refuse_unscorable
+from .report import comparison, evaluation_report
 from .retrieval import compute_metrics as compute_metrics
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "soundfile", "soxr")
@@ -51,13 +50,13 @@ _NAMES = (*_OF_CAPTIONS, *BENCHMARKS, SYNTHETIC)
 def load(
     benchmark: str, split: str = "", data: str = "", say: Callable[[str], None] | None = None
 ) -> tuple[datasets.Dataset, dict]:
-    """A split, and what to record of it.
+    """Load a split, and describe it for the scores file.
 
     Args:
         benchmark: a name, a folder or a Hub id.
-        split: default: what the benchmark is scored on; of a folder, `test`.
+        split: default: the one that the benchmark is scored on; of a folder, `test`.
         data: of a benchmark by name, the copy to read (see `load_benchmark` and `load_paper_data`).
-        say: called with what was left out of it (default: print it).
+        say: called with a report of the rows left out (default: print it).
     """
     if benchmark in BENCHMARKS:
         dataset, report = load_benchmark(benchmark, split, data)
@@ -83,24 +82,29 @@ def load(
 
 
 def _commit(dataset: datasets.Dataset) -> str | None:
-    """Of a data set from the Hub the commit: `datasets` keeps each in a folder of that name."""
+    """Return the commit of a data set from the Hub: `datasets` names the cached folder after it."""
     names = [Path(file["filename"]).parent.name for file in dataset.cache_files]
     return next((name for name in names if re.fullmatch("[0-9a-f]{40}", name)), None)
 
 
 def score(
-    name: str | Embedder, dataset, columns: Sequence[str], protocol: Protocol, batch_size: int, store=None
+    name: str | Embedder,
+    dataset: datasets.Dataset,
+    columns: Sequence[str],
+    protocol: Protocol,
+    batch_size: int,
+    store: tuple[Path, str] | None = None,
 ) -> dict:
-    """What is on record of one model: who it is, what it scored, and what that depends on.
+    """Score one model; return its description, protocol, versions and scores.
 
     Args:
         name: as `load_for_evaluation` takes it, or an embedder, whose model and processor are scored as they are.
-        store: a folder for parts of the work and what tells the data apart from other data, if parts are to be kept.
+        store: a folder for finished parts of the work, and the data's fingerprint; None keeps no parts.
     """
     known = {}
     if isinstance(name, Embedder):
         model, processor = name.model, name.processor
-        known = {"parameters": name.parameters, "revision": name.revision}  # of its weights before they were packed
+        known = {"parameters": name.parameters, "revision": name.revision}  # those before its weights were packed
     else:
         model, processor = load_for_evaluation(name, "cuda" if torch.cuda.is_available() else "cpu")
     if store:
@@ -120,31 +124,8 @@ def score(
     }
 
 
-def side_by_side(models: Sequence[dict]) -> str:
-    """A line a model, at its full width."""
-    figures = [_headline(scores) for scores in models]
-    names = [f"{row['model']} ({row['about']['kind']}, {row['about']['parameters'] / 1e6:.1f}M)" for row in models]
-    width = max(map(len, names))
-    lines = [" " * width + "".join(f"{title:>24}" for title in figures[0])]
-    for name, row in zip(names, figures, strict=True):
-        lines.append(f"{name:{width}}" + "".join(f"{percent(x):>24}" for x in row.values()))
-    return "\n".join(lines)
-
-
-def _headline(scores: dict) -> dict[str, dict]:
-    dim = str(scores["about"]["dims"])
-    figures = {
-        f"{DIRECTIONS[way]} R@{k}": scores[way][dim][f"R@{k}"] for way in DIRECTIONS if way in scores for k in (1, 10)
-    }
-    if "zero_shot" in scores:
-        figures["zero-shot"] = scores["zero_shot"][dim]["accuracy"]
-    if "multiple_choice" in scores:
-        figures["multiple choice"] = scores["multiple_choice"][dim]["total"]
-    return figures
-
-
 def draw(models: Sequence[dict], output: Path) -> None:
-    """Pictures beside `output`: recall by dims, and of each model the confusions of its labels."""
+    """Draw plots beside `output`: recall by dims, and the confusions of each model's labels."""
     if "text_to_audio" in models[0]:
         draw_dims({scores["model"]: scores for scores in models}, output.with_suffix(".recall.png"))
     for number, scores in enumerate(models):
@@ -154,16 +135,18 @@ def draw(models: Sequence[dict], output: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with its arguments, by default those of the process."""
     run(_parser().parse_args(argv))
 
 
 def run(options: argparse.Namespace) -> None:
+    """Run the command with parsed options."""
     with stdout_for(options.as_json) as print_json:
         print_json(_score(options))
 
 
 def _score(options: argparse.Namespace) -> dict:
-    """The scores, which are printed and written as they come."""
+    """Evaluate; scores are printed and written as they come."""
     return evaluate_models(
         options.model,
         options.benchmark,
@@ -190,11 +173,11 @@ def evaluate_models(
     Args:
         models: as `score` takes them.
         protocol: without `candidates`, the benchmark's own labels are the candidates.
-        output: a JSON file to write; killed, the same call goes on where it was.
+        output: a JSON file to write; after a kill, the same call goes on where it stopped.
         options: of `_score_models`.
 
     Returns:
-        The scores of one model; of several, what they share and `models`.
+        The scores of one model; of several, their common keys and `models`.
     """
     if not output:
         return _score_models(models, benchmark, protocol, **options)
@@ -207,7 +190,7 @@ def evaluate_models(
         draw(scores.get("models", [scores]), Path(output))
         for number in range(len(models)):
             remove_store(parts / str(number))
-    with suppress(OSError):  # where others have put something into it
+    with suppress(OSError):  # it holds other files
         parts.rmdir()
     return scores
 
@@ -237,14 +220,14 @@ def _score_models(
         name = model.name if isinstance(model, Embedder) else model
         store = (parts / str(number), about["fingerprint"]) if parts else None
         scored.append({"model": name, **head, **score(model, dataset, columns, protocol, batch_size, store)})
-        say(f"{name}\n{table(scored[-1])}")
+        say(f"{name}\n{evaluation_report(scored[-1])}")
     if len(scored) > 1:
-        say(side_by_side(scored))
+        say(comparison(scored))
     return scored[0] if len(scored) == 1 else {**head, "models": scored}
 
 
 def _columns(dataset, wanted: Sequence[str]) -> list[str]:
-    """Captions are needed only where there is nothing else to score by."""
+    """Return the columns with captions; there may be none if the split has other columns to score by."""
     others = {"label", "question"} & set(dataset.column_names)
     if wanted or named_like_captions(dataset) or not others:
         return caption_columns(dataset, wanted)
@@ -273,5 +256,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(lines: str) -> None:
-    """Labels and names in them are the data set's."""
+    """Print lines, whose labels and names may hold control characters."""
     print("\n".join(map(printable, lines.split("\n"))), flush=True)

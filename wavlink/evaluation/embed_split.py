@@ -1,19 +1,22 @@
-"""Vectors of a whole split, clip by clip: what cannot be read is named, what was done is not done again."""
+"""Embed a whole split: unreadable clips are named, and finished parts are kept for the same call after a kill."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from modeling_wavlink.losses_wavlink import gather
@@ -33,7 +36,7 @@ _BATCHES_A_PART = 8
 
 @dataclass
 class EmbeddedAudio:
-    """`vectors [clips, D]` fp32 of the clips that could be read, `rows`, and of the others why not."""
+    """`vectors [clips, D]` fp32 of the readable clips, their `rows`, and the errors of the unreadable ones."""
 
     vectors: torch.Tensor
     rows: list[int]
@@ -42,40 +45,43 @@ class EmbeddedAudio:
 
 
 def embed_audio(
-    model,
-    processor,
-    rows,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: Sequence[dict] | datasets.Dataset,
     lengths: Sequence[float],
     batch_size: int = 32,
-    progress=True,
-    shared=False,
+    progress: bool = True,
+    shared: bool = False,
     store: Path | None = None,
 ) -> EmbeddedAudio:
-    """Embeds each row's clip, in the order of `rows`, by an `Embedder`, whose batches hold a minute of sound at most.
+    """Embed each row's clip, in the order of `rows`, by `Embedder.embed_whole`.
 
-    Clips of like length share a batch, which changes the cost but no vector. A clip over the model's window (30 s) is
-    cut into as few windows as cover it, evenly placed, and has their mean.
+    A batch holds clips of similar length, a minute of sound at most; that changes the cost but no vector. A clip over
+    the model's window (30 s) is cut into as few evenly spaced windows as cover it, and its vector is their mean.
 
     Args:
         rows: rows with `audio` (see `processing.audio.load_column`), by index.
         lengths: of each clip, in any unit.
         batch_size: clips or windows that a batch holds at most, however short they are.
         shared: the processes divide the clips and all get all vectors; all must call it.
-        store: a folder for what is done, from which the same call goes on; the caller removes it.
+        store: a folder for finished parts, from which the same call goes on; the caller removes it.
+
+    Raises:
+        ValueError: no clip can be read, or the model gives NaN or infinite values.
     """
     order = np.argsort(lengths, kind="stable")
-    mine = _share(order) if shared else order
+    share = _share(order) if shared else order
     kind = _InStep if shared and isinstance(model, FSDPModule) else Embedder
     embedder = kind.borrowing(model, processor, batch_size)
     size = batch_size * _BATCHES_A_PART
     parts = []
-    with Bar(total=len(mine), desc="sounds", unit="clip", disable=not progress) as bar:
-        for number, start in enumerate(range(0, len(mine), size)):
+    with Bar(total=len(share), desc="sounds", unit="clip", disable=not progress) as bar:
+        for number, start in enumerate(range(0, len(share), size)):
             path = store / f"part-{number:06d}.safetensors" if store else None
             if path and path.is_file():
                 parts.append(_read_part(path))
             else:
-                parts.append(_embed_part(embedder, rows, mine[start : start + size], bar.update))
+                parts.append(_embed_part(embedder, rows, share[start : start + size], bar.update))
                 if path:
                     _write_part(path, *parts[-1])
             bar.n = start + len(parts[-1][0])
@@ -87,8 +93,10 @@ def embed_audio(
     return _in_order(vectors.cpu()[np.argsort(order)], notes, rows)
 
 
-def _embed_part(embedder: Embedder, rows, indices, update) -> tuple[torch.Tensor, dict]:
-    """`[len(indices), D]` with NaN for what cannot be read, and `{"unreadable": {index: why}, "windowed": {...}}`."""
+def _embed_part(
+    embedder: Embedder, rows, indices: np.ndarray, update: Callable[[int], Any]
+) -> tuple[torch.Tensor, dict]:
+    """`[len(indices), D]`, NaN if unreadable, and notes: `{"unreadable": {index: error}, "windowed": {...}}`."""
     vectors = torch.full((len(indices), embedder.dims), torch.nan)
     notes = {"unreadable": {}, "windowed": {}}
     sounds = (rows[index]["audio"] for index in indices.tolist())
@@ -106,17 +114,17 @@ def _embed_part(embedder: Embedder, rows, indices, update) -> tuple[torch.Tensor
 
 
 class _InStep(Embedder):
-    """Of a model cut over processes (FSDP2): each forward is a gather of all, so all compute equally many batches."""
+    """For a model sharded over processes (FSDP2): every forward gathers from all, so all have equally many batches."""
 
     def _in_step(self, batches: Iterator) -> Iterator:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         while True:
             batch = next(batches, None)
-            left = torch.tensor(batch is not None, dtype=torch.int32, device=device)
-            dist.all_reduce(left, op=dist.ReduceOp.MAX)
-            if not left:
+            remaining = torch.tensor(batch is not None, dtype=torch.int32, device=device)
+            dist.all_reduce(remaining, op=dist.ReduceOp.MAX)
+            if not remaining:
                 return
-            if batch is None:  # another process still has some
+            if batch is None:  # another process still has batches
                 self._vectors(self._inputs([np.zeros(self.sampling_rate // 10, np.float32)]))
             else:
                 yield batch
@@ -136,7 +144,7 @@ def _read_part(path: Path) -> tuple[torch.Tensor, dict]:
 
 
 def _share(order: np.ndarray) -> np.ndarray:
-    """Every n-th for one of n processes, equally many for each: the last is repeated to fill up."""
+    """This process's share: every n-th clip of n processes. The last clip is repeated so that shares are equal."""
     if not (dist.is_available() and dist.is_initialized()):
         return order
     processes = dist.get_world_size()
@@ -149,11 +157,11 @@ def _from_all(vectors: torch.Tensor, notes: dict, clips: int) -> tuple[torch.Ten
     if not (dist.is_available() and dist.is_initialized()):
         return vectors, notes
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    everyone, _ = gather(vectors.to(device))  # (processes * share, D)
-    everyones_notes = [None] * dist.get_world_size()
-    dist.all_gather_object(everyones_notes, notes)
-    merged = {name: {k: v for note in everyones_notes for k, v in note[name].items()} for name in notes}
-    return everyone.view(-1, *vectors.shape).transpose(0, 1).flatten(0, 1)[:clips], merged
+    gathered, _ = gather(vectors.to(device))  # (processes * share, D)
+    gathered_notes = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered_notes, notes)
+    merged = {name: {k: v for note in gathered_notes for k, v in note[name].items()} for name in notes}
+    return gathered.view(-1, *vectors.shape).transpose(0, 1).flatten(0, 1)[:clips], merged
 
 
 def _in_order(vectors: torch.Tensor, notes: dict, rows) -> EmbeddedAudio:
@@ -169,17 +177,23 @@ def _in_order(vectors: torch.Tensor, notes: dict, rows) -> EmbeddedAudio:
     return EmbeddedAudio(vectors[kept], kept, unreadable, len(notes["windowed"]))
 
 
-def embed_text(model, processor, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-    """`[texts, D]` fp32, L2-normalised. Texts of like length share a batch."""
+def embed_text(
+    model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], batch_size: int = 256
+) -> torch.Tensor:
+    """Embed texts by `Embedder.embed_text`: `[texts, D]` fp32, L2-normalised."""
     return torch.from_numpy(Embedder.borrowing(model, processor).embed_text(texts, batch_size))
 
 
 def open_store(folder: Path, key: dict) -> Path:
-    """`folder` for parts of the work that `key` tells; parts of other work in it are thrown away, with a warning."""
+    """Open a folder for the parts of an evaluation, which `key` identifies; parts of another one are removed.
+
+    Raises:
+        ValueError: the folder holds other files.
+    """
     written = folder / "key.json"
     if written.is_file():
         if json.loads(written.read_text(encoding="utf-8")) != key:
-            logger.warning(f"{folder} holds parts of another model or data set: they are thrown away")
+            logger.warning(f"{folder} holds parts of another model or data set: they are removed")
             remove_store(folder)
     elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(
@@ -191,15 +205,15 @@ def open_store(folder: Path, key: dict) -> Path:
 
 
 def remove_store(folder: Path) -> None:
-    """Removes what a store has, and the folder where it holds nothing else."""
+    """Remove the parts of a store, and its folder if it holds nothing else."""
     for path in (*folder.glob("part-*.safetensors"), *folder.glob(".*.unfinished"), folder / "key.json"):
         path.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 
 
-def fingerprint(dataset) -> str:
-    """16 hexadecimal digits of a split: its captions, labels, and the names and contents of its sounds, in order."""
+def fingerprint(dataset: Iterable[dict]) -> str:
+    """Compute 16 hexadecimal digits of a split's captions, labels, and names and contents of sounds, in order."""
     digest = hashlib.sha256()
     for row in dataset:
         audio = row["audio"] if isinstance(row["audio"], dict) else {"path": row["audio"]}
@@ -218,36 +232,36 @@ def fingerprint(dataset) -> str:
 
 @dataclass
 class Embedded:
-    """A split, embedded: `audio [clips, D]`, `text [texts, D]`, and who belongs to whom."""
+    """An embedded split: `audio [clips, D]`, `text [texts, D]`, and the texts of each clip."""
 
     audio: torch.Tensor
     text: torch.Tensor
     captions: list[list[str]]  # of each clip
     texts: list[str]
     correspondence: Correspondence  # [clips, texts]
-    rows: list[int]  # of the split, the clips that could be read
+    rows: list[int]  # of the split, of the readable clips
     sounds: EmbeddedAudio
 
 
 def embed_dataset(
-    model,
-    processor,
-    dataset,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: datasets.Dataset,
     columns: Sequence[str],
-    progress=True,
-    shared=False,
-    share_captions=True,
+    progress: bool = True,
+    shared: bool = False,
+    share_captions: bool = True,
     batch_size: int = 32,
     store: Path | None = None,
 ) -> Embedded:
-    """Embeds clips and their captions.
+    """Embed clips and their captions.
 
     Args:
         columns: with captions; without any, no texts are embedded.
         shared, store: see `embed_audio`.
-        share_captions: equal captions (of one `caption_key`, as in training) are one text, in the first of its
-            spellings, and the clips that have it answer for each other. False, the
-            protocol of AudioCaps and Clotho: each caption is a text of its own, with its clip as the only hit.
+        share_captions: equal captions (by `caption_key`, as in training) are one text, in its first spelling, whose
+            hits are all clips that have it. False, the protocol of AudioCaps and Clotho: every caption is a separate
+            text, with its clip as the only hit.
     """
     was_training = model.training
     model.eval()
@@ -258,21 +272,21 @@ def embed_dataset(
     distinct = sorted({*texts})
     text = torch.empty(0, sounds.vectors.shape[1])
     if texts:
-        place = {text: index for index, text in enumerate(distinct)}
-        text = embed_text(model, processor, distinct)[[place[text] for text in texts]]
+        position = {text: index for index, text in enumerate(distinct)}
+        text = embed_text(model, processor, distinct)[[position[text] for text in texts]]
     model.train(was_training)
     return Embedded(sounds.vectors, text, captions, texts, Correspondence(answers, len(texts)), sounds.rows, sounds)
 
 
 def _texts(captions: Iterable[list[str]], share_captions: bool) -> tuple[list[str], list[list[int]]]:
-    """The texts, and of each clip the indices of its own."""
+    """The texts, and the indices of each clip's texts."""
     if share_captions:
         spelling = {}
         for text in (text for row in captions for text in row):
             spelling.setdefault(caption_key(text), text)
         texts = sorted(spelling.values())
-        place = {caption_key(text): index for index, text in enumerate(texts)}
-        return texts, [list(dict.fromkeys(place[caption_key(text)] for text in row)) for row in captions]
+        position = {caption_key(text): index for index, text in enumerate(texts)}
+        return texts, [list(dict.fromkeys(position[caption_key(text)] for text in row)) for row in captions]
     texts = [text for row in captions for text in row]
     ends = np.cumsum([len(row) for row in captions])
     return texts, [list(range(end - len(row), end)) for row, end in zip(captions, ends.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""Scores of a model on a benchmark."""
+"""`wavlink.evaluate`: the scores of a model on a benchmark."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from processing.prompts import PROMPT
 from wavlink.embedder import Embedder, embedder_for
 
 from .command import evaluate_models
-from .multiple_choice import TEXT
 from .protocol import QUESTION, Protocol
+from .questions import TEXT
 
 
 def evaluate(
@@ -36,7 +36,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a model on a benchmark: retrieval, zero-shot classification and multiple choice.
 
-    A split is scored by what it has columns for: captions, `label`, or `question`, `choices` and `answer`.
+    The columns of a split decide what is scored: captions, `label`, or `question`, `choices` and `answer`.
 
     Args:
         model: a folder or Hub id of a WavLink or a CLAP, `random:NAME` for one with new weights, a loaded model (with
@@ -58,7 +58,7 @@ def evaluate(
         choice_text: how a question and a choice become one text.
         seed: of the choices drawn.
         batch_size: clips encoded at once.
-        output: a JSON file for the scores, with plots beside it. After a kill, the same call goes on where it was.
+        output: a JSON file for the scores, with plots beside it. After a kill, the same call goes on where it stopped.
 
     Returns:
         The scores that `wavlink eval --json` prints: `model`, `benchmark`, `split`, `data`, `about`, `protocol`,

@@ -1,9 +1,9 @@
-"""Ranks, what they are worth, and how sure that is: pure functions of similarities and of who answers whom.
+"""Ranks, metrics and confidence intervals: pure functions of similarities and of the relevant candidates.
 
 Everything works on blocks of rows, so `Similarities` and `Correspondence` of 100,000 x 500,000 need about 1 GB.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,10 @@ _DRAWN = 1 << 16  # clips drawn at once
 
 
 class Similarities:
-    """`rows @ columns.T` made a block of rows at a time: `similarities[3:5]` is `[2, columns]`.
+    """`rows @ columns.T`, computed a block of rows at a time: `similarities[3:5]` is `[2, columns]`.
 
-    Summed in fp64 and then rounded: in fp32 the order of a sum depends on how many rows and columns there
-    are, so that equal vectors would not tie.
+    Sums are in fp64 and then rounded. In fp32 the order of a sum depends on the number of rows and columns, so equal
+    vectors would not tie.
 
     Args:
         rows: `[R, D]`; columns: `[C, D]`; L2-normalised if cosines are wanted.
@@ -41,11 +41,11 @@ class Similarities:
 
 
 class Correspondence:
-    """Which candidates answer each query, `[queries, candidates]`, as pairs (`queries[i]`, `indices[i]`).
+    """The relevant candidates of each query, `[queries, candidates]`, as pairs (`queries[i]`, `indices[i]`).
 
     Args:
-        answers: of each query, the distinct indices of the candidates that answer it.
-        candidates: how many there are.
+        answers: of each query, the distinct indices of its relevant candidates.
+        candidates: their number.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]], candidates: int):
@@ -53,11 +53,10 @@ class Correspondence:
         self.indices = np.fromiter((i for row in answers for i in row), np.int64, self.counts.sum())
         self.offsets = np.concatenate([[0], np.cumsum(self.counts)])
         self.shape = len(answers), candidates
-
         self.queries = np.repeat(np.arange(len(answers)), self.counts)
 
     def select(self, queries: np.ndarray) -> "Correspondence":
-        """The same of some queries, in their order."""
+        """Return the correspondence of some queries, in the order given."""
         return Correspondence(
             [self.indices[self.offsets[query] : self.offsets[query + 1]] for query in queries], self.shape[1]
         )
@@ -69,6 +68,7 @@ class Correspondence:
         return Correspondence(np.split(self.queries[order], ends), self.shape[0])
 
     def sum(self, axis: int) -> np.ndarray:
+        """Count each query's candidates (axis 1) or each candidate's queries (axis 0)."""
         return self.counts if axis == 1 else np.bincount(self.indices, minlength=self.shape[1])
 
 
@@ -80,15 +80,22 @@ class Ranked:
     average_precision: np.ndarray
 
 
-def ranked(similarities, correspondence, k: int = 10) -> Ranked:
-    """
-    Args:
-        similarities: `[queries, candidates]`, an array or `Similarities`.
-        correspondence: bool `[queries, candidates]`, true where a candidate answers a query, or `Correspondence`.
-        k: of the average precision, sum over j of precision at the j-th relevant candidate, if it is among the first
-            `k`, divided by min(k, relevant candidates).
+def ranked(
+    similarities: np.ndarray | Similarities, correspondence: np.ndarray | Correspondence, k: int = 10
+) -> Ranked:
+    """Rank each query's candidates by similarity, the largest first.
 
     Ties count against the model: an irrelevant candidate with the same similarity goes first.
+
+    Args:
+        similarities: `[queries, candidates]`, an array or `Similarities`.
+        correspondence: bool `[queries, candidates]`, true where a candidate is relevant to a query, or
+            `Correspondence`.
+        k: of the average precision: the sum over j of the precision at the j-th relevant candidate, if it is among the
+            first `k`, divided by min(k, relevant candidates).
+
+    Raises:
+        ValueError: different shapes, no queries, a query without a relevant candidate, or NaN or infinite values.
     """
     similarities = similarities if isinstance(similarities, Similarities) else np.asarray(similarities)
     if not isinstance(correspondence, Correspondence):
@@ -120,43 +127,45 @@ def _ranked_block(similarities, correspondence, part: slice, k: int) -> tuple[np
     right = np.full((len(rows), counts.max()), -np.inf, rows.dtype)
     right[queries, np.arange(len(queries)) - np.repeat(np.cumsum(counts) - counts, counts)] = rows[queries, candidates]
     right = -np.sort(-right, axis=1)  # the best first
-    rows[queries, candidates] = -np.inf  # what is left are the wrong ones
+    rows[queries, candidates] = -np.inf  # the remaining ones are wrong
     rows, right = torch.from_numpy(rows), torch.from_numpy(right)
     position = first = 1 + (rows >= right[:, :1]).sum(1)
     precision = torch.where(first <= k, 1 / first.double(), 0.0)
     for j in range(1, min(k, right.shape[1])):
-        found = (position < k) & right[:, j].isfinite()  # the j-th before it was found, and there is one more
+        remaining = (position < k) & right[:, j].isfinite()  # the one before is among the first k, and one is left
         position = torch.full_like(position, k + 1)
-        position[found] = j + 1 + (rows[found] >= right[found, j : j + 1]).sum(1)
+        position[remaining] = j + 1 + (rows[remaining] >= right[remaining, j : j + 1]).sum(1)
         precision += torch.where(position <= k, (j + 1) / position.double(), 0.0)
     return first.numpy(), (precision / torch.from_numpy(counts).clamp(max=k)).numpy()
 
 
 def _answers(correspondence, part: slice) -> tuple[np.ndarray, np.ndarray]:
-    """Queries, from the block's first on, and the candidates that answer them, query after query."""
+    """Queries, counted from the block's first, and their relevant candidates, query after query."""
     if not isinstance(correspondence, Correspondence):
         return np.nonzero(correspondence[part])
     first, last = correspondence.offsets[[part.start, part.stop]]
     return correspondence.queries[first:last] - part.start, correspondence.indices[first:last]
 
 
-def ranks(similarities, correspondence) -> np.ndarray:
-    """`[queries]`, from 1: the rank of each query's best relevant candidate (arguments as for `ranked`)."""
+def ranks(similarities: np.ndarray | Similarities, correspondence: np.ndarray | Correspondence) -> np.ndarray:
+    """Return the rank, from 1, of each query's best relevant candidate, `[queries]`; arguments as for `ranked`."""
     return ranked(similarities, correspondence).first
 
 
-def recall_at_k(similarities, correspondence, k: int) -> float:
-    """The share of queries with a relevant candidate among the first `k` (arguments as for `ranked`)."""
+def recall_at_k(similarities: np.ndarray | Similarities, correspondence: np.ndarray | Correspondence, k: int) -> float:
+    """Compute the share of queries with a relevant candidate among the first `k`; arguments as for `ranked`."""
     return float((ranks(similarities, correspondence) <= k).mean())
 
 
-def mean_average_precision(similarities, correspondence, k: int = 10) -> float:
-    """mAP@k (arguments as for `ranked`)."""
+def mean_average_precision(
+    similarities: np.ndarray | Similarities, correspondence: np.ndarray | Correspondence, k: int = 10
+) -> float:
+    """Compute mAP@k; arguments as for `ranked`."""
     return float(ranked(similarities, correspondence, k).average_precision.mean())
 
 
-def chance_recall(correspondence, k: int) -> float:
-    """What `recall_at_k` is for a random order: the mean of 1 - C(n - r, k) / C(n, k), with r relevant of n."""
+def chance_recall(correspondence: np.ndarray | Correspondence, k: int) -> float:
+    """Compute the chance level of `recall_at_k`: the mean of 1 - C(n - r, k) / C(n, k), with r relevant of n."""
     candidates = correspondence.shape[1]
     drawn = np.arange(min(k, candidates))
     misses = np.clip(candidates - correspondence.sum(axis=1)[:, None] - drawn, 0, None) / (candidates - drawn)
@@ -164,7 +173,7 @@ def chance_recall(correspondence, k: int) -> float:
 
 
 def zero_shot_accuracy(similarities: np.ndarray, targets: np.ndarray, k: int = 1) -> float:
-    """The share of clips whose label is among the `k` most similar; ties count against the model.
+    """Compute the share of clips whose label is among the `k` most similar; ties count against the model.
 
     Args:
         similarities: `[clips, labels]`.
@@ -178,7 +187,10 @@ def zero_shot_accuracy(similarities: np.ndarray, targets: np.ndarray, k: int = 1
 
 
 def multiple_choice_hits(similarities: Sequence[np.ndarray], targets: Sequence[int]) -> np.ndarray:
-    """bool `[questions]`: whether the right choice is strictly the most similar; questions may differ in choices."""
+    """Return whether each right choice is strictly the most similar, bool `[questions]`.
+
+    Questions may differ in their number of choices.
+    """
     rows = [
         ranks(np.asarray(row)[None], np.arange(len(row))[None] == target)[0]
         for row, target in zip(similarities, targets, strict=True)
@@ -187,7 +199,7 @@ def multiple_choice_hits(similarities: Sequence[np.ndarray], targets: Sequence[i
 
 
 def multiple_choice_accuracy(similarities: Sequence[np.ndarray], targets: Sequence[int]) -> float:
-    """The share of questions whose right choice is strictly the most similar (see `multiple_choice_hits`)."""
+    """Compute the share of questions whose right choice is strictly the most similar (see `multiple_choice_hits`)."""
     return float(multiple_choice_hits(similarities, targets).mean())
 
 
@@ -195,9 +207,9 @@ def figure(
     values: np.ndarray,
     clips: Correspondence | None = None,
     only: np.ndarray | None = None,
-    median=False,
+    median: bool = False,
 ) -> dict:
-    """`{"value", "interval"}`: the mean (or median) over queries, and its 95 % bootstrap interval over clips.
+    """Compute the mean (or median) over queries and its 95 % bootstrap interval over clips: `{"value", "interval"}`.
 
     The captions of a clip are drawn with it, since they are no independent evidence; a caption of n clips counts in
     n parts (cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
@@ -221,7 +233,7 @@ def figure(
 
 
 def _draws(chosen: np.ndarray, clips: int) -> Iterator[np.ndarray]:
-    """`[draws, clips]`, how often each clip is among as many drawn from `chosen`, a block of the draws at a time."""
+    """`[draws, clips]`: how often each clip is among as many drawn from `chosen`, a block of draws at a time."""
     rng, block = np.random.default_rng(0), max(1, _DRAWN // clips)
     for start in range(0, RESAMPLES, block):
         draws = min(block, RESAMPLES - start)
@@ -229,8 +241,16 @@ def _draws(chosen: np.ndarray, clips: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=draws * clips).reshape(draws, clips)
 
 
-def percent(figure: dict, signed=False) -> str:
-    """A figure and its interval: `43.2 [40.0, 50.0]`, of a difference `+0.3 [-1.0, +1.6]`."""
+def members_of(groups: Sequence[str | None]) -> dict[str, np.ndarray]:
+    """Return the indices of each group's members, groups sorted by name; None and "" are no groups."""
+    return {
+        name: np.flatnonzero([group == name for group in groups])
+        for name in sorted({group for group in groups if group})
+    }
+
+
+def percent(figure: Mapping, signed: bool = False) -> str:
+    """Format a figure and its interval: `43.2 [40.0, 50.0]`, or a difference: `+0.3 [-1.0, +1.6]`."""
     form = "+.1f" if signed else ".1f"
     value, low, high = (format(100 * x, form) for x in (figure["value"], *figure["interval"]))
     return f"{value} [{low}, {high}]"

@@ -1,4 +1,4 @@
-"""From a model and a split to every score that the split has the columns for."""
+"""The evaluation protocol: compute every score that a split has the columns for."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import datasets
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from processing.audio import clip_name
@@ -13,21 +15,18 @@ from processing.datasets.cells import kind_of
 from processing.datasets.load import captions_of, label_names
 
 from .embed_split import Embedded, embed_dataset, embed_text
-from .multiple_choice import (
+from .multiple_choice import multiple_choice_scores
+from .questions import (
     AIR_BENCH_GROUPS,
     TEXT,
     Question,
     checked_choice_text,
     choices_from_labels,
-    multiple_choice_scores,
     questions_of,
     text_reader,
 )
-from .multiple_choice import table as multiple_choice_table
 from .retrieval import retrieval_scores
-from .retrieval import table as retrieval_table
 from .zero_shot import PROMPT, checked_prompts, label_texts, zero_shot_scores
-from .zero_shot import table as zero_shot_table
 
 logger = logging.get_logger(__name__)
 
@@ -37,13 +36,13 @@ NO_LABELS = "the split has no labels"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a split is scored; it is written beside the numbers.
+    """The settings of an evaluation; they are written beside the scores.
 
     Args:
         prompts: of zero-shot labels; the vectors of several are averaged.
         clean_up, renames, candidates: see `zero_shot_scores`.
-        share_captions: clips that share a caption answer for each other (see `embed_dataset`).
-        group_column: clips are also scored by what this column says, where there is one.
+        share_captions: clips that share a caption are hits for each other (see `embed_dataset`).
+        group_column: clips are also scored by the values of this column, if the split has it.
         choices: of a multiple-choice question made from labels; 0 makes none.
         question, choice_text: its words, and how a question and a choice become one text.
         seed: of the choices drawn.
@@ -62,24 +61,23 @@ class Protocol:
 
 
 def evaluate_dataset(
-    model,
-    processor,
-    dataset,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: datasets.Dataset,
     columns: Sequence[str] = (),
     protocol: Protocol = Protocol(),
-    progress=True,
+    progress: bool = True,
     batch_size: int = 32,
     store: Path | None = None,
 ) -> dict:
-    """Every score that the split has the columns for: captions, `label`, or `question`, `choices` and `answer`.
+    """Compute every score that the split has the columns for: captions, `label`, or `question`, `choices`, `answer`.
 
     Args:
         columns: with captions.
         store: see `embed_audio`.
 
     Raises:
-        ValueError: there is nothing to score, or nothing that could be wrong (see `refuse_unscorable`); nothing is
-            embedded before that is known.
+        ValueError: there is nothing to score (see `refuse_unscorable`); this is checked before anything is embedded.
     """
     refuse_unscorable(dataset, columns, protocol)
     questions, clips = [], dataset
@@ -99,8 +97,8 @@ def evaluate_dataset(
     return scores_of(embedded, model, processor, clips, protocol, questions)
 
 
-def refuse_unscorable(dataset, columns: Sequence[str] = (), protocol: Protocol = Protocol()) -> None:
-    """Refuses a split that has nothing to score by, or nothing that a model could be wrong in.
+def refuse_unscorable(dataset: datasets.Dataset, columns: Sequence[str] = (), protocol: Protocol = Protocol()) -> None:
+    """Refuse a split that has nothing to score by, or that every model scores 100 % on.
 
     Raises:
         ValueError: no clips, a prompt or `choice_text` that cannot be filled in, or neither questions, nor two clips
@@ -116,14 +114,14 @@ def refuse_unscorable(dataset, columns: Sequence[str] = (), protocol: Protocol =
         raise ValueError(f"there is nothing to score: {no_retrieval}; {no_zero_shot}")
 
 
-def refuse_unsearchable(dataset, columns: Sequence[str], split: str) -> None:
-    """Refuses a split to validate on whose captions are nothing to search in."""
+def refuse_unsearchable(dataset: datasets.Dataset, columns: Sequence[str], split: str) -> None:
+    """Refuse a validation split whose captions do not allow retrieval (see `why_no_retrieval`)."""
     if reason := why_no_retrieval([captions_of(row, columns) for row in dataset.select_columns(list(columns))]):
         raise ValueError(f"the split {split!r} cannot be validated on: {reason}")
 
 
 def why_no_retrieval(captions: Sequence[Sequence[str]]) -> str:
-    """Why the clips' captions are nothing to search in; "" if they are."""
+    """Return why the clips' captions do not allow retrieval; "" if they do."""
     clips, texts = sum(map(bool, captions)), {text for row in captions for text in row}
     if not texts:
         return "the split has no captions"
@@ -135,8 +133,8 @@ def why_no_retrieval(captions: Sequence[Sequence[str]]) -> str:
     )
 
 
-def labels_to_score(clips, protocol: Protocol) -> tuple[list[str | None], str]:
-    """The label of each clip, and why there is nothing to classify by them; "" if there is."""
+def labels_to_score(clips: datasets.Dataset, protocol: Protocol) -> tuple[list[str | None], str]:
+    """Return the label of each clip, and why they do not allow classification; "" if they do."""
     try:
         labels = label_names(clips)
     except ValueError as error:
@@ -152,8 +150,12 @@ def labels_to_score(clips, protocol: Protocol) -> tuple[list[str | None], str]:
     )
 
 
-def group_names(clips, column: str) -> list[str | None]:
-    """What a column says of each clip, as text; None where it has none, or there is no such column."""
+def group_names(clips: datasets.Dataset, column: str) -> list[str | None]:
+    """Return a column's value of each clip, as text; None where it is empty, or the column is missing.
+
+    Raises:
+        ValueError: a value that is neither a text nor a number.
+    """
     if column not in clips.column_names:
         return [None] * len(clips)
     names = getattr(clips.features[column], "names", None)
@@ -165,13 +167,21 @@ def group_names(clips, column: str) -> list[str | None]:
 
 def scores_of(
     embedded: Embedded,
-    model,
-    processor,
-    clips,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    clips: datasets.Dataset,
     protocol: Protocol = Protocol(),
     questions: Sequence[Question] = (),
 ) -> dict:
-    """See `evaluate_dataset`; `clips` is what was embedded, and what `questions` are about."""
+    """Compute the scores of `evaluate_dataset` from embeddings.
+
+    Args:
+        embedded: of `clips`.
+        questions: on `clips`.
+
+    Raises:
+        ValueError: there is nothing to score.
+    """
     was_training = model.training
     model.eval()
     dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
@@ -187,24 +197,14 @@ def scores_of(
     if no_retrieval and no_zero_shot and not questions:
         raise ValueError(f"there is nothing to score: {no_retrieval}; {no_zero_shot}")
     groups = group_names(clips, protocol.group_column)
-    heard_groups = [groups[row] for row in embedded.rows]
+    embedded_groups = [groups[row] for row in embedded.rows]
     texts = partial(embed_text, model, processor)
     if not no_retrieval:
-        scores |= retrieval_scores(embedded.audio, embedded.text, embedded.correspondence, dims, heard_groups)
+        scores |= retrieval_scores(embedded.audio, embedded.text, embedded.correspondence, dims, embedded_groups)
     elif embedded.texts:
         logger.warning(f"captions are not scored: {no_retrieval}")
     if not no_zero_shot:
-        scores["zero_shot"] = zero_shot_scores(
-            embedded.audio,
-            [labels[row] for row in embedded.rows],
-            texts,
-            dims,
-            protocol.prompts,
-            protocol.clean_up,
-            protocol.renames,
-            protocol.candidates or sorted({label for label in labels if label}),
-            heard_groups if any(heard_groups) else None,
-        )
+        scores["zero_shot"] = _zero_shot(embedded, labels, texts, dims, embedded_groups, protocol)
     elif no_zero_shot != NO_LABELS:
         logger.warning(f"labels are not scored: {no_zero_shot}")
     task_groups = AIR_BENCH_GROUPS if questions else None
@@ -223,26 +223,27 @@ def scores_of(
     return scores
 
 
+def _zero_shot(
+    embedded: Embedded, labels: Sequence[str | None], embed_texts, dims: Sequence[int], groups, protocol: Protocol
+) -> dict:
+    return zero_shot_scores(
+        embedded.audio,
+        [labels[row] for row in embedded.rows],
+        embed_texts,
+        dims,
+        protocol.prompts,
+        protocol.clean_up,
+        protocol.renames,
+        protocol.candidates or sorted({label for label in labels if label}),
+        groups if any(groups) else None,
+    )
+
+
 def _from_labels(labels: Sequence[str | None], groups: Sequence[str | None], protocol: Protocol) -> list[Question]:
-    """Questions on what each clip is, where there are enough labels."""
+    """Make a question on the label of each clip, if there are enough labels."""
     names = sorted({label for label in labels if label})
     if not 2 <= protocol.choices <= len(names):
         return []
     words = dict(zip(names, label_texts(names, protocol.clean_up, protocol.renames), strict=True))
     worded = [words.get(label) for label in labels]
     return choices_from_labels(worded, protocol.choices, protocol.seed, protocol.question, groups)
-
-
-def table(scores: dict) -> str:
-    """The scores of `evaluate_dataset` for a person, in percent, with the chance level."""
-    lines = [f"{scores['clips']} clips, {scores['captions']} captions"]
-    if scores["unreadable"]["count"]:
-        names = list(scores["unreadable"]["clips"])
-        lines.append(f"{len(names)} clips cannot be read and are not scored: {', '.join(names[:3])}")
-    if scores["windowed"]:
-        lines.append(f"{scores['windowed']} clips are over the model's window: the mean of their windows is scored")
-    parts = {"text_to_audio": retrieval_table, "zero_shot": zero_shot_table, "multiple_choice": multiple_choice_table}
-    for key, form in parts.items():
-        if key in scores:
-            lines.append(form(scores if key == "text_to_audio" else scores[key]))
-    return "\n".join(lines)

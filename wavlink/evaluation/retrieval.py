@@ -1,12 +1,23 @@
-"""Retrieval in both directions at every nested dim, with intervals over clips."""
+"""Retrieval in both directions, at every nested dim, with confidence intervals over clips."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import EvalPrediction
 
-from .metrics import KS, Correspondence, Ranked, Similarities, chance_recall, figure, percent, ranked, recall_at_k
+from .metrics import (
+    KS,
+    Correspondence,
+    Ranked,
+    Similarities,
+    chance_recall,
+    figure,
+    members_of,
+    ranked,
+    recall_at_k,
+)
 
 RANKED = (*(f"R@{k}" for k in KS), "mAP@10")
 DIRECTIONS = {"text_to_audio": "text → audio", "audio_to_text": "audio → text"}
@@ -19,13 +30,13 @@ def retrieval_scores(
     dims: Sequence[int],
     groups: Sequence[str | None] = (),
 ) -> dict:
-    """R@1, R@5, R@10, mAP@10 and the median rank.
+    """Compute R@1, R@5, R@10, mAP@10 and the median rank.
 
     Args:
         audio_embeds: `[clips, D]`; text_embeds: `[texts, D]`.
-        correspondence: `[clips, texts]`; a clip without texts is a candidate, but asks for nothing.
+        correspondence: `[clips, texts]`; a clip without texts is a candidate, but no query.
         dims: nested dims; vectors are cut and normalised again.
-        groups: of each clip; scores are then also given by group, at the largest dim and among all candidates.
+        groups: of each clip; scores are then also computed by group, at the largest dim and among all candidates.
 
     Returns:
         `{"text_to_audio": {dim: {"R@1": figure, ...}}, "audio_to_text": ..., "chance": ...}`, with several dims
@@ -45,41 +56,33 @@ def retrieval_scores(
         "text_to_audio": correspondence.T,
         "audio_to_text": Correspondence(asking[:, None], len(audio_embeds)),
     }  # of each query
-    found = {way: {} for way in DIRECTIONS}
+    results = {way: {} for way in DIRECTIONS}
     for dim in sorted(dims, reverse=True):
         audio, text = (F.normalize(x[:, :dim].float(), dim=-1) for x in (audio_embeds, text_embeds))
-        found["text_to_audio"][dim] = ranked(Similarities(text, audio), answers["text_to_audio"])
-        found["audio_to_text"][dim] = ranked(Similarities(audio[asking], text), answers["audio_to_text"])
-    scores = {way: {str(dim): _figures(x, clips[way]) for dim, x in found[way].items()} for way in DIRECTIONS}
+        results["text_to_audio"][dim] = ranked(Similarities(text, audio), answers["text_to_audio"])
+        results["audio_to_text"][dim] = ranked(Similarities(audio[asking], text), answers["audio_to_text"])
+    scores = {way: {str(dim): _figures(x, clips[way]) for dim, x in results[way].items()} for way in DIRECTIONS}
     scores["chance"] = {way: {f"R@{k}": chance_recall(answers[way], k) for k in KS} for way in DIRECTIONS}
     largest, smallest = max(dims), min(dims)
     if smallest < largest:
-        change = {way: _difference(found[way][smallest], found[way][largest], clips[way]) for way in DIRECTIONS}
+        change = {way: _difference(results[way][smallest], results[way][largest], clips[way]) for way in DIRECTIONS}
         scores["difference"] = {"dims": [smallest, largest], **change}
     if any(groups):
         scores["groups"] = {
-            name: {way: _figures(found[way][largest], clips[way], members) for way in DIRECTIONS}
+            name: {way: _figures(results[way][largest], clips[way], members) for way in DIRECTIONS}
             for name, members in members_of(groups).items()
             if correspondence.counts[members].any()
         }
     return scores
 
 
-def members_of(groups: Sequence[str | None]) -> dict[str, np.ndarray]:
-    """The indices of each group's members, groups by name; who has none is in none."""
-    return {
-        name: np.flatnonzero([group == name for group in groups])
-        for name in sorted({group for group in groups if group})
-    }
+def _values(results: Ranked) -> dict[str, np.ndarray]:
+    return {**{f"R@{k}": results.first <= k for k in KS}, "mAP@10": results.average_precision}
 
 
-def _values(found: Ranked) -> dict[str, np.ndarray]:
-    return {**{f"R@{k}": found.first <= k for k in KS}, "mAP@10": found.average_precision}
-
-
-def _figures(found: Ranked, clips: Correspondence, only: np.ndarray | None = None) -> dict[str, dict]:
-    figures = {name: figure(values, clips, only) for name, values in _values(found).items()}
-    return {**figures, "median_rank": figure(found.first, clips, only, median=True)}
+def _figures(results: Ranked, clips: Correspondence, only: np.ndarray | None = None) -> dict[str, dict]:
+    figures = {name: figure(values, clips, only) for name, values in _values(results).items()}
+    return {**figures, "median_rank": figure(results.first, clips, only, median=True)}
 
 
 def _difference(small: Ranked, large: Ranked, clips: Correspondence) -> dict[str, dict]:
@@ -87,10 +90,10 @@ def _difference(small: Ranked, large: Ranked, clips: Correspondence) -> dict[str
     return {name: figure(less.astype(float) - more, clips) for (name, less), more in pairs}
 
 
-def compute_metrics(prediction) -> dict[str, float]:
-    """For `transformers.Trainer`: R@K of the pairs it evaluated, both directions, at full width.
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Compute R@K in both directions, at full width, of the pairs that `transformers.Trainer` evaluated.
 
-    With `label_names=["caption_ids"]` in the TrainingArguments, clips that share a caption answer for each other.
+    With `label_names=["caption_ids"]` in the TrainingArguments, clips that share a caption are hits for each other.
     Without labels Trainer computes a loss and metrics where `trainer.can_return_loss` is True, as in `WavLinkTrainer`.
     """
     audio_embeds, text_embeds = prediction.predictions[:2]
@@ -110,26 +113,3 @@ def compute_metrics(prediction) -> dict[str, float]:
         )
         for k in KS
     }
-
-
-def table(scores: dict) -> str:
-    """The scores of `retrieval_scores` for a person, in percent, with the chance level."""
-    lines = [f"{'':26}" + "".join(f"{name:>22}" for name in RANKED) + f"{'median rank':>16}"]
-    for way, words in DIRECTIONS.items():
-        for dim, row in scores[way].items():
-            lines.append(f"{words:15}{dim:>6} dims" + _cells(row))
-        chance = scores["chance"][way]
-        lines.append(f"{'by chance':>26}" + "".join(f"{100 * chance[f'R@{k}']:>22.1f}" for k in KS))
-        if difference := scores.get("difference"):
-            small, large = difference["dims"]
-            cells = "".join(f"{percent(difference[way][name], signed=True):>22}" for name in RANKED)
-            lines.append(f"{small:>11} minus {large:>3} dims{cells}")
-        for group, ways in scores.get("groups", {}).items():
-            lines.append(f"{group:>26}" + _cells(ways[way]))
-    return "\n".join(lines)
-
-
-def _cells(row: dict) -> str:
-    value, (low, high) = row["median_rank"]["value"], row["median_rank"]["interval"]
-    rank = f"{value:g} [{low:.0f}, {high:.0f}]"
-    return "".join(f"{percent(row[name]):>22}" for name in RANKED) + f"{rank:>16}"

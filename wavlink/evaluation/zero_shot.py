@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of the labels, each put into a prompt, is most like the clip.
+"""Zero-shot classification: choose the label that, put into a prompt, is most similar to the clip.
 
 Everything is a function of the clips' embeddings, their labels, and a way to embed texts.
 """
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from processing.prompts import PROMPT, checked_prompt, prompted
 
-from .metrics import RESAMPLES, Similarities, figure, percent, ranks
+from .metrics import RESAMPLES, Similarities, figure, members_of, ranks
 
 CLEAN_UPS = {"spaces": lambda label: label.replace("_", " "), "none": lambda label: label}
 _EXAMPLES = 10  # of the labels that are no candidates
@@ -29,26 +29,27 @@ def zero_shot_scores(
     candidates: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
 ) -> dict:
-    """Scores, and what they rest on: prompts, the words of labels, the clips left out; all of it fit for JSON.
+    """Compute accuracies, and count the clips left out; all values are fit for JSON.
 
-    At each dim `accuracy`, `top-5` (with more than five labels), `macro`, the mean of the classes' accuracies, and
-    the accuracy in each of the `groups`; at the largest dim `per_class` and the `confusion`, whose `counts` are
-    `[label, predicted label, clips]`, labels by index. A tie with another label is an error, as in `metrics.ranks`.
+    At each dim there are `accuracy`, `top-5` (with more than five labels), `macro`, the mean of the classes'
+    accuracies, and the accuracy in each of the `groups`. At the largest dim there are `per_class` and the `confusion`,
+    whose `counts` are `[label, predicted label, clips]`, labels by index. A tie with another label is an error, as in
+    `metrics.ranks`.
 
     Args:
         audio_embeds: `[clips, D]`.
         labels: of each clip; clips with None or "" are left out and counted as `unlabelled`.
         embed_texts: n texts to `[n, D]`.
         dims: the nested dims.
-        prompts: texts with one `{}`, where the label goes; of several the embeddings are averaged (see `ensemble`).
-        clean_up: what becomes of labels before they go there: "spaces" for underscores, or "none".
-        renames: label -> words that go there instead.
+        prompts: texts with one `{}`, where the label goes; the embeddings of several are averaged (see `ensemble`).
+        clean_up: "spaces" to replace underscores in labels, or "none".
+        renames: label -> the words used instead of it.
         candidates: the labels to choose from, by default those of the clips. Clips of another label are left out
-            and counted as `absent`; a candidate without clips counts for chance, not for `macro`.
+            and counted as `absent`; a candidate without clips counts in the chance level, not in `macro`.
         groups: of each clip, such as "music"; None or "" is no group and counted as `ungrouped`.
 
     Raises:
-        ValueError: no clip has one of the labels, there is one label only, or a prompt has not one place for it.
+        ValueError: no clip has one of the labels, there is one label only, or a prompt has no `{}` or several.
     """
     for name, column in {"labels": labels, "groups": groups}.items():
         if column is not None and len(column) != len(audio_embeds):
@@ -66,7 +67,7 @@ def zero_shot_scores(
             "labels, or name the labels to choose from (candidates)"
         )
     texts = label_texts(names, clean_up, renames)
-    said = embed_prompted(texts, prompts, embed_texts)  # (labels, prompts, D)
+    text_embeds = embed_prompted(texts, prompts, embed_texts)  # (labels, prompts, D)
     targets = np.array([position[labels[row]] for row in rows])
     groups = None if groups is None else [groups[row] for row in rows]
     return {
@@ -76,14 +77,18 @@ def zero_shot_scores(
         "unlabelled": sum(not label for label in labels),
         "absent": {"clips": absent.total(), "labels": len(absent), "examples": dict(absent.most_common(_EXAMPLES))},
         **({} if groups is None else {"ungrouped": sum(not group for group in groups)}),
-        **_at_each_dim(audio_embeds[rows].float(), said, targets, names, dims, groups),
+        **_at_each_dim(audio_embeds[rows].float(), text_embeds, targets, names, dims, groups),
     }
 
 
 def label_texts(
     labels: Sequence[str], clean_up: str = "spaces", renames: Mapping[str, str] | None = None
 ) -> list[str]:
-    """What a prompt says of each label (arguments as for `zero_shot_scores`); no two labels may share their words."""
+    """Return the text of each label in a prompt; arguments are as for `zero_shot_scores`.
+
+    Raises:
+        ValueError: an unknown `clean_up` or label in `renames`, a label without words, or two with the same words.
+    """
     if clean_up not in CLEAN_UPS:
         raise ValueError(f"clean_up must be one of {', '.join(CLEAN_UPS)}, got {clean_up!r}")
     renames = renames or {}
@@ -96,27 +101,31 @@ def label_texts(
             raise ValueError(f"the label {label!r} needs words, got {text!r}: give them in renames")
         if text in first:
             raise ValueError(
-                f"the labels {first[text]!r} and {label!r} both read {text!r}: tell them apart in renames, or use "
-                "clean_up='none'"
+                f"the labels {first[text]!r} and {label!r} both read {text!r}: give them different words in renames, "
+                "or use clean_up='none'"
             )
         first[text] = label
     return list(texts.values())
 
 
-def embed_prompted(texts: Sequence[str], prompts: Sequence[str], embed_texts: Callable) -> torch.Tensor:
-    """`[labels, prompts, D]` fp32: each label's words in each prompt; `embed_texts` as for `zero_shot_scores`."""
-    said = embed_texts([prompted(prompt, text) for text in texts for prompt in prompts])
-    return said.float().unflatten(0, (len(texts), len(prompts)))
+def embed_prompted(
+    texts: Sequence[str], prompts: Sequence[str], embed_texts: Callable[[list[str]], torch.Tensor]
+) -> torch.Tensor:
+    """Embed each label's words in each prompt: `[labels, prompts, D]` fp32."""
+    text_embeds = embed_texts([prompted(prompt, text) for text in texts for prompt in prompts])
+    return text_embeds.float().unflatten(0, (len(texts), len(prompts)))
 
 
-def ensemble(said: torch.Tensor, dim: int) -> torch.Tensor:
-    """`[labels, prompts, D]` to `[labels, dim]`: the mean of the prompts' cut and L2-normalised vectors, normalised
-    (CLIP, arXiv 2103.00020, section 3.1.4).
+def ensemble(text_embeds: torch.Tensor, dim: int) -> torch.Tensor:
+    """Average the prompts' vectors, cut and L2-normalised: `[labels, prompts, D]` -> `[labels, dim]`, normalised.
+
+    See CLIP, arXiv 2103.00020, section 3.1.4.
     """
-    return F.normalize(F.normalize(said[..., :dim], dim=-1).mean(1), dim=-1)
+    return F.normalize(F.normalize(text_embeds[..., :dim], dim=-1).mean(1), dim=-1)
 
 
 def checked_prompts(prompts: list[str]) -> list[str]:
+    """Return the prompts if there are any and each has one `{}`; raise a ValueError otherwise."""
     if not prompts:
         raise ValueError(f"give at least one prompt, such as {PROMPT!r}")
     return [checked_prompt(prompt) for prompt in prompts]
@@ -131,40 +140,41 @@ def _nothing_to_score(clips: int, absent: Counter, names: Sequence[str]) -> str:
     )
 
 
-def _at_each_dim(audio, said, targets: np.ndarray, names: Sequence[str], dims: Sequence[int], groups) -> dict:
+def _at_each_dim(audio, text, targets: np.ndarray, names: Sequence[str], dims: Sequence[int], groups) -> dict:
     """
     Args:
-        audio: `[clips, D]`; said: `[labels, prompts, D]`; targets: `[clips]`, the index of the label.
+        audio: `[clips, D]`; text: `[labels, prompts, D]`; targets: `[clips]`, the index of the label.
     """
-    answers = {dim: _classified(audio[:, :dim], ensemble(said, dim), targets) for dim in sorted(dims, reverse=True)}
-    members = {name: np.array([x == name for x in groups]) for name in sorted({x for x in groups or () if x})}
+    answers = {dim: _classified(audio[:, :dim], ensemble(text, dim), targets) for dim in sorted(dims, reverse=True)}
+    members = members_of(groups or ())
     scores, per_class = {}, {}
-    for dim, (found, _) in answers.items():
-        classes, macro = _class_figures(found <= 1, targets)
+    for dim, (label_ranks, _) in answers.items():
+        classes, macro = _class_figures(label_ranks <= 1, targets)
         per_class = per_class or {names[label]: row for label, row in classes.items()}
-        scores[str(dim)] = {"accuracy": figure(found <= 1), "macro": macro}
+        scores[str(dim)] = {"accuracy": figure(label_ranks <= 1), "macro": macro}
         if len(names) > 5:
-            scores[str(dim)]["top-5"] = figure(found <= 5)
+            scores[str(dim)]["top-5"] = figure(label_ranks <= 5)
         if groups is not None:
-            inside = {name: found[chosen] <= 1 for name, chosen in members.items()}
-            scores[str(dim)]["groups"] = {name: {"clips": len(x), **figure(x)} for name, x in inside.items()}
+            hits = {name: label_ranks[clips] <= 1 for name, clips in members.items()}
+            scores[str(dim)]["groups"] = {name: {"clips": len(x), **figure(x)} for name, x in hits.items()}
     cells, counts = np.unique(np.stack([targets, answers[max(dims)][1]]), axis=1, return_counts=True)
     triples = np.concatenate([cells, counts[None]]).T.tolist()
     return scores | {"per_class": per_class, "confusion": {"labels": list(names), "counts": triples}}
 
 
 def _classified(audio: torch.Tensor, text: torch.Tensor, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each clip the rank, from 1, of its label, and the label predicted: with a tie, a wrong one."""
+    """Of each clip the rank of its label, from 1, and the predicted label; in a tie, that is a wrong one."""
     similarities = Similarities(F.normalize(audio, dim=-1), text)[:]
-    found = ranks(similarities, np.arange(len(text)) == targets[:, None])
+    label_ranks = ranks(similarities, np.arange(len(text)) == targets[:, None])
     similarities[np.arange(len(targets)), targets] = -np.inf
-    return found, np.where(found == 1, targets, similarities.argmax(1))
+    return label_ranks, np.where(label_ranks == 1, targets, similarities.argmax(1))
 
 
 def _class_figures(hits: np.ndarray, targets: np.ndarray) -> tuple[dict[int, dict], dict]:
     """The accuracy of each class that has clips, and the mean of these, with 95 % bootstrap intervals over clips.
 
-    Clips are drawn anew within each class. Of n drawn from n the number of hits is binomial, so it is drawn at once.
+    Clips are resampled within each class. The number of hits among n clips drawn from n is binomial, so that number is
+    drawn directly.
     """
     classes, clips = np.unique(targets, return_counts=True)
     shares = np.bincount(targets, hits)[classes] / clips
@@ -174,30 +184,3 @@ def _class_figures(hits: np.ndarray, targets: np.ndarray) -> tuple[dict[int, dic
     rows = zip(classes.tolist(), clips.tolist(), shares.tolist(), intervals, strict=True)
     figures = {label: {"clips": n, "value": share, "interval": interval} for label, n, share, interval in rows}
     return figures, {"value": float(shares.mean()), "interval": all_classes}
-
-
-def table(zero_shot: dict) -> str:
-    """The scores of `zero_shot_scores` for a person, in percent, with the chance level."""
-    labels, chance = zero_shot["labels"], 100 * zero_shot["chance"]
-    lines = [f"zero-shot: {zero_shot['clips']} clips, {labels} labels, chance {chance:.1f}"]
-    left_out = {
-        "without a label": zero_shot["unlabelled"],
-        "whose label is no candidate": zero_shot["absent"]["clips"],
-    }
-    if any(left_out.values()):
-        lines.append("left out: " + ", ".join(f"{clips} clips {words}" for words, clips in left_out.items() if clips))
-    names = {"accuracy": "top-1", "top-5": "top-5", "macro": "mean of classes"}
-    for dim in (key for key in zero_shot if key.isdigit()):
-        row = zero_shot[dim]
-        figures = [f"{words} {percent(row[name])}" for name, words in names.items() if name in row]
-        figures += [f"{name} {percent(group)}" for name, group in row.get("groups", {}).items()]
-        lines.append(f"{'zero-shot':15}{dim:>6} dims  " + ", ".join(figures))
-    ordered = sorted(zero_shot["per_class"].items(), key=lambda item: item[1]["value"])
-    words = [f"{label} {percent(row)} of {row['clips']}" for label, row in ordered]
-    parts = {"worst classes": words[:3], "best classes": words[:-4:-1]} if len(words) > 6 else {"classes": words}
-    lines += [f"{name}: {', '.join(part)}" for name, part in parts.items()]
-    names, counts = zero_shot["confusion"]["labels"], zero_shot["confusion"]["counts"]
-    wrong = sorted((cell for cell in counts if cell[0] != cell[1]), key=lambda cell: -cell[2])[:3]
-    if wrong:
-        lines.append("confusions: " + ", ".join(f"{names[a]} as {names[b]} {clips}" for a, b, clips in wrong))
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""From sounds to an index: what is new is embedded, what has changed embedded anew, what has gone removed."""
+"""Build an index of sounds, or bring one up to date: embed what is new or has changed, remove what has gone."""
 
 import itertools
 import os
@@ -7,43 +7,25 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow
 
-from processing.windows import check_window, stream_windows
+from processing.windows import stream_windows
+from wavlink.defaults import HOP, STORAGE, WINDOW
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
 
-from .index_model import embedder_of, new_embedder
-from .listing import Listing, Sound, list_sounds
+from .changes import Changes, KnownFile, Report, Task, compare
+from .index_model import check_window_of, embedder_of, new_embedder
+from .listing import Listing, list_sounds
+from .manifest import FILES, Manifest
 from .parts import with_large_texts
 from .quantization import bytes_per_vector, encode
-from .store import FILES, IndexFolder, Manifest
+from .store import IndexFolder
 
-STORAGE, WINDOW, HOP = "int8", 10.0, 5.0
-_DIM = 48  # the least of the nested dims that is kept by default: fewer cost recall
+_DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
 _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only
-
-
-@dataclass
-class Report:
-    """What a run did; `skipped` is all that the index holds no vectors of, and why."""
-
-    added: int = 0
-    changed: int = 0
-    removed: int = 0
-    unchanged: int = 0
-    sounds: int = 0
-    windows: int = 0
-    skipped: dict[str, str] = field(default_factory=dict)
-    stopped: bool = False
-
-    def __str__(self) -> str:
-        done = f"{self.added} added, {self.changed} changed, {self.removed} removed, {self.unchanged} as they were"
-        return f"{done}; the index holds {self.sounds} sounds in {self.windows} windows, {len(self.skipped)} skipped"
 
 
 def index_sounds(
@@ -64,152 +46,126 @@ def index_sounds(
     progress: bool = True,
     stop: threading.Event | None = None,
 ) -> Report:
-    """Brings an index to what is in `sources`, or makes it. Killed at any moment, the same call goes on.
+    """Bring an index up to date with `sources`, or make it. After a kill, the same call goes on.
 
-    A file is known again by its size and its time of change. Files outside `sources` stay in the index as they are.
+    A file is recognised by its size and its modification time. Files outside `sources` stay in the index unchanged.
 
     Args:
-        sources: see `wavlink.search.listing.list_sounds`; `root` and `split` too. Another `root` for an index that has
-            one says that its sounds have moved there.
+        sources: see `wavlink.search.listing.list_sounds`, also for `root` and `split`. Another `root` than that of
+            the index means that its sounds have moved.
         out: the index's folder.
-        model: as `Embedder` takes it; of an index that there is, its own, and needed only where this machine does not
-            have it under the name that the index holds (see `embedder_of`).
-        dim: of the nested dims, of a new index (default: the least from 48 on).
-        storage: of a new index, see `vectors.STORAGES` (default: int8).
+        model: as `Embedder` takes it. An existing index names its model: give it only where this machine does not have
+            it under that name (see `embedder_of`).
+        dim: one of the nested dims, of a new index (default: the smallest from 48 on).
+        storage: of a new index, see `quantization.STORAGES` (default: int8).
         window, hop: in seconds, of a new index (defaults: 10 and 5).
-        retry: also what was skipped before and has not changed.
+        retry: embed files too that earlier runs skipped.
         device, dtype: see `Embedder`.
-        commit_seconds: what is embedded is on the disk after at most so long.
+        commit_seconds: embedded windows are written to the disk at least this often.
         stop: once it is set, what is embedded is written and the run ends.
 
     Raises:
-        ValueError: no sounds; an index of another model or with other options; nothing in it can be read.
+        ValueError: no sounds; an index of another model or with other options; none of the sounds can be read.
     """
-    wanted = {"dim": dim, "storage": storage, "window": window, "hop": hop}
-    sources = [sources] if isinstance(sources, str | os.PathLike) else sources
-    index = IndexFolder.open(out) if os.path.exists(os.path.join(out, "index.json")) else None
-    sources = [os.fspath(source) for source in sources]
-    listing = None if index else list_sounds(sources, root, split)
-    if index:
-        _refuse_other_options(index.manifest, wanted)
-        writing = index.writing()
+    options = {"dim": dim, "storage": storage, "window": window, "hop": hop}
+    sources = [os.fspath(each) for each in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
+    if os.path.exists(os.path.join(out, "index.json")):
+        index, listing = IndexFolder.open(out), None
+        _refuse_other_options(index.manifest, options)
         embedder = embedder_of(index.manifest, model, device, dtype) if model else None
+        writing = index.writing()
     else:
-        embedder = new_embedder(model, device, dtype)
-        writing = IndexFolder.create(out, _new_manifest(embedder, listing.root, wanted))
+        listing, embedder = list_sounds(sources, root, split), new_embedder(model, device, dtype)
+        writing = IndexFolder.create(out, _new_manifest(embedder, listing.root, options))
     with writing as index:
-        # An index is compared with what there is once no other process adds to it.
+        # Sounds are listed after the lock is held: another process may have added some just before.
         listing = listing or list_sounds(sources, root or index.manifest.root, split)
         _note(index, listing.root, embedder.name if embedder and isinstance(model, str) else "")
-        todo, new, report = _compare(index, listing, retry)
-        broken = [task for task in todo if task.sound.error]
-        if broken:
-            index.append(
-                index.manifest.schema.empty_table(), _records([(*task, 0, 0, task.sound.error) for task in broken])
-            )
-        todo = [task for task in todo if not task.sound.error]
-        if todo:
+        changes = compare(listing, _known(index), retry)
+        index.drop(changes.changed + changes.removed)
+        stopped, tasks = False, _without_broken(index, changes.tasks)
+        if tasks:
             embedder = embedder or embedder_of(index.manifest, "", device, dtype)
-            report.stopped = _embed(
-                index, embedder, listing, todo, commit_seconds, progress, stop or threading.Event()
-            )
-        if not report.stopped:
+            stopped = _embed(index, embedder, listing, tasks, commit_seconds, progress, stop or threading.Event())
+        if not stopped:
             index.merge()
-        return _finished(report, index, new, listing.unreadable)
+        return _report(index, changes, listing, stopped)
 
 
-def _new_manifest(embedder: Embedder, root: str, wanted: dict) -> Manifest:
+def _new_manifest(embedder: Embedder, root: str, options: dict) -> Manifest:
     nested = sorted(embedder.matryoshka_dims)
-    dim = wanted["dim"] or next((dim for dim in nested if dim >= _DIM), nested[-1])
+    dim = options["dim"] or next((dim for dim in nested if dim >= _DIM), nested[-1])
     if dim not in nested:
         raise ValueError(f"dim={dim} is none of the model's nested dims: {', '.join(map(str, nested))}")
-    storage = wanted["storage"] or STORAGE
-    bytes_per_vector(dim, storage)  # refuses what is no storage
-    window = min(WINDOW, embedder.max_seconds or WINDOW) if wanted["window"] is None else wanted["window"]
-    hop = min(HOP, window) if wanted["hop"] is None else wanted["hop"]
-    check_window(window, hop, embedder.sampling_rate)
-    if embedder.max_seconds and window > embedder.max_seconds:
-        raise ValueError(f"a window of {window:g} s is more than the model's {embedder.max_seconds:g} s")
-    made = {"window": float(window), "hop": float(hop), "sampling_rate": embedder.sampling_rate, "root": root}
-    name, revision = embedder.name, embedder.revision
-    return Manifest(name, revision, embedder.dims, nested, dim, storage, **made)
+    storage = options["storage"] or STORAGE
+    bytes_per_vector(dim, storage)  # raises for an unknown storage
+    window = min(WINDOW, embedder.max_seconds or WINDOW) if options["window"] is None else options["window"]
+    hop = min(HOP, window) if options["hop"] is None else options["hop"]
+    check_window_of(embedder, window, hop)
+    times = {"window": float(window), "hop": float(hop), "sampling_rate": embedder.sampling_rate}
+    return Manifest(embedder.name, embedder.revision, embedder.dims, nested, dim, storage, **times, root=root)
 
 
-def _refuse_other_options(manifest: Manifest, wanted: dict) -> None:
-    for name, value in wanted.items():
-        own = getattr(manifest, name)
-        if value is not None and value != own:
-            raise ValueError(f"the index has {name}={own}, not {value}: leave it out, or index into another folder")
+def _refuse_other_options(manifest: Manifest, options: dict) -> None:
+    for name, value in options.items():
+        current = getattr(manifest, name)
+        if value is not None and value != current:
+            raise ValueError(
+                f"the index has {name}={current}, not {value}: leave it out, or index into another folder"
+            )
 
 
 def _note(index: IndexFolder, root: str, model: str) -> None:
-    """Where the sounds are and, if a user has named it, the model."""
+    """Write to the manifest where the sounds are and, if a user has named it, the model."""
     manifest = index.manifest
-    now = {"root": root, "model": model or manifest.model}
-    if any(getattr(manifest, name) != value for name, value in now.items()):
-        index.change(**now)
+    fields = {"root": root, "model": model or manifest.model}
+    if any(getattr(manifest, name) != value for name, value in fields.items()):
+        index.change(**fields)
 
 
-class _Task(NamedTuple):
-    sound: Sound
-    first: int  # of its windows, the first that is not in the index
-
-
-class _Known(NamedTuple):
-    size: int
-    version: int
-    rows: int
-    windows: int
-    error: str
-
-
-def _known(index: IndexFolder) -> dict[str, _Known]:
-    """Of each path what its rows of `files` add up to; if they do not, a version that no file has."""
+def _known(index: IndexFolder) -> dict[str, KnownFile]:
+    """Add up the rows of `files` by path; where they do not fit together, the version is one that no file has."""
     known = {}
     files = with_large_texts(index.files()).sort_by([("path", "ascending"), ("first", "ascending")])
     columns = (files[name].to_pylist() for name in FILES.names)
     for path, size, version, first, rows, windows, error in zip(*columns, strict=True):
         before = known.get(path)
         fits = (before.size, before.version, before.rows) == (size, version, first) if before else first == 0
-        known[path] = _Known(size, version if fits else -2, first + rows, windows, error)
+        known[path] = KnownFile(size, version if fits else -2, first + rows, windows, error)
     return known
 
 
-def _compare(index: IndexFolder, listing: Listing, retry: bool) -> tuple[list[_Task], set[str], Report]:
-    """What is to be done, and of that what is new; what has changed or vanished is forgotten already."""
-    known, report, todo, changed = _known(index), Report(), [], []
-    for sound in listing.sounds:
-        there = known.get(sound.path)
-        if there is None or (there.size, there.version) != sound[1:3] or sound.version < 0 or (there.error and retry):
-            todo.append(_Task(sound, 0))
-            changed += [sound.path] if there else []
-        elif there.error or there.rows == there.windows:
-            report.unchanged += not there.error
-        else:
-            todo.append(_Task(sound, there.rows))
-    listed = {sound.path for sound in listing.sounds}
-    gone = [path for path in known if path not in listed and listing.covers(path)]
-    index.drop(changed + gone)
-    report.changed, report.removed = len(changed), len(gone)
-    return todo, {task.sound.path for task in todo} - set(changed), report
+def _without_broken(index: IndexFolder, tasks: list[Task]) -> list[Task]:
+    """Write the errors that are known from the listing, and return the other tasks."""
+    broken = [task for task in tasks if task.sound.error]
+    if broken:
+        rows = _file_rows([(*task, 0, 0, task.sound.error) for task in broken])
+        index.append(index.manifest.schema.empty_table(), rows)
+    return [task for task in tasks if not task.sound.error]
 
 
-def _finished(report: Report, index: IndexFolder, new: set[str], unreadable: dict[str, str]) -> Report:
+def _report(index: IndexFolder, changes: Changes, listing: Listing, stopped: bool) -> Report:
     known = _known(index)
-    report.skipped = {path: there.error for path, there in known.items() if there.error}
-    report.sounds, report.windows = len(known) - len(report.skipped), index.manifest.rows
-    report.added = sum(path in known and path not in report.skipped for path in new)
-    if not report.sounds and not report.stopped:
-        path, error = next(iter(report.skipped.items()))
-        raise ValueError(f"none of {len(known)} sounds can be read; the first, {path}: {error}")
-    report.skipped |= unreadable
+    report = changes.report(known, listing.unreadable, index.manifest.rows)
+    report.stopped = stopped
+    if not report.sounds and not stopped:
+        path, file = next(iter(known.items()))
+        raise ValueError(f"none of {len(known)} sounds can be read; the first, {path}: {file.error}")
     return report
 
 
-def _embed(index, embedder, listing, todo: list[_Task], commit_seconds: float, progress: bool, stop) -> bool:
-    """Whether it was stopped."""
-    rows = _Rows(index, Bar(total=len(todo), desc="sounds", unit="file", disable=not progress), commit_seconds)
-    clips = _clips(listing, todo, index.manifest, rows.events, stop)
+def _embed(
+    index: IndexFolder,
+    embedder: Embedder,
+    listing: Listing,
+    tasks: list[Task],
+    commit_seconds: float,
+    progress: bool,
+    stop: threading.Event,
+) -> bool:
+    """Embed files and write their rows; return True if `stop` was set."""
+    rows = _Rows(index, Bar(total=len(tasks), desc="sounds", unit="file", disable=not progress), commit_seconds)
+    clips = _clips(listing, tasks, index.manifest, rows.events, stop)
     with rows.bar, closing(embedder.embed_clips(clips)) as vectors:
         for vector in vectors:
             rows.take(vector)
@@ -221,9 +177,11 @@ def _embed(index, embedder, listing, todo: list[_Task], commit_seconds: float, p
     return stop.is_set()
 
 
-def _clips(listing: Listing, todo: list[_Task], manifest: Manifest, events: deque, stop) -> Iterator[np.ndarray]:
-    """The windows to embed; `events` tells of each file its begin, its windows' `(start, end)` and its end."""
-    for task in todo:
+def _clips(
+    listing: Listing, tasks: list[Task], manifest: Manifest, events: deque, stop: threading.Event
+) -> Iterator[np.ndarray]:
+    """Yield the windows to embed; append to `events` each file's begin, its windows' `(start, end)`, and its end."""
+    for task in tasks:
         if stop.is_set():  # also among files without windows
             return
         events.append(("begin", task))
@@ -240,22 +198,22 @@ def _clips(listing: Listing, todo: list[_Task], manifest: Manifest, events: dequ
 
 
 class _Rows:
-    """What is embedded but not yet in the index, and where in a file the run is."""
+    """Rows that are embedded but not yet in the index, and the file that the run is at."""
 
     def __init__(self, index: IndexFolder, bar: Bar, commit_seconds: float):
         self.index, self.bar, self.commit_seconds = index, bar, commit_seconds
         self.events = deque()
         self.windows = 0
-        self.task, self.error = None, ""  # the file that has begun
+        self.task, self.error = None, ""  # the current file
         self._clear()
 
     def _clear(self) -> None:
         self.paths, self.times, self.vectors, self.records = [], [], [], []
-        self.begun = 0  # where the rows of the file that has begun begin
+        self.begun = 0  # the index of the current file's first row
         self.written = time.monotonic()
 
     def take(self, vector: np.ndarray) -> None:
-        """The vector of the next window."""
+        """Take the vector of the next window."""
         self.settle()
         _, times = self.events.popleft()
         if not (np.isfinite(vector).all() and vector[: self.index.manifest.dim].any()):
@@ -272,13 +230,13 @@ class _Rows:
             self.write()
 
     def settle(self) -> None:
-        """All that happened before the next window."""
+        """Process all events before the next window."""
         while self.events and self.events[0][0] != "window":
-            name, what = self.events.popleft()
+            name, value = self.events.popleft()
             if name == "begin":
-                self.task, self.error, self.begun = what, "", len(self.paths)
+                self.task, self.error, self.begun = value, "", len(self.paths)
             else:
-                self._end(what or self.error)
+                self._end(value or self.error)
 
     def _end(self, error: str) -> None:
         rows = len(self.paths) - self.begun
@@ -291,14 +249,14 @@ class _Rows:
         self.bar.update()
 
     def _forget(self) -> None:
-        """What there is of the file that has begun."""
+        """Discard the rows of the current file, also those that are written."""
         del self.paths[self.begun :], self.times[self.begun :], self.vectors[self.begun :]
         if self.task.first:
             self.index.drop([self.task.sound.path])
             self.task = self.task._replace(first=0)
 
     def write(self) -> None:
-        """Makes it count. Of a file that has begun and not ended, the windows so far."""
+        """Append the rows to the index; of the current file, the windows so far."""
         records, rows = list(self.records), len(self.paths) - self.begun
         if self.task and rows:
             records.append((*self.task, rows, -1, ""))
@@ -307,11 +265,11 @@ class _Rows:
             manifest = self.index.manifest
             starts, ends = np.reshape(self.times, (-1, 2)).T
             codes = encode(np.reshape(self.vectors, (-1, manifest.dims)), manifest.dim, manifest.storage)
-            self.index.append(manifest.windows(self.paths, starts, ends, codes), _records(records))
+            self.index.append(manifest.windows(self.paths, starts, ends, codes), _file_rows(records))
         self._clear()
 
 
-def _records(rows: list[tuple]) -> pyarrow.Table:
-    """Rows of `files`, of (sound, first, rows, windows, error)."""
+def _file_rows(rows: list[tuple]) -> pyarrow.Table:
+    """Return rows of `files`, from (sound, first, rows, windows, error)."""
     rows = [(sound.path, sound.size, sound.version, *rest) for sound, *rest in rows]
     return pyarrow.Table.from_pylist([dict(zip(FILES.names, row, strict=True)) for row in rows], schema=FILES)

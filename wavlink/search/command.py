@@ -1,19 +1,22 @@
-"""Index sounds once, and search them by text or by sound.
+"""Index sounds, and search them by text or by sound.
 
-    python -m wavlink.search.command index SOUNDS --model your-name/wavlink-base --out INDEX
-    python -m wavlink.search.command query INDEX "a dog barks far away" --top_k 5
-    python -m wavlink.search.command query INDEX --by_sound bark.wav --without "a person talks" --json
-    python -m wavlink.search.command info INDEX
+    wavlink index SOUNDS --model your-name/wavlink-base --out INDEX
+    wavlink query INDEX "a dog barks far away" --top_k 5
+    wavlink query INDEX --by_sound bark.wav --without "a person talks" --json
+    wavlink info INDEX
 
-The first command again, with the same INDEX, goes on where it was killed and takes in what has changed meanwhile.
+The first command again, with the same INDEX, goes on after a kill and follows files that have changed.
 """
 
 import argparse
 import signal
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from types import FrameType
+from typing import Any
 
 from processing.file_names import same_letters
 from wavlink import options as of
@@ -22,45 +25,53 @@ from wavlink.parsing import Parser
 from wavlink.progress import Bar
 from wavlink.sanitize import clean
 
-from . import transfer as index_copies
+from . import transfer
 from .build import index_sounds
-from .index import Index, as_dict
+from .index import Index, print_hits
 from .listing import readable
 from .parts import with_large_texts
 from .store import IndexFolder
 
-_SHOWN = 10  # skipped files
+_SHOWN = 10  # skipped files that `index` prints
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0, 130 or 143 after SIGINT or SIGTERM."""
+    """Run a command, and return the exit code: 0, or 130 or 143 after SIGINT or SIGTERM."""
     options = vars(_parser().parse_args(arguments))
     return options.pop("run")(**options) or 0
 
 
-def index(as_json, **options) -> int:
+def index(as_json: bool, **options: Any) -> int:
+    """Index sounds."""
     stop, caught = threading.Event(), []
     with _stopped_by(stop, caught):
         report = index_sounds(options.pop("sounds"), stop=stop, **options)
-    _say_skipped(report.skipped, all_of_them=False)
-    _tell(asdict(report), f"{'stopped; ' if report.stopped else ''}{report}", as_json)
+    _print_skipped(report.skipped, most=_SHOWN)
+    _print_result(asdict(report), f"{'stopped; ' if report.stopped else ''}{report}", as_json)
     return 128 + caught[0] if caught else 0
 
 
-def query(folder, text, by_sound, without, without_sound, weight, top_k, windows, as_json, **options) -> None:
-    found = Index.open(folder, **options).query(
-        text, by_sound, without, without_sound, weight=weight, top_k=top_k, windows=windows
-    )
-    if as_json:
-        print_json([as_dict(hit) for hit in found])
-        return
-    for hit in found:
-        mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
-        print(f"{hit.score:6.3f}  {hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}")
+def query(
+    folder: str,
+    text: Sequence[str],
+    by_sound: Sequence[str],
+    without: Sequence[str],
+    without_sound: Sequence[str],
+    weight: float,
+    top_k: int,
+    windows: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Search an index, and print the hits."""
+    index = Index.open(folder, **options)
+    hits = index.query(text, by_sound, without, without_sound, weight=weight, top_k=top_k, windows=windows)
+    print_hits(hits, as_json)
 
 
-def info(folder, as_json) -> None:
-    manifest, files = IndexFolder.reading(folder, lambda about: (about.manifest, with_large_texts(about.files())))
+def info(folder: str, as_json: bool) -> None:
+    """Print what an index holds."""
+    manifest, files = IndexFolder.reading(folder, lambda index: (index.manifest, with_large_texts(index.files())))
     skipped = {
         path: error for path, error in zip(*(files[n].to_pylist() for n in ("path", "error")), strict=True) if error
     }
@@ -77,94 +88,101 @@ def info(folder, as_json) -> None:
         return
     for name, value in facts.items():
         print(f"{name:14} {clean(value, 1000)}")
-    _say_skipped(skipped, all_of_them=True)
+    _print_skipped(skipped)
 
 
-def verify(folder, drop, as_json) -> None:
+def verify(folder: str, drop: bool, as_json: bool) -> None:
+    """Verify the checksums of an index, and with `drop` repair it."""
     split, dropped = [], {}
     if drop:
-        with IndexFolder.open(folder).writing() as about:
-            split, dropped = about.repair()
-            manifest = about.manifest
+        with IndexFolder.open(folder).writing() as index:
+            split, dropped = index.repair()
+            manifest = index.manifest
     else:
-        manifest = IndexFolder.reading(folder, lambda about: index_copies.refuse_damaged(about) or about.manifest)
+        manifest = IndexFolder.reading(folder, lambda index: transfer.refuse_damaged(index) or index.manifest)
     facts = {"parts": len(manifest.parts), "windows": manifest.rows, "forgotten": [*dropped]}
     if drop:
         facts |= {"split": split, "sounds": sorted({path for paths in dropped.values() for path in paths or ()})}
     if as_json:
-        return _tell(facts, "", as_json)
+        print_json(facts)
+        return
     for name in split:
-        print(f"{name} was too large to be read at once: it is several parts now, and nothing is lost")
+        print(f"{name} was too large to be read at once: it is now several parts, and nothing is lost")
     for name, paths in dropped.items():
         print(f"forgotten: {name}" + ", which held sounds whose names are lost too" * (paths is None))
         for path in paths or ():
             print(f"  {clean(path, 1000)}")
-    whole = f"{facts['parts']} parts with {facts['windows']} windows are as they were written"
-    print("`index` embeds the forgotten sounds anew" if dropped else whole)
+    intact = f"{facts['parts']} parts with {facts['windows']} windows are as they were written"
+    print("`index` embeds the forgotten sounds anew" if dropped else intact)
 
 
-def remove(folder, paths, as_json) -> None:
-    with IndexFolder.open(folder).writing() as about:
-        known = set(about.files()["path"].to_pylist())
+def remove(folder: str, paths: Sequence[str], as_json: bool) -> None:
+    """Remove sounds, or folders of them, from an index."""
+    with IndexFolder.open(folder).writing() as index:
+        known = set(index.files()["path"].to_pylist())
         folders = {path[:end] for path in known for end, letter in enumerate(path) if letter == "/"}
         names = [(name, same_letters(readable(name).rstrip("/"), known | folders)) for name in paths]
-        unknown = [name for name, there in names if there is None]
+        unknown = [name for name, indexed in names if indexed is None]
         if unknown:
             raise ValueError(
-                f"the index has no {clean(', '.join(unknown), 1000)}: its paths are told from {about.manifest.root}"
+                f"the index has no {clean(', '.join(unknown), 1000)}: paths are relative to {index.manifest.root}"
             )
-        gone = {path for path in known for _, name in names if path == name or path.startswith(f"{name}/")}
-        about.drop(sorted(gone))
-    told = f"{len(gone)} sounds removed; where their files stay, the next `index` adds them again"
-    _tell({"removed": sorted(gone)}, told, as_json)
+        removed = sorted({path for path in known for _, name in names if f"{path}/".startswith(f"{name}/")})
+        index.drop(removed)
+    line = f"{len(removed)} sounds removed; where their files stay, the next `index` adds them again"
+    _print_result({"removed": removed}, line, as_json)
 
 
-def reindex(folder, out, as_json, **options) -> None:
-    index_copies.reindex(folder, out, **options)
-    _tell_windows(out, as_json)
+def reindex(folder: str, out: str, as_json: bool, **options: Any) -> None:
+    """Copy an index with fewer dims or another storage."""
+    transfer.reindex(folder, out, **options)
+    _print_windows(out, as_json)
 
 
-def push(folder, repo_id, private, as_json) -> None:
-    where = index_copies.push(folder, repo_id, private)
-    _tell({"repo_id": repo_id, "where": where}, where, as_json)
+def push(folder: str, repo_id: str, private: bool, as_json: bool) -> None:
+    """Push an index to the Hub."""
+    url = transfer.push(folder, repo_id, private)
+    _print_result({"repo_id": repo_id, "where": url}, url, as_json)
 
 
-def pull(repo_id, out, as_json, **options) -> None:
-    index_copies.pull(repo_id, out, **options)
-    _tell_windows(out, as_json)
+def pull(repo_id: str, out: str, as_json: bool, **options: Any) -> None:
+    """Download an index from the Hub."""
+    transfer.pull(repo_id, out, **options)
+    _print_windows(out, as_json)
 
 
-def _tell_windows(out, as_json: bool) -> None:
+def _print_windows(out: str, as_json: bool) -> None:
     windows = IndexFolder.open(out).manifest.rows
-    _tell({"index": out, "windows": windows}, f"{out} holds {windows} windows", as_json)
+    _print_result({"index": out, "windows": windows}, f"{out} holds {windows} windows", as_json)
 
 
-def _tell(facts: dict, line: str, as_json: bool) -> None:
+def _print_result(facts: dict, line: str, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
         print(line)
 
 
-def _say_skipped(skipped: dict[str, str], all_of_them: bool) -> None:
-    for number, (path, why) in enumerate(skipped.items()):
-        if number == _SHOWN and not all_of_them:
-            print(f"... and {len(skipped) - _SHOWN} more skipped: `info INDEX` names them all", file=sys.stderr)
-            break
-        print(f"skipped {clean(path, 1000)}: {clean(why, 1000)}", file=sys.stderr if not all_of_them else sys.stdout)
+def _print_skipped(skipped: dict[str, str], most: int | None = None) -> None:
+    """Print all on stdout as a result, or with `most` the first ones on stderr as warnings."""
+    file = sys.stdout if most is None else sys.stderr
+    for path, reason in list(skipped.items())[:most]:
+        print(f"skipped {clean(path, 1000)}: {clean(reason, 1000)}", file=file)
+    if most is not None and len(skipped) > most:
+        print(f"... and {len(skipped) - most} more skipped: `info INDEX` names them all", file=file)
 
 
 @contextmanager
-def _stopped_by(stop: threading.Event, caught: list[int]):
-    """SIGINT and SIGTERM set `stop`; a second one ends the process as ever."""
+def _stopped_by(stop: threading.Event, caught: list[int]) -> Iterator[None]:
+    """Set `stop` at SIGINT or SIGTERM; a second signal has its usual effect."""
 
-    def ask(number, _):
+    def handle(number: int, _: FrameType | None) -> None:
         caught.append(number)
         stop.set()
         signal.signal(number, before[number])
         Bar.write("stopping: writing what is embedded", file=sys.stderr)
 
-    with on_stop_signals(ask) as before:
+    with on_stop_signals(handle) as before:
         yield
 
 

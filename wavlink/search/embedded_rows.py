@@ -1,40 +1,30 @@
-"""Rows of embedded files in a folder of parquet files: `ray_embedding` writes them, `vector_database` reads them."""
+"""Rows of embedded files in a folder of parquet files, which `ray` writes and `lance` reads."""
 
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .listing import Listing, Sound
-from .store import write_durably
+from wavlink.atomic_files import locked, write_bytes
+
+from .changes import Changes, KnownFile, Report, compare
+from .listing import Listing
+from .store import parquet_bytes
 
 _ABOUT = b"wavlink"  # in the parquet schema's metadata: how the rows were made, as JSON
 _FILES = b"wavlink_files"  # the same: [size, version] of each of the part's files in their order, null if not known
 _ROWS_A_PART = 1 << 16
 
 
-@dataclass
-class Report:
-    """What a run did; `unreadable` is of all runs into the folder: why a file has no vectors, by path."""
-
-    embedded: int = 0  # files
-    there: int = 0  # files of an earlier run
-    changed: int = 0  # of the earlier ones, embedded anew
-    removed: int = 0  # of the earlier ones, their rows are gone
-    rows: int = 0  # of this run
-    unreadable: dict[str, str] = field(default_factory=dict)
-
-
 def failed(path: str, error: str, dims: int) -> dict[str, np.ndarray]:
-    """The row of a file that cannot be embedded, as `FileEmbedder` gives rows."""
+    """Return the row of a file that cannot be embedded, in the form of `FileEmbedder`'s rows."""
     return {
         "path": np.array([path], dtype=object),
         "start": np.array([np.nan]),
@@ -46,79 +36,66 @@ def failed(path: str, error: str, dims: int) -> dict[str, np.ndarray]:
 
 
 class Rows:
-    """The folder: files count once all their rows are in a part, and a part once it has its name."""
+    """Writer of the folder. A file counts once all its rows are in a part, and a part once it has its name.
+
+    Args:
+        about: how the rows are made; every part of the folder must agree with it.
+        commit_seconds: rows are written to the disk about this often.
+
+    Raises:
+        ValueError: another process writes into the folder, or it holds other rows.
+    """
 
     def __init__(self, folder: Path, about: dict, commit_seconds: float):
         self.folder, self.about, self.commit_seconds = folder, about, commit_seconds
-        self.report, self.known = Report(), {}  # of each file that is whole: (size, version), None if not known
-        self.versions = {}  # the same of each file that there is now
+        self.known: dict[str, KnownFile] = {}  # complete files
+        self.versions: dict[str, tuple[int, int | None]] = {}  # size and version of each file that exists now
         self.coming, self.unwritten, self.written = {}, [], time.monotonic()
 
-    def __enter__(self):
+    def __enter__(self) -> "Rows":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(self.folder / ".lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise ValueError(f"another process is writing to {self.folder}: wait until it has ended") from error
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.folder / ".lock"))
             self._read()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._lock = stack.pop_all()
         return self
 
-    def __exit__(self, *_):
-        self._lock.release()
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def _read(self) -> None:
-        """What earlier runs have written."""
-        for path, there in parts_of(self.folder):
+        """Read which files earlier runs have written."""
+        for path, about in parts_of(self.folder):
             for name, value in self.about.items():
-                if there[name] != value:
-                    raise ValueError(f"{path} has {name}={there[name]}, not {value}: give that, or another folder")
-            rows = pq.read_table(path, columns=["path", "error"])
-            self.known |= _versions(rows)
-            for name, error in zip(*(rows[column].to_pylist() for column in rows.column_names), strict=True):
-                if error:
-                    self.report.unreadable[name] = error
+                if about[name] != value:
+                    raise ValueError(f"{path} has {name}={about[name]}, not {value}: give that, or another folder")
+            self.known |= _known(pq.read_table(path, columns=["path", "error"]))
 
-    def compare(self, listing: Listing, retry: bool) -> list[Sound]:
-        """What is to be embedded; rows of what has changed or is gone are removed."""
-        todo, changed = [], []
+    def compare(self, listing: Listing, retry: bool) -> Changes:
+        """Compare a listing with the rows, and remove the rows of files that have changed or gone."""
         self.versions = {sound.path: (sound.size, sound.version) for sound in listing.sounds}
-        for sound in listing.sounds:
-            known = self.known.get(sound.path)
-            same = sound.path in self.known and (known is None or (known == sound[1:3] and sound.version >= 0))
-            if same and not (retry and sound.path in self.report.unreadable):
-                self.report.there += 1
-                continue
-            todo.append(sound)
-            changed += [sound.path] if sound.path in self.known else []
-        gone = [path for path in self.known if path not in self.versions and listing.covers(path)]
-        self.report.changed, self.report.removed = len(changed), len(gone)
-        self._drop({*changed, *gone})
-        return todo
+        changes = compare(listing, self.known, retry)
+        self._drop({*changes.changed, *changes.removed})
+        return changes
 
     def _drop(self, paths: set[str]) -> None:
         for path, _ in parts_of(self.folder) if paths else ():
             rows = pq.read_table(path)
             kept = rows.filter(pc.invert(pc.is_in(rows["path"], pyarrow.array(sorted(paths), pyarrow.string()))))
             if len(kept) < len(rows):
-                self._write(path, kept, _versions(rows))
+                self._write(path, kept)
         for name in paths:
             del self.known[name]
-            self.report.unreadable.pop(name, None)
 
     def take(self, batch: dict[str, np.ndarray]) -> int:
-        """How many files have ended with these rows."""
+        """Take rows of `FileEmbedder`, and return how many files are complete with them."""
         before = len(self.known)
         names = ("path", "start", "end", "embedding", "error")
         for windows, path, *row in zip(batch["windows"], *(batch[name] for name in names), strict=True):
             if path in self.known:
                 continue
             rows = self.coming.setdefault(path, {})
-            rows[row[0]] = (path, *row)  # by its start: what comes twice is there once
+            rows[row[0]] = (path, *row)  # by its start: a row that comes twice is kept once
             if len(rows) == windows:
                 self._end(path, self.coming.pop(path))
         if len(self.unwritten) >= _ROWS_A_PART or time.monotonic() - self.written > self.commit_seconds:
@@ -126,10 +103,10 @@ class Rows:
         return len(self.known) - before
 
     def quarantine(self, paths: list[str]) -> None:
-        """Notes files of which nothing has come back.
+        """Write an error for files of which no row has come back.
 
         Raises:
-            OSError: no file has ever been embedded here, so that it is hardly a fault of theirs.
+            OSError: no file has ever been embedded into this folder, so that the files are hardly the cause.
         """
         if len(paths) > 1 and not self.known:
             raise OSError(f"the workers of all {len(paths)} files have died, such as of {paths[0]}: see Ray's logs")
@@ -137,16 +114,18 @@ class Rows:
             self.coming.pop(path, None)
             self.take(failed(path, "its worker died again and again; --retry tries again", self.about["dims"]))
 
+    def report(self, changes: Changes, listing: Listing) -> Report:
+        """Report on the run; windows are the rows without an error."""
+        windows = sum(file.windows for file in self.known.values() if not file.error)
+        return changes.report(self.known, listing.unreadable, windows)
+
     def _end(self, path: str, rows: dict) -> None:
-        self.known[path] = self.versions.get(path)
         self.unwritten += [rows[start] for start in sorted(rows)]
-        self.report.embedded += 1
-        self.report.rows += len(rows)
-        error = self.unwritten[-1][-1]
-        if error:
-            self.report.unreadable[path] = str(error)
+        error = str(self.unwritten[-1][-1])
+        self.known[path] = KnownFile(*self.versions.get(path, (-1, None)), len(rows), len(rows), error)
 
     def write(self) -> None:
+        """Write all complete files to a new part."""
         self.written = time.monotonic()
         if not self.unwritten:
             return
@@ -159,34 +138,36 @@ class Rows:
             "error": pyarrow.array(errors, pyarrow.string()),
         }
         number = max((int(path.stem[5:]) for path in self.folder.glob("part-*.parquet")), default=-1) + 1
-        self._write(self.folder / f"part-{number:06d}.parquet", pyarrow.table(columns), self.known)
+        self._write(self.folder / f"part-{number:06d}.parquet", pyarrow.table(columns))
         self.unwritten = []
 
-    def _write(self, path: Path, rows: pyarrow.Table, versions: dict) -> None:
-        files = [versions[name] for name in dict.fromkeys(rows["path"].to_pylist())]
-        about = {_ABOUT: json.dumps(self.about), _FILES: json.dumps(files)}
-        sink = pyarrow.BufferOutputStream()
-        pq.write_table(rows.replace_schema_metadata(about), sink, compression="zstd")
-        write_durably(path, sink.getvalue())
+    def _write(self, path: Path, rows: pyarrow.Table) -> None:
+        files = (self.known[name] for name in dict.fromkeys(rows["path"].to_pylist()))
+        versions = [None if file.version is None else (file.size, file.version) for file in files]
+        about = {_ABOUT: json.dumps(self.about), _FILES: json.dumps(versions)}
+        write_bytes(path, parquet_bytes(rows.replace_schema_metadata(about)))
 
 
-def _versions(rows: pyarrow.Table) -> dict[str, tuple[int, int] | None]:
-    """Of each file of a part its size and version, None in parts that do not tell."""
-    names = [*dict.fromkeys(rows["path"].to_pylist())]
-    told = json.loads(rows.schema.metadata.get(_FILES, "null")) or [None] * len(names)
-    return {name: each and tuple(each) for name, each in zip(names, told, strict=True)}
+def _known(part: pyarrow.Table) -> Iterable[tuple[str, KnownFile]]:
+    """Yield the files of a part, which may lack their sizes and versions."""
+    counts, errors = {}, {}
+    for path, error in zip(part["path"].to_pylist(), part["error"].to_pylist(), strict=True):
+        counts[path], errors[path] = counts.get(path, 0) + 1, error
+    versions = json.loads(part.schema.metadata.get(_FILES, "null")) or [None] * len(counts)
+    for (path, count), version in zip(counts.items(), versions, strict=True):
+        yield path, KnownFile(*(version or (-1, None)), count, count, errors[path])
 
 
 def fixed_size_list(vectors: np.ndarray) -> pyarrow.FixedSizeListArray:
-    """`[N, D]` fp32 as an Arrow column."""
+    """Return vectors `[N, D]` fp32 as an Arrow column."""
     return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), vectors.shape[1])
 
 
 def parts_of(folder: str | os.PathLike) -> Iterator[tuple[Path, dict]]:
-    """The parquet files that `embed_with_ray` has written, and how: `model`, `revision`, `dims`, `window`, ...
+    """Yield the parquet files of `embed_with_ray`, and how each was made: `model`, `revision`, `dims`, `window`, ...
 
     Raises:
-        ValueError: a parquet file that it has not, or that is damaged.
+        ValueError: a parquet file of another program, or a damaged one.
     """
     for path in sorted(Path(folder).glob("part-*.parquet")):
         try:

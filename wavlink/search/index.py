@@ -1,4 +1,4 @@
-"""Sounds of an index, found by text, by sounds that are alike, by both, and without what they should not be."""
+"""Search an index by texts and by similar sounds, and away from unwanted ones."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
 from processing.windows import stream_windows
+from wavlink.console import print_json
 from wavlink.embedder import Embedder, mean_direction
+from wavlink.sanitize import clean
 
 from .index_model import embedder_of
 from .listing import file_of
@@ -19,20 +21,20 @@ from .parts import with_large_texts
 from .quantization import FlatIndex, decode, encode
 from .store import IndexFolder
 
-WEIGHT = 0.5  # of what is unwanted beside what is wanted
+WEIGHT = 0.5  # of the unwanted direction beside the wanted one
 
 
 @dataclass(frozen=True)
 class Hit:
     """A window of a sound: `score` is the cosine with the query, `start` and `end` are in seconds."""
 
-    path: str  # below the index's root
+    path: str  # relative to the index's root
     score: float
     start: float
     end: float
-    file: str | None = None  # where it is; None if the index does not know its root here
-    missing: bool = False  # there is no such file any more
-    changed: bool = False  # it is not what was embedded: index it again
+    file: str | None = None  # the full path; None if the index's root is not known on this machine
+    missing: bool = False  # the file has gone
+    changed: bool = False  # the file is not the one that was embedded: index it again
 
 
 class Index:
@@ -41,9 +43,9 @@ class Index:
     `len(index)` is its number of windows. Its sounds are found by text, by similar sounds, or both.
 
     Attributes:
-        manifest: what the index holds: model, dims, storage, window and hop in seconds.
-        embedder: the model that it was made by, loaded when it is first needed.
-        skipped: after `build`, why each file that the index does not hold was skipped, by its path.
+        manifest: model, dims, storage, window and hop in seconds.
+        embedder: the model that the index was made with, loaded when it is first needed.
+        skipped: after `build`, why files were skipped, by path.
 
     Raises:
         ValueError: no index, or a damaged one.
@@ -62,20 +64,21 @@ class Index:
     ```
     """
 
-    def __init__(self, folder: IndexFolder, dim: int, embedder: Embedder | None, options: dict):
-        self.manifest, self._embedder, self._options = folder.manifest, embedder, options
+    def __init__(self, folder: IndexFolder, dim: int, options: dict):
+        self.manifest, self._options = folder.manifest, options
+        self._embedder: Embedder | None = None
         self.skipped: dict[str, str] = {}
-        self._found = FlatIndex(dim, self.manifest.storage)
+        self._vectors = FlatIndex(dim, self.manifest.storage)
         parts = []
         for part in self.manifest.parts:
             windows = folder.read(part, "embeddings")
             try:
-                self._found.add(self._codes(windows, dim))
+                self._vectors.add(self._codes(windows, dim))
             except ValueError as error:
                 raise ValueError(f"{folder.folder / 'embeddings' / part.name}: {error}") from error
             parts.append(with_large_texts(windows.select(["path", "start", "end"])))
-        none = with_large_texts(self.manifest.schema.empty_table().select(["path", "start", "end"]))
-        self._rows = pyarrow.concat_tables([none, *parts])
+        empty = with_large_texts(self.manifest.schema.empty_table().select(["path", "start", "end"]))
+        self._rows = pyarrow.concat_tables([empty, *parts])
         files = folder.files()
         self._files = {name: files[name] for name in ("path", "size", "version")}
 
@@ -96,17 +99,17 @@ class Index:
         dtype: str = "float32",
         progress: bool = True,
     ) -> "Index":
-        """Bring an index to what is in `sounds`, or make it, and open it; killed at any moment, the same call goes on.
+        """Bring an index up to date with `sounds`, or make it, and open it. After a kill, the same call goes on.
 
-        Files that the index has and that have not changed are not embedded again. What cannot be read is skipped:
-        `skipped` of the index says why, by path.
+        Files that have not changed are not embedded again. Files that cannot be read are skipped: the index's
+        `skipped` says why, by path.
 
         Args:
             sounds: folders, files, `@list.txt` or one data set (a Hub id).
             folder: of the index.
             model: a folder or Hub id of a WavLink or a CLAP, or an `Embedder`; needed for a new index.
-            dim: of the nested dims, for a new index (default: the least from 48 on).
-            storage: for a new index, see `vectors.STORAGES` (default: int8).
+            dim: one of the nested dims, for a new index (default: the smallest from 48 on).
+            storage: for a new index, see `quantization.STORAGES` (default: int8).
             window: seconds embedded at once, for a new index (default: 10).
             hop: seconds from window to window, for a new index (default: 5).
             split: of a data set.
@@ -118,7 +121,7 @@ class Index:
         Raises:
             ValueError: no sounds, none that can be read, an index of another model or with other options.
         """
-        from .build import index_sounds  # which needs more than searching does
+        from .build import index_sounds  # needs packages that searching does not
 
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         options = {"dim": dim, "storage": storage, "window": window, "hop": hop, "split": split, "retry": retry}
@@ -142,9 +145,9 @@ class Index:
 
         Args:
             folder: of the index.
-            model: the one that the index was made by, where this machine does not have it under the name in the index
-                (see `embedder_of`); loaded at the first query.
-            dim: of the nested dims, fewer than the index's (default: its own).
+            model: the model that the index was made with, where this machine does not have it under the name in the
+                index (see `embedder_of`); loaded at the first query.
+            dim: one of the nested dims, fewer than the index's (default: all that it has).
 
         Raises:
             ValueError: no index, a damaged one (every part's checksum is verified), or such a dim.
@@ -156,7 +159,7 @@ class Index:
             nested = [nested for nested in index.manifest.matryoshka_dims if nested <= index.manifest.dim]
             if dim not in (None, *nested):
                 raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
-            return cls(index, dim or index.manifest.dim, None, options)
+            return cls(index, dim or index.manifest.dim, options)
 
         return IndexFolder.reading(folder, read)
 
@@ -166,6 +169,7 @@ class Index:
 
     @property
     def embedder(self) -> Embedder:
+        """The model that the index was made with, loaded when it is first needed."""
         if self._embedder is None:
             self._embedder = embedder_of(self.manifest, **self._options)
         return self._embedder
@@ -183,16 +187,16 @@ class Index:
     ) -> list[Hit]:
         """Find the nearest sounds, best first.
 
-        What is asked is the direction of p - weight * n: p is the mean of all wanted texts' and sounds' vectors,
-        normalised, n that of the unwanted ones. A sound's vector is the normalised mean of its windows'.
+        The query is the direction of p - weight * n. p is the normalised mean of the vectors of all wanted texts and
+        sounds, n that of the unwanted ones. The vector of a sound is the normalised mean of its windows' vectors.
 
         Args:
-            text, sound: what is wanted, one or several; sounds are files, or paths of the index, or what else an
-                `audio` column holds (bytes, dicts, decoders).
-            without, without_sound: what is not.
+            text, sound: what is wanted, one or several; sounds are files, paths of the index, or whatever an `audio`
+                column holds (bytes, dicts, decoders).
+            without, without_sound: what is not wanted.
             weight: 0 or more.
-            top_k: how many, fewer where there are no more.
-            windows: every window counts for itself; otherwise each file is there once, with its best.
+            top_k: the number of results, fewer if the index has fewer.
+            windows: rank every window; otherwise each file appears once, with its best window.
 
         Raises:
             ValueError: an empty index, nothing wanted, a sound that cannot be read, top_k under 1.
@@ -203,51 +207,47 @@ class Index:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
         if not weight >= 0:
             raise ValueError(f"the weight of what is unwanted must be 0 or more, got {weight}")
-        wanted, unwanted = self._vectors(text, sound), self._vectors(without, without_sound)
+        wanted, unwanted = self._embed(text, sound), self._embed(without, without_sound)
         if not len(wanted):
-            raise ValueError("say what to find: a text, or a sound that is alike")
-        asked = mean_direction(wanted) - (weight * mean_direction(unwanted) if len(unwanted) else 0)
-        return self.nearest(asked, top_k, windows)
+            raise ValueError("say what to find: a text, or a similar sound")
+        vector = mean_direction(wanted) - (weight * mean_direction(unwanted) if len(unwanted) else 0)
+        return self.nearest(vector, top_k, windows)
 
     def nearest(self, vector: np.ndarray, top_k: int = 10, windows: bool = False) -> list[Hit]:
-        """The same for a query's vector `[dims]`, of any length (norm) but zero."""
-        if not vector[: self._found.dim].any():
+        """Find the sounds nearest to a query's vector `[dims]`, of any norm but zero; see `query`."""
+        if not vector[: self._vectors.dim].any():
             raise ValueError("what is wanted and what is not cancel out: ask for something else")
         reach = top_k
         while True:
-            scores, rows = (found[0] for found in self._found.search(vector[None], min(reach, len(self))))
-            taken = self._rows.take(rows)
-            paths = taken["path"].to_pylist()
-            first = (
-                list(range(len(rows)))
-                if windows
-                else list({path: n for n, path in reversed([*enumerate(paths)])}.values())
-            )
-            if len(first) >= top_k or reach >= len(self):
+            (scores,), (rows,) = self._vectors.search(vector[None], min(reach, len(self)))
+            nearest = self._rows.take(rows)
+            paths = nearest["path"].to_pylist()
+            firsts = {path: n for n, path in reversed([*enumerate(paths)])}  # of each path the best row
+            best = range(len(rows)) if windows else sorted(firsts.values())
+            if len(best) >= top_k or reach >= len(self):
                 break
             reach *= 4
-        places = sorted(first)[:top_k]
-        starts, ends = (taken[name].to_pylist() for name in ("start", "end"))
-        return [self._hit(paths[n], float(scores[n]), starts[n], ends[n]) for n in places]
+        starts, ends = (nearest[name].to_pylist() for name in ("start", "end"))
+        return [self._hit(paths[n], float(scores[n]), starts[n], ends[n]) for n in best[:top_k]]
 
     def _hit(self, path: str, score: float, start: float, end: float) -> Hit:
         file = file_of(self.manifest.root, path)
         if file is None:
             return Hit(path, score, start, end)
         try:
-            there = os.stat(file)
+            status = os.stat(file)
         except OSError:
             return Hit(path, score, start, end, file, missing=True)
         row = pc.index(self._files["path"], path).as_py()
-        was = [self._files[name][row].as_py() for name in ("size", "version")]
-        return Hit(path, score, start, end, file, changed=was != [there.st_size, there.st_mtime_ns])
+        embedded = [self._files[name][row].as_py() for name in ("size", "version")]
+        return Hit(path, score, start, end, file, changed=embedded != [status.st_size, status.st_mtime_ns])
 
     def _codes(self, windows: pyarrow.Table, dim: int) -> np.ndarray:
-        own, storage = self.manifest.dim, self.manifest.storage
+        stored_dim, storage = self.manifest.dim, self.manifest.storage
         codes = self.manifest.codes(windows)
-        return codes if dim == own else encode(decode(codes, own, storage), dim, storage)
+        return codes if dim == stored_dim else encode(decode(codes, stored_dim, storage), dim, storage)
 
-    def _vectors(self, texts, sounds) -> list[np.ndarray]:
+    def _embed(self, texts, sounds) -> list[np.ndarray]:
         texts, sounds = ([each] if is_source(each) else list(each) for each in (texts, sounds))
         if any(not text.strip() for text in texts):
             raise ValueError("a text to search by is empty")
@@ -255,12 +255,22 @@ class Index:
 
     def _sound(self, file) -> np.ndarray:
         manifest = self.manifest
-        if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # it may be named as in the results
+        if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # a path of the results?
             file = file_of(manifest.root, os.fspath(file)) or file
         windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
         return mean_direction(list(self.embedder.embed_clips(window.samples for window in windows)))
 
 
 def as_dict(hit: Hit) -> dict:
-    """For JSON, the marks only where they are true."""
+    """Return a hit for JSON, with the marks only where they are true."""
     return {name: value for name, value in asdict(hit).items() if value is not False}
+
+
+def print_hits(hits: Sequence[Hit], as_json: bool) -> None:
+    """Print hits as JSON or as a table."""
+    if as_json:
+        print_json([as_dict(hit) for hit in hits])
+        return
+    for hit in hits:
+        mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
+        print(f"{hit.score:6.3f}  {hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}")

@@ -1,33 +1,35 @@
-"""The model of an index: named by a user, or found on this machine by the name that the index holds."""
+"""The model of an index: named by a user, or looked up on this machine by the name in the index."""
 
 import os
+from typing import Any
 
 from transformers import AutoConfig
 
 from modeling_wavlink.configuration_wavlink import one_line
+from processing.windows import check_window
 from wavlink.embedder import Embedder
 from wavlink.loading import parse_name
 
-from .store import Manifest
+from .manifest import Manifest
 
 
 def embedder_of(
     manifest: Manifest, model: str | Embedder = "", device: str = "cpu", dtype: str = "float32"
 ) -> Embedder:
-    """The model that an index was made by.
+    """Load the model that an index was made with.
 
-    The name in an index is data. Without `model` it is looked up on this machine alone: a folder by its absolute path,
-    a Hub id by what has been downloaded before, at the index's commit. Either must have the index's weights, and no
-    code that lies beside them is run.
+    The name in an index is data. Without `model` it is looked up on this machine only: a folder by its absolute path,
+    a Hub id among earlier downloads, at the index's commit. Its weights must be those of the index, and no code beside
+    them is run.
 
     Raises:
-        ValueError: `model` has other weights; or without `model`, this machine does not have the index's.
+        ValueError: `model` has other weights; or without `model`, this machine does not have the index's model.
     """
     if model:
-        pinned = model == manifest.model and _is_commit(manifest.revision) and not os.path.isdir(model)
+        pinned = model == manifest.model and is_commit(manifest.revision) and not os.path.isdir(model)
         embedder = new_embedder(model, device, dtype, manifest.revision if pinned else None)
     else:
-        embedder = _present(manifest, device, dtype)
+        embedder = _local(manifest, device, dtype)
     if embedder.revision != manifest.revision:
         raise ValueError(
             f"the index was made by {manifest.model} at {manifest.revision}, but {embedder.name} is at "
@@ -36,8 +38,8 @@ def embedder_of(
     return embedder
 
 
-def _present(manifest: Manifest, device: str, dtype: str) -> Embedder:
-    """The model that an index names, of what this machine has."""
+def _local(manifest: Manifest, device: str, dtype: str) -> Embedder:
+    """Load the model that an index names from this machine."""
     name = manifest.model
     try:
         source = parse_name(name)[0]
@@ -46,8 +48,8 @@ def _present(manifest: Manifest, device: str, dtype: str) -> Embedder:
             if source.startswith(("//", "\\\\")) or not os.path.isdir(source):  # another machine's share is not read
                 raise ValueError("there is no such folder")
         elif os.path.exists(source):
-            raise ValueError("it is a path from an unknown folder")  # ours are absolute
-        elif _is_commit(manifest.revision):
+            raise ValueError("it is a path from an unknown folder")  # paths that we write are absolute
+        elif is_commit(manifest.revision):
             pinned["revision"] = manifest.revision
         _refuse_other_dims(source, manifest, pinned)
         return new_embedder(name, device, dtype, **pinned)
@@ -59,10 +61,10 @@ def _present(manifest: Manifest, device: str, dtype: str) -> Embedder:
 
 
 def _refuse_other_dims(source: str, manifest: Manifest, pinned: dict) -> None:
-    """By its config, before weights are read, of which a digest can be had only when they are loaded."""
+    """Compare dims by the config first: the revision is known only once the weights are loaded."""
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **pinned)
-    except OSError:  # there is none, which loading says in its words
+    except OSError:  # no config: loading raises the error
         return
     dims = getattr(config, "projection_dim", None)
     nested = list(getattr(config, "matryoshka_dims", None) or [dims])
@@ -70,12 +72,20 @@ def _refuse_other_dims(source: str, manifest: Manifest, pinned: dict) -> None:
         raise ValueError(f"its vectors have {nested} dims, those of the index's model {manifest.matryoshka_dims}")
 
 
-def _is_commit(revision: str) -> bool:
-    return len(revision) == 40  # a digest of weights is not
+def is_commit(revision: str) -> bool:
+    """True if a revision is a commit of the Hub, and not a digest of weights."""
+    return len(revision) == 40
 
 
-def new_embedder(model: str | Embedder, device: str, dtype: str, revision: str | None = None, **hub) -> Embedder:
-    """The model that a user names, and that an index is to name.
+def check_window_of(embedder: Embedder, window: float, hop: float) -> None:
+    """Raise a ValueError for a window or hop, in seconds, that is out of range or too long for the model."""
+    check_window(window, hop, embedder.sampling_rate)
+    if embedder.max_seconds and window > embedder.max_seconds:
+        raise ValueError(f"a window of {window:g} s is more than the model's {embedder.max_seconds:g} s")
+
+
+def new_embedder(model: str | Embedder, device: str, dtype: str, revision: str | None = None, **hub: Any) -> Embedder:
+    """Load a model that a user names, under the name that a new index will hold.
 
     Args:
         hub: further options of `Embedder`.
@@ -86,12 +96,12 @@ def new_embedder(model: str | Embedder, device: str, dtype: str, revision: str |
         raise ValueError("a new index needs its model: give --model, a folder or a Hub id")
     name = _absolute(os.fspath(model))
     embedder = Embedder(name, revision=revision, device=device, dtype=dtype, **hub)
-    embedder.name = name  # also of a control, random:NAME@SEED
+    embedder.name = name  # also of random:NAME@SEED
     return embedder
 
 
 def _absolute(model: str) -> str:
-    """A folder by its absolute path, since an index is read from other working folders too; also of a control."""
+    """Make a folder's path absolute, also in random:FOLDER: an index is opened from other working directories too."""
     source, _ = parse_name(model)
     if not os.path.isdir(source):
         return model

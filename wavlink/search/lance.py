@@ -1,15 +1,16 @@
-"""Vectors in LanceDB: in a folder, in object storage or in its cluster, by one client.
+"""Store vectors in LanceDB and search them: in a folder, in object storage or in a cluster.
 
-    python -m wavlink.search.lance load ROWS --database URI --table sounds --dim 48
-    python -m wavlink.search.lance query "a dog barks" --database URI --table sounds --model M --top_k 5
+    wavlink lance load ROWS --database URI --table sounds --dim 48
+    wavlink lance query "a dog barks" --database URI --table sounds --model M --top_k 5
 
-ROWS is what `wavlink.search.ray` has written. URI is a folder, `s3://bucket/path`, `gs://bucket/path`
+ROWS is a folder that `wavlink.search.ray` has written. URI is a folder, `s3://bucket/path`, `gs://bucket/path`
 (both embedded: this process reads and writes the files), or `db://name`, a cluster, whose key is in LANCEDB_API_KEY.
 """
 
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -20,39 +21,44 @@ from lancedb.expr import Expr, col
 from lancedb.index import IvfPq
 
 from wavlink import options as of
-from wavlink.console import print_json
 from wavlink.embedder import Embedder
 from wavlink.parsing import Parser
-from wavlink.sanitize import clean
 
 from .embedded_rows import fixed_size_list, parts_of
-from .index import Hit, as_dict
+from .index import Hit, print_hits
+from .index_model import is_commit
 from .quantization import encode
 
-INDEX_ROWS = 1 << 18  # up to here comparing with all takes some 20 ms, and finds all
+INDEX_ROWS = 1 << 18  # up to this many rows, an exact search takes some 20 ms
 _ABOUT = b"wavlink"  # in the schema's metadata
 _PATHS_AT_ONCE = 1000
-_PROBES, _REFINE = 40, 10  # partitions looked into; candidates per hit that are rescored
+_PROBES, _REFINE = 40, 10  # partitions searched; candidates per hit that are rescored
 
 
 class VectorDatabase:
     """A table of windows: `path`, `start`, `end` (seconds) and `vector`, of one model at one of its nested dims.
 
-    Several processes may read while one adds. A row is known by its path and start: adding it again changes nothing,
-    and with another vector replaces it.
+    Several processes may read while one adds. Path and start identify a row: adding it again replaces its vector.
 
     Args:
-        uri: see above; `table` is made if it is not there and `revision` and `dim` are given.
-        model, revision: by which the vectors are made, see `peers.revision`.
-        dim: of the vectors kept.
+        uri: see above; a missing `table` is created if `revision` and `dim` are given.
+        model, revision: of the vectors, see `wavlink.loading.revision`.
+        dim: of the stored vectors.
         options: of `lancedb.connect`, such as `storage_options` or `api_key`.
 
     Raises:
-        ValueError: the table is not there, is none of this program's, or of another revision or dim.
+        ValueError: there is no such table, another program made it, or it has another revision or dim.
     """
 
     def __init__(
-        self, uri: str | os.PathLike, table: str, *, model: str = "", revision: str = "", dim: int = 0, **options
+        self,
+        uri: str | os.PathLike,
+        table: str,
+        *,
+        model: str = "",
+        revision: str = "",
+        dim: int = 0,
+        **options: Any,
     ):
         database = lancedb.connect(uri, **options)
         try:
@@ -78,14 +84,14 @@ class VectorDatabase:
         return self._table.count_rows()
 
     def add(self, paths: Sequence[str], starts: Sequence[float], ends: Sequence[float], vectors: np.ndarray) -> None:
-        """All rows or none.
+        """Add rows, all or none.
 
         Args:
             starts, ends: in seconds.
-            vectors: `[N, D]` fp32 with D >= dim, cut to `dim` and normalised here.
+            vectors: `[N, D]` fp32 with D >= dim; they are cut to `dim` and normalised.
 
         Raises:
-            ValueError: other numbers of each, times that are not finite, a window given twice, or a vector of no
+            ValueError: different lengths, times that are not finite, a window given twice, or a vector without
                 direction.
         """
         starts, ends = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
@@ -103,27 +109,27 @@ class VectorDatabase:
             merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
     def remove(self, paths: Sequence[str]) -> None:
-        """All windows of these files."""
+        """Remove all windows of these files."""
         for start in range(0, len(paths), _PATHS_AT_ONCE):
             self._table.delete(col("path").isin(paths[start : start + _PATHS_AT_ONCE]))
 
     def stale(self, paths: Sequence[str], starts: Sequence[float]) -> list[str]:
-        """Those of the files that have other windows in the table than these, too."""
-        wanted, files, found = {*zip(paths, starts, strict=True)}, [*dict.fromkeys(paths)], set()
+        """Return the paths of which the table has further windows than these."""
+        current, files, stale = {*zip(paths, starts, strict=True)}, [*dict.fromkeys(paths)], set()
         for first in range(0, len(files) if len(self) else 0, _PATHS_AT_ONCE):
-            here = self._table.search().where(col("path").isin(files[first : first + _PATHS_AT_ONCE]))
-            rows = here.select(["path", "start"]).limit(len(self)).to_arrow()
+            query = self._table.search().where(col("path").isin(files[first : first + _PATHS_AT_ONCE]))
+            rows = query.select(["path", "start"]).limit(len(self)).to_arrow()
             windows = zip(rows["path"].to_pylist(), rows["start"].to_pylist(), strict=True)
-            found |= {path for path, start in windows if (path, start) not in wanted}
-        return sorted(found)
+            stale |= {path for path, start in windows if (path, start) not in current}
+        return sorted(stale)
 
     def search(self, queries: np.ndarray, k: int, where: Expr | None = None) -> list[list[Hit]]:
-        """Of each query the k nearest windows, best first, with the exact cosine as `score`.
+        """Find the k nearest windows of each query, best first, with the exact cosine as `score`.
 
         Args:
             queries: `[Q, D]` fp32 with D >= dim.
-            where: a condition on `path`, `start` and `end` that is built, such as `below("dogs/")` or
-                `lancedb.expr.col("path").isin(paths)`. No SQL is taken: a name in it could be more than a name.
+            where: an expression over `path`, `start` and `end`, such as `below("dogs/")` or
+                `lancedb.expr.col("path").isin(paths)`. SQL text is refused: a file name in it could inject code.
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
@@ -132,10 +138,10 @@ class VectorDatabase:
         return [self._nearest(query, k, where) for query in encode(queries, self.dim, "fp32")]
 
     def optimize(self, least: int = INDEX_ROWS) -> None:
-        """After many additions: their small files become few, and from `least` rows on an index is made anew.
+        """Compact the table's files after many additions, and from `least` rows on rebuild its vector index.
 
-        The index is approximate (IVF, product quantisation); its candidates are scored again with the vectors
-        themselves. Rows that are added later are found too, each by comparing.
+        The index is approximate (IVF, product quantisation); its candidates are rescored with the stored vectors.
+        Rows that are added later are found too, by an exact search among them.
         """
         self._table.optimize()
         if len(self) >= least:
@@ -145,26 +151,28 @@ class VectorDatabase:
             )
 
     def _nearest(self, query: np.ndarray, k: int, where: Expr | None) -> list[Hit]:
-        asked = self._table.search(query, vector_column_name="vector").distance_type("cosine").limit(k)
-        asked = asked.refine_factor(_REFINE).nprobes(_PROBES).select(["path", "start", "end", "_distance"])
-        found = (asked if where is None else asked.where(where)).to_arrow()
-        paths, starts, ends, distances = (found[name].to_pylist() for name in ("path", "start", "end", "_distance"))
+        search = self._table.search(query, vector_column_name="vector").distance_type("cosine").limit(k)
+        search = search.refine_factor(_REFINE).nprobes(_PROBES).select(["path", "start", "end", "_distance"])
+        results = (search if where is None else search.where(where)).to_arrow()
+        paths, starts, ends, distances = (results[name].to_pylist() for name in ("path", "start", "end", "_distance"))
         rows = zip(paths, distances, starts, ends, strict=True)
         return [Hit(path, 1 - distance, start, end) for path, distance, start, end in rows]
 
 
 def below(folder: str) -> Expr:
-    """For `where`: paths that begin so, such as `"dogs/"`."""
+    """Return a condition for `where`: paths that begin with `folder`, such as `"dogs/"`."""
     return (col("path") >= folder) & (col("path") < folder + "\U0010ffff")
 
 
 def load_rows(rows: str | os.PathLike, uri: str | os.PathLike, table: str, dim: int | None = None) -> VectorDatabase:
-    """Takes what `embed_with_ray` has written into a table. Killed at any moment, the same call goes on.
+    """Load the rows that `embed_with_ray` has written into a table. After a kill, the same call goes on.
 
-    Of a file that has changed, windows that it has no more are removed. Files that `rows` knows no more stay in the
-    table, which may hold others' too: `VectorDatabase.remove` takes them out.
+    Former windows of a file that has changed are removed. Files that have gone from `rows` stay in the table, which
+    may hold other collections too: use `VectorDatabase.remove`.
 
     Args:
+        rows: the folder of `embed_with_ray`.
+        uri, table: see `VectorDatabase`.
         dim: one of the model's nested dims (default: all of its dims).
 
     Raises:
@@ -172,7 +180,7 @@ def load_rows(rows: str | os.PathLike, uri: str | os.PathLike, table: str, dim: 
     """
     parts = list(parts_of(rows))
     if not parts:
-        raise ValueError(f"{rows} holds no rows: `python -m wavlink.search.ray` writes them")
+        raise ValueError(f"{rows} holds no rows: `wavlink ray` writes them")
     about = parts[0][1]
     if dim not in (None, *about["matryoshka_dims"]):
         raise ValueError(f"dim={dim} is none of the model's nested dims: {about['matryoshka_dims']}")
@@ -190,25 +198,23 @@ def load_rows(rows: str | os.PathLike, uri: str | os.PathLike, table: str, dim: 
     return database
 
 
-def load(rows, database, table, dim) -> None:
+def load(rows: str, database: str, table: str, dim: int | None) -> None:
+    """Load rows into a table, and print its size."""
     loaded = load_rows(rows, database, table, dim)
     print(f"{len(loaded)} windows of {loaded.dim} dims in table {table} of {database}")
 
 
-def query(text, database, table, model, top_k, under, as_json) -> None:
-    opened = VectorDatabase(database, table)
-    commit = opened.revision if len(opened.revision) == 40 and not os.path.isdir(model) else None
-    embedder = Embedder(model, revision=commit)
-    found = VectorDatabase(database, table, revision=embedder.revision)
-    hits = found.search(embedder.embed_text([text]), top_k, below(under) if under else None)[0]
-    if as_json:
-        print_json([as_dict(hit) for hit in hits])
-        return
-    for hit in hits:
-        print(f"{hit.score:6.3f}  {hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}")
+def query(text: str, database: str, table: str, model: str, top_k: int, under: str | None, as_json: bool) -> None:
+    """Search a table by text, and print the hits."""
+    revision = VectorDatabase(database, table).revision
+    embedder = Embedder(model, revision=revision if is_commit(revision) and not os.path.isdir(model) else None)
+    checked = VectorDatabase(database, table, revision=embedder.revision)
+    hits = checked.search(embedder.embed_text([text]), top_k, below(under) if under else None)[0]
+    print_hits(hits, as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run a command with these arguments, or those of the process."""
     parser = Parser(prog="wavlink lance", description=__doc__)
     commands = parser.add_commands()
     for name, add_options, run in (("load", of.lance_load, load), ("query", of.lance_query, query)):

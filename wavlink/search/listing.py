@@ -1,4 +1,4 @@
-"""What is to be indexed: every sound in folders, in lists of files, or in a data set, by a name that stays."""
+"""List the sounds to index: in folders, in lists of files, or in a data set, each by a stable path."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from transformers.utils import logging
 
@@ -16,51 +16,56 @@ from processing.file_names import existing, stays_below
 from processing.sound_files import SUFFIXES as SOUNDS
 from processing.sound_files import SoundFiles
 
+if TYPE_CHECKING:
+    import datasets
+
 logger = logging.get_logger(__name__)
 
 _DATA_SET = "dataset:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COARSE = 3 * 10**9  # ns: FAT keeps times to 2 s
-_CHANGES = -1  # the version of what cannot be read now: it is looked at again each time
+_UNKNOWN = -1  # the version of a file that cannot be read now: it is read again each time
 
 
 class Sound(NamedTuple):
-    path: str  # in the index: below the root, with "/", bytes that are no UTF-8 as \xff
+    """A sound file, or a row of a data set."""
+
+    path: str  # in the index: relative to the root, with "/", bytes that are no UTF-8 as \xff
     size: int  # bytes
-    version: int  # of a file its time of change in ns, of a row of a data set a digest of its bytes
-    place: str | int  # the file, or the row
-    error: str = ""  # why it cannot be read, where that is known before
+    version: int  # of a file its modification time in ns, of a row a digest of its bytes
+    source: str | int  # the full path of the file, or the number of the row
+    error: str = ""  # why it cannot be read, where that is known without opening it
 
 
 @dataclass
 class Listing:
-    """The sounds that were found, in order of their paths."""
+    """Sounds in the order of their paths."""
 
     root: str  # a folder's absolute path, or dataset:ID@SPLIT
     sounds: list[Sound] = field(default_factory=list)
-    covered: list[str] = field(default_factory=list)  # "dog/": nothing else is there than what was found
+    covered: list[str] = field(default_factory=list)  # folders that were listed completely, such as "dog/"
     unreadable: dict[str, str] = field(default_factory=dict)  # "cat/": why the folder could not be listed
-    rows: object = None  # the data set
+    rows: "datasets.Dataset | None" = None  # the data set
 
     def covers(self, path: str) -> bool:
-        """True if a sound that is not among `sounds` has vanished; elsewhere nobody has looked."""
+        """True if a sound of this path would be among `sounds` if it existed."""
         return path.startswith(tuple(self.covered)) and not path.startswith(tuple(self.unreadable))
 
     def content(self, sound: Sound) -> str | bytes:
-        """A file's path, or its bytes."""
-        if isinstance(sound.place, str):
-            return sound.place
-        return self.rows[sound.place]["audio"]["bytes"]
+        """Return a file's path, or a row's bytes."""
+        if isinstance(sound.source, str):
+            return sound.source
+        return self.rows[sound.source]["audio"]["bytes"]
 
 
 def list_sounds(sources: Sequence[str], root: str = "", split: str = "train") -> Listing:
-    """Lists sounds without opening one.
+    """List sounds without opening any.
 
     Args:
-        sources: folders (with all below, links followed), files, `@list.txt` (a path a line), or one data set: a Hub
-            id, or whatever else `processing.datasets.load.load_split` takes.
-        root: the folder that paths are told from; default: the folder given, of several sources the one that holds
-            all. Of an index that has one, its own.
+        sources: folders (with all subfolders, links followed), files, `@list.txt` (a path per line), or one data set:
+            a Hub id, or whatever else `processing.datasets.load.load_split` takes.
+        root: the folder that paths are relative to; default: the folder given, of several sources their common
+            folder. For an existing index, give its root.
         split: of a data set.
 
     Raises:
@@ -81,19 +86,19 @@ def list_sounds(sources: Sequence[str], root: str = "", split: str = "train") ->
 
 
 def file_of(root: str, path: str) -> str | None:
-    """Where the sound of an index's path is; None where the root is no folder here, or the path leaves it."""
+    """Return the file of an index's path; None if the root is no folder on this machine, or the path leaves it."""
     parts = path.split("/")
     if not os.path.isabs(root) or {"", "."} & set(parts) or not stays_below(path):
         return None
-    place = existing(os.path.join(root, *parts))
-    if "\\x" in path and not os.path.lexists(place):
+    file = existing(os.path.join(root, *parts))
+    if "\\x" in path and not os.path.lexists(file):
         escapes = re.compile(rb"\\x([89a-f][0-9a-f])")
-        place = os.path.join(root, os.fsdecode(escapes.sub(lambda x: bytes.fromhex(x[1].decode()), path.encode())))
-    return place
+        file = os.path.join(root, os.fsdecode(escapes.sub(lambda x: bytes.fromhex(x[1].decode()), path.encode())))
+    return file
 
 
 def _holds_parquet_alone(folder: str) -> bool:
-    """Such as a copy of a Hub repository."""
+    """True for a folder such as a copy of a Hub repository."""
     return bool(parquet_files(folder)) and not any(True for _ in SoundFiles(folder))
 
 
@@ -117,20 +122,20 @@ def _list_files(paths: list[str], root: str) -> Listing:
     folders = {path for path in paths if os.path.isdir(path)}
     if not root:
         root = os.path.commonpath([path if path in folders else os.path.dirname(path) for path in paths])
-    listing, found = Listing(os.path.abspath(root)), {}
+    listing, sounds = Listing(os.path.abspath(root)), {}
     for path in dict.fromkeys(paths):
         if path != listing.root and not path.startswith(os.path.join(listing.root, "")):
             raise ValueError(
-                f"{path} is not below {listing.root}, which the index's paths are told from: index it apart"
+                f"{path} is not below {listing.root}, which the index's paths are relative to: index it separately"
             )
         for sound in _walk(path, listing) if path in folders else [_file(path, listing.root)]:
-            found.setdefault(sound.path, sound)
-    listing.sounds = list(found.values())
+            sounds.setdefault(sound.path, sound)
+    listing.sounds = list(sounds.values())
     return listing
 
 
 def _walk(top: str, listing: Listing) -> Iterable[Sound]:
-    """All sound files of a folder, in no order; what looks like sound and is not taken is logged."""
+    """Yield all sound files of a folder, in no order; log files that look like sound and are not taken."""
     listing.covered.append(_below(listing.root, top))
     files = SoundFiles(top)
     for path in files:
@@ -149,52 +154,52 @@ def _name(root: str, path: str) -> str:
 
 
 def readable(name: str) -> str:
-    """A name as an index has it: bytes that are no UTF-8 as `\\xff`."""
+    """Return a name as an index holds it: bytes that are no UTF-8 as `\\xff`."""
     if name.isascii():
         return name
-    errors = "surrogateescape" if os.name == "posix" else "backslashreplace"  # Windows has halves of pairs
+    errors = "surrogateescape" if os.name == "posix" else "backslashreplace"  # Windows allows lone surrogates
     return name.encode("utf-8", errors).decode("utf-8", "backslashreplace")
 
 
 def _file(path: str, root: str) -> Sound:
     name = _name(root, path)
     if not stays_below(name):
-        return Sound(ascii(name), 0, _CHANGES, path, "its name is a path on Windows: rename it")
+        return Sound(ascii(name), 0, _UNKNOWN, path, "its name is a path on Windows: rename it")
     try:
-        known = os.stat(path)
-        if not stat.S_ISREG(known.st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "it is not a file")
         if not os.access(path, os.R_OK):
             raise PermissionError(0, "there is no right to read it")
     except OSError as error:
-        return Sound(name, 0, _CHANGES, path, f"{error.strerror}")
-    return Sound(name, known.st_size, _version(known), path, "" if known.st_size else "it holds no bytes")
+        return Sound(name, 0, _UNKNOWN, path, f"{error.strerror}")
+    return Sound(name, status.st_size, _version(status), path, "" if status.st_size else "it holds no bytes")
 
 
-def _version(known: os.stat_result) -> int:
-    """A file's time of change in ns.
+def _version(status: os.stat_result) -> int:
+    """Return a file's modification time in ns.
 
-    Where that is in whole seconds, as some file systems keep it, a file that has changed just now may change again
-    without a trace: it is looked at again.
+    Some file systems keep whole seconds: a file that has changed just now may change again within that second. Its
+    version is unknown, so that it is read again.
     """
-    new = abs(time.time_ns() - known.st_mtime_ns) < _COARSE and known.st_mtime_ns % 10**9 == 0
-    return _CHANGES if new else known.st_mtime_ns
+    new = abs(time.time_ns() - status.st_mtime_ns) < _COARSE and status.st_mtime_ns % 10**9 == 0
+    return _UNKNOWN if new else status.st_mtime_ns
 
 
 def _list_data_set(sources: list[str], root: str, split: str) -> Listing:
     source = sources[0]
     if len(sources) > 1 or not (_HUB_ID.fullmatch(source) or os.path.isdir(source)):
         raise ValueError(f"{source} does not exist" + "; give one data set at a time" * (len(sources) > 1))
-    own = f"{_DATA_SET}{os.path.abspath(source) if os.path.isdir(source) else source}@{split}"
-    if root not in ("", own):
-        raise ValueError(f"the index is of {root}: index {own} into another")
+    name = f"{_DATA_SET}{os.path.abspath(source) if os.path.isdir(source) else source}@{split}"
+    if root not in ("", name):
+        raise ValueError(f"the index is of {root}: index {name} into another")
     from processing.datasets.load import load_split  # only a data set needs datasets
 
     try:
         rows = load_split(source, split)
     except (OSError, ConnectionError) as error:
-        raise ValueError(f"{source} is neither a file or folder here nor a data set to be had: {error}") from error
-    listing = Listing(own, covered=[""], rows=rows.select_columns("audio"))
+        raise ValueError(f"{source} is neither a file or folder here nor a data set: {error}") from error
+    listing = Listing(name, covered=[""], rows=rows.select_columns("audio"))
     sounds = [_row(number, row["audio"]) for number, row in enumerate(listing.rows)]
     named = len({sound.path for sound in sounds}) == len(sounds) and all(sound.path for sound in sounds)
     listing.sounds = sounds if named else [sound._replace(path=f"row {n:07d}") for n, sound in enumerate(sounds)]
@@ -207,7 +212,7 @@ def _row(number: int, audio: dict) -> Sound:
         return (
             _file(audio["path"], os.path.dirname(audio["path"]))
             if name
-            else Sound("", 0, _CHANGES, number, "no sound")
+            else Sound("", 0, _UNKNOWN, number, "no sound")
         )
     digest = hashlib.blake2b(audio["bytes"], digest_size=8).digest()
     size = len(audio["bytes"])

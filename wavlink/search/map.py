@@ -1,12 +1,13 @@
-"""A map of an index: its sounds in two dimensions, neighbours near each other, in one HTML file with the sound a click
-away. It needs no network.
+"""Draw a map of an index: its sounds in two dimensions, similar ones near each other, each played by a click.
 
-    python -m wavlink.search.map INDEX --out map.html --labels sounds/metadata.csv
-    python -m wavlink.search.map INDEX --out map.html --labels_from_text dog rain "a person talks"
+The map is one HTML file, which needs no network.
 
-Without labels, groups of sounds are found by k-means and named by the index's own model (zero-shot).
+    wavlink map INDEX --out map.html --labels sounds/metadata.csv
+    wavlink map INDEX --out map.html --labels_from_text dog rain "a person talks"
 
-The places are t-SNE's (van der Maaten and Hinton, 2008): what is near is alike; how far apart two groups are says
+Without labels, sounds are grouped by k-means, and the groups named by the index's model (zero-shot).
+
+The layout is t-SNE's (van der Maaten and Hinton, 2008): neighbours are similar; the distance between two groups means
 little.
 """
 
@@ -16,7 +17,7 @@ import mimetypes
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,32 +32,36 @@ from wavlink.atomic_files import write_text
 from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.console import print_json
 from wavlink.destinations import file_destination
+from wavlink.embedder import Embedder
 from wavlink.evaluation.zero_shot import PROMPT, label_texts
 from wavlink.sanitize import clean
 
 from .index_model import embedder_of
 from .listing import file_of
+from .manifest import Manifest
 from .map_page import page
 from .parts import with_large_texts
 from .quantization import decode, encode
-from .store import IndexFolder, Manifest
+from .store import IndexFolder
 
-MOST = 20_000  # sounds of a map: beyond, browsers are slow to draw and t-SNE takes long
-EMBEDDED_BYTES = 200_000  # of a sound inside the file, unless told
+MOST = 20_000  # sounds: with more, browsers and t-SNE are slow
+EMBEDDED_BYTES = 200_000  # of `--embed_audio` without a number
 EMBEDDED_TOTAL = 100_000_000  # bytes of all sounds inside a file
 UNLABELLED = "unlabelled"
 GUESSED_LABELS = "The labels were guessed by the model."
 GUESSED_GROUPS = "The groups were found, and their names guessed, by the model."
-_FEW, _MOST_GROUPS = 8, 16  # fewer sounds than the first have no groups
+_LEAST_SOUNDS, _MOST_GROUPS = 8, 16  # fewer sounds than the first have no groups
 _PERPLEXITY = 30.0
-_SLOW = 5_000  # sounds that take more than a minute or so
+_SLOW = 5_000  # sounds that take more than about a minute
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     run(_parser().parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> None:
+    """Draw a map, and print what it shows."""
     options = dict(vars(options))
     as_json = options.pop("as_json")
     made = draw_map(options.pop("folder"), options.pop("out"), **options)
@@ -80,22 +85,22 @@ def draw_map(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> dict:
-    """Writes the map and tells `file`, how many `sounds`, and of each of the `labels` how many.
+    """Write a map, and return its `file`, the number of `sounds`, and the number of sounds of each of the `labels`.
 
     Args:
         folder: an index of `index_sounds`.
         out: the HTML file; links to sounds are relative to it.
         labels: a metadata.csv (or .jsonl) with `file_name`, from its own folder, and `label_column`.
-        labels_from_text: the labels to choose from by the model, each put into `zero_shot.PROMPT`. Without both, a
-            sound's label is the name of the folder it is in; where all are in one, groups are found and named (see
-            `named_groups`), as far as the index's model is at hand.
-        embed_audio: sounds of at most so many bytes go into the file, `EMBEDDED_TOTAL` in all.
-        most: sounds drawn; of more, so many are chosen by `seed`, each as likely as another.
-        seed: of the choice and of t-SNE. The same index, options and versions give the same file.
-        model, device, dtype: as for `Index.open`; only where the model names sounds.
+        labels_from_text: labels that the model chooses from, each in `zero_shot.PROMPT`. Without both, a sound's label
+            is the name of its folder; if all sounds are in one folder, they are grouped and the groups named (see
+            `named_groups`), provided that the index's model can be loaded.
+        embed_audio: sounds of up to this many bytes are embedded in the file, `EMBEDDED_TOTAL` in all.
+        most: the number of sounds that are drawn; of more, a random sample is.
+        seed: of the sample and of t-SNE. The same index, options and versions give the same file.
+        model, device, dtype: as for `Index.open`; used only where the model names sounds.
 
     Raises:
-        ValueError: an empty or damaged index, labels that cannot be had, too much sound to embed.
+        ValueError: an empty or damaged index, labels that cannot be read, too much sound to embed.
     """
     out = Path(out)
     if out.is_dir():
@@ -105,70 +110,70 @@ def draw_map(
         raise ValueError(
             f"most={most} must be 1 or more, embed_audio={embed_audio} 0 or more, seed={seed} 0 to 2^32 - 1"
         )
-    manifest, held, paths, vectors = IndexFolder.reading(folder, lambda index: _read(index, most, seed))
-    root = manifest.root
-    if len(paths) < held:
-        print(f"{most} of the {held} sounds are drawn, chosen by seed {seed}; --most takes more", file=sys.stderr)
-    named = _from_metadata(labels, label_column, root, paths) if labels else None
-    links = sound_links(root, paths, out, embed_audio)
-    guessed = ""
+    manifest, count, paths, vectors = IndexFolder.reading(folder, lambda index: _read(index, most, seed))
+    if len(paths) < count:
+        print(f"{most} of the {count} sounds are drawn, chosen by seed {seed}; --most takes more", file=sys.stderr)
+    names, guessed = _from_metadata(labels, label_column, manifest.root, paths) if labels else [], ""
+    links = sound_links(manifest.root, paths, out, embed_audio)
     if labels_from_text:
         embedder = embedder_of(manifest, model, device, dtype)
-        named, guessed = nearest_labels(vectors, labels_from_text, embedder.embed_text), GUESSED_LABELS
-    if not named:
-        named = [_folder_name(root, path) for path in paths]
-        if len(set(named)) == 1 and len(paths) >= _FEW and (embedder := _at_hand(manifest, model, device, dtype)):
-            named, guessed = named_groups(vectors, embedder.embed_text, seed), GUESSED_GROUPS
-    named = [clean(label, 80) or UNLABELLED for label in named]
+        names, guessed = nearest_labels(vectors, labels_from_text, embedder.embed_text), GUESSED_LABELS
+    elif not names:
+        names = [_folder_name(manifest.root, path) for path in paths]
+        if len(set(names)) == 1 and len(paths) >= _LEAST_SOUNDS:
+            embedder = _embedder_or_none(manifest, model, device, dtype)
+            if embedder:
+                names, guessed = named_groups(vectors, embedder.embed_text, seed), GUESSED_GROUPS
+    names = [clean(label, 80) or UNLABELLED for label in names]
     if len(paths) > _SLOW:
         print(f"laying out {len(paths)} sounds takes some minutes", file=sys.stderr)
     title = clean(Path(folder).resolve().name)
-    write_text(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], named, links, guessed))
-    return {"file": os.fspath(out), "sounds": len(paths), "labels": dict(Counter(named).most_common())}
+    write_text(out, page(title, layout(vectors, seed), [clean(path, 200) for path in paths], names, links, guessed))
+    return {"file": os.fspath(out), "sounds": len(paths), "labels": dict(Counter(names).most_common())}
 
 
 def _read(index: IndexFolder, most: int, seed: int) -> tuple[Manifest, int, list[str], np.ndarray]:
-    """The manifest, the number of sounds, the paths of those drawn in their order, and their vectors `[N, dim]`."""
+    """Return the manifest, the number of sounds, the sorted paths of those drawn, and their vectors `[N, dim]`."""
     files = with_large_texts(index.files())
     paths = sorted(files.filter(pc.greater(files["rows"], 0))["path"].unique().to_pylist())
     if not paths:
         raise ValueError(f"{index.folder} holds no sounds yet: add some with `index SOUNDS --out {index.folder}`")
-    held = len(paths)
-    if held > most:
-        paths = [paths[n] for n in sorted(np.random.default_rng(seed).choice(held, most, replace=False))]
-    return index.manifest, held, paths, file_vectors(index, paths)
+    count = len(paths)
+    if count > most:
+        paths = [paths[n] for n in sorted(np.random.default_rng(seed).choice(count, most, replace=False))]
+    return index.manifest, count, paths, file_vectors(index, paths)
 
 
 def file_vectors(index: IndexFolder, paths: Sequence[str]) -> np.ndarray:
-    """`[N, dim]` fp32, L2-normalised: of each file the mean direction of its windows, whatever parts they are in."""
-    manifest, wanted = index.manifest, pyarrow.array(paths, pyarrow.string())
+    """Return `[N, dim]` fp32, L2-normalised: of each file the mean direction of its windows, over all parts."""
+    manifest, files = index.manifest, pyarrow.array(paths, pyarrow.string())
     sums = np.zeros((len(paths), manifest.dim))
     for part in manifest.parts:
         windows = index.read(part, "embeddings")
-        windows = windows.filter(pc.is_in(windows["path"], wanted))
-        rows = pc.index_in(windows["path"], wanted).to_numpy()
+        windows = windows.filter(pc.is_in(windows["path"], files))
+        rows = pc.index_in(windows["path"], files).to_numpy()
         np.add.at(sums, rows, decode(manifest.codes(windows), manifest.dim, manifest.storage))
     return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def layout(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """`[N, 2]` fp32 by t-SNE: of unit vectors `[N, dim]` the squared distances are 2 - 2 cos.
+    """Return positions `[N, 2]` fp32 of unit vectors `[N, dim]` by t-SNE: squared distances are 2 - 2 cos.
 
-    On one thread: what several add up depends on which is first, and t-SNE makes much of the last bit.
+    It runs on one thread: the sums of several depend on their timing, and t-SNE amplifies the last bit.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     count = len(vectors)
-    if count < 2 or not np.ptp(vectors, axis=0).any():  # alike, and PCA would start from 0 / 0
+    if count < 2 or not np.ptp(vectors, axis=0).any():  # equal vectors, of which PCA would compute 0 / 0
         return np.zeros((count, 2), np.float32)
-    perplexity = min(_PERPLEXITY, max(1.0, (count - 1) / 3))  # it has about three times as many neighbours
+    perplexity = min(_PERPLEXITY, max(1.0, (count - 1) / 3))  # t-SNE uses about three times as many neighbours
     with threadpool_limits(1):
         return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors)
 
 
 def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: Sequence[str]) -> list[str]:
-    """The label of each path, "" of those without. Names count from the metadata's folder, or are the index's."""
+    """Return the label of each path, "" without one. Names are relative to the metadata's folder or to the root."""
     metadata = Path(metadata)
     try:
         rows = read_metadata(metadata)
@@ -178,31 +183,42 @@ def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: S
             f"file_name,{column}"
         ) from error
     if not rows or column not in rows[0]:
-        there = ", ".join(rows[0]) if rows else "no rows"
-        raise ValueError(f"{metadata} has no column {column!r} (it has {there}): name one of them by --label_column")
+        present = ", ".join(rows[0]) if rows else "no rows"
+        raise ValueError(f"{metadata} has no column {column!r} (it has {present}): name one of them by --label_column")
     folder = os.path.abspath(metadata.parent)
     by_name = {row["file_name"]: row[column] or "" for row in rows}
-    by_place = {os.path.normpath(existing(os.path.join(folder, name))): label for name, label in by_name.items()}
-    found = [by_place.get(os.path.normpath(file_of(root, path) or path), by_name.get(path)) for path in paths]
-    if without := sum(label is None for label in found):
-        if without == len(found):
+    by_file = {os.path.normpath(existing(os.path.join(folder, name))): label for name, label in by_name.items()}
+    labels = [by_file.get(os.path.normpath(file_of(root, path) or path), by_name.get(path)) for path in paths]
+    if missing := sum(label is None for label in labels):
+        if missing == len(labels):
             raise ValueError(
                 f"{metadata} names none of the sounds, such as {paths[0]}: put it into the folder that its file_name "
-                f"counts from, or name sounds as the index does, from {root or 'its root'}"
+                f"is relative to, or name sounds as the index does, relative to {root or 'its root'}"
             )
-        print(f"{without} of the {len(found)} sounds are not in {metadata}: {UNLABELLED}", file=sys.stderr)
-    return [str(label or "") for label in found]
+        print(f"{missing} of the {len(labels)} sounds are not in {metadata}: {UNLABELLED}", file=sys.stderr)
+    return [str(label or "") for label in labels]
 
 
-def nearest_labels(vectors: np.ndarray, labels: Sequence[str], embed_text) -> list[str]:
-    """Of each vector `[N, dim]` the label whose prompt is nearest; `embed_text` gives `[labels, dim or more]`."""
+def nearest_labels(
+    vectors: np.ndarray, labels: Sequence[str], embed_text: Callable[[list[str]], np.ndarray]
+) -> list[str]:
+    """Return for each vector `[N, dim]` the label whose prompt is nearest.
+
+    Args:
+        embed_text: returns vectors `[texts, dim or more]`.
+    """
     labels = list(dict.fromkeys(labels))
-    said = encode(embed_text([PROMPT.replace("{}", text) for text in label_texts(labels)]), vectors.shape[1], "fp32")
-    return [labels[n] for n in (vectors @ said.T).argmax(1)]
+    return [labels[n] for n in _cosines(vectors, label_texts(labels), embed_text).argmax(1)]
 
 
-def _at_hand(manifest: Manifest, model: str, device: str, dtype: str):
-    """The index's embedder; None, and a line on stderr, where it cannot be loaded and none was named."""
+def _cosines(vectors: np.ndarray, names: Sequence[str], embed_text: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+    """Return the cosines `[N, names]` of vectors `[N, dim]` with each name in the prompt."""
+    texts = embed_text([PROMPT.replace("{}", name) for name in names])
+    return vectors @ encode(texts, vectors.shape[1], "fp32").T
+
+
+def _embedder_or_none(manifest: Manifest, model: str, device: str, dtype: str) -> Embedder | None:
+    """Load the index's model; where it cannot be loaded and none was named, print a warning and return None."""
     try:
         return embedder_of(manifest, model, device, dtype)
     except (ValueError, OSError) as error:
@@ -212,27 +228,30 @@ def _at_hand(manifest: Manifest, model: str, device: str, dtype: str):
         return None
 
 
-def named_groups(vectors: np.ndarray, embed_text, seed: int) -> list[str]:
-    """Of each vector `[N, dim]` the words for its group, such as "rain, wind": the two common sounds (`COMMON_SOUNDS`)
-    that the group is most like in comparison with all sounds.
+def named_groups(vectors: np.ndarray, embed_text: Callable[[list[str]], np.ndarray], seed: int) -> list[str]:
+    """Group vectors `[N, dim]` by k-means, and return the name of each one's group, such as "rain, wind".
 
-    Groups are found by k-means.
+    The name is the two common sounds (`COMMON_SOUNDS`) whose cosine with the group is largest in comparison with that
+    of all sounds.
+
+    Args:
+        embed_text: returns vectors `[texts, dim or more]`.
+        seed: of k-means.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    if not np.ptp(vectors, axis=0).any():  # all alike
+    if not np.ptp(vectors, axis=0).any():  # all are equal
         return [UNLABELLED] * len(vectors)
     count = min(_MOST_GROUPS, max(2, round((len(vectors) / 2) ** 0.5)), len(np.unique(vectors, axis=0)))
     with threadpool_limits(1):
         groups = KMeans(count, n_init=4, random_state=seed).fit_predict(vectors)
-    said = embed_text([PROMPT.replace("{}", text) for text in COMMON_SOUNDS])
-    cosines = vectors @ encode(said, vectors.shape[1], "fp32").T  # (N, sounds)
-    words = {}
+    cosines = _cosines(vectors, COMMON_SOUNDS, embed_text)
+    names = []
     for group in range(count):
         best = np.argsort(cosines.mean(0) - cosines[groups == group].mean(0), kind="stable")[:2]
-        words[group] = ", ".join(COMMON_SOUNDS[n] for n in best)
-    return [words[group] for group in groups.tolist()]
+        names.append(", ".join(COMMON_SOUNDS[n] for n in best))
+    return [names[group] for group in groups]
 
 
 def _folder_name(root: str, path: str) -> str:
@@ -241,25 +260,30 @@ def _folder_name(root: str, path: str) -> str:
 
 
 def sound_links(root: str, paths: Sequence[str], out: Path, embedded: int) -> list[str]:
-    """What plays each sound: a data URL of up to `embedded` bytes, a link relative to `out`, or "" of what has no file
-    here.
+    """Return a URL for each sound: data of up to `embedded` bytes, a link relative to `out`, or "" without a file.
+
+    Raises:
+        ValueError: the embedded sounds have more than `EMBEDDED_TOTAL` bytes.
     """
     files = [file_of(root, path) for path in paths]
     sizes = [os.path.getsize(file) if file and os.path.isfile(file) else -1 for file in files]
-    inside = [0 <= size <= embedded and embedded > 0 for size in sizes]
-    if (total := sum(size for size, fits in zip(sizes, inside, strict=True) if fits)) > EMBEDDED_TOTAL:
+    fits = [0 <= size <= embedded and embedded > 0 for size in sizes]
+    if (total := sum(size for size, fit in zip(sizes, fits, strict=True) if fit)) > EMBEDDED_TOTAL:
         raise ValueError(
             f"the sounds of up to {embedded} bytes have {total} bytes, more than the {EMBEDDED_TOTAL} that a file may "
             "hold: give --embed_audio a smaller limit, or --most fewer sounds"
         )
     if missing := sum(size < 0 for size in sizes):
-        print(f"{missing} of the {len(sizes)} sounds are not where the index says, they stay silent", file=sys.stderr)
+        print(
+            f"{missing} of the {len(sizes)} sounds are not where the index says: they cannot be played",
+            file=sys.stderr,
+        )
     if embedded and (large := sum(size > embedded for size in sizes)):
         print(f"{large} sounds of more than {embedded} bytes are linked, not embedded", file=sys.stderr)
     folder = os.path.dirname(os.path.abspath(out))
     return [
-        "" if size < 0 else _data_url(file) if fits else _relative(file, folder)
-        for file, size, fits in zip(files, sizes, inside, strict=True)
+        "" if size < 0 else _data_url(file) if fit else _relative(file, folder)
+        for file, size, fit in zip(files, sizes, fits, strict=True)
     ]
 
 

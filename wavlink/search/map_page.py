@@ -1,6 +1,6 @@
-"""The page of a map of sounds: points coloured by label, and a player below. One file that loads nothing but sounds.
+"""HTML page of a map of sounds: points coloured by label, and a player below. It loads nothing but sounds.
 
-Names and labels come from elsewhere: they are in the page as JSON that plotly escapes, and are shown as text.
+Names and labels are untrusted: the page holds them as JSON that plotly escapes, and shows them as text.
 """
 
 from collections import Counter
@@ -11,14 +11,14 @@ import numpy as np
 
 from wavlink.sanitize import clean
 
-SHOWN = 20  # labels that have a colour of their own: ten colours times two shapes
+SHOWN = 20  # labels with a distinct look: ten colours times two shapes
 _COLORS = "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #ee8866 #222255 #44bb99 #997700".split()
 _SHAPES = ("circle", "diamond")
 _REST = "#c8c8c8"
 _BUTTONS = ["pan2d", "zoom2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]
 _WEBGL = 3_000  # sounds from which on SVG is slow
 
-# The player is shown below the plot but comes first: plotly runs `_PLAY` before the browser has read what follows.
+# The player is shown below the plot but comes first in the page: plotly runs `_PLAY` before the rest is parsed.
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -39,7 +39,8 @@ footer {{ order: 1; border-top: 1px solid #ddd; min-height: 56px; }}
 </head>
 <body>
 <header>
-<h1>{title}</h1><small>Near is alike. Click a point to hear it, a label to hide it; scroll to zoom. {guessed}</small>
+<h1>{title}</h1>
+<small>Neighbours sound alike. Click a point to play it, a label to hide it; scroll to zoom. {guessed}</small>
 </header>
 <footer><audio id="player" controls></audio><span id="sound" aria-live="polite">No sound chosen yet</span></footer>
 <main>{plot}</main>
@@ -57,74 +58,81 @@ player.addEventListener("error", () => {
 });
 plot.on("plotly_click", ({points: [point]}) => {
   const [name, label, link] = point.customdata ?? [];
-  if (name === undefined) return;  // the ring around the chosen one
+  if (name === undefined) return;  // the ring around the chosen point
   Plotly.restyle(plot, {x: [[point.x]], y: [[point.y]]}, [plot.data.length - 1]);
   chosen = name + " (" + label + ")";
   sound.textContent = link ? chosen : chosen + ": its file is not where the index says";
   player.pause();
   if (link) player.src = link; else player.removeAttribute("src");
-  if (link) player.play().catch(() => {});  // what went wrong is told by the event
+  if (link) player.play().catch(() => {});  // the error event reports the reason
 });
 """
 
 
 def page(
     title: str,
-    places: np.ndarray,
+    positions: np.ndarray,
     names: Sequence[str],
     labels: Sequence[str],
     links: Sequence[str],
     guessed: str = "",
 ) -> str:
-    """The HTML.
+    """Return the HTML.
 
     Args:
-        title: of one line.
-        places: `[N, 2]`.
+        title: one line.
+        positions: `[N, 2]`.
         names, labels, links: N of each; the link is a URL, "" where there is no sound to play.
-        guessed: a sentence on labels that nobody gave.
+        guessed: a sentence on labels that the model has guessed.
     """
     import plotly.graph_objects as go
     import plotly.io
 
-    counts = Counter(labels)
-    own = [label for label, _ in counts.most_common(SHOWN)]
-    groups = [(label, [n for n, other in enumerate(labels) if other == label]) for label in own]
-    if rest := [n for n, label in enumerate(labels) if label not in own]:
-        groups.append((f"{len(counts) - len(own)} other labels", rest))
-    kind = go.Scattergl if len(labels) > _WEBGL else go.Scatter
-    rows = [(name, label, link) for name, label, link in zip(names, labels, links, strict=True)]
-    traces = [
-        kind(
-            name=_shown(f"{clean(label, 28)} ({len(members)})"),
-            x=places[members, 0],
-            y=places[members, 1],
-            customdata=[rows[n] for n in members],
-            text=[f"<b>{_shown(clean(names[n], 100))}</b><br>{_shown(labels[n])}" for n in members],
-            hovertemplate="%{text}<extra></extra>",
-            mode="markers",
-            marker=_marker(number, len(labels), number == len(own)),
-            legendrank=number + 1,
-            zorder=0 if number == len(own) else 1,
-        )
-        for number, (label, members) in enumerate(groups)
-    ]
-    ring = {"symbol": "circle-open", "size": 18, "color": "#000", "line": {"width": 2}}
-    chosen = kind(x=[None], y=[None], mode="markers", marker=ring, hoverinfo="skip", showlegend=False, zorder=2)
     plot = plotly.io.to_html(
-        go.Figure([*traces, chosen], _look()),
+        go.Figure(_traces(positions, names, labels, links), _look()),
         config={"displaylogo": False, "scrollZoom": True, "responsive": True, "modeBarButtons": [_BUTTONS]},
         include_plotlyjs=True,
         post_script=_PLAY,
         full_html=False,
         default_height="100%",
-        div_id="map",  # otherwise drawn at random
+        div_id="map",  # random by default
     )
     return _PAGE.format(title=escape(f"{len(labels)} sounds of {title}"), guessed=escape(guessed), plot=plot)
 
 
-def _shown(text: str) -> str:
-    """What plotly, which knows some tags and entities, shows as `text`."""
+def _traces(positions: np.ndarray, names: Sequence[str], labels: Sequence[str], links: Sequence[str]) -> list:
+    """Return plotly's traces: one per label, one of the rare labels, and the ring around the chosen point."""
+    import plotly.graph_objects as go
+
+    counts = Counter(labels)
+    shown = [label for label, _ in counts.most_common(SHOWN)]
+    groups = [(label, [n for n, other in enumerate(labels) if other == label]) for label in shown]
+    if rest := [n for n, label in enumerate(labels) if label not in shown]:
+        groups.append((f"{len(counts) - len(shown)} other labels", rest))
+    kind = go.Scattergl if len(labels) > _WEBGL else go.Scatter
+    rows = [(name, label, link) for name, label, link in zip(names, labels, links, strict=True)]
+    traces = [
+        kind(
+            name=_escaped(f"{clean(label, 28)} ({len(members)})"),
+            x=positions[members, 0],
+            y=positions[members, 1],
+            customdata=[rows[n] for n in members],
+            text=[f"<b>{_escaped(clean(names[n], 100))}</b><br>{_escaped(labels[n])}" for n in members],
+            hovertemplate="%{text}<extra></extra>",
+            mode="markers",
+            marker=_marker(number, len(labels), number == len(shown)),
+            legendrank=number + 1,
+            zorder=0 if number == len(shown) else 1,
+        )
+        for number, (label, members) in enumerate(groups)
+    ]
+    ring = {"symbol": "circle-open", "size": 18, "color": "#000", "line": {"width": 2}}
+    chosen = kind(x=[None], y=[None], mode="markers", marker=ring, hoverinfo="skip", showlegend=False, zorder=2)
+    return [*traces, chosen]
+
+
+def _escaped(text: str) -> str:
+    """Escape a text for plotly, which interprets some tags and entities."""
     return escape(text, quote=False)
 
 

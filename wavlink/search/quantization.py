@@ -1,34 +1,34 @@
-"""Vectors kept small and searched: nested dims times four storages, with exact cosines of what is kept.
+"""Quantise vectors and search them: nested dims times four storages, with exact cosines of the stored vectors.
 
-A code is a pure function of its vector, nothing is calibrated: an index grows without being made anew.
+A code is a pure function of its vector, without calibration: an index can grow without being rebuilt.
 """
 
 import faiss
 import numpy as np
 
 from wavlink.compat import stored_bytes
+from wavlink.defaults import STORAGES
 
-STORAGES = ("fp32", "fp16", "int8", "binary")
 _DTYPES = dict(zip(STORAGES, (np.float32, np.float16, np.int8, np.uint8), strict=True))
 _ROWS = 1 << 14  # vectors converted at once
 _ELEMENTS = 1 << 24  # of decoded candidates at once: 64 MB of fp32
 
 
 def bytes_per_vector(dim: int, storage: str) -> int:
-    """What a vector takes in memory and on disk."""
+    """Return the size of a stored vector in memory and on disk."""
     _check(dim, storage)
     return _columns(dim, storage) * np.dtype(_DTYPES[storage]).itemsize
 
 
 def encode(vectors: np.ndarray, dim: int, storage: str) -> np.ndarray:
-    """Cuts to `dim`, normalises again, and stores.
+    """Truncate vectors to `dim`, normalise them again, and quantise them.
 
     int8: `round(127 * clip(v / r, -1, 1))` with r = min(1, 6 / sqrt(dim)), six standard deviations of a component of
-    a unit vector. The range is one for all vectors, so inner products of codes rank as cosines do. binary: the signs,
-    packed as by `numpy.packbits`; what sentence-transformers calls `ubinary`.
+    a unit vector. All vectors share one range, so that inner products of codes rank as cosines do. binary: the signs,
+    packed as by `numpy.packbits`; sentence-transformers calls this `ubinary`.
 
     Args:
-        vectors: `[N, D]` with D >= dim, of any length (norm) but zero.
+        vectors: `[N, D]` with D >= dim, of any norm but zero.
 
     Returns:
         `[N, dim]` float32, float16 or int8; of binary `[N, ceil(dim / 8)]` uint8.
@@ -50,7 +50,7 @@ def encode(vectors: np.ndarray, dim: int, storage: str) -> np.ndarray:
 
 
 def decode(codes: np.ndarray, dim: int, storage: str) -> np.ndarray:
-    """`[N, dim]` fp32, L2-normalised: the vectors that the codes of `encode` stand for.
+    """Return the vectors `[N, dim]` fp32, L2-normalised, that codes of `encode` stand for.
 
     Raises:
         ValueError: codes of another shape or type; a code that is zero or not finite.
@@ -63,10 +63,10 @@ def decode(codes: np.ndarray, dim: int, storage: str) -> np.ndarray:
 
 
 class FlatIndex:
-    """Every code is compared with every query: `index.add(codes)`, `scores, rows = index.search(queries, k)`.
+    """Exact index: `index.add(codes)`, then `scores, rows = index.search(queries, k)`.
 
-    FAISS finds about `k * rescore` candidates: by the inner product with the codes, of binary by Hamming distance to
-    the query's signs. Of these the k with the largest cosine are returned.
+    FAISS compares each query with every code and returns about `k * rescore` candidates, by inner product, or by the
+    Hamming distance of signs for binary. The k candidates with the largest cosine are the result.
     """
 
     def __init__(self, dim: int, storage: str):
@@ -84,27 +84,27 @@ class FlatIndex:
         return self._index.ntotal
 
     def add(self, codes: np.ndarray) -> None:
-        """Appends codes of `encode`; rows count from the first ever added. All are checked before any is added."""
+        """Append codes of `encode`; rows are numbered in order. All codes are checked before any is added."""
         codes = _checked(codes, self.dim, self.storage)
-        parts = [slice(start, start + _ROWS) for start in range(0, len(codes), _ROWS)]
-        for part in parts:
-            _unit(_values(codes[part], self.dim, self.storage), part.start)
-        for part in parts:
-            self._index.add(codes[part] if self.storage == "binary" else codes[part].astype(np.float32))
+        blocks = [slice(start, start + _ROWS) for start in range(0, len(codes), _ROWS)]
+        for block in blocks:
+            _unit(_values(codes[block], self.dim, self.storage), block.start)
+        for block in blocks:
+            self._index.add(codes[block] if self.storage == "binary" else codes[block].astype(np.float32))
 
     def search(self, queries: np.ndarray, k: int, rescore: int = 8) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest of each query, best first; of equal ones the lower row.
+        """Find the k nearest vectors of each query, best first; among equal ones the lower row.
 
         Args:
-            queries: `[Q, D]` with D >= dim, cut and normalised here.
-            rescore: how many times k the candidates are whose cosine is computed.
+            queries: `[Q, D]` with D >= dim; they are truncated and normalised.
+            rescore: candidates whose cosine is computed, as a multiple of k.
 
         Returns:
             scores `[Q, k]` fp32, the cosine of the query and the decoded vector, and rows `[Q, k]` int64; -inf and -1
-            where there are fewer than k vectors.
+            where the index has fewer than k vectors.
 
         Raises:
-            ValueError: k or rescore under 1, and whatever `encode` raises.
+            ValueError: k or rescore below 1, and whatever `encode` raises.
         """
         if k < 1 or rescore < 1:
             raise ValueError(f"k and rescore must be 1 or more, not {k} and {rescore}")
@@ -121,48 +121,48 @@ class FlatIndex:
         return scores, rows
 
     def _best(self, queries: np.ndarray, k: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scores and rows `[Q, k]`, and of each query whether these are what any order of the rows would give.
+        """Return scores and rows `[Q, k]`, and for each query whether they are independent of the order of the rows.
 
-        The candidates are what FAISS finds nearer than the (count + 1)-th. Of those as near as that it knows only
-        some, and which depends on where they are.
+        The candidates are the vectors that FAISS ranks above the (count + 1)-th. Among ties with that one FAISS
+        returns only some, depending on their order.
         """
-        nearness, rows = self._find(queries, min(count + 1, len(self)))
-        found = self.vectors(rows.ravel()).reshape(*rows.shape, self.dim)
-        scores = (found * queries[:, None]).sum(-1, dtype=np.float64).astype(np.float32)
-        same = 1e-6 if self.storage in ("fp32", "fp16") else 0.5  # of int8 and binary they are whole numbers
+        nearness, rows = self._candidates(queries, min(count + 1, len(self)))
+        vectors = self.vectors(rows.ravel()).reshape(*rows.shape, self.dim)
+        scores = (vectors * queries[:, None]).sum(-1, dtype=np.float64).astype(np.float32)
+        same = 1e-6 if self.storage in ("fp32", "fp16") else 0.5  # int8 and binary have integer scores
         nearer = (nearness > nearness[:, -1:] + same) | (count == len(self))
         order = np.lexsort((rows, np.where(nearer, -scores, np.inf)))[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1), nearer.sum(1) >= k
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """`[N, dim]` fp32, L2-normalised: what the codes of `rows` `[N]` stand for."""
+        """Return the vectors `[N, dim]` fp32, L2-normalised, of `rows` `[N]`."""
         return decode(self._codes(rows), self.dim, self.storage)
 
-    def _find(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """FAISS's own scores, higher for nearer, and rows, both `[Q, count]`."""
+    def _candidates(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return FAISS's scores, higher for nearer, and rows, both `[Q, count]`."""
         threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(min(threads, len(queries)))  # a second thread for one query only waits
-        scores, rows = self._index.search(self._asked(queries), count)
+        faiss.omp_set_num_threads(min(threads, len(queries)))  # a second thread does not help one query
+        scores, rows = self._index.search(self._faiss_queries(queries), count)
         faiss.omp_set_num_threads(threads)
         return (-scores if self.storage == "binary" else scores), rows
 
-    def _asked(self, queries: np.ndarray) -> np.ndarray:
-        """What FAISS compares with the codes."""
+    def _faiss_queries(self, queries: np.ndarray) -> np.ndarray:
+        """Return what FAISS compares with the codes."""
         if self.storage == "binary":
             return encode(queries, self.dim, "binary")
-        if self.storage == "int8":  # FAISS cuts a query's decimals off, on some machines and at some dims
+        if self.storage == "int8":  # FAISS truncates int8 queries to integers on some machines and at some dims
             return np.rint(127 * queries / abs(queries).max(1, keepdims=True))
         return queries
 
     def _stored(self) -> np.ndarray:
-        """A view of the codes in FAISS's memory, valid until more are added."""
-        held = self._index.xb if self.storage == "binary" else self._index.codes
-        flat = stored_bytes(held, len(self) * bytes_per_vector(self.dim, self.storage))
+        """Return a view of the codes in FAISS's memory, valid until more are added."""
+        memory = self._index.xb if self.storage == "binary" else self._index.codes
+        flat = stored_bytes(memory, len(self) * bytes_per_vector(self.dim, self.storage))
         return flat.view(_DTYPES[self.storage]).reshape(len(self), -1)
 
     def _codes(self, rows: np.ndarray) -> np.ndarray:
         codes = self._stored()[rows]
-        return codes ^ np.int8(-128) if self.storage == "int8" else codes  # FAISS holds them plus 128
+        return codes ^ np.int8(-128) if self.storage == "int8" else codes  # FAISS stores them plus 128
 
 
 def _check(dim: int, storage: str) -> None:
@@ -191,13 +191,13 @@ def _int8_range(dim: int) -> float:
 
 
 def _values(codes: np.ndarray, dim: int, storage: str) -> np.ndarray:
-    """Numbers in proportion to the vectors."""
+    """Return numbers in proportion to the vectors."""
     return 2.0 * np.unpackbits(codes, axis=1, count=dim) - 1 if storage == "binary" else codes
 
 
 def _unit(vectors: np.ndarray, start: int) -> np.ndarray:
-    """`[n, dim]` fp32, L2-normalised; `start` is the number of the first, for the message."""
-    vectors = np.asarray(vectors, np.float64)  # whose squares do not overflow
+    """Return vectors `[n, dim]` fp32, L2-normalised; `start` is the row of the first one, for the error."""
+    vectors = np.asarray(vectors, np.float64)  # squares do not overflow
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (np.isfinite(norms) & (norms > 0)).all():
         row = start + int((~(np.isfinite(norms) & (norms > 0))).argmax())

@@ -1,14 +1,14 @@
-"""A collection embedded by a Ray cluster: an `Embedder` an actor, Ray Data between them, rows of parquet at the end.
+"""Embed a collection on a Ray cluster: each actor has an `Embedder`, Ray Data distributes files, rows go to parquet.
 
-    python -m wavlink.search.ray SOUNDS --model your-name/wavlink-base --out FOLDER --address auto
+    wavlink ray SOUNDS --model your-name/wavlink-base --out FOLDER --address auto
 
-The same command again goes on where it was killed, and takes in what has been added, changed and removed. A file that
-cannot be embedded, because it is broken or because it makes its worker die, is noted with the reason and left out from
-then on; `--retry` tries such files again. `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`
-reads the rows; `python -m wavlink.search.lance load FOLDER` takes them into a vector database.
+The same command again goes on after a kill, and follows files that were added, changed or removed. A file that cannot
+be embedded, because it is broken or because it kills its worker, gets a row with the reason and is skipped from then
+on; `--retry` tries such files again. `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`
+reads the rows; `wavlink lance load FOLDER` loads them into a vector database.
 
-Sounds and model are read by the workers: both must be there under the same name on every machine (a shared disk, a
-Hub id), and this package installed. The rows come to the machine that the command runs on.
+The workers read sounds and model: every machine needs both under the same name (a shared disk, a Hub id), and this
+package. The rows are written on the machine that the command runs on.
 """
 
 import argparse
@@ -17,10 +17,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from processing.windows import check_window, stream_windows
+from processing.windows import stream_windows
 from wavlink import options as of
 from wavlink.compat import map_batches
 from wavlink.embedder import Embedder
@@ -28,48 +29,51 @@ from wavlink.progress import Bar
 from wavlink.sanitize import printable
 
 from .build import HOP, WINDOW
-from .embedded_rows import Report, failed, fixed_size_list, parts_of  # noqa: F401 - for those who read the rows
+from .changes import Report
 from .embedded_rows import Rows as _Rows
-from .listing import Sound, list_sounds
+from .embedded_rows import failed, fixed_size_list, parts_of  # noqa: F401 - for readers of the rows
+from .index_model import check_window_of
+from .listing import Listing, Sound, list_sounds
 
-_TRIES = 2  # of a file alone whose worker dies
-_FAULTS = (Exception, SystemExit)  # what may come of a file
+_TRIES = 2  # how often a worker may die over one file alone
+_FAULTS = (Exception, SystemExit)  # that a file may raise
 
 
 class FileEmbedder(Embedder):
-    """The `Embedder` that all else uses, as Ray's actor: takes files, gives a row a window.
+    """Ray actor that embeds files, and returns a row per window.
 
     Args:
         model, revision, device, dtype: of `Embedder`.
         window, hop: in seconds, see `processing.windows.stream_windows`.
-        expected: the revision that the weights must have, on whatever machine this is.
+        expected: the revision that the weights must have on every machine.
         journal: Ray's handle of a `Journal`, which outlives this process.
     """
 
-    def __init__(self, model: str, *, window: float, hop: float, expected: str, journal=None, **options):
+    def __init__(self, model: str, *, window: float, hop: float, expected: str, journal: Any = None, **options: Any):
         super().__init__(model, **options)
         self.window, self.hop, self.journal = window, hop, journal
         if self.revision != expected:
             raise ValueError(f"{model} is at {self.revision} on this machine, not at {expected}: copy it anew")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """
+        """Embed a batch of files.
+
         Args:
-            batch: `path` is what the rows call a file, `place` where it is, as bytes.
+            batch: `path`, the name of each file in the rows, and `file`, its full path as bytes.
 
         Returns:
             `path`, `start` and `end` in seconds, `embedding` `[rows, dims]` fp32, `error`, and `windows`: how many
-            rows the file has. One that cannot be embedded to its end has one row, of NaN, and the error.
+            rows the file has. A file that cannot be embedded to its end has one row, of NaN, and the error.
         """
         if self._deaths(*batch["path"]) == 0:
             with suppress(*_FAULTS):
                 return self._rows(batch)
         files = ({name: column[n : n + 1] for name, column in batch.items()} for n in range(len(batch["path"])))
-        alone = [self._alone(file) for file in files]
-        return {name: np.concatenate([rows[name] for rows in alone]) for name in alone[0]}
+        results = [self._alone(file) for file in files]
+        return {name: np.concatenate([rows[name] for rows in results]) for name in results[0]}
 
     def _alone(self, file: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The rows of a batch of one file: the fault is its own."""
+        """Return the rows of a batch of one file, which alone can be the cause of an error."""
         path = file["path"][0]
         if self._deaths("alone", path) >= _TRIES:
             why = f"its worker died {_TRIES} times while it embedded {path} alone; --retry tries again"
@@ -83,7 +87,7 @@ class FileEmbedder(Embedder):
         return rows
 
     def _deaths(self, *names: str) -> int:
-        """How many workers have died over this; from now on this one is at it."""
+        """Return how many workers have died over these files, and note that this one begins with them."""
         if not self.journal:
             return 0
         import ray
@@ -91,13 +95,13 @@ class FileEmbedder(Embedder):
         return ray.get(self.journal.begin.remote(names))
 
     def _rows(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The same, of files that are embedded together: a fault of the model is one of them all."""
-        taken, errors = [], {}
-        vectors = list(self.embed_clips(self._windows(batch, taken, errors)))
-        for (number, *_), vector in zip(taken, vectors, strict=True):
+        """Return the rows of files that are embedded together; an error of the model is raised."""
+        times, errors = [], {}
+        vectors = list(self.embed_clips(self._windows(batch, times, errors)))
+        for (number, *_), vector in zip(times, vectors, strict=True):
             if not np.isfinite(vector).all():
                 errors.setdefault(number, f"the model gives {batch['path'][number]} a vector that is not finite")
-        rows = [(*window, vector) for window, vector in zip(taken, vectors, strict=True) if window[0] not in errors]
+        rows = [(*window, vector) for window, vector in zip(times, vectors, strict=True) if window[0] not in errors]
         rows += [(number, np.nan, np.nan, np.full(self.dims, np.nan, np.float32)) for number in errors]
         numbers, starts, ends, vectors = zip(*rows, strict=True)
         return {
@@ -109,30 +113,31 @@ class FileEmbedder(Embedder):
             "windows": np.bincount(numbers)[list(numbers)],
         }
 
-    def _windows(self, batch: dict, taken: list, errors: dict) -> Iterator[np.ndarray]:
-        """Of each file, whose number in the batch and times go to `taken`, the windows' samples."""
-        for number, (path, place) in enumerate(zip(batch["path"], batch["place"], strict=True)):
+    def _windows(self, batch: dict, times: list, errors: dict) -> Iterator[np.ndarray]:
+        """Yield the samples of each window; append (number of the file in the batch, start, end) to `times`."""
+        for number, (path, file) in enumerate(zip(batch["path"], batch["file"], strict=True)):
             try:
-                for window in stream_windows(os.fsdecode(place), self.window, self.hop, self.sampling_rate, path):
-                    taken.append((number, window.start, window.end))
+                for window in stream_windows(os.fsdecode(file), self.window, self.hop, self.sampling_rate, path):
+                    times.append((number, window.start, window.end))
                     yield window.samples
             except _FAULTS as error:
                 errors[number] = _reason(error)
 
 
 class Journal:
-    """What workers have begun and not ended, as they may die meanwhile."""
+    """Record of the files that workers have begun and not finished: a worker may die over them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.begun = Counter()
 
     def begin(self, names: tuple[str, ...]) -> int:
-        """How often it has been begun before."""
+        """Note that a worker begins with these files, and return how many have begun and not finished before."""
         self.begun[names] += 1
         return self.begun[names] - 1
 
     def end(self, names: tuple[str, ...]) -> None:
-        self.begun[names] -= 1  # that of this worker: deaths of others still count
+        """Note that this worker has finished; deaths of others still count."""
+        self.begun[names] -= 1
 
 
 def _reason(error: BaseException) -> str:
@@ -156,28 +161,28 @@ def embed_with_ray(
     progress: bool = True,
     retry: bool = False,
 ) -> Report:
-    """Embeds every sound that has no rows in `out` yet, or has changed. Killed at any moment, the same call goes on.
+    """Embed every sound that has no rows in `out` yet or has changed. After a kill, the same call goes on.
 
-    Rows are written by whole files. A file is known again by its size and its time of change; rows of files that are
-    gone are removed. A worker that dies is replaced by Ray, and the next one embeds the files that it was at one by
-    one. A file whose worker dies while it embeds this one alone, twice, has an error for a row.
+    A file is recognised by its size and its modification time. The rows of files that have gone are removed. Ray
+    replaces a worker that dies; the next one embeds the files of that batch one by one. A file over which a worker has
+    died twice, embedding this file alone, gets an error.
 
     Args:
-        sources: folders and files, see `list_sounds`; rows have paths below their common folder.
-        model, revision, device, dtype: see `Embedder`; each actor on "cuda" has a GPU of its own.
+        sources: folders and files, see `list_sounds`; paths in the rows are relative to their common folder.
+        model, revision, device, dtype: see `Embedder`; on "cuda" each actor has one GPU.
         out: a folder of this machine, for parquet files of `path`, `start` and `end` (seconds), `embedding` (fp32
             `[dims]`, L2-normalised) and `error`, which is "" unless the file cannot be read: then it has one row, with
             null for the times and NaN for the vector.
         actors: models in the cluster.
         batch_size: files that an actor takes at a time.
-        address: of the cluster, or "auto"; without, that of RAY_ADDRESS, else one is started on this machine.
+        address: of the cluster, or "auto" (default: RAY_ADDRESS; without it, Ray is started on this machine).
         window, hop: in seconds.
-        commit_seconds: what has come back is on the disk after about so long.
-        retry: also files that earlier runs could not embed and that have not changed.
+        commit_seconds: rows that have come back are written to the disk about this often.
+        retry: embed files too that earlier runs could not embed.
 
     Raises:
         ValueError: wrong options, no sounds, a data set, or a folder with rows of another model or other windows.
-        OSError: the worker of every single file dies, and there are no rows of earlier runs.
+        OSError: the workers of all files die, and no earlier run has written rows.
     """
     if actors < 1 or batch_size < 1:
         raise ValueError(f"actors and batch_size must be 1 or more, got {actors} and {batch_size}")
@@ -186,38 +191,41 @@ def embed_with_ray(
         raise ValueError(f"{listing.root} is a data set; workers read files: save its sounds as such on a shared disk")
     model = os.path.abspath(model) if os.path.isdir(model) else model
     embedder = Embedder(model, revision=revision, device="cpu", dtype=dtype, fast_kernels=False)
-    check_window(window, hop, embedder.sampling_rate)
-    if embedder.max_seconds and window > embedder.max_seconds:
-        raise ValueError(f"a window of {window:g} s is more than the model's {embedder.max_seconds:g} s")
-    about = {"model": model, "revision": embedder.revision, "dims": embedder.dims}
-    about |= {"matryoshka_dims": embedder.matryoshka_dims, "window": window, "hop": hop, "root": listing.root}
+    check_window_of(embedder, window, hop)
     options = {"device": device, "dtype": dtype, "window": window, "hop": hop, "expected": embedder.revision}
     if revision:
         options["revision"] = embedder.revision  # the commit that a branch was at
-    with _Rows(Path(out), about, commit_seconds) as rows:
-        todo = rows.compare(listing, retry)
-        if todo:
+    with _Rows(Path(out), _about(embedder, model, window, hop, listing), commit_seconds) as rows:
+        changes = rows.compare(listing, retry)
+        sounds = [task.sound for task in changes.tasks]
+        if sounds:
             _start(address)
-            with Bar(total=len(todo), desc="sounds", unit="file", disable=not progress) as bar:
-                for batch in _embedded(todo, model, options, actors, batch_size):
+            with Bar(total=len(sounds), desc="sounds", unit="file", disable=not progress) as bar:
+                for batch in _embedded(sounds, model, options, actors, batch_size):
                     bar.update(rows.take(batch))
-            rows.quarantine([sound.path for sound in todo if sound.path not in rows.known])
+            rows.quarantine([sound.path for sound in sounds if sound.path not in rows.known])
             rows.write()
-    return rows.report
+        return rows.report(changes, listing)
+
+
+def _about(embedder: Embedder, model: str, window: float, hop: float, listing: Listing) -> dict:
+    """Describe how rows are made; rows of one folder must agree in all of it."""
+    about = {"model": model, "revision": embedder.revision, "dims": embedder.dims}
+    return about | {"matryoshka_dims": embedder.matryoshka_dims, "window": window, "hop": hop, "root": listing.root}
 
 
 def _start(address: str | None) -> None:
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home unless it is told not to
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage reports
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, **({} if address else {"include_dashboard": False}))
 
 
 def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
-    """Batches of rows as `FileEmbedder` gives them, in the order in which they are ready.
+    """Yield batches of `FileEmbedder`'s rows, in the order in which they are ready.
 
-    Those of a batch do not come if its workers died even more often than its files account for.
+    A batch is missing if its workers died more often than its files account for.
     """
     import ray.data
 
@@ -233,7 +241,7 @@ def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch
 def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
     import ray.data
 
-    files = [{"path": sound.path, "place": os.fsencode(sound.place)} for sound in sounds]
+    files = [{"path": sound.path, "file": os.fsencode(sound.source)} for sound in sounds]
     blocks = -(-len(files) // batch_size)
     embedded = map_batches(
         ray.data.from_items(files, override_num_blocks=blocks),
@@ -252,15 +260,14 @@ def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the command with these arguments, or those of the process."""
     run(of.parser_of(of.ray, "wavlink ray", __doc__).parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> None:
+    """Embed, and print what was done."""
     options = dict(vars(options))
     report = embed_with_ray(options.pop("sounds"), **options)
-    print(
-        f"{report.embedded} sounds embedded in {report.rows} rows ({report.changed} of them changed), "
-        f"{report.there} were there, {report.removed} removed; {len(report.unreadable)} cannot be read"
-    )
-    for path, error in report.unreadable.items():
+    print(report)
+    for path, error in report.skipped.items():
         print(f"  {printable(path)}: {printable(error)}")

@@ -1,21 +1,22 @@
-"""What a run goes on from: Accelerate's states and the run's own place, read without running what is in a file.
+"""Checkpoints: Accelerate's state and the run's, read without executing code from a file.
 
-Accelerate reads weights as safetensors, and optimizers, scalers and random states with torch's `weights_only`. With
-pickle itself, which runs whatever a file says, it would read objects registered with it, and torch the index of the
-shards that FSDP2 writes. The run's place is JSON instead, and such an index is looked through before torch reads it.
+Accelerate reads weights as safetensors, and optimizers, scalers and random states with torch's `weights_only`. Pickle,
+which can execute code, would be used for objects registered with Accelerate and for the index of the shards that FSDP2
+writes. So the run's state is JSON, and such an index is checked before torch reads it.
 """
 
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from wavlink.atomic_files import write_text
 
-_PLACE = "place.json"
+_STATE = "place.json"
 
-# All that torch writes into an index of shards: sizes, dtypes and places in files.
+# All names that torch writes into an index of shards: sizes, dtypes and offsets in files.
 _OF_AN_INDEX = {
     ("pathlib", "PosixPath"),
     ("pathlib", "WindowsPath"),
@@ -41,32 +42,36 @@ _OF_AN_INDEX = {
 }
 
 
-def save_state(accelerator: Accelerator, folder: Path, place: dict) -> None:
-    """Writes what `load_state` reads; all processes must call it.
+def save_state(accelerator: Accelerator, folder: Path, state: dict) -> None:
+    """Write a checkpoint; all processes must call it.
 
     Args:
-        place: plain values that JSON keeps as they are; the main process's are written.
+        accelerator: with the prepared model and optimizer.
+        folder: for its files.
+        state: the run's: values that JSON represents exactly; the main process's are written.
     """
     accelerator.save_state(str(folder))
     if accelerator.is_main_process:
-        write_text(folder / _PLACE, json.dumps(place))
+        write_text(folder / _STATE, json.dumps(state))
 
 
 def load_state(accelerator: Accelerator, folder: Path, facts: dict | None = None) -> dict:
-    """Puts the prepared model, the optimizer and the random states back, and returns the place.
+    """Restore the prepared model, the optimizer and the random states, and return the run's state.
 
     Args:
-        facts: what must be as the place's `facts` say it was, such as the number of processes.
+        accelerator: with the prepared model and optimizer.
+        folder: of the checkpoint.
+        facts: values that must equal the `facts` of the run's state, such as the number of processes.
 
     Raises:
-        ValueError: a file that would run code, a checkpoint without a place, or one of other facts.
+        ValueError: a file that would execute code, a checkpoint without the run's state, or one with other facts.
     """
-    if not (folder / _PLACE).is_file():
+    if not (folder / _STATE).is_file():
         raise ValueError(
-            f"{folder} has no {_PLACE}, so it is not a checkpoint of this version: start anew in another --output_dir"
+            f"{folder} has no {_STATE}, so it is not a checkpoint of this version: start anew in another --output_dir"
         )
-    place = json.loads((folder / _PLACE).read_text(encoding="utf-8"))
-    _refuse_other_facts(folder, place, facts or {})
+    state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    _refuse_other_facts(folder, state, facts or {})
     try:
         for index in sorted(folder.rglob("*.metadata")):
             with open(index, "rb") as file:
@@ -77,11 +82,11 @@ def load_state(accelerator: Accelerator, folder: Path, facts: dict | None = None
             f"{folder} holds a file that no run has written and that could run code, so it is not read: delete it, "
             "and the same command goes on from the checkpoint before, or from the start"
         ) from error
-    return place
+    return state
 
 
-def _refuse_other_facts(folder: Path, place: dict, facts: dict) -> None:
-    begun = {"processes": len(place["feeds"]), **place.get("facts", {})}  # older versions wrote no facts
+def _refuse_other_facts(folder: Path, state: dict, facts: dict) -> None:
+    begun = {"processes": len(state["feeds"]), **state.get("facts", {})}  # earlier versions wrote no facts
     names = [name for name in facts if name in begun and facts[name] != begun[name]]
     if names:
         changes = "; ".join(f"{name}: {begun[name]}, now {facts[name]}" for name in names)
@@ -93,9 +98,10 @@ def _refuse_other_facts(folder: Path, place: dict, facts: dict) -> None:
 
 
 class _Index(pickle.Unpickler):
-    """Knows the names of an index of shards and no others, so it can call nothing else."""
+    """An unpickler that knows the names of an index of shards and no others, so it can call nothing else."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a class or function by its name."""
         if (module, name) not in _OF_AN_INDEX:
             raise pickle.UnpicklingError(f"an index of shards has no use for {module}.{name}")
         return super().find_class(module, name)

@@ -1,4 +1,4 @@
-"""Training from the command line: a recipe, or the sweep of recipes."""
+"""The command `wavlink train`: a recipe, or the sweep of recipes."""
 
 import argparse
 import sys
@@ -18,12 +18,13 @@ from wavlink.train_options import (
     sweep_of,
 )
 from wavlink.training.loop import train
-from wavlink.training.recipes import Recipe, load_recipe
+from wavlink.training.recipe_fields import Recipe
+from wavlink.training.recipes import load_recipe
 from wavlink.training.sweep import sweep, sweep_parser
 
 
 def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
-    """An option for each field of a recipe; `--json` is the one that is none (see `main`)."""
+    """Return a parser with an option for each field of a recipe, and `--json`."""
     parser = Parser(prog="train.py", description=description, allow_abbrev=False)
     json_option(parser)
     recipe_options(parser)
@@ -31,7 +32,7 @@ def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:
-    """RECIPE and its options as one recipe."""
+    """Parse RECIPE and its options into one recipe."""
     parser = recipe_parser()
     recipe_argument(parser)
     try:
@@ -41,6 +42,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run `train.py` with its arguments, by default those of the process."""
     argv = list(sys.argv[1:] if argv is None else argv)
     given = [option for option in argv if option != "--json"]
     with stdout_for(given != argv) as print_json:
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train what `wavlink train` was given, a recipe or the sweep."""
+    """Train a recipe or the sweep, with the parsed options of `wavlink train`."""
     options = dict(vars(options))
     with stdout_for(options.pop("as_json", False)) as print_json:
         if options["recipe"] == "sweep":

@@ -1,12 +1,12 @@
-"""Processes: how many there are, and FSDP2, which cuts parameters, gradients and Adam's moments over them.
+"""Several processes, also with FSDP2, which shards parameters, gradients and Adam's moments over them.
 
-The numbers are those of one process. Everything but layers and embeddings is one group, gathered when `forward` is
-called; the 0-dim parameters (`logit_scale`, `logit_bias`) cannot be cut, so every process keeps them whole.
+Results equal those of one process. Everything but layers and embeddings is one group, gathered when `forward` is
+called. The 0-dim parameters (`logit_scale`, `logit_bias`) cannot be sharded, so every process has a full copy.
 """
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -22,15 +22,18 @@ from wavlink.compat import unsplit_modules
 
 
 def start(mixed_precision: str, trackers: Sequence[str] = (), folder: str = "") -> Accelerator:
-    """An Accelerator for how this process was launched; without any GPU (or the like) its processes talk by gloo.
+    """Return an Accelerator for how this process was launched; without an accelerator device processes use gloo.
 
-    A `mixed_precision` given here wins over the one of an `accelerate launch` config file. Trackers write to `folder`.
+    `mixed_precision` takes precedence over that of an `accelerate launch` config file. Trackers write to `folder`.
+
+    Raises:
+        ValueError: FSDP1, or FSDP2 in fp16.
     """
     logs = {"log_with": list(trackers), "project_dir": folder} if trackers else {}
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=not torch.accelerator.is_available(), **logs)
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # Accelerate itself takes FSDP up on GPUs alone, and without a word trains as DDP elsewhere.
+    use_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if use_fsdp and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # Accelerate uses FSDP on GPUs alone, and elsewhere silently trains as DDP.
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
@@ -41,7 +44,7 @@ def start(mixed_precision: str, trackers: Sequence[str] = (), folder: str = "") 
 
 
 def refuse_unequal_chunks(accelerator: Accelerator, batch_size: int, micro_batch_size: int) -> None:
-    """Every forward is a gather of all processes, so with FSDP2 all must cut their share into as many chunks."""
+    """Refuse shares of different numbers of chunks with FSDP2, where every forward gathers from all processes."""
     processes = accelerator.num_processes
     if not accelerator.is_fsdp2 or not micro_batch_size:
         return
@@ -54,19 +57,19 @@ def refuse_unequal_chunks(accelerator: Accelerator, batch_size: int, micro_batch
 
 
 def prepare(accelerator: Accelerator, model: WavLinkModel, optimizer: torch.optim.Optimizer) -> tuple:
-    """`accelerator.prepare`, with FSDP2 told which modules are one piece and what it has to leave whole."""
+    """Call `accelerator.prepare`; for FSDP2 state which modules are not split and which parameters not sharded."""
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
         plugin.transformer_cls_names_to_wrap = sorted(unsplit_modules(model))
-        # Autocast alone makes bf16, as without FSDP2: its own policy would round the embeddings and the gradients.
+        # Only autocast computes in bf16, as without FSDP2: FSDP2's policy would round the embeddings and gradients.
         plugin.mixed_precision_policy = None
-        whole = nn.ParameterList(p for p in model.parameters() if p.ndim == 0)
-        plugin.ignored_modules = [whole.to(accelerator.device)]
+        unsharded = nn.ParameterList(p for p in model.parameters() if p.ndim == 0)
+        plugin.ignored_modules = [unsharded.to(accelerator.device)]
     return accelerator.prepare(model, optimizer)
 
 
 def average_whole(model: nn.Module) -> None:
-    """The mean over processes of the gradients that FSDP2 does not reduce; a no-op without FSDP2."""
+    """Average over processes the gradients that FSDP2 does not reduce; a no-op without FSDP2."""
     if isinstance(model, FSDPModule):
         for parameter in model.parameters():
             if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
@@ -75,10 +78,11 @@ def average_whole(model: nn.Module) -> None:
 
 
 @contextmanager
-def gathering_features(model: nn.Module, autocast: Callable = nullcontext):
-    """In this context `get_audio_features` and `get_text_features` do as otherwise only `forward` does: of a sharded
-    model they gather the parameters, and they compute in the precision of training. All processes must call them
-    equally often.
+def gathering_features(model: nn.Module, autocast: Callable = nullcontext) -> Iterator[None]:
+    """Let `get_audio_features` and `get_text_features` work as `forward` does, in this context.
+
+    They gather the parameters of a sharded model, and compute in the precision of training. All processes must call
+    them equally often.
 
     Args:
         autocast: `Accelerator.autocast`.
@@ -106,7 +110,7 @@ def _within(context: Callable, method: Callable) -> Callable:
 
 
 def savable(accelerator: Accelerator, model: nn.Module) -> tuple[WavLinkModel, dict]:
-    """A model that `save_pretrained` knows, and the whole weights, empty but on the main process; all must call it."""
+    """Return a model to save and its full weights, empty except on the main process; all processes must call it."""
     weights = accelerator.get_state_dict(model)
     if not accelerator.is_fsdp2:
         return accelerator.unwrap_model(model), weights

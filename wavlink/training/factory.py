@@ -1,4 +1,4 @@
-"""From a recipe to a model and its processor: pretrained towers, a WavLink to go on from, or small new towers."""
+"""Build a recipe's model and processor: from pretrained towers, a trained WavLink, or small new towers."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ from .recipes import Recipe
 
 
 def refuse_bad_start(recipe: Recipe) -> None:
-    """Finds in seconds, from configs alone, a model that cannot be built and LoRA that matches nothing."""
+    """Refuse a model that cannot be built, or LoRA targets that match nothing, from configs alone, in seconds."""
     if not (recipe.data or recipe.mixture):
         raise ValueError("name the data set: an audiofolder, a Hub id, or 'synthetic' (train.py --data)")
     if recipe.init:
@@ -55,10 +55,10 @@ def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
         raise ValueError(f"{recipe.init} has learned with {config.loss_type}: give --loss_type {config.loss_type}")
     if recipe.pooling and recipe.pooling != config.pooling:
         raise ValueError(f"{recipe.init} brings its pooling, {config.pooling}: leave --pooling out")
-    own = frame_pooling(config.audio_config)
-    if recipe.frame_pooling and frame_pooling(recipe) != own:
-        layers = ", ".join(map(str, own[1]))
-        raise ValueError(f"{recipe.init} brings its frame_pooling, {own[0]} after layer {layers}: leave it out")
+    factor, layers = frame_pooling(config.audio_config)
+    if recipe.frame_pooling and frame_pooling(recipe) != (factor, layers):
+        after = ", ".join(map(str, layers))
+        raise ValueError(f"{recipe.init} brings its frame_pooling, {factor} after layer {after}: leave it out")
     if recipe.matryoshka_dims and list(recipe.matryoshka_dims) != config.matryoshka_dims:
         raise ValueError(
             f"{recipe.init} brings its nested dims, {config.matryoshka_dims}, not {list(recipe.matryoshka_dims)}: "
@@ -68,7 +68,7 @@ def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
 
 
 def _fields(recipe: Recipe) -> dict:
-    """What the recipe says of the config; the rest is the towers' own."""
+    """The config fields that the recipe sets; the others are the towers'."""
     fields = {"loss_type": recipe.loss_type, "label_smoothing": recipe.label_smoothing}
     if recipe.pooling:
         fields["pooling"] = recipe.pooling
@@ -80,7 +80,7 @@ def _fields(recipe: Recipe) -> dict:
 
 
 def _frames(recipe: Recipe) -> dict:
-    """What the recipe says of a Whisper's frames; HTS-AT pools its patches itself."""
+    """The fields of a Whisper's config that the recipe sets; HTS-AT pools its patches itself."""
     if not recipe.frame_pooling:
         return {}
     if (
@@ -93,13 +93,13 @@ def _frames(recipe: Recipe) -> dict:
 
 
 def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLinkModel, WavLinkProcessor]:
-    """The model in fp32, of which learns what the recipe says, and the processor with the recipe's padding.
+    """Build the model, in fp32 and with the recipe's parameters trainable, and the processor.
 
     Args:
-        captions: gives every caption to learn from, whose words a new text tower's tokenizer needs.
+        captions: returns every training caption, whose words the tokenizer of a new text tower needs.
     """
     if recipe.init:
-        model = WavLinkModel.from_pretrained(recipe.init)  # this code, not what lies beside the weights
+        model = WavLinkModel.from_pretrained(recipe.init)  # this code, not the code beside the weights
         processor = WavLinkProcessor.from_pretrained(recipe.init)
         processor.feature_extractor.padding = recipe.padding
         model.config.label_smoothing = recipe.label_smoothing
@@ -134,8 +134,8 @@ def _prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     return set_trainable(_set_up(model, recipe), recipe.regime, recipe.scope, *lora)
 
 
-def word_tokenizer(captions, max_length: int) -> PreTrainedTokenizerFast:
-    """Lower-cased words and punctuation marks, one id each: enough for a text tower trained from scratch."""
+def word_tokenizer(captions: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
+    """Train a tokenizer of lower-cased words and punctuation marks, one id each."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,8 +1,10 @@
-"""What of a WavLink learns: projections only, LoRA, or everything, in one tower or both; and how far it may move."""
+"""Trainable parameters of a WavLink: projections only, LoRA, or all, in one tower or both; and adapters."""
 
 import fnmatch
 import math
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,23 +13,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .recipes import REGIMES, SCOPES
+from .recipe_fields import REGIMES, SCOPES
 
 TOWERS = {"audio": ("audio_model",), "both": ("audio_model", "text_model")}
 
-# Outside the towers' layers, and never frozen: each of these is new, or belongs to the shared space.
+# Never frozen: these are outside the towers' layers, and new or part of the shared embedding space.
 ALWAYS_LEARNED = ("audio_model.global_token", "audio_projection.*", "text_projection.*", "logit_scale", "logit_bias")
 
 
 def set_trainable(
-    model: nn.Module, regime: str = "full", scope: str = "both", lora_rank: int = 8, lora_alpha: int = 16, targets=()
+    model: nn.Module,
+    regime: str = "full",
+    scope: str = "both",
+    lora_rank: int = 8,
+    lora_alpha: int = 16,
+    targets: Sequence[str] = (),
 ) -> nn.Module:
-    """Freezes and adapts a `WavLinkModel` in place, and returns it.
+    """Freeze and adapt a `WavLinkModel` in place, and return it.
 
     Args:
         regime: `"projector"` (both towers frozen), `"lora"` (arXiv 2106.09685, on the linear maps of the Transformer
             layers) or `"full"`.
-        scope: `"audio"` or `"both"`: the towers that the regime is about; the others are frozen.
+        scope: `"audio"` or `"both"`: the towers that the regime applies to; the other one is frozen.
         lora_rank, lora_alpha: of every adapted map W: W + alpha / rank B A.
         targets: last parts of the names of the maps to adapt, such as `("q_proj", "v_proj")`; default: all.
 
@@ -48,29 +55,36 @@ def set_trainable(
 
 
 def always_learned(name: str) -> bool:
+    """Return whether a parameter of this name is trained in every regime."""
     return any(fnmatch.fnmatch(name, pattern) for pattern in ALWAYS_LEARNED)
 
 
-def lora_config(model: nn.Module, scope: str, rank: int = 8, alpha: int = 16, targets=()) -> LoraConfig:
-    """For `model`, which may be on the meta device: LoRA on the linear maps in the layers of the towers in scope."""
+def lora_config(
+    model: nn.Module, scope: str, rank: int = 8, alpha: int = 16, targets: Sequence[str] = ()
+) -> LoraConfig:
+    """Configure LoRA for the linear maps in the layers of the towers in scope; `model` may be on the meta device.
+
+    Raises:
+        ValueError: targets that match nothing.
+    """
     tower = rf"({'|'.join(TOWERS[scope])})\..*layers?\."
-    found = {
+    maps = {
         name.rsplit(".", 1)[1]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and re.match(tower, name)
     }
-    chosen = [name for name in sorted(found) if not targets or name in targets]
-    unknown = sorted({*targets} - found)
+    chosen = [name for name in sorted(maps) if not targets or name in targets]
+    unknown = sorted({*targets} - maps)
     if not chosen or unknown:
         raise ValueError(
             f"LoRA targets {', '.join(unknown) or 'of this model'} match nothing; the linear maps of its layers are "
-            f"{', '.join(sorted(found)) or 'none'} (--lora_targets)"
+            f"{', '.join(sorted(maps)) or 'none'} (--lora_targets)"
         )
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=rf"{tower}.*\b({'|'.join(chosen)})")
 
 
 def decayed_names(model: nn.Module) -> list[str]:
-    """The parameters that weight decay applies to: the weights of linear maps and convolutions.
+    """Return the names of the parameters with weight decay: the weights of linear maps and convolutions.
 
     Biases, norms, tables (of tokens, positions and relative positions), the global token, the scale and SigLIP's bias
     are not decayed.
@@ -82,10 +96,10 @@ def decayed_names(model: nn.Module) -> list[str]:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The parameters that learn, as groups of an optimizer: see `decayed_names`.
+    """Return the trainable parameters as groups of an optimizer; see `decayed_names`.
 
-    Scale and bias (0-dim) are a group of their own: FSDP2 leaves them whole, and AdamW steps through a group in one
-    call that takes no mixture of whole and sharded tensors.
+    Scale and bias (0-dim) are a separate group: FSDP2 does not shard them, and AdamW steps through a group in one call
+    that takes no mixture of sharded and other tensors.
     """
     decayed = {*decayed_names(model)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -98,15 +112,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 @torch.no_grad()
 def clamp_scale(model: nn.Module) -> None:
-    """Keeps the parameter of the scale within `logit_scale_max`; to be called after each optimizer step.
+    """Clamp the scale's parameter to `logit_scale_max`; call it after each optimizer step.
 
-    Without it the parameter moves on while the clamped scale stays, and needs as many steps to come back.
+    Otherwise the parameter would move beyond the limit, and need as many steps to come back.
     """
     model.logit_scale.clamp_(max=math.log(model.config.logit_scale_max))
 
 
 def describe(model: nn.Module) -> str:
-    """What learns, for a person: `1,200 parameters, of which 24 (2.0 %) learn: audio_model LoRA 20, ...`."""
+    """Describe the trainable parameters: `1,200 parameters, of which 24 (2.0 %) learn: audio_model LoRA 20, ...`."""
     learned: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -118,15 +132,16 @@ def describe(model: nn.Module) -> str:
 
 
 def has_lora(model: nn.Module) -> bool:
+    """Return whether a model has LoRA in place."""
     return hasattr(model, "peft_config")
 
 
 @torch.no_grad()
 def merged_state_dict(model: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The weights of a plain WavLink that computes what `model` with its LoRA does; the model stays as it is.
+    """Return the weights of a plain WavLink that computes what `model` does with its LoRA; `model` is unchanged.
 
     Args:
-        state: the full state dict where the model's own is sharded.
+        state: the full state dict of a sharded model.
     """
     state = dict(model.state_dict() if state is None else state)
     if not has_lora(model):
@@ -141,13 +156,18 @@ def merged_state_dict(model: nn.Module, state: dict[str, Tensor] | None = None) 
     return {name.replace(".base_layer.", "."): value for name, value in state.items()}
 
 
-def save_adapter(model: nn.Module, folder, base: str = "", state: dict[str, Tensor] | None = None) -> None:
-    """A small folder in peft's own form; `PeftModel.from_pretrained(base_model, folder)` puts it on its base.
+def save_adapter(
+    model: nn.Module, folder: str | os.PathLike, base: str = "", state: dict[str, Tensor] | None = None
+) -> None:
+    """Write an adapter in peft's format; `PeftModel.from_pretrained(base_model, folder)` loads it.
 
-    LoRA, and whatever learns in every regime, which peft by itself would forget where it is no module.
+    It holds LoRA and the parameters trained in every regime, some of which peft alone would not save.
 
     Args:
+        model: with LoRA.
+        folder: for the adapter's files.
         base: Hub id or folder of the WavLink it was trained on, for the adapter's config.
+        state: the full state dict of a sharded model.
     """
     state = model.state_dict() if state is None else state
     adapter = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
@@ -162,8 +182,12 @@ def save_adapter(model: nn.Module, folder, base: str = "", state: dict[str, Tens
     config.inference_mode = False
 
 
-def load_adapter(model: nn.Module, folder) -> None:
-    """Puts what `save_adapter` wrote back into a model that `set_trainable` has prepared as the saved one was."""
+def load_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Load what `save_adapter` wrote into a model that `set_trainable` has prepared in the same way.
+
+    Raises:
+        ValueError: no adapter, or one of another rank, targets or scope.
+    """
     path = Path(folder) / "adapter_model.safetensors"
     if not path.is_file():
         raise ValueError(

@@ -1,29 +1,33 @@
-"""A contrastive batch of any size on a device of any size: exact gradients in small chunks (arXiv 2101.06983)."""
+"""GradCache: the exact gradients of a contrastive batch, in chunks that fit into memory (arXiv 2101.06983)."""
 
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from .distributed import average_whole
 
-LOSS_INPUTS = ("caption_ids", "text_owner")  # of a batch, what concerns no tower
+LOSS_INPUTS = ("caption_ids", "text_owner")  # of a batch, inputs of the loss alone
 
 
-def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int = 0) -> Tensor:
-    """Adds the batch's gradients to `.grad`, and returns its loss, detached.
+def backward(
+    accelerator: Accelerator, model: nn.Module, batch: dict[str, Tensor], micro_batch_size: int = 0
+) -> Tensor:
+    """Add the batch's gradients to `.grad`, and return its loss, detached.
 
-    The loss needs all embeddings at once but only their gradients flow on into the towers. So: embed the chunks
-    without a graph, take the loss's gradient with respect to the embeddings, then embed each chunk again and send its
-    share of that gradient back. Memory is that of one chunk; dropout is replayed, so the result is that of one piece.
+    The loss needs all embeddings at once, but the towers only need the loss's gradients by the embeddings. So the
+    chunks are embedded without a graph, the loss's gradient by the embeddings is computed, and each chunk is embedded
+    again to propagate its part of that gradient. This takes the memory of one chunk. Dropout is replayed, so the
+    result equals that of the undivided batch.
 
     Args:
-        accelerator: an `accelerate.Accelerator`.
-        model: a `WavLinkModel` as `accelerator.prepare` gave it.
+        accelerator: that prepared the model.
+        model: a `WavLinkModel` from `accelerator.prepare`.
         batch: what `WavLinkModel.forward` takes, as many clips as texts, or a `text_owner`.
-        micro_batch_size: clips a chunk, with texts in proportion; 0 takes the batch in one piece.
+        micro_batch_size: clips a chunk, with texts in proportion; 0 computes the batch undivided.
     """
     if not micro_batch_size or _fits(accelerator, len(batch["input_features"]), micro_batch_size):
         with accelerator.autocast():
@@ -31,8 +35,8 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
         accelerator.backward(loss)
         average_whole(model)
         return loss.detach()
-    places = _places(len(batch["input_features"]), len(batch["input_ids"]), micro_batch_size)
-    chunks = [trim(_cut(batch, *place)) for place in places]
+    slices = _slices(len(batch["input_features"]), len(batch["input_ids"]), micro_batch_size)
+    chunks = [trim(_cut(batch, *pair)) for pair in slices]
     states, pairs = [], []
     with torch.no_grad():
         for chunk in chunks:
@@ -48,7 +52,7 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
     audio_grad, text_grad, scale_grad, bias_grad = torch.autograd.grad(
         factor * loss, (audio, text, scale, bias), materialize_grads=True
     )
-    for number, (chunk, state, (clips, texts)) in enumerate(zip(chunks, states, places, strict=True)):
+    for number, (chunk, state, (clips, texts)) in enumerate(zip(chunks, states, slices, strict=True)):
         last = number == len(chunks) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             with _replay(state, accelerator.device):
@@ -63,16 +67,19 @@ def backward(accelerator, model, batch: dict[str, Tensor], micro_batch_size: int
     return loss.detach()
 
 
-def _fits(accelerator, clips: int, micro_batch_size: int) -> bool:
-    """Whether one chunk is enough on every process: DDP hangs where some take a batch in one piece and others do not,
-    since it may talk before a forward with a graph, which is then on either side of the loss's own talk."""
+def _fits(accelerator: Accelerator, clips: int, micro_batch_size: int) -> bool:
+    """Whether one chunk is enough on every process.
+
+    DDP hangs if some processes divide a batch and others do not: it may communicate before a forward with a graph,
+    which is then before the loss's communication on some and after it on others.
+    """
     if accelerator.num_processes > 1:
         clips = int(accelerator.gather(torch.tensor([clips], device=accelerator.device)).max())
     return clips <= micro_batch_size
 
 
-def _places(clips: int, texts: int, micro_batch_size: int) -> list[tuple[slice, slice]]:
-    """Which clips and which texts each chunk holds; a chunk has no loss, so they need not belong together."""
+def _slices(clips: int, texts: int, micro_batch_size: int) -> list[tuple[slice, slice]]:
+    """The clips and the texts of each chunk; a chunk has no loss, so they need not be pairs."""
     starts = [*range(0, clips, micro_batch_size), clips]
     cuts = [start * texts // clips for start in starts]
     return [(slice(*clips), slice(*texts)) for clips, texts in zip(pairwise(starts), pairwise(cuts), strict=True)]
@@ -84,8 +91,10 @@ def _cut(batch: dict[str, Tensor], clips: slice, texts: slice) -> dict[str, Tens
 
 
 def trim(chunk: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drops the end of a chunk where it is padding (frames, windows, tokens) for every row; masks make that change no
-    vector. Padding at the start stays, since towers count positions from there."""
+    """Remove the end of a chunk that is padding (frames, windows, tokens) in every row; with masks no vector changes.
+
+    Padding at the start stays, because towers count positions from there.
+    """
     chunk = dict(chunk)
     for mask, names in {
         "input_features_mask": ("input_features", "input_features_mask"),
@@ -94,7 +103,7 @@ def trim(chunk: dict[str, Tensor]) -> dict[str, Tensor]:
         if mask in chunk:
             used = (chunk[mask] != 0).any(0).nonzero()
             longest = int(used[-1]) + 1 if len(used) else 1
-            # Whisper's log-mel [B, F, T] is the only input whose masked axis is not its second.
+            # The log-mel [B, F, T] of Whisper is the only input whose masked axis is not the second.
             chunk |= {
                 name: chunk[name].narrow(2 if chunk[name].dim() == 3 else 1, 0, longest)
                 for name in names
@@ -111,17 +120,17 @@ def _embed(accelerator, model, chunk: dict[str, Tensor]) -> tuple[Tensor, Tensor
 
 def _random_state(device: torch.device) -> list[Tensor]:
     """The states of the random numbers of the CPU and of `device`."""
-    return [torch.get_rng_state(), *(get(*where) for get, _, where in _generators(device))]
+    return [torch.get_rng_state(), *(get(*arguments) for get, _, arguments in _generators(device))]
 
 
 def _set_random_state(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
-    for state, (_, set_state, where) in zip(states[1:], _generators(device), strict=True):
-        set_state(state, *where)
+    for state, (_, set_state, arguments) in zip(states[1:], _generators(device), strict=True):
+        set_state(state, *arguments)
 
 
 def _generators(device: torch.device) -> list[tuple[Callable, Callable, tuple]]:
-    """How to get and set the random state of an accelerator, and what both take besides."""
+    """The functions that get and set the random state of an accelerator, and their other arguments."""
     if device.type == "cpu":
         return []
     module = torch.get_device_module(device)
@@ -129,13 +138,13 @@ def _generators(device: torch.device) -> list[tuple[Callable, Callable, tuple]]:
         raise ValueError(
             f"micro_batch_size replays dropout, and torch cannot set a {device.type}'s random state: leave it at 0"
         )
-    where = () if device.type == "mps" else (device,)  # there is one MPS device, which its functions do not take
-    return [(module.get_rng_state, module.set_rng_state, where)]
+    arguments = () if device.type == "mps" else (device,)  # MPS has one device, and its functions take none
+    return [(module.get_rng_state, module.set_rng_state, arguments)]
 
 
 @contextmanager
 def _replay(states: list[Tensor], device: torch.device):
-    """A context in which random numbers repeat themselves; afterwards they go on as before."""
+    """A context in which random numbers are repeated; afterwards the states are as before."""
     before = _random_state(device)
     _set_random_state(states, device)
     try:

@@ -1,4 +1,4 @@
-"""What a run says and keeps of itself: progress bar, `metrics.jsonl`, trackers and plots."""
+"""The log of a run: progress bar, `metrics.jsonl`, trackers and plots."""
 
 import dataclasses
 import gc
@@ -10,19 +10,12 @@ from wavlink.evaluation.embed_split import Embedded
 from wavlink.evaluation.retrieval import DIRECTIONS
 from wavlink.plots import draw_loss, draw_recall, draw_similarities
 from wavlink.progress import Bar
-from wavlink.training.memory import (
-    peak_memory,
-)
-from wavlink.training.run_folder import (
-    Metrics,
-    note_environment,
-    note_seconds,
-    on_disk,
-)
+from wavlink.training.memory import peak_memory
+from wavlink.training.run_folder import Metrics, note_environment, note_seconds, on_disk
 
 
 class Log:
-    """A run's progress bar, `metrics.jsonl`, trackers and pictures; all of it on the main process alone."""
+    """A run's progress bar, `metrics.jsonl`, trackers and plots, on the main process alone."""
 
     def __init__(self, run):  # a `loop.Run`
         self.run = run
@@ -39,6 +32,7 @@ class Log:
             run.accelerator.init_trackers("wavlink", {name: str(value) for name, value in recipe.items()})
 
     def step(self, loss: float, scale: float, learning_rate: float) -> None:
+        """Log an optimizer step."""
         run = self.run
         clips = (run.step - self.first) * run.recipe.batch_size / (time.perf_counter() - self.began)
         self.bar.update()
@@ -51,6 +45,7 @@ class Log:
             self.metrics.write(step=run.step, **values)
 
     def validation(self, scores: dict, embedded: Embedded) -> None:
+        """Log a validation: a line of recall, `metrics.jsonl`, trackers and plots."""
         if not self.active:
             return
         Bar.write(f"step {self.run.step} of {self.run.steps}, validation: {recall_line(scores)}")
@@ -69,35 +64,37 @@ class Log:
         texts = [embedded.texts.index(embedded.captions[row][0]) for row in pairs]
         similarities = embedded.audio[pairs] @ embedded.text[texts].T
         draw_similarities(similarities.numpy(), [embedded.texts[i] for i in texts], self.run.folder / "similarity.png")
-        gc.collect()  # figures are cycles that hold their pixels, and Python by itself looks for such seldom
+        gc.collect()  # figures are reference cycles that hold their pixels, which Python seldom collects by itself
 
     def note_seconds(self) -> None:
+        """Write the time since the start, and the peak memory, into `environment.jsonl`."""
         if self.active:
             seconds = time.perf_counter() - self.began
             note_seconds(self.run.folder, self.run.step, seconds, peak_memory_mib=peak_memory())
 
     def end(self) -> None:
+        """Close the log of a finished run."""
         self.note_seconds()
         self.bar.close()
         self.run.accelerator.end_training()
 
 
 def distinct_pairs(embedded: Embedded) -> list[int]:
-    """At most 24 clips from all over the split whose first captions differ."""
+    """Choose at most 24 clips, evenly spread over the split, whose first captions differ."""
     first = {row[0]: index for index, row in reversed(list(enumerate(embedded.captions)))}
     rows = sorted(first.values())
     return rows[:: -(-len(rows) // 24)]
 
 
 def without_details(scores: dict) -> dict:
-    """Without what is said of each class, which would fill `metrics.jsonl`."""
+    """Return the scores without those of each class, which would fill `metrics.jsonl`."""
     zero_shot = scores.get("zero_shot", {})
     short = {name: value for name, value in zero_shot.items() if name not in ("per_class", "confusion", "label_text")}
     return {**scores, "zero_shot": short} if short else scores
 
 
 def recall_line(scores: dict) -> str:
-    """R@10 of both directions at the largest and the smallest dim; all else is in `metrics.jsonl`."""
+    """Format R@10 of both directions at the largest and the smallest dim."""
     dims = sorted(scores["text_to_audio"], key=int)
     ends = list(dict.fromkeys([dims[-1], dims[0]]))
     parts = [

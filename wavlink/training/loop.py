@@ -1,11 +1,11 @@
-"""The one training loop."""
+"""The training loop."""
 
-import argparse
 import math
 import signal
 import sys
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers import get_cosine_schedule_with_warmup
@@ -17,12 +17,7 @@ from processing.datasets.loaders import Epochs, Stream, load_source
 from wavlink.atomic_files import remove_leftovers
 from wavlink.evaluation.embed_split import Embedded, embed_dataset
 from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
-from wavlink.parsing import Parser
 from wavlink.progress import Bar
-from wavlink.train_options import (
-    json_option,
-    recipe_options,
-)
 from wavlink.training import distributed as sharding
 from wavlink.training.checkpoints import load_state, save_state
 from wavlink.training.factory import build, refuse_bad_start
@@ -42,7 +37,8 @@ from wavlink.training.memory import (
     recompute_long_texts,
     return_freed_memory,
 )
-from wavlink.training.recipes import RECIPES, Recipe, refuse_another_run
+from wavlink.training.recipe_fields import Recipe, refuse_another_run
+from wavlink.training.recipes import RECIPES
 from wavlink.training.run_folder import (
     alone_in_its_folder,
     naming_dead_workers,
@@ -52,14 +48,6 @@ from wavlink.training.run_folder import (
 )
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*_wavlink.py")  # whose names change from run to run
-
-
-def recipe_parser(description: str = __doc__) -> argparse.ArgumentParser:
-    """An option for each field of a recipe; `--json` is the one that is none (see `main`)."""
-    parser = Parser(prog="train.py", description=description, allow_abbrev=False)
-    json_option(parser)
-    recipe_options(parser)
-    return parser
 
 
 class Run:
@@ -84,13 +72,7 @@ class Run:
         share = self.accelerator.process_index, self.accelerator.num_processes
         self.feed = Stream(recipe, *share) if recipe.streaming else Epochs(recipe, *share)
         self.steps = self.feed.steps
-        self.validation_set = load_source(recipe, recipe.validation_data or recipe.data, recipe.validation_split)
-        if not len(self.validation_set):
-            raise ValueError(f"the split {recipe.validation_split!r} to validate on is empty: give --validation_split")
-        shared = [name for name in recipe.caption_columns if name in self.validation_set.column_names]
-        self.columns = caption_columns(self.validation_set, shared)
-        self.validation_set = with_captions(self.validation_set, self.columns)
-        refuse_unsearchable(self.validation_set, self.columns, recipe.validation_split)
+        self.validation_set, self.columns = _validation_set(recipe)
         model, self.processor = build(recipe, self.feed.captions)
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
@@ -111,7 +93,7 @@ class Run:
         self.best = -1.0
 
     def _facts(self) -> dict:
-        """What must be the same for the run to go on; the main process looks, since all have the same data."""
+        """Facts that must be the same when the run is resumed, as the main process finds them."""
         facts = {}
         if self.accelerator.is_main_process:
             facts = {
@@ -124,18 +106,19 @@ class Run:
         return broadcast_object_list([facts])[0]
 
     def state_dict(self) -> dict:
-        """Every process's place in the data goes along, since only the main process's state is written."""
+        """Return the run's state, with every process's position in the data, as only the main process writes it."""
         feeds = gather_object([self.feed.state_dict()])
         schedule = self.schedule.state_dict()
         return {"step": self.step, "best": self.best, "schedule": schedule, "feeds": feeds, "facts": self.facts}
 
     def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
         self.step, self.best = state["step"], state["best"]
         self.schedule.load_state_dict(state["schedule"])
         self.feed.load_state_dict(state["feeds"][self.accelerator.process_index])
 
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
-        """One optimizer step; the loss as a mean over processes, and whether one of them was told to stop."""
+        """Take an optimizer step; return the mean loss over processes, and whether one of them has to stop."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size)
         value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
@@ -152,7 +135,7 @@ class Run:
         return value, stops > 0
 
     def score(self) -> tuple[dict, Embedded]:
-        """Validation scores at every nested dim; `best/` is the model with the best mean R@10 of both directions."""
+        """Compute validation scores; save `best/` if the mean R@10 of both directions is the best so far."""
         model = self.accelerator.unwrap_model(self.model)
         with sharding.gathering_features(model, self.accelerator.autocast):
             split = self.validation_set, self.columns
@@ -168,7 +151,7 @@ class Run:
         return scores, embedded
 
     def save_model(self, name: str) -> None:
-        """`name/` with the merged weights, and with LoRA `name/adapter/` beside them; all processes must call it."""
+        """Write `name/` with merged weights, and with LoRA `name/adapter/`; all processes must call it."""
         model, weights = sharding.savable(self.accelerator, self.model)
         if not self.accelerator.is_main_process:
             return
@@ -180,6 +163,7 @@ class Run:
                 save_adapter(learned, folder / "adapter", base=self.recipe.init, state=weights)
 
     def save_checkpoint(self) -> None:
+        """Write a checkpoint and remove the oldest; all processes must call it."""
         folder = self.folder / "checkpoints"
         broadcast = lambda token: broadcast_object_list([token])[0]  # noqa: E731
         share = self.accelerator.process_index, self.accelerator.wait_for_everyone, broadcast
@@ -190,6 +174,7 @@ class Run:
                 remove(old)
 
     def resume(self) -> None:
+        """Load the newest checkpoint, if there is one."""
         if self.accelerator.is_main_process:
             for folder in (self.folder, self.folder / "checkpoints"):
                 remove_leftovers(folder)
@@ -198,8 +183,19 @@ class Run:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
 
 
+def _validation_set(recipe: Recipe) -> tuple[datasets.Dataset, list[str]]:
+    """The clips to validate on that have captions, and the columns of these."""
+    split = load_source(recipe, recipe.validation_data or recipe.data, recipe.validation_split)
+    if not len(split):
+        raise ValueError(f"the split {recipe.validation_split!r} to validate on is empty: give --validation_split")
+    columns = caption_columns(split, [name for name in recipe.caption_columns if name in split.column_names])
+    split = with_captions(split, columns)
+    refuse_unsearchable(split, columns, recipe.validation_split)
+    return split, columns
+
+
 class StopSignal:
-    """True from the moment SIGTERM arrives, which schedulers send before they kill."""
+    """True once SIGTERM has arrived, which schedulers send before they kill."""
 
     def __init__(self):
         self.received = False

@@ -1,4 +1,4 @@
-"""Memory of training on a CPU: freed tensors go back to the system, large states are recomputed, the peak is known."""
+"""Memory of training on a CPU: return freed tensors to the system, recompute large states, measure the peak."""
 
 import ctypes
 import inspect
@@ -24,14 +24,14 @@ _NAME = "eager_recomputed"
 
 
 def limit_kept_memory() -> bool:
-    """Make oneDNN keep few buffers and glibc none of freed tensors; return whether glibc does.
+    """Limit the buffers that oneDNN caches and the freed memory that glibc keeps; return whether glibc's is limited.
 
     Call it before torch computes.
 
-    oneDNN keeps what it prepared, buffers included, for each of the last 1,024 shapes, of which each batch of another
-    length brings new ones. glibc takes blocks of up to 32 MB from one heap as soon as one such block was freed, and
-    the batches' ever other lengths leave gaps in which the next ones do not fit. With both, training's memory grows
-    for an hour: of the recipe `sounds` beyond 8 GB. Settings of these in the environment are left as they are.
+    oneDNN caches primitives, with their buffers, for the last 1,024 shapes, and each batch of another length has new
+    shapes. glibc takes blocks of up to 32 MB from one heap as soon as one such block was freed, and batches of varying
+    length leave gaps in which the next ones do not fit. Together they make training's memory grow for an hour, with
+    the recipe `sounds` beyond 8 GB. Settings of these in the environment are respected.
     """
     for name, capacity in _CACHES.items():
         os.environ.setdefault(name, capacity)
@@ -43,13 +43,13 @@ def limit_kept_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Give the free pages of the heap, also those between blocks in use, back to the system; only with glibc."""
+    """Return the free pages of the heap, also those between blocks in use, to the system; only with glibc."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory() -> int | None:
-    """The most resident memory that this process has had, in MiB; None where the system does not say."""
+    """Return the peak resident memory of this process, in MiB; None if the system does not report it."""
     try:
         with open("/proc/self/status", encoding="utf-8") as file:  # `getrusage` would begin with the parent's peak
             return next(int(line.split()[1]) >> 10 for line in file if line.startswith("VmHWM:"))
@@ -64,10 +64,10 @@ def peak_memory() -> int | None:
 
 
 def recompute_attention(model: PreTrainedModel) -> None:
-    """Make a tower with eager attention compute attention weights anew in backward where they are many.
+    """Make a tower with eager attention recompute large attention weights in backward.
 
-    The gradients are the same to the last bit. With `attn_implementation="eager"`, which in bf16 on a CPU is the
-    fastest, the weights `[B, heads, L, L]` of long clips are most of a step's memory.
+    The gradients are bit-equal. With `attn_implementation="eager"`, the fastest in bf16 on a CPU, the weights
+    `[B, heads, L, L]` of long clips take most of a step's memory.
     """
     AttentionInterface.register(_NAME, _recomputed_attention)
     AttentionMaskInterface.register(_NAME, eager_mask)
@@ -75,9 +75,9 @@ def recompute_attention(model: PreTrainedModel) -> None:
 
 
 def recompute_long_texts(model: PreTrainedModel) -> None:
-    """Make a text tower compute its layers' states anew in backward for batches of many tokens.
+    """Make a text tower recompute its layers' states in backward for batches of many tokens.
 
-    The gradients are the same to the last bit, dropout included. A tower that cannot is left as it is.
+    The gradients are bit-equal, dropout included. A tower without gradient checkpointing is unchanged.
     """
     if not model.supports_gradient_checkpointing:
         return
@@ -93,15 +93,15 @@ def recompute_long_texts(model: PreTrainedModel) -> None:
 def _recomputed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options
 ) -> tuple[Tensor, Tensor | None]:
-    """`[B, heads, L, d]` thrice and a mask `[B or 1, 1, L, L]` -> `[B, L, heads, d]`, and weights where they stay."""
-    attend = inspect.getmodule(type(module)).eager_attention_forward  # each model has its own
+    """`[B, heads, L, d]` thrice and a mask `[B or 1, 1, L, L]` -> `[B, L, heads, d]`, and weights or None."""
+    attend = inspect.getmodule(type(module)).eager_attention_forward  # each model defines one
     batch, heads, length = query.shape[:3]
     weights = heads * length * key.shape[2]  # of a clip
     if not torch.is_grad_enabled() or batch * weights < MANY_WEIGHTS:
         return attend(module, query, key, value, mask, **options)
     size = max(1, MANY_WEIGHTS // weights)
     if module.training and options.get("dropout"):
-        size = batch  # so that dropout draws what it draws without this
+        size = batch  # so that dropout draws the same random numbers as without this
     pieces = [x.split(size) for x in (query, key, value)]
     masks = [None] * len(pieces[0]) if mask is None else mask.expand(batch, -1, -1, -1).split(size)
     attended = [

@@ -1,163 +1,20 @@
-"""Recipes: complete, frozen training configurations. A field is also an option of `wavlink train`.
+"""The recipes of `wavlink train`: small ones, the paper's stages and its design sweep; and how one is loaded.
 
-The command line reads this module for its help: it imports torch and transformers in functions alone.
+The command line reads this module for its help, so it imports neither torch nor transformers.
 """
 
 import dataclasses
 import difflib
 import itertools
-import json
 import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-REGIMES = ("projector", "lora", "full")
-SCOPES = ("audio", "both")
-# Fields without any effect on a run's weights and scores.
-MAY_CHANGE = ("output_dir", "num_workers", "save_steps", "checkpoints_kept", "trackers")
-CHOICES = {
-    "regime": REGIMES,
-    "scope": SCOPES,
-    "loss_type": ("info_nce", "sigmoid"),
-    "pooling": ("", "token", "mean", "token_mean"),
-    "token_start": ("noise", "mean_frame"),
-    "padding": ("longest", "max_length"),
-    "mixed_precision": ("auto", "bf16", "fp16", "no"),
-    "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
-}
-_AT_LEAST = {
-    "batch_size": 2,
-    "micro_batch_size": 0,
-    "epochs": 1,
-    "max_steps": 0,
-    "frame_pooling": 0,
-    "lora_rank": 1,
-    "num_workers": 0,
-    "save_steps": 0,
-    "checkpoints_kept": 1,
-    "projection_dim": 0,
-    "label_smoothing": 0,
-}
-
-
-def _field(default, text: str):
-    """A field with its default and what its option's help says."""
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=dict, metadata={"help": text})
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything a run depends on. Strings are Hub ids or folders; times are in seconds.
-
-    What a field's metadata says is also the help of its option.
-    """
-
-    name: str
-    data: str = _field("synthetic", "`synthetic`, an audiofolder, a Hub id, or one of the paper's sets")
-    mixture: dict = _field({}, "several data sets instead of --data: {source: weight}")
-    audio_folder: str = _field(
-        "", "sounds of the paper's sets: files or, streamed, tars named by YouTube id; Clotho's in clotho/"
-    )
-    streaming: bool = _field(False, "read shards (tar, parquet, Hub) as they come; needs --max_steps")
-    train_split: str = _field("train", "split to train on")
-    validation_data: str = _field("", "data set to validate on (default: that of --data)")
-    validation_split: str = _field("validation", "split to validate on")
-    caption_columns: tuple[str, ...] = _field((), "columns with captions (default: every column named like one)")
-    label_prompt: str = _field(
-        "", 'such as "This is a sound of {}.": the label so worded is one more training caption'
-    )
-    init: str = _field("", "a WavLink folder or Hub id to start from, with its dims, instead of two towers")
-    audio_model: str = _field(
-        "", "a Whisper or a CLAP (HTS-AT); without it, towers of --audio_config and --text_config from scratch"
-    )
-    text_model: str = _field("", "a CLIP, ModernBERT or BERT-like encoder")
-    audio_config: dict = _field({}, "config of an audio tower with new weights")
-    text_config: dict = _field({}, "config of a text tower with new weights")
-    projection_dim: int = _field(0, "dims of the embeddings; 0: the text tower's own")
-    matryoshka_dims: tuple[int, ...] = _field((), "nested dims (default: projection_dim and its three halves)")
-    pooling: str = _field("", "of the clip's frames (default: that of --init, else token)")
-    frame_pooling: int = _field(0, "neighbouring frames merged into one in a Whisper; 0: as --init, else 1 (none)")
-    frame_pooling_layer: tuple[int, ...] = _field((1,), "merge frames after so many layers, each time by that factor")
-    token_start: str = _field("noise", "start of a new global token; mean_frame: the mean of 64 training clips")
-    regime: str = _field("full", "what of the towers is trained; projector: nothing")
-    scope: str = _field("both", "which towers are trained; token, projections and scale always are")
-    lora_rank: int = _field(8, "rank of LoRA's matrices")
-    lora_alpha: int = _field(16, "scale of LoRA's updates, divided by the rank")
-    lora_targets: tuple[str, ...] = _field((), "such as q_proj,v_proj (default: every linear map in the layers)")
-    loss_type: str = _field("info_nce", "contrastive loss")
-    label_smoothing: float = _field(0.0, "of InfoNCE's targets")
-    all_captions: bool = _field(False, "every caption of a clip is a positive of it, instead of a random one")
-    padding: str = _field("longest", "longest: native length; max_length: the paper's 30 s")
-    max_seconds: float = _field(30.0, "longer training clips are cropped at random; validation encodes whole clips")
-    mask_false_negatives: bool = _field(True, "clips that share a caption are no negatives of each other")
-    batch_size: int = _field(64, "clips of a step, over all processes")
-    micro_batch_size: int = _field(
-        0, "clips a process embeds at once, with the same gradients; 0: its share of the batch"
-    )
-    epochs: int = _field(3, "passes over the data")
-    max_steps: int = _field(0, "optimizer steps; 0: --epochs decides")
-    learning_rate: float = _field(1e-4, "peak of the cosine schedule of AdamW")
-    warmup_ratio: float = _field(0.05, "share of the steps with a rising learning rate")
-    weight_decay: float = _field(0.01, "of AdamW")
-    max_grad_norm: float = _field(1.0, "gradients are clipped to this norm")
-    mixed_precision: str = _field("auto", "auto: bf16 where the device computes in it, else no")
-    attn_implementation: str = _field("sdpa", "attention kernels of transformers")
-    gradient_checkpointing: bool = _field(False, "recompute activations in the backward pass: less memory, more time")
-    compile: bool = _field(False, "torch.compile of both towers: minutes at the start, then faster steps")
-    num_workers: int = _field(1, "processes that decode sounds")
-    save_steps: int = _field(0, "steps between checkpoints; 0: one at the end of each epoch")
-    checkpoints_kept: int = _field(2, "newest checkpoints that are kept")
-    trackers: tuple[str, ...] = _field((), "of Accelerate, by name: tensorboard, trackio, wandb ...")
-    seed: int = _field(0, "of weights, order and crops")
-    output_dir: str = _field("", "folder of the run (default: runs/NAME)")
-
-    def __post_init__(self):
-        """Refuses what cannot work, before anything is read or downloaded."""
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in _AT_LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.mixed_precision == "auto":
-            object.__setattr__(self, "mixed_precision", "bf16" if computes_in_bf16() else "no")
-        dims, width = self.matryoshka_dims, self.projection_dim
-        if any(dim < 1 or (width and dim > width) for dim in dims):
-            raise ValueError(f"matryoshka_dims must be between 1 and projection_dim={width}, got {dims}")
-        if self.label_prompt:
-            from processing.prompts import checked_prompt
-
-            checked_prompt(self.label_prompt)
-        if self.label_smoothing and self.loss_type != "info_nce":
-            raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
-        if (
-            not self.init
-            and not (self.audio_model and self.text_model)
-            and not (self.audio_config and self.text_config)
-        ):
-            raise ValueError(
-                "nothing to start from: give --init with a WavLink folder or Hub id (a second stage starts from its "
-                "first), or --audio_model and --text_model"
-            )
-        if self.mixture and any(not isinstance(x, int | float) or x <= 0 for x in self.mixture.values()):
-            raise ValueError(f"mixture must give every source a weight above 0, got {self.mixture}")
-
-
-def computes_in_bf16() -> bool:
-    """Whether this machine's device has kernels for it. Elsewhere torch multiplies bf16 in plain loops, tens of times
-    as slow as fp32."""
-    import torch
-
-    from wavlink.compat import has_bf16_kernels
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.accelerator.is_available():
-        return True
-    return has_bf16_kernels()
+from .recipe_fields import CHOICES as CHOICES
+from .recipe_fields import MAY_CHANGE as MAY_CHANGE
+from .recipe_fields import REGIMES, SCOPES, Recipe
+from .recipe_fields import computes_in_bf16 as computes_in_bf16
+from .recipe_fields import differences as differences
+from .recipe_fields import refuse_another_run as refuse_another_run
 
 
 def _quickstart() -> Recipe:
@@ -195,7 +52,7 @@ def _sounds() -> Recipe:
         --text_model sentence-transformers/all-MiniLM-L6-v2
 
     Half an hour on 2 cores for 10,000 clips of 3 s with `--attn_implementation eager`, which in bf16 on a CPU is twice
-    as fast as sdpa; its result is in the README.
+    as fast as sdpa; its result is in docs/evaluate.md.
     """
     return Recipe(
         name="sounds",
@@ -213,7 +70,7 @@ def _paper(size: str, **changes) -> Recipe:
     """The paper's training (arXiv 2601.15118): AdamW 1e-4, cosine, 5 % warm-up, bf16, K = 4, 30 s with the silence.
 
     768 pairs are all processes' together (12 a GPU; the sweep's 80 are 10 a GPU). If the paper meant 768 a GPU, it is
-    `--batch_size 49152`, on any number of GPUs with `--micro_batch_size`. What the paper does not tell (weight decay,
+    `--batch_size 49152`, on any number of GPUs with `--micro_batch_size`. What the paper does not state (weight decay,
     clipping, masks of equal captions) is this project's default.
     """
     whisper, clip = _PAPER_TOWERS[size]
@@ -336,30 +193,8 @@ _MADE_BY = (
 RECIPES = {recipe.__name__.lstrip("_"): recipe for recipe in _MADE_BY}
 
 
-def differences(begun: dict, recipe: Recipe) -> str:
-    """How a run that was begun with the fields `begun` differs from `recipe`, in words; empty if it can go on as it.
-
-    A field that `begun` lacks, since its version did not know it, had its default.
-    """
-    begun = _as_json(Recipe("", init="any")) | begun
-    asked = _as_json(recipe)
-    changed = [name for name in asked if asked[name] != begun[name] and name not in MAY_CHANGE]
-    return ", ".join(f"{name} was {begun[name]!r} and is now {asked[name]!r}" for name in changed)
-
-
-def refuse_another_run(recipe: Recipe) -> None:
-    """A run's folder goes on, or counts as done, only as the run it is."""
-    folder = Path(recipe.output_dir)
-    if changes := differences(json.loads((folder / "recipe.json").read_text(encoding="utf-8")), recipe):
-        raise ValueError(f"{folder} holds another run: {changes}; give another --output_dir, or delete it")
-
-
-def _as_json(recipe: Recipe) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))
-
-
 def get_recipe(name: str) -> Recipe:
-    """A recipe, or one of the sweep's configurations, by its name."""
+    """Return a recipe, or one of the sweep's configurations, by its name."""
     if name in RECIPES:
         return RECIPES[name]()
     for recipe in design_sweep():

@@ -1,4 +1,4 @@
-"""What a run leaves behind: folders written atomically, metrics, and where it ran."""
+"""The folder of a run: models and checkpoints written atomically, metrics, and records of where it ran."""
 
 import functools
 import json
@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.tracking import get_available_trackers
 
-from wavlink.atomic_files import only_writer, replaced_folder, write_text
+from wavlink.atomic_files import could_not_write, only_writer, replaced_folder, write_text
 from wavlink.atomic_files import remove as remove
+
+from .recipe_fields import Recipe
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "soundfile", "soxr")
 SOURCES = ("data", "validation_data", "init", "audio_model", "text_model")  # fields of a recipe: Hub ids or folders
@@ -27,40 +30,40 @@ SOURCES = ("data", "validation_data", "init", "audio_model", "text_model")  # fi
 def whole(
     folder: Path,
     process_index: int = 0,
-    barrier=lambda: None,
-    broadcast=lambda token: token,
+    barrier: Callable[[], None] = lambda: None,
+    broadcast: Callable[[str], str] = lambda token: token,
     stale: Sequence[str] = ("*",),
 ) -> Iterator[Path]:
-    """Yield a folder to write into, which replaces `folder` once all is on the disk (see `replaced_folder`).
+    """Yield a folder to write into, which replaces `folder` once all is on the disk; see `replaced_folder`.
 
     Args:
-        process_index, barrier, broadcast: where several processes write into it together; `broadcast` gives all of
-            them the first one's text.
+        process_index, barrier: where several processes write into it together.
+        broadcast: gives all of them the first one's text.
         stale: patterns of names in the older folder that are not kept.
+
+    Raises:
+        OSError: it could not be written, whatever error a full disk is to torch, safetensors or the system.
     """
     try:
         token = broadcast(secrets.token_hex(6))
         options = {"token": token, "process_index": process_index, "barrier": barrier}
         with replaced_folder(folder, stale, **options) as unfinished:
             yield unfinished
-    except Exception as error:  # safetensors, torch and the system each have their own for a full disk
+    except Exception as error:
         if worker_died(error):
             raise
-        raise OSError(
-            f"could not write {folder}: {error}; what was there before is untouched: free space on its disk, and "
-            "start the same command again"
-        ) from error
+        raise could_not_write(folder, error) from error
 
 
-def alone_in_its_folder(train: Callable) -> Callable:
-    """Decorate what trains a recipe: in its output folder no other process trains, and nothing of others is replaced.
+def alone_in_its_folder(train: Callable[[Recipe], Path]) -> Callable[[Recipe], Path]:
+    """Decorate a function that trains a recipe, so that its run alone writes to the output folder.
 
     Raises:
-        ValueError: another process trains there, or it holds a model that no run has written.
+        ValueError: another process trains there, or the folder holds a model that no run has written.
     """
 
     @functools.wraps(train)
-    def train_alone(recipe):
+    def train_alone(recipe: Recipe) -> Path:
         folder = Path(recipe.output_dir)
         _refuse_other_models(folder)
         if int(os.environ.get("RANK", 0)):  # of several processes the first holds it
@@ -86,9 +89,9 @@ def _refuse_other_models(folder: Path) -> None:
 
 
 class Metrics:
-    """`metrics.jsonl`: a line a step and a line a validation, and nothing from beyond the checkpoint resumed from.
+    """`metrics.jsonl`: a line a step and a line a validation. Lines after the checkpoint resumed from are removed.
 
-    It holds nothing that depends on the clock, so that a resumed run ends with the file of an unbroken one.
+    Nothing in it depends on the clock, so a resumed run ends with the same file as an uninterrupted one.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -98,7 +101,8 @@ class Metrics:
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         write_text(self.path, "".join(kept))
 
-    def write(self, **record) -> None:
+    def write(self, **record: Any) -> None:
+        """Add a line."""
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -106,11 +110,12 @@ class Metrics:
             raise OSError(f"could not write {self.path}: {error}; start the same command again when it can") from error
 
     def read(self) -> list[dict]:
+        """Return all lines."""
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
 
-def environment(**facts) -> dict:
-    """Where and with what a run was started, and `facts`."""
+def environment(**facts: Any) -> dict:
+    """Describe the machine, versions and command of this process, and add `facts`."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -127,12 +132,12 @@ def environment(**facts) -> dict:
 
 
 def commit_of(file: Path) -> str | None:
-    """The commit of the checkout that a file belongs to.
+    """Return the commit of the checkout that a file belongs to.
 
-    None without git, and of an installed file, which may lie in a virtual environment in somebody else's repository.
+    None without git, and for an installed file, whose virtual environment may be inside another repository.
     """
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    options = {"cwd": file.parent, "env": surroundings, "capture_output": True, "text": True, "errors": "replace"}
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    options = {"cwd": file.parent, "env": variables, "capture_output": True, "text": True, "errors": "replace"}
     for question in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty"]):
         try:
             answer = subprocess.run(["git", *question], check=True, timeout=60, **options).stdout.strip()
@@ -141,31 +146,31 @@ def commit_of(file: Path) -> str | None:
     return answer
 
 
-def note_environment(folder: Path, **facts) -> None:
-    """One more line in `environment.jsonl`: every start and resumption of the run (its end: `note_seconds`)."""
+def note_environment(folder: Path, **facts: Any) -> None:
+    """Add the environment to `environment.jsonl`, at each start and resumption of a run."""
     _add_line(folder / "environment.jsonl", environment(**facts))
 
 
-def note_seconds(folder: Path, step: int, seconds: float, **facts) -> None:
-    """A short line in `environment.jsonl` where a start ends: how long it took by the clock, and `facts`. A killed one
-    has none."""
+def note_seconds(folder: Path, step: int, seconds: float, **facts: Any) -> None:
+    """Add to `environment.jsonl` how long this process has trained, and `facts`; a killed process has no such line."""
     _add_line(folder / "environment.jsonl", {"step": step, "seconds": round(seconds, 1), **facts})
 
 
 def _add_line(path: Path, record: dict) -> None:
-    """To a short file; half a line, which an older version wrote where the disk was full, does not stay."""
+    """Add a line to a short file, and remove incomplete lines, which earlier versions left on a full disk."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     write_text(path, "".join(line for line in [*lines, json.dumps(record) + "\n"] if line.endswith("\n")))
 
 
 def worker_died(error: BaseException | None) -> bool:
-    """torch says so by an error of no type of its own, out of whatever the main process is doing."""
-    told = isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
-    return told or bool(error and worker_died(error.__cause__))
+    """Return whether an error, or its cause, is torch's RuntimeError for a dead worker of a DataLoader."""
+    died = isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+    return died or bool(error and worker_died(error.__cause__))
 
 
 @contextmanager
 def naming_dead_workers() -> Iterator[None]:
+    """Turn the error of a dead worker into an OSError that says what to do."""
     try:
         yield
     except Exception as error:
@@ -178,13 +183,13 @@ def naming_dead_workers() -> Iterator[None]:
 
 
 def on_disk(recipe: dict) -> list[str]:
-    """Which of a recipe's sources are files or folders here: `owner/name` can be a folder or a Hub id."""
+    """Return those of a recipe's sources that are local files or folders; `owner/name` can be a folder or a Hub id."""
     sources = {recipe[name] for name in SOURCES} | set(recipe["mixture"])
     return sorted(source for source in sources if source and Path(source).exists())
 
 
 def refuse_unknown_trackers(names: Sequence[str]) -> None:
-    """Accelerate drops a tracker whose package is missing without a word."""
+    """Refuse trackers whose package is missing, which Accelerate would silently drop."""
     available = sorted(str(tracker) for tracker in get_available_trackers())
     missing = [name for name in names if name not in available]
     if missing:

@@ -1,4 +1,4 @@
-"""The design sweep: any of its configurations under any seeds, one after another, and what came out of them."""
+"""The design sweep: train its configurations under several seeds, one after another, and report their scores."""
 
 import argparse
 import dataclasses
@@ -13,17 +13,20 @@ import numpy as np
 from accelerate import PartialState
 
 from wavlink.atomic_files import remove, remove_leftovers, write_text
+from wavlink.evaluation.report import Table
 from wavlink.evaluation.retrieval import DIRECTIONS
 from wavlink.plots import draw_sweep
 from wavlink.train_options import SWEEP, sweep_options
 
 from .factory import refuse_bad_start
-from .recipes import SWEEP_TEXTS, Recipe, design_sweep, refuse_another_run
+from .recipe_fields import Recipe, refuse_another_run
+from .recipes import SWEEP_TEXTS, design_sweep
 
-AXES = ("text_model", "loss_type", "regime", "scope", "init")  # of the sweep, so no options of it
+AXES = ("text_model", "loss_type", "regime", "scope", "init")  # which the sweep varies, so they are no options
 
 
 def sweep_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the sweep's options, with their defaults, to a parser of recipe options."""
     sweep_options(parser)
     parser.set_defaults(**SWEEP)
     return parser
@@ -32,14 +35,14 @@ def sweep_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
     """python train.py sweep [--only PATTERNS] [--seeds 0,1,2] [--clip ID] [--modernbert ID] [--OPTION VALUE ...]
 
-    Runs the 24 configurations, or those asked for, into OUTPUT_DIR/NAME-seedN. The same command goes on where it
-    stopped; finished runs are kept and lose their checkpoints. Draws figure1.png (R@1 of every configuration on the
-    validation data, the last step's model) and writes sweep.md and sweep.json.
+    Train the 24 configurations, or those selected, into OUTPUT_DIR/NAME-seedN. The same command goes on where it
+    stopped; finished runs are kept, without their checkpoints. figure1.png (R@1 of every configuration on the
+    validation data, the last step's model), sweep.md and sweep.json hold the results.
     """
     recipes = configurations(dict(options))
     folder = Path(recipes[0].output_dir).parent
     for recipe in {recipe.name: recipe for recipe in recipes if not finished(recipe)}.values():
-        refuse_bad_start(recipe)  # all of them now, rather than the last one after days
+        refuse_bad_start(recipe)  # all of them first, rather than the last one after days
     rows = []
     for recipe in recipes:
         begun = not finished(recipe)
@@ -56,7 +59,7 @@ def sweep(options: dict, train: Callable[[Recipe], Path]) -> Path:
 
 
 def _remove_checkpoints(folder: Path) -> None:
-    """Those of a finished run, and their folder where it holds nothing else."""
+    """Remove the checkpoints of a finished run, and their folder if it holds nothing else."""
     for checkpoint in folder.glob("step-*"):
         remove(checkpoint)
     remove_leftovers(folder)
@@ -65,7 +68,7 @@ def _remove_checkpoints(folder: Path) -> None:
 
 
 def finished(recipe: Recipe) -> bool:
-    """Whether its folder holds its end. Another run's end there is refused: its scores would pass for this one's."""
+    """Return whether the run in a recipe's folder is finished; refuse the run of another recipe there."""
     folder = Path(recipe.output_dir)
     if not (folder / "last").is_dir():  # the last thing a run writes
         return False
@@ -74,7 +77,7 @@ def finished(recipe: Recipe) -> bool:
 
 
 def report(rows: Sequence[dict], folder: Path) -> None:
-    """Writes sweep.json, sweep.md and figure1.png."""
+    """Write sweep.json, sweep.md and figure1.png."""
     write_text(folder / "sweep.json", json.dumps(rows, indent=2) + "\n")
     write_text(folder / "sweep.md", table(rows))
     recalls = {
@@ -85,7 +88,7 @@ def report(rows: Sequence[dict], folder: Path) -> None:
 
 
 def configurations(options: dict) -> list[Recipe]:
-    """The recipes that a sweep's options ask for, seed after seed."""
+    """Return the recipes that a sweep's options select, seed after seed."""
     patterns = options.pop("only").split(",")
     seeds = list(dict.fromkeys(options.pop("seeds").split(",")))
     texts = {source: options.pop(name) for name, source in SWEEP_TEXTS.items()}
@@ -116,20 +119,20 @@ def configurations(options: dict) -> list[Recipe]:
 
 
 def result(recipe: Recipe) -> dict:
-    """The scores of a finished run's last validation."""
+    """Read the scores of a finished run's last validation."""
     lines = (Path(recipe.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     last = [record for record in map(json.loads, lines) if "validation" in record][-1]
     return {"name": recipe.name, "seed": recipe.seed, "step": last["step"], "validation": last["validation"]}
 
 
 def recall(row: dict, direction: str, k: int, last_dim: bool = False) -> float:
-    """R@k in percent at the full width, or at the smallest nested dim."""
+    """Return R@k in percent at the full width, or at the smallest nested dim."""
     dims = sorted(row["validation"][direction], key=int)
     return 100 * row["validation"][direction][dims[0] if last_dim else dims[-1]][f"R@{k}"]["value"]
 
 
 def by_name(rows: Sequence[dict]) -> dict[str, list[dict]]:
-    """Rows of each configuration, the best first: by the mean R@1 of both directions and all seeds."""
+    """Group rows by configuration, the best mean R@1 (of both directions and all seeds) first."""
     names = dict.fromkeys(row["name"] for row in rows)
     grouped = {name: [row for row in rows if row["name"] == name] for name in names}
     quality = {
@@ -139,14 +142,14 @@ def by_name(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Markdown, the best first; several seeds as mean and range."""
-    heads = [f"{words} R@{k}" for words in DIRECTIONS.values() for k in (1, 10)]
-    lines = ["| configuration | seeds | " + " | ".join(heads) + " | R@10 at 1/8 dims |", "|---" * 7 + "|"]
+    """Render the results as a Markdown table, the best first; several seeds as mean and range."""
+    titles = [f"{words} R@{k}" for words in DIRECTIONS.values() for k in (1, 10)]
+    lines = []
     for name, group in by_name(rows).items():
         cells = [_spread([recall(row, way, k) for row in group]) for way in DIRECTIONS for k in (1, 10)]
         small = [np.mean([recall(row, way, 10, last_dim=True) for way in DIRECTIONS]) for row in group]
-        lines.append(f"| {name} | {len(group)} | " + " | ".join([*cells, _spread(small)]) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([name, str(len(group)), *cells, _spread(small)])
+    return Table(["configuration", "seeds", *titles, "R@10 at 1/8 dims"], lines).markdown() + "\n"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,13 +1,22 @@
-"""`transformers.Trainer` with the batches, the small chunks and the saved folders of the one training loop."""
+"""`transformers.Trainer` with the batches, chunks and saved folders of `wavlink.train`."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate.data_loader import DataLoaderShard
 from peft import PeftModel
-from torch.utils.data import ConcatDataset, DataLoader, Sampler, Subset
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from processing import WavLinkProcessor
 from processing.collator import AudioTextCollator, CaptionedAudio
@@ -24,16 +33,17 @@ STRATEGIES = {"random": 1, "group_by_length": 16}  # `train_sampling_strategy`, 
 class EpochBatches(Sampler):
     """This process's share of the batches of one epoch of a `BatchPlan`, as rows of `dataset`.
 
-    Trainer and Accelerate go through it once an epoch, and say which one by `set_epoch`.
+    Trainer and Accelerate iterate over it once an epoch, after `set_epoch`.
     """
 
-    def __init__(self, plan: BatchPlan, dataset):
+    def __init__(self, plan: BatchPlan, dataset: Dataset):
         self.plan = plan
         self.by_epoch = isinstance(dataset, CaptionedAudio)  # its captions and crops depend on the epoch
         self.epoch = 0
-        self.sampler = self  # there Accelerate tells the epoch where a resumed one skips batches (transformers 5.6)
+        self.sampler = self  # whose epoch Accelerate sets when a resumed one skips batches (transformers 5.6)
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -46,7 +56,7 @@ class EpochBatches(Sampler):
 
 
 def _without_subsets(dataset) -> tuple:
-    """The data set below any `torch.utils.data.Subset`, and which of its rows are meant, int64 `[rows]`."""
+    """The data set below any `torch.utils.data.Subset`, and the rows selected from it, int64 `[rows]`."""
     if type(dataset) is not Subset:
         return dataset, np.arange(len(dataset))
     below, rows = _without_subsets(dataset.dataset)
@@ -62,25 +72,32 @@ def _durations(dataset) -> list[float]:
 
 
 class _ClampedScale(TrainerCallback):
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
         clamp_scale(model)
 
 
 class WavLinkTrainer(Trainer):
-    """`transformers.Trainer` whose gradient is the same for any number of processes and chunks.
+    """Train a WavLink with `transformers.Trainer`, with the same gradient for any number of processes and chunks.
 
-    A batch is `per_device_train_batch_size` clips a process, or the whole data set where that is smaller; processes
-    share it, if need be unevenly. What does not fill a batch is left out of that epoch, and no row is used twice in
-    one (`processing.sampling.BatchPlan`). `train_sampling_strategy` is `"random"` or `"group_by_length"`.
+    A batch has `per_device_train_batch_size` clips a process, or the data set's if those are fewer; processes share
+    it, unevenly if necessary. Rows that do not fill a batch are left out of that epoch, and no row is used twice in an
+    epoch (`processing.sampling.BatchPlan`). `train_sampling_strategy` is `"random"` or `"group_by_length"`.
 
-    Of a model with the LoRA of `regimes.set_trainable`, a saved folder holds the merged weights, which AutoModel
-    loads, and `adapter/`, from which `resume_from_checkpoint` goes on; give it the model built as it was at first.
+    If the model has the LoRA of `finetuning.set_trainable`, a saved folder holds the merged weights, which AutoModel
+    loads, and `adapter/`, from which `resume_from_checkpoint` goes on; give it a model built in the same way.
 
     Args:
         args, kwargs: Trainer's. `processing_class` is by default the collator's processor, and `data_collator` that of
             the `processing_class`, with all columns that are named like captions.
-        micro_batch_size: clips that pass through the towers at a time on each process (`grad_cache.backward`); the
-            gradient stays that of the whole batch. 0: all at once.
+        micro_batch_size: clips that pass through the towers at a time on each process (`grad_cache.backward`), with
+            the gradient of the undivided batch. 0: all at once.
 
     Raises:
         ValueError: arguments that would train on anything but one contrastive batch a step.
@@ -108,11 +125,11 @@ class WavLinkTrainer(Trainer):
     ```
     """
 
-    def __init__(self, *args, micro_batch_size: int = 0, **kwargs):
+    def __init__(self, *args: Any, micro_batch_size: int = 0, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.add_callback(_ClampedScale())
         _refuse(self.args, micro_batch_size)
-        if self._own_lora() and not all(hasattr(Trainer, name) for name in compat.TRAINER_HOOKS):
+        if self._model_with_lora() and not all(hasattr(Trainer, name) for name in compat.TRAINER_HOOKS):
             raise ValueError(
                 "the Trainer of this version of transformers would save LoRA in place without its weights: put peft's "
                 "get_peft_model around the model, or install transformers<6"
@@ -127,6 +144,7 @@ class WavLinkTrainer(Trainer):
             self.data_collator = AudioTextCollator(self.processing_class, columns)
 
     def get_train_dataloader(self) -> DataLoader:
+        """Return the batches of `BatchPlan`, this process's share of each."""
         dataset, args = self.train_dataset, self.args
         if not hasattr(dataset, "__len__"):
             if dataset is None or args.world_size == 1:
@@ -148,7 +166,7 @@ class WavLinkTrainer(Trainer):
             rows=rows,
         )
         if isinstance(dataset, CaptionedAudio):
-            dataset.plan = plan  # another clip of it takes the place of one that cannot be read
+            dataset.plan = plan  # which replaces a clip that cannot be read
         return DataLoaderShard(  # not `accelerator.prepare`, which would divide the shares once more
             dataset,
             device=args.device,
@@ -160,10 +178,14 @@ class WavLinkTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
         )
 
-    def get_decay_parameter_names(self, model) -> list[str]:
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the names of the parameters with weight decay; see `finetuning.decayed_names`."""
         return decayed_names(model)
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Add a batch's gradients, in chunks of `micro_batch_size`, and return its loss."""
         if not self.micro_batch_size:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -171,13 +193,13 @@ class WavLinkTrainer(Trainer):
             self.optimizer.train()
         return backward(self.accelerator, model, compat.on_device(self, inputs), self.micro_batch_size)
 
-    def _own_lora(self):
-        """The model if it has LoRA in place; a `PeftModel` around it is Trainer's own to save and load."""
+    def _model_with_lora(self):
+        """The model if it has LoRA in place, else None; Trainer itself saves and loads a `PeftModel`."""
         model = self.accelerator.unwrap_model(self.model)
         return model if has_lora(model) and not isinstance(model, PeftModel) else None
 
     def _save(self, output_dir=None, state_dict=None):
-        model = self._own_lora()
+        model = self._model_with_lora()
         if model is None or not self.args.should_save:
             return super()._save(output_dir, state_dict)
         super()._save(output_dir, merged_state_dict(model, state_dict))
@@ -185,18 +207,18 @@ class WavLinkTrainer(Trainer):
         save_adapter(model, adapter, base=model.name_or_path, state=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self._own_lora() is None:
+        if (adapted := self._model_with_lora()) is None:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_adapter(self._own_lora(), Path(resume_from_checkpoint) / "adapter")
+        load_adapter(adapted, Path(resume_from_checkpoint) / "adapter")
 
     def _load_best_model(self):
-        if self._own_lora() is None:
+        if (adapted := self._model_with_lora()) is None:
             return super()._load_best_model()
-        load_adapter(self._own_lora(), Path(self.state.best_model_checkpoint) / "adapter")
+        load_adapter(adapted, Path(self.state.best_model_checkpoint) / "adapter")
 
 
 def _refuse(args: TrainingArguments, micro_batch_size: int) -> None:
-    """What would train on something else than one contrastive batch a step."""
+    """Refuse arguments that would train on anything but one contrastive batch a step."""
     if micro_batch_size < 0:
         raise ValueError(f"micro_batch_size is a number of clips, or 0 for all at once, got {micro_batch_size}")
     if args.gradient_accumulation_steps > 1:

@@ -16,22 +16,22 @@ from tests.conftest import RATE, tone
 from tests.helpers import is_picture
 from tests.processes import run_process
 from tests.sound_bytes import encoded
-from wavlink import long_recordings as long
-from wavlink import plots as pictures
+from wavlink import localization, plots
+from wavlink import options as of
 from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.embedder import Embedder
 from wavlink.long_recordings import (
     Recording,
     Span,
     clock,
+    encode_recording,
     envelope,
-    hear,
     locate,
     noise_score,
-    printable,
     timeline,
     windows_for,
 )
+from wavlink.sanitize import printable
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,50 +77,50 @@ QUERY = np.array([1, 0], np.float32)
 
 def test_a_clip_of_one_window_has_the_plain_vector():
     clip = tone(2500, 7.0)
-    heard = hear(Bands(), encoded(clip))
+    recording = encode_recording(Bands(), encoded(clip))
     (plain,) = Bands().embed_clips([clip])
-    np.testing.assert_array_equal(heard.whole, plain)
-    np.testing.assert_array_equal(heard.vectors, plain[None])
-    assert (heard.starts, heard.ends, heard.duration, heard.hop) == ([0], [7], 7, 5)
-    assert locate(heard, plain) == [Span(0, 7, pytest.approx(1, abs=1e-6))]
+    np.testing.assert_array_equal(recording.whole, plain)
+    np.testing.assert_array_equal(recording.vectors, plain[None])
+    assert (recording.starts, recording.ends, recording.duration, recording.hop) == ([0], [7], 7, 5)
+    assert locate(recording, plain) == [Span(0, 7, pytest.approx(1, abs=1e-6))]
 
 
-def test_with_a_model_one_window_is_the_plain_path_and_more_are_each_their_own(sharp_model, processor):
+def test_windows_of_a_recording_equal_clips_embedded_alone(sharp_model, processor):
     embedder = Embedder(sharp_model, processor)
     short, content = encoded(tone(seconds=1.2)), encoded(with_tones(5.3, (2500, 2, 3)))
     (plain,) = embedder.embed_files([short])
-    np.testing.assert_array_equal(hear(embedder, short, 2.0, 1.0).whole, plain)
-    heard, clip = hear(embedder, content, 2.0, 1.0), load_audio(content)
-    assert list(heard.starts) == [0, 1, 2, 3, 3.3] and heard.vectors.dtype == np.float32
-    for vector, start, end in zip(heard.vectors, heard.starts, heard.ends, strict=True):
+    np.testing.assert_array_equal(encode_recording(embedder, short, 2.0, 1.0).whole, plain)
+    recording, clip = encode_recording(embedder, content, 2.0, 1.0), load_audio(content)
+    assert list(recording.starts) == [0, 1, 2, 3, 3.3] and recording.vectors.dtype == np.float32
+    for vector, start, end in zip(recording.vectors, recording.starts, recording.ends, strict=True):
         (alone,) = embedder.embed_clips([clip[round(start * RATE) : round(end * RATE)]])
         np.testing.assert_allclose(vector, alone, atol=1e-5)
-    mean = heard.vectors.sum(0) / np.linalg.norm(heard.vectors.sum(0))
-    np.testing.assert_allclose(heard.whole, mean, atol=1e-6)
-    again = hear(embedder, content, 2.0, 1.0)
-    np.testing.assert_array_equal(again.vectors, heard.vectors)
+    mean = recording.vectors.sum(0) / np.linalg.norm(recording.vectors.sum(0))
+    np.testing.assert_allclose(recording.whole, mean, atol=1e-6)
+    again = encode_recording(embedder, content, 2.0, 1.0)
+    np.testing.assert_array_equal(again.vectors, recording.vectors)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 3), (21.3, 24.3), (57, 60)])
 @pytest.mark.parametrize(("window", "hop"), [(10, 5), (5, 2.5), (4, 2), (4, 1)])
-def test_a_planted_tone_is_found(start, end, window, hop):
-    heard = hear(Bands(), encoded(with_tones(60, (2500, start, end))), window, hop)
-    best, *rest = locate(heard, Bands().vector(2500))
+def test_inserted_tone_is_located(start, end, window, hop):
+    recording = encode_recording(Bands(), encoded(with_tones(60, (2500, start, end))), window, hop)
+    best, *rest = locate(recording, Bands().vector(2500))
     assert start - 2 * hop <= best.start <= start + hop and end - hop <= best.end <= end + 2 * hop
     assert best.end - best.start <= end - start + window
     assert all(span.score < best.score for span in rest)
 
 
-def test_two_planted_tones_are_two_spans_and_another_tone_is_none_of_them():
+def test_two_inserted_tones_are_two_spans():
     content = encoded(with_tones(90, (2500, 20, 26), (2500, 60, 66), (6500, 40, 46)))
-    heard = hear(Bands(), content, 4.0, 2.0)
-    first, second, *_ = locate(heard, Bands().vector(2500))
+    recording = encode_recording(Bands(), content, 4.0, 2.0)
+    first, second, *_ = locate(recording, Bands().vector(2500))
     assert sorted([(first.start, first.end), (second.start, second.end)]) == [(20, 26), (60, 66)]
-    (bell,) = locate(heard, Bands().vector(6500), top_k=1)
+    (bell,) = locate(recording, Bands().vector(6500), top_k=1)
     assert (bell.start, bell.end) == (40, 46)
 
 
-def test_a_steps_score_is_the_mean_of_the_windows_over_it():
+def test_step_score_is_the_mean_of_its_windows():
     edges, scores = timeline(recording([0.1, 0.3, 0.8]), QUERY)
     np.testing.assert_array_equal(edges, [0, 1, 2, 3, 4])
     np.testing.assert_allclose(scores, [0.1, 0.2, 0.55, 0.8], atol=1e-6)
@@ -139,7 +139,7 @@ def test_a_remainder_under_half_a_hop_belongs_to_the_last_step():
         np.testing.assert_array_equal(timeline(moved, QUERY)[0], edges)
 
 
-def test_hits_take_in_their_neighbours_half_way_up_and_lie_a_window_apart():
+def test_spans_extend_half_way_up_and_lie_a_window_apart():
     # steps: 0 0 .1 .35 .75 .75 .35 .1 and zeros, the median; at the end .15, which is half way up to .3
     scores = [0, 0, 0.2, 0.5, 1, 0.5, 0.2, *[0] * 13, 0.3]
     first, second, *rest = locate(recording(scores), QUERY)
@@ -149,23 +149,23 @@ def test_hits_take_in_their_neighbours_half_way_up_and_lie_a_window_apart():
         assert one.score >= other.score and (one.end <= other.start or other.end <= one.start)
 
 
-def test_a_dip_within_a_window_of_the_best_step_makes_no_second_hit():
+def test_dip_within_a_window_makes_no_second_span():
     spans = locate(recording([0, 0, 0, 0.9, 0.1, 0.9, 0, 0, 0, 0, 0], window=4.0), QUERY)
     assert [span.score > 0.3 for span in spans].count(True) == 1
 
 
-def test_a_sound_all_over_is_one_span_of_the_whole():
+def test_continuous_sound_is_one_span():
     assert locate(recording([0.5] * 30), QUERY) == [Span(0, 31, pytest.approx(0.5))]
 
 
-def test_as_many_spans_as_asked_for():
+def test_top_k_limits_the_spans():
     scores = [0.1, 0.1, 0.1, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1] * 8
     assert [len(locate(recording(scores), QUERY, top_k=k)) for k in (1, 3, 8)] == [1, 3, 8]
     spans = locate(recording(scores), QUERY, top_k=8)
     assert [(span.start, span.end) for span in spans] == [(10 * n + 5.0, 10 * n + 7.0) for n in range(8)]
 
 
-def test_nothing_that_scores_less_than_asked_for_is_a_span():
+def test_min_score_excludes_lower_spans():
     scores = [0.1] * 10 + [0.5] * 3 + [0.1] * 10 + [0.9] * 3 + [0.1] * 10
     every = locate(recording(scores), QUERY)
     for least in (-1, 0.3, 0.6, 1):
@@ -185,14 +185,14 @@ class Words(Bands):
 
 
 @pytest.mark.parametrize("dim", [None, 4])
-def test_the_noise_score_is_what_common_sounds_seldom_reach(dim):
-    words, heard = Words(), hear(Words(), encoded(with_tones(30, (2500, 10, 14))), 4.0, 1.0)
-    least = noise_score(words, heard, dim)
-    best = [timeline(heard, name, dim)[1].max() for name in words.embed_text(list(COMMON_SOUNDS))]
+def test_noise_score_is_a_quantile_of_common_sounds(dim):
+    words, recording = Words(), encode_recording(Words(), encoded(with_tones(30, (2500, 10, 14))), 4.0, 1.0)
+    least = noise_score(words, recording, dim)
+    best = [timeline(recording, name, dim)[1].max() for name in words.embed_text(list(COMMON_SOUNDS))]
     assert np.mean(np.array(best) > least) == pytest.approx(0.1, abs=0.03)
     (hum,) = words.embed_text(["hum"])  # all over the recording, but for the tone
-    assert locate(heard, hum, dim=dim, min_score=least)[0].score > 0.9
-    assert locate(heard, -hum, dim=dim, min_score=least) == []
+    assert locate(recording, hum, dim=dim, min_score=least)[0].score > 0.9
+    assert locate(recording, -hum, dim=dim, min_score=least) == []
 
 
 @pytest.mark.parametrize(
@@ -204,14 +204,14 @@ def test_short_recordings_have_short_windows(seconds, longest, expected):
 
 
 def test_nested_dims_are_cut_and_normalised_again():
-    heard = hear(Bands(), encoded(with_tones(20, (2500, 10, 14))), 4.0, 2.0)
+    recording = encode_recording(Bands(), encoded(with_tones(20, (2500, 10, 14))), 4.0, 2.0)
     query = Bands().vector(2500)
-    cut = heard.vectors[:, :4] / np.linalg.norm(heard.vectors[:, :4], axis=1, keepdims=True)
-    short = Recording(cut, heard.starts, heard.ends, heard.whole[:4], heard.hop)
+    cut = recording.vectors[:, :4] / np.linalg.norm(recording.vectors[:, :4], axis=1, keepdims=True)
+    short = Recording(cut, recording.starts, recording.ends, recording.whole[:4], recording.hop)
     expected = timeline(short, query[:4] / np.linalg.norm(query[:4]))
-    for one, other in zip(timeline(heard, query, dim=4), expected, strict=True):
+    for one, other in zip(timeline(recording, query, dim=4), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    assert not np.allclose(timeline(heard, query)[1], expected[1], atol=1e-4)
+    assert not np.allclose(timeline(recording, query)[1], expected[1], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -228,26 +228,26 @@ def test_nested_dims_are_cut_and_normalised_again():
         ({"query": QUERY, "min_score": np.nan}, "min_score is a cosine"),
     ],
 )
-def test_queries_that_are_none_are_refused(options, message):
+def test_invalid_queries_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         locate(recording([0.1, 0.2]), **options)
 
 
-def test_what_cannot_be_heard_is_refused(tmp_path):
+def test_unreadable_recordings_and_windows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="window of 31 s is over the 30 s"):
-        hear(Bands(), encoded(tone()), window=31)
+        encode_recording(Bands(), encoded(tone()), window=31)
     with pytest.raises(ValueError, match="hop over 0 s and up to it"):
-        hear(Bands(), encoded(tone()), window=2, hop=3)
+        encode_recording(Bands(), encoded(tone()), window=2, hop=3)
     with pytest.raises(ValueError, match="nowhere.wav does not exist"):
-        hear(Bands(), tmp_path / "nowhere.wav")
+        encode_recording(Bands(), tmp_path / "nowhere.wav")
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="NaN or infinite"):
-        hear(Bands(), encoded(np.zeros(RATE, np.float32)))  # of silence Bands has no direction
+        encode_recording(Bands(), encoded(np.zeros(RATE, np.float32)))  # of silence Bands has no direction
 
 
 def test_an_embedder_without_a_limit_takes_any_window():
     bands = Bands()
     bands.max_seconds = None
-    assert hear(bands, encoded(tone(seconds=35)), window=60).ends == [35]
+    assert encode_recording(bands, encoded(tone(seconds=35)), window=60).ends == [35]
 
 
 def test_the_envelope_is_that_of_the_recording():
@@ -274,15 +274,15 @@ def write_long(path: Path, seconds: int, rate: int = 8000) -> None:
 
 _GROWTH = """
 import sys
-from modeling_wavlink.long import hear
-from tests.test_long import FirstSamples
+from wavlink.long_recordings import encode_recording
+from tests.library.test_long_recordings import FirstSamples
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 for path in sys.argv[1:]:
-    print(len(hear(FirstSamples(), path, 10, 5).starts), peak())
+    print(len(encode_recording(FirstSamples(), path, 10, 5).starts), peak())
 """
 
 
@@ -319,12 +319,12 @@ def command(monkeypatch, tmp_path, capsys):
     content = with_tones(60, (2500, 20, 26), (6500, 40, 46))
     (tmp_path / "night.wav").write_bytes(encoded(content))
     (tmp_path / "bell.wav").write_bytes(encoded(tone(6500, 2.0)))
-    monkeypatch.setattr(long, "Embedder", lambda *args, **options: Bands())
+    monkeypatch.setattr(localization, "Embedder", lambda *args, **options: Bands())
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["long", "model", "night.wav", "--window", "4", "--hop", "2", *arguments])
-        long.main()
+        localization.main()
         return capsys.readouterr().out
 
     return run
@@ -352,9 +352,9 @@ def test_the_command_prints_json(command):
     assert (text["spans"][0]["start"], text["spans"][0]["end"]) == (20, 26)
 
 
-def test_the_command_marks_nothing_where_nothing_stands_out(command, monkeypatch):
+def test_where_marks_nothing_if_nothing_stands_out(command, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "draw_timeline", lambda *given, **options: drawn.append((given[2], options)))
+    monkeypatch.setattr(plots, "draw_timeline", lambda *given, **options: drawn.append((given[2], options)))
     loud = ("--query", "siren", "owl", "--top_k", "1", "--min_score", "0.8")  # no owl is in it
     lines = command(*loud, "--picture", "timeline.png").splitlines()
     assert lines[0] == "siren" and lines[2].split()[:2] == ["0:00:20.0", "0:00:26.0"] and lines[3] == "owl"
@@ -374,15 +374,15 @@ def test_the_command_takes_windows_by_the_recordings_length(command, tmp_path):
     assert windows() == (4, 2)  # as the fixture asks
 
     def chosen(*options: str) -> tuple[float, float]:
-        given = long._parser().parse_args(["model", "night.wav", *options])
-        return long._windows(Bands(), given.file, given.window, given.hop)
+        given = of.parser_of(of.where, "wavlink where").parse_args(["model", "night.wav", *options])
+        return localization.windows_of(Bands(), given.file, given.window, given.hop)
 
     assert chosen() == (4, 1) and chosen("--window", "8") == (8, 4) and chosen("--hop", "2") == (4, 2)
     (tmp_path / "night.wav").write_bytes(encoded(tone(500, 130)))
     assert chosen() == (10, 5)
 
 
-def test_the_command_draws_a_picture(command, tmp_path):
+def test_where_draws_a_plot(command, tmp_path):
     command("--query", "siren", "--by_sound", "bell.wav", "--picture", "timeline.png")
     assert is_picture(tmp_path / "timeline.png")
     assert not list(tmp_path.glob(".*"))
@@ -407,12 +407,12 @@ def test_wrong_options_are_refused(command, arguments, message):
 
 
 def run_command(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "wavlink.long_recordings", *map(str, arguments)]
+    command = [sys.executable, "-m", "modeling_wavlink.long", *map(str, arguments)]
     return run_process(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_the_command_with_a_model_from_disk_whatever_the_words(wavlink_folder, tmp_path):
+def test_where_runs_with_a_saved_model_and_escapes_control_characters(wavlink_folder, tmp_path):
     (tmp_path / "night.wav").write_bytes(encoded(with_tones(6, (2500, 2, 4))))
     words = "a $dog^\x1b[2J\nbarks"
     options = ("--window", 2, "--hop", 1, "--picture", tmp_path / "timeline.png")
@@ -427,7 +427,7 @@ def test_the_commands_errors_are_one_line(wavlink_folder, tmp_path):
     (tmp_path / "bad\x1b\nfile.wav").write_bytes(b"woof")
     done = run_command(wavlink_folder, tmp_path / "bad\x1b\nfile.wav", "--query", "a bell")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("wavlink.long_recordings: cannot read ")
+    assert done.stderr.splitlines()[-1].startswith("modeling_wavlink.long: cannot read ")
     assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_cards.workplace import temporary
+from hub_cards.push import working_folder
 from tests.hub_server import TOKEN
 from tests.processes import run_process
 
@@ -32,17 +32,17 @@ def top(tmp_path, monkeypatch) -> Path:
     return tmp_path / "temporary"
 
 
-def test_a_temporary_folder_goes_in_the_end_and_after_an_error(top):
-    with temporary() as folder:
+def test_temporary_folder_is_removed_at_the_end_and_after_an_error(top):
+    with working_folder(None) as folder:
         (folder / "weights").write_text("1")
         assert folder.parent == top and folder.stat().st_mode & 0o777 == 0o700
-    with pytest.raises(KeyError), temporary():
+    with pytest.raises(KeyError), working_folder(None):
         raise KeyError
     assert not list(top.iterdir())
 
 
 @pytest.mark.slow
-def test_a_killed_push_leaves_nothing_that_stops_the_next(hub, top, wavlink_folder, tmp_path):
+def test_push_works_after_a_killed_push(hub, top, wavlink_folder, tmp_path):
     environment = hub.environment(tmp_path / "home", TOKEN, TMPDIR=str(top), OMP_NUM_THREADS="1")
     out = tmp_path / "out"
 
@@ -51,7 +51,7 @@ def test_a_killed_push_leaves_nothing_that_stops_the_next(hub, top, wavlink_fold
         return run_process(line, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
 
     stopped = push(KILLED.format(number=int(signal.SIGTERM)))
-    said = "hub_cards.push: stopped; the Hub has all of its commit or none, and the same command starts again"
+    said = "wavlink push: stopped; the Hub has all of its commit or none, and the same command starts again"
     assert stopped.returncode == 128 + signal.SIGTERM and stopped.stderr.splitlines()[-1] == said, stopped.stderr
     assert not list(top.iterdir())
     assert push(KILLED.format(number=int(signal.SIGKILL)), "--output_dir", out).returncode == -signal.SIGKILL

@@ -1,15 +1,14 @@
-"""What a card says that nobody measured here: where data lives, licences as published, the paper's figures."""
+"""Facts on a card that others have published: addresses of data, licences, and the paper's figures."""
 
 from dataclasses import dataclass
 
+from wavlink.defaults import SIZES as SIZES
 from wavlink.training.recipes import get_recipe
-
-SIZES = ("base", "small", "large")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Training data by its name in a recipe; `hub` is its id there, if the training split is on the Hub."""
+    """Training data of a recipe; `hub` is its Hub id, if the training split is on the Hub."""
 
     hub: str
     url: str
@@ -72,6 +71,6 @@ PAPER_ZERO_SHOT = {  # VGGSound, UrbanSound8K, ESC-50
 
 
 def towers_of(size: str) -> tuple[str, str]:
-    """The Hub ids of the paper's audio and text tower."""
+    """Return the Hub ids of the paper's audio and text tower."""
     recipe = get_recipe(f"{size}_stage1")
     return recipe.audio_model, recipe.text_model

@@ -1,4 +1,4 @@
-"""Out of the evaluation's JSON files, the scores of exactly the weights that are pushed."""
+"""Scores of exactly the weights that are pushed, from the evaluation's JSON files."""
 
 import copy
 import hashlib
@@ -19,7 +19,14 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def read_scores(paths: Sequence[str]) -> dict[str, list[dict]]:
-    """Of each file the scores in it, one for each model that was scored."""
+    """Read score files.
+
+    Returns:
+        By path, the scores of each model that was scored.
+
+    Raises:
+        ValueError: a file that the evaluation has not written.
+    """
     read = {}
     for path in paths:
         try:
@@ -35,38 +42,42 @@ def read_scores(paths: Sequence[str]) -> dict[str, list[dict]]:
 
 
 def scores_of(model: WavLinkModel, source: str, read: dict[str, list[dict]]) -> list[dict]:
-    """From each file of `read_scores` the scores of these weights; a file without any is refused.
+    """Select from each file the scores of a model's weights.
 
     Args:
         model: as it is pushed.
-        source: the folder or Hub id it comes from.
+        source: the folder or Hub id that it comes from.
+        read: the result of `read_scores`.
+
+    Raises:
+        ValueError: a file without scores of these weights.
     """
-    own = fingerprint(model) if read else ""
-    found = []
+    digest = fingerprint(model) if read else ""
+    selected = []
     for path, rows in read.items():
-        same = [row for row in rows if _is_of(row, own, source)]
+        same = [row for row in rows if _is_of(row, digest, source)]
         if not same:
             others = ", ".join(f"{row['model']} ({row['about']['revision']})" for row in rows)
             raise ValueError(
-                f"{path} was measured on other weights, {others}, than those of {source} ({own}): measure these with "
-                f"wavlink eval --model {source}"
+                f"{path} was measured on other weights, {others}, than those of {source} ({digest}): measure these "
+                f"with wavlink eval --model {source}"
             )
-        found.append(same[0])
-    return found
+        selected.append(same[0])
+    return selected
 
 
 def fingerprint(model: WavLinkModel) -> str:
-    """As the evaluation has it on record, which scores in fp32 whatever is stored."""
+    """Return the digest of the weights in fp32, in which the evaluation scores them."""
     if any(value.is_floating_point() and value.dtype != torch.float32 for value in model.state_dict().values()):
         model = copy.deepcopy(model).float()
     return revision(model)
 
 
-def _is_of(row: dict, own: str, source: str) -> bool:
+def _is_of(row: dict, digest: str, source: str) -> bool:
     measured = row["about"]["revision"]
     if not _COMMIT.fullmatch(measured):
-        return measured == own
-    if row["about"].get("seed") is not None:  # a control: the architecture of that commit with new weights
+        return measured == digest
+    if row["about"].get("seed") is not None:  # a random baseline: the architecture of that commit with new weights
         return False
     if Path(source).is_dir():
         return _weights_in(Path(source)) == _weights_on_hub(row["model"], measured)
@@ -78,7 +89,7 @@ def _is_of(row: dict, own: str, source: str) -> bool:
 
 
 def _weights_on_hub(repo_id: str, commit: str | None) -> dict[str, str]:
-    """The weights' files in a commit and their sha256, which need no download."""
+    """Return the sha256 of the weights' files in a commit, without a download."""
     files = HfApi().list_repo_tree(repo_id, revision=commit)
     return {file.path: file.lfs.sha256 for file in files if file.path.endswith(".safetensors") and file.lfs}
 

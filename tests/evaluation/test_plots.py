@@ -1,4 +1,4 @@
-"""Pictures: each is drawn from records made by hand, whatever a caption holds."""
+"""Plots: each is drawn from records made by hand, whatever a caption holds."""
 
 import numpy as np
 import pytest

@@ -64,7 +64,7 @@ def test_clips_of_a_window_have_the_vectors_of_transformers(unfused):
     assert processor.feature_extractor.sampling_rate == RATE
 
 
-def test_with_fusion_no_short_clip_is_taken_for_a_longer_one(fused):
+def test_fusion_marks_no_short_clip_as_longer(fused):
     model, processor = load_for_evaluation(str(fused))
     clips = [*SHORT, BARELY]
     expected = own(fused, [*clips, LONG[0]], [False] * 4 + [True])[:4]  # no clip is marked at random beside a long one
@@ -89,7 +89,7 @@ def test_texts_have_the_vectors_of_transformers(clap):
     assert apart(expected) > 0.01 and processor.texts_truncated == 0
 
 
-def test_a_long_clip_is_cropped_where_its_samples_say(unfused, monkeypatch):
+def test_crop_of_a_long_clip_depends_on_its_samples(unfused, monkeypatch):
     model, processor = load_for_evaluation(str(unfused))
     starts, draw = [], np.random.randint
     monkeypatch.setattr(np.random, "randint", lambda *limits: starts.append(draw(*limits)) or starts[-1])
@@ -101,7 +101,7 @@ def test_a_long_clip_is_cropped_where_its_samples_say(unfused, monkeypatch):
     assert abs(starts[0] - starts[1]) > 100  # though both clips last 3.1 s
 
 
-def test_the_pieces_of_a_long_clip_with_fusion_are_its_own(fused):
+def test_fusion_crops_of_a_long_clip_depend_on_the_clip_alone(fused):
     model, processor = load_for_evaluation(str(fused))
     extractor = ClapFeatureExtractor.from_pretrained(fused)
     shrunk, *pieces = processor(audio=LONG[0], sampling_rate=RATE, return_tensors="np")["input_features"][0]
@@ -112,7 +112,7 @@ def test_the_pieces_of_a_long_clip_with_fusion_are_its_own(fused):
     assert np.array_equal(shrunk, theirs[0])
 
 
-def test_no_clip_depends_on_its_batch_mates_or_on_chance(clap):
+def test_clip_vectors_are_deterministic_and_independent_of_the_batch(clap):
     model, processor = load_for_evaluation(str(clap))
     clips = [*SHORT, BARELY, *LONG]
     together = vectors(model, processor, clips)
@@ -128,7 +128,7 @@ def test_no_clip_depends_on_its_batch_mates_or_on_chance(clap):
     torch.testing.assert_close(embedded.vectors, together, atol=1e-6, rtol=0)
 
 
-def test_numpys_generator_is_put_back(clap):
+def test_numpys_generator_is_restored(clap):
     _, processor = load_for_evaluation(str(clap))
     np.random.seed(3)
     expected = np.random.random()
@@ -165,7 +165,7 @@ def test_bad_clips_are_refused(unfused, clip, rate, message):
         processor(audio=[clip], sampling_rate=rate, return_tensors="pt")
 
 
-def test_what_was_heard_is_described(unfused, fused):
+def test_description_states_how_inputs_are_made(unfused, fused):
     model, processor = load_for_evaluation(str(unfused))
     vectors(model, processor, [*SHORT, *LONG])
     found = describe(model, processor)
@@ -177,7 +177,7 @@ def test_what_was_heard_is_described(unfused, fused):
     assert "shrunk to 2 s and three crops" in describe(*load_for_evaluation(str(fused)))["note"]
 
 
-def test_a_wavlink_is_loaded_as_it_is(wavlink_folder, model, processor):
+def test_wavlink_is_loaded_unchanged(wavlink_folder, model, processor):
     clips = [whisper_tone(300, 0.5), whisper_tone(2000, 1.5)]
     loaded, its_processor = load_for_evaluation(str(wavlink_folder))
     expected = vectors(model, processor, clips, WHISPER_RATE)
@@ -209,7 +209,7 @@ def htsat_folder(unfused, bert_folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["wavlink_folder", "htsat_folder", "unfused", "fused"])
-def test_a_control_has_new_weights_from_its_seed_alone(kind, request):
+def test_random_baseline_depends_on_its_seed_alone(kind, request):
     folder = request.getfixturevalue(kind)
     trained, processor = load_for_evaluation(str(folder))
     before = {name: value.clone() for name, value in trained.state_dict().items()}
@@ -237,7 +237,7 @@ def test_a_control_has_new_weights_from_its_seed_alone(kind, request):
     assert control.config.matryoshka_dims == trained.config.matryoshka_dims
 
 
-def test_a_control_needs_no_weights(unfused, tmp_path):
+def test_random_baseline_needs_no_weights(unfused, tmp_path):
     folder = shutil.copytree(unfused, tmp_path / "clap")
     (folder / "model.safetensors").unlink()
     model, processor = load_for_evaluation(f"random:{folder}")
@@ -246,7 +246,7 @@ def test_a_control_needs_no_weights(unfused, tmp_path):
         load_for_evaluation(str(folder))
 
 
-def test_weights_that_are_missing_are_refused_but_not_constants(unfused, tmp_path):
+def test_missing_weights_are_refused_but_not_missing_constants(unfused, tmp_path):
     folder = shutil.copytree(unfused, tmp_path / "clap")
     weights = load_file(folder / "model.safetensors")
     del weights["text_model.embeddings.position_ids"]
@@ -277,7 +277,7 @@ def test_a_fusing_extractor_on_a_model_without_fusion_is_refused(tmp_path):
         ("random:random:no", "'random:no' is neither a folder"),
     ],
 )
-def test_names_of_nothing_are_refused(bert_folder, tmp_path, name, message):
+def test_unknown_names_are_refused(bert_folder, tmp_path, name, message):
     for folder in ("empty", "run/best", "run/broken"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "run/best/config.json").write_text("{}")
@@ -294,7 +294,7 @@ def test_a_wavlink_without_a_processor_is_refused(model, tmp_path):
 
 FROM_HUB = """
 import json
-from modeling_wavlink.peers import describe, load_for_evaluation
+from wavlink.loading import describe, load_for_evaluation
 try:
     load_for_evaluation("user/none")
 except ValueError as error:
@@ -304,6 +304,7 @@ print(json.dumps([refused, *(describe(*load_for_evaluation(name)) for name in na
 """
 
 
+@pytest.mark.slow
 def test_from_the_hub_the_commit_is_the_revision(hub, unfused, wavlink_folder, tmp_path):
     commits = [
         hub.add_repo(name, folder, "model")

@@ -1,0 +1,13 @@
+"""Defaults and choices that the command line and the library share. It imports nothing, so that help stays fast."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+STORAGES = ("fp32", "fp16", "int8", "binary")  # number formats of an index
+STORAGE = "int8"
+CLEAN_UPS = ("spaces", "none")
+SIZES = ("base", "small", "large")  # of the paper's models
+BENCHMARKS = ("audiocaps", "clotho", "esc50", "us8k", "vggsound", "airbench", "synthetic")
+PROMPT = "This is a sound of {}."  # a copy of `processing.prompts.PROMPT`, whose package loads torch
+QUESTION = "What is this sound?"
+CHOICE_TEXT = "{question} {choice}"
+WINDOW, HOP = 10.0, 5.0  # seconds
+SHORT, SHORT_WINDOW, SHORT_HOP = 120.0, 4.0, 1.0  # seconds: recordings of up to `SHORT` take the other two

@@ -1,0 +1,164 @@
+"""Reports of scores: lines and tables of figures in percent, with chance levels."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .metrics import KS, percent
+from .questions import AIR_BENCH_TASKS
+from .retrieval import DIRECTIONS, RANKED
+
+_TITLES = {"accuracy": "top-1", "top-5": "top-5", "macro": "mean of classes"}
+_DATA_COUNTS = ("rows", "questions", "clips")  # which stand elsewhere
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; `str(table)` is plain text.
+
+    Args:
+        columns: titles; the first one is of the labels.
+        rows: a label and its cells; a label alone is a heading.
+        label_width: least characters of the labels, in plain text.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    label_width: int = 0
+
+    def __str__(self) -> str:
+        rows = [self.columns, *self.rows]
+        widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+        label_width = max(widths[0], self.label_width)
+        lines = []
+        for label, *cells in rows:
+            padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=False)]
+            lines.append("  ".join([f"{label:{label_width}}", *padded]).rstrip())
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """Return the table as Markdown, without a newline at the end."""
+        lines = ["| " + " | ".join(row) + " |" for row in (self.columns, *self.rows)]
+        return "\n".join([lines[0], "|" + "---|" * len(self.columns), *lines[1:]])
+
+
+def evaluation_report(scores: Mapping) -> str:
+    """Render the scores of `evaluate_dataset`."""
+    lines = [f"{scores['clips']} clips, {scores['captions']} captions"]
+    if scores["unreadable"]["count"]:
+        names = list(scores["unreadable"]["clips"])
+        lines.append(f"{len(names)} clips cannot be read and are not scored: {', '.join(names[:3])}")
+    if scores["windowed"]:
+        lines.append(f"{scores['windowed']} clips are over the model's window: the mean of their windows is scored")
+    if "text_to_audio" in scores:
+        lines.append(retrieval_report(scores))
+    if "zero_shot" in scores:
+        lines.append(zero_shot_report(scores["zero_shot"]))
+    if "multiple_choice" in scores:
+        lines.append(multiple_choice_report(scores["multiple_choice"]))
+    return "\n".join(lines)
+
+
+def comparison(models: Sequence[Mapping]) -> str:
+    """Render the scores of several models: a row each, at its full width."""
+    figures = [_main_figures(scores) for scores in models]
+    labels = [f"{row['model']} ({row['about']['kind']}, {row['about']['parameters'] / 1e6:.1f}M)" for row in models]
+    rows = [[label, *map(percent, row.values())] for label, row in zip(labels, figures, strict=True)]
+    return str(Table(["", *figures[0]], rows))
+
+
+def _main_figures(scores: Mapping) -> dict[str, dict]:
+    dim = str(scores["about"]["dims"])
+    figures = {
+        f"{DIRECTIONS[way]} R@{k}": scores[way][dim][f"R@{k}"] for way in DIRECTIONS if way in scores for k in (1, 10)
+    }
+    if "zero_shot" in scores:
+        figures["zero-shot"] = scores["zero_shot"][dim]["accuracy"]
+    if "multiple_choice" in scores:
+        figures["multiple choice"] = scores["multiple_choice"][dim]["total"]
+    return figures
+
+
+def retrieval_report(scores: Mapping) -> str:
+    """Render the scores of `retrieval_scores`."""
+    rows = []
+    for way, words in DIRECTIONS.items():
+        rows += [[f"{words:15}{dim:>6} dims", *_retrieval_cells(row)] for dim, row in scores[way].items()]
+        rows.append(["chance level", *(f"{100 * scores['chance'][way][f'R@{k}']:.1f}" for k in KS)])
+        if difference := scores.get("difference"):
+            small, large = difference["dims"]
+            cells = [percent(difference[way][name], signed=True) for name in RANKED]
+            rows.append([f"{small} minus {large} dims", *cells])
+        rows += [[group, *_retrieval_cells(ways[way])] for group, ways in scores.get("groups", {}).items()]
+    return str(Table(["", *RANKED, "median rank"], rows))
+
+
+def _retrieval_cells(row: Mapping[str, dict]) -> list[str]:
+    rank, (low, high) = row["median_rank"]["value"], row["median_rank"]["interval"]
+    return [*(percent(row[name]) for name in RANKED), f"{rank:g} [{low:.0f}, {high:.0f}]"]
+
+
+def zero_shot_report(scores: Mapping) -> str:
+    """Render the scores of `zero_shot_scores`: a line for each dim, then classes and confusions."""
+    chance = 100 * scores["chance"]
+    lines = [f"zero-shot: {scores['clips']} clips, {scores['labels']} labels, chance {chance:.1f}"]
+    left_out = {
+        "without a label": scores["unlabelled"],
+        "whose label is no candidate": scores["absent"]["clips"],
+    }
+    if any(left_out.values()):
+        lines.append("left out: " + ", ".join(f"{clips} clips {words}" for words, clips in left_out.items() if clips))
+    for dim in _dims(scores):
+        row = scores[dim]
+        figures = {title: row[name] for name, title in _TITLES.items() if name in row} | row.get("groups", {})
+        named = ", ".join(f"{title} {percent(value)}" for title, value in figures.items())
+        lines.append(f"{'zero-shot':15}{dim:>6} dims  {named}")
+    ordered = sorted(scores["per_class"].items(), key=lambda item: item[1]["value"])
+    classes = [f"{label} {percent(row)} of {row['clips']}" for label, row in ordered]
+    shown = {"classes": classes}
+    if len(classes) > 6:
+        shown = {"worst classes": classes[:3], "best classes": classes[:-4:-1]}
+    lines += [f"{title}: {', '.join(words)}" for title, words in shown.items()]
+    labels, counts = scores["confusion"]["labels"], scores["confusion"]["counts"]
+    if wrong := sorted((cell for cell in counts if cell[0] != cell[1]), key=lambda cell: -cell[2])[:3]:
+        lines.append("confusions: " + ", ".join(f"{labels[a]} as {labels[b]} {clips}" for a, b, clips in wrong))
+    return "\n".join(lines)
+
+
+def multiple_choice_report(scores: Mapping) -> str:
+    """Render the scores of `multiple_choice_scores`: tasks within their groups, averages and the total."""
+    dims = _dims(scores)
+    rows, remaining = [], dict(scores["tasks"])
+    for group, about in scores["groups"].items():
+        rows.append([group.capitalize()])
+        tasks = [task for task in remaining if remaining[task]["group"] == group]
+        rows += [_choice_row(scores, dims, "tasks", task, remaining.pop(task)) for task in tasks]
+        rows.append(_choice_row(scores, dims, "groups", group, about, f"all {group}"))
+        rows += _mean_row("  mean of its tasks", [scores[dim]["task_means"]["groups"].get(group) for dim in dims])
+    rows += [_choice_row(scores, dims, "tasks", task, about) for task, about in remaining.items()]
+    totals = [percent(scores[dim]["total"]) for dim in dims]
+    rows.append(["Total", str(scores["questions"]), f"{100 * scores['chance']:.1f}", *totals])
+    rows += _mean_row("  mean of the groups' means", [scores[d].get("task_means", {}).get("total") for d in dims])
+    lines = [f"{scores['questions']} questions on {scores['clips']} clips, texts of the form {scores['text']!r}"]
+    lines.append(str(Table(["", "questions", "chance", *(f"{dim} dims" for dim in dims)], rows, label_width=36)))
+    counts = {name: count for name, count in scores["counts"].items() if count and name not in _DATA_COUNTS}
+    if counts:
+        lines.append("; ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
+    if scores["unknown_tasks"]:
+        lines.append(f"tasks in no group: {', '.join(scores['unknown_tasks'])}")
+    return "\n".join(lines)
+
+
+def _choice_row(scores: Mapping, dims: Sequence[str], kind: str, name: str, about: dict, title: str = "") -> list[str]:
+    title = title or AIR_BENCH_TASKS.get(name, ("", name))[1]
+    values = [percent(scores[dim][kind][name]) for dim in dims]
+    return [f"  {title}", str(about["questions"]), f"{100 * about['chance']:.1f}", *values]
+
+
+def _mean_row(title: str, values: Sequence[float | None]) -> list[list[str]]:
+    """One row, or none where a dim has no such mean."""
+    return [] if None in values else [[title, "", "", *(f"{100 * value:.1f}" for value in values)]]
+
+
+def _dims(scores: Mapping) -> list[str]:
+    return [key for key in scores if key.isdigit()]
