@@ -1,6 +1,6 @@
 """Killed is not lost: a command killed at random moments, again and again, against one never killed.
 
-    python benchmarks/killed.py [--what train|index|push] [--kills 20] [--seed 0]
+    python benchmarks/killed.py [--what train|index|push] [--kills 20] [--seed 0] [--record killed_train.json]
 
 SIGTERM, SIGINT and SIGKILL in turn. The same command starts again after each, until it ends by itself; then another
 round begins, until there were so many kills. Exits with 1 unless in every round
