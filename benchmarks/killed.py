@@ -1,6 +1,6 @@
 """Killed is not lost: a command killed at random moments, again and again, against one never killed.
 
-    python benchmarks/killed.py [--what train|index|push] [--kills 20] [--seed 0]
+    python benchmarks/killed.py [--what train|index|push] [--kills 20] [--seed 0] [--record killed_train.json]
 
 SIGTERM, SIGINT and SIGKILL in turn. The same command starts again after each, until it ends by itself; then another
 round begins, until there were so many kills. Exits with 1 unless in every round
@@ -132,16 +132,7 @@ class Index:
         self.words = self._words(place, self.killed)
 
     def _words(self, place: Path, out: Path) -> list[str]:
-        words = [
-            "-m",
-            "wavlink.search.command",
-            "index",
-            place / "sounds",
-            "--model",
-            place / "run/last",
-            "--out",
-            out,
-        ]
+        words = ["-m", "wavlink", "index", place / "sounds", "--model", place / "run/last", "--out", out]
         return [str(word) for word in [*words, "--commit_seconds", 0, "--window", 5, "--hop", 5]]
 
     def begin(self) -> None:
