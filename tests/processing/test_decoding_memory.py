@@ -98,7 +98,7 @@ def test_a_file_of_many_channels(door, tmp_path):
     assert peak < 120
 
 
-@pytest.mark.parametrize("door", ["name", "listen"])
+@pytest.mark.parametrize("door", ["classify", "locate"])
 def test_the_space_decodes_in_turn(door, tmp_path, monkeypatch):
     demo = object.__new__(Demo)
     demo.limits, demo._turn = Limits(wait=0.05), threading.Semaphore()
