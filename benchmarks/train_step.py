@@ -119,7 +119,7 @@ def measure(run: Run, log: Log, ready: list[dict], micro_batch_size: int, repeat
             "loop": sum(seconds(loop, run, log, batch) for batch in ready),
             "cached": sum(seconds(bare, run, batch, micro_batch_size) for batch in ready),
         }
-        turn["loop + data"] = seconds(with_data, iter(run.feed.batches(run.processor, 0)), len(ready))
+        turn["loop + data"] = seconds(with_data, iter(run.feed.batches(run.processor, 1)), len(ready))
         if number:
             for name, value in turn.items():
                 times[name].append(value / len(ready))
