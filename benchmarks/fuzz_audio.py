@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 
 from processing.audio import LOUDEST, MAX_SAMPLES, load_audio
+from processing.collator import UnreadableClip
 from processing.datasets.youtube_ids import seconds_of
 from processing.sound_files import is_sound
 from processing.windows import stream_windows
@@ -185,7 +186,7 @@ def attempt(work: Callable, name: str):
     try:
         return work(), ""
     except (ValueError, OSError) as error:
-        kind = type(error) in (ValueError, OSError)
+        kind = type(error) in (ValueError, OSError, UnreadableClip)  # not JSONDecodeError, UnicodeDecodeError ...
         assert kind and name in str(error), f"{type(error).__name__} without a name: {error}"
         return None, str(error)
 
