@@ -9,28 +9,23 @@ the same random weights, on the same batches and for as many steps, and is score
 """
 
 import argparse
+import csv
 import json
 import os
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-from modeling_wavlink import WavLinkModel
-from processing import WavLinkProcessor
-from processing.audio import load_column
-from processing.datasets.load import caption_columns, captions_of, load_split, with_captions
-from wavlink.console import escape_unwritable
-from wavlink.evaluation.metrics import figure
-from wavlink.search.build import index_sounds
-from wavlink.search.index import Index
+from wavlink import Index, WavLinkModel, WavLinkProcessor, load_audio
 
 # The states of the sound that are the input, and whether the prompt holds the retrieved captions.
 WAYS = {"text": (None, True), "text + token": ("token", True), "text + frames": ("frames", True)}
@@ -49,15 +44,14 @@ class Clips:
         self,
         model: WavLinkModel,
         processor: WavLinkProcessor,
-        rows: Dataset,
-        columns: list[str],
+        rows: list[dict],
         index: Index,
         known: dict[str, str],
     ):
-        self.captions = [captions_of(row, columns) for row in rows]
+        self.captions = [row["captions"] for row in rows]
         self.retrieved, self.states = [], {"token": [], "frames": []}  # [1, D], [n, D]
         for row in tqdm(rows, desc="encoding"):
-            inputs = processor(audio=load_column(row["audio"]), sampling_rate=16000, return_tensors="pt")
+            inputs = processor(audio=load_audio(row["file"]), sampling_rate=16000, return_tensors="pt")
             output = model.audio_model(**inputs, pooling=model.config.pooling)
             token, frames = output.pooler_output, output.last_hidden_state[0]
             means = [part.mean(0) for part in frames.split(-(-len(frames) // FRAMES))]
@@ -65,7 +59,7 @@ class Clips:
             self.states["frames"].append(torch.stack(means).half())
             vector = F.normalize(model.audio_projection(token), dim=-1)[0].numpy()
             hits = index.nearest(vector, NEIGHBOURS + 1)  # a training clip finds itself, too
-            others = [known[hit.file] for hit in hits if hit.file != os.path.abspath(row["audio"]["path"])]
+            others = [known[hit.file] for hit in hits if hit.file != row["file"]]
             self.retrieved.append(others[:NEIGHBOURS])
 
 
@@ -159,6 +153,13 @@ def score(captioner: Captioner, clips: Clips) -> dict[str, list]:
     return results
 
 
+def mean(values: np.ndarray) -> dict:
+    """Return the mean over clips and its 95 % bootstrap interval, on the same samples of clips at each call."""
+    rng = np.random.default_rng(0)
+    means = [rng.choice(values, len(values)).mean() for _ in range(1000)]
+    return {"value": float(values.mean()), "interval": np.percentile(means, [2.5, 97.5]).tolist()}
+
+
 def report(results: dict[str, dict], captions: list[list[str]], path: Path) -> dict:
     """Print and save each figure's mean and 95 % interval over clips, and differences on the same samples of clips."""
     scores = {}
@@ -169,7 +170,7 @@ def report(results: dict[str, dict], captions: list[list[str]], path: Path) -> d
         scores[name]["word F1"] = np.array([overlap(text, references) for text, references in pairs])
     for more, less in DIFFERENCES:
         scores[f"{more} - {less}"] = {key: x - scores[less][key] for key, x in scores[more].items()}
-    figures = {name: {key: figure(x) for key, x in row.items()} for name, row in scores.items()}
+    figures = {name: {key: mean(x) for key, x in row.items()} for name, row in scores.items()}
     written = {name: row["written"][:50] for name, row in results.items()}
     path.write_text(json.dumps({"figures": figures, "written": written}, indent=2) + "\n", encoding="utf-8")
     for name, row in figures.items():
@@ -178,22 +179,32 @@ def report(results: dict[str, dict], captions: list[list[str]], path: Path) -> d
     return figures
 
 
+def load_split(folder: str, split: str) -> list[dict]:
+    """Return `file` and `captions` of each row of a split's `metadata.csv`, in all columns named like captions."""
+    root = Path(folder).resolve() / split
+    with open(root / "metadata.csv", newline="", encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
+    columns = [name for name in rows[0] if re.fullmatch(r"captions?(_?\d+)?|text", name)]
+    captioned = [
+        {"file": os.path.abspath(root / row["file_name"]), "captions": [row[name] for name in columns if row[name]]}
+        for row in rows
+    ]
+    return [row for row in captioned if row["captions"]]
+
+
 def load(
     model: WavLinkModel, processor: WavLinkProcessor, options: argparse.Namespace
 ) -> tuple[dict[str, Clips], GPT2Tokenizer]:
     """Index the training clips, encode both splits, and train a tokenizer on the captions."""
     splits = {name: load_split(options.folder, name) for name in ("train", "test")}
-    columns = caption_columns(splits["train"])
-    splits = {name: with_captions(rows, columns) for name, rows in splits.items()}
     if options.clips:
-        splits["train"] = splits["train"].shuffle(options.seed).select(range(options.clips))
-    files = [os.path.abspath(audio["path"]) for audio in splits["train"]["audio"]]
-    folder = options.out / f"index_{len(files)}_{options.seed}"
-    print(index_sounds(files, folder, options.model))
-    captions = [captions_of(row, columns) for row in splits["train"].remove_columns("audio")]
-    known = {file: texts[0] for file, texts in zip(files, captions, strict=True)}
-    index = Index.open(folder)
-    clips = {name: Clips(model, processor, rows, columns, index, known) for name, rows in splits.items()}
+        chosen = np.random.default_rng(options.seed).permutation(len(splits["train"]))[: options.clips]
+        splits["train"] = [splits["train"][i] for i in chosen]
+    known = {row["file"]: row["captions"][0] for row in splits["train"]}
+    folder = options.out / f"index_{len(known)}_{options.seed}"
+    index = Index.build(list(known), folder, options.model)
+    clips = {name: Clips(model, processor, rows, index, known) for name, rows in splits.items()}
+    captions = clips["train"].captions
     return clips, GPT2Tokenizer(**SPECIAL).train_new_from_iterator(captions, 3000, show_progress=False)
 
 
@@ -201,7 +212,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Train and score each variant; return the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a WavLink: folder or Hub id")
-    parser.add_argument("folder", help="an audiofolder with captions, with train and test")
+    parser.add_argument("folder", help="with train and test, each with a metadata.csv: file_name, caption")
     parser.add_argument("--out", type=Path, default=Path("runs/rag"))
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--clips", type=int, default=0, help="of the training split; 0: all")
@@ -220,5 +231,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    escape_unwritable()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a caption may hold what the terminal cannot show
     main()

@@ -1,35 +1,29 @@
-"""A WavLink for six languages: Whisper beside an XLM-R, trained by train.py and scored in each language.
+"""A WavLink for six languages: Whisper beside an XLM-R, trained by `wavlink train` and scored in each language.
 
     python examples/multilingual.py FOLDER --audio_model openai/whisper-tiny.en --out runs/multilingual
 
-FOLDER is an audiofolder with English captions and a `label`. Captions in other languages are made here: the labels of
-LABELS in six languages, and, for speech, the transcript (the quotation that ends an English caption), in its
-language. The XLM-R starts from random weights and a tokenizer made from these texts, so it knows the words of its
-training data alone; a pretrained one is `--text_model FacebookAI/xlm-roberta-base`. Other options are those
-of train.py.
+FOLDER holds train, validation and test, each with a `metadata.csv`: file_name, label and an English caption. Captions
+in other languages are made here: the labels of LABELS in six languages, and, for speech, the transcript (the quotation
+that ends an English caption), in its language. The XLM-R starts from random weights and a tokenizer made from these
+texts, so it knows the words of its training data alone; a pretrained one is `--text_model
+FacebookAI/xlm-roberta-base`. Other options are those of `wavlink train`.
 """
 
 import argparse
 import csv
 import json
+import math
 import re
+import subprocess
+import sys
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from datasets import Dataset
 from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
 
-import train
-from modeling_wavlink import WavLinkModel
-from processing import WavLinkProcessor
-from processing.datasets.load import caption_columns, captions_of, load_split, with_captions
-from wavlink.console import escape_unwritable
-from wavlink.evaluation.embed_split import embed_dataset, embed_text
-from wavlink.evaluation.metrics import percent
-from wavlink.evaluation.retrieval import retrieval_scores
-from wavlink.evaluation.zero_shot import zero_shot_scores
+from wavlink import Embedder
 
 PROMPTS = {
     "en": "This is a sound of {}.",
@@ -93,23 +87,22 @@ def texts_of(row: dict) -> dict[str, str]:
     return {**labels, SAID: quotation[1] if quotation else ""}
 
 
-def write_folder(source: str, out: Path) -> list[str]:
-    """Write links to the sounds and the new columns to `out`; return the names of all caption columns."""
-    for split in ("train", "validation", "test"):
-        rows = load_split(source, split)
-        english = caption_columns(rows)
-        texts = [{**row, **texts_of(row)} for row in rows.remove_columns("audio")]
-        (out / split).mkdir(parents=True, exist_ok=True)
-        with open(out / split / "metadata.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["file_name", *texts[0]])
-            writer.writeheader()
-            for number, (audio, row) in enumerate(zip(rows["audio"], texts, strict=True)):
-                sound = Path(audio["path"]).resolve()
-                link = out / split / f"{number:06d}{sound.suffix}"  # metadata may name no file outside its folder
-                link.unlink(missing_ok=True)
-                link.symlink_to(sound)
-                writer.writerow({"file_name": link.name, **row})
-    return [*english, *(f"caption_{name}" for name in PROMPTS), SAID]
+def write_split(source: Path, out: Path) -> list[dict]:
+    """Write links to a split's sounds and its new columns to `out`; return the rows, with the sound's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(source / "metadata.csv", newline="", encoding="utf-8") as file:
+        rows = [{**row, **texts_of(row)} for row in csv.DictReader(file)]
+    for number, row in enumerate(rows):
+        sound = (source / row["file_name"]).resolve()
+        link = out / f"{number:06d}{sound.suffix}"  # metadata may name no file outside its folder
+        link.unlink(missing_ok=True)
+        link.symlink_to(sound)
+        row["file_name"] = link.name
+    with open(out / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return [{**row, "file": str(out / row["file_name"])} for row in rows]
 
 
 def new_xlm_r(captions: list[str], folder: Path, width: int = 256, seed: int = 0) -> None:
@@ -131,29 +124,50 @@ def new_xlm_r(captions: list[str], folder: Path, width: int = 256, seed: int = 0
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
 
 
-def score(model: WavLinkModel, processor: WavLinkProcessor, clips: Dataset) -> dict:
+def mean(values: np.ndarray) -> dict:
+    """Return the mean over clips and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    means = [rng.choice(values, len(values)).mean() for _ in range(1000)]
+    return {"value": float(values.mean()), "interval": np.percentile(means, [2.5, 97.5]).tolist()}
+
+
+def score(embedder: Embedder, rows: list[dict]) -> dict:
     """Return zero-shot accuracy in each language, and the recall of transcripts to clips, by the clip's language."""
-    named = clips.select([n for n, label in enumerate(clips["label"]) if label in WORDS])
-    spoken = with_captions(clips, [SAID])
-    embedded, dim = embed_dataset(model, processor, named, []), model.config.projection_dim
-    labels = sorted({*named["label"]})
+    embedded = zip(rows, embedder.embed_files([row["file"] for row in rows]), strict=True)
+    clips = [(row, vector) for row, vector in embedded if not isinstance(vector, ValueError)]  # those that can be read
+    named = [row["label"] for row, _ in clips if row["label"] in WORDS]
+    sounds = np.stack([vector for row, vector in clips if row["label"] in WORDS])  # (clips, dims)
+    labels = sorted({*named})
     scores = {"clips": len(named), "chance": 1 / len(labels), "zero_shot": {}}
-    for name, prompt in PROMPTS.items():
-        words = {label: WORDS[label][name] for label in labels}
-        options = {"dims": [dim], "prompts": prompt, "renames": words}
-        zero_shot = zero_shot_scores(embedded.audio, named["label"], partial(embed_text, model, processor), **options)
-        scores["zero_shot"][name] = zero_shot[str(dim)]["accuracy"]
-    pairs = embed_dataset(model, processor, spoken, [SAID])
-    if len(pairs.text) < 2:  # one phrase cannot be searched
-        return scores
-    groups = spoken["language"] if "language" in spoken.column_names else []
-    retrieval = retrieval_scores(pairs.audio, pairs.text, pairs.correspondence, [dim], groups)
-    scores["said"] = {"clips": len(spoken), "chance": retrieval["chance"]["text_to_audio"]["R@10"]}
-    scores["said"]["all"] = retrieval["text_to_audio"][str(dim)]["R@10"]
-    for name, clips_of_it in Counter(groups).most_common(8):
-        chance = min(1, 10 / clips_of_it)  # of a model that knows the language alone
-        scores["said"][name] = {**retrieval["groups"][name]["text_to_audio"]["R@10"], "language alone": chance}
+    for language, prompt in PROMPTS.items():
+        texts = embedder.embed_text([prompt.format(WORDS[label][language]) for label in labels])
+        nearest = (sounds @ texts.T).argmax(1)
+        scores["zero_shot"][language] = mean(np.array([labels[n] for n in nearest]) == np.array(named))
+    spoken = [(row, vector) for row, vector in clips if row[SAID]]
+    if len({row[SAID] for row, _ in spoken}) >= 2:  # one phrase cannot be searched
+        scores["said"] = recall(embedder, [row for row, _ in spoken], np.stack([vector for _, vector in spoken]))
     return scores
+
+
+def recall(embedder: Embedder, rows: list[dict], sounds: np.ndarray) -> dict:
+    """Return R@10 of each clip's transcript among all clips; every clip that says the same is right."""
+    said = np.array([row[SAID] for row in rows])
+    first = (-embedder.embed_text(list(said)) @ sounds.T).argsort(1)[:, :10]
+    hits = (said[first] == said[:, None]).any(1)
+    total, same = len(said), Counter(said)
+    missed = [math.comb(total - same[text], 10) / math.comb(total, 10) if total > 10 else 0 for text in said]
+    scores = {"clips": total, "chance": 1 - float(np.mean(missed)), "all": mean(hits)}
+    languages = np.array([row.get("language", "") for row in rows])
+    for name, count in Counter(language for language in languages if language).most_common(8):
+        chance = min(1, 10 / count)  # of a model that knows the language alone
+        scores[str(name)] = {**mean(hits[languages == name]), "language alone": chance}
+    return scores
+
+
+def percent(score: dict) -> str:
+    """Format a score and its interval."""
+    value, low, high = (f"{100 * x:.1f}" for x in (score["value"], *score["interval"]))
+    return f"{value} [{low}, {high}]"
 
 
 def show(scores: dict) -> None:
@@ -172,29 +186,28 @@ def show(scores: dict) -> None:
 def main(argv: list[str] | None = None) -> dict:
     """Write the data, train, and return the scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="an audiofolder with train, validation and test")
+    parser.add_argument("folder", help="with train, validation and test, each with a metadata.csv")
     parser.add_argument("--audio_model", required=True)
     parser.add_argument("--text_model", help="default: a small new one")
     parser.add_argument("--out", type=Path, default=Path("runs/multilingual"))
     options, training = parser.parse_known_args(argv)
-    columns = write_folder(options.folder, options.out / "data")
+    data, run = options.out / "data", options.out / "run"
+    splits = {name: write_split(Path(options.folder) / name, data / name) for name in ("train", "validation", "test")}
+    columns = [name for name in splits["train"][0] if name.startswith("caption")]
     text_model = options.text_model or str(options.out / "xlm-r")
     if not Path(text_model).exists() and not options.text_model:
-        rows = load_split(str(options.out / "data"), "train").remove_columns("audio")
-        new_xlm_r([text for row in rows for text in captions_of(row, columns)], Path(text_model))
-    towers = ["--audio_model", options.audio_model, "--text_model", text_model]
-    data = ["--data", str(options.out / "data"), "--caption_columns", ",".join(columns)]
-    run = ["--output_dir", str(options.out / "run")]
-    train.train(train.parse_recipe(["sounds", *towers, *data, *run, *training]))
-    best = str(options.out / "run" / "best")
-    model = WavLinkModel.from_pretrained(best).eval()
-    processor = WavLinkProcessor.from_pretrained(best)
-    scores = score(model, processor, load_split(str(options.out / "data"), "test"))
+        new_xlm_r([row[name] for row in splits["train"] for name in columns if row[name]], Path(text_model))
+    command = [sys.executable, "-m", "wavlink", "train", "sounds", "--output_dir", run, "--data", data]
+    command += ["--audio_model", options.audio_model, "--text_model", text_model]
+    command += ["--caption_columns", ",".join(columns), *training]
+    if code := subprocess.run([str(word) for word in command]).returncode:
+        raise SystemExit(code)
+    scores = score(Embedder(run / "best"), splits["test"])
     (options.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     show(scores)
     return scores
 
 
 if __name__ == "__main__":
-    escape_unwritable()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack characters of these languages
     main()

@@ -7,14 +7,12 @@ The first search embeds the folder into --index (48 numbers of one byte for ever
 """
 
 import argparse
+import sys
 
 from wavlink import Index
-from wavlink.console import escape_unwritable
-from wavlink.search.build import index_sounds
-from wavlink.search.index import Hit
 
 
-def main(argv: list[str] | None = None) -> list[Hit]:
+def main(argv: list[str] | None = None) -> list:
     """Index the folder, print the results and return them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a WavLink: folder or Hub id")
@@ -26,8 +24,8 @@ def main(argv: list[str] | None = None) -> list[Hit]:
     parser.add_argument("--top_k", type=int, default=5)
     options = parser.parse_args(argv)
 
-    print(index_sounds(options.folder, options.index, options.model))
-    index = Index.open(options.index, options.model)
+    index = Index.build(options.folder, options.index, options.model)
+    print(f"{len(index)} windows, {len(index.skipped)} files skipped")
     hits = index.query(options.text, sound=options.like, without=options.without, top_k=options.top_k)
     for hit in hits:
         print(f"{hit.score:6.3f}  {hit.path}  {hit.start:.1f} to {hit.end:.1f} s")
@@ -35,5 +33,5 @@ def main(argv: list[str] | None = None) -> list[Hit]:
 
 
 if __name__ == "__main__":
-    escape_unwritable()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
     main()

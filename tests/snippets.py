@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import wavlink
 from wavlink.cli import build_parser
 from wavlink.train_options import parse
 from wavlink.training.command import parse_recipe, recipe_parser
@@ -18,6 +19,7 @@ from wavlink.training.recipes import Recipe
 from wavlink.training.sweep import configurations, sweep_parser
 
 ROOT = Path(__file__).parents[1]
+OWN = {"wavlink", "modeling_wavlink", "processing", "hub_cards", "train"}
 LANGUAGES = {"python", "bash", "console", "text"}
 _FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n\n?)?^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
@@ -78,6 +80,20 @@ def missing_imports(code: str) -> list[str]:
             module = importlib.import_module(node.module)
             missing += [f"{node.module}.{name}" for name in names if not hasattr(module, name)]
     return missing
+
+
+def internal_imports(code: str) -> list[str]:
+    """The names of this project that a Python snippet imports and that are not public."""
+    internal = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            internal += [name for name in names if name.partition(".")[0] in OWN and name != "wavlink"]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in OWN:
+            names = [alias.name for alias in node.names]
+            public = {*wavlink.__all__} if node.module == "wavlink" else set()
+            internal += [f"{node.module}.{name}" for name in names if name not in public]
+    return internal
 
 
 def check_command(words: list[str]) -> None:
