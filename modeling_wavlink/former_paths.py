@@ -82,8 +82,23 @@ MOVED = {
     "processing.streaming": "processing.datasets.streaming",
     "processing.synthetic": "processing.datasets.synthetic",
 }
-# Earlier names in these modules, which the documentation had.
-RENAMED = {"modeling_wavlink.long": {"hear": "encode_recording"}}
+# Earlier names in these modules, and the module and name that have them now.
+RENAMED = {
+    "hub_cards.upload": {"without_token": "wavlink.hub_errors:without_token"},
+    "modeling_wavlink.cli": {
+        "code_of": "wavlink.console:code_of",
+        "on_stop_signals": "wavlink.console:on_stop_signals",
+        "signals_as_interrupts": "wavlink.console:signals_as_interrupts",
+        "stdout_for": "wavlink.console:stdout_for",
+    },
+    "modeling_wavlink.long": {
+        "hear": "wavlink.long_recordings:encode_recording",
+        "main": "wavlink.localization:main",
+        "run": "wavlink.localization:run",
+    },
+    "modeling_wavlink.made_ahead": {"made_ahead": "wavlink.prefetch:prefetch"},
+    "processing.paper_data": {"Report": "processing.datasets.report:ClipReport"},
+}
 # The module whose `main` `python -m` runs, where it is another one.
 COMMANDS = {"modeling_wavlink.long": "wavlink.localization"}
 
@@ -100,7 +115,8 @@ class _FormerPaths:
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(MOVED[spec.name])
         for former, name in RENAMED.get(spec.name, {}).items():
-            setattr(module, former, getattr(module, name))
+            home, _, name = name.partition(":")
+            setattr(module, former, getattr(importlib.import_module(home), name))
         self._specs[spec.name] = module.__spec__
         return module
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from modeling_wavlink.former_paths import MOVED
+from modeling_wavlink.former_paths import MOVED, RENAMED
 from tests.processes import run_process
 
 COMMANDS = ["classify", "cli", "evaluation", "long", "onnx_export", "ray_embedding", "search", "sound_map"]
@@ -18,6 +18,12 @@ def test_a_former_path_is_the_module_itself(former):
     module = importlib.import_module(former)
     assert module is importlib.import_module(MOVED[former])
     assert module.__name__ == module.__spec__.name == MOVED[former]
+
+
+@pytest.mark.parametrize("module, former", [(module, former) for module in RENAMED for former in RENAMED[module]])
+def test_a_former_name_is_what_has_the_new_name(module, former):
+    home, _, name = RENAMED[module][former].partition(":")
+    assert getattr(importlib.import_module(module), former) is getattr(importlib.import_module(home), name)
 
 
 def test_a_former_name_is_the_function_itself():
