@@ -11,9 +11,10 @@ import sys
 
 from wavlink.console import run_command
 from wavlink.training.command import main, parse_recipe, recipe_parser
-from wavlink.training.loop import Run, train
+from wavlink.training.log import Log
+from wavlink.training.loop import Run, StopSignal, train
 
-__all__ = ["Run", "main", "parse_recipe", "recipe_parser", "train"]
+__all__ = ["Log", "Run", "StopSignal", "main", "parse_recipe", "recipe_parser", "train"]
 
 if __name__ == "__main__":
     sys.exit(run_command("train.py", main))

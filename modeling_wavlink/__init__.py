@@ -7,7 +7,6 @@ import importlib
 
 import transformers  # noqa: F401  before the modules below, which `wavlink` has registered as soon as it is imported
 
-from . import former_paths
 from .clap_audio_wavlink import WavLinkClapAudioModel
 from .configuration_wavlink import WavLinkConfig
 from .losses_wavlink import truncate_embeddings
@@ -23,5 +22,4 @@ __all__ = [
     "truncate_embeddings",
 ]
 
-former_paths.install()
-importlib.import_module("processing")  # which registers them
+importlib.import_module("processing")  # which registers them, and makes earlier import paths work

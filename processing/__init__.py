@@ -3,13 +3,14 @@
 Importing it registers WavLink's classes with transformers' Auto classes, see `processing.auto_classes`.
 """
 
-from . import audio_inputs_wavlink
+from . import audio_inputs_wavlink, former_paths
 from .audio import load_audio
 from .auto_classes import register
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from .processing_wavlink import WavLinkProcessor
 
 register()
+former_paths.install()
 
 __all__ = ["WavLinkClapFeatureExtractor", "WavLinkFeatureExtractor", "WavLinkProcessor"]
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from modeling_wavlink.former_paths import MOVED, RENAMED
+from processing.former_paths import MOVED, RENAMED
 from tests.processes import run_process
 
 COMMANDS = ["classify", "cli", "evaluation", "long", "onnx_export", "ray_embedding", "search", "sound_map"]

@@ -42,4 +42,4 @@ def test_imports_have_no_circle():
 
 def test_model_folder_holds_only_shipped_files():
     names = {path.name for path in (TESTS.parent / "modeling_wavlink").glob("*.py")}
-    assert {name for name in names if not name.endswith("_wavlink.py")} == {"__init__.py", "former_paths.py"}
+    assert {name for name in names if not name.endswith("_wavlink.py")} == {"__init__.py"}

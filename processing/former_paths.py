@@ -133,7 +133,7 @@ def _run_former_command():
     import importlib
     import sys
 
-    from modeling_wavlink.former_paths import COMMANDS, MOVED
+    from processing.former_paths import COMMANDS, MOVED
 
     former = __spec__.name  # noqa: F821  of the module that it is run as
     main = importlib.import_module(COMMANDS.get(former, MOVED[former])).main
