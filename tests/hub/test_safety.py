@@ -40,8 +40,7 @@ RUNS_CODE = {"eval", "exec", "compile", "__import__"}
 UNSAFE = {"load_pickle", "read_pickle", "register_for_checkpointing", "full_load", "unsafe_load", "system", "popen"}
 
 # The only files that may: one looks through a pickled index without running it; others start `git`, a clean Python,
-# `wavlink train`, or
-# the command that is measured.
+# `wavlink train`, or the command that is measured.
 MAY_IMPORT = {
     "wavlink/training/checkpoints.py": {"pickle"},
     "wavlink/training/memory.py": {"ctypes"},  # glibc's mallopt
