@@ -210,7 +210,7 @@ def test_an_air_bench_without_questions_or_of_another_split_is_refused(tmp_path)
 
 
 FROM_THE_HUB = """
-from processing.benchmark_data import load_benchmark
+from processing.datasets.benchmarks import load_benchmark
 rows, report = load_benchmark("airbench")
 print(len(rows), report.missing)
 rows, report = load_benchmark("us8k")

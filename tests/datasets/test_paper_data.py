@@ -367,7 +367,7 @@ def test_load_split_takes_a_name_and_keeps_what_training_crops(csv_files, tmp_pa
 
 FROM_THE_HUB = """
 import base64, json, sys
-from processing.paper_data import load_paper_data
+from processing.datasets.paper import load_paper_data
 for name, split, audio in {wanted}:
     dataset, report = load_paper_data(name, split, audio)
     clips = [[row["captions"], base64.b64encode(row["audio"]["bytes"] or b"").decode()] for row in dataset]

@@ -63,10 +63,10 @@ def test_short_clips_are_at_most_batch_size_in_a_batch(processor):
 
 PEAK = """
 import json, resource, sys
-from modeling_wavlink.embedding import embed_audio
+from wavlink.evaluation.embed_split import embed_audio
 from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from tests.conftest import word_level_tokenizer
-from tests.test_bounded_batches import Recording, Rows
+from tests.evaluation.test_bounded_batches import Recording, Rows
 processor = WavLinkProcessor(WavLinkFeatureExtractor(), word_level_tokenizer("[CLS]", "[SEP]", "[PAD]"))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 embed_audio(Recording(), processor, Rows([1.0]), [1], progress=False)

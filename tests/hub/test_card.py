@@ -13,13 +13,13 @@ import pytest
 import soundfile
 import torch
 import yaml
-from hub_cards.known import BENCHMARK_IDS, DATA, PAPER_RETRIEVAL, SIZES, towers_of
 from huggingface_hub import ModelCard, metadata_load, parse_eval_result_entries
 from transformers import ClapFeatureExtractor
 
 from hub_cards import card as card_module
 from hub_cards.card import paper_size, write_card
 from hub_cards.metadata import data_name, hub_data
+from hub_cards.published_facts import BENCHMARK_IDS, DATA, PAPER_RETRIEVAL, SIZES, towers_of
 from hub_cards.training import hours, stages
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing import WavLinkProcessor

@@ -24,7 +24,7 @@ import json, sys, numpy as np, torch
 from datasets import Dataset, Features, List, Value
 from peft import LoraConfig, get_peft_model
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.embedding import embed_audio
+from wavlink.evaluation.embed_split import embed_audio
 from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from transformers import AutoTokenizer
 folder, clips = "FOLDER", np.load("CLIPS")

@@ -24,7 +24,7 @@ FILES = {"model.safetensors", "config.json", "README.md", "modeling_wavlink.py",
 QUICK = """
 import sys, time
 from hub_cards import push
-from hub_cards.record import LINE, RECORD
+from wavlink.hub_record import LINE, RECORD
 from wavlink.console import run_command
 time.sleep = lambda seconds: None
 push.verify = lambda folder, expected: None
@@ -225,7 +225,7 @@ def test_branch_pull_request_and_tag(hub, here, wavlink_folder, tmp_path, capsys
 EARLY = """
 import json, os, sys
 from hub_cards import push
-from hub_cards.record import LINE, RECORD
+from wavlink.hub_record import LINE, RECORD
 def no_work(*_):
     raise AssertionError("prepared before the right to write was known")
 push.prepare, said = no_work, []

@@ -48,7 +48,7 @@ found = [sum(p.numel() for p in model.parameters()), str(model.dtype), processor
 del model
 sys.path.insert(0, "")
 import train
-from modeling_wavlink.building import build, refuse_bad_start
+from wavlink.training.factory import build, refuse_bad_start
 recipe = train.parse_recipe([STAGE, "--init", name])
 refuse_bad_start(recipe)
 model, processor = build(recipe, lambda: ())

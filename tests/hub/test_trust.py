@@ -393,9 +393,9 @@ def test_an_index_with_the_path_of_a_model_of_other_dims_reads_no_weights(index,
 
 FROM_HUB = """
 import sys
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.indexing import index_sounds
-from modeling_wavlink.querying import Index
+from wavlink.embedder import Embedder
+from wavlink.search.build import index_sounds
+from wavlink.search.index import Index
 if "make" in sys.argv:
     index_sounds(sys.argv[2], sys.argv[3], "user/wavlink", progress=False)
 try:

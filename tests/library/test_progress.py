@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_killed_process_with_tqdms_lock_blocks_no_bar():
     code = f"""{LOCK_HELD_BY_THE_DEAD}
-from modeling_wavlink.progress import Bar
+from wavlink.progress import Bar
 for disable in (True, False):
     with Bar(total=2, disable=disable) as bar:
         bar.set_postfix(loss=1)
@@ -32,7 +32,7 @@ def test_forked_process_has_a_free_lock():
     """As where another thread draws a bar at that moment."""
     code = """
 import os, threading
-from modeling_wavlink.progress import Bar
+from wavlink.progress import Bar
 thread = threading.Thread(target=Bar.get_lock().acquire)
 thread.start(), thread.join()
 if not (child := os.fork()):

@@ -251,8 +251,8 @@ def test_sounds_that_have_moved(sounds, tmp_path, embedder):
 
 DRIVER = """
 import os, random, signal, sys, time, torch
-from modeling_wavlink.embedder import Embedder
-from modeling_wavlink.indexing import index_sounds
+from wavlink.embedder import Embedder
+from wavlink.search.build import index_sounds
 model, sounds, out = sys.argv[1:]
 torch.set_num_threads(1)
 embedder, rng, kills, fsync = Embedder(model), random.Random(0), 0, os.fsync
@@ -333,7 +333,7 @@ STOPPED_BESIDE_A_DEAD_PROCESS = f"""{LOCK_HELD_BY_THE_DEAD}
 import signal, sys
 from transformers.utils import logging
 from modeling_wavlink import search
-from modeling_wavlink.embedder import Embedder
+from wavlink.embedder import Embedder
 logging.disable_progress_bar()  # as the command does
 real = Embedder.embed_clips
 def embed_clips(self, clips):

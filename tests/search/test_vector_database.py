@@ -294,7 +294,7 @@ def test_load_after_kill_equals_an_unbroken_load(tmp_path, start_code):
 
 READ = """
 import sys, numpy
-from modeling_wavlink.vector_database import VectorDatabase
+from wavlink.search.lance import VectorDatabase
 database = VectorDatabase(sys.argv[1], "sounds")
 print("open", flush=True)
 query = numpy.load(sys.argv[2])

@@ -22,7 +22,7 @@ from wavlink.training.memory import peak_memory
 FREED = """
 import sys
 import torch
-from modeling_wavlink.memory import limit_kept_memory, peak_memory
+from wavlink.training.memory import limit_kept_memory, peak_memory
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -72,7 +72,7 @@ def test_settings_of_the_environment_stay():
 LENGTHS = """
 import sys
 import torch
-from modeling_wavlink.memory import limit_kept_memory, return_freed_memory
+from wavlink.training.memory import limit_kept_memory, return_freed_memory
 
 def resident():
     with open("/proc/self/statm") as file:
