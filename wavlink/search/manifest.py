@@ -114,7 +114,8 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise ValueError(
-            f"{folder} is no index, it has no {MANIFEST_FILE}: make one with `wavlink index SOUNDS --model M --out {folder}`"
+            f"{folder} is no index, it has no {MANIFEST_FILE}: make one with `wavlink index SOUNDS --model M --out "
+            f"{folder}`"
         )
     try:
         return _parse(json.loads(path.read_text(encoding="utf-8")))

@@ -137,7 +137,9 @@ def _read(index: IndexFolder, most: int, seed: int) -> tuple[Manifest, int, list
     files = with_large_texts(index.files())
     paths = sorted(files.filter(pc.greater(files["rows"], 0))["path"].unique().to_pylist())
     if not paths:
-        raise ValueError(f"{index.folder} holds no sounds yet: add some with `index SOUNDS --out {index.folder}`")
+        raise ValueError(
+            f"{index.folder} holds no sounds yet: add some with `wavlink index SOUNDS --out {index.folder}`"
+        )
     count = len(paths)
     if count > most:
         paths = [paths[n] for n in sorted(np.random.default_rng(seed).choice(count, most, replace=False))]
