@@ -321,7 +321,7 @@ def test_bad_input_says_what_to_do(tmp_path):
     (tmp_path / "names.csv").write_text("name,label\na.wav,dog\n")
     (tmp_path / "others.csv").write_text("file_name,label\nb.wav,dog\n")
     refused = {
-        "holds no sounds yet: add some with `index": (empty, {}),
+        "holds no sounds yet: add some with `wavlink index": (empty, {}),
         "is no index": (tmp_path, {}),
         "cannot read the labels' file .*name a metadata.csv": (folder, {"labels": tmp_path / "none.csv"}),
         "no column 'label' .it has file_name, kind.: .*--label_column": (
