@@ -4,6 +4,7 @@ Nothing heavy is imported, so that `--help` answers at once.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def main_of(
     """Return the `main` of a command's module: it parses `argv`, by default this process's, and runs the command."""
 
     def main(argv: Sequence[str] | None = None) -> int:
-        return run(parser_of(add_options, prog).parse_args(argv)) or 0
+        return run(parser_of(add_options, prog, sys.modules[run.__module__].__doc__).parse_args(argv)) or 0
 
     return main
 

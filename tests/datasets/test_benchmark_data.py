@@ -145,8 +145,8 @@ def test_an_unknown_name_is_refused():
         load_benchmark("esc10")
 
 
-@pytest.mark.parametrize(("labels", "told"), [(50, False), (49, True)])
-def test_another_number_of_labels_is_reported(tmp_path, caplog, labels, told):
+@pytest.mark.parametrize(("labels", "reported"), [(50, False), (49, True)])
+def test_another_number_of_labels_is_reported(tmp_path, caplog, labels, reported):
     lines = [ESC50.splitlines()[0], *(f"{i}.wav,1,{i},label_{i},False,1,A" for i in range(labels))]
     folder = write(tmp_path, {"meta/esc50.csv": "\n".join(lines), "audio/0.wav": SOUNDS["dog"]})
     seen = []
@@ -156,7 +156,7 @@ def test_another_number_of_labels_is_reported(tmp_path, caplog, labels, told):
     logger.addHandler(handler)
     load_benchmark("esc50", folder=folder)
     logger.removeHandler(handler)
-    assert ("esc50 train has 49 labels here, 50 as published" in seen) is told
+    assert ("esc50 train has 49 labels here, 50 as published" in seen) is reported
     assert any("49 missing" in line or "48 missing" in line for line in seen)
 
 

@@ -299,11 +299,6 @@ def _to_int8(path: Path, processor) -> dict[str, float]:
     return {"mean": float(cosines.mean()), "min": float(cosines.min()), "measured": len(cosines)}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command with its arguments, by default those of the process."""
-    run_export(of.parser_of(of.export, "wavlink export", __doc__).parse_args(argv))
-
-
 def run_export(options: argparse.Namespace) -> None:
     """Run the command with parsed options."""
     with stdout_for(options.as_json) as print_json:
@@ -317,3 +312,6 @@ def run_export(options: argparse.Namespace) -> None:
             cost = f"; int8's cosine to it: mean {cosine['mean']:.4f}, min {cosine['min']:.4f}" if cosine else ""
             print(f"  {name}: fp32 within {difference:.1e} of torch{cost}")
         print_json({"folder": options.folder} | about)
+
+
+main = of.main_of("wavlink export", of.export, run_export)

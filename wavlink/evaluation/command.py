@@ -134,11 +134,6 @@ def draw(models: Sequence[dict], output: Path) -> None:
             draw_confusion(scores["zero_shot"]["confusion"], output.with_suffix(suffix))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command with its arguments, by default those of the process."""
-    run(_parser().parse_args(argv))
-
-
 def run(options: argparse.Namespace) -> None:
     """Run the command with parsed options."""
     with stdout_for(options.as_json) as print_json:
@@ -251,10 +246,9 @@ def _protocol(options: argparse.Namespace) -> Protocol:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    return of.parser_of(of.evaluate, "wavlink eval", __doc__)
-
-
 def _say(lines: str) -> None:
     """Print lines, whose labels and names may hold control characters."""
     print("\n".join(map(printable, lines.split("\n"))), flush=True)
+
+
+main = of.main_of("wavlink eval", of.evaluate, run)

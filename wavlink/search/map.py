@@ -55,11 +55,6 @@ _PERPLEXITY = 30.0
 _SLOW = 5_000  # sounds that take more than about a minute
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command with these arguments, or those of the process."""
-    run(_parser().parse_args(arguments))
-
-
 def run(options: argparse.Namespace) -> None:
     """Draw a map, and print what it shows."""
     options = dict(vars(options))
@@ -301,5 +296,4 @@ def _relative(file: str, folder: str) -> str:
         return Path(file).as_uri()
 
 
-def _parser() -> argparse.ArgumentParser:
-    return of.parser_of(of.draw_map, "wavlink map", __doc__)
+main = of.main_of("wavlink map", of.draw_map, run)

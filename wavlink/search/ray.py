@@ -259,11 +259,6 @@ def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_
     return embedded.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command with these arguments, or those of the process."""
-    run(of.parser_of(of.ray, "wavlink ray", __doc__).parse_args(arguments))
-
-
 def run(options: argparse.Namespace) -> None:
     """Embed, and print what was done."""
     options = dict(vars(options))
@@ -271,3 +266,6 @@ def run(options: argparse.Namespace) -> None:
     print(report)
     for path, error in report.skipped.items():
         print(f"  {printable(path)}: {printable(error)}")
+
+
+main = of.main_of("wavlink ray", of.ray, run)
