@@ -1,8 +1,8 @@
 """Export both towers to ONNX, verified in onnxruntime, into a folder that is served without torch.
 
 ```
-python -m wavlink.backends.onnx runs/sounds/best onnx/sounds
-python -m wavlink.backends.onnx runs/sounds/best onnx/sounds-int8 --int8
+wavlink export runs/sounds/best onnx/sounds
+wavlink export runs/sounds/best onnx/sounds-int8 --int8
 python examples/serve_onnx.py onnx/sounds dog.wav --text "a dog barks" "rain"
 ```
 """

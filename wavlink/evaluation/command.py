@@ -1,6 +1,6 @@
 """The command `wavlink eval`: every score of the paper, for one model or several side by side.
 
-    python -m wavlink.evaluation.command --model M [M ...] --output SCORES.json \\
+    wavlink eval --model M [M ...] --output SCORES.json \\
         --benchmark audiocaps|clotho|esc50|us8k|vggsound|airbench|synthetic|FOLDER
 
 A model is a WavLink or a CLAP, a folder or a Hub id, or `random:M`, M's architecture with new weights. FOLDER is any
