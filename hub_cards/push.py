@@ -29,6 +29,7 @@ from transformers.utils import logging
 from hub_cards.space.folder import check_space, write_space
 from wavlink import options as of
 from wavlink.atomic_files import new_folder
+from wavlink.bundled_models import resolve
 from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for, step
 from wavlink.hub_errors import without_token
 from wavlink.hub_upload import Target, check_access, upload
@@ -84,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
 def push(options: argparse.Namespace) -> str:
     """Check, prepare, verify and upload; return the address of the commit, or with --dry_run the folder."""
     kind = "space" if options.space else "model"
+    options.folder = options.folder and resolve(options.folder)
     names = ("repo_id", "private", "revision", "create_pr", "tag", "overwrite_card")
     target = Target(kind=kind, **{name: getattr(options, name) for name in names})
     scores = read_scores(options.scores)

@@ -14,6 +14,7 @@ from modeling_wavlink.compat_wavlink import optional_file
 from modeling_wavlink.pretrained_wavlink import refuse_adapter
 from processing import WavLinkProcessor
 from processing.hub_names import needs_cache
+from wavlink.bundled_models import bundled, names
 from wavlink.training.factory import build
 from wavlink.training.recipes import get_recipe
 
@@ -87,6 +88,7 @@ def _open_adapter(source: str) -> tuple[PeftModel, WavLinkProcessor]:
             f"{source}, an adapter of the Hub, names {base} as its base, which is on this machine: download the "
             "adapter, look at it, and give its folder"
         )
+    base = bundled(base) if base in names() else base
     logger.warning(f"the base of {source} is {base[:200]!r}, as its adapter_config.json says")
     try:
         refuse_adapter(base)

@@ -27,7 +27,9 @@ from transformers import (
 
 from modeling_wavlink import WavLinkModel
 from processing import WavLinkProcessor
+from wavlink import bundled_models
 
+from .bundled_folders import write_bundle
 from .hub_server import Hub
 from .processes import started
 
@@ -219,6 +221,20 @@ def wavlink_folder(model, processor, tmp_path) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def no_bundle(tmp_path, monkeypatch) -> Path:
+    """An empty folder in place of the package's bundled models."""
+    (tmp_path / "models").mkdir()
+    monkeypatch.setattr(bundled_models, "MODELS", tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def tiny_bundle(no_bundle, wavlink_folder) -> Path:
+    """The tiny WavLink in place of the bundled `wavlink-tiny`."""
+    return write_bundle(no_bundle, wavlink_folder)
 
 
 @pytest.fixture(scope="module")

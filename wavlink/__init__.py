@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wavlink.training.recipes import load_recipe
     from wavlink.training.trainer import WavLinkTrainer
 
+    from .bundled_models import bundled
     from .classification import classify
     from .embedder import Embedder
     from .localization import locate
@@ -44,6 +45,7 @@ __all__ = [
     "train",
     "load_audio",
     "load_recipe",
+    "bundled",
 ]
 # Where each name lives, and the extra that brings what its module imports.
 _HOMES = {
@@ -60,6 +62,7 @@ _HOMES = {
     "train": ("wavlink.training.loop", "train"),
     "load_audio": ("processing.audio", ""),
     "load_recipe": ("wavlink.training.recipes", ""),
+    "bundled": ("wavlink.bundled_models", ""),
 }
 
 

@@ -26,7 +26,7 @@ from .sanitize import clean
 
 
 def classify(
-    model: str | os.PathLike[str] | PreTrainedModel | Embedder,
+    model: str | os.PathLike[str] | PreTrainedModel | Embedder | None,
     sounds: AudioSource | Iterable[AudioSource],
     labels: Sequence[str],
     *,
@@ -44,8 +44,8 @@ def classify(
     windows, whose vectors are averaged.
 
     Args:
-        model: a folder or Hub id of a WavLink or a CLAP, a loaded model (with `processor`), or an `Embedder`, which
-            saves loading the model at each call.
+        model: a folder or Hub id of a WavLink or a CLAP, the name of a bundled model (None: `wavlink-tiny`), a loaded
+            model (with `processor`), or an `Embedder`, which saves loading the model at each call.
         sounds: one or several: a file's path, a folder (all sound files below it), bytes,
             `{"array": samples, "sampling_rate": hertz}` with mono floats `[samples]` in [-1, 1], or a decoder of
             `datasets`.

@@ -55,12 +55,12 @@ COMMANDS = {
     "classify": Command(
         *("wavlink.classification", "run", of.classify, ""),
         "name sounds",
-        "dog.wav my_sounds --model runs/my/best --labels dog rain",
+        "dog.wav my_sounds --labels dog rain",
     ),
     "index": Command(
         *(SEARCH, "index", of.index, "search"),
         "index sounds",
-        "my_sounds --model runs/my/best --out my_index",
+        "my_sounds --out my_index",
     ),
     "query": Command(
         *(SEARCH, "query", of.query, "search"),
@@ -68,7 +68,7 @@ COMMANDS = {
         'my_index "a dog barks" --without rain',
     ),
     "info": Command(
-        *(SEARCH, "info", of.info, "search"), "show what an index holds, and what was skipped", "my_index"
+        *(SEARCH, "info", of.info, "search"), "show what an index holds, or which models are bundled", "my_index"
     ),
     "verify": Command(
         *(SEARCH, "verify", of.verify, "search"), "compare an index with its checksums", "my_index --drop"
@@ -118,7 +118,7 @@ COMMANDS = {
     ),
     "samples": Command(
         *("wavlink.samples", "run", of.samples, "data"),
-        "write captioned sounds made by code, for a first try",
+        "write captioned sounds for a first try, made by code or real",
         "my_sounds",
     ),
     "ray": Command(

@@ -19,6 +19,7 @@ from wavlink.backends.torch_cpu import pack_layers
 
 from . import defaults
 from .batching import cover, cut_batches, mean_direction
+from .bundled_models import name_of
 from .clap_processor import RepeatableClapProcessor, refuse_other_samples
 from .loading import load_for_evaluation
 from .loading import revision as revision_of
@@ -41,7 +42,8 @@ class Embedder:
     Neither changes a vector: it equals that of the clip alone (fp32: to 1e-5).
 
     Args:
-        model: a folder or Hub id of a WavLink or of a CLAP of transformers; or such a model, which is copied.
+        model: a folder or Hub id of a WavLink or of a CLAP of transformers, the bare name of a bundled model (default:
+            `wavlink-tiny`, see `wavlink.bundled`); or a loaded model, which is copied.
         processor: of a loaded model, and only then.
         revision: of a Hub id: a branch, tag or commit.
         local_files_only: whether a Hub id is looked up in the local cache alone.
@@ -78,7 +80,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | PreTrainedModel,
+        model: str | os.PathLike[str] | PreTrainedModel | None = None,
         processor: ProcessorMixin | RepeatableClapProcessor | None = None,
         *,
         revision: str | None = None,
@@ -91,11 +93,11 @@ class Embedder:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         hub = {"revision": revision, "local_files_only": local_files_only}
         self._arguments = {**hub, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
-        model = os.fspath(model) if isinstance(model, os.PathLike) else model
+        model = os.fspath(model or "") if isinstance(model, os.PathLike | None) else model
         self._source = model if isinstance(model, str) else None
         self._batch_size = None
         model, self.processor = _load(model, processor, revision, local_files_only)
-        self.name, self.revision = model.name_or_path or type(model).__name__, revision_of(model)
+        self.name, self.revision = name_of(model.name_or_path) or type(model).__name__, revision_of(model)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu":
@@ -310,7 +312,7 @@ class Embedder:
 
 
 def embedder_for(
-    model: str | os.PathLike[str] | PreTrainedModel | Embedder,
+    model: str | os.PathLike[str] | PreTrainedModel | Embedder | None,
     processor: ProcessorMixin | RepeatableClapProcessor | None = None,
     device: str | None = None,
     dtype: str | None = None,

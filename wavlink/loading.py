@@ -32,6 +32,7 @@ from modeling_wavlink.pretrained_wavlink import from_safetensors, refuse_adapter
 from processing import WavLinkProcessor
 from processing.hub_names import near_folder, needs_cache
 
+from . import bundled_models
 from .clap_processor import RepeatableClapProcessor
 
 logger = logging.get_logger(__name__)
@@ -52,7 +53,8 @@ def load_for_evaluation(
     """Load a model, in fp32 and eval mode, and its processor; a CLAP is used like a WavLink.
 
     Args:
-        name: a folder or Hub id of a WavLink or of a CLAP of transformers, with or without fusion; or
+        name: a folder or Hub id of a WavLink or of a CLAP of transformers, with or without fusion; the bare name of a
+            bundled model (see `wavlink.bundled`; "" is the default one); or
             `random:NAME@SEED`, one of these with new weights (see `random_control`); `random:NAME` has seed 0. A
             number after the last `@` is always the seed. Code beside the weights is not run.
         device: that the model is moved to.
@@ -68,6 +70,7 @@ def load_for_evaluation(
         ValueError: a name that is none of these, or weights or a processor that are missing.
     """
     source, seed = parse_name(name)
+    source = bundled_models.resolve(source)
     model_type, commit, local_files_only = _look_up(source, revision, local_files_only)
     if revision and not commit:
         raise ValueError(f"revision={revision!r} is of a Hub id, {source} is a folder: leave it out")

@@ -25,7 +25,7 @@ from .embedder import Embedder, embedder_for
 from .long_recordings import Recording, Span, check_score, clock, encode_recording, noise_score, windows_for
 from .sanitize import printable
 
-Model: TypeAlias = str | os.PathLike[str] | PreTrainedModel | Embedder
+Model: TypeAlias = str | os.PathLike[str] | PreTrainedModel | Embedder | None
 
 
 @overload
@@ -83,7 +83,8 @@ def locate(
     The recording is encoded in overlapping windows while it is decoded, so that a day of sound needs little memory.
 
     Args:
-        model: a folder or Hub id of a WavLink or a CLAP, a loaded model (with `processor`), or an `Embedder`.
+        model: a folder or Hub id of a WavLink or a CLAP, the name of a bundled model (None: `wavlink-tiny`), a loaded
+            model (with `processor`), or an `Embedder`.
         recording: a file's path or bytes, `{"array": samples, "sampling_rate": hertz}` with mono floats `[samples]` in
             [-1, 1], or a decoder of `datasets`.
         query: a text, or a list of texts.

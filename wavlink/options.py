@@ -28,6 +28,7 @@ from .parsing import Parser
 
 MODEL = "a folder or a Hub id of a WavLink or a CLAP"
 INDEX_MODEL = "the index's own model, if it is elsewhere now (default: where the index says)"
+BUNDLED = "default: the bundled wavlink-tiny"
 REVISION = "of a Hub id: a branch, tag or commit (default: its main branch)"
 
 
@@ -57,13 +58,15 @@ def main_of(
 def samples(parser: Parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder to write, new or empty")
     parser.add_argument("--clips_per_kind", type=int, default=2, help="sounds of each of 56 kinds in each split")
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of sounds made by code (default: all)")
+    parser.add_argument("--real", action="store_true", help="write twelve real clips with their credits instead")
     json_option(parser)
 
 
 def classify(parser: Parser) -> None:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="sound files, or folders of them")
-    add("--model", required=True, help=MODEL)
+    add("--model", default="", help=f"{MODEL} ({BUNDLED})")
     add("--labels", required=True, nargs="+", metavar="LABEL", help="labels to choose from, two or more")
     add(
         "--prompt",
@@ -81,7 +84,12 @@ def classify(parser: Parser) -> None:
 
 def evaluate(parser: Parser) -> None:
     add = parser.add_argument
-    add("--model", required=True, nargs="+", help="folders, Hub ids, or random:FOLDER_OR_ID for new weights")
+    add(
+        "--model",
+        nargs="+",
+        default=[""],
+        help=f"folders, Hub ids, or random:FOLDER_OR_ID for new weights ({BUNDLED})",
+    )
     add("--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, an audiofolder, or a Hub data set")
     add("--split", default="", help="default: what the benchmark is scored on; of a folder, test")
     add("--data", default="", help="a local folder or Hub id to read a benchmark by name from (default: its own)")
@@ -112,7 +120,7 @@ def index(parser: Parser) -> None:
     json_option(parser)
     add("sounds", nargs="+", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
     add("--out", required=True, metavar="INDEX", help="folder of the index, new or not")
-    add("--model", default="", help="a folder or a Hub id; an index that exists knows its own (default: that one)")
+    add("--model", default="", help=f"{MODEL} (default: the index's own; of a new index the bundled wavlink-tiny)")
     add("--dim", type=int, help="one of the nested dims (default: the least from 48 on)")
     add("--storage", choices=STORAGES, help=f"number format of a new index (default: {STORAGE})")
     add("--window", type=float, help=f"seconds embedded at once, of a new index (default: {WINDOW:g})")
@@ -147,7 +155,9 @@ def query(parser: Parser) -> None:
 
 
 def info(parser: Parser) -> None:
-    index_folder(parser)
+    json_option(parser)
+    text = "folder of an index (default: the models that come with this package)"
+    parser.add_argument("folder", nargs="?", metavar="INDEX", help=text)
 
 
 def verify(parser: Parser) -> None:
@@ -218,7 +228,8 @@ def draw_map(parser: Parser) -> None:
 
 def where(parser: Parser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", help=MODEL)
+    parser.intermixed = True
+    add("model", nargs="?", default="", metavar="MODEL", help=f"{MODEL} ({BUNDLED})")
     add("file", metavar="FILE", help="the recording: wav, flac, ogg, opus, mp3, ... of any length")
     add("--query", nargs="+", default=[], metavar="TEXT", help="texts to look for")
     add("--by_sound", nargs="+", default=[], metavar="FILE", help="sounds to look for")
@@ -286,7 +297,7 @@ def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespac
 
 def space(parser: Parser) -> None:
     add = parser.add_argument
-    add("--model", required=True, help="a WavLink, a folder or a Hub id")
+    add("--model", default="", help=f"a WavLink, a folder or a Hub id ({BUNDLED})")
     add("--revision", help=REVISION)
     add("--index", default="", help="an index of sounds; or `synthetic`, of sounds made by code at the start")
     add("--sounds", default="", metavar="FOLDER", help="holds the index's sounds now (default: where they were)")
@@ -302,7 +313,7 @@ def space(parser: Parser) -> None:
 def ray(parser: Parser) -> None:
     add = parser.add_argument
     add("sounds", nargs="+", metavar="SOUNDS", help="folders, files or @list.txt")
-    add("--model", required=True, help=MODEL)
+    add("--model", default="", help=f"{MODEL} ({BUNDLED})")
     add("--revision", help=REVISION)
     add("--out", required=True, metavar="FOLDER", help="folder for the rows")
     add("--actors", type=int, default=2, help="models in the cluster")
@@ -323,7 +334,7 @@ def lance_load(parser: Parser) -> None:
 def lance_query(parser: Parser) -> None:
     add = parser.add_argument
     add("text", metavar="TEXT", help="what to find, in words")
-    add("--model", required=True, help="a folder or Hub id, the one that the rows were made by")
+    add("--model", default="", help=f"a folder or Hub id, the one that the rows were made by ({BUNDLED})")
     add("--top_k", type=int, default=10, help="results")
     add("--under", metavar="PREFIX", help="only sounds whose paths begin so, such as dogs/ (default: all)")
     json_option(parser)

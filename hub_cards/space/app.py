@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hub_cards.space import pages, samples
 from hub_cards.space.answers import Demo, Limits, trained_on
+from wavlink import bundled_models
 from wavlink import options as of
 from wavlink.console import run_command, signals_as_interrupts, stdout_for
 from wavlink.embedder import Embedder
@@ -213,6 +214,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace, folder: Path) -> Demo:
     limits = Limits(options.max_mb, options.max_seconds, options.max_wait)
+    options.model = bundled_models.resolve(options.model)
     embedder = Embedder(options.model, revision=options.revision, device=options.device)
     index = options.index
     if index == "synthetic":

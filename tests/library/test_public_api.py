@@ -24,11 +24,11 @@ from wavlink.evaluation import command as evaluation
 ROOT = Path(__file__).parents[2]
 NAMES = (
     "WavLinkConfig WavLinkModel WavLinkProcessor WavLinkFeatureExtractor WavLinkTrainer Embedder Index classify "
-    "locate evaluate train load_audio load_recipe"
+    "locate evaluate train load_audio load_recipe bundled"
 ).split()
 FUNCTIONS = [name for name in NAMES if name.islower()]
 LABELS = ["a low sound", "a high sound"]
-VERBS = "classify find evaluate train decode load".split()
+VERBS = "classify find evaluate train decode load return".split()
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def sounds_folder(tmp_path) -> Path:
 
 
 @pytest.fixture
-def namespace(wavlink_folder, sounds_folder, tmp_path) -> dict:
-    """What the examples may use without defining it."""
+def namespace(wavlink_folder, tiny_bundle, sounds_folder, tmp_path) -> dict:
+    """What the examples may use without defining it, and a bundled model."""
     (tmp_path / "output").mkdir()
     return {"model_folder": wavlink_folder, "sounds_folder": sounds_folder, "output_folder": tmp_path / "output"}
 
@@ -435,8 +435,8 @@ def test_only_a_recipe_is_trained():
 
 def test_an_index_is_built_brought_up_to_date_and_opened(namespace):
     folder, sounds = namespace["output_folder"] / "index", namespace["sounds_folder"]
-    with pytest.raises(ValueError, match="model"):
-        wavlink.Index.build(sounds / "train", folder, progress=False)
+    with pytest.raises(ValueError, match="bundled model"):
+        wavlink.Index.build(sounds / "train", folder, "no-such-model", progress=False)
     (sounds / "train/broken.wav").write_bytes(b"no sound")
     index = wavlink.Index.build(
         sounds / "train", folder, namespace["model_folder"], window=0.5, hop=0.25, progress=False

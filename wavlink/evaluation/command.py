@@ -27,6 +27,7 @@ from processing.datasets.load import SYNTHETIC, caption_columns, load_split, nam
 from processing.datasets.paper import load_paper_data
 from wavlink import options as of
 from wavlink.atomic_files import only_writer, write_text
+from wavlink.bundled_models import DEFAULT, name_of
 from wavlink.console import stdout_for
 from wavlink.destinations import file_destination
 from wavlink.embedder import Embedder
@@ -143,7 +144,7 @@ def run(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> dict:
     """Evaluate; scores are printed and written as they come."""
     return evaluate_models(
-        options.model,
+        options.model or [""],
         options.benchmark,
         _protocol(options),
         output=options.output,
@@ -212,7 +213,7 @@ def _score_models(
     head = {"benchmark": benchmark, "split": about.pop("split"), "data": about}
     scored = []
     for number, model in enumerate(models):
-        name = model.name if isinstance(model, Embedder) else model
+        name = model.name if isinstance(model, Embedder) else name_of(model) or DEFAULT
         store = (parts / str(number), about["fingerprint"]) if parts else None
         scored.append({"model": name, **head, **score(model, dataset, columns, protocol, batch_size, store)})
         say(f"{name}\n{evaluation_report(scored[-1])}")

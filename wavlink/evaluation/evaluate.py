@@ -15,7 +15,7 @@ from .questions import TEXT
 
 
 def evaluate(
-    model: str | os.PathLike[str] | PreTrainedModel | Embedder,
+    model: str | os.PathLike[str] | PreTrainedModel | Embedder | None,
     benchmark: str | os.PathLike[str],
     *,
     processor: ProcessorMixin | None = None,
@@ -39,9 +39,9 @@ def evaluate(
     The columns of a split decide what is scored: captions, `label`, or `question`, `choices` and `answer`.
 
     Args:
-        model: a folder or Hub id of a WavLink or a CLAP, `random:NAME` for one with new weights, a loaded model (with
-            `processor`), or an `Embedder`, which is scored as it computes. A model given by name is scored in float32,
-            on a GPU where there is one.
+        model: a folder or Hub id of a WavLink or a CLAP, the name of a bundled model (None: `wavlink-tiny`),
+            `random:NAME` for one with new weights, a loaded model (with `processor`), or an `Embedder`, which is
+            scored as it computes. A model given by name is scored in float32, on a GPU where there is one.
         benchmark: `"audiocaps"`, `"clotho"`, `"esc50"`, `"us8k"`, `"vggsound"`, `"airbench"`, `"synthetic"`, the
             folder of an audiofolder, or a Hub data set.
         processor: of a loaded model.
@@ -91,9 +91,9 @@ def evaluate(
         choice_text=choice_text,
         seed=seed,
     )
-    named = isinstance(model, str | os.PathLike) and processor is None
+    named = isinstance(model, str | os.PathLike | None) and processor is None
     return evaluate_models(
-        [os.fspath(model) if named else embedder_for(model, processor)],  # type: ignore[arg-type]
+        [os.fspath(model or "") if named else embedder_for(model, processor)],  # type: ignore[arg-type]
         os.fspath(benchmark),
         protocol,
         output=output,

@@ -54,8 +54,8 @@ def index_sounds(
         sources: see `wavlink.search.listing.list_sounds`, also for `root` and `split`. Another `root` than that of
             the index means that its sounds have moved.
         out: the index's folder.
-        model: as `Embedder` takes it. An existing index names its model: give it only where this machine does not have
-            it under that name (see `embedder_of`).
+        model: as `Embedder` takes it (default: the bundled one). An existing index names its model: give it only where
+            this machine does not have it under that name (see `embedder_of`).
         dim: one of the nested dims, of a new index (default: the smallest from 48 on).
         storage: of a new index, see `quantization.STORAGES` (default: int8).
         window, hop: in seconds, of a new index (defaults: 10 and 5).

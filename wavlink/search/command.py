@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from processing.file_names import same_letters
+from wavlink import bundled_models
 from wavlink import options as of
 from wavlink.console import on_stop_signals, print_json
 from wavlink.parsing import Parser
@@ -69,8 +70,11 @@ def query(
     print_hits(hits, as_json)
 
 
-def info(folder: str, as_json: bool) -> None:
-    """Print what an index holds."""
+def info(folder: str | None, as_json: bool) -> None:
+    """Print what an index holds, or without one the models that come with the package."""
+    if folder is None:
+        _print_bundled(as_json)
+        return
     manifest, files = IndexFolder.reading(folder, lambda index: (index.manifest, with_large_texts(index.files())))
     skipped = {
         path: error for path, error in zip(*(files[n].to_pylist() for n in ("path", "error")), strict=True) if error
@@ -89,6 +93,18 @@ def info(folder: str, as_json: bool) -> None:
     for name, value in facts.items():
         print(f"{name:14} {clean(value, 1000)}")
     _print_skipped(skipped)
+
+
+def _print_bundled(as_json: bool) -> None:
+    models = bundled_models.describe_all()
+    if as_json:
+        print_json({"bundled": models})
+        return
+    print(f"{len(models)} bundled models" if models else "no model is bundled with this installation")
+    for model in models:
+        size, dims = model["bytes"] / 1e6, ", ".join(map(str, model["dims"]))
+        print(f"{model['name']:14} {size:.1f} MB  dims {dims}  {clean(model['error'] or 'intact', 1000)}")
+        print(f"{'':14} {clean(model['path'], 1000)}")
 
 
 def verify(folder: str, drop: bool, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from transformers import AutoConfig
 
 from modeling_wavlink.configuration_wavlink import one_line
 from processing.windows import check_window
+from wavlink.bundled_models import bundled, name_of, names, stands_for_bundled
 from wavlink.embedder import Embedder
 from wavlink.loading import parse_name
 
@@ -18,9 +19,9 @@ def embedder_of(
 ) -> Embedder:
     """Load the model that an index was made with.
 
-    The name in an index is data. Without `model` it is looked up on this machine only: a folder by its absolute path,
-    a Hub id among earlier downloads, at the index's commit. Its weights must be those of the index, and no code beside
-    them is run.
+    The name in an index is data. Without `model` it is looked up on this machine only: a bundled model by its name, a
+    folder by its absolute path, a Hub id among earlier downloads, at the index's commit. Its weights must be those of
+    the index, and no code beside them is run.
 
     Raises:
         ValueError: `model` has other weights; or without `model`, this machine does not have the index's model.
@@ -44,6 +45,8 @@ def _local(manifest: Manifest, device: str, dtype: str) -> Embedder:
     try:
         source = parse_name(name)[0]
         pinned = {"local_files_only": True}
+        if source in names():  # also where the working directory has a folder of that name
+            name, source = name.replace(source, bundled(source), 1), bundled(source)
         if os.path.isabs(source):
             if source.startswith(("//", "\\\\")) or not os.path.isdir(source):  # another machine's share is not read
                 raise ValueError("there is no such folder")
@@ -92,18 +95,23 @@ def new_embedder(model: str | Embedder, device: str, dtype: str, revision: str |
     """
     if isinstance(model, Embedder):
         return model
-    if not model:
-        raise ValueError("a new index needs its model: give --model, a folder or a Hub id")
-    name = _absolute(os.fspath(model))
-    embedder = Embedder(name, revision=revision, device=device, dtype=dtype, **hub)
+    name = portable(os.fspath(model) if model else bundled())
+    embedder = Embedder(
+        bundled(name) if name in names() else name, revision=revision, device=device, dtype=dtype, **hub
+    )
     embedder.name = name  # also of random:NAME@SEED
     return embedder
 
 
-def _absolute(model: str) -> str:
-    """Make a folder's path absolute, also in random:FOLDER: an index is opened from other working directories too."""
+def portable(model: str) -> str:
+    """Return the name that stands for a model in other working directories, and if it is a bundled one anywhere.
+
+    A folder's path becomes absolute, also in random:FOLDER; a bundled model's becomes its name.
+    """
     source, _ = parse_name(model)
-    if not os.path.isdir(source):
+    if stands_for_bundled(source) or not os.path.isdir(source):
         return model
+    if source == model and name_of(os.path.abspath(model)) in names():
+        return name_of(os.path.abspath(model))
     kind, rest = ("random:", model.removeprefix("random:")) if source != model else ("", model)
     return f"{kind}{os.path.abspath(source)}{rest.removeprefix(source)}"

@@ -23,6 +23,7 @@ import numpy as np
 
 from processing.windows import stream_windows
 from wavlink import options as of
+from wavlink.bundled_models import DEFAULT
 from wavlink.compat import map_batches
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
@@ -32,7 +33,7 @@ from .build import HOP, WINDOW
 from .changes import Report
 from .embedded_rows import Rows as _Rows
 from .embedded_rows import failed, fixed_size_list, parts_of  # noqa: F401 - for readers of the rows
-from .index_model import check_window_of
+from .index_model import check_window_of, portable
 from .listing import Listing, Sound, list_sounds
 
 _TRIES = 2  # how often a worker may die over one file alone
@@ -189,7 +190,7 @@ def embed_with_ray(
     listing = list_sounds([sources] if isinstance(sources, str | os.PathLike) else sources)
     if listing.rows is not None:
         raise ValueError(f"{listing.root} is a data set; workers read files: save its sounds as such on a shared disk")
-    model = os.path.abspath(model) if os.path.isdir(model) else model
+    model = portable(model or DEFAULT)
     embedder = Embedder(model, revision=revision, device="cpu", dtype=dtype, fast_kernels=False)
     check_window_of(embedder, window, hop)
     options = {"device": device, "dtype": dtype, "window": window, "hop": hop, "expected": embedder.revision}

@@ -13,6 +13,7 @@ from modeling_wavlink.modeling_wavlink import WavLinkModel
 from modeling_wavlink.pretrained_wavlink import refuse_adapter
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
 from processing.hub_names import needs_cache
+from wavlink.bundled_models import resolve
 from wavlink.compat import enable_checkpointing
 
 from .finetuning import lora_config, set_trainable
@@ -43,14 +44,15 @@ def refuse_bad_start(recipe: Recipe) -> None:
 
 
 def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
-    if not Path(recipe.init).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", recipe.init):
+    init = resolve(recipe.init)
+    if not Path(init).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", init):
         raise ValueError(
             f"{recipe.name} starts from {recipe.init}, which is neither a folder nor a Hub id: train its first stage, "
             "or give --init"
         )
-    needs_cache(recipe.init)
-    config = WavLinkConfig.from_pretrained(recipe.init)
-    refuse_adapter(recipe.init)
+    needs_cache(init)
+    config = WavLinkConfig.from_pretrained(init)
+    refuse_adapter(init)
     if config.loss_type != recipe.loss_type:
         raise ValueError(f"{recipe.init} has learned with {config.loss_type}: give --loss_type {config.loss_type}")
     if recipe.pooling and recipe.pooling != config.pooling:
@@ -99,8 +101,9 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
         captions: returns every training caption, whose words the tokenizer of a new text tower needs.
     """
     if recipe.init:
-        model = WavLinkModel.from_pretrained(recipe.init)  # this code, not the code beside the weights
-        processor = WavLinkProcessor.from_pretrained(recipe.init)
+        init = resolve(recipe.init)
+        model = WavLinkModel.from_pretrained(init, dtype=torch.float32)  # this code, not the code beside the weights
+        processor = WavLinkProcessor.from_pretrained(init)
         processor.feature_extractor.padding = recipe.padding
         model.config.label_smoothing = recipe.label_smoothing
     elif recipe.audio_model:

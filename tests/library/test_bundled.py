@@ -1,0 +1,242 @@
+"""Models that come with the package, by their bare names; a tiny stand-in in a models folder of the tests."""
+
+import argparse
+import copy
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import AutoModel, pipeline
+
+import wavlink
+from hub_cards.space.app import run as run_space
+from tests.bundled_folders import write_bundle
+from tests.conftest import RATE, tone
+from tests.processes import run_process
+from wavlink import Embedder, Index, bundled_models, cli
+from wavlink.loading import load_for_evaluation
+from wavlink.search.index_model import portable
+
+ROOT = Path(__file__).parents[2]
+LABELS = ["a low sound", "a high sound"]
+
+
+@pytest.fixture
+def sounds(tmp_path) -> Path:
+    """A folder of three captioned tones."""
+    (tmp_path / "sounds").mkdir()
+    lines = ["file_name,caption", *(f"{name}.wav,a {name} sound" for name in ("low", "bell", "rain"))]
+    (tmp_path / "sounds/metadata.csv").write_text("\n".join(lines))
+    for name, hertz in (("low", 200), ("bell", 900), ("rain", 500)):
+        soundfile.write(tmp_path / f"sounds/{name}.wav", tone(hertz, 1.0), RATE)
+    return tmp_path / "sounds"
+
+
+def test_bundled_returns_a_folder_that_transformers_loads(tiny_bundle, sounds):
+    assert wavlink.bundled() == wavlink.bundled("wavlink-tiny") == str(tiny_bundle) and os.path.isdir(
+        wavlink.bundled()
+    )
+    assert type(AutoModel.from_pretrained(wavlink.bundled())) is wavlink.WavLinkModel
+    name = pipeline("zero-shot-audio-classification", model=wavlink.bundled(), trust_remote_code=True)
+    clip = wavlink.load_audio(sounds / "low.wav")
+    assert {row["label"] for row in name(clip, candidate_labels=LABELS)} == set(LABELS)
+
+
+@pytest.mark.parametrize("name", ["wavlink-tin", "gpt2", ""])
+def test_an_unknown_name_lists_the_bundled_models(name, tiny_bundle):
+    with pytest.raises(ValueError, match=r"no.* bundled model \(there are: wavlink-tiny\).*laion/clap-htsat-unfused"):
+        wavlink.bundled(name)
+    if name:
+        with pytest.raises(ValueError, match="there are: wavlink-tiny"):
+            Embedder(name)
+    if name == "wavlink-tin":
+        with pytest.raises(ValueError, match=r"did you mean wavlink-tiny\?$"):
+            load_for_evaluation(name)
+
+
+def test_without_bundled_models_none_are_listed(no_bundle):
+    for load in (wavlink.bundled, Embedder, lambda: wavlink.classify(None, b"", LABELS)):
+        with pytest.raises(ValueError, match=r"'wavlink-tiny' is neither .* \(there are: none\): give a"):
+            load()
+    no_bundle.rmdir()
+    assert bundled_models.names() == [] and bundled_models.describe_all() == []
+
+
+def test_the_api_takes_the_name_and_no_name(tiny_bundle, wavlink_folder, sounds):
+    low = sounds / "low.wav"
+    expected = wavlink.classify(str(wavlink_folder), low, LABELS)
+    for model in (None, "wavlink-tiny", tiny_bundle, Embedder()):
+        assert wavlink.classify(model, low, LABELS) == expected
+    spans = wavlink.locate(str(wavlink_folder), low, "a bell", window=0.5)
+    assert wavlink.locate(None, low, "a bell", window=0.5) == wavlink.locate("wavlink-tiny", low, "a bell", window=0.5)
+    assert wavlink.locate(None, low, "a bell", window=0.5) == spans
+    scores = wavlink.evaluate(None, sounds, choices=0)
+    assert scores["model"] == "wavlink-tiny" and scores == wavlink.evaluate("wavlink-tiny", sounds, choices=0)
+    assert Embedder().name == Embedder(tiny_bundle).name == "wavlink-tiny" and Embedder().revision.startswith(
+        "sha256:"
+    )
+    assert type(load_for_evaluation("random:wavlink-tiny@3")[0]) is wavlink.WavLinkModel
+
+
+@pytest.mark.parametrize("holds_config", [False, True])
+def test_a_local_folder_comes_first_only_with_a_config(
+    holds_config, tiny_bundle, wavlink_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    local = tmp_path / "wavlink-tiny"
+    shutil.copytree(wavlink_folder, local) if holds_config else local.mkdir()
+    assert bundled_models.resolve("wavlink-tiny") == ("wavlink-tiny" if holds_config else str(tiny_bundle))
+    assert portable("wavlink-tiny") == (str(local) if holds_config else "wavlink-tiny")
+    assert bundled_models.resolve(None) == bundled_models.resolve("") == wavlink.bundled() == str(tiny_bundle)
+    assert bundled_models.resolve("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "added", "no sums", "other sums"])
+def test_a_bundled_model_that_was_changed_is_refused(damage, tiny_bundle, no_bundle, capsys):
+    weights, sums = tiny_bundle / "model.safetensors", no_bundle / bundled_models.SUMS
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # the smallest change that could go unnoticed
+    {
+        "changed": lambda: weights.write_bytes(content),
+        "missing": lambda: (tiny_bundle / "processor_config.json").unlink(),
+        "added": lambda: (tiny_bundle / "adapter_config.json").write_text("{}"),
+        "no sums": sums.unlink,
+        "other sums": lambda: sums.write_text("[]"),
+    }[damage]()
+    with pytest.raises(ValueError, match="bundled model .* (was changed|missing|does not belong|cannot be verified)"):
+        Embedder()
+    assert cli.main(["classify", "a.wav", "--labels", "a", "b"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "install the package again" in error
+
+
+def test_bytecode_and_hidden_files_are_no_change(tiny_bundle):
+    (tiny_bundle / "__pycache__").mkdir()
+    (tiny_bundle / "__pycache__/a.pyc").touch()
+    (tiny_bundle / ".DS_Store").touch()
+    assert wavlink.bundled() == str(tiny_bundle)
+
+
+def test_hashes_are_computed_once_in_a_process(tiny_bundle, monkeypatch):
+    wavlink.bundled()
+    monkeypatch.setattr(bundled_models, "sums_of", lambda folder: pytest.fail("hashed again"))
+    assert wavlink.bundled() == str(tiny_bundle)
+
+
+def commands(sounds: Path, out: Path) -> dict[str, list[str]]:
+    low = str(sounds / "low.wav")
+    return {
+        "classify": ["classify", low, "--labels", *LABELS],
+        "where": ["where", low, "--query", "a bell", "--window", "0.5"],
+        "index": ["index", str(sounds), "--out", str(out / "index")],
+        "query": ["query", str(out / "index"), "a bell"],
+        "map": ["map", str(out / "index"), "--out", str(out / "map.html")],
+        "export": ["export", "wavlink-tiny", str(out / "onnx")],
+    }
+
+
+def test_the_commands_need_no_model(tiny_bundle, sounds, tmp_path, capsys):
+    for name in ("classify", "where", "index", "query", "map"):
+        words = commands(sounds, tmp_path)[name]
+        assert cli.main([*words, "--json"]) == 0, capsys.readouterr().err
+        results = json.loads(capsys.readouterr().out)["results"]
+        if name in ("classify", "where"):
+            assert results["model"] == "wavlink-tiny"
+    assert json.loads((tmp_path / "index/index.json").read_text())["model"] == "wavlink-tiny"
+
+
+def test_where_still_takes_a_model_first(tiny_bundle, wavlink_folder, sounds, capsys):
+    words = commands(sounds, sounds)["where"]
+    for model in ("wavlink-tiny", str(wavlink_folder)):
+        assert cli.main(["where", model, *words[1:], "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["results"]["model"] == model
+
+
+def test_an_index_names_the_bundled_model_and_works_in_another_installation(
+    tiny_bundle, wavlink_folder, sounds, tmp_path, monkeypatch
+):
+    index = Index.build(sounds, tmp_path / "index", progress=False, window=0.5, hop=0.25)
+    assert (
+        index.manifest.model == "wavlink-tiny" and str(tiny_bundle) not in (tmp_path / "index/index.json").read_text()
+    )
+    hits = index.query("a bell", top_k=2)
+    again = Index.build(sounds, tmp_path / "by_path", tiny_bundle, progress=False, window=0.5, hop=0.25)
+    assert again.manifest.model == "wavlink-tiny"
+    elsewhere = tmp_path / "other machine"
+    elsewhere.mkdir()
+    write_bundle(elsewhere, wavlink_folder)
+    shutil.rmtree(tiny_bundle.parent)
+    monkeypatch.setattr(bundled_models, "MODELS", elsewhere)
+    work = tmp_path / "work"
+    shutil.copytree(wavlink_folder, work / "wavlink-tiny")  # another model of that name, which the index does not mean
+    (work / "wavlink-tiny/model.safetensors").write_bytes(b"")
+    monkeypatch.chdir(work)
+    moved = Index.open(tmp_path / "index")
+    assert moved.query("a bell", top_k=2) == hits and moved.embedder.name == "wavlink-tiny"
+    shutil.rmtree(elsewhere / "wavlink-tiny")
+    with pytest.raises(ValueError, match="'wavlink-tiny', which this machine does not have .* --model"):
+        Index.open(tmp_path / "index").query("a bell")
+
+
+def test_an_index_of_another_release_is_refused(tiny_bundle, sharp_model, processor, sounds, tmp_path, monkeypatch):
+    Index.build(sounds, tmp_path / "index", progress=False, window=0.5)
+    other = tmp_path / "sharp"
+    sharp_model.save_pretrained(other)
+    processor.save_pretrained(other)
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    write_bundle(newer, other)
+    monkeypatch.setattr(bundled_models, "MODELS", newer)
+    with pytest.raises(ValueError, match="made by wavlink-tiny at sha256:.*, but wavlink-tiny is at sha256:"):
+        Index.open(tmp_path / "index").query("a bell")
+
+
+def test_info_shows_the_bundled_models(tiny_bundle, capsys):
+    assert cli.main(["info", "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["results"]["bundled"]
+    assert model["name"] == "wavlink-tiny" and model["intact"] and model["bytes"] > 1000 and model["dims"]
+    assert cli.main(["info"]) == 0
+    assert "wavlink-tiny" in capsys.readouterr().out
+
+
+def test_info_without_bundled_models(no_bundle, capsys):
+    assert cli.main(["info"]) == 0
+    assert "no model is bundled" in capsys.readouterr().out
+
+
+def test_a_space_serves_the_bundled_model(tiny_bundle, capsys):
+    from wavlink import options
+
+    parsed = options.parser_of(options.space, "wavlink space").parse_args(["--check", "--json"])
+    assert isinstance(parsed, argparse.Namespace) and run_space(parsed) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "wavlink-tiny"
+
+
+def test_half_precision_weights_compute_in_fp32(no_bundle, model, processor, tmp_path, wavlink_folder):
+    copy.deepcopy(model).half().save_pretrained(tmp_path / "half")
+    processor.save_pretrained(tmp_path / "half")
+    write_bundle(no_bundle, tmp_path / "half")
+    embedder = Embedder()
+    assert embedder.model.dtype == torch.float32
+    cosines = (embedder.embed_text(LABELS) * Embedder(wavlink_folder).embed_text(LABELS)).sum(-1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-3)
+
+
+def test_the_bundled_models_of_this_checkout_are_intact():
+    for described in bundled_models.describe_all():
+        assert described["intact"], described["error"]
+        assert (Path(described["path"]) / "model.safetensors").stat().st_size <= 40e6
+
+
+def test_importing_the_module_imports_nothing_heavy():
+    code = (
+        "import sys, wavlink.bundled_models as b; b.names(); assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = run_process([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
