@@ -24,6 +24,7 @@ from .clap_processor import RepeatableClapProcessor, refuse_other_samples
 from .loading import load_for_evaluation
 from .loading import revision as revision_of
 from .prefetch import prefetch
+from .vocabulary import warn_of_unknown_words
 
 DTYPES = {name: getattr(torch, name) for name in defaults.DTYPES}
 
@@ -122,6 +123,7 @@ class Embedder:
         """
         embedder = cls.__new__(cls)
         embedder.model, embedder.processor, embedder._batch_size = model, processor, batch_size
+        embedder.name = name_of(model.name_or_path) or "the model"
         embedder._gradients = torch.no_grad  # inference tensors cannot be trained on
         embedder._read_properties()
         return embedder
@@ -206,6 +208,8 @@ class Embedder:
     def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
         """Embed texts. Texts of similar length share a batch.
 
+        Words that the model's vocabulary lacks are named in a warning, each once.
+
         Returns:
             `[texts, dims]` fp32, L2-normalised.
 
@@ -214,6 +218,7 @@ class Embedder:
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of strings")
+        warn_of_unknown_words(self.processor.tokenizer, texts, self.name)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         embeds = np.empty((len(texts), self.dims), dtype=np.float32)
         for start in range(0, len(order), batch_size):

@@ -25,6 +25,7 @@ from processing.windows import stream_windows
 from .common_sounds import COMMON_SOUNDS
 from .defaults import HOP, SHORT, SHORT_HOP, SHORT_WINDOW, WINDOW
 from .embedder import Embedder, mean_direction
+from .vocabulary import unnamed
 
 # The share of common sounds that score less. With the model of `quickstart`, in 12 minutes with 48 of its sounds over
 # noise, 72 % of those found by their label score more, and 7 % of absent labels (by another sound of the label: 74 and
@@ -124,7 +125,8 @@ def noise_score(embedder: Embedder, recording: Recording, dim: int | None = None
     Args:
         dim: as for `timeline`.
     """
-    names = embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])
+    with unnamed():
+        names = embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])
     names = np.unique(names.astype(np.float32).round(3), axis=0)  # unknown words share one vector
     count, width = recording.vectors.shape
     both = torch.from_numpy(np.vstack([recording.vectors, names]))

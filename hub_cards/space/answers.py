@@ -8,7 +8,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from wavlink.long_recordings import (
 )
 from wavlink.sanitize import clean, last_part
 from wavlink.search.index import Hit, Index
+from wavlink.vocabulary import unknown_words
 
 SILENCE = 1e-4  # of full scale: 80 dB below it
 MOST_LABELS, MOST_LETTERS = 50, 500
@@ -52,12 +53,16 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifiedSound:
-    """A sound `[D]` and the texts of its labels `[L, D]`, both L2-normalised, and the model's logit scale."""
+    """A sound `[D]` and the texts of its labels `[L, D]`, both L2-normalised, and the model's logit scale.
+
+    `unknown` are words of the labels that the model's vocabulary lacks.
+    """
 
     labels: list[str]
     sound: np.ndarray
     text_embeds: np.ndarray
     scale: float
+    unknown: Sequence[str] = ()
 
     def at(self, dim: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the cosines `[L]` of the first `dim` numbers, and the scores `[L]`, softmax(scale * cosine)."""
@@ -67,10 +72,11 @@ class ClassifiedSound:
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """A sentence and its vector `[D]`."""
+    """A sentence, its vector `[D]`, and its words that the model's vocabulary lacks."""
 
     text: str
     vector: np.ndarray
+    unknown: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +96,11 @@ class SearchedRecording:
     peaks: np.ndarray
     query: Sentence
     min_scores: dict[int, float]
+
+    @property
+    def unknown(self) -> Sequence[str]:
+        """Words of the query that the model's vocabulary lacks."""
+        return self.query.unknown
 
     def at(self, dim: int) -> tuple[np.ndarray, np.ndarray, list[Span]]:
         """Return `edges` `[S + 1]`, `scores` `[S]` and the best spans (see `long_recordings`)."""
@@ -131,13 +142,18 @@ class Demo:
             if isinstance(vector, ValueError):
                 raise vector
             text_embeds = self.embedder.embed_text([PROMPT.replace("{}", name) for name in names])
-        return ClassifiedSound(names, vector, text_embeds, float(self.embedder.model.scale.detach()))
+            unknown = unknown_words(self.embedder.processor.tokenizer, names)
+        return ClassifiedSound(names, vector, text_embeds, float(self.embedder.model.scale.detach()), unknown)
 
     def embed_sentence(self, text: str) -> Sentence:
         """Embed a sentence."""
         text = sentence_in(text)
         with self.turn():
-            return Sentence(text, self.embedder.embed_text([text])[0])
+            return self._sentence(text)
+
+    def _sentence(self, text: str) -> Sentence:
+        unknown = unknown_words(self.embedder.processor.tokenizer, [text])
+        return Sentence(text, self.embedder.embed_text([text])[0], unknown)
 
     def closest(self, query: Sentence, dim: int) -> tuple[list[Hit], list[Hit]]:
         """Return the nearest sounds at `dim`, or at the index's dims if it has fewer, and those at all its dims."""
@@ -157,7 +173,7 @@ class Demo:
         text = sentence_in(text)
         with self.turn():
             self.sound(path)
-            query = Sentence(text, self.embedder.embed_text([text])[0])
+            query = self._sentence(text)
             recording = encode_recording(self.embedder, path, *windows_for(path, self.embedder.max_seconds))
             least = {dim: noise_score(self.embedder, recording, dim) for dim in self.dims}
             return SearchedRecording(path, recording, envelope(path, recording.duration), query, least)

@@ -163,7 +163,9 @@ def _show_results(gr, demo: Demo, level, starts: list, work: Callable, inputs: l
 
     def redraw(position, drawn):
         try:
-            return pages.waiting(name) if drawn is None else draw(demo, drawn[1], _dim(demo, position))
+            if drawn is None:
+                return pages.waiting(name)
+            return pages.unknown(drawn[1]) + draw(demo, drawn[1], _dim(demo, position))
         except Exception as error:
             return pages.failure(_message(error))
 

@@ -18,6 +18,7 @@ from wavlink.long_recordings import Span, clock
 from wavlink.plots import draw_timeline
 from wavlink.search.index import Hit
 from wavlink.search.quantization import STORAGES, bytes_per_vector
+from wavlink.vocabulary import describe
 
 from .answers import PROMPT, ClassifiedSound, Demo, SearchedRecording, Sentence, part_of
 
@@ -94,6 +95,13 @@ def costs(demo: Demo, dim: int) -> str:
     caption = f"<caption>Bytes a vector: {dim} of {most} dims</caption>"
     head = f"{caption}<thead><tr>{head}<td></td></tr></thead>"
     return f'<table class="wl-costs">{head}<tbody>{"".join(cells)}</tbody></table>'
+
+
+def unknown(answer: ClassifiedSound | Sentence | SearchedRecording) -> str:
+    """Return a note that names the words that the model's vocabulary lacks, or ""."""
+    if not answer.unknown:
+        return ""
+    return f'<p class="wl-note" role="status">This model {escape(describe(answer.unknown))}.</p>'
 
 
 def labels(demo: Demo, sound: ClassifiedSound, dim: int) -> str:

@@ -35,6 +35,7 @@ from wavlink.destinations import file_destination
 from wavlink.embedder import Embedder
 from wavlink.evaluation.zero_shot import PROMPT, label_texts
 from wavlink.sanitize import clean
+from wavlink.vocabulary import unnamed
 
 from .index_model import embedder_of
 from .listing import file_of
@@ -118,7 +119,8 @@ def draw_map(
         if len(set(names)) == 1 and len(paths) >= _LEAST_SOUNDS:
             embedder = _embedder_or_none(manifest, model, device, dtype)
             if embedder:
-                names, guessed = named_groups(vectors, embedder.embed_text, seed), GUESSED_GROUPS
+                with unnamed():
+                    names, guessed = named_groups(vectors, embedder.embed_text, seed), GUESSED_GROUPS
     names = [clean(label, 80) or UNLABELLED for label in names]
     if len(paths) > _SLOW:
         print(f"laying out {len(paths)} sounds takes some minutes", file=sys.stderr)

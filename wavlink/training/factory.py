@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from modeling_wavlink.configuration_wavlink import WavLinkConfig, frame_pooling
@@ -18,6 +18,8 @@ from wavlink.compat import enable_checkpointing
 
 from .finetuning import lora_config, set_trainable
 from .recipes import Recipe
+
+VOCABULARY = 4096  # tokens at most of a tokenizer that is trained on captions
 
 
 def refuse_bad_start(recipe: Recipe) -> None:
@@ -111,7 +113,7 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
         processor = WavLinkProcessor.from_audio_text_pretrained(*towers, padding=recipe.padding)
         model = WavLinkModel.from_audio_text_pretrained(*towers, **_frames(recipe), **_fields(recipe))
     else:
-        tokenizer = word_tokenizer(captions(), recipe.text_config["max_position_embeddings"])
+        tokenizer = subword_tokenizer(captions(), recipe.text_config["max_position_embeddings"])
         mel_bins = recipe.audio_config["num_mel_bins"]
         htsat = recipe.audio_config.get("model_type") == "clap_audio_model"
         extractor = WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor
@@ -137,20 +139,30 @@ def _prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     return set_trainable(_set_up(model, recipe), recipe.regime, recipe.scope, *lora)
 
 
-def word_tokenizer(captions: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
-    """Train a tokenizer of lower-cased words and punctuation marks, one id each."""
-    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+def subword_tokenizer(captions: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer of lower-cased text, which replaces no word by an unknown token.
+
+    Words that the captions hold twice or more become one token each, up to `VOCABULARY` tokens; all other text is made
+    of their parts, in the end of its bytes. Equal captions give an equal tokenizer.
+    """
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(captions, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        min_frequency=2,
+        special_tokens=["[PAD]", "[CLS]", "[SEP]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_length,
         pad_token="[PAD]",
-        unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
         model_input_names=["input_ids", "attention_mask"],
