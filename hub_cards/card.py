@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from transformers import FeatureExtractionMixin
+from transformers import FeatureExtractionMixin, PreTrainedTokenizerBase
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.file_names import stays_below
@@ -18,6 +18,7 @@ from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
 from wavlink.sanitize import escape, last_part, table, without_paths
 
 from . import training
+from .limits import vocabulary_limits
 from .metadata import card_data, data_name, ends, hub_data, write_eval_results
 from .published_facts import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
 
@@ -36,6 +37,9 @@ def write_card(
     licence: str | None = None,
     untrained: str | None = None,
     score_files: Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    notes: Sequence[str] = (),
+    sources: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write `folder/README.md`, and beside it the scores, results, recipes and plots that it shows or links.
 
@@ -48,6 +52,9 @@ def write_card(
         licence: of the weights, as the Hub names it.
         untrained: the paper's size, `"base"`, `"small"` or `"large"`, of pretrained towers with new projections.
         score_files: the file names of `scores`.
+        tokenizer: of the checkpoint, whose vocabulary is described (default: it is not).
+        notes: further limits, a sentence or two each.
+        sources: rows `(what, licence)` of the licences, after those of towers and data.
 
     Raises:
         ValueError: no such size, another number of file names than scores, or matplotlib is missing.
@@ -77,7 +84,8 @@ def write_card(
         results=[_result(folder, score, file) for score, file in zip(scores, files, strict=True)],
         stages=_stages(folder, stages, shipped),
         paper=_paper(untrained or paper_size(model.config)),
-        licences=_licences(licence, untrained, stages),
+        limits=[*(vocabulary_limits(tokenizer, scores) if tokenizer else ()), *notes],
+        licences=_licences(licence, untrained, stages, sources),
     ).save(folder / "README.md")
     if not any((folder / "pictures").iterdir()):
         (folder / "pictures").rmdir()
@@ -304,20 +312,23 @@ def _paper(size: str | None) -> dict | None:
     }
 
 
-def _licences(licence: str | None, untrained: str | None, stages: list[training.Stage]) -> str:
-    """Return the table of licences: of the weights, of each tower they started from, and of each training set."""
+def _licences(
+    licence: str | None, untrained: str | None, stages: list[training.Stage], sources: Sequence[tuple[str, str]]
+) -> str:
+    """Return the table of licences: of the weights, of each tower and training set, and of further `sources`."""
     rows = [["these weights", escape(licence) if licence else "not stated: the rows below decide what is possible"]]
     data = card_data("", (), stages, None, untrained)
     rows += [[_model_link(name), TOWER_LICENCES.get(name, "see its card")] for name in data.base_model or ()]
     if stages:
         local = [tower for tower in stages[0].towers() if not stages[0].hub_id(tower)]
         rows += [[f"started from {escape(stages[0].name(tower))}", "see where it was published"] for tower in local]
-    sources = {source: stage for stage in stages for source in stage.data()}
-    for source, stage in sources.items():
+    data_sets = {source: stage for stage in stages for source in stage.data()}
+    for source, stage in data_sets.items():
         name, known = escape(stage.name(source)), stage.hub_id(source)
         url = f"https://huggingface.co/datasets/{known}" if known else DATA[source].url if source in DATA else ""
         words = DATA[source].licence if source in DATA else "see its card" if known else "not published with this card"
         rows.append([f"data: [{name}]({url})" if url else f"data: {name}", words])
+    rows += [[escape(what), escape(words)] for what, words in sources]
     return table(["what", "licence"], rows)
 
 

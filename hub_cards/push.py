@@ -150,6 +150,7 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
             licence=options.license,
             untrained=options.init,
             score_files=options.scores,
+            tokenizer=processor.tokenizer,
         )
     except ValueError:
         raise

@@ -1,0 +1,227 @@
+"""Make a bundled model of a training run: weights in fp16, code, processor, card, scores, sources and hashes.
+
+    python -m hub_cards.bundle runs/my/best --name wavlink-tiny --sounds my_sounds --scores scores.json
+
+The folder goes to `wavlink/models/NAME`, its hashes to `wavlink/models/SHA256SUMS.json`. It is what `wavlink push`
+uploads as well. Before it is renamed to its place, it is loaded in a process with transformers and torch alone, and
+its vectors are compared with those of the run.
+"""
+
+import argparse
+import copy
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from modeling_wavlink import WavLinkModel
+from wavlink import bundled_models
+from wavlink.atomic_files import new_folder, replaced_folder, write_text
+from wavlink.console import run_command
+from wavlink.embedder import Embedder
+
+from .card import write_card
+from .push import own_lines_alone
+from .scores import read_scores, scores_of
+from .source import merged, open_checkpoint, run_of
+from .verify import TEXTS, probe, vectors, verify
+
+LARGEST = 40_000_000  # bytes of the weights
+SOURCES = "sources.csv"
+_COMPARED = 64  # clips and captions of each split
+
+
+class Sources(NamedTuple):
+    """Clips of a sounds folder by package and licence; some of its files and captions, to compare vectors on."""
+
+    counts: Counter[tuple[str, str]]
+    files: list[str]
+    captions: list[str]
+
+
+def bundle(
+    source: str,
+    name: str,
+    *,
+    models: Path = bundled_models.MODELS,
+    sounds: str = "",
+    scores: Sequence[str] = (),
+    licence: str | None = None,
+    repo_id: str = "",
+    replace: bool = False,
+) -> dict:
+    """Write `models/name` and its hashes.
+
+    Args:
+        source: folder of the trained model, such as `runs/my/best`, or of an adapter of one.
+        name: of the bundled model.
+        models: folder of all bundled models.
+        sounds: the training data, whose `SPLIT/metadata.csv` have the columns `source_package` and `licence`.
+        scores: files of `wavlink eval --output`, of the run's weights or of those in fp16.
+        licence: of the weights, as the Hub names it.
+        repo_id: on the card (default: `your-name/NAME`).
+        replace: whether a model of that name is replaced.
+
+    Returns:
+        `folder`, `bytes` of the weights, and `cosine_distance`, the largest of `clips` and `texts` between the vectors
+        of the run and those of the bundled model.
+
+    Raises:
+        ValueError: weights over 40 MB, a name that is taken, scores of other weights, or a folder that does not load.
+    """
+    folder = Path(models) / name
+    if folder.exists() and not replace:
+        raise ValueError(f"{folder} is there already: give --replace to write it anew")
+    known = _known_sums(models)
+    sources, read = read_sources(sounds), read_scores(scores)
+    model, processor = open_checkpoint(source)
+    original = merged(model)
+    rounded = in_half_precision(original)
+    expected = vectors(rounded, processor)
+    pair = (Embedder(each, processor, fast_kernels=False) for each in (original, rounded))
+    distance = _largest_distance(*pair, sources)
+    note = (
+        f"The weights are stored in fp16 and computed in fp32. Against the run's fp32 weights no vector of "
+        f"{len(sources.files) or 1} clips and {len(sources.captions) or len(TEXTS)} texts is further than a cosine "
+        f"distance of {distance:.1e}."
+    )
+    with (replaced_folder if folder.exists() else new_folder)(folder) as unfinished:
+        size = _write_weights(rounded, unfinished)
+        processor.save_pretrained(unfinished)
+        write_card(
+            unfinished,
+            rounded,
+            processor.feature_extractor,
+            repo_id or f"your-name/{name}",
+            scores=_scores_of_either(original, rounded, source, read),
+            run=run_of(source),
+            licence=licence,
+            score_files=list(scores),
+            tokenizer=processor.tokenizer,
+            notes=[note],
+            sources=_write_sources(sources, unfinished),
+        )
+        verify(unfinished, expected)
+        sums = bundled_models.sums_of(unfinished)
+    write_text(Path(models) / bundled_models.SUMS, json.dumps(known | {name: sums}, indent=2, sort_keys=True) + "\n")
+    return {"folder": str(folder), "bytes": size, "cosine_distance": distance}
+
+
+def in_half_precision(model: WavLinkModel) -> WavLinkModel:
+    """Return an fp32 copy of a model whose weights are rounded to fp16.
+
+    Raises:
+        ValueError: a weight that fp16 cannot hold.
+    """
+    rounded = copy.deepcopy(model).float()
+    for name, value in rounded.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(value.half().float())
+            if not value.isfinite().all():
+                raise ValueError(f"{name} holds a number that fp16 cannot: at most 65504")
+    return rounded
+
+
+def read_sources(sounds: str) -> Sources:
+    """Read the packages and licences of a sounds folder; without one, nothing.
+
+    Raises:
+        ValueError: no `metadata.csv` in a folder of a split, or one without these columns.
+    """
+    counts, files, captions = Counter(), [], []
+    tables = sorted(Path(sounds).glob("*/metadata.csv")) if sounds else []
+    if sounds and not tables:
+        raise ValueError(f"{sounds} holds no SPLIT/metadata.csv: give the folder that the model was trained on")
+    for path in tables:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        lacking = {"file_name", "caption", "source_package", "licence"} - set(rows[0] if rows else ())
+        if lacking:
+            raise ValueError(f"{path} lacks the columns {', '.join(sorted(lacking))}")
+        counts.update((row["source_package"], row["licence"]) for row in rows)
+        files += [str(path.parent / row["file_name"]) for row in rows[:_COMPARED]]
+        captions += [row["caption"] for row in rows[:_COMPARED]]
+    return Sources(counts, files, captions)
+
+
+def _write_sources(sources: Sources, folder: Path) -> list[tuple[str, str]]:
+    """Write the clips of each package and licence; return the row of the card that points there."""
+    if not sources.counts:
+        return []
+    with open(folder / SOURCES, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("source_package", "licence", "clips"))
+        rows.writerows((*key, count) for key, count in sorted(sources.counts.items()))
+    packages = len({package for package, _ in sources.counts})
+    return [(f"{sources.counts.total():d} clips of {packages} packages", f"each package its own: {SOURCES}")]
+
+
+def _write_weights(model: WavLinkModel, folder: Path) -> int:
+    """Write the weights in fp16 and a config by which they are computed in fp32; return the bytes of the weights."""
+    copy.deepcopy(model).half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "dtype" in part:
+            part["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if size > LARGEST:
+        raise ValueError(
+            f"the weights have {size / 1e6:.1f} MB in fp16, over {LARGEST / 1e6:g}: make its towers smaller"
+        )
+    return size
+
+
+def _largest_distance(first: Embedder, second: Embedder, sources: Sources) -> float:
+    """Return the largest cosine distance between the vectors of two models, of clips and texts."""
+    clips = sources.files or [{"array": probe(), "sampling_rate": first.sampling_rate}]
+    texts = sources.captions or list(TEXTS)
+    pairs = [*zip(first.embed_files(clips), second.embed_files(clips), strict=True)]
+    pairs += zip(first.embed_text(texts), second.embed_text(texts), strict=True)
+    for one, _ in pairs:
+        if isinstance(one, ValueError):
+            raise one
+    return max(0.0, *(float(1 - np.dot(one.astype(np.float64), other)) for one, other in pairs))
+
+
+def _scores_of_either(original: WavLinkModel, rounded: WavLinkModel, source: str, read: dict) -> list[dict]:
+    chosen = []
+    for path, rows in read.items():
+        try:
+            chosen += scores_of(rounded, source, {path: rows})
+        except ValueError:
+            chosen += scores_of(original, source, {path: rows})
+    return chosen
+
+
+def _known_sums(models: Path) -> dict[str, dict[str, str]]:
+    path = Path(models) / bundled_models.SUMS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the bundled model, and print its size and how far its vectors are from the run's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="folder of the trained model, such as runs/my/best")
+    parser.add_argument("--name", default=bundled_models.DEFAULT)
+    parser.add_argument("--models", type=Path, default=bundled_models.MODELS, help="folder of all bundled models")
+    parser.add_argument("--sounds", default="", help="folder of the training data, for its packages and licences")
+    parser.add_argument("--scores", nargs="+", default=[], metavar="JSON", help="of `wavlink eval --output`")
+    parser.add_argument("--license", dest="licence", help="of the weights, as the Hub names it")
+    parser.add_argument("--repo_id", default="", help="on the card (default: your-name/NAME)")
+    parser.add_argument("--replace", action="store_true", help="replace a model of that name")
+    options = vars(parser.parse_args(argv))
+
+    with own_lines_alone():
+        made = bundle(**options)
+    size, distance = made["bytes"] / 1e6, made["cosine_distance"]
+    print(f"{made['folder']}: {size:.1f} MB, cosine distance to the run's vectors at most {distance:.2e}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command("hub_cards.bundle", main))
