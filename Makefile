@@ -50,18 +50,20 @@ $(SPACE)/.installed: $(VENV)/.installed
 	$(SPACE)/bin/python -m pip install -c constraints.txt -e '.[browser]'
 	touch $@
 
+# What the demo needs alone, unless all is there.
+$(VENV)/.demo: setup.cfg pyproject.toml constraints.txt
+	[ -f $(VENV)/.installed ] || { $(PYTHON) -m venv $(VENV) && $(RUN) -m pip install -c constraints.txt -e '.[demo]'; }
+	touch $@
+
 $(VENV)/.docs: $(VENV)/.installed
 	$(RUN) -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
-demo: $(VENV)/.installed  ## train on sounds made by code, and use the result
-	$(RUN) train.py quickstart --output_dir runs/quickstart
-	[ -d runs/quickstart/sounds ] || $(RUN) -m wavlink samples runs/quickstart/sounds
-	$(RUN) examples/demo.py runs/quickstart/best runs/quickstart/sounds/test
-	$(RUN) -m wavlink eval --model runs/quickstart/best --benchmark synthetic --output runs/quickstart/scores.json
+demo: $(VENV)/.demo  ## name and find real sounds with the bundled model, and teach it new ones: 4 minutes on 2 cores, MODEL=FOLDER for another
+	$(RUN) examples/demo.py --out runs/demo $(if $(MODEL),--model $(MODEL))
 
-space: $(VENV)/.installed  ## the demo in a browser, of what `make demo` trained and sounds made by code
-	[ -f runs/quickstart/best/config.json ] || $(MAKE) demo
+space: $(VENV)/.installed  ## the demo in a browser, of a model that is trained first and sounds made by code
+	[ -f runs/quickstart/best/config.json ] || $(RUN) train.py quickstart --output_dir runs/quickstart
 	$(RUN) -m wavlink space --model runs/quickstart/best --index synthetic
 
 # A worker a core: further threads, also of the processes that tests start, would only wait for each other.
