@@ -104,10 +104,11 @@ def fine_tune(model: str, sounds: Path, out: Path, steps: int) -> list[str]:
     """Fine-tune with LoRA; return the accuracies on unseen clips before and after, with 95 % intervals."""
     words = ["--steps", str(steps), "--batch_size", "36", "--max_seconds", "2"]
     scores = finetune_lora.main([model, str(sounds), "--out", str(out), *words])
-    return [
-        f"  {name:11}{100 * score['value']:5.1f} % [{100 * score['interval'][0]:.1f}, {100 * score['interval'][1]:.1f}]"
-        for name, score in scores.items()
-    ]
+    rows = []
+    for name, score in scores.items():
+        low, high = score["interval"]
+        rows.append(f"  {name:11}{100 * score['value']:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]")
+    return rows
 
 
 def reload(folder: Path, clip: Path, labels: list[str]) -> str:
