@@ -11,6 +11,7 @@ FLOORS = {"modeling_wavlink": 0, "processing": 1, "wavlink": 2, "hub_cards": 3, 
 
 def modules() -> dict[str, Path]:
     paths = [path for package in FLOORS for path in (ROOT / package).rglob("*.py")] + [ROOT / "train.py"]
+    paths = [path for path in paths if ROOT / "wavlink/models" not in path.parents]  # bundled: copies of shipped files
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
     return {name.removesuffix(".__init__"): path for name, path in names.items()}
 

@@ -299,7 +299,11 @@ def space(parser: Parser) -> None:
     add = parser.add_argument
     add("--model", default="", help=f"a WavLink, a folder or a Hub id ({BUNDLED})")
     add("--revision", help=REVISION)
-    add("--index", default="", help="an index of sounds; or `synthetic`, of sounds made by code at the start")
+    add(
+        "--index",
+        default="",
+        help="an index of sounds; or `synthetic` or `real`, of sounds that are written at the start",
+    )
     add("--sounds", default="", metavar="FOLDER", help="holds the index's sounds now (default: where they were)")
     add("--port", type=int, help="default: the first that is free from 7860 on, or GRADIO_SERVER_PORT")
     device_option(parser)

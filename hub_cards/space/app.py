@@ -24,6 +24,7 @@ from wavlink import bundled_models
 from wavlink import options as of
 from wavlink.console import run_command, signals_as_interrupts, stdout_for
 from wavlink.embedder import Embedder
+from wavlink.samples import write_real_samples
 from wavlink.sanitize import clean
 
 STYLE = Path(__file__).with_name("style.css")
@@ -219,22 +220,30 @@ def _demo(options: argparse.Namespace, folder: Path) -> Demo:
     options.model = bundled_models.resolve(options.model)
     embedder = Embedder(options.model, revision=options.revision, device=options.device)
     index = options.index
-    if index == "synthetic":
-        index = _synthetic_index(embedder, folder)
+    if index in ("synthetic", "real"):
+        index = _index_of_samples(embedder, folder, index)
     return Demo(embedder, index, options.sounds, limits, trained_on(options.model, options.revision))
 
 
-def _synthetic_index(embedder: Embedder, folder: Path) -> str:
-    """Write synthetic sounds, two of each kind, and index them; return the index's folder."""
-    from processing.datasets.synthetic import synthetic_dataset
+def _index_of_samples(embedder: Embedder, folder: Path, kind: str) -> str:
+    """Write synthetic sounds, two of each kind, or the real ones, and index them; return the index's folder."""
     from wavlink.search.build import index_sounds
 
-    (folder / "sounds").mkdir()
-    for number, row in enumerate(synthetic_dataset("test", clips_per_kind=2)):
-        name = f"{row['label'].replace('/', '-')} {number % 2 + 1}.wav"
-        (folder / "sounds" / name).write_bytes(row["audio"]["bytes"])
+    if kind == "real":
+        write_real_samples(folder / "sounds")
+    else:
+        _write_synthetic(folder / "sounds")
     index_sounds(str(folder / "sounds"), folder / "index", embedder, progress=False)
     return str(folder / "index")
+
+
+def _write_synthetic(folder: Path) -> None:
+    from processing.datasets.synthetic import synthetic_dataset
+
+    folder.mkdir()
+    for number, row in enumerate(synthetic_dataset("test", clips_per_kind=2)):
+        name = f"{row['label'].replace('/', '-')} {number % 2 + 1}.wav"
+        (folder / name).write_bytes(row["audio"]["bytes"])
 
 
 def _loaded(demo: Demo) -> dict:

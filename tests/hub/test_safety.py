@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "hub_cards/push.py": {"huggingface_hub"},
     "hub_cards/verify.py": {"subprocess"},
     "hub_cards/space/folder.py": {"subprocess", "huggingface_hub"},
+    "examples/demo.py": {"subprocess"},
     "examples/multilingual.py": {"subprocess"},
     "benchmarks/captions_at_scale.py": {"multiprocessing"},
     "benchmarks/forked.py": {"multiprocessing"},

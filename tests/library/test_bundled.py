@@ -1,6 +1,5 @@
 """Models that come with the package, by their bare names; a tiny stand-in in a models folder of the tests."""
 
-import argparse
 import copy
 import json
 import os
@@ -213,9 +212,10 @@ def test_info_without_bundled_models(no_bundle, capsys):
 def test_a_space_serves_the_bundled_model(tiny_bundle, capsys):
     from wavlink import options
 
-    parsed = options.parser_of(options.space, "wavlink space").parse_args(["--check", "--json"])
-    assert isinstance(parsed, argparse.Namespace) and run_space(parsed) == 0
-    assert json.loads(capsys.readouterr().out)["model"] == "wavlink-tiny"
+    parsed = options.parser_of(options.space, "wavlink space").parse_args(["--check", "--json", "--index", "real"])
+    assert run_space(parsed) == 0
+    loaded = json.loads(capsys.readouterr().out)
+    assert loaded["model"] == "wavlink-tiny" and loaded["windows"] == 12
 
 
 def test_half_precision_weights_compute_in_fp32(no_bundle, model, processor, tmp_path, wavlink_folder):

@@ -31,7 +31,8 @@ def test_packages_are_imported_from_the_wheel():
 def test_wheel_holds_templates_and_type_markers_but_no_tests():
     files = {str(file) for file in importlib.metadata.files("wavlink")}
     typed = {f"{name}/py.typed" for name in ("modeling_wavlink", "processing", "wavlink")}
-    assert {"hub_cards/model_card.md"} | typed <= files
+    sounds = {f"wavlink/example_sounds/{name}" for name in ("bell.ogg", "metadata.csv", "CREDITS.md")}
+    assert {"hub_cards/model_card.md"} | typed | sounds <= files
     assert importlib.metadata.version("wavlink") == wavlink.__version__
     assert not {name for name in files if name.startswith(("train", "tests/", "benchmarks/", "examples/"))}
     about = importlib.metadata.metadata("wavlink")
