@@ -302,7 +302,7 @@ def space(parser: Parser) -> None:
     add(
         "--index",
         default="",
-        help="an index of sounds; or `synthetic` or `real`, of sounds that are written at the start",
+        help="an index of sounds; or `synthetic` or `real`, of sounds written at the start",
     )
     add("--sounds", default="", metavar="FOLDER", help="holds the index's sounds now (default: where they were)")
     add("--port", type=int, help="default: the first that is free from 7860 on, or GRADIO_SERVER_PORT")
