@@ -218,7 +218,7 @@ class Embedder:
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of strings")
-        warn_of_unknown_words(self.processor.tokenizer, texts, self.name)
+        warn_of_unknown_words(getattr(self.processor, "tokenizer", None), texts, self.name)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         embeds = np.empty((len(texts), self.dims), dtype=np.float32)
         for start in range(0, len(order), batch_size):

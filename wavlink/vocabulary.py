@@ -40,13 +40,14 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
     return list(dict.fromkeys(words))
 
 
-def warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], model: str) -> None:
+def warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str], model: str) -> None:
     """Name the words that the vocabulary lacks in a warning, each once for a tokenizer.
 
     Args:
+        tokenizer: None for a model that has none of transformers'.
         model: its name, for the warning.
     """
-    if _quiet.get():
+    if tokenizer is None or _quiet.get():
         return
     known = _named.setdefault(tokenizer, set())
     words = [word for word in unknown_words(tokenizer, texts) if word not in known]
