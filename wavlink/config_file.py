@@ -19,7 +19,7 @@ def own_folder(model: str | os.PathLike[str]) -> Path:
     folder = Path(model)
     if not folder.is_dir():
         raise ValueError(
-            f"{model} is no folder here: its config.json is to be written, so save a model of the Hub to a folder first"
+            f"{model} is no folder here, and its config.json is to be written: save a model of the Hub to a folder"
         )
     _read(folder)
     return folder

@@ -63,11 +63,15 @@ class Recording:
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a recording, from `start` to `end` in seconds, and its `score`, a cosine."""
+    """A part of a recording, from `start` to `end` in seconds, and its `score`, a cosine.
+
+    `probability` is that of a match with a text, where it is known.
+    """
 
     start: float
     end: float
     score: float
+    probability: float | None = None
 
 
 def encode_recording(embedder: Embedder, source: AudioSource, window: float = WINDOW, hop: float = HOP) -> Recording:

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import torch
 
+from .defaults import PRIOR
 from .embedder import Embedder
 
-PRIOR = 0.01  # the share of matching pairs: one clip of a hundred has what a sentence describes
 FEWEST = 20  # cosines of a background: the median of fewer says too little
 _TO_DEVIATION = 1.4826  # of a median absolute deviation, for a normal distribution
 NO_MATCH = "nothing in this {} matches"
@@ -56,9 +56,10 @@ class Logistic:
 class Background:
     """The cosines of a query with a collection, as a normal distribution: what stands out from it may match.
 
-    The probability of a cosine is Phi((cosine - center) / spread) ** count: the probability that the highest of `count`
-    independent draws from this distribution is lower, as in Sidak's correction (JASA 62, 1967). `center` is the median
-    and `spread` 1.4826 times the median absolute deviation, which a few matches hardly move (Hampel, JASA 69, 1974).
+    The probability of a cosine is Phi((cosine - center) / spread) ** count: the probability that the highest of
+    `count` independent draws from this distribution is lower, as in Sidak's correction (JASA 62, 1967). `center` is
+    the median and `spread` 1.4826 times the median absolute deviation, which a few matches hardly move (Hampel, JASA
+    69, 1974).
 
     It is no probability of a match: a query that half of the collection matches has nothing that stands out, something
     nearest to it may stand out from the rest, and cosines with a longer tail than the normal one stand out too often.
@@ -105,9 +106,15 @@ def calibration_of(embedder: Embedder, dim: int | None = None, prior: float | No
     return calibration if prior is None else calibration.at_prior(prior)
 
 
-def background_of(
-    cosines: "np.ndarray[Any, Any]", count: int | None = None, kind: str = "index"
-) -> Background | None:
+def described(calibration: Calibration | None) -> dict[str, Any]:
+    """Describe for JSON what probabilities are from: `calibration`, None if there are none, and its `prior`."""
+    if calibration is None:
+        return {"calibration": None}
+    prior = {"prior": calibration.prior} if isinstance(calibration, Logistic) else {}
+    return {"calibration": calibration.kind, **prior}
+
+
+def background_of(cosines: "np.ndarray[Any, Any]", count: int | None = None, kind: str = "index") -> Background | None:
     """Describe the cosines of a query with a collection `[n]`; None if they are too few, or most are equal.
 
     Args:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from wavlink.probability import PRIOR, Logistic, check_probability, log_odds
+from wavlink.defaults import PRIOR
+from wavlink.probability import Logistic, check_probability, log_odds
 
 from .metrics import Correspondence, Similarities
 
@@ -135,8 +136,8 @@ def _fit(matching: Histogram, others: Histogram, prior: float, dim: int) -> dict
     fit = {"slope": round(slope, 6), "intercept": round(intercept, 6)}
     if not fit["slope"] > 0:
         raise ValueError(
-            f"at {dim} dims the cosines of matching pairs are no higher than those of others, so that they say nothing "
-            "of a match: train the model first, or calibrate it on captions that describe the clips"
+            f"at {dim} dims the cosines of matching pairs are no higher than those of others, so that they tell "
+            "nothing of a match: train the model first, or calibrate it on captions that describe the clips"
         )
     return fit
 

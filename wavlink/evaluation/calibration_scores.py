@@ -158,7 +158,7 @@ class _Reliability:
         return [[float(p / weight), float(match / weight), float(weight)] for weight, p, match in rows if weight]
 
     def _weighted(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return weights, summed probabilities and matches, each `[draws, BINS]`, with matches weighted to the prior."""
+        """Return weights, summed probabilities and matches, each `[draws, BINS]`, weighted to the prior."""
         sums = np.einsum("dc,krcb->krdb", drawn.astype(np.float64), self._sums)
         totals = sums[:, 0].sum(-1, keepdims=True)  # (2, draws, 1)
         shares = np.array([self._fit.prior, 1 - self._fit.prior])[:, None, None] / np.maximum(totals, 1)
