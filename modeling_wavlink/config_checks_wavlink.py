@@ -70,12 +70,18 @@ def check_loss(config: PretrainedConfig) -> None:
         )
 
 
-def check_label_prompts(config: PretrainedConfig) -> None:
-    """Check a `WavLinkConfig`'s prompts: None, or a list of different texts with one `{}` for the label.
+def check_optional(config: PretrainedConfig) -> None:
+    """Check a `WavLinkConfig`'s `label_prompts` and `match_calibration`, each of which may be None.
 
     Raises:
-        ValueError: anything else.
+        ValueError: names the field.
     """
+    _check_label_prompts(config)
+    _check_match_calibration(config)
+
+
+def _check_label_prompts(config: PretrainedConfig) -> None:
+    """Check a list of different texts with one `{}` for the label."""
     prompts = config.label_prompts
     if prompts is None:
         return
@@ -85,18 +91,14 @@ def check_label_prompts(config: PretrainedConfig) -> None:
         valid = isinstance(prompt, str) and prompt.count("{}") == 1
         if not valid or set("{}") & set(prompt.replace("{}", "")):
             raise ValueError(
-                f"each of label_prompts has exactly one {{}}, where the label goes, and no other braces, got {prompt!r}"
+                f"each of label_prompts has one {{}}, where the label goes, and no other braces, got {prompt!r}"
             )
     if len(set(prompts)) < len(prompts):
         raise ValueError(f"label_prompts must differ from each other, got {list(prompts)}")
 
 
-def check_match_calibration(config: PretrainedConfig) -> None:
-    """Check a `WavLinkConfig`'s calibration: None, or a prior, how it was fit, and a logistic for nested dims.
-
-    Raises:
-        ValueError: names the part.
-    """
+def _check_match_calibration(config: PretrainedConfig) -> None:
+    """Check a prior, what the calibration was fit to, and the logistic of each nested dim."""
     calibration, name = config.match_calibration, "match_calibration"
     if calibration is None:
         return

@@ -19,7 +19,7 @@ from .config_checks_wavlink import LOSS_TYPES as LOSS_TYPES
 from .config_checks_wavlink import POOLINGS as POOLINGS
 from .config_checks_wavlink import TEXT_POOLINGS as TEXT_POOLINGS
 from .config_checks_wavlink import check_audio_config, check_loss, check_numbers, check_poolings, check_text_config
-from .config_checks_wavlink import check_label_prompts, check_match_calibration
+from .config_checks_wavlink import check_optional as check_optional
 from .config_checks_wavlink import frame_pooling as frame_pooling
 from .config_checks_wavlink import text_max_length as text_max_length
 
@@ -265,8 +265,7 @@ class WavLinkConfig(PretrainedConfig):
         check_text_config(self.text_config)
         check_poolings(self)
         check_loss(self)
-        check_label_prompts(self)
-        check_match_calibration(self)
+        check_optional(self)
 
 
 class _Pipelines(dict):

@@ -48,14 +48,14 @@ def calibration_scores(
         calibration: the model's (`WavLinkConfig.match_calibration`).
 
     Returns:
-        `{"calibration": "model" or "index", "prior", "texts", dim: {...}}`; None for fewer than two clips or texts,
-        or where no text has clips, or each has all of them.
+        `{"calibration": "model" or "index", "prior", "texts", dim: {...}}`; None if fewer than two texts have clips,
+        and not all.
     """
     rows = compared_texts(correspondence)
-    of_texts = correspondence.T.select(rows)
-    clips = len(audio_embeds)
-    if len(rows) < 2 or clips < 2 or (of_texts.counts == clips).any():
+    rows = rows[correspondence.sum(axis=0)[rows] < len(audio_embeds)]
+    if len(rows) < 2:
         return None
+    of_texts = correspondence.T.select(rows)
     fits = {
         dim: Logistic(**calibration["dims"][str(dim)], prior=calibration["prior"])
         for dim in dims
