@@ -110,9 +110,9 @@ def locate(
 
     Returns:
         For one text, its spans, best first; they do not overlap and have `start` and `end` in seconds, `score`, a
-        cosine, and `probability`, that the span matches: by the model's calibration, or where the model has none, that
-        it stands out from the recording (see `wavlink.probability.Background`), and None in a recording of few windows
-        or for a sound. For a list of texts or with `by_sound`, a list of spans for each text, then for each sound.
+        cosine, and `probability`, that the span matches: by the model's calibration; of a model without one, and with
+        `min_probability`, that it stands out from the recording (see `wavlink.probability.Background`); else None, as
+        for a sound. For a list of texts or with `by_sound`, a list of spans for each text, then for each sound.
 
     Raises:
         ValueError: nothing to look for, a sound that cannot be read, a window or hop that cannot be, no such `dim`, or
@@ -230,11 +230,12 @@ def find_spans(
 def _calibration(
     embedder: Embedder, recording: Recording, vector: "np.ndarray[Any, Any]", limits: Limits
 ) -> Calibration | None:
-    """Return the model's calibration, or what the scores of a text in the recording stand out from."""
+    """Return the model's calibration, or where probabilities are asked for what a text's scores stand out from."""
     calibration: Calibration | None = calibration_of(embedder, limits.dim, limits.prior)
+    if calibration is not None or limits.min_probability is None:
+        return calibration
+    calibration = background_of(long_recordings.timeline(recording, vector, limits.dim)[1], kind="recording")
     if calibration is None:
-        calibration = background_of(long_recordings.timeline(recording, vector, limits.dim)[1], kind="recording")
-    if calibration is None and limits.min_probability is not None:
         raise ValueError(
             f"there are no probabilities: {embedder.name} has no calibration (`wavlink calibrate` fits one), and the "
             "recording has too few windows to tell what stands out"
@@ -307,8 +308,8 @@ def _as_dict(options: argparse.Namespace, embedder: Embedder, result: Matches) -
     queries = [
         {
             kind: match.query,
-            "spans": [asdict(span) for span in match.spans],
-            "closest": asdict(match.closest),
+            "spans": [_span_as_dict(span) for span in match.spans],
+            "closest": _span_as_dict(match.closest),
             **described(match.calibration),
             **({} if match.spans else {"note": NO_MATCH.format("recording")}),
         }
@@ -326,6 +327,10 @@ def _as_dict(options: argparse.Namespace, embedder: Embedder, result: Matches) -
         "min_score": result.min_score,
         "queries": queries,
     }
+
+
+def _span_as_dict(span: Span) -> dict[str, float]:
+    return {name: value for name, value in asdict(span).items() if value is not None}
 
 
 def _as_tables(result: Matches, min_probability: float | None) -> str:

@@ -93,7 +93,7 @@ def calibration_of(embedder: Embedder, dim: int | None = None, prior: float | No
     Raises:
         ValueError: a prior that is none, or one for a model without a calibration.
     """
-    saved = getattr(embedder.model.config, "match_calibration", None)
+    saved = getattr(_config(embedder), "match_calibration", None)
     fit = saved["dims"].get(str(dim or embedder.dims)) if saved else None
     if fit is None:
         if prior is not None:
@@ -104,6 +104,10 @@ def calibration_of(embedder: Embedder, dim: int | None = None, prior: float | No
         return None
     calibration = Logistic(fit["slope"], fit["intercept"], saved["prior"])
     return calibration if prior is None else calibration.at_prior(prior)
+
+
+def _config(embedder: Embedder) -> Any:
+    return getattr(getattr(embedder, "model", None), "config", None)  # what only looks like an embedder has no model
 
 
 def described(calibration: Calibration | None) -> dict[str, Any]:
