@@ -169,9 +169,8 @@ class Demo:
         if not self.indexes:
             raise ValueError("This demo has no index of sounds.")
         with self.turn():
-            kept, full = self.indexes[self.kept(dim)], self.indexes[max(self.indexes)]
-            hits = kept.with_probabilities(kept.nearest(query.vector, TOP_K), query.vector)
-            return hits, full.nearest(query.vector, TOP_K)
+            used = self.indexes[self.kept(dim)], self.indexes[max(self.indexes)]
+            return tuple(x.with_probabilities(x.nearest(query.vector, TOP_K), query.vector) for x in used)
 
     def kept(self, dim: int) -> int:
         """Return the dims of the index that are compared if `dim` are wanted."""

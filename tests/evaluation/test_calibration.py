@@ -119,7 +119,7 @@ def test_scores_are_those_of_plain_sums(noisy):
     (audio, text), (other_audio, other_text), pairs = noisy
     fit = fit_calibration(audio, text, pairs, [16])
     scores = calibration_scores(other_audio, other_text, pairs, [16, 8], fit)
-    assert list(scores) == ["calibration", "texts", "prior", "data", "16"]  # no fit at 8
+    assert list(scores) == ["calibration", "texts", "labels", "prior", "data", "16"]  # no fit at 8
     assert (scores["calibration"], scores["texts"], scores["prior"]) == ("model", 600, 0.01)
     a, t = (torch.nn.functional.normalize(x, dim=-1).double().numpy() for x in (other_audio, other_text))
     cosines, own = t @ a.T, np.arange(600)[:, None] // 2 == np.arange(300)
@@ -141,6 +141,25 @@ def test_scores_are_those_of_plain_sums(noisy):
     for name in ("auroc", "pairs_auroc", "false_alarm_rate", "detection_rate", "ece"):
         low, high = row[name]["interval"]
         assert low < high and json.loads(json.dumps(row[name])) == row[name]
+
+
+def test_clips_of_a_texts_label_are_taken_out_too(noisy):
+    (audio, text), _, pairs = noisy
+    groups = audio[8 * (torch.arange(300) // 8)]  # clips of one label lie near each other
+    audio, text = groups + 0.3 * audio, torch.repeat_interleave(groups, 2, 0) + 0.3 * text
+    fit = fit_calibration(audio, text, pairs, [16], prior=0.1)
+    labels = [None if n % 4 == 3 else f"{n // 8}" for n in range(300)]
+    rows = [calibration_scores(audio, text, pairs, [16], fit, given)["16"] for given in ([], [None] * 300, labels)]
+    assert rows[0] == rows[1] and rows[2]["detection_rate"] == rows[0]["detection_rate"]
+    assert rows[2]["ece"] == rows[0]["ece"] and rows[2]["pairs_auroc"] == rows[0]["pairs_auroc"]
+    a, t = (torch.nn.functional.normalize(x, dim=-1).double().numpy() for x in (audio, text))
+    clips, of_text = np.arange(300), np.arange(600)[:, None] // 2
+    taken_out = (of_text == clips) | ((of_text // 8 == clips // 8) & (of_text % 4 != 3) & (clips % 4 != 3))
+    highest = np.where(taken_out, -1, t @ a.T).max(1)
+    alarms = Logistic(**fit["dims"]["16"], prior=0.1).probability(highest) > 0.5
+    assert rows[2]["false_alarm_rate"]["value"] == pytest.approx(alarms.mean())
+    assert rows[2]["false_alarm_rate"]["value"] < rows[0]["false_alarm_rate"]["value"]
+    assert rows[2]["auroc"]["value"] > rows[0]["auroc"]["value"]
 
 
 def test_a_calibrated_model_is_calibrated_on_other_clips(noisy):

@@ -22,11 +22,12 @@ def calibration_scores(
     correspondence: Correspondence,
     dims: Sequence[int],
     calibration: Mapping | None = None,
+    labels: Sequence[str | None] = (),
 ) -> dict | None:
     """Score the probabilities of matches of a split; all values are fit for JSON.
 
     The split is a collection that its own texts search. A text's sound is present as it is, and absent once the clips
-    of the text are taken out of the collection. At each dim there are
+    of the text, and those that share a label with one of them, are taken out of the collection. At each dim there are
 
     - `auroc`: the area under the ROC curve of the text's highest cosine, present against absent: whether it tells that
       the collection has the sound;
@@ -46,10 +47,11 @@ def calibration_scores(
         correspondence: `[clips, texts]`.
         dims: nested dims; vectors are cut and normalised again.
         calibration: the model's (`WavLinkConfig.match_calibration`).
+        labels: of each clip, if it has one.
 
     Returns:
-        `{"calibration": "model" or "index", "prior", "texts", dim: {...}}`; None if fewer than two texts have clips,
-        and not all.
+        `{"calibration": "model" or "index", "prior", "texts", "labels": their number, dim: {...}}`; None if fewer than
+        two texts have clips, and not all.
     """
     rows = compared_texts(correspondence)
     rows = rows[correspondence.sum(axis=0)[rows] < len(audio_embeds)]
@@ -61,26 +63,41 @@ def calibration_scores(
         for dim in dims
         if calibration and str(dim) in calibration["dims"]
     }
-    scores = {"calibration": "model" if fits else "index", "texts": len(rows)}
+    alike = _same_label(of_texts, labels)
+    scores = {"calibration": "model" if fits else "index", "texts": len(rows), "labels": len({*labels} - {None, ""})}
     if calibration and fits:
         scores |= {"prior": calibration["prior"], "data": calibration.get("data", "")}
     for dim in sorted(fits or dims, reverse=True):
         pairs = CosinePairs(audio_embeds, text_embeds[rows], of_texts, dim)
-        scores[str(dim)] = _at_one_dim(pairs, of_texts, fits.get(dim))
+        scores[str(dim)] = _at_one_dim(pairs, of_texts, fits.get(dim), alike)
     return scores
 
 
-def _at_one_dim(pairs: CosinePairs, of_texts: Correspondence, fit: Logistic | None) -> dict:
+def _same_label(of_texts: Correspondence, labels: Sequence[str | None]) -> Callable[[int, int], np.ndarray]:
+    """Return a function of a range of texts to bool `[t, clips]`: which clips share a label with a clip of a text."""
+    numbers = {label: number for number, label in enumerate(sorted({*labels} - {None, ""}))}
+    of_clips = np.array([numbers.get(label, len(numbers)) for label in labels or [None] * of_texts.shape[1]])
+    known = np.zeros((of_texts.shape[0], len(numbers) + 1), dtype=bool)
+    known[of_texts.queries, of_clips[of_texts.indices]] = True
+    known[:, -1] = False  # clips without a label
+    return lambda start, end: known[start:end, of_clips]
+
+
+def _at_one_dim(
+    pairs: CosinePairs, of_texts: Correspondence, fit: Logistic | None, alike: Callable[[int, int], np.ndarray]
+) -> dict:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("present", "absent", "alarms", "found", "matching")}
     others, reliability = Histogram(), None if fit is None else _Reliability(fit, of_texts.shape[1])
+    start = 0
     for cosines, matches in pairs:
-        own, other = (np.where(chosen, cosines, -np.inf).max(1) for chosen in (matches, ~matches))
-        without = np.where(matches, np.nan, cosines)
+        taken_out = matches | alike(start, start := start + len(cosines))
+        own, other = (np.where(chosen, cosines, -np.inf).max(1) for chosen in (matches, ~taken_out))
+        without = np.where(taken_out, np.nan, cosines)
         others.add(cosines[~matches])
         if reliability:
             reliability.add(cosines, matches)
         block = {
-            "present": np.maximum(own, other),
+            "present": cosines.max(1),
             "absent": other,
             "alarms": _stands_out(other, without) if fit is None else fit.probability(other) > PASSES,
             "found": _stands_out(own, cosines) if fit is None else fit.probability(own) > PASSES,

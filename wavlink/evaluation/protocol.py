@@ -211,10 +211,10 @@ def scores_of(
     if not no_retrieval:
         pairs = embedded.audio, embedded.text, embedded.correspondence, dims
         scores |= retrieval_scores(*pairs, embedded_groups)
-        if protocol.calibration and (
-            calibration := calibration_scores(*pairs, getattr(model.config, "match_calibration", None))
-        ):
-            scores["calibration"] = calibration
+        if protocol.calibration:
+            fit, embedded_labels = getattr(model.config, "match_calibration", None), [labels[n] for n in embedded.rows]
+            if (calibration := calibration_scores(*pairs, fit, embedded_labels)) is not None:
+                scores["calibration"] = calibration
     elif embedded.texts:
         logger.warning(f"captions are not scored: {no_retrieval}")
     if not no_zero_shot:
