@@ -17,6 +17,7 @@ from wavlink.evaluation.calibration import fit_calibration
 from wavlink.evaluation.calibration_scores import BINS, calibration_scores
 from wavlink.evaluation.embed_split import embed_dataset
 from wavlink.evaluation.metrics import Correspondence
+from wavlink.loading import random_control
 from wavlink.probability import Logistic
 
 
@@ -263,3 +264,5 @@ def test_eval_scores_the_probabilities(wavlink_folder, calibrated_data, capsys):
     scores = json.loads(captured.out)["results"]["calibration"]
     assert scores["calibration"] == "model" and set(scores["32"]) >= {"auroc", "ece", "false_alarm_rate"}
     assert "probabilities by the model's calibration" in captured.err and "calibration error" in captured.err
+    assert random_control(str(wavlink_folder)).config.match_calibration is None  # nor of a loaded one
+    assert random_control(WavLinkModel.from_pretrained(wavlink_folder)).config.match_calibration is None

@@ -36,12 +36,12 @@ def fit_to(model: WavLinkModel, embedded: Embedded, data: str, split: str, prior
     """
     dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims})
     pairs = embedded.audio, embedded.text, embedded.correspondence
-    return fit_calibration(*pairs, dims, prior, f"{data_name(data)}, {split}")
+    return fit_calibration(*pairs, dims, prior, ", ".join(filter(None, [data_name(data), split])))
 
 
 def data_name(data: str) -> str:
     """Return a Hub id, or the last name of a folder, so that no path of this machine is stored."""
-    return clean(last_part(data) if os.path.isdir(data) else data)
+    return clean(last_part(os.path.abspath(data)) if data and os.path.isdir(data) else data)
 
 
 def validation_split(data: str, split: str, columns: Sequence[str] = ()) -> tuple[datasets.Dataset, list[str]]:
