@@ -6,7 +6,7 @@ wavlink where runs/my/best night.flac --query "a siren" "a dog barks" --picture 
 import argparse
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, overload
 
@@ -22,7 +22,16 @@ from .console import print_json
 from .defaults import WINDOW
 from .destinations import file_destination
 from .embedder import Embedder, embedder_for
-from .long_recordings import Recording, Span, check_score, clock, encode_recording, noise_score, windows_for
+from .long_recordings import (
+    ProbableSpan,
+    Recording,
+    Span,
+    check_score,
+    clock,
+    encode_recording,
+    noise_score,
+    windows_for,
+)
 from .probability import NO_MATCH, Calibration, background_of, calibration_of, check_probability, described
 from .sanitize import printable
 
@@ -246,7 +255,7 @@ def _calibration(
 def _probable(span: Span, calibration: Calibration | None) -> Span:
     if calibration is None:
         return span
-    return replace(span, probability=float(calibration.probability(span.score)))
+    return ProbableSpan(**asdict(span), probability=float(calibration.probability(span.score)))
 
 
 def _passes(span: Span, min_probability: float | None) -> bool:
@@ -308,8 +317,8 @@ def _as_dict(options: argparse.Namespace, embedder: Embedder, result: Matches) -
     queries = [
         {
             kind: match.query,
-            "spans": [_span_as_dict(span) for span in match.spans],
-            "closest": _span_as_dict(match.closest),
+            "spans": [asdict(span) for span in match.spans],
+            "closest": asdict(match.closest),
             **described(match.calibration),
             **({} if match.spans else {"note": NO_MATCH.format("recording")}),
         }
@@ -327,10 +336,6 @@ def _as_dict(options: argparse.Namespace, embedder: Embedder, result: Matches) -
         "min_score": result.min_score,
         "queries": queries,
     }
-
-
-def _span_as_dict(span: Span) -> dict[str, float]:
-    return {name: value for name, value in asdict(span).items() if value is not None}
 
 
 def _as_tables(result: Matches, min_probability: float | None) -> str:

@@ -13,6 +13,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -63,15 +64,19 @@ class Recording:
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a recording, from `start` to `end` in seconds, and its `score`, a cosine.
-
-    `probability` is that of a match with a text, where it is known.
-    """
+    """A part of a recording, from `start` to `end` in seconds, and its `score`, a cosine."""
 
     start: float
     end: float
     score: float
-    probability: float | None = None
+    probability: ClassVar[float | None] = None  # of a match: not known, as of a `ProbableSpan`
+
+
+@dataclass(frozen=True)
+class ProbableSpan(Span):
+    """A span with the `probability` that it matches a text."""
+
+    probability: float  # type: ignore[misc]
 
 
 def encode_recording(embedder: Embedder, source: AudioSource, window: float = WINDOW, hop: float = HOP) -> Recording:

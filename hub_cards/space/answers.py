@@ -25,6 +25,7 @@ from processing.prompts import PROMPT, prompted, prompts_of
 from wavlink.embedder import Embedder
 from wavlink.evaluation.zero_shot import ensemble
 from wavlink.long_recordings import (
+    ProbableSpan,
     Recording,
     Span,
     encode_recording,
@@ -114,7 +115,9 @@ class SearchedRecording:
 
     def _probable(self, span: Span, dim: int) -> Span:
         fit = self.calibrations.get(dim)
-        return dataclasses.replace(span, probability=float(fit.probability(span.score))) if fit else span
+        if fit is None:
+            return span
+        return ProbableSpan(**dataclasses.asdict(span), probability=float(fit.probability(span.score)))
 
 
 class Demo:
