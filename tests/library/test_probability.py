@@ -128,7 +128,7 @@ def test_hits_have_the_models_probabilities_of_their_cosines(calibrated, sounds,
     assert {hit.calibration for hit in Index.open(tmp_path / "index", dim=16).query("a dog barks")} == {"index"}
 
 
-def test_an_index_of_a_model_without_a_calibration_is_its_own_background(plain, sounds, tmp_path):
+def test_an_index_of_a_model_without_a_calibration_is_its_own_background(plain, sounds, tmp_path, capsys):
     index_sounds(str(sounds), tmp_path / "index", str(plain), dim=32, storage="fp32", progress=False)
     index = Index.open(tmp_path / "index")
     hits = index.query("a dog barks", top_k=24)
@@ -137,6 +137,8 @@ def test_an_index_of_a_model_without_a_calibration_is_its_own_background(plain, 
     spread = 1.4826 * np.median(abs(cosines - np.median(cosines)))
     expected = ndtr((cosines - np.median(cosines)) / spread) ** 24
     assert [hit.probability for hit in hits] == pytest.approx(expected, abs=1e-4)
+    assert cli.main(["query", str(tmp_path / "index"), "a dog barks"]) == 0
+    assert "the model has no calibration: % is how surely a result stands out" in capsys.readouterr().err
     with pytest.raises(ValueError, match="shifts a model's calibration"):
         index.query("a dog barks", prior=0.5)
 

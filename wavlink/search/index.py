@@ -1,15 +1,14 @@
 """Search an index by texts and by similar sounds, and away from unwanted ones."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow
 import pyarrow.compute as pc
-import torch
 
-from modeling_wavlink.losses_wavlink import truncate_embeddings
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
 from processing.windows import stream_windows
@@ -245,8 +244,8 @@ class Index:
         if model is not None:
             return model
         rows = np.arange(0, len(self), -(-len(self) // _SAMPLE))
-        cut = truncate_embeddings(torch.from_numpy(np.float32(vector)[None]), self._vectors.dim).numpy()
-        return background_of(self._vectors.vectors(rows) @ cut[0], len(self))
+        query = encode(vector[None], self._vectors.dim, "fp32")[0]
+        return background_of(self._vectors.vectors(rows) @ query, len(self))
 
     def with_probabilities(
         self, hits: list[Hit], vector: np.ndarray, min_probability: float | None = None, prior: float | None = None
@@ -332,6 +331,8 @@ def print_hits(hits: Sequence[Hit], as_json: bool, note: str = "") -> None:
         return
     if note:
         print(note)
+    if any(hit.calibration == "index" for hit in hits):
+        print("the model has no calibration: % is how surely a result stands out from this index", file=sys.stderr)
     for hit in hits:
         mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
         match = "" if hit.probability is None else f"{100 * hit.probability:5.1f} %  "
