@@ -204,7 +204,7 @@ def _check_htsat(config: PretrainedConfig) -> None:
 
 def _check_passt(config: PretrainedConfig) -> None:
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_mel_bins")
-    sizes += ("max_length", "patch_size", "frequency_stride", "time_stride")
+    sizes += ("window_frames", "patch_size", "frequency_stride", "time_stride")
     least = dict.fromkeys(sizes, 1) | {"time_patchout": 0, "frequency_patchout": 0}
     for name, minimum in least.items():
         value = getattr(config, name)
@@ -224,7 +224,7 @@ def _check_passt(config: PretrainedConfig) -> None:
             raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
     for name, stride, patchout in (
         ("num_mel_bins", config.frequency_stride, "frequency_patchout"),
-        ("max_length", config.time_stride, "time_patchout"),
+        ("window_frames", config.time_stride, "time_patchout"),
     ):
         length, patch = getattr(config, name), config.patch_size
         if length < patch:
@@ -232,10 +232,10 @@ def _check_passt(config: PretrainedConfig) -> None:
         count = (length - patch) // stride + 1
         if getattr(config, patchout) >= count:
             raise ValueError(f"{patchout}={getattr(config, patchout)} leaves no patches: {name} has {count} of them")
-        if name == "max_length" and config.time_positions is not None and config.time_positions < count:
+        if name == "window_frames" and config.time_positions is not None and config.time_positions < count:
             raise ValueError(
-                f"max_length={length} needs {count} columns of the time embedding, and time_positions is "
-                f"{config.time_positions}: lower max_length to {(config.time_positions - 1) * stride + patch} or so"
+                f"window_frames={length} needs {count} columns of the time embedding, and time_positions is "
+                f"{config.time_positions}: lower window_frames to {(config.time_positions - 1) * stride + patch} or so"
             )
 
 

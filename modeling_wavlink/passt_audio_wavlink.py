@@ -19,8 +19,9 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .config_checks_wavlink import check_audio_config
+from .configuration_wavlink import one_line
 from .passt_configuration_wavlink import WavLinkPasstConfig, patches
-from .pretrained_wavlink import SavedAlone, given
+from .pretrained_wavlink import SavedAlone, given, refuse_broken_weights, refuse_wrong_weights
 
 # Names in a checkpoint of the reference implementation -> names here; its classifiers are left out.
 PASST_NAMES = {r"^net\.": "", r"^blocks\.": "layers."}
@@ -102,8 +103,8 @@ class WavLinkPasstLayer(GradientCheckpointingLayer):
 class WavLinkPasstModel(SavedAlone, PreTrainedModel):
     """PaSST at the clip's own length. A clip's vector is the mean of its class and its distillation token.
 
-    A clip of up to `max_length` frames is one window: it has the first columns of the time embedding, and padding is
-    neither attended to nor part of a patch. A longer clip is several full windows whose vectors are averaged. The
+    A clip of up to `window_frames` frames is one window: it has the first columns of the time embedding, and padding
+    is neither attended to nor part of a patch. A longer clip is several full windows whose vectors are averaged. The
     names of the weights are those of the reference implementation, `hear21passt`, with `layers` for its `blocks`.
     Frames after the last complete patch (at most 9 with a stride of 10) are left out, as there.
     """
@@ -123,7 +124,7 @@ class WavLinkPasstModel(SavedAlone, PreTrainedModel):
         super().__init__(config)
         width, patch = config.hidden_size, config.patch_size
         self.rows = patches(config.num_mel_bins, patch, config.frequency_stride)
-        self.columns = patches(config.max_length, patch, config.time_stride)  # of a full window
+        self.columns = patches(config.window_frames, patch, config.time_stride)  # of a full window
         conv = nn.Conv2d(1, width, patch, stride=(config.frequency_stride, config.time_stride))
         self.patch_embed = nn.Sequential(OrderedDict(proj=conv))
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
@@ -141,11 +142,12 @@ class WavLinkPasstModel(SavedAlone, PreTrainedModel):
         """Make a tower of the weights of the reference implementation; its classifiers are left out.
 
         Args:
-            weights: the state dict of `hear21passt`'s PaSST or of its wrapper.
+            weights: the state dict of `hear21passt`'s PaSST or of its wrapper, such as `torch.load(file,
+                weights_only=True)` of a released checkpoint.
             config: fields of `WavLinkPasstConfig`, see `WavLinkPasstConfig.from_passt_weights`.
 
         Raises:
-            ValueError: weights that are missing, unknown or have other shapes.
+            ValueError: weights that are missing, unknown, not finite or of other shapes.
         """
         model = cls(WavLinkPasstConfig.from_passt_weights(weights, **config))
         own = {}
@@ -155,9 +157,13 @@ class WavLinkPasstModel(SavedAlone, PreTrainedModel):
                     name = re.sub(pattern, here, name)
                 own[name] = weight
         try:
-            model.load_state_dict(own)
+            info = model.load_state_dict(own, strict=False)
         except RuntimeError as error:
-            raise ValueError(f"these are not all weights of a PaSST of these sizes: {error}") from error
+            raise ValueError(f"these weights do not have the shapes of one PaSST: {one_line(error)}") from error
+        refuse_wrong_weights(
+            "this PaSST", {"missing_keys": info.missing_keys, "unexpected_keys": info.unexpected_keys}
+        )
+        refuse_broken_weights("this PaSST", model)
         return model
 
     @torch.no_grad()
@@ -231,7 +237,7 @@ class WavLinkPasstModel(SavedAlone, PreTrainedModel):
 
     def _windows(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Cut `[B, F, T]` into windows `[B, W, F, T']`, and count their frames, `[B, W]`."""
-        size, bins, patch = self.config.max_length, self.config.num_mel_bins, self.config.patch_size
+        size, bins, patch = self.config.window_frames, self.config.num_mel_bins, self.config.patch_size
         if features.dim() != 3 or features.shape[1] != bins or features.shape[2] < patch:
             raise ValueError(
                 f"input_features must be [batch, {bins}, {patch} frames or more], got {list(features.shape)}: take "
@@ -247,7 +253,7 @@ class WavLinkPasstModel(SavedAlone, PreTrainedModel):
         if ((frames > 0) & (frames < patch)).any():
             raise ValueError(
                 f"a window has fewer frames than a patch, {patch}: a clip has {patch} to {size} frames, or full "
-                f"windows of {size}, which WavLinkPasstFeatureExtractor gives with max_length={size}"
+                f"windows of {size}, which WavLinkPasstFeatureExtractor gives with window_frames={size}"
             )
         return windows, frames
 

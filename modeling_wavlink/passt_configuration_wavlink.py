@@ -18,8 +18,8 @@ class WavLinkPasstConfig(PretrainedConfig):
         hidden_dropout_prob, attention_probs_dropout_prob (`float`): dropout in training.
         qkv_bias (`bool`): whether queries, keys and values have a bias.
         num_mel_bins (`int`): bands of the log-mel.
-        max_length (`int`): frames of a window, 10 ms each by default. A shorter clip is one window of its own length,
-            with the first columns of the time embedding; a longer one is several windows.
+        window_frames (`int`): frames of a window, 10 ms each by default. A shorter clip is one window of its own
+            length, with the first columns of the time embedding; a longer one is several windows.
         patch_size (`int`): bands and frames of a patch.
         frequency_stride, time_stride (`int`): bands and frames from one patch to the next.
         time_positions (`int`, *optional*): columns of the time embedding; default: as many as a window has.
@@ -43,7 +43,7 @@ class WavLinkPasstConfig(PretrainedConfig):
         attention_probs_dropout_prob: float = 0.0,
         qkv_bias: bool = True,
         num_mel_bins: int = 128,
-        max_length: int = 1000,
+        window_frames: int = 1000,
         patch_size: int = 16,
         frequency_stride: int = 10,
         time_stride: int = 10,
@@ -63,7 +63,7 @@ class WavLinkPasstConfig(PretrainedConfig):
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.qkv_bias = qkv_bias
         self.num_mel_bins = num_mel_bins
-        self.max_length = max_length
+        self.window_frames = window_frames
         self.patch_size = patch_size
         self.frequency_stride = frequency_stride
         self.time_stride = time_stride
@@ -110,7 +110,9 @@ class WavLinkPasstConfig(PretrainedConfig):
                 "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
                 "patch_size": patch,
                 "time_positions": columns,
-                "max_length": min(math.ceil(columns * stride / 100) * 100, longest),  # whole seconds, where they fit
+                "window_frames": min(
+                    math.ceil(columns * stride / 100) * 100, longest
+                ),  # whole seconds, where they fit
                 **fields,
             }
         )

@@ -16,13 +16,13 @@ from .downmix_wavlink import mono_blocks as mono_blocks
 _PREEMPHASIS = 0.97
 _FLOOR = 1e-5  # added to a band's power before its logarithm
 _MEAN, _SPREAD = -4.5, 5.0  # of log-mels, fixed
-_NEEDED = {"feature_size": 1, "sampling_rate": 1, "hop_length": 1, "win_length": 2, "n_fft": 2, "max_length": 1}
+_NEEDED = {"feature_size": 1, "sampling_rate": 1, "hop_length": 1, "win_length": 2, "n_fft": 2, "window_frames": 1}
 
 
 class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
     """PaSST's log-mel of each clip by itself, as `hear21passt` computes it in evaluation. It is deterministic.
 
-    A clip of up to `max_length` frames (10 s) keeps its own length: `ceil(samples / hop_length)` frames and at
+    A clip of up to `window_frames` frames (10 s) keeps its own length: `ceil(samples / hop_length)` frames and at
     least `min_frames`, up to which a shorter one is padded with silence. A longer clip is covered by as few full
     windows as possible, evenly spaced, the first at its start and the last at its end; their frames come one after
     another, and the model averages their vectors.
@@ -31,8 +31,8 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
         feature_size (`int`): mel bands.
         sampling_rate, hop_length, win_length, n_fft (`int`): in Hz and samples.
         frequency_min, frequency_max (`float`): lower edge of the lowest and upper edge of the highest band, in Hz.
-        max_length, min_frames (`int`): frames of a full window, and the fewest of a clip: the model's `max_length` and
-            `patch_size`.
+        window_frames, min_frames (`int`): frames of a full window, and the fewest of a clip: the model's
+            `window_frames` and `patch_size`.
         chunk_length (`int`): length of the longest clip, in seconds.
         padding (`str`): `"longest"`, the only choice: clips are padded with masked frames to the longest of the batch.
 
@@ -54,7 +54,7 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
         n_fft: int = 1024,
         frequency_min: float = 0.0,
         frequency_max: float = 15000.0,
-        max_length: int = 1000,
+        window_frames: int = 1000,
         min_frames: int = 16,
         chunk_length: int = 30,
         padding: str = "longest",
@@ -66,7 +66,7 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
             raise ValueError(f"padding must be 'longest' for a PaSST tower, got {padding!r}")
         self.hop_length, self.win_length, self.n_fft = hop_length, win_length, n_fft
         self.frequency_min, self.frequency_max = frequency_min, frequency_max
-        self.max_length, self.min_frames = max_length, min_frames
+        self.window_frames, self.min_frames = window_frames, min_frames
         self.chunk_length, self.padding = chunk_length, padding
         self._check_sizes()
 
@@ -82,12 +82,12 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
                 f"frequency_min={self.frequency_min} and frequency_max={self.frequency_max} must rise and be at most "
                 f"half the sampling rate, {self.sampling_rate / 2:g} Hz"
             )
-        if not 1 <= self.min_frames <= self.max_length:
-            raise ValueError(f"min_frames must be 1 to max_length={self.max_length}, got {self.min_frames}")
+        if not 1 <= self.min_frames <= self.window_frames:
+            raise ValueError(f"min_frames must be 1 to window_frames={self.window_frames}, got {self.min_frames}")
         if self.n_samples < self.window_samples:
             raise ValueError(
                 f"chunk_length={self.chunk_length} s is shorter than a window of {self.window_seconds:g} s "
-                f"(max_length={self.max_length} frames): raise it"
+                f"(window_frames={self.window_frames} frames): raise it"
             )
 
     @classmethod
@@ -114,8 +114,12 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
                 f"{source} has a feature extractor of type {kind!r}, a PaSST's is {cls.__name__}: delete its "
                 "preprocessor_config.json, or save a WavLinkPasstFeatureExtractor there"
             )
-        sizes = {"feature_size": config.num_mel_bins, "max_length": config.max_length, "min_frames": config.patch_size}
-        seconds = math.ceil(config.max_length * saved.get("hop_length", 320) / saved.get("sampling_rate", 32000))
+        sizes = {
+            "feature_size": config.num_mel_bins,
+            "window_frames": config.window_frames,
+            "min_frames": config.patch_size,
+        }
+        seconds = math.ceil(config.window_frames * saved.get("hop_length", 320) / saved.get("sampling_rate", 32000))
         kwargs.setdefault("chunk_length", max(saved.get("chunk_length", 30), seconds))
         return cls.from_dict({**saved, **kwargs, **sizes})
 
@@ -127,7 +131,7 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
     @property
     def window_samples(self) -> int:
         """Samples of a full window."""
-        return self.max_length * self.hop_length
+        return self.window_frames * self.hop_length
 
     @property
     def window_seconds(self) -> float:
@@ -172,7 +176,7 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
 
     @property
     def _longest(self) -> int:
-        return -(-self.n_samples // self.window_samples) * self.max_length
+        return -(-self.n_samples // self.window_samples) * self.window_frames
 
     def _is_own(self, clip: np.ndarray) -> bool:
         return len(clip) == self.feature_size

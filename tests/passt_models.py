@@ -21,7 +21,7 @@ AUDIO = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
     "num_mel_bins": 128,
-    "max_length": 100,
+    "window_frames": 100,
     "initializer_range": 0.2,
 }
 

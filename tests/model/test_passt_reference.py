@@ -1,6 +1,6 @@
 """PaSST against its reference implementation: vectors and log-mels recorded from it, and itself where installed.
 
-`hear21passt` needs torchaudio and timm, and is no dependency. Record anew with `python -m tests.model.test_passt_reference`.
+`hear21passt` needs torchaudio and timm, and is no dependency. `python -m tests.model.test_passt_reference` records anew.
 """
 
 import json
@@ -100,19 +100,19 @@ def test_log_mels_of_any_length_are_the_references(samples):
 
 
 @pytest.mark.parametrize(
-    "size, stride, max_length",
+    "size, stride, window_frames",
     [((128, 998), 10, 1000), ((128, 998), 16, 1000), ((128, 2000), 10, 2000), ((128, 3200), 10, 3200)],
 )
-def test_sizes_of_released_checkpoints(size, stride, max_length):
+def test_sizes_of_released_checkpoints(size, stride, window_frames):
     """The grids of the reference's architectures: 10 s, 10 s without overlap, 20 s, and 10 s at a hop of 100."""
     shapes = json.loads(str(np.load(RECORD)["shapes"]))
     shapes["freq_new_pos_embed"][2], shapes["time_new_pos_embed"][3] = (length // stride for length in size)
     tower = WavLinkPasstModel.from_passt_weights(weights(shapes), num_attention_heads=4)
     config = tower.config
-    assert (config.frequency_stride, config.time_stride, config.max_length) == (stride, stride, max_length)
+    assert (config.frequency_stride, config.time_stride, config.window_frames) == (stride, stride, window_frames)
     assert config.time_positions == size[1] // stride
     with torch.no_grad():
-        assert tower.eval()(features(max_length, 1)).pooler_output.isfinite().all()
+        assert tower.eval()(features(window_frames, 1)).pooler_output.isfinite().all()
 
 
 if __name__ == "__main__":
