@@ -51,6 +51,7 @@ class _ClapAudioAlone(ClapAudioModel):
 
 
 class _PasstAlone(WavLinkPasstModel):
+    left_out = NO_PASST
     _keys_to_ignore_on_load_unexpected = [NO_PASST.pattern]
 
 

@@ -18,6 +18,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .compat_wavlink import attention_of
 from .config_checks_wavlink import check_audio_config
 from .configuration_wavlink import one_line
 from .passt_configuration_wavlink import WavLinkPasstConfig, patches
@@ -61,7 +62,7 @@ class WavLinkPasstAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend, `[N, L, D] -> [N, L, D]`, and weights where the implementation returns them."""
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, *self.heads)).permute(2, 0, 3, 1, 4)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(self.config), eager_attention_forward)
         options = {"dropout": self.config.attention_probs_dropout_prob if self.training else 0.0, **kwargs}
         states, weights = attend(self, query, key, value, attention_mask, scaling=self.heads[1] ** -0.5, **options)
         return self.proj(states.flatten(2)), weights

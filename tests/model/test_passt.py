@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoProcessor
@@ -264,6 +265,22 @@ def test_lora_adapts_every_map_of_its_layers(model):
     assert adapted == {f"audio_model.layers.{layer}.{name}" for layer in (0, 1) for name in maps}
     learned = {name for name, p in model.named_parameters() if p.requires_grad and "lora" not in name}
     assert learned == {"audio_projection.weight", "text_projection.weight", "logit_scale"}
+
+
+def test_lora_on_every_map_and_convolution_of_peft(model, batch):
+    audio = {name: value for name, value in batch.items() if name.startswith("input_features")}
+    kinds = torch.nn.Linear, torch.nn.Conv2d
+    names = [name for name, module in model.audio_model.named_modules() if isinstance(module, kinds)]
+    lora = get_peft_model(model, LoraConfig(target_modules=[f"audio_model.{name}" for name in names]))
+    for name, parameter in lora.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    lora.get_audio_features(**audio).pooler_output.pow(3).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in lora.named_parameters() if "lora_" in name)
+    with torch.no_grad():
+        expected = lora.get_audio_features(**audio).pooler_output
+        found = lora.merge_and_unload().get_audio_features(**audio).pooler_output
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_packed_layers_give_the_same_vectors(model, processor):

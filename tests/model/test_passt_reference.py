@@ -1,6 +1,6 @@
 """PaSST against its reference implementation: vectors and log-mels recorded from it, and itself where installed.
 
-`hear21passt` needs torchaudio and timm, and is no dependency. `python -m tests.model.test_passt_reference` records anew.
+`hear21passt` needs torchaudio and timm, and is no dependency; `python -m tests.model.test_passt_reference` records it.
 """
 
 import json
