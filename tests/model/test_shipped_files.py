@@ -48,7 +48,11 @@ def test_the_hubs_own_check_asks_for_nothing_else(path):
     }
 
 
-ENTRIES = ["configuration_wavlink.py", "modeling_wavlink.py", "feature_extraction_wavlink.py", "processing_wavlink.py"]
+ENTRIES = [
+    *("configuration_wavlink.py", "modeling_wavlink.py", "feature_extraction_wavlink.py", "processing_wavlink.py"),
+    *("whisper_audio_wavlink.py", "clap_audio_wavlink.py", "passt_audio_wavlink.py"),
+    *("passt_configuration_wavlink.py", "passt_features_wavlink.py"),
+]
 
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.name in ENTRIES], ids=lambda path: path.name)
