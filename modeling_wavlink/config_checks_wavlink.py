@@ -113,12 +113,12 @@ def check_audio_config(config: PretrainedConfig) -> None:
     if model_type not in AUDIO_TOWERS:
         known = ", ".join(AUDIO_TOWERS[:-1])
         raise ValueError(f"audio_config must be a {known} or {AUDIO_TOWERS[-1]} config, got {config.model_type!r}")
+    if model_type == "passt":
+        _check_passt(config)
     _check_layers(config)
     _check_frame_pooling(config, model_type)
     if model_type == "clap_audio_model":
         _check_htsat(config)
-    if model_type == "passt":
-        _check_passt(config)
 
 
 def check_text_config(config: PretrainedConfig) -> None:
@@ -206,6 +206,8 @@ def _check_passt(config: PretrainedConfig) -> None:
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_mel_bins")
     sizes += ("window_frames", "patch_size", "frequency_stride", "time_stride")
     least = dict.fromkeys(sizes, 1) | {"time_patchout": 0, "frequency_patchout": 0}
+    if config.time_positions is not None:
+        least["time_positions"] = 1
     for name, minimum in least.items():
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -214,7 +216,7 @@ def _check_passt(config: PretrainedConfig) -> None:
         raise ValueError(
             f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={config.num_attention_heads}"
         )
-    if config.hidden_act not in ACT2FN:
+    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACT2FN:
         raise ValueError(
             f"hidden_act must be an activation of transformers, such as 'gelu', got {config.hidden_act!r}"
         )
@@ -222,6 +224,10 @@ def _check_passt(config: PretrainedConfig) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+    for name in ("layer_norm_eps", "initializer_range"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} of a PaSST must be a number above 0, got {value!r}")
     for name, stride, patchout in (
         ("num_mel_bins", config.frequency_stride, "frequency_patchout"),
         ("window_frames", config.time_stride, "time_patchout"),

@@ -119,9 +119,11 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
             "window_frames": config.window_frames,
             "min_frames": config.patch_size,
         }
-        seconds = math.ceil(config.window_frames * saved.get("hop_length", 320) / saved.get("sampling_rate", 32000))
-        kwargs.setdefault("chunk_length", max(saved.get("chunk_length", 30), seconds))
-        return cls.from_dict({**saved, **kwargs, **sizes})
+        fields = {**saved, **kwargs, **sizes}
+        if "chunk_length" not in fields:  # the default, or else one window
+            seconds = config.window_frames * fields.get("hop_length", 320) / fields.get("sampling_rate", 32000)
+            fields["chunk_length"] = max(30, math.ceil(seconds))
+        return cls.from_dict(fields)
 
     @property
     def n_samples(self) -> int:

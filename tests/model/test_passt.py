@@ -210,20 +210,28 @@ def test_a_short_clip_keeps_patches_under_patch_out():
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
 @pytest.mark.parametrize("patchout", [0, 3])
 def test_chunks_give_the_gradients_of_the_whole_in_training(model, batch, micro_batch_size, patchout):
+    """With patch-out: those of the patches that each chunk has drawn."""
     without_dropout(model).train()
     model.audio_model.config.time_patchout = patchout
+    audio = {name: value for name, value in batch.items() if name.startswith("input_features")}
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    chunks = zip(*(value.split(micro_batch_size if patchout else 5) for value in audio.values()), strict=True)
 
-    def gradients(size):
+    def gradients() -> dict[str, torch.Tensor]:
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
         model.zero_grad()
-        torch.manual_seed(5)
-        loss = backward(Accelerator(cpu=True), model, batch, size)
-        return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+        return found
 
-    loss, expected = gradients(0 if not patchout else micro_batch_size)
-    again, cached = gradients(micro_batch_size)
-    assert again == pytest.approx(loss, rel=1e-6)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(cached[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    torch.manual_seed(5)
+    embeds = [model.get_audio_features(**trim(dict(zip(audio, chunk, strict=True)))).pooler_output for chunk in chunks]
+    loss = model.loss(torch.cat(embeds), model.get_text_features(**text).pooler_output, batch["caption_ids"])
+    loss.backward()
+    expected = gradients()
+    torch.manual_seed(5)
+    cached_loss = backward(Accelerator(cpu=True), model, batch, micro_batch_size)
+    assert cached_loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_trim_drops_padding(batch):
@@ -323,6 +331,10 @@ def test_saved_and_loaded_bit_for_bit(model, processor, batch, tmp_path):
         ({"time_patchout": -1}, "time_patchout of a PaSST must be a whole number, 0 or more"),
         ({"time_positions": 8}, "needs 9 columns of the time embedding, and time_positions is 8: lower window_frames"),
         ({"hidden_act": "gleu"}, "hidden_act must be an activation of transformers"),
+        ({"hidden_act": ["gelu"]}, "hidden_act must be an activation of transformers"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers of a PaSST must be a whole number, 1 or more, got '2'"),
+        ({"time_positions": "99"}, "time_positions of a PaSST must be a whole number"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps of a PaSST must be a number above 0"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob must be at least 0 and below 1, got 1.0"),
         ({"num_hidden_layers": 1001}, "more than 1000 layers"),
         ({"frame_pooling": 2}, "frame_pooling=2 is for a Whisper: PaSST pools its patches itself"),
