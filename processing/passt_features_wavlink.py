@@ -1,7 +1,6 @@
 """PaSST's log-mel of checked clips, at the clip's own length."""
 
 import math
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -106,8 +105,10 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
         """
         saved: dict = {}
         if source is not None:
-            with suppress(OSError):
+            try:
                 saved, _ = cls.get_feature_extractor_dict(source)
+            except OSError:  # no such file
+                saved = {}
         kind = saved.get("feature_extractor_type", cls.__name__)
         if kind != cls.__name__:
             raise ValueError(
