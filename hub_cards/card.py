@@ -116,6 +116,11 @@ def _architecture(model: WavLinkModel, extractor) -> list[list[str]]:
     if config.audio_config.model_type == "clap_audio_model":
         audio = f"HTS-AT of CLAP, width {config.audio_config.hidden_size}, without a global token"
         length = f"in windows of {extractor.max_length_s} s, whose vectors are averaged"
+    elif config.audio_config.model_type == "passt":
+        sizes = f"width {config.audio_config.hidden_size}, {config.audio_config.num_hidden_layers} layers"
+        audio = f"PaSST, {sizes}, the mean of its class and its distillation token"
+        window = f"{extractor.window_seconds:g} s"
+        length = f"at its own length, over {window} in windows of {window}, whose vectors are averaged"
     else:
         pooled = {
             "token": "one learned global token",
@@ -308,7 +313,7 @@ def _draw_training(folder: Path, stage: training.Stage, stem: str) -> list[list[
 
 def paper_size(config: WavLinkConfig) -> str | None:
     """Return the paper's size with this architecture, if any."""
-    if config.audio_config.model_type == "clap_audio_model" or config.text_config.model_type != "clip_text_model":
+    if config.audio_config.model_type != "whisper" or config.text_config.model_type != "clip_text_model":
         return None
     shape = _shape(config)
     return next((size for size in SIZES if _shape(WavLinkConfig.for_size(size)) == shape), None)

@@ -9,8 +9,9 @@ from transformers import (
     MODEL_MAPPING,
     PretrainedConfig,
 )
+from transformers.activations import ACT2FN
 
-AUDIO_TOWERS = ("whisper", "clap_audio_model")
+AUDIO_TOWERS = ("whisper", "clap_audio_model", "passt")
 LOSS_TYPES = ("info_nce", "sigmoid")
 POOLINGS = ("token", "mean", "token_mean")
 TEXT_POOLINGS = ("eos", "cls", "mean")
@@ -19,6 +20,9 @@ _TEXT_TOWERS = ("clip_text_model", "bert", "roberta", "xlm-roberta", "mpnet", "d
 
 # The model types of audio towers that are saved without a WavLink.
 _SAVED_ALONE = {"wavlink_audio_model": "whisper", "wavlink_clap_audio_model": "clap_audio_model"}
+
+# Audio towers that pool a clip themselves, by model type.
+_POOLED_ALREADY = {"clap_audio_model": "HTS-AT", "passt": "PaSST"}
 
 # RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
@@ -135,8 +139,9 @@ def check_poolings(config: PretrainedConfig) -> None:
         ValueError: names the pooling.
     """
     _check_choice("pooling", config.pooling, POOLINGS)
-    if config.audio_config.model_type == "clap_audio_model" and config.pooling != "token":
-        raise ValueError(f"HTS-AT pools its patches itself: leave pooling out, got {config.pooling!r}")
+    tower = _POOLED_ALREADY.get(config.audio_config.model_type)
+    if tower and config.pooling != "token":
+        raise ValueError(f"{tower} pools its patches itself: leave pooling out, got {config.pooling!r}")
     text = config.text_config
     _check_choice("text_pooling", config.text_pooling, TEXT_POOLINGS)
     if config.text_pooling == "cls" and _is_causal(text):
@@ -164,7 +169,10 @@ def check_audio_config(config: PretrainedConfig) -> None:
     """
     model_type = _SAVED_ALONE.get(config.model_type, config.model_type)
     if model_type not in AUDIO_TOWERS:
-        raise ValueError(f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {config.model_type!r}")
+        known = ", ".join(AUDIO_TOWERS[:-1])
+        raise ValueError(f"audio_config must be a {known} or {AUDIO_TOWERS[-1]} config, got {config.model_type!r}")
+    if model_type == "passt":
+        _check_passt(config)
     _check_layers(config)
     _check_frame_pooling(config, model_type)
     if model_type == "clap_audio_model":
@@ -220,7 +228,8 @@ def _check_frame_pooling(config: PretrainedConfig, model_type: str) -> None:
     if factor == 1:
         return
     if model_type != "whisper":
-        raise ValueError(f"frame_pooling={factor} is for a Whisper: HTS-AT pools its patches itself, so leave it out")
+        tower = _POOLED_ALREADY[model_type]
+        raise ValueError(f"frame_pooling={factor} is for a Whisper: {tower} pools its patches itself, so leave it out")
     valid = layers and all(isinstance(layer, int) and layer in range(config.encoder_layers) for layer in layers)
     if not valid or list(layers) != sorted(set(layers)):
         raise ValueError(
@@ -249,6 +258,49 @@ def _check_htsat(config: PretrainedConfig) -> None:
             f"the last stage has {grid} x {grid} patches (spec_size / patch_stride, halved {stages - 1} times), fewer "
             f"than an attention window of {config.window_size} x {config.window_size}: lower window_size or depths"
         )
+
+
+def _check_passt(config: PretrainedConfig) -> None:
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_mel_bins")
+    sizes += ("window_frames", "patch_size", "frequency_stride", "time_stride")
+    least = dict.fromkeys(sizes, 1) | {"time_patchout": 0, "frequency_patchout": 0}
+    if config.time_positions is not None:
+        least["time_positions"] = 1
+    for name, minimum in least.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name} of a PaSST must be a whole number, {minimum} or more, got {value!r}")
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={config.num_attention_heads}"
+        )
+    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACT2FN:
+        raise ValueError(
+            f"hidden_act must be an activation of transformers, such as 'gelu', got {config.hidden_act!r}"
+        )
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+    for name in ("layer_norm_eps", "initializer_range"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} of a PaSST must be a number above 0, got {value!r}")
+    for name, stride, patchout in (
+        ("num_mel_bins", config.frequency_stride, "frequency_patchout"),
+        ("window_frames", config.time_stride, "time_patchout"),
+    ):
+        length, patch = getattr(config, name), config.patch_size
+        if length < patch:
+            raise ValueError(f"{name}={length} is less than one patch, patch_size={patch}: raise it")
+        count = (length - patch) // stride + 1
+        if getattr(config, patchout) >= count:
+            raise ValueError(f"{patchout}={getattr(config, patchout)} leaves no patches: {name} has {count} of them")
+        if name == "window_frames" and config.time_positions is not None and config.time_positions < count:
+            raise ValueError(
+                f"window_frames={length} needs {count} columns of the time embedding, and time_positions is "
+                f"{config.time_positions}: lower window_frames to {(config.time_positions - 1) * stride + patch} or so"
+            )
 
 
 def text_max_length(text_config: PretrainedConfig) -> int | None:

@@ -32,6 +32,7 @@ from processing.datasets.load import captions_of, load_split  # noqa: E402
 from processing.datasets.synthetic import KINDS, render  # noqa: E402
 from tests.conftest import RATE, tone  # noqa: E402
 from tests.htsat_models import AUDIO  # noqa: E402
+from tests.passt_models import AUDIO as PASST  # noqa: E402
 from tests.processes import run_process  # noqa: E402
 from wavlink.backends import onnx as onnx_export  # noqa: E402
 from wavlink.backends.onnx import CONFIG, export_onnx, load, main, measured, run  # noqa: E402
@@ -224,9 +225,10 @@ def test_what_cannot_be_exported_is_refused(served, tmp_path):
     with pytest.raises(ValueError, match="give a new folder"):
         export_onnx(model, processor, tmp_path / "photos")
     (tmp_path / "photos" / "me.jpg").unlink()
-    htsat = WavLinkModel(WavLinkConfig(ClapAudioConfig(**AUDIO), model.config.text_config))
-    with pytest.raises(ValueError, match="must be a Whisper"):
-        export_onnx(htsat, processor, tmp_path / "onnx")
+    for audio in (ClapAudioConfig(**AUDIO), {"model_type": "passt", **PASST}):
+        other = WavLinkModel(WavLinkConfig(audio, model.config.text_config))
+        with pytest.raises(ValueError, match="must be a Whisper: HTS-AT and PaSST pick"):
+            export_onnx(other, processor, tmp_path / "onnx")
 
     class Untraceable(WavLinkModel):
         def get_audio_features(self, input_features, mask=None):
