@@ -85,7 +85,6 @@ def run(options: argparse.Namespace) -> int:
 def push(options: argparse.Namespace) -> str:
     """Check, prepare, verify and upload; return the address of the commit, or with --dry_run the folder."""
     kind = "space" if options.space else "model"
-    options.folder = options.folder and resolve(options.folder)
     names = ("repo_id", "private", "revision", "create_pr", "tag", "overwrite_card")
     target = Target(kind=kind, **{name: getattr(options, name) for name in names})
     scores = read_scores(options.scores)
@@ -93,6 +92,7 @@ def push(options: argparse.Namespace) -> str:
     if not options.dry_run:
         step("asking the Hub who may write")
         check_access(api, target)
+    options.folder = options.folder and resolve(options.folder)
     with own_lines_alone(), working_folder(options.output_dir) as folder:
         if options.space:
             prepare_space(options, folder, scores)

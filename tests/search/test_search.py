@@ -435,11 +435,11 @@ def test_invalid_options_create_no_folder(sounds, tmp_path, embedder, options, m
     assert not (tmp_path / "index").exists()
 
 
-def test_empty_folder_creates_nothing_and_removes_nothing(sounds, tmp_path, embedder):
+def test_empty_folder_creates_nothing_and_removes_nothing(sounds, tmp_path, embedder, no_bundle):
     (tmp_path / "bare").mkdir()
     with pytest.raises(ValueError, match="no sounds in"):
         index(tmp_path / "bare", tmp_path / "index", embedder)
-    with pytest.raises(ValueError, match="a new index needs its model"):
+    with pytest.raises(ValueError, match="no.* bundled model .there are: none"):
         index(sounds, tmp_path / "index")
     assert not (tmp_path / "index").exists()
     index(sounds, tmp_path / "index", embedder)
@@ -686,7 +686,7 @@ def test_the_command_line_is_frozen():
         "index": "--out --model --device --dtype --dim --storage --window --hop --root --split --retry "
         "--commit_seconds --json",
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
-        "--json",
+        "--min_probability --prior --json",
         "info": "--json",
         "verify": "--drop --json",
         "remove": "--json",
