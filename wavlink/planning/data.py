@@ -9,13 +9,15 @@ import pyarrow.parquet
 
 from processing.datasets.audiofolder import load_folder
 from processing.datasets.folder_form import holds_parquet, hub_parquet, parquet_files
-from processing.datasets.load import SYNTHETIC, caption_columns, captions_of, load_split
+from processing.datasets.load import SYNTHETIC, SYNTHETIC_CLIPS_PER_KIND, captions_of, is_caption_column
+from processing.datasets.synthetic import synthetic_dataset
 from processing.datasets.youtube_ids import in_threads, seconds_in
 from wavlink.training.recipe_fields import Recipe
 
 from .facts import SOURCES, TOKENS_A_WORD, WORDS, Source
 
 _SAMPLE = 1000  # clips whose headers and captions are read
+_MADE = 4  # clips of each kind of the data made by code that are made
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ def training_data(recipe: Recipe, clips: int = 0, seconds: float = 0.0) -> Train
     Raises:
         ValueError: a data set whose size is not known here, or one that cannot be read.
     """
+    if not (recipe.data or recipe.mixture):
+        raise ValueError("name the data set: an audiofolder, a Hub id, or 'synthetic' (train.py --data)")
     if clips and seconds:
         longest = min(seconds, recipe.max_seconds)
         return TrainingData(clips, longest, longest, _tokens([WORDS], 2), f"{clips:,} clips of {seconds:g} s as given")
@@ -71,38 +75,49 @@ def _tokens(words: list[int], chunk: int) -> int:
 
 
 def _source(recipe: Recipe, name: str) -> tuple[Source, list[str]]:
-    """A source's size and some of its captions, which are none where it is not counted here."""
+    """A source's size and some of its captions, which are none where they are not read."""
+    if name == SYNTHETIC:
+        return _synthetic(recipe)
     copy = Path(recipe.audio_folder) / name if recipe.audio_folder else Path(name)
-    folder = copy if name in SOURCES and copy.is_dir() and parquet_files(copy) else Path(name)
-    if name == SYNTHETIC or folder.is_dir():
-        source, captions = _counted(recipe, folder)
-        return source, [] if name in SOURCES else captions  # Clotho's five are joined
-    if name in SOURCES:
+    if name in SOURCES and not (copy.is_dir() and parquet_files(copy)):
         return SOURCES[name], []
-    raise ValueError(
-        f"the size of {name or 'the data'} is not known without reading it: give --plan_clips and --plan_seconds, or a "
-        f"folder; known are {', '.join(SOURCES)}"
-    )
-
-
-def _counted(recipe: Recipe, folder: Path) -> tuple[Source, list[str]]:
-    """A local source: all clips are counted, and the headers and captions of some are read."""
+    folder = copy if name in SOURCES else Path(name)
+    if not folder.is_dir():
+        raise ValueError(
+            f"the size of {name or 'the data'} is not known without reading it: give --plan_clips and --plan_seconds, "
+            f"or a folder; known are {', '.join(SOURCES)}"
+        )
     if holds_parquet(folder, recipe.train_split):
         clips, rows = _parquet_rows(folder, recipe.train_split)
-        names = [name for name in (rows[0] if rows else {}) if name in recipe.caption_columns]
     else:
-        name = str(folder)
-        dataset = load_split(name, recipe.train_split) if name == SYNTHETIC else load_folder(folder, recipe.train_split)
-        clips, names = len(dataset), caption_columns(dataset, recipe.caption_columns)
+        dataset = load_folder(folder, recipe.train_split)
+        clips = len(dataset)
         rows = list(dataset.select(np.linspace(0, clips - 1, min(clips, _SAMPLE)).astype(int)))
     seconds = in_threads(seconds_in, [row["audio"].get("bytes") or row["audio"].get("path") for row in rows])
     seconds = seconds[~np.isnan(seconds)]
     if not len(seconds):
         raise ValueError(f"{folder} holds no sounds that can be read in its split {recipe.train_split!r}")
-    names = names or [name for name in rows[0] if name in ("caption", "text")]
-    captions = [text for row in rows for text in captions_of({n: row[n] for n in names}, names)]
-    used = np.minimum(seconds, recipe.max_seconds)
-    return Source(clips, float(used.mean()), float(seconds.max())), captions
+    captions = [] if name in SOURCES else _captions(recipe, rows)  # Clotho's five are joined
+    return _measured(recipe, clips, seconds), captions
+
+
+def _synthetic(recipe: Recipe) -> tuple[Source, list[str]]:
+    """The data made by code, of which a few clips of each kind are made."""
+    rows = list(synthetic_dataset(recipe.train_split, _MADE))
+    share = SYNTHETIC_CLIPS_PER_KIND.get(recipe.train_split, 1) / _MADE
+    source = _measured(recipe, round(share * len(rows)), np.array([row["duration"] for row in rows]))
+    return source, _captions(recipe, rows)
+
+
+def _measured(recipe: Recipe, clips: int, seconds: np.ndarray) -> Source:
+    """A source of `clips` clips by the seconds of some of them."""
+    return Source(clips, float(np.minimum(seconds, recipe.max_seconds).mean()), float(seconds.max()))
+
+
+def _captions(recipe: Recipe, rows: list[dict[str, Any]]) -> list[str]:
+    """All captions of some rows."""
+    names = recipe.caption_columns or tuple(name for name in rows[0] if is_caption_column(name))
+    return [text for row in rows for text in captions_of({name: row.get(name) for name in names}, names)]
 
 
 def _parquet_rows(folder: Path, split: str) -> tuple[int, list[dict]]:
@@ -115,4 +130,3 @@ def _parquet_rows(folder: Path, split: str) -> tuple[int, list[dict]]:
         share = -(-_SAMPLE // len(opened))
         rows += next(file.iter_batches(batch_size=share), pyarrow.RecordBatch.from_pylist([])).to_pylist()
     return sum(file.metadata.num_rows for file in opened), [row for row in rows if isinstance(row.get("audio"), dict)]
-

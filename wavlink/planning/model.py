@@ -1,4 +1,4 @@
-"""The model of a recipe without its weights: parameters, FLOPs and memory, counted by torch on tensors without data."""
+"""A recipe's model without weights: parameters, FLOPs and memory, counted by torch on tensors without data."""
 
 import dataclasses
 import json
@@ -126,12 +126,16 @@ class Flops:
 
     forward: float  # of a clip and its text
     backward: float  # likewise, with what checkpointing computes again
-    loss: float  # of a batch
+    nested_dims: int  # their sum, for the logits of the loss
 
     def step(self, clips: int, chunk: int) -> float:
-        """Return those of an optimizer step; cached gradients embed every chunk twice (arXiv 2101.06983)."""
-        forwards = 2 if chunk < clips else 1
-        return clips * (forwards * self.forward + self.backward) + self.loss
+        """Return those of an optimizer step.
+
+        Cached gradients embed every chunk twice (arXiv 2101.06983). The loss computes the logits of all pairs for each
+        nested dim, and two products of that size in backward.
+        """
+        forwards = 2 if 0 < chunk < clips else 1
+        return clips * (forwards * self.forward + self.backward) + 6.0 * clips**2 * self.nested_dims
 
 
 def count_flops(config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Flops:
@@ -147,7 +151,7 @@ def count_flops(config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Flops:
         forward, backward = _passes(_model(config, recipe, "meta"), shapes.batch(1, "meta", masks=False))
     except RuntimeError:  # HTS-AT chooses windows by their mask's values
         forward, backward = _passes(_model(config, recipe, "cpu"), shapes.batch(1, "cpu"))
-    return Flops(forward, backward, _loss_flops(config, recipe.batch_size))
+    return Flops(forward, backward, sum(config.matryoshka_dims))
 
 
 def _passes(model: WavLinkModel, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
@@ -156,11 +160,6 @@ def _passes(model: WavLinkModel, batch: dict[str, torch.Tensor]) -> tuple[int, i
     with FlopCounterMode(display=False) as backward:
         (output.audio_embeds.sum() + output.text_embeds.sum()).backward()
     return forward.get_total_flops(), backward.get_total_flops()
-
-
-def _loss_flops(config: WavLinkConfig, clips: int) -> float:
-    """Logits of all pairs for each nested dim, and two products of that size in backward."""
-    return 6.0 * clips**2 * sum(config.matryoshka_dims)
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,8 @@ class Kept:
 def count_kept(config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Kept:
     """Count the bytes of the tensors that autograd saves, those of parameters left out.
 
-    The model runs forward on tensors without data, with the recipe's precision and attention. FlashAttention keeps what
-    torch's own kernels do.
+    The model runs forward on tensors without data, with the recipe's precision and attention. FlashAttention keeps
+    what torch's own kernels do.
     """
     checkpointed = recipe.gradient_checkpointing
     if recipe.attn_implementation != "eager":

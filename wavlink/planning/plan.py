@@ -1,4 +1,4 @@
-"""What a recipe's training costs: parameters, steps, clips, FLOPs, memory and hours. Nothing is downloaded or written."""
+"""What a recipe's training costs: parameters, steps, FLOPs, memory and hours, without a download or a file."""
 
 import math
 import os
@@ -11,9 +11,9 @@ from modeling_wavlink import WavLinkConfig
 from wavlink.training.recipe_fields import Recipe
 
 from .data import TrainingData, training_data
-from .facts import CARDS, DEVICES, MEASURED, UTILIZATION
-from .model import Kept, count_flops, count_kept, parameters, planned_config, shapes_of
-from .speed import measure
+from .facts import CARDS, DEVICES, UTILIZATION
+from .model import Kept, Shapes, count_flops, count_kept, parameters, planned_config, shapes_of
+from .speed import Speed, measure
 
 _RESERVED = 1e9  # bytes of CUDA's context and cuBLAS's workspaces, roughly
 _TOKENS_AT_MOST = 77  # CLIP's positions; longer captions are rare
@@ -57,35 +57,41 @@ def plan(
     longest = shapes_of(config, recipe, data.longest, max(data.tokens, _TOKENS_AT_MOST))
     kept = count_kept(config, recipe, longest)
     memory = _memory(counts, kept, 4.0 * batch * math.prod(longest.features), chunk)
-    per_step = flops.step(batch, chunk)
     planned = {
         "recipe": recipe.name,
-        "model": {"audio": recipe.audio_model or recipe.init, "text": recipe.text_model, "dims": config.projection_dim},
+        "model": {"towers": _towers(recipe), "dims": config.projection_dim},
         "parameters": counts,
         "data": {
             **{"origin": data.origin, "clips": data.clips, "seconds": data.seconds, "longest": data.longest},
-            "tokens": shapes.tokens,
+            **{"padding": recipe.padding, "tokens": shapes.tokens},
         },
         "batch_size": batch,
         "micro_batch_size": chunk,
         "precision": recipe.mixed_precision,
         "steps": steps,
         "clips": steps * batch,
-        "flops": {"forward_of_a_clip": flops.forward, "step": per_step, "total": steps * per_step},
+        "flops": {
+            **{"forward_of_a_clip": flops.forward, "backward_of_a_clip": flops.backward},
+            **{"step": flops.step(batch, chunk), "total": steps * flops.step(batch, chunk)},
+        },
         "memory": memory,
     }
+    measured = {name: _speed(name, config, recipe, shapes) for name in devices if name not in CARDS}
     rows = []
     for name in devices or CARDS:
-        if name in CARDS:
-            row = _card(name, recipe, planned, utilization)
-        else:
-            device = "cpu" if name == "cpu" else _accelerator()
-            speed = measure(config, recipe, shapes, device)
-            row = {"device": name, "name": speed.device, "peak_tflops": None, "memory": _memory_of(device)}
-            row |= {"measured_tflops": speed.flops_per_second / 1e12, "measured_clips": speed.clips}
-            row["step_seconds"] = speed.step(per_step, counts["trained"])
-        rows.append(row | _fits(row["memory"], memory, kept, batch) | _hours(row["step_seconds"], planned))
+        row = _measured(name, measured[name]) if name in measured else _card(name, recipe, utilization)
+        row |= _fits(row["memory"], memory, kept, batch)
+        # Where only smaller pieces fit, these are what a step computes.
+        pieces = row["largest_micro_batch_size"] if row["fits"] is False else chunk
+        took = flops.step(batch, pieces) / (1e12 * row["tflops"])
+        took += measured[name].update * counts["trained"] if name in measured else 0.0
+        row |= {"step_seconds": took, "hours": steps * took / 3600, "clips_per_second": batch / took}
+        rows.append(row)
     return planned | {"devices": rows}
+
+
+def _speed(name: str, config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Speed:
+    return measure(config, recipe, shapes, "cpu" if name == "cpu" else _accelerator())
 
 
 def _check(devices: Sequence[str], clips: int, seconds: float, utilization: float) -> None:
@@ -96,6 +102,12 @@ def _check(devices: Sequence[str], clips: int, seconds: float, utilization: floa
         raise ValueError(f"the clips of a plan and their seconds must be above 0, got {clips} and {seconds:g}")
     if not 0 < utilization <= 1:
         raise ValueError(f"the utilization of a card must be above 0 and at most 1, got {utilization:g}")
+
+
+def _towers(recipe: Recipe) -> list[str]:
+    """The models to start from, none where both towers are new."""
+    names = [recipe.audio_model, recipe.text_model] if recipe.audio_model else [recipe.init]
+    return [name for name in names if name]
 
 
 def _with_vocabulary(config: WavLinkConfig, recipe: Recipe, data: TrainingData) -> WavLinkConfig:
@@ -120,12 +132,18 @@ def _memory(counts: dict[str, int], kept: Kept, inputs: float, chunk: int) -> di
     return {name: value / 1e9 for name, value in (parts | {"total": sum(parts.values())}).items()}
 
 
-def _card(name: str, recipe: Recipe, planned: dict[str, Any], utilization: float) -> dict[str, Any]:
+def _card(name: str, recipe: Recipe, utilization: float) -> dict[str, Any]:
+    """A card's TFLOPS in the recipe's precision: the vendor's, and what is assumed to be reached."""
     card = CARDS[name]
     peak = card.fp32 if recipe.mixed_precision == "no" else card.bf16
-    seconds = planned["flops"]["step"] / (utilization * peak * 1e12)
-    row = {"device": name, "name": f"NVIDIA {name.upper()}", "peak_tflops": peak, "memory": card.memory}
-    return row | {"utilization": utilization, "step_seconds": seconds}
+    row = {"device": name, "name": f"NVIDIA {name.upper()}", "measured": False, "memory": card.memory}
+    return row | {"peak_tflops": peak, "utilization": utilization, "tflops": utilization * peak}
+
+
+def _measured(name: str, speed: Speed) -> dict[str, Any]:
+    """A device of this machine."""
+    row = {"device": name, "name": speed.name, "measured": True, "memory": _memory_of(speed.device)}
+    return row | {"tflops": speed.flops_per_second / 1e12, "measured_clips": speed.clips}
 
 
 def _fits(available: float | None, memory: dict[str, float], kept: Kept, batch: int) -> dict[str, Any]:
@@ -133,13 +151,8 @@ def _fits(available: float | None, memory: dict[str, float], kept: Kept, batch: 
     if available is None:
         return {"fits": None, "largest_micro_batch_size": None}
     rest = 1e9 * (available - memory["total"] + memory["activations"]) - kept.fixed
-    largest = max(0, min(batch, int(rest / kept.clip))) if kept.clip else batch
-    return {"fits": memory["total"] <= available, "largest_micro_batch_size": largest}
-
-
-def _hours(step_seconds: float, planned: dict[str, Any]) -> dict[str, float]:
-    hours = step_seconds * planned["steps"] / 3600
-    return {"hours": hours, "clips_per_second": planned["batch_size"] / step_seconds}
+    largest = min(batch, int(rest / kept.clip)) if kept.clip else batch
+    return {"fits": memory["total"] <= available, "largest_micro_batch_size": max(largest, 0)}
 
 
 def _accelerator() -> str:
@@ -162,48 +175,46 @@ def table(planned: dict[str, Any]) -> str:
     """Return a plan as lines for a terminal."""
     model, data, memory, flops = (planned[name] for name in ("model", "data", "memory", "flops"))
     counts = planned["parameters"]
-    towers = " + ".join(filter(None, (model["audio"], model["text"]))) or "new towers"
     parts = " + ".join(f"{name} {memory[name]:.2f}" for name in memory if name != "total")
+    at_once = f"{planned['micro_batch_size']} clips of {data['longest']:.3g} s"
+    at_once += ", padded to 30 s," if data["padding"] == "max_length" else ""
     lines = {
-        "model": f"{towers}, {model['dims']} dims",
+        "model": f"{' + '.join(model['towers']) or 'new towers'}, {model['dims']} dims",
         "parameters": f"{counts['total']:,}, of which {counts['trained']:,} learn",
         "data": data["origin"],
         "epoch": f"{data['clips']:,} clips, {data['seconds']:.1f} s on average, texts of {data['tokens']} tokens",
-        "training": f"{planned['steps']:,} steps of {planned['batch_size']:,} clips, {planned['clips']:,} clips in all",
+        "training": f"{planned['steps']:,} steps of {planned['batch_size']:,} clips, {planned['clips']:,} in all",
         "FLOPs": f"{flops['step']:.3g} a step, {flops['total']:.3g} in all",
-        "memory": f"{memory['total']:.1f} GB with {planned['micro_batch_size']} clips of {data['longest']:g} s at once",
+        "memory": f"{memory['total']:.1f} GB with {at_once} at once",
         "": f"({parts})",
     }
     rows = [f"plan of {planned['recipe']}: nothing is downloaded, trained or written", ""]
     rows += [f"{name:11}{text}" for name, text in lines.items()]
-    rows += ["", f"{'device':10}{'TFLOPS':>8}{'GB':>7}  {'fits':24}{'s a step':>9}{'hours':>9}{'clips/s':>9}"]
+    rows += ["", f"{'device':10}{'TFLOPS':>9}{'GB':>7}  {'fits':24}{'s a step':>10}{'hours':>9}{'clips/s':>9}"]
     rows += [_device_line(row) for row in planned["devices"]]
     return "\n".join([*rows, "", *_assumptions(planned)])
 
 
 def _device_line(row: dict[str, Any]) -> str:
-    tflops = row["peak_tflops"] or row["measured_tflops"]
     largest = row["largest_micro_batch_size"]
     fits = {True: "yes", None: "not known"}.get(row["fits"])
     fits = fits or (f"with --micro_batch_size {largest}" if largest else "no")
     memory = "" if row["memory"] is None else f"{row['memory']:.0f}"
     return (
-        f"{row['device']:10}{tflops:8.4g}{memory:>7}  {fits:24}{row['step_seconds']:9.3g}{row['hours']:9.3g}"
-        f"{row['clips_per_second']:9.0f}"
+        f"{row['device']:10}{row['tflops']:9.4g}{memory:>7}  {fits:24}{row['step_seconds']:10.3g}{row['hours']:9.3g}"
+        f"{row['clips_per_second']:9.3g}"
     )
 
 
 def _assumptions(planned: dict[str, Any]) -> list[str]:
     """What the figures are, in words."""
-    cards = [row for row in planned["devices"] if row["device"] not in MEASURED]
     lines = [
-        f"{row['device']} is {row['name']}: measured on {row['measured_clips']} clips at once"
+        f"{row['device']}: {row['name']}, measured on {row['measured_clips']} clips at once"
         for row in planned["devices"]
-        if row["device"] in MEASURED
+        if row["measured"]
     ]
+    cards = [row for row in planned["devices"] if not row["measured"]]
     if cards:
-        lines.append(
-            f"cards: the vendor's peak in {planned['precision']}, of which {100 * cards[0]['utilization']:g} % are "
-            "assumed, not measured"
-        )
-    return [*lines, "hours are those of the towers; the clips per second are what decoding must keep up with"]
+        share = f"{100 * cards[0]['utilization']:g} %"
+        lines.append(f"cards: {share} of the vendor's peak in {planned['precision']}, which is assumed, not measured")
+    return [*lines, "hours: of the towers alone, where decoding keeps up with the clips per second"]

@@ -27,13 +27,10 @@ class Speed:
     """Measured times, the shortest of some steps."""
 
     device: str
+    name: str
     flops_per_second: float  # forward and backward
-    seconds_per_parameter: float  # of clipping and AdamW, by trained parameter
+    update: float  # seconds of clipping and AdamW, by trained parameter
     clips: int  # that were measured at once
-
-    def step(self, flops: float, trained: int) -> float:
-        """Return the seconds of an optimizer step."""
-        return flops / self.flops_per_second + self.seconds_per_parameter * trained
 
 
 def measure(
@@ -68,7 +65,7 @@ def measure(
         update.append(_seconds(lambda: _update(model, recipe, optimizer), device, clock))
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     rate = clips * (flops.forward + flops.backward) / min(learn[1:])
-    return Speed(_name(device), rate, min(update[1:]) / trained, clips)
+    return Speed(device, _name(device), rate, min(update[1:]) / trained, clips)
 
 
 def _shallow(config: WavLinkConfig) -> WavLinkConfig:
