@@ -4,9 +4,9 @@
 
 A plan measures a few clips at once through at most four layers of each tower and predicts a step of another batch
 size, with cached gradients, or of a deeper model. The real steps are `Run.learn`'s: forward and backward passes,
-clipping and AdamW, on batches that are ready. Towers have the sizes of Whisper-tiny or Whisper-base and of MiniLM, with
-random weights. Predictions and real steps take turns on one thread; the shortest of the repeats counts. Times are the
-processor's, which other work on the machine changes less than the clock's.
+clipping and AdamW, on batches that are ready. Towers have the sizes of Whisper-tiny or Whisper-base and of MiniLM,
+with random weights. Predictions and real steps take turns on one thread; the shortest of the repeats counts. Times are
+the processor's, which other work on the machine changes less than the clock's.
 """
 
 import argparse

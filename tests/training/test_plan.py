@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
+from benchmarks import plan as benchmark
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.datasets.loaders import Epochs
 from tests.htsat_models import AUDIO as HTSAT
@@ -297,3 +298,21 @@ def test_measured_device_needs_no_assumption():
     (row,) = result["devices"]
     assert row["measured"] and row["tflops"] > 0 and row["hours"] > 0 and "utilization" not in row
     assert "measured on 12 clips at once" in table(result)
+
+
+@pytest.fixture
+def threads():
+    """Compute on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", benchmark.CASES)
+@pytest.mark.usefixtures("threads")
+def test_planned_seconds_are_those_of_real_steps(case):
+    """By the processor's time and the shortest of some turns, since other tests run beside this one."""
+    seconds = benchmark.compare(case, repeats=3)
+    assert min(seconds["planned"]) == pytest.approx(min(seconds["measured"]), rel=0.15)

@@ -200,9 +200,10 @@ def _device_line(row: dict[str, Any]) -> str:
     fits = {True: "yes", None: "not known"}.get(row["fits"])
     fits = fits or (f"with --micro_batch_size {largest}" if largest else "no")
     memory = "" if row["memory"] is None else f"{row['memory']:.0f}"
+    clips = f"{row['clips_per_second']:,.0f}" if row["clips_per_second"] >= 10 else f"{row['clips_per_second']:.2f}"
     return (
         f"{row['device']:10}{row['tflops']:9.4g}{memory:>7}  {fits:24}{row['step_seconds']:10.3g}{row['hours']:9.3g}"
-        f"{row['clips_per_second']:9.3g}"
+        f"{clips:>9}"
     )
 
 

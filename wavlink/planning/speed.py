@@ -18,7 +18,7 @@ from .model import Shapes, count_flops
 
 _LAYERS = 4  # of a tower that are measured; the others are like them
 _REPEATS = 3
-_OPERATIONS = {"cpu": 5e10}  # of a measured forward and backward pass, at most, beside those of two clips
+_OPERATIONS = {"cpu": 1e11}  # of a measured forward and backward pass, at most, beside those of two clips
 _OPERATIONS_ELSEWHERE = 2e13
 
 
