@@ -157,7 +157,6 @@ def test_parameters_are_those_of_the_model(regime):
 
 @pytest.mark.parametrize("name", ["base_stage1", "small_stage1", "large_stage1"])
 def test_paper_models_have_the_papers_sizes(name):
-    """Table 1 of arXiv 2601.15118: 84M, 152M and 761M parameters."""
     recipe = load_recipe(name)
     size = name.partition("_")[0]
     with torch.device("meta"):
@@ -216,6 +215,7 @@ def test_hours_follow_from_flops_and_the_vendors_peak():
     assert slower["peak_tflops"] == CARDS["a100"].fp32
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_planned_in_smaller_pieces():
     result = planned("tiny_one_gpu", "rtx4090", micro_batch_size=0)
     (row,) = result["devices"]
