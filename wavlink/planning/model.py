@@ -15,9 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from modeling_wavlink.configuration_wavlink import text_max_length
-from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from wavlink.compat import fake_tensors
-from wavlink.training.factory import config_of, prepared
+from wavlink.training.factory import config_of, new_extractor, prepared
 from wavlink.training.recipe_fields import Recipe
 
 from .facts import TOWERS
@@ -98,10 +97,7 @@ def _missing(name: str, option: str) -> str:
 
 def shapes_of(config: WavLinkConfig, recipe: Recipe, seconds: float, tokens: int) -> Shapes:
     """Return the shapes that the feature extractor gives a clip of `seconds`."""
-    htsat = config.audio_config.model_type == "clap_audio_model"
-    extractor = (WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor)(
-        config.audio_config.num_mel_bins, padding=recipe.padding
-    )
+    extractor = new_extractor(config.audio_config, recipe.padding)
     silence = np.zeros(max(round(seconds * extractor.sampling_rate), 1), np.float32)
     inputs = extractor(silence, sampling_rate=extractor.sampling_rate, return_tensors="np")
     limit = text_max_length(config.text_config) or tokens
@@ -149,7 +145,7 @@ def count_flops(config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Flops:
     recipe = dataclasses.replace(recipe, attn_implementation="eager", mixed_precision="no")
     try:
         forward, backward = _passes(_model(config, recipe, "meta"), shapes.batch(1, "meta", masks=False))
-    except RuntimeError:  # HTS-AT chooses windows by their mask's values
+    except RuntimeError:  # such as HTS-AT, which chooses windows by their mask's values
         forward, backward = _passes(_model(config, recipe, "cpu"), shapes.batch(1, "cpu"))
     return Flops(forward, backward, sum(config.matryoshka_dims))
 
