@@ -24,6 +24,9 @@ from .console import stdout_for
 from .embedder import Embedder, embedder_for
 from .sanitize import clean
 
+# Of models without a learned factor of cosines; what sentence-transformers trains its ranking losses with.
+COSINE_SCALE = 20.0
+
 
 def classify(
     model: str | os.PathLike[str] | PreTrainedModel | Embedder,
@@ -97,7 +100,7 @@ def classify(
         ),
         dim or embedder.dims,
     )
-    scale = _scale(embedder.model)
+    scale = logit_scale(embedder.model)
     return [
         {"path": clip_name(file, number), "error": str(vector)}
         if isinstance(vector, ValueError)
@@ -128,9 +131,14 @@ def _ranked(
     return [{"label": labels[n], "score": scores[n].item(), "cosine": cosines[n].item()} for n in order]
 
 
-def _scale(model: Any) -> torch.Tensor:
-    """Return the factor of the logits, of a WavLink or a CLAP; SigLIP's bias changes no softmax."""
-    scale: torch.Tensor = model.scale if hasattr(model, "scale") else model.logit_scale_a.exp()
+def logit_scale(model: Any) -> torch.Tensor:
+    """Return the factor of the logits: a WavLink's or a CLAP's own, else `COSINE_SCALE`.
+
+    SigLIP's bias changes no softmax. PE-Audio has a factor for vectors that are not normalised, which is no factor of
+    cosines.
+    """
+    clap = getattr(model, "logit_scale_a", None)
+    scale = getattr(model, "scale", torch.tensor(COSINE_SCALE) if clap is None else clap.exp())
     return scale.detach().float().cpu()
 
 
