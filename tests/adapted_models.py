@@ -1,4 +1,4 @@
-"""Tiny random models of other libraries on disk, of their own configs and classes: no network, no weights of anyone."""
+"""Tiny random models of other libraries on disk, built from their own configs and classes."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ PE_ENCODER = {
     "num_attention_heads": 2,
     "head_dim": 8,
 }
-PE_RATE, PE_HOP = 24_000, 40
+PE_RATE, PE_HOP = 2000, 40
 GEMMA_TEXT = {
     "vocab_size": 60,
     "hidden_size": 16,
@@ -149,9 +149,45 @@ def save_embedding_gemma(folder: Path) -> Path:
 def save_sentence_transformer(folder: Path, clap: Path, dims: int = 6, **options) -> Path:
     """Write a SentenceTransformer of a CLAP with a Dense layer, which only sentence-transformers can load."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Dense, Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Transformer
 
     torch.manual_seed(5)
     dense = Dense(8, dims, activation_function=torch.nn.Tanh())
     SentenceTransformer(modules=[Transformer(str(clap)), dense, Normalize()], **options).save_pretrained(str(folder))
+    return folder
+
+
+def save_router(folder: Path, bert: Path) -> Path:
+    """Write a SentenceTransformer with a Router: a BERT for texts, an audio spectrogram transformer for clips."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Router, Transformer
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+
+    torch.manual_seed(6)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    steps = {"patch_size": 8, "frequency_stride": 8, "time_stride": 8, "max_length": 250, "num_mel_bins": 16}
+    audio = folder.with_name("spectrogram transformer")
+    spread(ASTModel(ASTConfig(**sizes, **steps))).save_pretrained(audio)
+    ASTFeatureExtractor(num_mel_bins=16, max_length=250).save_pretrained(audio)
+    routes = {
+        "text": [Transformer(str(bert)), Pooling(32, "mean")],
+        "audio": [Transformer(str(audio)), Pooling(32, "mean")],
+    }
+    SentenceTransformer(modules=[Router(routes)], device="cpu").save_pretrained(str(folder))
+    return folder
+
+
+def save_wavlink_as_sentence_transformer(folder: Path, whisper: Path, bert: Path) -> Path:
+    """Write a WavLink with `SentenceTransformer.save_pretrained`."""
+    from sentence_transformers import SentenceTransformer
+
+    from modeling_wavlink import WavLinkModel
+    from processing import WavLinkProcessor
+
+    torch.manual_seed(7)
+    within = folder.with_name("wavlink alone")
+    model = WavLinkModel.from_audio_text_pretrained(str(whisper), str(bert), text_pooling="mean", projection_dim=16)
+    spread(model).save_pretrained(within)
+    WavLinkProcessor.from_audio_text_pretrained(str(whisper), str(bert)).save_pretrained(within)
+    SentenceTransformer(str(within), device="cpu").save_pretrained(str(folder))
     return folder

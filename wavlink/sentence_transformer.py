@@ -1,6 +1,5 @@
 """A SentenceTransformer that encodes audio and text, used like a WavLink."""
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _OWN_MODULE = re.compile(r"sentence_transformers\.(models|modules|([a-z_]+\.)+modules)(\.[a-z_]+)*\.[A-Z]\w*")
-_WINDOW_SECONDS = 30  # where the feature extractor states no limit
+_WINDOW_SECONDS = (30, 20, 10, 5, 2, 1)  # where a feature extractor states no limit: the longest that it does not cut
 _SETTINGS = "config_sentence_transformers.json"
 
 
@@ -113,7 +112,7 @@ class SentenceTransformerProcessor(AdaptedProcessor):
         rate, features = self.feature_extractor.sampling_rate, []
         for clip in clips:
             with seeded_by(clip, self.seed):
-                features.append(self._prepared({"array": clip, "sampling_rate": rate}))
+                features.append(self._prepared({"audio": {"array": clip, "sampling_rate": rate}}))
         return {"features": features}
 
     def _prepared(self, value: dict[str, Any]) -> dict[str, Any]:
@@ -219,10 +218,22 @@ def _parts(model: "SentenceTransformer") -> tuple[Any, Any]:
 def _most_samples(extractor: Any) -> int:
     """Return how many samples of a clip an extractor takes before it crops or truncates."""
     stated = getattr(extractor, "n_samples", None) or getattr(extractor, "nb_max_samples", None)
-    options = inspect.signature(extractor.__call__).parameters
-    truncates = "truncation" in options and options["truncation"].default is True
-    limit = options["max_length"].default if truncates and "max_length" in options else None
-    return stated or limit or _WINDOW_SECONDS * extractor.sampling_rate
+    if stated:
+        return stated
+    lengths = [seconds * extractor.sampling_rate for seconds in _WINDOW_SECONDS]
+    return next((length for length in lengths if _is_whole(extractor, length)), lengths[-1])
+
+
+def _is_whole(extractor: Any, samples: int) -> bool:
+    """Whether the end of a clip of a length changes what an extractor makes of it."""
+    clip = np.random.default_rng(0).uniform(-0.5, 0.5, samples).astype(np.float32)
+    ending = np.where(np.arange(samples) < 0.95 * samples, clip, -clip / 2).astype(np.float32)
+    name = extractor.model_input_names[0]
+    features = []
+    for each in (clip, ending):
+        with seeded_by(clip, 0):
+            features.append(np.asarray(extractor(each, sampling_rate=extractor.sampling_rate)[name][0]))
+    return features[0].shape != features[1].shape or not np.array_equal(*features)
 
 
 def _json(source: str, name: str, **hub: Any) -> Any:
