@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import wavlink
@@ -24,6 +25,7 @@ from wavlink.search.build import index_sounds
 SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
 GEMMA = pytest.mark.skipif(not hasattr(transformers, "EmbeddingGemma2Model"), reason="a newer transformers has it")
 KINDS = ["pe_audio", "pe_audio_video", pytest.param("embedding_gemma", marks=GEMMA), "clap_dense", "router", "wavlink"]
+DOORS = [KINDS[0], KINDS[2], "clap_dense"]
 TEXTS = ["a dog barks", "the bell rings low", "rain"]
 LENGTHS = (9000, 4100, 4000, 9000)  # samples
 
@@ -54,6 +56,17 @@ def kind(request):
 @pytest.fixture
 def folder(folders, kind):
     return folders(kind)
+
+
+@pytest.fixture(scope="module")
+def embedders(folders):
+    loaded = {}
+    return lambda kind: loaded.get(kind) or loaded.setdefault(kind, Embedder(str(folders(kind))))
+
+
+@pytest.fixture
+def embedder(embedders, kind):
+    return embedders(kind)
 
 
 @pytest.fixture
@@ -107,7 +120,7 @@ def own_embedding_gemma(folder):
 
 def own_sentence_transformer(folder):
     model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=True)
-    rate = Embedder(str(folder)).sampling_rate
+    rate = load_for_evaluation(str(folder))[1].feature_extractor.sampling_rate
 
     def audio(clip):
         return F.normalize(
@@ -123,8 +136,7 @@ def clips():
     return [tiny.noise(samples, seed) for seed, samples in enumerate(LENGTHS)]
 
 
-def test_vectors_are_those_of_the_model_s_own_code(folder, own):
-    embedder = Embedder(str(folder))
+def test_vectors_are_those_of_the_model_s_own_code(embedder, own):
     found = np.stack(list(embedder.embed_clips(clips())))
     assert np.abs(found - np.stack([own.audio(clip) for clip in clips()])).max() < 1e-5
     texts = embedder.embed_text(TEXTS)
@@ -135,8 +147,8 @@ def test_vectors_are_those_of_the_model_s_own_code(folder, own):
     assert embedder.dims == found.shape[1] == embedder.matryoshka_dims[0]
 
 
-def test_vectors_do_not_depend_on_the_batch(folder):
-    model, processor = load_for_evaluation(str(folder))
+def test_vectors_do_not_depend_on_the_batch(embedder):
+    model, processor = embedder.model, embedder.processor
     rate = processor.feature_extractor.sampling_rate
 
     @torch.no_grad()
@@ -166,8 +178,7 @@ def test_pe_audio_s_own_batches_depend_on_padding(folders):
     assert (alone - padded).abs().max() > 1e-5
 
 
-def test_long_files_are_covered_by_windows(folder, tmp_path):
-    embedder = Embedder(str(folder))
+def test_long_files_are_covered_by_windows(embedder, tmp_path):
     limit = round(embedder.max_seconds * embedder.sampling_rate)
     long = tiny.noise(limit + limit // 2)
     soundfile.write(tmp_path / "long.wav", long, embedder.sampling_rate, subtype="FLOAT")
@@ -178,12 +189,10 @@ def test_long_files_are_covered_by_windows(folder, tmp_path):
         next(embedder.embed_clips([long]))
 
 
-def test_other_sampling_rates_are_resampled_or_refused(folder, tmp_path):
-    model, processor = load_for_evaluation(str(folder))
-    rate = processor.feature_extractor.sampling_rate
+def test_other_sampling_rates_are_resampled_or_refused(embedder, tmp_path):
+    rate, processor = embedder.sampling_rate, embedder.processor
     with pytest.raises(ValueError, match="resample them"):
         processor(audio=[tiny.noise(4000)], sampling_rate=rate + 1, return_tensors="pt")
-    embedder = Embedder(model, processor)
     soundfile.write(tmp_path / "other.wav", tiny.noise(8000), 2 * rate, subtype="FLOAT")
     (found,) = embedder.embed_files([tmp_path / "other.wav"])
     (expected,) = embedder.embed_clips([wavlink.load_audio(tmp_path / "other.wav", sampling_rate=rate)])
@@ -191,14 +200,14 @@ def test_other_sampling_rates_are_resampled_or_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.zeros(0, np.float32), np.full(4000, np.nan, np.float32), np.zeros((2, 400))])
-def test_broken_clips_are_refused(folder, bad):
+def test_broken_clips_are_refused(embedder, bad):
     with pytest.raises(ValueError, match="clip 0 must be mono"):
-        next(Embedder(str(folder)).embed_clips([bad]))
+        next(embedder.embed_clips([bad]))
 
 
 @GEMMA
-def test_clips_under_a_frame_are_refused(folders, tmp_path):
-    embedder = Embedder(str(folders("embedding_gemma")))
+def test_clips_under_a_frame_are_refused(embedders, tmp_path):
+    embedder = embedders("embedding_gemma")
     with pytest.raises(ValueError, match="clip 0 has 160 samples .* takes 161 or more"):
         next(embedder.embed_clips([tiny.noise(160)]))
     assert np.isfinite(next(embedder.embed_clips([tiny.noise(161)]))).all()
@@ -258,8 +267,8 @@ def sounds(tmp_path):
     return tmp_path / "sounds"
 
 
-def test_classify(folder, sounds, own):
-    embedder = Embedder(str(folder))
+@pytest.mark.parametrize("kind", DOORS)
+def test_classify(embedder, sounds, own):
     (row,) = wavlink.classify(embedder, sounds / "dog/0.wav", ["dog", "bell"], prompts="{}")
     clip = wavlink.load_audio(sounds / "dog/0.wav", sampling_rate=embedder.sampling_rate)
     found = {label["label"]: label["cosine"] for label in row["labels"]}
@@ -269,10 +278,11 @@ def test_classify(folder, sounds, own):
     assert sum(label["score"] for label in row["labels"]) == pytest.approx(1)
 
 
-def test_index_records_the_model_and_is_queried_with_it(folder, sounds, tmp_path, capsys):
+@pytest.mark.parametrize("kind", DOORS)
+def test_index_records_the_model_and_is_queried_with_it(folder, embedder, sounds, tmp_path, capsys):
     assert main(["index", str(sounds), "--model", str(folder), "--out", str(tmp_path / "index")]) == 0
     index = wavlink.Index.open(tmp_path / "index")
-    assert index.manifest.model == str(folder) and index.manifest.revision == Embedder(str(folder)).revision
+    assert index.manifest.model == str(folder) and index.manifest.revision == embedder.revision
     assert len(index.query("a dog barks", top_k=6)) == 6
     capsys.readouterr()
     assert main(["query", str(tmp_path / "index"), "--by_sound", str(sounds / "bell/1.wav"), "--json"]) == 0
@@ -286,8 +296,8 @@ def test_index_refuses_another_model(folders, sounds, tmp_path, capsys):
     assert "their vectors do not compare" in capsys.readouterr().err
 
 
-def test_where(folder, own):
-    embedder = Embedder(str(folder))
+@pytest.mark.parametrize("kind", DOORS)
+def test_where(embedder, own):
     rate = embedder.sampling_rate
     recording = np.concatenate([tiny.noise(rate // 2, seed) for seed in range(4)])
     whole = {"array": recording, "sampling_rate": rate}
@@ -296,39 +306,133 @@ def test_where(folder, own):
     assert max(span.score for span in spans) == pytest.approx(max(cosines), abs=1e-5)
 
 
-def test_eval(folder, sounds, tmp_path):
+@pytest.mark.parametrize("kind", DOORS)
+def test_eval(folder, embedder, sounds, tmp_path):
     assert (
         main(["eval", "--model", str(folder), "--benchmark", str(sounds), "--output", str(tmp_path / "s.json")]) == 0
     )
     scores = json.loads((tmp_path / "s.json").read_text())
-    assert scores["about"]["revision"] == Embedder(str(folder)).revision and "zero_shot" in scores
+    assert scores["about"]["revision"] == embedder.revision and "zero_shot" in scores
 
 
-def test_space(folder, sounds, tmp_path):
-    index_sounds(str(sounds), tmp_path / "index", str(folder), progress=False)
-    embedder = Embedder(str(folder))
+@pytest.mark.parametrize("kind", DOORS)
+def test_space(embedder, sounds, tmp_path):
+    index_sounds(str(sounds), tmp_path / "index", embedder, progress=False)
     demo = Demo(embedder, str(tmp_path / "index"))
     named = demo.classify(str(sounds / "rain/0.wav"), "rain, dog")
     assert named.at(embedder.dims)[1].sum() == pytest.approx(1)
     assert len(demo.closest(demo.embed_sentence("a bell"), embedder.dims)[0]) == 5
 
 
-@pytest.mark.parametrize("device", ["cpu"])
-def test_half_precision(folder, device):
-    exact, half = Embedder(str(folder)), Embedder(str(folder), device=device, dtype="bfloat16")
+@pytest.mark.parametrize("kind", DOORS)
+def test_half_precision(folder, embedder):
+    exact, half = embedder, Embedder(str(folder), dtype="bfloat16")
     for first, second in zip(exact.embed_clips(clips()), half.embed_clips(clips()), strict=True):
         assert first @ second > 0.98
     assert (exact.embed_text(TEXTS) * half.embed_text(TEXTS)).sum(1).min() > 0.98
 
 
+@pytest.mark.parametrize("kind", KINDS[:3])
 def test_missing_weights_are_refused(folders, kind, tmp_path):
-    if kind in ("clap_dense", "router", "wavlink"):
-        pytest.skip("sentence-transformers loads them, or other tests have it")
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(folders(kind), tmp_path / "model")
     weights = load_file(tmp_path / "model/model.safetensors")
     name = next(name for name in weights if "text" in name or "language" in name)
     save_file({k: w for k, w in weights.items() if k != name}, tmp_path / "model/model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="lacks weights, which would start random"):
         load_for_evaluation(str(tmp_path / "model"))
+
+
+def test_frame_level_pe_audio_is_refused(folders, tmp_path):
+    config = json.loads((folders("pe_audio") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["PeAudioFrameLevelModel"]}))
+    with pytest.raises(ValueError, match="is a frame-level PE-Audio: it gives a vector for every 40 ms"):
+        load_for_evaluation(str(tmp_path))
+
+
+def test_other_architectures_are_told_the_known_ones(bert_folder, whisper_folder):
+    for folder, kind in ((bert_folder, "bert"), (whisper_folder, "whisper")):
+        with pytest.raises(ValueError, match=f"is a '{kind}' model: give a WavLink .*CLAP.*PE-Audio.*SentenceTransf"):
+            Embedder(str(folder))
+
+
+def test_sentence_transformer_of_texts_alone_is_refused(bert_folder, tmp_path):
+    SentenceTransformer(str(bert_folder), device="cpu").save_pretrained(str(tmp_path / "texts"))
+    with pytest.raises(ValueError, match="encodes text, and not audio"):
+        Embedder(str(tmp_path / "texts"))
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    return shutil.copytree(folders("clap_dense"), tmp_path / "copied")
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["evil.Module", "os.system", "sentence_transformers.util.http_get", "", None])
+def test_classes_outside_sentence_transformers_are_never_imported(copied, name, monkeypatch):
+    (copied / "evil.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(copied)
+    edit(copied / "modules.json", lambda modules: modules[1].update(type=name))
+    with pytest.raises(ValueError, match="is not of sentence-transformers: its code is not run"):
+        Embedder(str(copied))
+
+
+def test_classes_of_a_router_are_checked(folders, tmp_path):
+    folder = shutil.copytree(folders("router"), tmp_path / "router")
+    edit(folder / "router_config.json", lambda router: router["types"].update(text_1_Pooling="evil.Module"))
+    with pytest.raises(ValueError, match="is not of sentence-transformers: its code is not run"):
+        Embedder(str(folder))
+
+
+def test_pickled_modules_and_adapters_are_refused(copied):
+    (copied / "1_Dense/model.safetensors").rename(copied / "1_Dense/pytorch_model.bin")
+    with pytest.raises(ValueError, match="offers 1_Dense/pytorch_model.bin and no safetensors"):
+        Embedder(str(copied))
+    (copied / "1_Dense/adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an 1_Dense/adapter_config.json"):
+        Embedder(str(copied))
+
+
+def test_broken_modules_json_is_refused(copied):
+    for content, message in (("{", "is broken"), ("{}", "is not a list of modules"), ("[]", "is not a list")):
+        (copied / "modules.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            Embedder(str(copied))
+
+
+def test_other_kinds_of_sentence_transformers_are_refused(copied):
+    edit(copied / "config_sentence_transformers.json", lambda config: config.update(model_type="CrossEncoder"))
+    with pytest.raises(ValueError, match="is a CrossEncoder"):
+        Embedder(str(copied))
+
+
+def test_default_prompt_is_used_and_recorded(folders, copied):
+    prompts = {"prompts": {"query": "the bell ", "document": "low "}, "default_prompt_name": "query"}
+    edit(copied / "config_sentence_transformers.json", lambda config: config.update(prompts))
+    embedder, plain = Embedder(str(copied)), Embedder(str(folders("clap_dense")))
+    assert embedder.embed_text(["rings"]) == pytest.approx(plain.embed_text(["the bell rings"]), abs=1e-6)
+    own = SentenceTransformer(str(copied), device="cpu").encode(["rings"])
+    assert embedder.embed_text(["rings"]) == pytest.approx(own, abs=1e-5)
+    assert "with its default prompt 'the bell '" in describe(embedder.model, embedder.processor)["note"]
+    edit(copied / "config_sentence_transformers.json", lambda config: config.update(default_prompt_name=None))
+    assert Embedder(str(copied)).embed_text(["rings"]) == pytest.approx(plain.embed_text(["rings"]), abs=1e-6)
+
+
+def test_texts_that_are_paths_or_urls_are_texts(embedders, sounds, monkeypatch):
+    monkeypatch.chdir(sounds)
+    embedder = embedders("clap_dense")
+    path, url, unknown = embedder.embed_text(["dog/0.wav", "http://127.0.0.1:9/dog.wav", "xyzzy / xyzzy . xyzzy"])
+    (sound,) = embedder.embed_files([sounds / "dog/0.wav"])
+    assert np.isfinite([path, url, unknown]).all() and np.abs(path - sound).max() > 1e-3
+
+
+def test_randomness_of_the_caller_is_untouched(embedders):
+    embedder = embedders("clap_dense")
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    list(embedder.embed_clips(clips()))
+    assert (np.random.get_state()[1] == before).all()
