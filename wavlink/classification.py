@@ -47,7 +47,7 @@ def classify(
     windows, whose vectors are averaged.
 
     Args:
-        model: a folder or Hub id of a WavLink or a CLAP, a loaded model (with `processor`), or an `Embedder`, which
+        model: a folder or Hub id (see `Embedder`), a loaded model (with `processor`), or an `Embedder`, which
             saves loading the model at each call.
         sounds: one or several: a file's path, a folder (all sound files below it), bytes,
             `{"array": samples, "sampling_rate": hertz}` with mono floats `[samples]` in [-1, 1], or a decoder of
