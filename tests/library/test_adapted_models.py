@@ -436,3 +436,21 @@ def test_randomness_of_the_caller_is_untouched(embedders):
     before = np.random.get_state()[1].copy()
     list(embedder.embed_clips(clips()))
     assert (np.random.get_state()[1] == before).all()
+
+
+HUB_NAMES = {"pe": "pe_audio", "st": "clap_dense"}
+FROM_HUB = """
+import json
+from wavlink.loading import describe, load_for_evaluation, stated_dims
+for name in ("user/pe", "user/st"):
+    about = describe(*load_for_evaluation(name))
+    again = describe(*load_for_evaluation(name, revision=about["revision"], local_files_only=True))
+    print(json.dumps([about["kind"], about["revision"], again == about, stated_dims(name)]))
+"""
+
+
+@pytest.mark.slow
+def test_from_the_hub_the_commit_is_the_revision(hub, folders, tmp_path):
+    pe, st = (hub.add_repo(f"user/{name}", folders(kind), "model") for name, kind in HUB_NAMES.items())
+    found = [json.loads(line) for line in hub.run(FROM_HUB, tmp_path / "home").splitlines() if line.startswith("[")]
+    assert found == [["pe_audio", pe, True, [16, [16]]], ["sentence_transformer", st, True, None]]
