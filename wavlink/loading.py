@@ -57,6 +57,10 @@ _CONTROL = re.compile(r"random:(?P<source>.+?)(?:@(?P<seed>\d+))?")
 _CONSTANT = re.compile(r"(^|\.)(position_ids|token_type_ids|relative_position_index|num_batches_tracked)$")
 
 
+class OtherArchitecture(ValueError):
+    """A model of an architecture that is not known here."""
+
+
 def load_for_evaluation(
     name: str, device: str | torch.device = "cpu", revision: str | None = None, local_files_only: bool = False
 ) -> tuple[Model, Processor]:
@@ -251,7 +255,7 @@ def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple
     ):
         return _SENTENCE_TRANSFORMER, commit, local_files_only
     if not known:
-        raise ValueError(f"{source} is a {model_type!r} model: {ACCEPTED}")
+        raise OtherArchitecture(f"{source} is a {model_type!r} model: {ACCEPTED}")
     shipped = auto_map.get("AutoModel") if isinstance(auto_map, dict) else None
     if shipped and not str(shipped).endswith("modeling_wavlink.WavLinkModel"):
         logger.warning(

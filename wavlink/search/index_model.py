@@ -6,7 +6,7 @@ from typing import Any
 from modeling_wavlink.configuration_wavlink import one_line
 from processing.windows import check_window
 from wavlink.embedder import Embedder
-from wavlink.loading import parse_name, stated_dims
+from wavlink.loading import OtherArchitecture, parse_name, stated_dims
 
 from .manifest import Manifest
 
@@ -62,6 +62,8 @@ def _refuse_other_dims(source: str, manifest: Manifest, pinned: dict) -> None:
     """Compare dims by the config first: the revision is known only once the weights are loaded."""
     try:
         stated = stated_dims(source, **pinned)
+    except OtherArchitecture as error:
+        raise ValueError(f"its vectors have no known dims: {error}") from error
     except OSError:  # loading raises the error
         return
     if stated and (stated[0] != manifest.dims or set(stated[1]) != set(manifest.matryoshka_dims)):
