@@ -140,6 +140,8 @@ def random_control(
             config = _CLASSES[kind].config_class.from_pretrained(name_or_model, **pinned)
             model = AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
     model.control_seed = seed
+    if model.config.model_type == "wavlink":
+        model.config.match_calibration = None  # of the learned weights
     return _ready(model)
 
 
@@ -211,6 +213,9 @@ def _note(processor: Processor) -> str:
     extractor = processor.feature_extractor
     if hasattr(extractor, "max_length_s"):
         return f"clips in windows of {extractor.max_length_s} s, evenly spaced, their vectors averaged"
+    if hasattr(extractor, "window_seconds"):
+        window = f"{extractor.window_seconds:g} s"
+        return f"clips at their own length, over {window} in windows of {window}, their vectors averaged"
     if extractor.padding == "max_length":
         return f"clips padded to {extractor.chunk_length} s with silence, which is attended to"
     return "clips in full, at their own length"

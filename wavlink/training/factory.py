@@ -6,12 +6,17 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from modeling_wavlink.configuration_wavlink import WavLinkConfig, frame_pooling
 from modeling_wavlink.modeling_wavlink import WavLinkModel
 from modeling_wavlink.pretrained_wavlink import refuse_adapter
-from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+from processing import (
+    WavLinkClapFeatureExtractor,
+    WavLinkFeatureExtractor,
+    WavLinkPasstFeatureExtractor,
+    WavLinkProcessor,
+)
 from processing.hub_names import needs_cache
 from wavlink.compat import enable_checkpointing
 
@@ -80,7 +85,7 @@ def _fields(recipe: Recipe) -> dict:
 
 
 def _frames(recipe: Recipe) -> dict:
-    """The fields of a Whisper's config that the recipe sets; HTS-AT pools its patches itself."""
+    """The fields of a Whisper's config that the recipe sets; HTS-AT and PaSST pool their patches themselves."""
     if not recipe.frame_pooling:
         return {}
     if (
@@ -109,15 +114,22 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
         model = WavLinkModel.from_audio_text_pretrained(*towers, **_frames(recipe), **_fields(recipe))
     else:
         tokenizer = word_tokenizer(captions(), recipe.text_config["max_position_embeddings"])
-        mel_bins = recipe.audio_config["num_mel_bins"]
-        htsat = recipe.audio_config.get("model_type") == "clap_audio_model"
-        extractor = WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor
-        processor = WavLinkProcessor(extractor(mel_bins, padding=recipe.padding), tokenizer)
         text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         audio_config = {**recipe.audio_config, **_frames(recipe)}
         config = WavLinkConfig(audio_config, text_config, text_pooling="mean", **_fields(recipe))
+        processor = WavLinkProcessor(_new_extractor(config.audio_config, recipe.padding), tokenizer)
         model = WavLinkModel(config)
     return _prepared(model, recipe), processor
+
+
+def _new_extractor(
+    config: PretrainedConfig, padding: str
+) -> WavLinkFeatureExtractor | WavLinkClapFeatureExtractor | WavLinkPasstFeatureExtractor:
+    """Make the feature extractor of a new audio tower."""
+    if config.model_type == "passt":
+        return WavLinkPasstFeatureExtractor.from_passt(config, padding=padding)
+    kind = WavLinkClapFeatureExtractor if config.model_type == "clap_audio_model" else WavLinkFeatureExtractor
+    return kind(config.num_mel_bins, padding=padding)
 
 
 def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
