@@ -22,6 +22,7 @@ from modeling_wavlink.losses_wavlink import truncate_embeddings
 from processing.audio import at_rate, limited, opened, resampled
 from processing.downmix_wavlink import mono_blocks
 from processing.prompts import PROMPT, prompted, prompts_of
+from wavlink.classification import logit_scale
 from wavlink.embedder import Embedder
 from wavlink.evaluation.zero_shot import ensemble
 from wavlink.long_recordings import (
@@ -124,21 +125,19 @@ class Demo:
     """A model, an index of sounds if there is one, and the limits. Requests are processed one at a time.
 
     Args:
-        embedder: of a WavLink.
+        embedder: of any model that `Embedder` takes.
         index: a folder that the same model has made (see `wavlink.search.command`).
         sounds: the folder with the index's sounds (default: the one the index names).
         limits: of one visitor.
         trained: what the model was trained on, in words (see `trained_on`).
 
     Raises:
-        ValueError: the model is no WavLink, or the index is none, is damaged or was made by another model.
+        ValueError: the index is none, is damaged or was made by another model.
     """
 
     def __init__(
         self, embedder: Embedder, index: str = "", sounds: str = "", limits: Limits | None = None, trained: str = ""
     ):
-        if embedder.model.config.model_type != "wavlink":
-            raise ValueError(f"{embedder.name} is no WavLink: the demo shows nested dims and shares of labels")
         self.embedder, self.limits, self.trained = embedder, limits or Limits(), trained
         self.dims = sorted({*embedder.matryoshka_dims, embedder.dims})
         self.indexes = _opened(index, embedder, sounds) if index else {}
@@ -158,7 +157,7 @@ class Demo:
                 raise vector
             texts = [prompted(prompt, name) for name in names for prompt in self.prompts]
             text_embeds = self.embedder.embed_text(texts)
-        scale = float(self.embedder.model.scale.detach())
+        scale = float(logit_scale(self.embedder.model))
         return ClassifiedSound(names, vector, text_embeds, scale, self.prompts, self.calibrations)
 
     def embed_sentence(self, text: str) -> Sentence:

@@ -112,7 +112,7 @@ class Index:
         Args:
             sounds: folders, files, `@list.txt` or one data set (a Hub id).
             folder: of the index.
-            model: a folder or Hub id of a WavLink or a CLAP, or an `Embedder`; needed for a new index.
+            model: a folder or Hub id (see `Embedder`), or an `Embedder`; needed for a new index.
             dim: one of the nested dims, for a new index (default: the smallest from 48 on).
             storage: for a new index, see `quantization.STORAGES` (default: int8).
             window: seconds embedded at once, for a new index (default: 10).
