@@ -74,6 +74,64 @@ def check_loss(config: PretrainedConfig) -> None:
         )
 
 
+def check_optional(config: PretrainedConfig) -> None:
+    """Check a `WavLinkConfig`'s `label_prompts` and `match_calibration`, each of which may be None.
+
+    Raises:
+        ValueError: names the field.
+    """
+    _check_label_prompts(config)
+    _check_match_calibration(config)
+
+
+def _check_label_prompts(config: PretrainedConfig) -> None:
+    """Check a list of different texts with one `{}` for the label."""
+    prompts = config.label_prompts
+    if prompts is None:
+        return
+    if not isinstance(prompts, list | tuple) or not prompts:
+        raise ValueError(f"label_prompts must be a list of one text or more, or None, got {prompts!r}")
+    for prompt in prompts:
+        valid = isinstance(prompt, str) and prompt.count("{}") == 1
+        if not valid or set("{}") & set(prompt.replace("{}", "")):
+            raise ValueError(
+                f"each of label_prompts has one {{}}, where the label goes, and no other braces, got {prompt!r}"
+            )
+    if len(set(prompts)) < len(prompts):
+        raise ValueError(f"label_prompts must differ from each other, got {list(prompts)}")
+
+
+def _check_match_calibration(config: PretrainedConfig) -> None:
+    """Check a prior, what the calibration was fit to, and the logistic of each nested dim."""
+    calibration, name = config.match_calibration, "match_calibration"
+    if calibration is None:
+        return
+    if not isinstance(calibration, dict):
+        raise ValueError(f"{name} must be an object or None, got {calibration!r}")
+    prior, pairs, dims = (calibration.get(key) for key in ("prior", "pairs", "dims"))
+    if not _is_number(prior) or not 0 < prior < 1:
+        raise ValueError(f"{name}: prior must be a number between 0 and 1, got {prior!r}")
+    if not isinstance(calibration.get("data", ""), str):
+        raise ValueError(f"{name}: data must be a text, got {calibration['data']!r}")
+    if pairs is not None and (isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1):
+        raise ValueError(f"{name}: pairs must be a whole number, 1 or more, got {pairs!r}")
+    if not isinstance(dims, dict) or not dims:
+        raise ValueError(f"{name}: dims must be an object with a slope and an intercept for each dim, got {dims!r}")
+    known = {str(dim) for dim in (config.projection_dim, *config.matryoshka_dims)}
+    for dim, fit in dims.items():
+        if dim not in known:
+            raise ValueError(f"{name}: dims has {dim!r}, which is none of the nested dims {sorted(known, key=int)}")
+        valid = isinstance(fit, dict) and all(_is_number(fit.get(part)) for part in ("slope", "intercept"))
+        if not valid or fit["slope"] <= 0:
+            raise ValueError(
+                f"{name}: dims[{dim!r}] must have a slope above 0 and an intercept, both finite numbers, got {fit!r}"
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
 def check_poolings(config: PretrainedConfig) -> None:
     """Check that a `WavLinkConfig`'s poolings are known, and that its towers allow them.
 

@@ -19,6 +19,7 @@ from .config_checks_wavlink import LOSS_TYPES as LOSS_TYPES
 from .config_checks_wavlink import POOLINGS as POOLINGS
 from .config_checks_wavlink import TEXT_POOLINGS as TEXT_POOLINGS
 from .config_checks_wavlink import check_audio_config, check_loss, check_numbers, check_poolings, check_text_config
+from .config_checks_wavlink import check_optional as check_optional
 from .config_checks_wavlink import frame_pooling as frame_pooling
 from .config_checks_wavlink import text_max_length as text_max_length
 from .passt_configuration_wavlink import WavLinkPasstConfig
@@ -116,6 +117,12 @@ class WavLinkConfig(PretrainedConfig):
         label_smoothing (`float`): the share of each target that InfoNCE spreads evenly over all pairs that are not
             ignored, at least 0 and below 1 (arXiv 1512.00567, section 7).
         initializer_range (`float`): standard deviation of new projections and of the global token.
+        label_prompts (`list[str]`, *optional*): the texts with `{}` for a label that zero-shot classification uses
+            where a caller gives none; the vectors of several are averaged. None: `"This is a sound of {}."`.
+        match_calibration (`dict`, *optional*): the probability that a sound matches a text, as a logistic in their
+            cosine (Platt, 1999): `{"prior": 0.01, "data": "...", "pairs": n, "dims": {"512": {"slope": a,
+            "intercept": b}, ...}}`, so that P = 1 / (1 + exp(-(a * cosine + b))) where `prior` of the pairs match.
+            `wavlink calibrate` writes it.
 
     Raises:
         ValueError: dims that do not fit, an unknown loss or pooling, or towers that a WavLink cannot have.
@@ -149,6 +156,8 @@ class WavLinkConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         label_smoothing: float = 0.0,
         pooling: str = "token",
+        label_prompts: Sequence[str] | None = None,
+        match_calibration: dict | None = None,
         **kwargs: object,
     ):
         sigmoid = loss_type == "sigmoid"
@@ -167,6 +176,8 @@ class WavLinkConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.label_smoothing = label_smoothing
         self.pooling = pooling
+        self.label_prompts = list(label_prompts) if isinstance(label_prompts, tuple) else label_prompts
+        self.match_calibration = match_calibration
         self.check()
         super().__init__(**kwargs)
         if getattr(self, "custom_pipelines", None):
@@ -258,6 +269,7 @@ class WavLinkConfig(PretrainedConfig):
         check_text_config(self.text_config)
         check_poolings(self)
         check_loss(self)
+        check_optional(self)
 
 
 class _Pipelines(dict):

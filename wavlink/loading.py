@@ -106,6 +106,8 @@ def random_control(
             config = kind.config_class.from_pretrained(name_or_model, **pinned)
             model = AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
     model.control_seed = seed
+    if model.config.model_type == "wavlink":
+        model.config.match_calibration = None  # of the learned weights
     return _ready(model)
 
 

@@ -69,6 +69,8 @@ def exported(tmp_path_factory, whisper_folder, bert_folder) -> dict:
     folders = str(whisper_folder), str(bert_folder)
     torch.manual_seed(0)
     half = WavLinkModel.from_audio_text_pretrained(*folders, text_pooling="mean").bfloat16().train()
+    half.config.label_prompts = ["a {}"]
+    half.config.match_calibration = {"prior": 0.1, "dims": {"32": {"slope": 5.0, "intercept": -1.0}}}
     processor = WavLinkProcessor.from_audio_text_pretrained(*folders)
     folder = tmp_path_factory.mktemp("onnx") / "served"
     about = export_onnx(half, processor, folder)
@@ -157,6 +159,8 @@ def test_exported_folder_describes_its_preprocessing(served):
     }
     assert not [path for path in folder.iterdir() if path.suffix == ".py"]
     assert about["matryoshka_dims"] == model.config.matryoshka_dims and about["projection_dim"] == 32
+    for name in ("label_prompts", "match_calibration"):
+        assert about[name] == getattr(model.config, name) is not None
     assert about["logit_scale"] == pytest.approx(model.logit_scale.item()) and about["logit_bias"] == 0
     assert (about["sampling_rate"], about["padding"], about["max_samples"]) == (RATE, "longest", 480000)
     assert (about["text_max_length"], about["pad_token_id"]) == (32, processor.tokenizer.pad_token_id)

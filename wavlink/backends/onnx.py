@@ -199,6 +199,8 @@ def _write_processor(model, processor, folder: Path) -> dict:
         "logit_bias": model.logit_bias.item(),
         "revision": revision(model),
         "precision": "fp32",
+        "label_prompts": config.label_prompts,
+        "match_calibration": config.match_calibration,
     }
     _check_tokenizer(processor, folder, about["text_max_length"])
     return about

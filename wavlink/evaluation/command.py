@@ -114,6 +114,7 @@ def score(
         if model.dtype != torch.float32:
             key["dtype"] = str(model.dtype)
         store = open_store(folder, key)
+    protocol = protocol.with_prompts_of(model)
     scores = evaluate_dataset(model, processor, dataset, columns, protocol, batch_size=batch_size, store=store)
     versions = {package: version(package) for package in PACKAGES}
     return {
@@ -234,7 +235,7 @@ def _protocol(options: argparse.Namespace) -> Protocol:
     if not isinstance(renames, dict):
         raise ValueError(f"{options.renames} must hold one object, label to words, as {{'dog': 'a dog'}}")
     return Protocol(
-        prompts=tuple(options.prompt),
+        prompts=tuple(options.prompt),  # without any, each model's own
         clean_up=options.clean_up,
         renames=renames,
         candidates=tuple(options.candidates or ()),
