@@ -6,6 +6,7 @@ from transformers import (
     AutoTokenizer,
     BatchFeature,
     ClapFeatureExtractor,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     SequenceFeatureExtractor,
@@ -263,8 +264,9 @@ class WavLinkProcessor(ProcessorMixin):
 
 def _extractor_of(audio: str, **kwargs: object) -> SequenceFeatureExtractor:
     """Make the feature extractor of a pretrained audio tower."""
-    config = AutoConfig.from_pretrained(audio, trust_remote_code=False)
-    if config.model_type == "passt":
+    saved, _ = PretrainedConfig.get_config_dict(audio)  # {} in a folder of a feature extractor alone
+    if saved.get("model_type") == "passt":
+        config = AutoConfig.from_pretrained(audio, trust_remote_code=False)
         return WavLinkPasstFeatureExtractor.from_passt(config, audio, **kwargs)
     pretrained = AutoFeatureExtractor.from_pretrained(audio, trust_remote_code=False)
     if isinstance(pretrained, ClapFeatureExtractor):

@@ -26,6 +26,9 @@ from .embedder import Embedder, embedder_for
 from .probability import Logistic, calibration_of, described
 from .sanitize import clean
 
+# Of models without a learned factor of cosines; what sentence-transformers trains its ranking losses with.
+COSINE_SCALE = 20.0
+
 
 def classify(
     model: str | os.PathLike[str] | PreTrainedModel | Embedder | None,
@@ -48,8 +51,8 @@ def classify(
     in windows, whose vectors are averaged.
 
     Args:
-        model: a folder or Hub id of a WavLink or a CLAP, the name of a bundled model (None: `wavlink-tiny`), a loaded
-            model (with `processor`), or an `Embedder`, which saves loading the model at each call.
+        model: a folder or Hub id (see `Embedder`; None: the bundled `wavlink-tiny`), a loaded model (with `processor`)
+            or an `Embedder`, which saves loading the model at each call.
         sounds: one or several: a file's path, a folder (all sound files below it), bytes,
             `{"array": samples, "sampling_rate": hertz}` with mono floats `[samples]` in [-1, 1], or a decoder of
             `datasets`.
@@ -107,7 +110,7 @@ def classify(
     texts = label_texts(labels, clean_up)
     vectors = embed_prompted(texts, templates, lambda texts: torch.from_numpy(embedder.embed_text(texts)))
     text_embeds = ensemble(vectors, dim or embedder.dims)
-    scale = _scale(embedder.model)
+    scale = logit_scale(embedder.model)
     rank = partial(_ranked, text_embeds=text_embeds, scale=scale, labels=labels, calibration=calibration)
     return [
         {"path": clip_name(file, number), "error": str(vector)}
@@ -147,9 +150,14 @@ def _ranked(
     ]
 
 
-def _scale(model: Any) -> torch.Tensor:
-    """Return the factor of the logits, of a WavLink or a CLAP; SigLIP's bias changes no softmax."""
-    scale: torch.Tensor = model.scale if hasattr(model, "scale") else model.logit_scale_a.exp()
+def logit_scale(model: Any) -> torch.Tensor:
+    """Return the factor of the logits: a WavLink's or a CLAP's own, else `COSINE_SCALE`.
+
+    SigLIP's bias changes no softmax. PE-Audio has a factor for vectors that are not normalised, which is no factor of
+    cosines.
+    """
+    clap = getattr(model, "logit_scale_a", None)
+    scale = getattr(model, "scale", torch.tensor(COSINE_SCALE) if clap is None else clap.exp())
     return scale.detach().float().cpu()
 
 

@@ -99,8 +99,8 @@ def locate(
     The recording is encoded in overlapping windows while it is decoded, so that a day of sound needs little memory.
 
     Args:
-        model: a folder or Hub id of a WavLink or a CLAP, the name of a bundled model (None: `wavlink-tiny`), a loaded
-            model (with `processor`), or an `Embedder`.
+        model: a folder or Hub id (see `Embedder`; None: the bundled `wavlink-tiny`), a loaded model (with `processor`)
+            or an `Embedder`.
         recording: a file's path or bytes, `{"array": samples, "sampling_rate": hertz}` with mono floats `[samples]` in
             [-1, 1], or a decoder of `datasets`.
         query: a text, or a list of texts.

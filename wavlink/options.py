@@ -27,7 +27,7 @@ from .defaults import (
 )
 from .parsing import Parser
 
-MODEL = "a folder or a Hub id of a WavLink or a CLAP"
+MODEL = "a folder or a Hub id of a WavLink, CLAP, PE-Audio, EmbeddingGemma 2 or SentenceTransformer"
 PROMPTS = f'those the model brings, else "{PROMPT}"'
 INDEX_MODEL = "the index's own model, if it is elsewhere now (default: where the index says)"
 BUNDLED = "default: the bundled wavlink-tiny"

@@ -17,7 +17,7 @@ _named: "WeakKeyDictionary[PreTrainedTokenizerBase, set[str]]" = WeakKeyDictiona
 _quiet = ContextVar("unknown_words_are_not_named", default=False)
 
 
-def unknown_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+def unknown_words(tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str]) -> list[str]:
     """Return the words of texts that a tokenizer replaces by its unknown token, each once, in order.
 
     A word of which a part is replaced counts as well. Tokenizers that fall back to bytes or letters replace none.

@@ -22,6 +22,7 @@ from modeling_wavlink.losses_wavlink import truncate_embeddings
 from processing.audio import at_rate, limited, opened, resampled
 from processing.downmix_wavlink import mono_blocks
 from processing.prompts import PROMPT, prompted, prompts_of
+from wavlink.classification import logit_scale
 from wavlink.embedder import Embedder
 from wavlink.evaluation.zero_shot import ensemble
 from wavlink.long_recordings import (
@@ -133,21 +134,19 @@ class Demo:
     """A model, an index of sounds if there is one, and the limits. Requests are processed one at a time.
 
     Args:
-        embedder: of a WavLink.
+        embedder: of any model that `Embedder` takes.
         index: a folder that the same model has made (see `wavlink.search.command`).
         sounds: the folder with the index's sounds (default: the one the index names).
         limits: of one visitor.
         trained: what the model was trained on, in words (see `trained_on`).
 
     Raises:
-        ValueError: the model is no WavLink, or the index is none, is damaged or was made by another model.
+        ValueError: the index is none, is damaged or was made by another model.
     """
 
     def __init__(
         self, embedder: Embedder, index: str = "", sounds: str = "", limits: Limits | None = None, trained: str = ""
     ):
-        if embedder.model.config.model_type != "wavlink":
-            raise ValueError(f"{embedder.name} is no WavLink: the demo shows nested dims and shares of labels")
         self.embedder, self.limits, self.trained = embedder, limits or Limits(), trained
         self.dims = sorted({*embedder.matryoshka_dims, embedder.dims})
         self.indexes = _opened(index, embedder, sounds) if index else {}
@@ -167,8 +166,8 @@ class Demo:
                 raise vector
             texts = [prompted(prompt, name) for name in names for prompt in self.prompts]
             text_embeds = self.embedder.embed_text(texts)
-            unknown = unknown_words(self.embedder.processor.tokenizer, names)
-        scale = float(self.embedder.model.scale.detach())
+            unknown = unknown_words(getattr(self.embedder.processor, "tokenizer", None), names)
+        scale = float(logit_scale(self.embedder.model))
         return ClassifiedSound(names, vector, text_embeds, scale, self.prompts, self.calibrations, unknown)
 
     def embed_sentence(self, text: str) -> Sentence:
@@ -178,7 +177,7 @@ class Demo:
             return self._sentence(text)
 
     def _sentence(self, text: str) -> Sentence:
-        unknown = unknown_words(self.embedder.processor.tokenizer, [text])
+        unknown = unknown_words(getattr(self.embedder.processor, "tokenizer", None), [text])
         return Sentence(text, self.embedder.embed_text([text])[0], unknown)
 
     def closest(self, query: Sentence, dim: int) -> tuple[list[Hit], list[Hit]]:

@@ -198,15 +198,12 @@ def test_text_of_a_visitor_is_escaped(demo, folder):
     assert 'alert(1)">' not in shown  # nor inside an attribute
 
 
-def test_another_model_s_index_and_a_clap_are_refused_at_the_start(demo, folder, tmp_path, sharp_model, processor):
+def test_another_model_s_index_is_refused_at_the_start(demo, folder, tmp_path, sharp_model, processor):
     other = Embedder(sharp_model, processor)
     with pytest.raises(ValueError, match="their vectors do not compare"):
         Demo(other, str(folder / "index"))
     with pytest.raises(ValueError, match="is no index"):
         Demo(demo.embedder, str(tmp_path))
-    other.model.config.model_type = "clap"
-    with pytest.raises(ValueError, match="is no WavLink"):
-        Demo(other)
 
 
 def test_what_a_model_was_trained_on(tmp_path, folder):

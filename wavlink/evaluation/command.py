@@ -3,8 +3,8 @@
     wavlink eval --model M [M ...] --output SCORES.json \\
         --benchmark audiocaps|clotho|esc50|us8k|vggsound|airbench|synthetic|FOLDER
 
-A model is a WavLink or a CLAP, a folder or a Hub id, or `random:M`, M's architecture with new weights. FOLDER is any
-audiofolder or Hub data set with captions, labels or both. After a kill, the same command goes on where it stopped.
+A model is a folder or a Hub id of any that `Embedder` takes, or `random:M`, M's architecture with new weights. FOLDER
+is any audiofolder or Hub data set with captions, labels or both. After a kill, the same command goes on where it was.
 """
 
 import argparse

@@ -39,9 +39,9 @@ def evaluate(
     The columns of a split decide what is scored: captions, `label`, or `question`, `choices` and `answer`.
 
     Args:
-        model: a folder or Hub id of a WavLink or a CLAP, the name of a bundled model (None: `wavlink-tiny`),
-            `random:NAME` for one with new weights, a loaded model (with `processor`), or an `Embedder`, which is
-            scored as it computes. A model given by name is scored in float32, on a GPU where there is one.
+        model: a folder or Hub id (see `Embedder`; None: the bundled `wavlink-tiny`), `random:NAME` for one with new
+            weights, a loaded model (with `processor`), or an `Embedder`, which is scored as it computes. A model given
+            by name is scored in float32, on a GPU where there is one.
         benchmark: `"audiocaps"`, `"clotho"`, `"esc50"`, `"us8k"`, `"vggsound"`, `"airbench"`, `"synthetic"`, the
             folder of an audiofolder, or a Hub data set.
         processor: of a loaded model.

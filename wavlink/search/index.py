@@ -112,7 +112,7 @@ class Index:
         Args:
             sounds: folders, files, `@list.txt` or one data set (a Hub id).
             folder: of the index.
-            model: a folder or Hub id of a WavLink or a CLAP, or an `Embedder` (default of a new index: the bundled
+            model: a folder or Hub id (see `Embedder`), or an `Embedder` (default of a new index: the bundled
                 `wavlink-tiny`).
             dim: one of the nested dims, for a new index (default: the smallest from 48 on).
             storage: for a new index, see `quantization.STORAGES` (default: int8).

@@ -31,16 +31,7 @@ def refuse_bad_start(recipe: Recipe) -> None:
     """Refuse a model that cannot be built, or LoRA targets that match nothing, from configs alone, in seconds."""
     if not (recipe.data or recipe.mixture):
         raise ValueError("name the data set: an audiofolder, a Hub id, or 'synthetic' (train.py --data)")
-    if recipe.init:
-        config = _config_to_start_from(recipe)
-    elif recipe.audio_model:
-        towers = recipe.audio_model, recipe.text_model
-        for tower in filter(None, towers):
-            needs_cache(tower)
-        config = WavLinkModel.config_from_audio_text(*towers, **_frames(recipe), **_fields(recipe))
-    else:
-        audio_config = {**recipe.audio_config, **_frames(recipe)}
-        config = WavLinkConfig(audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
+    config = config_of(recipe)
     try:
         with torch.device("meta"):
             model = _set_up(WavLinkModel(config), recipe)
@@ -48,6 +39,19 @@ def refuse_bad_start(recipe: Recipe) -> None:
         raise ValueError(f"--attn_implementation {recipe.attn_implementation}: {error}") from error
     if recipe.regime == "lora":
         lora_config(model, recipe.scope, targets=recipe.lora_targets)
+
+
+def config_of(recipe: Recipe) -> WavLinkConfig:
+    """Return the config of a recipe's model; that of a new text tower still lacks its vocabulary."""
+    if recipe.init:
+        return _config_to_start_from(recipe)
+    if recipe.audio_model:
+        towers = recipe.audio_model, recipe.text_model
+        for tower in filter(None, towers):
+            needs_cache(tower)
+        return WavLinkModel.config_from_audio_text(*towers, **_frames(recipe), **_fields(recipe))
+    audio_config = {**recipe.audio_config, **_frames(recipe)}
+    return WavLinkConfig(audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
 
 
 def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
@@ -122,12 +126,12 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
         text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         audio_config = {**recipe.audio_config, **_frames(recipe)}
         config = WavLinkConfig(audio_config, text_config, text_pooling="mean", **_fields(recipe))
-        processor = WavLinkProcessor(_new_extractor(config.audio_config, recipe.padding), tokenizer)
+        processor = WavLinkProcessor(new_extractor(config.audio_config, recipe.padding), tokenizer)
         model = WavLinkModel(config)
-    return _prepared(model, recipe), processor
+    return prepared(model, recipe), processor
 
 
-def _new_extractor(
+def new_extractor(
     config: PretrainedConfig, padding: str
 ) -> WavLinkFeatureExtractor | WavLinkClapFeatureExtractor | WavLinkPasstFeatureExtractor:
     """Make the feature extractor of a new audio tower."""
@@ -146,7 +150,8 @@ def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     return model
 
 
-def _prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
+def prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
+    """Set a model's attention and checkpointing, and which of its parameters learn, in place, and return it."""
     lora = recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets
     return set_trainable(_set_up(model, recipe), recipe.regime, recipe.scope, *lora)
 
