@@ -75,6 +75,23 @@ def test_signal_becomes_interrupt_even_if_the_code_raises_another_error(tmp_path
         raise OSError("the disk is full")
 
 
+def test_a_stop_signal_is_kept_and_a_later_interrupt_raised(capfd, monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.StopSignal("stopping: a moment") as stop:
+        assert not stop and stop.number is None
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert stop and stop.event.is_set() and stop.number == signal.SIGINT
+        now[0] += 2
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert capfd.readouterr().err.count("stopping: a moment") == 1
+
+
 def test_missing_own_module_is_raised_without_an_install_hint(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "map", cli.COMMANDS["map"]._replace(module="modeling_wavlink.nowhere"))
     with pytest.raises(ModuleNotFoundError):
