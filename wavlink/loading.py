@@ -30,9 +30,10 @@ from transformers.utils.hub import extract_commit_hash
 from modeling_wavlink.modeling_wavlink import WavLinkModel
 from modeling_wavlink.pretrained_wavlink import from_safetensors, refuse_adapter
 from processing import WavLinkProcessor
-from processing.hub_names import near_folder, needs_cache
+from processing.hub_names import model_of_run, near_folder, needs_cache
 
 from .clap_processor import RepeatableClapProcessor
+from .progress import loading_bars_hidden
 
 logger = logging.get_logger(__name__)
 
@@ -46,6 +47,7 @@ _CONTROL = re.compile(r"random:(?P<source>.+?)(?:@(?P<seed>\d+))?")
 _CONSTANT = re.compile(r"(^|\.)(position_ids|token_type_ids|relative_position_index|num_batches_tracked)$")
 
 
+@loading_bars_hidden()
 def load_for_evaluation(
     name: str, device: str | torch.device = "cpu", revision: str | None = None, local_files_only: bool = False
 ) -> tuple[PreTrainedModel, ProcessorMixin | RepeatableClapProcessor]:
@@ -187,9 +189,7 @@ def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple
     """Read the config: return the model type, the commit of a Hub id, and whether only the cache may be used."""
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        best = folder / "best"
-        hint = f"did you mean {best}?" if (best / "config.json").is_file() else ACCEPTED
-        raise ValueError(f"{source} has no config.json: {hint}")
+        raise ValueError(f"{source} has no config.json: {model_of_run(folder) or ACCEPTED}")
     try:
         local_files_only = local_files_only or needs_cache(source, revision=revision)
     except ValueError as error:
@@ -198,8 +198,7 @@ def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple
         path = cached_file(source, "config.json", revision=revision, local_files_only=local_files_only)
     except OSError as error:
         raise ValueError(
-            f"{source!r} is neither a folder here nor to be had from the Hub{near_folder(source)}: {ACCEPTED} "
-            f"({error})"
+            f"{source!r} is neither a folder here nor available on the Hub{near_folder(source)}: {ACCEPTED} ({error})"
         ) from error
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))

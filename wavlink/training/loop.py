@@ -18,7 +18,7 @@ from wavlink.atomic_files import remove_leftovers
 from wavlink.console import StopSignal
 from wavlink.evaluation.embed_split import Embedded, embed_dataset
 from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
-from wavlink.progress import Bar
+from wavlink.progress import Bar, loading_bars_hidden
 from wavlink.training import distributed as sharding
 from wavlink.training.checkpoints import load_state, save_state
 from wavlink.training.factory import build, refuse_bad_start
@@ -231,7 +231,8 @@ def train(recipe: Recipe) -> Path:
         raise ValueError(f"give a recipe, as from load_recipe({next(iter(RECIPES))!r}), got {recipe!r}")
     if not recipe.output_dir:
         raise ValueError(f"the recipe {recipe.name} has no output_dir: load_recipe gives it one, or name a folder")
-    return _train(recipe)
+    with loading_bars_hidden():
+        return _train(recipe)
 
 
 @alone_in_its_folder
