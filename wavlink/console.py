@@ -1,6 +1,8 @@
 """Shared behaviour of the commands: exit codes, errors in one line, JSON output, signals, lines of progress."""
 
+import atexit
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -50,6 +52,8 @@ def run_command(
         as_json: print `{"error": line}` on stdout as well.
     """
     escape_unwritable()
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)  # Python would search torch's and transformers' objects for cycles, for a second
     try:
         return command(arguments) or 0
     except (ValueError, OSError) as error:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from transformers import pipeline
 
 from processing.audio import load_audio
 from tests.conftest import RATE, tone
+from tests.processes import run_process
+from tests.project_imports import ROOT
 from wavlink import cli, console
 from wavlink.classification import classify
 from wavlink.embedder import Embedder
@@ -90,6 +93,21 @@ def test_a_stop_signal_is_kept_and_a_later_interrupt_raised(capfd, monkeypatch):
             signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert capfd.readouterr().err.count("stopping: a moment") == 1
+
+
+AT_EXIT = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count()))
+from wavlink.console import run_command
+print(gc.get_freeze_count(), run_command("a", lambda _: 0))
+"""
+
+
+def test_a_command_ends_without_a_search_for_cycles():
+    """The collector has nothing to look at then: with torch loaded it takes a second otherwise."""
+    done = run_process([sys.executable, "-c", AT_EXIT], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, after = done.stdout.splitlines()
+    assert before == "0 0" and int(after) > 1000
 
 
 def test_missing_own_module_is_raised_without_an_install_hint(monkeypatch):
