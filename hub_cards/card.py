@@ -12,10 +12,11 @@ from transformers import FeatureExtractionMixin
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.file_names import stays_below
 from wavlink.evaluation.metrics import KS, percent
+from wavlink.evaluation.report import Table
 from wavlink.evaluation.retrieval import DIRECTIONS, RANKED
 from wavlink.installing import install_hint
 from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
-from wavlink.sanitize import escape, last_part, table, without_paths
+from wavlink.sanitize import escape, last_part, without_paths
 
 from . import training
 from .metadata import card_data, data_name, ends, hub_data, write_eval_results
@@ -185,9 +186,9 @@ def _result(folder: Path, score: dict, file: str) -> dict:
     retrieval, others, groups = retrieval_rows(score), other_rows(score), group_rows(score)
     both = [f"{words} R@10" for words in DIRECTIONS.values()]
     tables = [
-        table(["direction", "dims", *RANKED, "median rank"], retrieval) if retrieval else "",
-        table(["task", "dims", "accuracy", "chance"], others) if others else "",
-        table(["group", *both, "zero-shot"], groups) if groups else "",
+        Table(["direction", "dims", *RANKED, "median rank"], retrieval).markdown() if retrieval else "",
+        Table(["task", "dims", "accuracy", "chance"], others).markdown() if others else "",
+        Table(["group", *both, "zero-shot"], groups).markdown() if groups else "",
     ]
     known = hub_data(score)
     name = escape(data_name(score))
@@ -233,7 +234,7 @@ def _nested(config, scores: Sequence[dict], files: Sequence[str]) -> dict:
     measured = ((score, file) for score, file in zip(scores, files, strict=True) if "difference" in score)
     score, file = next(measured, (None, ""))
     if score is None:
-        return {"table": table(header, [[str(dim), str(4 * dim)] for dim in dims]), "file": ""}
+        return {"table": Table(header, [[str(dim), str(4 * dim)] for dim in dims]).markdown(), "file": ""}
     difference = score["difference"]
     smallest, largest = difference["dims"]
     changes = {
@@ -244,7 +245,7 @@ def _nested(config, scores: Sequence[dict], files: Sequence[str]) -> dict:
     rows = [[str(largest), str(4 * largest), *("" for _ in changes)]]
     rows.append([str(smallest), str(4 * smallest), *changes.values()])
     header += changes
-    return {"table": table(header, rows), "file": file, "data": escape(data_name(score)), "from": largest}
+    return {"table": Table(header, rows).markdown(), "file": file, "data": escape(data_name(score)), "from": largest}
 
 
 def _stages(folder: Path, stages: list[training.Stage], shipped: list[str]) -> list[dict]:
@@ -256,7 +257,7 @@ def _stages(folder: Path, stages: list[training.Stage], shipped: list[str]) -> l
         stem = f"stage{number + 1}." if len(stages) > 1 else ""
         sections.append(
             {
-                "table": table(["", ""], training.rows(stage, before)),
+                "table": Table(["", ""], training.rows(stage, before)).markdown(),
                 "files": files,
                 "plots": _draw_training(folder, stage, stem),
                 "hours": escape(training.hours(stage)),
@@ -299,7 +300,7 @@ def _paper(size: str | None) -> dict | None:
     zero_shot = dict(zip(("VGGSound", "UrbanSound8K", "ESC-50"), PAPER_ZERO_SHOT[size], strict=True))
     return {
         "size": size.capitalize(),
-        "table": table(["dims", *PAPER_COLUMNS], rows),
+        "table": Table(["dims", *PAPER_COLUMNS], rows).markdown(),
         "zero_shot": ", ".join(f"{name} {value}" for name, value in zero_shot.items()),
     }
 
@@ -318,7 +319,7 @@ def _licences(licence: str | None, untrained: str | None, stages: list[training.
         url = f"https://huggingface.co/datasets/{known}" if known else DATA[source].url if source in DATA else ""
         words = DATA[source].licence if source in DATA else "see its card" if known else "not published with this card"
         rows.append([f"data: [{name}]({url})" if url else f"data: {name}", words])
-    return table(["what", "licence"], rows)
+    return Table(["what", "licence"], rows).markdown()
 
 
 def _model_link(name: str) -> str:
