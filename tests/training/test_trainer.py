@@ -125,7 +125,7 @@ def test_one_process(wavlink, expected, loss_type, regime, name):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="memory is pinned for an accelerator")
 def test_without_an_accelerator_no_loader_warns_of_pinned_memory(wavlink):
-    options = {"dataloader_pin_memory": True, "label_names": ["caption_ids"], "max_steps": 1}
+    options = {"use_cpu": False, "dataloader_pin_memory": True, "label_names": ["caption_ids"], "max_steps": 1}
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*pin_memory")
         ours = trainer(wavlink, prepared(wavlink, "info_nce"), rows(3), **options)
