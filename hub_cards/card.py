@@ -12,7 +12,7 @@ from transformers import FeatureExtractionMixin
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.file_names import stays_below
 from wavlink.evaluation.metrics import KS, percent
-from wavlink.evaluation.report import Table
+from wavlink.evaluation.report import CALIBRATION_TITLES, Table
 from wavlink.evaluation.retrieval import DIRECTIONS, RANKED
 from wavlink.installing import install_hint
 from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
@@ -23,6 +23,7 @@ from .metadata import card_data, data_name, ends, hub_data, write_eval_results
 from .published_facts import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
+_CALIBRATIONS = {"model": "by the model's calibration", "index": "by the clips' own cosines, without a calibration"}
 _CONFUSED_LABELS = 20  # more do not fit a card's width
 
 
@@ -75,6 +76,7 @@ def write_card(
         architecture=_architecture(model, extractor),
         dims=_dims(model.config),
         nested=_nested(model.config, scores, files),
+        calibration=_calibration(model.config),
         results=[_result(folder, score, file) for score, file in zip(scores, files, strict=True)],
         stages=_stages(folder, stages, shipped),
         paper=_paper(untrained or paper_size(model.config)),
@@ -114,6 +116,11 @@ def _architecture(model: WavLinkModel, extractor) -> list[list[str]]:
     if config.audio_config.model_type == "clap_audio_model":
         audio = f"HTS-AT of CLAP, width {config.audio_config.hidden_size}, without a global token"
         length = f"in windows of {extractor.max_length_s} s, whose vectors are averaged"
+    elif config.audio_config.model_type == "passt":
+        sizes = f"width {config.audio_config.hidden_size}, {config.audio_config.num_hidden_layers} layers"
+        audio = f"PaSST, {sizes}, the mean of its class and its distillation token"
+        window = f"{extractor.window_seconds:g} s"
+        length = f"at its own length, over {window} in windows of {window}, whose vectors are averaged"
     else:
         pooled = {
             "token": "one learned global token",
@@ -169,6 +176,15 @@ def other_rows(score: dict) -> list[list[str]]:
     return rows
 
 
+def calibration_rows(score: dict) -> list[list[str]]:
+    """Return the rows of the probabilities of matches, at the largest and the smallest nested dim."""
+    part = score.get("calibration", {})
+    return [
+        [dim, *(percent(part[dim][name]) if name in part[dim] else "" for name in CALIBRATION_TITLES)]
+        for dim in map(str, ends(part))
+    ]
+
+
 def group_rows(score: dict) -> list[list[str]]:
     """Return the rows of groups of clips: R@10 in both directions and zero-shot accuracy, with all dims."""
     groups, zero_shot = score.get("groups", {}), score.get("zero_shot", {})
@@ -184,11 +200,13 @@ def group_rows(score: dict) -> list[list[str]]:
 def _result(folder: Path, score: dict, file: str) -> dict:
     """Return the section of a benchmark."""
     retrieval, others, groups = retrieval_rows(score), other_rows(score), group_rows(score)
+    calibrated = calibration_rows(score)
     both = [f"{words} R@10" for words in DIRECTIONS.values()]
     tables = [
         Table(["direction", "dims", *RANKED, "median rank"], retrieval).markdown() if retrieval else "",
         Table(["task", "dims", "accuracy", "chance"], others).markdown() if others else "",
         Table(["group", *both, "zero-shot"], groups).markdown() if groups else "",
+        Table(["dims", *CALIBRATION_TITLES.values()], calibrated).markdown() if calibrated else "",
     ]
     known = hub_data(score)
     name = escape(data_name(score))
@@ -210,6 +228,10 @@ def _facts(score: dict) -> str:
         facts.append(f"longer than one input, so encoded in windows: {windowed:d}")
     if prompt := score.get("zero_shot", {}).get("prompt"):
         facts.append(f"prompt of the labels: “{escape(prompt)}”")
+    if prompts := score.get("zero_shot", {}).get("prompts"):
+        facts.append("prompts of the labels, averaged: " + ", ".join(f"“{escape(prompt)}”" for prompt in prompts))
+    if kind := score.get("calibration", {}).get("calibration"):
+        facts.append(f"probabilities of matches: {_CALIBRATIONS[kind]}")
     return "; ".join(facts)
 
 
@@ -248,6 +270,21 @@ def _nested(config, scores: Sequence[dict], files: Sequence[str]) -> dict:
     return {"table": Table(header, rows).markdown(), "file": file, "data": escape(data_name(score)), "from": largest}
 
 
+def _calibration(config) -> dict | None:
+    """Return what the card says of the model's calibration."""
+    saved = config.match_calibration
+    if saved is None:
+        return None
+    fits = sorted(saved["dims"].items(), key=lambda item: -int(item[0]))
+    rows = [[dim, f"{fit['slope']:g}", f"{fit['intercept']:g}"] for dim, fit in fits]
+    data = escape(without_paths(saved.get("data", ""))) or "data that is not on record"
+    return {
+        "table": Table(["dims", "slope", "intercept"], rows).markdown(),
+        "prior": f"{saved['prior']:g}",
+        "data": data,
+    }
+
+
 def _stages(folder: Path, stages: list[training.Stage], shipped: list[str]) -> list[dict]:
     """Return the section of each training stage: its recipe, plots and files."""
     sections = []
@@ -280,7 +317,7 @@ def _draw_training(folder: Path, stage: training.Stage, stem: str) -> list[list[
 
 def paper_size(config: WavLinkConfig) -> str | None:
     """Return the paper's size with this architecture, if any."""
-    if config.audio_config.model_type == "clap_audio_model" or config.text_config.model_type != "clip_text_model":
+    if config.audio_config.model_type != "whisper" or config.text_config.model_type != "clip_text_model":
         return None
     shape = _shape(config)
     return next((size for size in SIZES if _shape(WavLinkConfig.for_size(size)) == shape), None)

@@ -11,6 +11,8 @@ from .clap_audio_wavlink import WavLinkClapAudioModel
 from .configuration_wavlink import WavLinkConfig
 from .losses_wavlink import truncate_embeddings
 from .modeling_wavlink import WavLinkModel, WavLinkOutput
+from .passt_audio_wavlink import WavLinkPasstModel
+from .passt_configuration_wavlink import WavLinkPasstConfig
 from .whisper_audio_wavlink import WavLinkAudioModel
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "WavLinkConfig",
     "WavLinkModel",
     "WavLinkOutput",
+    "WavLinkPasstConfig",
+    "WavLinkPasstModel",
     "truncate_embeddings",
 ]
 

@@ -8,8 +8,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+# The older transformers 5 copy only the files that this one imports itself.
+from .compat_wavlink import from_config as from_config
 from .config_checks_wavlink import check_audio_config
 from .configuration_wavlink import WavLinkClapAudioConfig
+from .passt_configuration_wavlink import WavLinkPasstConfig as WavLinkPasstConfig
 from .pretrained_wavlink import RECORDED, SavedAlone, given
 
 

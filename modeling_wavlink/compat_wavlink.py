@@ -15,6 +15,11 @@ def from_config(cls: type[PreTrainedModel], config: PretrainedConfig, dtype: tor
     return cls(config).to(dtype)
 
 
+def attention_of(config: PretrainedConfig) -> str:
+    """Return the attention implementation that a model's config names (transformers 5.6 to 5.23), or `"eager"`."""
+    return getattr(config, "_attn_implementation", None) or "eager"
+
+
 def optional_file(source: str, name: str, **hub: object) -> str | None:
     """Return the path of a file of a folder or repository, None where it has no such file.
 

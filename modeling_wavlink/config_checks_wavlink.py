@@ -9,8 +9,9 @@ from transformers import (
     MODEL_MAPPING,
     PretrainedConfig,
 )
+from transformers.activations import ACT2FN
 
-AUDIO_TOWERS = ("whisper", "clap_audio_model")
+AUDIO_TOWERS = ("whisper", "clap_audio_model", "passt")
 LOSS_TYPES = ("info_nce", "sigmoid")
 POOLINGS = ("token", "mean", "token_mean")
 TEXT_POOLINGS = ("eos", "cls", "mean")
@@ -19,6 +20,9 @@ _TEXT_TOWERS = ("clip_text_model", "bert", "roberta", "xlm-roberta", "mpnet", "d
 
 # The model types of audio towers that are saved without a WavLink.
 _SAVED_ALONE = {"wavlink_audio_model": "whisper", "wavlink_clap_audio_model": "clap_audio_model"}
+
+# Audio towers that pool a clip themselves, by model type.
+_POOLED_ALREADY = {"clap_audio_model": "HTS-AT", "passt": "PaSST"}
 
 # RoBERTa's family numbers positions from pad_token_id + 1, so that many of its position embeddings are never used.
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
@@ -70,6 +74,64 @@ def check_loss(config: PretrainedConfig) -> None:
         )
 
 
+def check_optional(config: PretrainedConfig) -> None:
+    """Check a `WavLinkConfig`'s `label_prompts` and `match_calibration`, each of which may be None.
+
+    Raises:
+        ValueError: names the field.
+    """
+    _check_label_prompts(config)
+    _check_match_calibration(config)
+
+
+def _check_label_prompts(config: PretrainedConfig) -> None:
+    """Check a list of different texts with one `{}` for the label."""
+    prompts = config.label_prompts
+    if prompts is None:
+        return
+    if not isinstance(prompts, list | tuple) or not prompts:
+        raise ValueError(f"label_prompts must be a list of one text or more, or None, got {prompts!r}")
+    for prompt in prompts:
+        valid = isinstance(prompt, str) and prompt.count("{}") == 1
+        if not valid or set("{}") & set(prompt.replace("{}", "")):
+            raise ValueError(
+                f"each of label_prompts has one {{}}, where the label goes, and no other braces, got {prompt!r}"
+            )
+    if len(set(prompts)) < len(prompts):
+        raise ValueError(f"label_prompts must differ from each other, got {list(prompts)}")
+
+
+def _check_match_calibration(config: PretrainedConfig) -> None:
+    """Check a prior, what the calibration was fit to, and the logistic of each nested dim."""
+    calibration, name = config.match_calibration, "match_calibration"
+    if calibration is None:
+        return
+    if not isinstance(calibration, dict):
+        raise ValueError(f"{name} must be an object or None, got {calibration!r}")
+    prior, pairs, dims = (calibration.get(key) for key in ("prior", "pairs", "dims"))
+    if not _is_number(prior) or not 0 < prior < 1:
+        raise ValueError(f"{name}: prior must be a number between 0 and 1, got {prior!r}")
+    if not isinstance(calibration.get("data", ""), str):
+        raise ValueError(f"{name}: data must be a text, got {calibration['data']!r}")
+    if pairs is not None and (isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1):
+        raise ValueError(f"{name}: pairs must be a whole number, 1 or more, got {pairs!r}")
+    if not isinstance(dims, dict) or not dims:
+        raise ValueError(f"{name}: dims must be an object with a slope and an intercept for each dim, got {dims!r}")
+    known = {str(dim) for dim in (config.projection_dim, *config.matryoshka_dims)}
+    for dim, fit in dims.items():
+        if dim not in known:
+            raise ValueError(f"{name}: dims has {dim!r}, which is none of the nested dims {sorted(known, key=int)}")
+        valid = isinstance(fit, dict) and all(_is_number(fit.get(part)) for part in ("slope", "intercept"))
+        if not valid or fit["slope"] <= 0:
+            raise ValueError(
+                f"{name}: dims[{dim!r}] must have a slope above 0 and an intercept, both finite numbers, got {fit!r}"
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
 def check_poolings(config: PretrainedConfig) -> None:
     """Check that a `WavLinkConfig`'s poolings are known, and that its towers allow them.
 
@@ -77,8 +139,9 @@ def check_poolings(config: PretrainedConfig) -> None:
         ValueError: names the pooling.
     """
     _check_choice("pooling", config.pooling, POOLINGS)
-    if config.audio_config.model_type == "clap_audio_model" and config.pooling != "token":
-        raise ValueError(f"HTS-AT pools its patches itself: leave pooling out, got {config.pooling!r}")
+    tower = _POOLED_ALREADY.get(config.audio_config.model_type)
+    if tower and config.pooling != "token":
+        raise ValueError(f"{tower} pools its patches itself: leave pooling out, got {config.pooling!r}")
     text = config.text_config
     _check_choice("text_pooling", config.text_pooling, TEXT_POOLINGS)
     if config.text_pooling == "cls" and _is_causal(text):
@@ -106,7 +169,10 @@ def check_audio_config(config: PretrainedConfig) -> None:
     """
     model_type = _SAVED_ALONE.get(config.model_type, config.model_type)
     if model_type not in AUDIO_TOWERS:
-        raise ValueError(f"audio_config must be a {' or '.join(AUDIO_TOWERS)} config, got {config.model_type!r}")
+        known = ", ".join(AUDIO_TOWERS[:-1])
+        raise ValueError(f"audio_config must be a {known} or {AUDIO_TOWERS[-1]} config, got {config.model_type!r}")
+    if model_type == "passt":
+        _check_passt(config)
     _check_layers(config)
     _check_frame_pooling(config, model_type)
     if model_type == "clap_audio_model":
@@ -162,7 +228,8 @@ def _check_frame_pooling(config: PretrainedConfig, model_type: str) -> None:
     if factor == 1:
         return
     if model_type != "whisper":
-        raise ValueError(f"frame_pooling={factor} is for a Whisper: HTS-AT pools its patches itself, so leave it out")
+        tower = _POOLED_ALREADY[model_type]
+        raise ValueError(f"frame_pooling={factor} is for a Whisper: {tower} pools its patches itself, so leave it out")
     valid = layers and all(isinstance(layer, int) and layer in range(config.encoder_layers) for layer in layers)
     if not valid or list(layers) != sorted(set(layers)):
         raise ValueError(
@@ -191,6 +258,49 @@ def _check_htsat(config: PretrainedConfig) -> None:
             f"the last stage has {grid} x {grid} patches (spec_size / patch_stride, halved {stages - 1} times), fewer "
             f"than an attention window of {config.window_size} x {config.window_size}: lower window_size or depths"
         )
+
+
+def _check_passt(config: PretrainedConfig) -> None:
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_mel_bins")
+    sizes += ("window_frames", "patch_size", "frequency_stride", "time_stride")
+    least = dict.fromkeys(sizes, 1) | {"time_patchout": 0, "frequency_patchout": 0}
+    if config.time_positions is not None:
+        least["time_positions"] = 1
+    for name, minimum in least.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name} of a PaSST must be a whole number, {minimum} or more, got {value!r}")
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={config.num_attention_heads}"
+        )
+    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACT2FN:
+        raise ValueError(
+            f"hidden_act must be an activation of transformers, such as 'gelu', got {config.hidden_act!r}"
+        )
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+    for name in ("layer_norm_eps", "initializer_range"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} of a PaSST must be a number above 0, got {value!r}")
+    for name, stride, patchout in (
+        ("num_mel_bins", config.frequency_stride, "frequency_patchout"),
+        ("window_frames", config.time_stride, "time_patchout"),
+    ):
+        length, patch = getattr(config, name), config.patch_size
+        if length < patch:
+            raise ValueError(f"{name}={length} is less than one patch, patch_size={patch}: raise it")
+        count = (length - patch) // stride + 1
+        if getattr(config, patchout) >= count:
+            raise ValueError(f"{patchout}={getattr(config, patchout)} leaves no patches: {name} has {count} of them")
+        if name == "window_frames" and config.time_positions is not None and config.time_positions < count:
+            raise ValueError(
+                f"window_frames={length} needs {count} columns of the time embedding, and time_positions is "
+                f"{config.time_positions}: lower window_frames to {(config.time_positions - 1) * stride + patch} or so"
+            )
 
 
 def text_max_length(text_config: PretrainedConfig) -> int | None:

@@ -1,4 +1,4 @@
-"""WavLinkConfig: a Whisper or HTS-AT audio tower, any text tower, and one shared space with nested dims."""
+"""WavLinkConfig: a Whisper, HTS-AT or PaSST audio tower, any text tower, and one shared space with nested dims."""
 
 import copy
 import math
@@ -19,8 +19,10 @@ from .config_checks_wavlink import LOSS_TYPES as LOSS_TYPES
 from .config_checks_wavlink import POOLINGS as POOLINGS
 from .config_checks_wavlink import TEXT_POOLINGS as TEXT_POOLINGS
 from .config_checks_wavlink import check_audio_config, check_loss, check_numbers, check_poolings, check_text_config
+from .config_checks_wavlink import check_optional as check_optional
 from .config_checks_wavlink import frame_pooling as frame_pooling
 from .config_checks_wavlink import text_max_length as text_max_length
+from .passt_configuration_wavlink import WavLinkPasstConfig
 
 # The entry of a saved config for `pipeline(trust_remote_code=True)`: the stock class cannot batch clips of different
 # lengths.
@@ -68,6 +70,7 @@ class WavLinkClapAudioConfig(ClapAudioConfig):
 # By model type, since code of the Hub may define these classes a second time.
 _ALONE = {"whisper": WavLinkAudioConfig, "clap_audio_model": WavLinkClapAudioConfig}
 _WITHIN = {"wavlink_audio_model": WhisperConfig, "wavlink_clap_audio_model": ClapAudioConfig}
+_OWN = {**_WITHIN, WavLinkPasstConfig.model_type: WavLinkPasstConfig}
 
 
 def saved_alone(config: PretrainedConfig) -> PretrainedConfig:
@@ -90,11 +93,12 @@ class WavLinkConfig(PretrainedConfig):
     """Configuration of a `WavLinkModel`: its two towers, the shared space and the loss.
 
     Args:
-        audio_config (`WhisperConfig`, `ClapAudioConfig` or `dict`, *optional*): the audio tower: a Whisper, of which
-            only the encoder half is used, or CLAP's HTS-AT (`"clap_audio_model"`) without fusion. Defaults to the
-            sizes of `openai/whisper-base.en`. A Whisper's config may have two additional fields: with
-            `frame_pooling=n` every n neighbouring frames become their mean after the first `frame_pooling_layer`
-            layers (default 1), and with a list of several, such as `[1, 2]`, after each of them.
+        audio_config (`WhisperConfig`, `ClapAudioConfig`, `WavLinkPasstConfig` or `dict`, *optional*): the audio tower:
+            a Whisper, of which only the encoder half is used, CLAP's HTS-AT (`"clap_audio_model"`) without fusion, or
+            PaSST (`"passt"`). Defaults to the sizes of `openai/whisper-base.en`. A Whisper's config may have two
+            additional fields: with `frame_pooling=n` every n neighbouring frames become their mean after the first
+            `frame_pooling_layer` layers (default 1), and with a list of several, such as `[1, 2]`, after each of
+            them.
         text_config (`PretrainedConfig` or `dict`, *optional*): the text tower, any encoder that
             `AutoModel.from_config` builds (CLIP text, ModernBERT, BERT-like). Defaults to the text half of
             `openai/clip-vit-base-patch32`.
@@ -103,7 +107,8 @@ class WavLinkConfig(PretrainedConfig):
             defaults to the full width and its three halves.
         loss_type (`str`): `"info_nce"` (CLIP's) or `"sigmoid"` (SigLIP's).
         pooling (`str`): a Whisper's vector of a clip: `"token"`, the global token's last state (the paper's);
-            `"mean"`, the mean of the clip's frames, without a token; `"token_mean"`, the sum. HTS-AT has its own.
+            `"mean"`, the mean of the clip's frames, without a token; `"token_mean"`, the sum. HTS-AT and PaSST have
+            their own.
         text_pooling (`str`, *optional*): `"eos"`, `"cls"` or `"mean"`; defaults to `"eos"` for CLIP, else `"cls"`.
         logit_scale_init_value (`float`, *optional*): start of the *log* of the scale; log(1 / 0.07) for InfoNCE
             (arXiv 2103.00020), log(10) for SigLIP (arXiv 2303.15343).
@@ -112,6 +117,12 @@ class WavLinkConfig(PretrainedConfig):
         label_smoothing (`float`): the share of each target that InfoNCE spreads evenly over all pairs that are not
             ignored, at least 0 and below 1 (arXiv 1512.00567, section 7).
         initializer_range (`float`): standard deviation of new projections and of the global token.
+        label_prompts (`list[str]`, *optional*): the texts with `{}` for a label that zero-shot classification uses
+            where a caller gives none; the vectors of several are averaged. None: `"This is a sound of {}."`.
+        match_calibration (`dict`, *optional*): the probability that a sound matches a text, as a logistic in their
+            cosine (Platt, 1999): `{"prior": 0.01, "data": "...", "pairs": n, "dims": {"512": {"slope": a,
+            "intercept": b}, ...}}`, so that P = 1 / (1 + exp(-(a * cosine + b))) where `prior` of the pairs match.
+            `wavlink calibrate` writes it.
 
     Raises:
         ValueError: dims that do not fit, an unknown loss or pooling, or towers that a WavLink cannot have.
@@ -145,6 +156,8 @@ class WavLinkConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         label_smoothing: float = 0.0,
         pooling: str = "token",
+        label_prompts: Sequence[str] | None = None,
+        match_calibration: dict | None = None,
         **kwargs: object,
     ):
         sigmoid = loss_type == "sigmoid"
@@ -163,6 +176,8 @@ class WavLinkConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.label_smoothing = label_smoothing
         self.pooling = pooling
+        self.label_prompts = list(label_prompts) if isinstance(label_prompts, tuple) else label_prompts
+        self.match_calibration = match_calibration
         self.check()
         super().__init__(**kwargs)
         if getattr(self, "custom_pipelines", None):
@@ -254,6 +269,7 @@ class WavLinkConfig(PretrainedConfig):
         check_text_config(self.text_config)
         check_poolings(self)
         check_loss(self)
+        check_optional(self)
 
 
 class _Pipelines(dict):
@@ -331,11 +347,11 @@ def _sub_config(config, default_class: type, default_kwargs: dict) -> Pretrained
     if config is None:
         config = default_kwargs
     model_type = config.get("model_type", default_class.model_type)
-    if model_type not in _WITHIN and model_type not in CONFIG_MAPPING:
+    if model_type not in _OWN and model_type not in CONFIG_MAPPING:
         raise ValueError(f"transformers knows no model_type {model_type!r}")
     if model_type == WavLinkConfig.model_type:
         raise ValueError("a WavLink cannot be a tower of another")
-    return (_WITHIN.get(model_type) or CONFIG_MAPPING[model_type]).from_dict({**config, "model_type": model_type})
+    return (_OWN.get(model_type) or CONFIG_MAPPING[model_type]).from_dict({**config, "model_type": model_type})
 
 
 WavLinkConfig.register_for_auto_class()

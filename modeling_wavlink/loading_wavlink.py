@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .config_checks_wavlink import AUDIO_TOWERS, check_text_config
 from .configuration_wavlink import WavLinkConfig
+from .passt_audio_wavlink import NO_PASST, PASST_NAMES, WavLinkPasstModel
 from .pooling_wavlink import sentence_transformers_pooling
 from .pretrained_wavlink import CheckedWeights, from_safetensors, refuse_adapter, refuse_wrong_weights
 
@@ -49,6 +50,11 @@ class _ClapAudioAlone(ClapAudioModel):
     _keys_to_ignore_on_load_unexpected = [_NO_HTSAT.pattern]
 
 
+class _PasstAlone(WavLinkPasstModel):
+    left_out = NO_PASST
+    _keys_to_ignore_on_load_unexpected = [NO_PASST.pattern]
+
+
 class _CLIPTextAlone(CLIPTextModelWithProjection):
     _keys_to_ignore_on_load_unexpected = [_NO_TEXT_TOWER.pattern]
 
@@ -72,6 +78,13 @@ def load_htsat(source: str, config: PretrainedConfig) -> ClapAudioModel:
     options = {"config": config, "key_mapping": {r"^audio_model\.": ""}, **_IN_FP32}
     tower, info = from_safetensors(_ClapAudioAlone.from_pretrained, source, **options)
     refuse_wrong_weights(source, info, _NO_HTSAT)
+    return tower
+
+
+def load_passt(source: str, config: PretrainedConfig) -> WavLinkPasstModel:
+    """Load a PaSST, from its own checkpoint or from one with the names of the reference implementation."""
+    refuse_adapter(source)
+    tower, _ = _PasstAlone.from_pretrained(source, config=config, key_mapping=PASST_NAMES, **_IN_FP32)
     return tower
 
 
@@ -156,7 +169,7 @@ class PretrainedTowers(CheckedWeights):
             audio_config.frame_pooling, audio_config.frame_pooling_layer = frame_pooling, frame_pooling_layer
         if audio_config.model_type not in AUDIO_TOWERS:
             raise ValueError(
-                f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper or a CLAP"
+                f"{audio} is a {audio_config.model_type!r} model; the audio tower must be a Whisper, a CLAP or a PaSST"
             )
         text_config = AutoConfig.from_pretrained(text, trust_remote_code=False)
         if text_config.model_type == "clip":  # its towers' configs may have another projection_dim, which CLIP ignores
@@ -174,8 +187,9 @@ class PretrainedTowers(CheckedWeights):
         """Build a WavLink from two pretrained towers; only the global token, projections, scale and bias are new.
 
         Args:
-            audio: Hub id or folder of a Whisper, complete or encoder only (the decoder is left out), or of a CLAP
-                without fusion, complete or its audio half (its text tower and projections are left out).
+            audio: Hub id or folder of a Whisper, complete or encoder only (the decoder is left out), of a CLAP
+                without fusion, complete or its audio half (its text tower and projections are left out), or of a PaSST
+                (its classifiers are left out), with the names of its weights here or in the reference implementation.
             text: Hub id or folder of a CLIP (complete or its text half; its text projection is kept), a ModernBERT
                 or a BERT-like encoder. The pooling of a sentence-transformers folder is kept.
             config: fields of `WavLinkConfig`, and `frame_pooling` and `frame_pooling_layer` of its audio config.
@@ -186,7 +200,8 @@ class PretrainedTowers(CheckedWeights):
         if audio_config.model_type == "whisper":
             model.audio_model.encoder.load_state_dict(load_whisper_encoder(audio).state_dict())
         else:
-            model.audio_model.load_state_dict(load_htsat(audio, audio_config).state_dict())
+            load = load_htsat if audio_config.model_type == "clap_audio_model" else load_passt
+            model.audio_model.load_state_dict(load(audio, audio_config).state_dict())
         tower, projection = load_text_tower(text, model.config.text_config)
         model.text_model.load_state_dict(tower.state_dict())
         if projection is not None and projection.shape == model.text_projection.weight.shape:

@@ -1,5 +1,5 @@
-"""WavLink: a Whisper encoder with one learned global token (or, for comparison, CLAP's HTS-AT) beside a text encoder,
-in one space (arXiv 2601.15118)."""
+"""WavLink: a Whisper encoder with one learned global token (or, for comparison, CLAP's HTS-AT or PaSST) beside a text
+encoder, in one space (arXiv 2601.15118)."""
 
 from dataclasses import dataclass
 
@@ -20,11 +20,15 @@ from .config_checks_wavlink import text_max_length
 from .configuration_wavlink import WavLinkConfig
 from .loading_wavlink import PretrainedTowers
 from .losses_wavlink import contrastive_loss, truncate_embeddings
+from .passt_audio_wavlink import WavLinkPasstModel
+from .passt_configuration_wavlink import WavLinkPasstConfig as WavLinkPasstConfig
 from .pipeline_wavlink import WavLinkZeroShotAudioClassificationPipeline as WavLinkZeroShotAudioClassificationPipeline
 from .pooling_wavlink import pool_text
 from .pretrained_wavlink import RECORDED, given
 from .processes_wavlink import gather as gather
 from .whisper_audio_wavlink import WavLinkAudioModel
+
+_AUDIO_MODELS = {"whisper": WavLinkAudioModel, "clap_audio_model": WavLinkClapAudioModel, "passt": WavLinkPasstModel}
 
 
 @dataclass
@@ -100,8 +104,7 @@ class WavLinkModel(PretrainedTowers, PreTrainedModel):
         config.check()
         super().__init__(config)
         dtype = torch.get_default_dtype()  # the dtype given to from_pretrained; the towers' configs may have another
-        htsat = config.audio_config.model_type == "clap_audio_model"
-        tower = WavLinkClapAudioModel if htsat else WavLinkAudioModel
+        tower = _AUDIO_MODELS[config.audio_config.model_type]
         self.audio_model = from_config(tower, config.audio_config, dtype=dtype)
         self.supports_gradient_checkpointing = tower.supports_gradient_checkpointing
         self.text_model = AutoModel.from_config(config.text_config, trust_remote_code=False, dtype=dtype)
@@ -153,14 +156,15 @@ class WavLinkModel(PretrainedTowers, PreTrainedModel):
         """Embed clips.
 
         Args:
-            input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s); of HTS-AT `[B, W, T, F]`.
+            input_features: log-mel `[B, F, T]`, 10 ms a frame, T at most 3000 (30 s); of HTS-AT `[B, W, T, F]`, of
+                PaSST `[B, F, T]` with the frames of its windows one after another.
             input_features_mask: `[B, T]`, 1 for the clip's frames and 0 for padding; of HTS-AT `[B, W]`, its windows.
             output_frames: True returns a Whisper's frames too; its last layer then computes all of them.
             kwargs: `output_hidden_states`, `output_attentions` and `return_dict`.
 
         Returns:
             `pooler_output` `[B, projection_dim]`, L2-normalised. With `output_frames` also `last_hidden_state`, see
-            `WavLinkAudioModel`; HTS-AT always returns its patches, `[B, W * P, D]`.
+            `WavLinkAudioModel`; HTS-AT and PaSST always return their patches, `[B, W * P, D]`.
         """
         options = {name: value for name, value in given(kwargs).items() if name in RECORDED}
         if isinstance(self.audio_model, WavLinkAudioModel):

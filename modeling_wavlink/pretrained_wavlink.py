@@ -144,6 +144,8 @@ def _is_call_error(error: Exception) -> bool:
 class CheckedWeights:
     """A `PreTrainedModel` that loads only checkpoints with all of its weights."""
 
+    left_out: re.Pattern | None = None  # names of a checkpoint's weights that the model does not need
+
     @classmethod
     def from_pretrained(
         cls,
@@ -160,7 +162,7 @@ class CheckedWeights:
         source, kwargs = pretrained_model_name_or_path, {**kwargs, "output_loading_info": True}
         model, info = from_safetensors(super().from_pretrained, source, *args, **kwargs)
         if source is not None:  # without a checkpoint a `state_dict` may hold as much as the caller wants
-            refuse_wrong_weights(str(source), info)
+            refuse_wrong_weights(str(source), info, cls.left_out)
         return (model, info) if output_loading_info else model
 
     @classmethod

@@ -12,9 +12,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+# The older transformers 5 copy only the files that this one imports itself.
 from .compat_wavlink import from_config
 from .config_checks_wavlink import POOLINGS, check_audio_config, frame_pooling
 from .configuration_wavlink import WavLinkAudioConfig
+from .passt_configuration_wavlink import WavLinkPasstConfig as WavLinkPasstConfig
 from .pooling_wavlink import masked_mean
 from .pretrained_wavlink import RECORDED, SavedAlone, given
 

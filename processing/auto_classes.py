@@ -5,9 +5,12 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProces
 from modeling_wavlink.clap_audio_wavlink import WavLinkClapAudioModel
 from modeling_wavlink.configuration_wavlink import WavLinkConfig
 from modeling_wavlink.modeling_wavlink import WavLinkModel
+from modeling_wavlink.passt_audio_wavlink import WavLinkPasstModel
+from modeling_wavlink.passt_configuration_wavlink import WavLinkPasstConfig
 from modeling_wavlink.whisper_audio_wavlink import WavLinkAudioModel
 
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
+from .passt_features_wavlink import WavLinkPasstFeatureExtractor
 from .processing_wavlink import WavLinkProcessor
 
 
@@ -22,9 +25,10 @@ def register() -> None:
     where it ships code of its own: transformers prefers a registered class, whatever `trust_remote_code` says. Calling
     it again changes nothing.
     """
-    for model in (WavLinkModel, WavLinkAudioModel, WavLinkClapAudioModel):
+    for model in (WavLinkModel, WavLinkAudioModel, WavLinkClapAudioModel, WavLinkPasstModel):
         AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
         AutoModel.register(model.config_class, model, exist_ok=True)
     AutoFeatureExtractor.register(WavLinkConfig, WavLinkFeatureExtractor, exist_ok=True)
     AutoFeatureExtractor.register(_HtsatKey, WavLinkClapFeatureExtractor, exist_ok=True)
+    AutoFeatureExtractor.register(WavLinkPasstConfig, WavLinkPasstFeatureExtractor, exist_ok=True)
     AutoProcessor.register(WavLinkConfig, WavLinkProcessor, exist_ok=True)

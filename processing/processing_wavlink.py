@@ -21,6 +21,7 @@ from .checked_clips_wavlink import CheckedClips as CheckedClips
 from .compat_features_wavlink import whisper_log_mel as whisper_log_mel
 from .downmix_wavlink import mono_blocks as mono_blocks
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
+from .passt_features_wavlink import WavLinkPasstFeatureExtractor
 
 logger = logging.get_logger(__name__)
 
@@ -28,6 +29,7 @@ logger = logging.get_logger(__name__)
 _EXTRACTORS = {
     "WavLinkFeatureExtractor": WavLinkFeatureExtractor,
     "WavLinkClapFeatureExtractor": WavLinkClapFeatureExtractor,
+    "WavLinkPasstFeatureExtractor": WavLinkPasstFeatureExtractor,
     "WhisperFeatureExtractor": WavLinkFeatureExtractor,
 }
 
@@ -45,7 +47,8 @@ class WavLinkProcessor(ProcessorMixin):
     """Feature extractor for sounds and tokenizer for texts of a `WavLinkModel`.
 
     Args:
-        feature_extractor: a `WavLinkFeatureExtractor`, or a `WavLinkClapFeatureExtractor` for HTS-AT.
+        feature_extractor: a `WavLinkFeatureExtractor`, a `WavLinkClapFeatureExtractor` for HTS-AT, or a
+            `WavLinkPasstFeatureExtractor` for PaSST.
         tokenizer: of the text tower.
 
     Raises:
@@ -112,16 +115,12 @@ class WavLinkProcessor(ProcessorMixin):
         """Make the processor for `WavLinkModel.from_audio_text_pretrained(audio, text)`.
 
         Args:
-            audio: Hub id or folder of a Whisper, whose number of mel bins is kept, or of a CLAP without fusion, whose
-                log-mel is kept.
+            audio: Hub id or folder of a Whisper, whose number of mel bins is kept, or of a CLAP without fusion or a
+                PaSST, whose log-mel is kept.
             text: Hub id or folder with the text tower's tokenizer.
-            kwargs: of `WavLinkFeatureExtractor`, such as `padding="max_length"`, or of `WavLinkClapFeatureExtractor`.
+            kwargs: of `WavLinkFeatureExtractor`, such as `padding="max_length"`, or of the other towers' extractors.
         """
-        pretrained = AutoFeatureExtractor.from_pretrained(audio, trust_remote_code=False)
-        if isinstance(pretrained, ClapFeatureExtractor):
-            feature_extractor = WavLinkClapFeatureExtractor.from_clap(pretrained, **kwargs)
-        else:
-            feature_extractor = WavLinkFeatureExtractor(feature_size=pretrained.feature_size, **kwargs)
+        feature_extractor = _extractor_of(audio, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(text, trust_remote_code=False)
         tokenizer.init_kwargs.pop("auto_map", None)
         text_config = AutoConfig.from_pretrained(text, trust_remote_code=False)
@@ -260,6 +259,17 @@ class WavLinkProcessor(ProcessorMixin):
         if max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]) > limit:
             # The message holds nothing of the batch: warning_once shows the same message once.
             logger.warning_once(f"texts over the text tower's limit of {limit} tokens are truncated (shown once)")
+
+
+def _extractor_of(audio: str, **kwargs: object) -> SequenceFeatureExtractor:
+    """Make the feature extractor of a pretrained audio tower."""
+    config = AutoConfig.from_pretrained(audio, trust_remote_code=False)
+    if config.model_type == "passt":
+        return WavLinkPasstFeatureExtractor.from_passt(config, audio, **kwargs)
+    pretrained = AutoFeatureExtractor.from_pretrained(audio, trust_remote_code=False)
+    if isinstance(pretrained, ClapFeatureExtractor):
+        return WavLinkClapFeatureExtractor.from_clap(pretrained, **kwargs)
+    return WavLinkFeatureExtractor(feature_size=pretrained.feature_size, **kwargs)
 
 
 def has_half_pair(text: str) -> bool:

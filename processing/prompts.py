@@ -3,6 +3,11 @@
 PROMPT = "This is a sound of {}."  # of transformers' zero-shot audio pipeline
 
 
+def prompts_of(config: object) -> list[str]:
+    """Return the prompts for labels that a model's config brings (`label_prompts`), or else `PROMPT` alone."""
+    return list(getattr(config, "label_prompts", None) or [PROMPT])
+
+
 def checked_prompt(prompt: str) -> str:
     """Return the prompt unchanged.
 

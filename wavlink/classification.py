@@ -6,6 +6,7 @@ wavlink classify dog.wav rain.flac --model your-name/wavlink-base --labels dog "
 import argparse
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,18 @@ from transformers import PreTrainedModel, ProcessorMixin
 from modeling_wavlink.losses_wavlink import truncate_embeddings
 from processing.audio import AudioSource, clip_name
 from processing.audio_inputs_wavlink import as_list, is_source
-from processing.prompts import PROMPT
+from processing.prompts import prompts_of
 from processing.sound_files import with_folders_listed
 from wavlink.evaluation.zero_shot import checked_prompts, embed_prompted, ensemble, label_texts
 
 from . import options as of
 from .console import stdout_for
 from .embedder import Embedder, embedder_for
+from .probability import Logistic, calibration_of, described
 from .sanitize import clean
+
+# Of models without a learned factor of cosines; what sentence-transformers trains its ranking losses with.
+COSINE_SCALE = 20.0
 
 
 def classify(
@@ -31,41 +36,48 @@ def classify(
     labels: Sequence[str],
     *,
     processor: ProcessorMixin | None = None,
-    prompts: str | Sequence[str] = PROMPT,
+    prompts: str | Sequence[str] | None = None,
     clean_up: str = "spaces",
     dim: int | None = None,
     top_k: int | None = None,
+    prior: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[dict[str, Any]]:
     """Classify sounds of any length by labels the model was not trained for.
 
-    A label's score is the softmax of its logits among the labels. A sound longer than the model's 30 s is encoded in
-    windows, whose vectors are averaged.
+    A label's score is its share, the softmax of its logits among the labels. Its probability of a match does not
+    depend on the other labels: none may have a high one, or several. A sound longer than the model's 30 s is encoded
+    in windows, whose vectors are averaged.
 
     Args:
-        model: a folder or Hub id of a WavLink or a CLAP, a loaded model (with `processor`), or an `Embedder`, which
+        model: a folder or Hub id (see `Embedder`), a loaded model (with `processor`), or an `Embedder`, which
             saves loading the model at each call.
         sounds: one or several: a file's path, a folder (all sound files below it), bytes,
             `{"array": samples, "sampling_rate": hertz}` with mono floats `[samples]` in [-1, 1], or a decoder of
             `datasets`.
         labels: two or more, all different.
         processor: of a loaded model.
-        prompts: texts with `{}` in place of the label; the vectors of several are averaged.
+        prompts: texts with `{}` in place of the label; the vectors of several are averaged (default: those that the
+            model brings, else `"This is a sound of {}."`).
         clean_up: `"spaces"` (underscores in labels are read as spaces) or `"none"`.
         dim: compare the first `dim` numbers of the vectors, one of the nested dims (default: all).
         top_k: how many labels of each sound are returned (default: all).
+        prior: the share of sounds that a label matches, for the probabilities (default: the one that the model was
+            calibrated at).
         device: such as `"cuda"` (default: the CPU, or where a loaded model is).
         dtype: `"float32"` (default), `"bfloat16"` or `"float16"`.
 
     Returns:
-        For each sound, in order, `{"path": str, "labels": [{"label": str, "score": float, "cosine": float}, ...]}`,
-        best label first; for a sound that cannot be read `{"path": str, "error": str}`. The path of a sound without
-        one is its row.
+        For each sound, in order, `{"path": str, "labels": [{"label": str, "score": float, "cosine": float,
+        "probability": float}, ...]}`, best label first; for a sound that cannot be read `{"path": str, "error": str}`.
+        The path of a sound without one is its row. The probability is None where the model has no calibration
+        (`wavlink calibrate`).
 
     Raises:
         ValueError: no sounds, samples without a sampling rate, fewer than two different labels, a prompt without one
-            `{}`, no such `dim`, or a model that cannot be loaded.
+            `{}`, no such `dim`, a `prior` out of range or for a model without a calibration, or a model that cannot be
+            loaded.
 
     Example:
 
@@ -86,22 +98,24 @@ def classify(
         raise ValueError(f"labels must be a list of strings, such as ['dog', 'rain'], got {labels!r}")
     if len(set(labels)) < 2 or len(set(labels)) < len(labels):
         raise ValueError(f"give two labels or more, each once, got {', '.join(map(repr, labels)) or 'none'}")
-    templates = checked_prompts([prompts] if isinstance(prompts, str) else list(prompts))
+    templates = None
+    if prompts is not None:
+        templates = checked_prompts([prompts] if isinstance(prompts, str) else list(prompts))
     embedder = embedder_for(model, processor, device, dtype)
     if dim not in (None, embedder.dims, *embedder.matryoshka_dims):
         raise ValueError(f"dim must be one of the nested dims {embedder.matryoshka_dims}, got {dim}")
+    calibration = calibration_of(embedder, dim, prior)
     files = with_folders_listed(files)
-    text_embeds = ensemble(
-        embed_prompted(
-            label_texts(labels, clean_up), templates, lambda texts: torch.from_numpy(embedder.embed_text(texts))
-        ),
-        dim or embedder.dims,
-    )
-    scale = _scale(embedder.model)
+    templates = templates or prompts_of(embedder.model.config)
+    texts = label_texts(labels, clean_up)
+    vectors = embed_prompted(texts, templates, lambda texts: torch.from_numpy(embedder.embed_text(texts)))
+    text_embeds = ensemble(vectors, dim or embedder.dims)
+    scale = logit_scale(embedder.model)
+    rank = partial(_ranked, text_embeds=text_embeds, scale=scale, labels=labels, calibration=calibration)
     return [
         {"path": clip_name(file, number), "error": str(vector)}
         if isinstance(vector, ValueError)
-        else {"path": clip_name(file, number), "labels": _ranked(vector, text_embeds, scale, labels)[:top_k]}
+        else {"path": clip_name(file, number), "labels": rank(vector)[:top_k]}
         for number, (file, vector) in enumerate(zip(files, embedder.embed_files(files), strict=True))
     ]
 
@@ -118,19 +132,32 @@ def _checked_sounds(sounds: AudioSource | Iterable[AudioSource]) -> list[AudioSo
 
 
 def _ranked(
-    vector: "np.ndarray[Any, Any]", text_embeds: torch.Tensor, scale: torch.Tensor, labels: Sequence[str]
+    vector: "np.ndarray[Any, Any]",
+    text_embeds: torch.Tensor,
+    scale: torch.Tensor,
+    labels: Sequence[str],
+    calibration: Logistic | None,
 ) -> list[dict[str, Any]]:
     """Rank the labels, `text_embeds` `[labels, dim]`, for one sound `[dims]`."""
     audio_embeds = truncate_embeddings(torch.from_numpy(vector[None]), text_embeds.shape[1])
     cosines = text_embeds @ audio_embeds[0]  # (labels)
     scores = (scale * cosines).softmax(0)
     order = torch.argsort(cosines, descending=True, stable=True).tolist()
-    return [{"label": labels[n], "score": scores[n].item(), "cosine": cosines[n].item()} for n in order]
+    matches = [None] * len(labels) if calibration is None else calibration.probability(cosines.numpy()).tolist()
+    return [
+        {"label": labels[n], "score": scores[n].item(), "cosine": cosines[n].item(), "probability": matches[n]}
+        for n in order
+    ]
 
 
-def _scale(model: Any) -> torch.Tensor:
-    """Return the factor of the logits, of a WavLink or a CLAP; SigLIP's bias changes no softmax."""
-    scale: torch.Tensor = model.scale if hasattr(model, "scale") else model.logit_scale_a.exp()
+def logit_scale(model: Any) -> torch.Tensor:
+    """Return the factor of the logits: a WavLink's or a CLAP's own, else `COSINE_SCALE`.
+
+    SigLIP's bias changes no softmax. PE-Audio has a factor for vectors that are not normalised, which is no factor of
+    cosines.
+    """
+    clap = getattr(model, "logit_scale_a", None)
+    scale = getattr(model, "scale", torch.tensor(COSINE_SCALE) if clap is None else clap.exp())
     return scale.detach().float().cpu()
 
 
@@ -138,16 +165,24 @@ def run(options: argparse.Namespace) -> int:
     """Print the labels of each sound; return 2 if a sound could not be read."""
     with stdout_for(options.as_json) as print_json:
         embedder = Embedder(options.model, revision=options.revision, device=options.device, dtype=options.dtype)
-        settings = {"prompts": options.prompt, "clean_up": options.clean_up, "dim": options.dim}
+        prompts = options.prompt or prompts_of(embedder.model.config)
+        settings = {"prompts": prompts, "clean_up": options.clean_up, "dim": options.dim, "prior": options.prior}
         results = classify(embedder, options.files, options.labels, top_k=options.top_k, **settings)
         for row in results:
             row.setdefault("labels", [])
             print(f"{clean(row['path'], 1000)}{': ' + clean(row['error'], 1000) if 'error' in row else ''}")
             for label in row["labels"]:
-                print(f"  {100 * label['score']:5.1f} %  {label['cosine']:6.3f}  {clean(label['label'])}")
-        about = {"model": embedder.name, "revision": embedder.revision, "prompts": options.prompt}
+                print(_line(label))
+        about = {"model": embedder.name, "revision": embedder.revision, "prompts": prompts}
+        about |= described(calibration_of(embedder, options.dim, options.prior))
         print_json({**about, "sounds": results})
     return 2 if any("error" in row for row in results) else 0
+
+
+def _line(label: dict[str, Any]) -> str:
+    """Return a label's share, its probability if there is one, and its cosine."""
+    match = "" if label["probability"] is None else f"  match {100 * label['probability']:5.1f} %"
+    return f"  {100 * label['score']:5.1f} %{match}  {label['cosine']:6.3f}  {clean(label['label'])}"
 
 
 main = of.main_of("wavlink classify", of.classify, run)

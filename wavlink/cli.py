@@ -52,6 +52,16 @@ COMMANDS = {
         "score models on a benchmark",
         "--model runs/my/best --benchmark my_sounds",
     ),
+    "calibrate": Command(
+        *("wavlink.evaluation.calibrate", "run", of.calibrate, "eval"),
+        "fit probabilities of matches, and store them in a model",
+        "runs/my/best --data my_sounds",
+    ),
+    "prompts": Command(
+        *("wavlink.evaluation.prompt_sweep", "run", of.prompts, "eval"),
+        "find the prompts that name sounds best",
+        "runs/my/best --data my_sounds --store",
+    ),
     "classify": Command(
         *("wavlink.classification", "run", of.classify, ""),
         "name sounds",

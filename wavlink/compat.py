@@ -6,7 +6,8 @@ metrics (`_info`, `_compute`). Versions in parentheses are those with the privat
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,21 @@ def has_bf16_kernels() -> bool:
     if hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"):
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+@contextmanager
+def fake_tensors() -> Iterator[str]:
+    """Yield a device on which new tensors have no data: a CPU with its autocast and masks (torch 2.7 to 2.13).
+
+    Where torch lacks it, that is the meta device, which has neither.
+    """
+    try:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+    except ImportError:
+        yield "meta"
+        return
+    with FakeTensorMode():
+        yield "cpu"
 
 
 def attention_of(config: "PretrainedConfig") -> str:

@@ -179,9 +179,9 @@ def stdout_for(result: bool) -> Iterator[Callable]:
         yield lambda value: result and print_json(value, target)
 
 
-def print_json(value: Any, file: TextIO | None = None) -> None:
-    """Print a command's result; under `in_results` as an object that holds it as `results`."""
-    document = {"results": value} if _in_results.get() else value
+def print_json(value: Any, file: TextIO | None = None, **beside: Any) -> None:
+    """Print a command's result; under `in_results` as an object that holds it as `results`, with `beside`."""
+    document = {"results": value, **beside} if _in_results.get() else value
     print(json.dumps(document, indent=2), file=file or sys.stdout, flush=True)
 
 

@@ -7,6 +7,7 @@ CLEAN_UPS = ("spaces", "none")
 SIZES = ("base", "small", "large")  # of the paper's models
 BENCHMARKS = ("audiocaps", "clotho", "esc50", "us8k", "vggsound", "airbench", "synthetic")
 PROMPT = "This is a sound of {}."  # a copy of `processing.prompts.PROMPT`, whose package loads torch
+PRIOR = 0.01  # the share of matching pairs: a sentence describes one sound of a hundred
 QUESTION = "What is this sound?"
 CHOICE_TEXT = "{question} {choice}"
 WINDOW, HOP = 10.0, 5.0  # seconds

@@ -11,16 +11,16 @@ from typing import Any, SupportsIndex
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature
 
 from processing.audio import load_column
 from processing.audio_inputs_wavlink import is_source, to_numpy
 from wavlink.backends.torch_cpu import pack_layers
 
 from . import defaults
+from .adapted_processor import refuse_other_samples
 from .batching import cover, cut_batches, mean_direction
-from .clap_processor import RepeatableClapProcessor, refuse_other_samples
-from .loading import load_for_evaluation
+from .loading import Model, Processor, load_for_evaluation
 from .loading import revision as revision_of
 from .prefetch import prefetch
 
@@ -41,7 +41,8 @@ class Embedder:
     Neither changes a vector: it equals that of the clip alone (fp32: to 1e-5).
 
     Args:
-        model: a folder or Hub id of a WavLink or of a CLAP of transformers; or such a model, which is copied.
+        model: a folder or Hub id of a WavLink, of a CLAP, PE-Audio or EmbeddingGemma 2 of transformers, or of a
+            SentenceTransformer that encodes audio and text; or such a model, which is copied.
         processor: of a loaded model, and only then.
         revision: of a Hub id: a branch, tag or commit.
         local_files_only: whether a Hub id is looked up in the local cache alone.
@@ -62,7 +63,7 @@ class Embedder:
         max_seconds: the longest clip that the model takes; None if it has no limit (a CLAP takes 10 s of it).
 
     Raises:
-        ValueError: a model that is neither, or an unknown dtype.
+        ValueError: another model, or an unknown dtype.
 
     Example:
 
@@ -78,8 +79,8 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | PreTrainedModel,
-        processor: ProcessorMixin | RepeatableClapProcessor | None = None,
+        model: str | os.PathLike[str] | Model,
+        processor: Processor | None = None,
         *,
         revision: str | None = None,
         local_files_only: bool = False,
@@ -98,7 +99,7 @@ class Embedder:
         self.name, self.revision = model.name_or_path or type(model).__name__, revision_of(model)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.model = model.to(device, DTYPES[dtype]).eval()
-        if fast_kernels and torch.device(device).type == "cpu":
+        if fast_kernels and torch.device(device).type == "cpu" and hasattr(self.model, "audio_model"):
             pack_layers(self.model.audio_model)
             pack_layers(self.model.text_model)
         self._gradients = torch.inference_mode
@@ -107,8 +108,8 @@ class Embedder:
     @classmethod
     def borrowing(
         cls,
-        model: PreTrainedModel,
-        processor: ProcessorMixin | RepeatableClapProcessor,
+        model: Model,
+        processor: Processor,
         batch_size: int | None = None,
     ) -> "Embedder":
         """Return an embedder that shares a model, to score it between steps of its training.
@@ -129,9 +130,10 @@ class Embedder:
         extractor, config = self.processor.feature_extractor, self.model.config
         self.sampling_rate = extractor.sampling_rate
         self.dims, self.matryoshka_dims = config.projection_dim, list(config.matryoshka_dims)
-        self._limit = getattr(extractor, "n_samples", None)
-        # A CLAP's processor borrows numpy's global generator, which belongs to the caller's thread.
-        self._overlaps = not isinstance(self.processor, RepeatableClapProcessor)
+        self._limit = getattr(self.processor, "max_samples", None) or getattr(extractor, "n_samples", None)
+        self._least = getattr(self.processor, "min_samples", 1)
+        # A processor that borrows numpy's global generator must not run beside the caller's thread.
+        self._overlaps = not getattr(self.processor, "seeded", False)
         self.max_seconds = self._limit and self._limit / self.sampling_rate
         self._loaded = frozenset(vars(self)) | {"_loaded"}
 
@@ -186,7 +188,9 @@ class Embedder:
         def windows():
             for file in [files] if is_source(files) else files:
                 try:
-                    parts = cover(load_column(file, self.sampling_rate), self._limit)
+                    clip = load_column(file, self.sampling_rate)
+                    self._refuse_short(clip, "the sound")
+                    parts = cover(clip, self._limit)
                 except ValueError as error:
                     counts.append(error)
                     continue
@@ -283,12 +287,18 @@ class Embedder:
     def _check(self, clip, index: int) -> np.ndarray:
         clip = load_column(clip, self.sampling_rate) if is_source(clip) else to_numpy(clip)
         refuse_other_samples(clip, index)
+        self._refuse_short(clip, f"clip {index}")
         if self._limit and len(clip) > self._limit:
             raise ValueError(
                 f"clip {index} has {len(clip) / self.sampling_rate:.2f} s, the limit is {self.max_seconds:g} s: cut "
                 "it into windows and embed each, or use embed_files"
             )
         return clip.astype(np.float32, copy=False)
+
+    def _refuse_short(self, clip: np.ndarray, name: str) -> None:
+        if len(clip) < self._least:
+            least, rate = self._least, self.sampling_rate
+            raise ValueError(f"{name} has {len(clip)} samples at {rate} Hz, the model takes {least} or more")
 
     def _cost(self, clip: np.ndarray) -> int:
         """Return how many samples the model processes for a clip: its own at native length, else full windows."""
@@ -301,17 +311,14 @@ class Embedder:
     def _vectors(self, inputs: dict, method: str = "get_audio_features") -> np.ndarray:
         """Run the model on a batch: `[B, dims]` fp32."""
         model = self.model
-        inputs = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
+        inputs = BatchFeature(dict(inputs)).to(model.device, dtype=model.dtype)  # casts floats alone
         with self._gradients():
             return F.normalize(getattr(model, method)(**inputs).pooler_output.float(), dim=-1).cpu().numpy()
 
 
 def embedder_for(
-    model: str | os.PathLike[str] | PreTrainedModel | Embedder,
-    processor: ProcessorMixin | RepeatableClapProcessor | None = None,
+    model: str | os.PathLike[str] | Model | Embedder,
+    processor: Processor | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> Embedder:
@@ -330,7 +337,7 @@ def embedder_for(
         if (processor, device, dtype) != (None, None, None):
             raise ValueError("an Embedder has its own processor, device and dtype: leave these arguments out")
         return model
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, torch.nn.Module):
         device = device or str(model.device)
     return Embedder(model, processor, device=device or "cpu", dtype=dtype or "float32")
 

@@ -12,6 +12,7 @@ EXTRA_OF = {
     **dict.fromkeys(("lancedb", "ray"), "cluster"),
     **dict.fromkeys(("plotly", "sklearn", "threadpoolctl"), "map"),
     **{"av": "formats", "evaluate": "eval", "faiss": "search", "gradio": "space", "shtab": "completion"},
+    "sentence_transformers": "models",
 }
 # The extras that an extra brings along.
 BRINGS = {

@@ -1,4 +1,4 @@
-"""Load WavLinks, transformers' CLAPs and random baselines, all with one interface.
+"""Load WavLinks, models of other libraries and random baselines, all with one interface.
 
 ```python
 >>> model, processor = load_for_evaluation("laion/clap-htsat-unfused")  # or a WavLink, or "random:runs/sounds/best"
@@ -13,8 +13,10 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
+import transformers
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -27,36 +29,51 @@ from transformers import (
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
+from modeling_wavlink.compat_wavlink import optional_file
 from modeling_wavlink.modeling_wavlink import WavLinkModel
 from modeling_wavlink.pretrained_wavlink import from_safetensors, refuse_adapter
 from processing import WavLinkProcessor
 from processing.hub_names import model_of_run, near_folder, needs_cache
 
+from . import sentence_transformer
+from .adapted_processor import AdaptedProcessor
 from .clap_processor import RepeatableClapProcessor
 from .progress import loading_bars_hidden
+
+Model: TypeAlias = PreTrainedModel | sentence_transformer.SentenceTransformerEmbedder
+Processor: TypeAlias = ProcessorMixin | AdaptedProcessor
 
 logger = logging.get_logger(__name__)
 
 ACCEPTED = (
-    "give a WavLink or a transformers CLAP (such as laion/clap-htsat-unfused), each a folder or a Hub id, or "
-    "random:NAME or random:NAME@SEED for one of these with new weights"
+    "give a WavLink or a transformers CLAP (such as laion/clap-htsat-unfused), PE-Audio (facebook/pe-av-base) or "
+    "EmbeddingGemma 2 (google/embeddinggemma-2), or a SentenceTransformer that encodes audio and text, each a folder "
+    "or a Hub id, or random:NAME or random:NAME@SEED for one of these with new weights"
 )
 _CLASSES = {"wavlink": WavLinkModel, "clap": ClapModel}
+_ADAPTED = ("pe_audio", "pe_audio_video", "embedding_gemma2")  # model types of transformers
+_SENTENCE_TRANSFORMER = "sentence_transformer"  # what only sentence-transformers can load
 _CONTROL = re.compile(r"random:(?P<source>.+?)(?:@(?P<seed>\d+))?")
 # Buffers that old checkpoints lack, and every model computes equally.
 _CONSTANT = re.compile(r"(^|\.)(position_ids|token_type_ids|relative_position_index|num_batches_tracked)$")
 
 
+class OtherArchitecture(ValueError):
+    """A model of an architecture that is not known here."""
+
+
 @loading_bars_hidden()
 def load_for_evaluation(
     name: str, device: str | torch.device = "cpu", revision: str | None = None, local_files_only: bool = False
-) -> tuple[PreTrainedModel, ProcessorMixin | RepeatableClapProcessor]:
-    """Load a model, in fp32 and eval mode, and its processor; a CLAP is used like a WavLink.
+) -> tuple[Model, Processor]:
+    """Load a model, in fp32 and eval mode, and its processor; each is used like a WavLink.
 
     Args:
-        name: a folder or Hub id of a WavLink or of a CLAP of transformers, with or without fusion; or
-            `random:NAME@SEED`, one of these with new weights (see `random_control`); `random:NAME` has seed 0. A
-            number after the last `@` is always the seed. Code beside the weights is not run.
+        name: a folder or Hub id of a WavLink; of a CLAP (with or without fusion), PE-Audio, PE-Audio-Video (its
+            audio-text part) or EmbeddingGemma 2 (its audio and text towers) of transformers; of a SentenceTransformer
+            that encodes audio and text; or `random:NAME@SEED`, one of these with new weights (see `random_control`);
+            `random:NAME` has seed 0. A number after the last `@` is always the seed. Code beside the weights is not
+            run.
         device: that the model is moved to.
         revision: of a Hub id: a branch, tag or commit (default: its main branch).
         local_files_only: whether a Hub id is looked up in the local cache alone.
@@ -70,22 +87,26 @@ def load_for_evaluation(
         ValueError: a name that is none of these, or weights or a processor that are missing.
     """
     source, seed = parse_name(name)
-    model_type, commit, local_files_only = _look_up(source, revision, local_files_only)
+    kind, commit, local_files_only = _look_up(source, revision, local_files_only)
     if revision and not commit:
         raise ValueError(f"revision={revision!r} is of a Hub id, {source} is a folder: leave it out")
     pinned = {"local_files_only": local_files_only}
     if commit:
         pinned["revision"] = commit  # so that what is recorded is what was loaded
     try:
-        model = _pretrained(source, model_type, **pinned) if seed is None else random_control(source, seed, **pinned)
-        processor = _processor(source, model, **pinned)
+        if kind == _SENTENCE_TRANSFORMER and seed is None:
+            model, processor = sentence_transformer.load(source, **pinned)
+            model.hub_commit = commit
+        else:
+            model = _pretrained(source, kind, **pinned) if seed is None else random_control(source, seed, **pinned)
+            processor = _processor(source, kind, model, **pinned)
     except OSError as error:
         raise ValueError(f"{source} cannot be loaded: {error}") from error
     return model.to(device), processor
 
 
 def random_control(
-    name_or_model: str | PreTrainedModel, seed: int = 0, revision: str | None = None, local_files_only: bool = False
+    name_or_model: str | Model, seed: int = 0, revision: str | None = None, local_files_only: bool = False
 ) -> PreTrainedModel:
     """Return a random baseline: the same architecture, in eval mode, with newly initialised weights.
 
@@ -96,30 +117,68 @@ def random_control(
             the baseline is then on the CPU.
         seed: of the initialisation.
         revision, local_files_only: of a Hub id, as for `load_for_evaluation`.
+
+    Raises:
+        ValueError: a SentenceTransformer, whose modules may be any and have no common initialisation.
     """
+    kind = _SENTENCE_TRANSFORMER
+    pinned = {"revision": revision, "local_files_only": local_files_only}
+    if isinstance(name_or_model, str):
+        kind, _, pinned["local_files_only"] = _look_up(name_or_model, revision, local_files_only)
+    elif isinstance(name_or_model, PreTrainedModel):
+        kind = name_or_model.config.model_type
+    if kind == _SENTENCE_TRANSFORMER:
+        raise ValueError(
+            "a SentenceTransformer has no random baseline, since its modules may be any: take one of another model"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' generators too
         if isinstance(name_or_model, PreTrainedModel):
             model = type(name_or_model)(copy.deepcopy(name_or_model.config))
+        elif kind in _ADAPTED:
+            model_class, _ = _adapted(kind)
+            model = model_class(model_class.read_config(name_or_model, **pinned)).float()
         else:
-            model_type, _, local_files_only = _look_up(name_or_model, revision, local_files_only)
-            kind = _CLASSES[model_type]
-            pinned = {"revision": revision, "local_files_only": local_files_only}
-            config = kind.config_class.from_pretrained(name_or_model, **pinned)
+            config = _CLASSES[kind].config_class.from_pretrained(name_or_model, **pinned)
             model = AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
     model.control_seed = seed
+    if model.config.model_type == "wavlink":
+        model.config.match_calibration = None  # of the learned weights
     return _ready(model)
 
 
-def describe(model: PreTrainedModel, processor: ProcessorMixin | RepeatableClapProcessor) -> dict:
+def stated_dims(
+    source: str, revision: str | None = None, local_files_only: bool = False
+) -> tuple[int, list[int]] | None:
+    """Return the dims and the nested dims that a model's config states, None if only the loaded model tells.
+
+    Args:
+        source: a folder or Hub id.
+        revision, local_files_only: of a Hub id, as for `load_for_evaluation`.
+
+    Raises:
+        ValueError: `load_for_evaluation`'s.
+    """
+    kind, _, local_files_only = _look_up(source, revision, local_files_only)
+    if kind == _SENTENCE_TRANSFORMER:
+        return None
+    pinned = {"revision": revision, "local_files_only": local_files_only}
+    if kind in _ADAPTED:
+        config = _adapted(kind)[0].read_config(source, **pinned)
+    else:
+        config = _CLASSES[kind].config_class.from_pretrained(source, **pinned)
+    return config.projection_dim, list(getattr(config, "matryoshka_dims", None) or [config.projection_dim])
+
+
+def describe(model: Model, processor: Processor) -> dict:
     """Describe a model and how its inputs are made, for the record of its scores.
 
-    Call it after the scoring, as it holds the counts of a CLAP's processor.
+    Call it after the scoring, as it holds the counts of the processor.
 
     Returns:
-        `kind` (`"wavlink"`, `"clap"` or `"random control"`, this one with its `seed`), `model_type`, `parameters`,
-        `dims`, `sampling_rate` in Hz, `revision` (see there), `note`, and for a CLAP `clips_over_window` and
-        `texts_truncated`, summed over all inputs.
+        `kind` (the model type, or `"random control"`, this one with its `seed`), `model_type`, `parameters`, `dims`,
+        `sampling_rate` in Hz, `revision` (see there), `note`, and for a model of another library `texts_truncated`,
+        for a CLAP also `clips_over_window`, summed over all inputs.
     """
     seed = getattr(model, "control_seed", None)
     model_type = model.config.model_type
@@ -134,15 +193,12 @@ def describe(model: PreTrainedModel, processor: ProcessorMixin | RepeatableClapP
     }
     if seed is not None:
         description |= {"seed": seed, "note": f"new weights, nothing learned; {description['note']}"}
-    if isinstance(processor, RepeatableClapProcessor):
-        description |= {
-            "clips_over_window": processor.clips_over_window,
-            "texts_truncated": processor.texts_truncated,
-        }
+    counts = ("clips_over_window", "texts_truncated")
+    description |= {name: getattr(processor, name) for name in counts if hasattr(processor, name)}
     return description
 
 
-def revision(model: PreTrainedModel) -> str:
+def revision(model: Model) -> str:
     """Return the Hub's commit of downloaded weights, else `sha256:` and 16 digits over all weights and buffers."""
     if getattr(model, "hub_commit", None):
         return model.hub_commit
@@ -153,22 +209,18 @@ def revision(model: PreTrainedModel) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def _note(processor) -> str:
+def _note(processor: Processor) -> str:
+    if isinstance(processor, AdaptedProcessor):
+        return processor.note()
     extractor = processor.feature_extractor
-    if not isinstance(processor, RepeatableClapProcessor):
-        if hasattr(extractor, "max_length_s"):
-            return f"clips in windows of {extractor.max_length_s} s, evenly spaced, their vectors averaged"
-        if extractor.padding == "max_length":
-            return f"clips padded to {extractor.chunk_length} s with silence, which is attended to"
-        return "clips in full, at their own length"
-    window = f"{extractor.max_length_s} s"
-    padding = "are repeated as often as they fit, then padded" if extractor.padding == "repeatpad" else "are padded"
-    if extractor.truncation == "fusion":
-        over = f"the whole shrunk to {window} and three crops, none marked as longer that is not"
-    else:
-        over = f"one crop of {window}"
-    crops = f"placed by the clip's samples and seed {processor.seed}, where ClapFeatureExtractor crops at random"
-    return f"clips under {window} {padding}; over {window}: {over}, {crops}; texts up to {processor.text_limit} tokens"
+    if hasattr(extractor, "max_length_s"):
+        return f"clips in windows of {extractor.max_length_s} s, evenly spaced, their vectors averaged"
+    if hasattr(extractor, "window_seconds"):
+        window = f"{extractor.window_seconds:g} s"
+        return f"clips at their own length, over {window} in windows of {window}, their vectors averaged"
+    if extractor.padding == "max_length":
+        return f"clips padded to {extractor.chunk_length} s with silence, which is attended to"
+    return "clips in full, at their own length"
 
 
 def parse_name(name: str) -> tuple[str, int | None]:
@@ -186,40 +238,75 @@ def parse_name(name: str) -> tuple[str, int | None]:
 
 
 def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple[str, str | None, bool]:
-    """Read the config: return the model type, the commit of a Hub id, and whether only the cache may be used."""
+    """Read the config: return the kind of a model, the commit of a Hub id, and whether only the cache may be used.
+
+    The kind is the model type, or that of a SentenceTransformer which does more than the model in its root folder.
+    """
     folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    names = [name for name in ("config.json", "modules.json") if not folder.is_dir() or (folder / name).is_file()]
+    if not names:
         raise ValueError(f"{source} has no config.json: {model_of_run(folder) or ACCEPTED}")
     try:
         local_files_only = local_files_only or needs_cache(source, revision=revision)
     except ValueError as error:
         raise ValueError(f"{error}: {ACCEPTED}") from error
-    try:
-        path = cached_file(source, "config.json", revision=revision, local_files_only=local_files_only)
-    except OSError as error:
-        raise ValueError(
-            f"{source!r} is neither a folder here nor available on the Hub{near_folder(source)}: {ACCEPTED} ({error})"
-        ) from error
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-        model_type, auto_map = config.get("model_type"), config.get("auto_map")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"the config.json of {source} is broken: {error}") from error
-    if model_type not in ("wavlink", "clap"):
-        raise ValueError(f"{source} is a {model_type!r} model: {ACCEPTED}")
+    config, commit = _read_config(source, names, revision, local_files_only)
+    model_type, auto_map = config.get("model_type"), config.get("auto_map")
+    pinned = {"revision": commit, "local_files_only": local_files_only}
+    modules = sentence_transformer.modules_of(source, **pinned)
+    known = model_type in (*_CLASSES, *_ADAPTED)
+    if modules and not (
+        known and sentence_transformer.is_plain(source, modules, model_type == "embedding_gemma2", **pinned)
+    ):
+        return _SENTENCE_TRANSFORMER, commit, local_files_only
+    if not known:
+        raise OtherArchitecture(f"{source} is a {model_type!r} model: {ACCEPTED}")
     shipped = auto_map.get("AutoModel") if isinstance(auto_map, dict) else None
     if shipped and not str(shipped).endswith("modeling_wavlink.WavLinkModel"):
         logger.warning(
             f"the model class that {source} ships, {str(shipped)[:80]!r}, is not run: this package's is taken instead"
         )
-    commit = extract_commit_hash(path, None)
-    refuse_adapter(source, revision=commit, local_files_only=local_files_only)
+    refuse_adapter(source, **pinned)
     return model_type, commit, local_files_only
 
 
-def _pretrained(source: str, model_type: str, revision: str | None = None, **hub) -> PreTrainedModel:
-    options = {"dtype": torch.float32, "output_loading_info": True, "revision": revision, **hub}
-    model, info = from_safetensors(_CLASSES[model_type].from_pretrained, source, **options)
+def _read_config(
+    source: str, names: list[str], revision: str | None, local_files_only: bool
+) -> tuple[dict[str, Any], str | None]:
+    """Return the config, empty where the model has none in its root folder, and the commit of a Hub id."""
+    pinned = {"revision": revision, "local_files_only": local_files_only}
+    try:
+        path = cached_file(source, names[0], **pinned)
+    except OSError as error:
+        try:
+            path = optional_file(source, "modules.json", **pinned)
+        except OSError:
+            path = None
+        if path is None:
+            raise ValueError(
+                f"{source!r} is neither a folder here nor available on the Hub{near_folder(source)}: {ACCEPTED} "
+                f"({error})"
+            ) from error
+    commit = extract_commit_hash(path, None)
+    if Path(path).name == "modules.json":
+        return {}, commit
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"the config.json of {source} is broken: {error}") from error
+    return config, commit
+
+
+def _pretrained(source: str, kind: str, revision: str | None = None, **hub) -> PreTrainedModel:
+    hub["revision"] = revision
+    options = {"dtype": torch.float32, "output_loading_info": True, **hub}
+    if kind in _ADAPTED:
+        model_class, _ = _adapted(kind)
+        options |= {"config": model_class.read_config(source, **hub), "key_mapping": model_class.key_mapping}
+    else:
+        model_class = _CLASSES[kind]
+    model, info = from_safetensors(model_class.from_pretrained, source, **options)
     missing = sorted(key for key in info["missing_keys"] if not _CONSTANT.search(key))
     if missing:
         raise ValueError(f"{source} lacks weights, which would start random: {', '.join(missing)}")
@@ -227,8 +314,27 @@ def _pretrained(source: str, model_type: str, revision: str | None = None, **hub
     return _ready(model)
 
 
-def _processor(source: str, model: PreTrainedModel, **hub):
-    if model.config.model_type == "clap":
+def _adapted(kind: str) -> tuple[type, type]:
+    """Return the classes of a model and its processor."""
+    try:
+        if kind == "embedding_gemma2":
+            from .embedding_gemma import EmbeddingGemma2Embedder, EmbeddingGemma2TextAudioProcessor
+
+            return EmbeddingGemma2Embedder, EmbeddingGemma2TextAudioProcessor
+        from .pe_audio import PeAudioEmbedder, PeAudioTextProcessor
+
+        return PeAudioEmbedder, PeAudioTextProcessor
+    except ImportError as error:
+        raise ValueError(
+            f"transformers {transformers.__version__} has no {kind!r} models: install a newer one"
+        ) from error
+
+
+def _processor(source: str, kind: str, model: PreTrainedModel, **hub) -> Processor:
+    if kind in _ADAPTED:
+        _, processor_class = _adapted(kind)
+        return processor_class(source, model, **hub)
+    if kind == "clap":
         extractor = ClapFeatureExtractor.from_pretrained(source, **hub)
         tokenizer = AutoTokenizer.from_pretrained(source, config=model.config, trust_remote_code=False, **hub)
         processor = RepeatableClapProcessor(ClapProcessor(extractor, tokenizer), model.config.text_config)

@@ -13,6 +13,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -68,6 +69,14 @@ class Span:
     start: float
     end: float
     score: float
+    probability: ClassVar[float | None] = None  # of a match: not known, as of a `ProbableSpan`
+
+
+@dataclass(frozen=True)
+class ProbableSpan(Span):
+    """A span with the `probability` that it matches a text."""
+
+    probability: float  # type: ignore[misc]
 
 
 def encode_recording(embedder: Embedder, source: AudioSource, window: float = WINDOW, hop: float = HOP) -> Recording:

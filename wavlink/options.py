@@ -14,6 +14,7 @@ from .defaults import (
     CLEAN_UPS,
     DTYPES,
     HOP,
+    PRIOR,
     PROMPT,
     QUESTION,
     SHORT,
@@ -26,7 +27,8 @@ from .defaults import (
 )
 from .parsing import Parser
 
-MODEL = "a folder or a Hub id of a WavLink or a CLAP"
+MODEL = "a folder or a Hub id of a WavLink, CLAP, PE-Audio, EmbeddingGemma 2 or SentenceTransformer"
+PROMPTS = f'those the model brings, else "{PROMPT}"'
 INDEX_MODEL = "the index's own model, if it is elsewhere now (default: where the index says)"
 REVISION = "of a Hub id: a branch, tag or commit (default: its main branch)"
 
@@ -68,12 +70,13 @@ def classify(parser: Parser) -> None:
     add(
         "--prompt",
         nargs="+",
-        default=[PROMPT],
-        help=f'texts with {{}} for the label; several are averaged (default: "{PROMPT}")',
+        default=[],
+        help=f"texts with {{}} for the label; several are averaged (default: {PROMPTS})",
     )
     add("--clean_up", default="spaces", choices=CLEAN_UPS, help="spaces: underscores in labels become spaces")
     add("--dim", type=int, help="one of the nested dims (default: all dims)")
     add("--top_k", type=int, default=5, help="labels printed for each sound")
+    prior_option(parser)
     json_option(parser)
     add("--revision", help=REVISION)
     model_options(parser)
@@ -91,8 +94,8 @@ def evaluate(parser: Parser) -> None:
     add(
         "--prompt",
         nargs="+",
-        default=(PROMPT,),
-        help=f'texts with {{}} for a zero-shot label; several are averaged (default: "{PROMPT}")',
+        default=[],
+        help=f"texts with {{}} for a zero-shot label; several are averaged (default: {PROMPTS})",
     )
     add("--clean_up", default="spaces", choices=CLEAN_UPS, help="spaces: underscores in labels become spaces")
     add("--renames", metavar="JSON", help="a JSON file of {label: words}, for labels that read badly")
@@ -104,6 +107,49 @@ def evaluate(parser: Parser) -> None:
     add("--seed", type=int, default=0, help="of the choices that are drawn")
     add("--batch_size", type=int, default=32, help="clips and texts that are embedded at once")
     add("--output", metavar="SCORES.json", help="a JSON file for the scores; plots go beside it (default: none)")
+    json_option(parser)
+
+
+def calibrate(parser: Parser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a WavLink, whose config.json gets the calibration")
+    add("--prior", type=float, default=PRIOR, help="share of the pairs of a sound and a sentence that match")
+    validation_options(parser)
+
+
+def prompts(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        help="a folder or a Hub id of a WavLink or a CLAP; with --store the folder of a WavLink",
+    )
+    add(
+        "--prompt",
+        nargs="+",
+        default=[],
+        help="texts with {} for the label, to choose from (default: 30 that come with the package)",
+    )
+    add("--most", type=int, default=7, help="prompts whose vectors are averaged")
+    add("--clean_up", default="spaces", choices=CLEAN_UPS, help="spaces: underscores in labels become spaces")
+    add("--store", action="store_true", help="write the best ones into the model's config.json, as its default")
+    validation_options(parser, captions=False)
+
+
+def validation_options(parser: Parser, captions: bool = True) -> None:
+    """Add the options of a validation split."""
+    add = parser.add_argument
+    add("--data", required=True, help="an audiofolder, or a Hub data set")
+    add("--split", default="validation", help="one that is not tested on")
+    if captions:
+        add(
+            "--caption_columns",
+            nargs="*",
+            default=[],
+            metavar="COLUMN",
+            help="default: every column named like a caption",
+        )
+    add("--batch_size", type=int, default=32, help="clips and texts that are embedded at once")
     json_option(parser)
 
 
@@ -140,6 +186,7 @@ def query(parser: Parser) -> None:
     )
     add("--weight", type=float, default=0.5, help="of what is not wanted")
     add("--top_k", type=int, default=10, help="results")
+    min_probability_option(parser, "results")
     add("--windows", action="store_true", help="rank every window, not each file's best one alone")
     add("--model", default="", help=INDEX_MODEL)
     add("--dim", type=int, help="fewer of the nested dims than the index has (default: all that it has)")
@@ -229,6 +276,7 @@ def where(parser: Parser) -> None:
     add("--top_k", type=int, default=5, help="spans of each query")
     least = "what nine of ten common sounds do not reach in this recording"
     add("--min_score", type=float, help=f"cosine of a span; -1 marks the best, whatever they score (default: {least})")
+    min_probability_option(parser, "spans")
     add("--dim", type=int, help="compare the first of the nested dims (default: all dims)")
     json_option(parser)
     add("--picture", metavar="PNG", help="plot of the recording over time, with scores and spans (default: none)")
@@ -343,6 +391,19 @@ def index_folder(parser: Parser) -> None:
 def json_option(parser: Parser, text: str = "one JSON document on stdout, all else on stderr", **options: Any) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", dest="as_json", help=text, **options)
+
+
+def min_probability_option(parser: Parser, hits: str) -> None:
+    """Add --min_probability and --prior."""
+    text = f"drop {hits} that match with a lower probability, from 0 to 1 (default: none are dropped)"
+    parser.add_argument("--min_probability", type=float, metavar="P", help=text)
+    prior_option(parser)
+
+
+def prior_option(parser: Parser) -> None:
+    """Add --prior."""
+    text = "share of the sounds that a sentence matches, for probabilities (default: the model's, most often 0.01)"
+    parser.add_argument("--prior", type=float, help=text)
 
 
 def device_option(parser: Parser) -> None:

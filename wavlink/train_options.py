@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from wavlink.planning.facts import DEVICES, UTILIZATION
 from wavlink.training.recipes import CHOICES, RECIPES, SWEEP_TEXTS, Recipe
 
 from . import options
@@ -16,12 +17,19 @@ _SWEEP_HELP = {
     "seeds": "such as 0,1,2: every configuration under each",
     **{name: f"the {name} text tower, a Hub id or folder" for name in SWEEP_TEXTS},
 }
+_PLAN = {  # options of --plan: their default, metavar and help
+    "plan_device": ((), "A,B", f"with --plan: of {', '.join(DEVICES)}; the last two are measured here"),
+    "plan_clips": (0, "N", "with --plan: clips of an epoch; 0: those of the data"),
+    "plan_seconds": (0.0, "X", "with --plan: seconds of a clip on average; 0: those of the data"),
+    "plan_utilization": (UTILIZATION, "X", "with --plan: share of a card's peak that is assumed to be reached"),
+}
 
 
 def train(parser: Parser) -> None:
     """Add RECIPE, its options and, for the recipe `sweep`, the sweep's."""
     recipe_argument(parser)
     json_option(parser)
+    plan_options(parser)
     recipe_options(parser)
     sweep_options(parser.add_argument_group("of `train sweep` alone"))
 
@@ -34,6 +42,31 @@ def recipe_argument(parser: Parser) -> None:
 def json_option(parser: Parser) -> None:
     """Add --json."""
     options.json_option(parser, default=argparse.SUPPRESS)
+
+
+def plan_options(parser: Parser) -> None:
+    """Add --plan and the options that belong to it."""
+    text = "print parameters, steps, FLOPs, memory and hours instead of training; nothing is downloaded or written"
+    parser.add_argument("--plan", action="store_true", default=argparse.SUPPRESS, help=text)
+    for name, (default, metavar, help_text) in _PLAN.items():
+        kind = _words if default == () else type(default)
+        added = parser.add_argument(f"--{name}", default=argparse.SUPPRESS, type=kind, metavar=metavar, help=help_text)
+        added.shown_default = "every card" if default == () else str(default)
+
+
+def take_plan(options: dict) -> dict | None:
+    """Remove the options of --plan from `options` and return them by `wavlink.planning.plan`'s names; None without it.
+
+    Raises:
+        ValueError: some are given without --plan.
+    """
+    given = {name: options.pop(name) for name in _PLAN if name in options}
+    if options.pop("plan", False):
+        names = {"plan_device": "devices"}
+        return {names.get(name, name.removeprefix("plan_")): value for name, value in given.items()}
+    if given:
+        raise ValueError(f"--{next(iter(given))} is for --plan: add that, or leave it out")
+    return None
 
 
 def recipe_options(parser: Parser) -> None:

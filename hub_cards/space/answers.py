@@ -8,7 +8,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,9 +21,12 @@ from transformers.utils import cached_file
 from modeling_wavlink.losses_wavlink import truncate_embeddings
 from processing.audio import at_rate, limited, opened, resampled
 from processing.downmix_wavlink import mono_blocks
+from processing.prompts import PROMPT, prompted, prompts_of
+from wavlink.classification import logit_scale
 from wavlink.embedder import Embedder
-from wavlink.evaluation.zero_shot import PROMPT
+from wavlink.evaluation.zero_shot import ensemble
 from wavlink.long_recordings import (
+    ProbableSpan,
     Recording,
     Span,
     encode_recording,
@@ -33,6 +36,7 @@ from wavlink.long_recordings import (
     timeline,
     windows_for,
 )
+from wavlink.probability import Logistic, calibration_of
 from wavlink.sanitize import clean, last_part
 from wavlink.search.index import Hit, Index
 
@@ -52,16 +56,28 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifiedSound:
-    """A sound `[D]` and the texts of its labels `[L, D]`, both L2-normalised, and the model's logit scale."""
+    """A sound and its labels.
+
+    Attributes:
+        labels: L names.
+        sound: its vector `[D]`, L2-normalised.
+        text_embeds: of each label in each of P prompts, `[L * P, D]`, L2-normalised.
+        scale: of the model's logits.
+        prompts: the P texts with `{}` for a label.
+        calibrations: by nested dim, the model's calibration; none if it has no calibration.
+    """
 
     labels: list[str]
     sound: np.ndarray
     text_embeds: np.ndarray
     scale: float
+    prompts: Sequence[str] = (PROMPT,)
+    calibrations: Mapping[int, Logistic] = dataclasses.field(default_factory=dict)
 
     def at(self, dim: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the cosines `[L]` of the first `dim` numbers, and the scores `[L]`, softmax(scale * cosine)."""
-        cosines = _cut(self.text_embeds, dim) @ _cut(self.sound[None], dim)[0]
+        texts = torch.from_numpy(self.text_embeds).unflatten(0, (len(self.labels), -1))
+        cosines = ensemble(texts, dim).numpy() @ _cut(self.sound[None], dim)[0]
         return cosines, torch.from_numpy(self.scale * cosines.astype(np.float64)).softmax(0).numpy()
 
 
@@ -83,6 +99,7 @@ class SearchedRecording:
         peaks: its outline (see `long_recordings.envelope`).
         query: the sentence.
         min_scores: by nested dim, the score from which the query stands out (see `long_recordings.noise_score`).
+        calibrations: by nested dim, the model's calibration; none if it has no calibration.
     """
 
     path: str
@@ -90,35 +107,43 @@ class SearchedRecording:
     peaks: np.ndarray
     query: Sentence
     min_scores: dict[int, float]
+    calibrations: Mapping[int, Logistic] = dataclasses.field(default_factory=dict)
 
     def at(self, dim: int) -> tuple[np.ndarray, np.ndarray, list[Span]]:
         """Return `edges` `[S + 1]`, `scores` `[S]` and the best spans (see `long_recordings`)."""
         query = self.recording, self.query.vector
-        return *timeline(*query, dim), locate(*query, TOP_K, dim)
+        return *timeline(*query, dim), [self._probable(span, dim) for span in locate(*query, TOP_K, dim)]
+
+    def _probable(self, span: Span, dim: int) -> Span:
+        fit = self.calibrations.get(dim)
+        if fit is None:
+            return span
+        return ProbableSpan(**dataclasses.asdict(span), probability=float(fit.probability(span.score)))
 
 
 class Demo:
     """A model, an index of sounds if there is one, and the limits. Requests are processed one at a time.
 
     Args:
-        embedder: of a WavLink.
+        embedder: of any model that `Embedder` takes.
         index: a folder that the same model has made (see `wavlink.search.command`).
         sounds: the folder with the index's sounds (default: the one the index names).
         limits: of one visitor.
         trained: what the model was trained on, in words (see `trained_on`).
 
     Raises:
-        ValueError: the model is no WavLink, or the index is none, is damaged or was made by another model.
+        ValueError: the index is none, is damaged or was made by another model.
     """
 
     def __init__(
         self, embedder: Embedder, index: str = "", sounds: str = "", limits: Limits | None = None, trained: str = ""
     ):
-        if embedder.model.config.model_type != "wavlink":
-            raise ValueError(f"{embedder.name} is no WavLink: the demo shows nested dims and shares of labels")
         self.embedder, self.limits, self.trained = embedder, limits or Limits(), trained
         self.dims = sorted({*embedder.matryoshka_dims, embedder.dims})
         self.indexes = _opened(index, embedder, sounds) if index else {}
+        self.prompts = prompts_of(embedder.model.config)
+        fits = {dim: calibration_of(embedder, dim) for dim in self.dims}
+        self.calibrations = {dim: fit for dim, fit in fits.items() if fit is not None}
         self._turn = threading.Semaphore()
 
     def classify(self, path: str | None, labels: str) -> ClassifiedSound:
@@ -130,8 +155,10 @@ class Demo:
             (vector,) = self.embedder.embed_files([{"array": clip, "sampling_rate": rate, "path": "the sound"}])
             if isinstance(vector, ValueError):
                 raise vector
-            text_embeds = self.embedder.embed_text([PROMPT.replace("{}", name) for name in names])
-        return ClassifiedSound(names, vector, text_embeds, float(self.embedder.model.scale.detach()))
+            texts = [prompted(prompt, name) for name in names for prompt in self.prompts]
+            text_embeds = self.embedder.embed_text(texts)
+        scale = float(logit_scale(self.embedder.model))
+        return ClassifiedSound(names, vector, text_embeds, scale, self.prompts, self.calibrations)
 
     def embed_sentence(self, text: str) -> Sentence:
         """Embed a sentence."""
@@ -144,9 +171,8 @@ class Demo:
         if not self.indexes:
             raise ValueError("This demo has no index of sounds.")
         with self.turn():
-            return tuple(
-                self.indexes[width].nearest(query.vector, TOP_K) for width in (self.kept(dim), max(self.indexes))
-            )
+            used = self.indexes[self.kept(dim)], self.indexes[max(self.indexes)]
+            return tuple(x.with_probabilities(x.nearest(query.vector, TOP_K), query.vector) for x in used)
 
     def kept(self, dim: int) -> int:
         """Return the dims of the index that are compared if `dim` are wanted."""
@@ -160,7 +186,8 @@ class Demo:
             query = Sentence(text, self.embedder.embed_text([text])[0])
             recording = encode_recording(self.embedder, path, *windows_for(path, self.embedder.max_seconds))
             least = {dim: noise_score(self.embedder, recording, dim) for dim in self.dims}
-            return SearchedRecording(path, recording, envelope(path, recording.duration), query, least)
+            peaks = envelope(path, recording.duration)
+            return SearchedRecording(path, recording, peaks, query, least, self.calibrations)
 
     def sound(self, path: str | None) -> np.ndarray:
         """Decode a file to float32 mono `[samples]` at the model's rate.

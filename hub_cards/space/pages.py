@@ -16,12 +16,14 @@ import soundfile
 
 from wavlink.long_recordings import Span, clock
 from wavlink.plots import draw_timeline
+from wavlink.probability import NO_MATCH
 from wavlink.search.index import Hit
 from wavlink.search.quantization import STORAGES, bytes_per_vector
 
-from .answers import PROMPT, ClassifiedSound, Demo, SearchedRecording, Sentence, part_of
+from .answers import ClassifiedSound, Demo, SearchedRecording, Sentence, part_of
 
 _BARS = 72  # of a waveform
+_MATCHES = 0.5  # the probability below which the closest sound is said not to match
 _PLAYED = 30.0  # seconds of a player at most, as its sound is in the page
 
 
@@ -100,19 +102,23 @@ def labels(demo: Demo, sound: ClassifiedSound, dim: int) -> str:
     """Return the scores as bars, highest first, with a mark at each score with all dims."""
     most = demo.dims[-1]
     (cosines, shares), (whole, marks) = sound.at(dim), sound.at(most)
-    order, rows = np.argsort(-shares, kind="stable"), []
+    order, rows, fit = np.argsort(-shares, kind="stable"), [], sound.calibrations.get(dim)
     for label in order:
+        match = f", match {_percent(float(fit.probability(cosines[label])))}" if fit else ""
         change = "" if dim == most else f", {_signed(cosines[label] - whole[label])} against all {most} dims"
         rows.append(
             f'<li><span class="wl-label">{escape(sound.labels[label])}</span>'
             f'<span class="wl-value">{100 * shares[label]:.1f} %</span>'
             f'<span class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{100 * shares[label]:.2f}%">'
             f'</span><span class="wl-mark" style="left:{100 * marks[label]:.2f}%"></span></span>'
-            f'<span class="wl-note">cosine {cosines[label]:.3f}{change}</span></li>'
+            f'<span class="wl-note">cosine {cosines[label]:.3f}{match}{change}</span></li>'
         )
     same = "the same label is first" if order[0] == np.argmax(marks) else "another label was first"
     moved = f"with all {most} dims {same}, and cosines differ by at most {np.abs(cosines - whole).max():.3f}"
-    notes = [f"Each label is read as “{PROMPT.format('(label)')}”. Shares add up to 100 % of these labels alone"]
+    read = "”, “".join(prompt.replace("{}", "(label)") for prompt in sound.prompts)
+    notes = [f"Each label is read as “{read}”. Shares add up to 100 % of these labels alone"]
+    if fit:
+        notes.append(f"a match is the probability that the label fits, where {_percent(fit.prior)} of all sounds do")
     notes += [moved] if dim != most else []
     return f'<ol class="wl-bars">{"".join(rows)}</ol><p class="wl-text">{escape("; ".join(notes))}.</p>'
 
@@ -130,6 +136,8 @@ def sounds(demo: Demo, query: Sentence, dim: int) -> str:
     same = sum(hit.path in ranks for hit in hits)
     note = f"Compared at {kept} of the index's {most} dims"
     note += "" if kept == most else f"; {same} of these {len(hits)} sounds are also the closest with all of them"
+    if hits and all(hit.probability is not None and hit.probability < _MATCHES for hit in hits):
+        note += f"; {NO_MATCH.format('index')} well"
     title = f'<p class="wl-text">Closest to “{escape(query.text)}”. {escape(note)}.</p>'
     return f'{title}<ol class="wl-hits">{"".join(rows)}</ol>'
 
@@ -139,12 +147,22 @@ def _hit(demo: Demo, number: int, hit: Hit, rank: int | None, whole: bool) -> st
     clip = part_of(hit.file, hit.start, min(hit.end, hit.start + _PLAYED), rate) if hit.file else None
     name = os.path.splitext(hit.path)[0]
     before = "" if whole else f", with all dims {f'number {rank}' if rank else 'not among them'}"
-    note = f"{_clock(hit.start)} to {_clock(hit.end)}{before}"
+    note = f"{_clock(hit.start)} to {_clock(hit.end)}{before}{_match(hit)}"
     player = '<p class="wl-note">The sound itself is not here.</p>' if clip is None else _player(clip, rate, hit.path)
     return (
         f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{escape(name)}</span>'
         f'<span class="wl-value">{hit.score:.3f}</span><span class="wl-note">{escape(note)}</span>{player}</div></li>'
     )
+
+
+def _match(hit: Hit) -> str:
+    """Return a hit's probability, in words that say what it is from."""
+    words = {"model": "match", "index": "stands out from the index"}
+    return f", {words[hit.calibration]} {_percent(hit.probability)}" if hit.calibration else ""
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.3g} %" if probability < 0.01 else f"{100 * probability:.0f} %"
 
 
 def _player(clip: np.ndarray, rate: int, name: str) -> str:
@@ -190,10 +208,11 @@ def spans(demo: Demo, searched: SearchedRecording, dim: int) -> str:
 def _span(demo: Demo, path: str, number: int, span: Span) -> str:
     when, rate = f"{_clock(span.start)} to {_clock(span.end)}", demo.embedder.sampling_rate
     clip = part_of(path, span.start, min(span.end, span.start + _PLAYED), rate)
+    match = "" if span.probability is None else f'<span class="wl-note">match {_percent(span.probability)}</span>'
     player = '<p class="wl-note">This part cannot be played.</p>' if clip is None else _player(clip, rate, when)
     return (
         f'<li><span class="wl-rank">{number}</span><div><span class="wl-label">{when}</span>'
-        f'<span class="wl-value">{span.score:.3f}</span>{player}</div></li>'
+        f'<span class="wl-value">{span.score:.3f}</span>{match}{player}</div></li>'
     )
 
 

@@ -27,7 +27,7 @@ from .synthetic import synthetic_dataset
 logger = logging.get_logger(__name__)
 
 SYNTHETIC = "synthetic"
-_SYNTHETIC_CLIPS_PER_KIND = {"train": 60, "validation": 5, "test": 10}
+SYNTHETIC_CLIPS_PER_KIND = {"train": 60, "validation": 5, "test": 10}
 _CAPTION_COLUMN = re.compile(r"captions?(_?\d+)?|text")
 
 
@@ -53,7 +53,7 @@ def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
     if audio:
         raise ValueError(f"a folder of sounds belongs to a data set of the paper ({', '.join(NAMES)}), not to {data}")
     if data == SYNTHETIC:
-        return synthetic_dataset(split, _SYNTHETIC_CLIPS_PER_KIND.get(split, 1))
+        return synthetic_dataset(split, SYNTHETIC_CLIPS_PER_KIND.get(split, 1))
     if Path(data).is_dir() and not holds_parquet(Path(data), split):
         return load_folder(Path(data), split)
     needs_cache(data, "README.md", kind="dataset")
@@ -106,7 +106,12 @@ def caption_columns(dataset: datasets.Dataset | datasets.IterableDataset, wanted
 
 def named_like_captions(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
     """Return the columns that are named like `caption`, `caption_2` or `text`."""
-    return [name for name in dataset.column_names if _CAPTION_COLUMN.fullmatch(name)]
+    return [name for name in dataset.column_names if is_caption_column(name)]
+
+
+def is_caption_column(name: str) -> bool:
+    """Return whether a column is named like `caption`, `caption_2` or `text`."""
+    return _CAPTION_COLUMN.fullmatch(name) is not None
 
 
 def captions_of(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

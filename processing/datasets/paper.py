@@ -5,7 +5,7 @@
 | `auto_acd` | Hub `Loie/Auto-ACD`: `youtube_id`, `caption` in `train.csv`, `test.csv` | your folder | train, test |
 | `audiosetcaps` | Hub `baijs/AudioSetCaps`: `id`, `caption` in three files | your folder | train |
 | `audiocaps` | Hub `OpenSound/AudioCaps` (version 2): a row a caption | with them | train, validation, test |
-| `clotho` | Hub `mteb/Clotho`: captions joined in `text` | with them | test |
+| `clotho` | Hub `CLAPv2/Clotho`, test `mteb/Clotho`: captions joined in `text` | with them | train, validation, test |
 | `clotho` | Zenodo 4783391: `caption_1` to `caption_5` in three files | beside them | train, validation, test |
 
 Clotho's own names of its splits are development, validation and evaluation.
@@ -32,7 +32,7 @@ from .youtube_ids import clip_keys, find_clips, index_folder, seconds_of
 logger = logging.get_logger(__name__)
 
 NAMES = ("auto_acd", "audiosetcaps", "audiocaps", "clotho")
-_PARQUET = {"audiocaps": "OpenSound/AudioCaps", "clotho": "mteb/Clotho"}
+_CLOTHO = {"train": "CLAPv2/Clotho", "validation": "CLAPv2/Clotho", "test": "mteb/Clotho"}
 _CLOTHO_SPLITS = {"train": "development", "validation": "validation", "test": "evaluation"}
 _SPLITS = {name: list(files) for name, (_, _, files) in CAPTION_FILES.items()}
 _SPLITS |= {"audiocaps": ["train", "validation", "test"], "clotho": list(_CLOTHO_SPLITS)}
@@ -60,8 +60,8 @@ def load_paper_data(
         name: one of `NAMES`.
         split: `train`, `validation` or `test`, as far as the data set has it.
         audio: for `auto_acd` and `audiosetcaps` the folder of sound files (`SoundFiles`) named by YouTube id,
-            in any of the forms of `clip_keys`, at any depth. For `clotho` the folder of the original files; without
-            it the test split comes from the Hub. For `audiocaps`, if given, a copy of the Hub repository.
+            in any of the forms of `clip_keys`, at any depth. For `clotho`, if given, the folder of the original files
+            or a copy of a Hub repository. For `audiocaps`, if given, a copy of the Hub repository.
         max_seconds: longer clips are left out; None keeps them (training crops), and counts those over 30 s.
 
     Raises:
@@ -172,15 +172,12 @@ def judge(report: ClipReport, names: pyarrow.ChunkedArray, present: np.ndarray, 
 def _load_parquet(report: ClipReport, folder: str) -> datasets.Dataset:
     """Load a data set that contains its sounds; they are not copied, and only their headers are read."""
     name, split = report.source, report.split
-    if name == "clotho" and not folder and split != "test":
-        raise ValueError(f"{_PARQUET[name]} has the test split alone: name the folder of the original files (audio=)")
-    needs_cache(folder or _PARQUET[name], "README.md", kind="dataset")
-    rows = datasets.load_dataset(folder or _PARQUET[name], split=split)
+    source = folder or (_CLOTHO[split] if name == "clotho" else "OpenSound/AudioCaps")
+    needs_cache(source, "README.md", kind="dataset")
+    rows = datasets.load_dataset(source, split=split)
     required = ["youtube_id", "caption"] if name == "audiocaps" else ["text"]
     if missing := [column for column in ["audio", *required] if column not in rows.column_names]:
-        raise ValueError(
-            f"{folder or _PARQUET[name]} has no column {', '.join(missing)}, only {', '.join(rows.column_names)}"
-        )
+        raise ValueError(f"{source} has no column {', '.join(missing)}, only {', '.join(rows.column_names)}")
     refuse_other_captions(rows, required[-1:])
     rows = rows.cast_column("audio", datasets.Audio(decode=False))
     present, seconds = sounds_of(rows.data.column("audio"))
@@ -229,9 +226,10 @@ def _audiocaps_texts(rows: datasets.Dataset) -> pandas.DataFrame:
 def _clotho_texts(rows: datasets.Dataset) -> pandas.DataFrame:
     """Return the same as `_audiocaps_texts`.
 
-    A caption ends before a full stop that is followed by a space, a capital or the end.
+    A caption ends before a full stop that is followed by a space, a capital or the end. A list holds them apart.
     """
-    parts = [[part for part in _SENTENCE_END.split(text or "") if part.strip()] for text in rows["text"]]
+    texts = [text if isinstance(text, list) else _SENTENCE_END.split(text or "") for text in rows["text"]]
+    parts = [[part for part in captions if part and part.strip()] for captions in texts]
     if odd := sum(len(part) != 5 for part in parts):
         logger.warning(f"{odd} of {len(parts)} clips of Clotho have not five captions by their full stops")
     names = rows["index"] if "index" in rows.column_names else range(len(rows))

@@ -12,7 +12,14 @@ from torch import nn
 from transformers import set_seed
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from modeling_wavlink import WavLinkAudioModel, WavLinkClapAudioModel, WavLinkConfig, WavLinkModel
+from modeling_wavlink import (
+    WavLinkAudioModel,
+    WavLinkClapAudioModel,
+    WavLinkConfig,
+    WavLinkModel,
+    WavLinkPasstConfig,
+    WavLinkPasstModel,
+)
 from modeling_wavlink.configuration_wavlink import WavLinkAudioConfig, WavLinkClapAudioConfig
 
 from .sources import load
@@ -44,6 +51,17 @@ HTSAT = {
     "depths": [1, 1],
     "num_attention_heads": [2, 2],
     "projection_dim": WIDTH,
+}
+PASST = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 2 * WIDTH,
+    "num_mel_bins": 16,
+    "patch_size": 8,
+    "frequency_stride": 4,
+    "time_stride": 4,
+    "window_frames": 60,
 }
 TEXT = {
     "vocab_size": VOCABULARY,
@@ -88,6 +106,24 @@ class HtsatTester:
     def prepare_config_and_inputs_for_common(self):
         features = torch.randn(self.batch_size, self.windows, self.frames, HTSAT["num_mel_bins"])
         mask = torch.ones(self.batch_size, self.windows, dtype=torch.long)
+        return self.get_config(), {"input_features": features, "input_features_mask": mask}
+
+
+class PasstTester:
+    batch_size, frames, is_training = 3, 60, True
+    seq_length = encoder_seq_length = 2 + 3 * 14  # two tokens, and rows by columns of patches
+    hidden_size, num_hidden_layers, num_attention_heads = WIDTH, LAYERS, HEADS
+
+    def __init__(self, parent):
+        self.parent = parent
+
+    def get_config(self):
+        return WavLinkPasstConfig(**PASST)
+
+    def prepare_config_and_inputs_for_common(self):
+        lengths = torch.tensor([self.frames, self.frames - 7, self.frames - 20])
+        mask = (torch.arange(self.frames) < lengths[:, None]).long()
+        features = torch.randn(self.batch_size, PASST["num_mel_bins"], self.frames)
         return self.get_config(), {"input_features": features, "input_features_mask": mask}
 
 
@@ -205,6 +241,15 @@ class WavLinkClapAudioModelTest(AudioTests, unittest.TestCase):
         self.config_tester = ConfigTester(self, config_class=WavLinkClapAudioConfig, has_text_modality=False, **HTSAT)
 
 
+class WavLinkPasstModelTest(AudioTests, unittest.TestCase):
+    all_model_classes = (WavLinkPasstModel,)
+
+    def setUp(self):
+        super().setUp()
+        self.model_tester = PasstTester(self)
+        self.config_tester = ConfigTester(self, config_class=WavLinkPasstConfig, has_text_modality=False, **PASST)
+
+
 class WavLinkTests(ModelTests):
     """The whole model, whose hidden states and attentions are in its towers' outputs."""
 
@@ -285,3 +330,7 @@ class WavLinkWithHtsat(WavLinkModel):
 class WavLinkHtsatTest(WavLinkTests, unittest.TestCase):
     all_model_classes = (WavLinkWithHtsat,)
     audio = HtsatTester
+
+
+class WavLinkPasstTest(WavLinkTests, unittest.TestCase):
+    audio = PasstTester

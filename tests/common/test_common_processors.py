@@ -1,11 +1,15 @@
-"""ProcessorTesterMixin and the mixins of feature extractors, over WavLinkProcessor and both feature extractors."""
+"""ProcessorTesterMixin and the mixins of feature extractors, over WavLinkProcessor and the feature extractors."""
 
 import unittest
 
 import numpy as np
 
-from processing import WavLinkFeatureExtractor, WavLinkProcessor
-from processing.feature_extraction_wavlink import WavLinkClapFeatureExtractor
+from processing import (
+    WavLinkClapFeatureExtractor,
+    WavLinkFeatureExtractor,
+    WavLinkPasstFeatureExtractor,
+    WavLinkProcessor,
+)
 
 from ..conftest import RATE, word_level_tokenizer
 from .sources import load
@@ -46,6 +50,11 @@ class WavLinkFeatureExtractorTest(SequenceTests, unittest.TestCase):
 class WavLinkClapFeatureExtractorTest(SavingTests, unittest.TestCase):
     feature_extraction_class = WavLinkClapFeatureExtractor
     feat_extract_dict = {"feature_size": 32, "sampling_rate": 48000, "chunk_length": 20}
+
+
+class WavLinkPasstFeatureExtractorTest(SavingTests, unittest.TestCase):
+    feature_extraction_class = WavLinkPasstFeatureExtractor
+    feat_extract_dict = {"feature_size": 64, "sampling_rate": 32000, "window_frames": 500}
 
 
 class WavLinkProcessorTest(processing_common.ProcessorTesterMixin, unittest.TestCase):

@@ -59,7 +59,8 @@ CLOTHO_HEADER = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n"
 
 
 def write_parquet(folder: Path, split: str, rows: list[dict]) -> str:
-    columns = {name: datasets.Value("int64" if isinstance(rows[0][name], int) else "string") for name in rows[0]}
+    kinds = {int: datasets.Value("int64"), list: datasets.List(datasets.Value("string"))}
+    columns = {name: kinds.get(type(value), datasets.Value("string")) for name, value in rows[0].items()}
     features = datasets.Features(columns | {"audio": datasets.Audio()})
     (folder / "data").mkdir(parents=True, exist_ok=True)
     dataset = datasets.Dataset.from_list(rows).cast(features)
@@ -75,8 +76,8 @@ def audiocaps_repository(folder: Path) -> str:
     ])  # fmt: skip
 
 
-def clotho_repository(folder: Path) -> str:
-    return write_parquet(folder, "test", [
+def clotho_repository(folder: Path, split: str = "test") -> str:
+    return write_parquet(folder, split, [
         {"index": index, "datasetname": "Clotho", "audio": {"bytes": SOUNDS[sound], "path": None}, "audio_len": 7,
          "text": text, "raw_text": ""}
         for index, text, sound in CLOTHO_HUB
@@ -281,6 +282,12 @@ def test_clotho_of_the_hub_is_split_into_its_captions(cache, tmp_path):
     assert report.examples["broken"] == ["eval/Broken.wav"]
 
 
+def test_clotho_of_the_hub_may_have_lists_of_captions(cache, tmp_path):
+    row = {"index": "a", "audio": {"bytes": SOUNDS["dog"], "path": None}, "text": ["A dog. It barks", "A bark", " "]}
+    dataset, _ = load_paper_data("clotho", "train", write_parquet(tmp_path / "repository", "train", [row]))
+    assert list(dataset["captions"]) == [["A dog. It barks", "A bark"]]
+
+
 @pytest.mark.parametrize("root", ["evaluation", "clotho_audio_evaluation/evaluation", "sounds"])
 def test_clotho_as_it_was_published(root, tmp_path):
     names = {"Door, creaking.wav": "dog", "FREEZER.wav": "bell", "Long.wav": "long", "Bad.wav": "broken"}
@@ -317,7 +324,6 @@ def test_clotho_as_it_was_published(root, tmp_path):
             "holds none of the 7 clips of auto_acd: no file like oPRC.*117 or YmAJAqzo-Y_Y",
         ),
         ("auto_acd", "train", "broken", "no clip is left: auto_acd train: 0 of 7 clips, 6 missing"),
-        ("clotho", "validation", "", "mteb/Clotho has the test split alone: .*files .audio=."),
         (
             "clotho",
             "validation",
@@ -383,17 +389,18 @@ def test_each_hub_id_is_read_from_a_hub(hub, tmp_path):
     hub.add_repo("baijs/AudioSetCaps", tmp_path / "asc")
     hub.add_repo("OpenSound/AudioCaps", audiocaps_repository(tmp_path / "ac"))
     hub.add_repo("mteb/Clotho", clotho_repository(tmp_path / "clotho"))
+    hub.add_repo("CLAPv2/Clotho", clotho_repository(tmp_path / "clotho_train", "train"))
     folder = acd_sounds(tmp_path / "sounds")
     write(tmp_path / "sounds", {"PsERnugT1hs.wav": SOUNDS["dog"], "Y---1_cCGK4M.wav": SOUNDS["dog"]})
     wanted = [("auto_acd", "train", folder), ("auto_acd", "test", folder), ("audiosetcaps", "train", folder)]
-    wanted += [("audiocaps", "test", ""), ("clotho", "test", "")]
+    wanted += [("audiocaps", "test", ""), ("clotho", "test", ""), ("clotho", "train", "")]
     printed = hub.run(FROM_THE_HUB.replace("{wanted}", repr(wanted)), tmp_path / "home")
     asked = {path for _, path in hub.requests}
     resolve = "/datasets/{}/resolve/main/{}".format
     assert {resolve("Loie/Auto-ACD", f"{split}.csv") for split in ("train", "test")} <= asked
     assert {resolve("baijs/AudioSetCaps", f"Dataset/{name}") for name in AUDIOSETCAPS} <= asked
     assert {path.split("/resolve/")[0] for path in asked if path.endswith(".parquet")} == {
-        "/datasets/OpenSound/AudioCaps", "/datasets/mteb/Clotho"
+        "/datasets/OpenSound/AudioCaps", "/datasets/mteb/Clotho", "/datasets/CLAPv2/Clotho"
     }  # fmt: skip
     results = [json.loads(line[7:]) for line in printed.splitlines() if line.startswith("RESULT ")]
     clips = {(name, split): clips for name, split, clips, _ in results}
@@ -401,5 +408,6 @@ def test_each_hub_id_is_read_from_a_hub(hub, tmp_path):
     assert [texts for texts, _ in clips["auto_acd", "test"]] == [["A lady"]]
     assert [texts for texts, _ in clips["audiosetcaps", "train"]] == [["A solemn cello"]]
     assert [texts for texts, _ in clips["audiocaps", "test"]] == AUDIOCAPS_CLIPS
-    assert [texts[1] for texts, _ in clips["clotho", "test"]] == ["A door creaks", "Rain is falling"]
+    for split in ("train", "test"):
+        assert [texts[1] for texts, _ in clips["clotho", split]] == ["A door creaks", "Rain is falling"]
     assert all(sound for _, sound in clips["audiocaps", "test"] + clips["clotho", "test"])

@@ -155,6 +155,27 @@ def test_every_figure_of_results_and_dims_is_in_the_json_beside_it(write):
     assert "7 clips, 9 captions; unreadable and left out: 1" in card.text
 
 
+def test_probabilities_of_matches_are_those_of_the_config_and_of_the_json(write, model):
+    text = write()[0].text
+    assert "Does anything match?" not in text and "have not been calibrated" in text
+    fit = {"slope": 31.25, "intercept": -11.5}
+    model.config.match_calibration = {"prior": 0.02, "data": "my_sounds, validation", "pairs": 9, "dims": {"32": fit}}
+    values = {name: figure(0.3 + n / 7) for n, name in enumerate(("auroc", "pairs_auroc", "false_alarm_rate", "ece"))}
+    part = {"calibration": "model", "prior": 0.02, "texts": 9, "32": values, "16": values, "4": values}
+    card, folder = write(scores=[score(calibration=part)], score_files=["mine.json"])
+    matches, results = section(card.text, "Does anything match?"), section(card.text, "Results")
+    assert (
+        "| 32 | 31.25 | -11.5 |" in matches and "0.02 of all pairs" in matches and "my_sounds, validation" in matches
+    )
+    assert "probabilities of matches: by the model's calibration" in results
+    cells = ["30.0 [24.9, 36.1]", "44.3 [39.2, 50.4]", "72.9 [67.7, 79.0]", "58.6 [53.5, 64.7]", ""]
+    for dim in (32, 4):  # and not 16, which is in the file
+        assert f"| {dim} | {' | '.join(cells)} |" in results
+    assert results.count("30.0 [24.9, 36.1]") == 2
+    assert "do not depend on the other texts" in card.text
+    assert json.loads((folder / "scores/mine.json").read_text())["calibration"] == part
+
+
 def test_a_nested_dim_costs_what_the_difference_says(write):
     mine = score()
     mine["difference"]["text_to_audio"]["R@10"] = {"value": -0.0123, "interval": [-0.02, 0.0314]}

@@ -17,7 +17,12 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProces
 import train
 from hub_cards import push
 from modeling_wavlink import WavLinkConfig, WavLinkModel, losses_wavlink
-from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+from processing import (
+    WavLinkClapFeatureExtractor,
+    WavLinkFeatureExtractor,
+    WavLinkPasstFeatureExtractor,
+    WavLinkProcessor,
+)
 from tests.clap_models import unfused  # noqa: F401
 from tests.clean_process import run_clean
 from tests.conftest import RATE, tone
@@ -134,10 +139,11 @@ def test_auto_classes_return_this_packages_classes(evil, trust):
         assert type(processor.feature_extractor) is WavLinkFeatureExtractor
 
 
-def test_the_second_feature_extractor_is_found_by_its_name(marker, tmp_path):
-    WavLinkClapFeatureExtractor().save_pretrained(tmp_path / "htsat")
-    edit(tmp_path / "htsat/preprocessor_config.json", auto_map=AUTO_MAP)
-    assert type(AutoFeatureExtractor.from_pretrained(tmp_path / "htsat")) is WavLinkClapFeatureExtractor
+@pytest.mark.parametrize("kind", [WavLinkClapFeatureExtractor, WavLinkPasstFeatureExtractor])
+def test_other_feature_extractors_are_found_by_their_names(marker, tmp_path, kind):
+    kind().save_pretrained(tmp_path / "tower")
+    edit(tmp_path / "tower/preprocessor_config.json", auto_map=AUTO_MAP)
+    assert type(AutoFeatureExtractor.from_pretrained(tmp_path / "tower")) is kind
 
 
 REGISTERED = """

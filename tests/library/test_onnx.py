@@ -32,6 +32,7 @@ from processing.datasets.load import captions_of, load_split  # noqa: E402
 from processing.datasets.synthetic import KINDS, render  # noqa: E402
 from tests.conftest import RATE, tone  # noqa: E402
 from tests.htsat_models import AUDIO  # noqa: E402
+from tests.passt_models import AUDIO as PASST  # noqa: E402
 from tests.processes import run_process  # noqa: E402
 from wavlink.backends import onnx as onnx_export  # noqa: E402
 from wavlink.backends.onnx import CONFIG, export_onnx, load, main, measured, run  # noqa: E402
@@ -68,6 +69,8 @@ def exported(tmp_path_factory, whisper_folder, bert_folder) -> dict:
     folders = str(whisper_folder), str(bert_folder)
     torch.manual_seed(0)
     half = WavLinkModel.from_audio_text_pretrained(*folders, text_pooling="mean").bfloat16().train()
+    half.config.label_prompts = ["a {}"]
+    half.config.match_calibration = {"prior": 0.1, "dims": {"32": {"slope": 5.0, "intercept": -1.0}}}
     processor = WavLinkProcessor.from_audio_text_pretrained(*folders)
     folder = tmp_path_factory.mktemp("onnx") / "served"
     about = export_onnx(half, processor, folder)
@@ -156,6 +159,8 @@ def test_exported_folder_describes_its_preprocessing(served):
     }
     assert not [path for path in folder.iterdir() if path.suffix == ".py"]
     assert about["matryoshka_dims"] == model.config.matryoshka_dims and about["projection_dim"] == 32
+    for name in ("label_prompts", "match_calibration"):
+        assert about[name] == getattr(model.config, name) is not None
     assert about["logit_scale"] == pytest.approx(model.logit_scale.item()) and about["logit_bias"] == 0
     assert (about["sampling_rate"], about["padding"], about["max_samples"]) == (RATE, "longest", 480000)
     assert (about["text_max_length"], about["pad_token_id"]) == (32, processor.tokenizer.pad_token_id)
@@ -220,9 +225,10 @@ def test_what_cannot_be_exported_is_refused(served, tmp_path):
     with pytest.raises(ValueError, match="give a new folder"):
         export_onnx(model, processor, tmp_path / "photos")
     (tmp_path / "photos" / "me.jpg").unlink()
-    htsat = WavLinkModel(WavLinkConfig(ClapAudioConfig(**AUDIO), model.config.text_config))
-    with pytest.raises(ValueError, match="must be a Whisper"):
-        export_onnx(htsat, processor, tmp_path / "onnx")
+    for audio in (ClapAudioConfig(**AUDIO), {"model_type": "passt", **PASST}):
+        other = WavLinkModel(WavLinkConfig(audio, model.config.text_config))
+        with pytest.raises(ValueError, match="must be a Whisper: HTS-AT and PaSST pick"):
+            export_onnx(other, processor, tmp_path / "onnx")
 
     class Untraceable(WavLinkModel):
         def get_audio_features(self, input_features, mask=None):

@@ -99,7 +99,10 @@ def test_nested_dims_are_halves():
         ({"loss_type": "clip"}, "loss_type must be one of info_nce, sigmoid, got 'clip'"),
         ({"text_pooling": "max"}, "text_pooling must be one of eos, cls, mean, got 'max'"),
         ({"text_pooling": "eos", "text_config": TOWERS[2]}, "needs an eos_token_id, which this 'bert' config lacks"),
-        ({"audio_config": {"model_type": "wav2vec2"}}, "must be a whisper or clap_audio_model config, got 'wav2vec2'"),
+        (
+            {"audio_config": {"model_type": "wav2vec2"}},
+            "must be a whisper, clap_audio_model or passt config, got 'wav2vec2'",
+        ),
         ({"text_config": {"model_type": "no_such_model"}}, "knows no model_type 'no_such_model'"),
         ({"matryoshka_dims": []}, "matryoshka_dims must be"),
         ({"matryoshka_dims": [1024]}, "between 1 and projection_dim=512"),

@@ -13,6 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from modeling_wavlink import WavLinkAudioModel, WavLinkClapAudioModel, WavLinkConfig, WavLinkModel
 from modeling_wavlink.configuration_wavlink import WavLinkAudioConfig, WavLinkClapAudioConfig
 from tests.conftest import RATE, tone
+from tests.passt_models import AUDIO as PASST
 from tests.tiny_models import HTSAT, batch_of, build
 from wavlink.training.trainer import WavLinkTrainer
 
@@ -115,18 +116,24 @@ def test_token_embeddings_are_replaced_and_resized(tower, pooling, request):
     assert model.main_input_name == "input_ids" and model.audio_model.main_input_name == "input_features"
 
 
-@pytest.mark.parametrize("kind", ["whisper", "htsat"])
+@pytest.mark.parametrize("kind", ["whisper", "htsat", "passt"])
 @torch.no_grad()
 def test_a_tower_is_saved_and_loaded_by_itself(kind, model, tmp_path):
     if kind == "htsat":
         model = WavLinkModel(WavLinkConfig({"model_type": "clap_audio_model", **HTSAT}, model.config.text_config, 16))
+    if kind == "passt":
+        model = WavLinkModel(WavLinkConfig({"model_type": "passt", **PASST}, model.config.text_config, 16))
     tower, config = model.audio_model.eval(), model.config.audio_config
-    inputs = (torch.randn(2, 80, 60),) if kind == "whisper" else (torch.randn(2, 1, 100, 16),)
+    inputs = (torch.randn({"whisper": (2, 80, 60), "htsat": (2, 1, 100, 16), "passt": (2, 128, 60)}[kind]),)
     expected = tower(*inputs).pooler_output
     tower.save_pretrained(tmp_path)
-    assert tower.config is config and config.model_type in ("whisper", "clap_audio_model")  # not changed by that
+    assert tower.config is config and config.model_type in (
+        "whisper",
+        "clap_audio_model",
+        "passt",
+    )  # not changed by that
     saved = json.loads((tmp_path / "config.json").read_text())
-    own = {"whisper": "wavlink_audio_model", "htsat": "wavlink_clap_audio_model"}[kind]
+    own = {"whisper": "wavlink_audio_model", "htsat": "wavlink_clap_audio_model", "passt": "passt"}[kind]
     assert saved["model_type"] == own and saved["architectures"] == [type(tower).__name__]
     assert saved["auto_map"]["AutoModel"].endswith(type(tower).__name__)
     loaded = type(tower).from_pretrained(tmp_path).eval()

@@ -231,7 +231,7 @@ def test_what_is_no_usable_htsat_is_refused(bert_folder, tmp_path, model):
         WavLinkConfig(audio_config={**AUDIO, "model_type": "clap_audio_model", "hidden_size": 64})
     with pytest.raises(ValueError, match="the last stage has 8 x 8 patches.*window of 16 x 16"):
         WavLinkConfig(audio_config={**AUDIO, "model_type": "clap_audio_model", "window_size": 16})
-    with pytest.raises(ValueError, match="the audio tower must be a Whisper or a CLAP"):
+    with pytest.raises(ValueError, match="the audio tower must be a Whisper, a CLAP or a PaSST"):
         WavLinkModel.from_audio_text_pretrained(str(bert_folder), str(bert_folder))
     for shape in [(1, 16, 201), (1, 1, 201, 64), (1, 1, 257, 16), (1, 1, 0, 16)]:
         with pytest.raises(ValueError, match=r"\[batch, windows, 1 to 256 frames, 16\]"):

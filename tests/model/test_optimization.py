@@ -43,6 +43,13 @@ HTSAT = {
     "enable_fusion": False,
     "projection_hidden_size": 16,
 }
+PASST = {
+    "model_type": "passt",
+    "num_mel_bins": 32,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -53,12 +60,21 @@ def small(audio: dict, text: str) -> WavLinkModel:
 
 def expected_decayed(model) -> set[str]:
     """Of all that learns: names as weights are published, without biases, norms, tables, token, scale and bias."""
-    tables = ("embeddings.", "embedding.weight", "embed_positions", "relative_", "token_type", "embed_tokens")
+    tables = (
+        "embeddings.",
+        "embedding.weight",
+        "embed_positions",
+        "relative_",
+        "token_type",
+        "embed_tokens",
+        "pos_embed",
+        "_token",
+    )
     names = [name for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2]
     return {name for name in names if not any(part in name for part in (*tables, "norm", "global_token"))}
 
 
-@pytest.mark.parametrize("audio", [WHISPER, HTSAT], ids=["whisper", "htsat"])
+@pytest.mark.parametrize("audio", [WHISPER, HTSAT, PASST], ids=["whisper", "htsat", "passt"])
 @pytest.mark.parametrize("text", ["bert", "mpnet", "modernbert", "clip_text_model"])
 def test_linear_maps_and_convolutions_alone_are_decayed(audio, text):
     model = small(audio, text)
@@ -69,6 +85,8 @@ def test_linear_maps_and_convolutions_alone_are_decayed(audio, text):
     assert found[0] == expected_decayed(model)
     assert found[2] == {"logit_scale", "logit_bias"}
     assert set.union(*found) == {name for name, p in model.named_parameters() if p.requires_grad}
+    if audio is PASST:
+        assert "audio_model.time_new_pos_embed" in found[1] and "audio_model.patch_embed.proj.weight" in found[0]
     if audio is HTSAT:
         assert any("relative_position_bias_table" in name for name in found[1])
 

@@ -1,6 +1,7 @@
 """transformers' zero-shot pipeline: in batches the scores of one by one, in a clean process and from every input."""
 
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -9,10 +10,12 @@ import soundfile
 from transformers import AutoConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+import wavlink
 from modeling_wavlink.configuration_wavlink import CUSTOM_PIPELINES, WavLinkConfig
 from modeling_wavlink.pipeline_wavlink import WavLinkZeroShotAudioClassificationPipeline
 from tests.clean_process import run_clean
 from tests.conftest import RATE, tone
+from wavlink.config_file import write_field
 
 TASK = "zero-shot-audio-classification"
 LABELS = ["dog", "a low bell rings and falls", "rain"]
@@ -80,6 +83,26 @@ def test_one_label_and_bad_input(classify):
     for audio, why in ((np.zeros((2, 400), np.float32), "average the channels"), ("https://x.org/a.wav", "is a URL")):
         with pytest.raises(ValueError, match=why):
             classify(audio, candidate_labels=LABELS)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_prompts_that_the_model_brings_are_averaged_and_a_given_template_wins(
+    classify, single, sharp_folder, tmp_path, batch_size
+):
+    prompts = ["{}.", "the {} rings", "a low {}"]
+    folder = shutil.copytree(sharp_folder, tmp_path / "with_prompts")
+    write_field(folder, "label_prompts", prompts)
+    prompted = pipeline(TASK, model=str(folder), trust_remote_code=True)
+    expected = wavlink.classify(
+        sharp_folder, [{"array": clip, "sampling_rate": RATE} for clip in CLIPS], LABELS, prompts=prompts
+    )
+    found = scores(prompted(CLIPS, candidate_labels=LABELS, batch_size=batch_size))
+    np.testing.assert_allclose(found, scores([row["labels"] for row in expected]), atol=1e-5)
+    assert np.abs(found - single).max() > 1e-4
+    template = {"hypothesis_template": "This is a sound of {}.", "batch_size": batch_size}
+    np.testing.assert_allclose(scores(prompted(CLIPS, candidate_labels=LABELS, **template)), single, atol=1e-5)
+    assert set(prompted(CLIPS[0], candidate_labels=LABELS)[0]) == {"label", "score"}
+    assert [row[0]["score"] for row in prompted(CLIPS, candidate_labels=["dog"], batch_size=batch_size)] == [1.0] * 5
 
 
 @pytest.mark.parametrize("padding", ["max_length"])

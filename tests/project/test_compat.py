@@ -14,11 +14,12 @@ from transformers import Trainer, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_wavlink import WavLinkModel
-from modeling_wavlink.compat_wavlink import from_config, optional_file
+from modeling_wavlink.compat_wavlink import attention_of, from_config, optional_file
 from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from processing.datasets.compat_datasets import files_of
 from tests.clap_models import unfused  # noqa: F401
 from tests.conftest import RATE, tone
+from tests.passt_models import save_passt
 from tests.project_imports import ROOT, imports, modules, parsed
 from wavlink import compat
 from wavlink.backends import torch_cpu as cpu_kernels
@@ -204,12 +205,24 @@ def test_claps_log_mel_by_a_plain_extractor(seconds, monkeypatch):
     np.testing.assert_array_equal(extractor(clip, **options)["input_features"], expected)
 
 
-def test_towers_load_where_transformers_ignores_no_keys(whisper_folder, bert_folder, unfused, monkeypatch):  # noqa: F811
+def test_attention_of_a_config():
+    assert (
+        attention_of(SimpleNamespace()) == "eager" and attention_of(SimpleNamespace(_attn_implementation="x")) == "x"
+    )
+
+
+def test_towers_load_where_transformers_ignores_no_keys(
+    whisper_folder,
+    bert_folder,
+    unfused,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
     from modeling_wavlink import loading_wavlink
 
-    for name in ("_WhisperEncoderAlone", "_ClapAudioAlone", "_CLIPTextAlone"):
+    for name in ("_WhisperEncoderAlone", "_ClapAudioAlone", "_PasstAlone", "_CLIPTextAlone"):
         monkeypatch.setattr(getattr(loading_wavlink, name), "_keys_to_ignore_on_load_unexpected", None)
-    for audio in (whisper_folder, unfused):
+    for audio in (whisper_folder, unfused, save_passt(tmp_path)):
         WavLinkModel.from_audio_text_pretrained(str(audio), str(bert_folder))
 
 

@@ -16,6 +16,7 @@ from wavlink.installing import BRINGS, EXTRA_OF, extra_of
 ROOT = Path(__file__).parents[2]
 OWN = ("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")
 DISTRIBUTIONS = {"faiss": "faiss-cpu", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
+DISTRIBUTIONS |= {"sentence_transformers": "sentence-transformers"}
 OTHERS = {
     "wavlink.training.trainer": "train",
     "wavlink.embedder": "",
@@ -24,7 +25,13 @@ OTHERS = {
 }
 LAZY = {"gradio": "space", "lancedb": "cluster", "matplotlib": "data", "plotly": "map", "ray": "cluster"}
 LAZY |= {"sklearn": "map", "threadpoolctl": "map", "datasets": "data", "peft": "train"}
-LAZY |= {"accelerate": "train", "av": "formats", "faiss": "search", "shtab": "completion"}
+LAZY |= {
+    "accelerate": "train",
+    "av": "formats",
+    "faiss": "search",
+    "shtab": "completion",
+    "sentence_transformers": "models",
+}
 
 
 @functools.cache

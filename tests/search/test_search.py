@@ -687,7 +687,7 @@ def test_the_command_line_is_frozen():
         "index": "--out --model --device --dtype --dim --storage --window --hop --root --split --retry "
         "--commit_seconds --json",
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
-        "--json",
+        "--min_probability --prior --json",
         "info": "--json",
         "verify": "--drop --json",
         "remove": "--json",

@@ -92,6 +92,30 @@ def test_a_run_writes_models_metrics_and_plots(folder, tmp_path, plots, loss_typ
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
 
 
+def test_best_is_calibrated_and_last_is_not(folder, tmp_path, monkeypatch, plots):
+    given = []
+    fit = {"prior": 0.01, "data": "d", "pairs": 98, "dims": {"128": {"slope": 3.0, "intercept": -1.0}}}
+
+    def fit_to(model, embedded, data, split):
+        given.append((len(embedded.rows), len(embedded.texts), data, split))
+        return fit
+
+    monkeypatch.setattr("wavlink.training.loop.fit_to", fit_to)
+    output = train.train(recipe(folder, tmp_path / "run", "--epochs", "1"))
+    saved = {name: WavLinkModel.from_pretrained(output / name) for name in ("best", "last")}
+    assert saved["best"].config.match_calibration == fit and saved["last"].config.match_calibration is None
+    assert given == [(14, 14, str(folder), "validation")]
+
+    def refuse(*_):
+        raise ValueError("no match is nearer")
+
+    monkeypatch.setattr("wavlink.training.loop.fit_to", refuse)
+    start = ["--init", str(output / "best"), "--max_steps", "1"]
+    output = train.train(recipe(folder, tmp_path / "more", *start))
+    for name in ("best", "last"):
+        assert WavLinkModel.from_pretrained(output / name).config.match_calibration is None  # not that of the start
+
+
 @pytest.mark.slow
 def test_training_learns(folder, tmp_path, monkeypatch):
     for name in ("draw_loss", "draw_recall", "draw_similarities"):  # of 40 validations
@@ -103,6 +127,9 @@ def test_training_learns(folder, tmp_path, monkeypatch):
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     last = [record["validation"] for record in records if "validation" in record][-1]
     assert last["audio_to_text"]["128"]["R@1"]["value"] > 0.4  # chance level 2 of 14
+    calibration = WavLinkModel.from_pretrained(output / "best").config.match_calibration
+    assert set(calibration["dims"]) == {"128", "64", "32", "16"} and calibration["pairs"] == 14 * 14
+    assert calibration["data"] == f"{folder.name}, validation"
 
 
 @pytest.mark.parametrize("dropped_at", [2, 5])

@@ -133,6 +133,16 @@ def test_without_an_accelerator_no_loader_warns_of_pinned_memory(wavlink):
         assert "eval_loss" in ours.evaluate()
 
 
+def test_training_drops_a_calibration_of_other_weights(wavlink):
+    model = prepared(wavlink, "info_nce", "full")
+    fit = {"prior": 0.01, "dims": {"32": {"slope": 3.0, "intercept": -1.0}}}
+    model.config.match_calibration = fit
+    trainer = trainer_runs.trainer(wavlink, model, rows(5), per_device_train_batch_size=5, max_steps=1)
+    assert model.config.match_calibration == fit  # as for an evaluation alone
+    trainer.train()
+    assert model.config.match_calibration is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("dim", DIMS)

@@ -168,8 +168,8 @@ def _exportable(model):
         raise ValueError(f"only a WavLink is exported, and this is a {model.config.model_type!r} model")
     if model.config.audio_config.model_type != "whisper":
         raise ValueError(
-            "the audio tower must be a Whisper: HTS-AT picks a clip's windows by their mask, and torch.export cannot "
-            "follow that"
+            "the audio tower must be a Whisper: HTS-AT and PaSST pick a clip's windows by their mask, and "
+            "torch.export cannot follow that"
         )
     model = copy.deepcopy(model).cpu().float().eval()
     model.set_attn_implementation("sdpa")
@@ -199,6 +199,8 @@ def _write_processor(model, processor, folder: Path) -> dict:
         "logit_bias": model.logit_bias.item(),
         "revision": revision(model),
         "precision": "fp32",
+        "label_prompts": config.label_prompts,
+        "match_calibration": config.match_calibration,
     }
     _check_tokenizer(processor, folder, about["text_max_length"])
     return about

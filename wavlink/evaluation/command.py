@@ -3,8 +3,8 @@
     wavlink eval --model M [M ...] --output SCORES.json \\
         --benchmark audiocaps|clotho|esc50|us8k|vggsound|airbench|synthetic|FOLDER
 
-A model is a WavLink or a CLAP, a folder or a Hub id, or `random:M`, M's architecture with new weights. FOLDER is any
-audiofolder or Hub data set with captions, labels or both. After a kill, the same command goes on where it stopped.
+A model is a folder or a Hub id of any that `Embedder` takes, or `random:M`, M's architecture with new weights. FOLDER
+is any audiofolder or Hub data set with captions, labels or both. After a kill, the same command goes on where it was.
 """
 
 import argparse
@@ -114,6 +114,7 @@ def score(
         if model.dtype != torch.float32:
             key["dtype"] = str(model.dtype)
         store = open_store(folder, key)
+    protocol = protocol.with_prompts_of(model)
     scores = evaluate_dataset(model, processor, dataset, columns, protocol, batch_size=batch_size, store=store)
     versions = {package: version(package) for package in PACKAGES}
     return {
@@ -234,7 +235,7 @@ def _protocol(options: argparse.Namespace) -> Protocol:
     if not isinstance(renames, dict):
         raise ValueError(f"{options.renames} must hold one object, label to words, as {{'dog': 'a dog'}}")
     return Protocol(
-        prompts=tuple(options.prompt),
+        prompts=tuple(options.prompt),  # without any, each model's own
         clean_up=options.clean_up,
         renames=renames,
         candidates=tuple(options.candidates or ()),

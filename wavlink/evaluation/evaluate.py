@@ -6,12 +6,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from processing.prompts import PROMPT
 from wavlink.embedder import Embedder, embedder_for
 
 from .command import evaluate_models
 from .protocol import QUESTION, Protocol
 from .questions import TEXT
+from .zero_shot import checked_prompts
 
 
 def evaluate(
@@ -22,7 +22,7 @@ def evaluate(
     split: str = "",
     data: str | os.PathLike[str] = "",
     caption_columns: Sequence[str] = (),
-    prompts: str | Sequence[str] = PROMPT,
+    prompts: str | Sequence[str] | None = None,
     clean_up: str = "spaces",
     renames: Mapping[str, str] | None = None,
     candidates: Sequence[str] = (),
@@ -39,7 +39,7 @@ def evaluate(
     The columns of a split decide what is scored: captions, `label`, or `question`, `choices` and `answer`.
 
     Args:
-        model: a folder or Hub id of a WavLink or a CLAP, `random:NAME` for one with new weights, a loaded model (with
+        model: a folder or Hub id (see `Embedder`), `random:NAME` for one with new weights, a loaded model (with
             `processor`), or an `Embedder`, which is scored as it computes. A model given by name is scored in float32,
             on a GPU where there is one.
         benchmark: `"audiocaps"`, `"clotho"`, `"esc50"`, `"us8k"`, `"vggsound"`, `"airbench"`, `"synthetic"`, the
@@ -48,7 +48,8 @@ def evaluate(
         split: default: the one that the benchmark is scored on; of a folder, `test`.
         data: of a benchmark by name, the copy to read: a folder or a Hub id.
         caption_columns: default: every column named like a caption.
-        prompts: texts with `{}` in place of a label; the vectors of several are averaged.
+        prompts: texts with `{}` in place of a label; the vectors of several are averaged (default: those that the
+            model brings, else `"This is a sound of {}."`).
         clean_up: `"spaces"` (underscores in labels are read as spaces) or `"none"`.
         renames: labels that read badly, and the words for them.
         candidates: the labels to choose from (default: the split's own).
@@ -62,8 +63,9 @@ def evaluate(
 
     Returns:
         The scores that `wavlink eval --json` prints: `model`, `benchmark`, `split`, `data`, `about`, `protocol`,
-        `versions`, and of `text_to_audio`, `audio_to_text`, `zero_shot` and `multiple_choice` those that the split
-        allows, for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in [0, 1].
+        `versions`, and of `text_to_audio`, `audio_to_text`, `calibration`, `zero_shot` and `multiple_choice` those
+        that the split allows, for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in
+        [0, 1].
 
     Raises:
         ValueError: no such model, benchmark or split, or a split that has nothing to be scored by.
@@ -81,7 +83,7 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 clip or more, got {batch_size}")
     protocol = Protocol(
-        prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts),
+        prompts=_tuple_of(prompts),
         clean_up=clean_up,
         renames=dict(renames or {}),
         candidates=tuple(candidates),
@@ -103,3 +105,10 @@ def evaluate(
         batch_size=batch_size,
         say=lambda lines: None,
     )
+
+
+def _tuple_of(prompts: str | Sequence[str] | None) -> tuple[str, ...]:
+    if prompts is None:
+        return ()
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    return tuple(checked_prompts(prompts))

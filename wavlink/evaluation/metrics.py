@@ -225,10 +225,20 @@ def figure(
     chosen = chosen if only is None else np.intersect1d(chosen, only)
     if not len(chosen):
         raise ValueError("there are no clips to take a mean over")
-    statistic = (_weighted_median if median else _weighted_mean)(values, clips)
-    drawn = [statistic(counts) for counts in _draws(chosen, clips.shape[1])]
+    return bootstrap((_weighted_median if median else _weighted_mean)(values, clips), chosen, clips.shape[1])
+
+
+def bootstrap(statistic: Callable[[np.ndarray], Sequence[float]], chosen: np.ndarray, clips: int) -> dict:
+    """Compute a statistic of a collection and its 95 % bootstrap interval over clips: `{"value", "interval"}`.
+
+    Args:
+        statistic: of `[draws, clips]`, how often each clip is drawn, to `[draws]`.
+        chosen: the clips that are drawn, by index.
+        clips: their number, the others included.
+    """
+    drawn = [statistic(counts) for counts in _draws(chosen, clips)]
     low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
-    value = statistic(np.bincount(chosen, minlength=clips.shape[1])[None])[0]
+    value = statistic(np.bincount(chosen, minlength=clips)[None])[0]
     return {"value": float(value), "interval": [float(low), float(high)]}
 
 

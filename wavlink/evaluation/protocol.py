@@ -13,7 +13,9 @@ from transformers.utils import logging
 from processing.audio import clip_name
 from processing.datasets.cells import kind_of
 from processing.datasets.load import captions_of, label_names
+from processing.prompts import PROMPT, prompts_of
 
+from .calibration_scores import calibration_scores
 from .embed_split import Embedded, embed_dataset, embed_text
 from .multiple_choice import multiple_choice_scores
 from .questions import (
@@ -26,7 +28,7 @@ from .questions import (
     text_reader,
 )
 from .retrieval import retrieval_scores
-from .zero_shot import PROMPT, checked_prompts, label_texts, zero_shot_scores
+from .zero_shot import checked_prompts, label_texts, zero_shot_scores
 
 logger = logging.get_logger(__name__)
 
@@ -39,16 +41,17 @@ class Protocol:
     """The settings of an evaluation; they are written beside the scores.
 
     Args:
-        prompts: of zero-shot labels; the vectors of several are averaged.
+        prompts: of zero-shot labels; the vectors of several are averaged. None: those that the model brings.
         clean_up, renames, candidates: see `zero_shot_scores`.
         share_captions: clips that share a caption are hits for each other (see `embed_dataset`).
         group_column: clips are also scored by the values of this column, if the split has it.
         choices: of a multiple-choice question made from labels; 0 makes none.
         question, choice_text: its words, and how a question and a choice become one text.
         seed: of the choices drawn.
+        calibration: whether probabilities of matches are scored (see `calibration_scores`).
     """
 
-    prompts: tuple[str, ...] = (PROMPT,)
+    prompts: tuple[str, ...] = ()
     clean_up: str = "spaces"
     renames: dict[str, str] = dataclasses.field(default_factory=dict)
     candidates: tuple[str, ...] = ()
@@ -58,6 +61,11 @@ class Protocol:
     question: str = QUESTION
     choice_text: str = TEXT
     seed: int = 0
+    calibration: bool = True
+
+    def with_prompts_of(self, model: PreTrainedModel) -> "Protocol":
+        """Return the protocol with the prompts that a model brings, if it has none of its own."""
+        return self if self.prompts else dataclasses.replace(self, prompts=tuple(prompts_of(model.config)))
 
 
 def evaluate_dataset(
@@ -106,7 +114,7 @@ def refuse_unscorable(dataset: datasets.Dataset, columns: Sequence[str] = (), pr
     """
     if not len(dataset):
         raise ValueError("the split is empty: name another --split")
-    checked_prompts(list(protocol.prompts))
+    checked_prompts(list(protocol.prompts or (PROMPT,)))
     checked_choice_text(protocol.choice_text)
     captions = [captions_of(row, columns) for row in dataset.select_columns(list(columns))] if columns else []
     no_retrieval, (_, no_zero_shot) = why_no_retrieval(captions), labels_to_score(dataset, protocol)
@@ -182,6 +190,7 @@ def scores_of(
     Raises:
         ValueError: there is nothing to score.
     """
+    protocol = protocol.with_prompts_of(model)
     was_training = model.training
     model.eval()
     dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
@@ -200,7 +209,12 @@ def scores_of(
     embedded_groups = [groups[row] for row in embedded.rows]
     texts = partial(embed_text, model, processor)
     if not no_retrieval:
-        scores |= retrieval_scores(embedded.audio, embedded.text, embedded.correspondence, dims, embedded_groups)
+        pairs = embedded.audio, embedded.text, embedded.correspondence, dims
+        scores |= retrieval_scores(*pairs, embedded_groups)
+        if protocol.calibration:
+            fit, embedded_labels = getattr(model.config, "match_calibration", None), [labels[n] for n in embedded.rows]
+            if (calibration := calibration_scores(*pairs, fit, embedded_labels)) is not None:
+                scores["calibration"] = calibration
     elif embedded.texts:
         logger.warning(f"captions are not scored: {no_retrieval}")
     if not no_zero_shot:

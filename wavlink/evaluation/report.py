@@ -9,6 +9,13 @@ from .questions import AIR_BENCH_TASKS
 from .retrieval import DIRECTIONS, RANKED
 
 _TITLES = {"accuracy": "top-1", "top-5": "top-5", "macro": "mean of classes"}
+CALIBRATION_TITLES = {
+    "auroc": "AUROC, sound present",
+    "pairs_auroc": "AUROC of pairs",
+    "ece": "calibration error",
+    "false_alarm_rate": "false alarms",
+    "detection_rate": "detected",
+}
 _DATA_COUNTS = ("rows", "questions", "clips")  # which stand elsewhere
 
 
@@ -52,6 +59,8 @@ def evaluation_report(scores: Mapping) -> str:
         lines.append(f"{scores['windowed']} clips are over the model's window: the mean of their windows is scored")
     if "text_to_audio" in scores:
         lines.append(retrieval_report(scores))
+    if "calibration" in scores:
+        lines.append(calibration_report(scores["calibration"]))
     if "zero_shot" in scores:
         lines.append(zero_shot_report(scores["zero_shot"]))
     if "multiple_choice" in scores:
@@ -96,6 +105,15 @@ def retrieval_report(scores: Mapping) -> str:
 def _retrieval_cells(row: Mapping[str, dict]) -> list[str]:
     rank, (low, high) = row["median_rank"]["value"], row["median_rank"]["interval"]
     return [*(percent(row[name]) for name in RANKED), f"{rank:g} [{low:.0f}, {high:.0f}]"]
+
+
+def calibration_report(scores: Mapping) -> str:
+    """Render the scores of `calibration_scores`."""
+    by = {"model": "the model's calibration", "index": "the text's own cosines, as the model has no calibration"}
+    head = f"probabilities by {by[scores['calibration']]}, of {scores['texts']} texts"
+    titles = {name: title for name, title in CALIBRATION_TITLES.items() if name in scores[_dims(scores)[0]]}
+    rows = [[f"{dim} dims", *(percent(scores[dim][name]) for name in titles)] for dim in _dims(scores)]
+    return f"{head}\n{Table(['', *titles.values()], rows)}"
 
 
 def zero_shot_report(scores: Mapping) -> str:

@@ -18,6 +18,7 @@ from processing.file_names import same_letters
 from wavlink import options as of
 from wavlink.console import StopSignal, print_json
 from wavlink.parsing import Parser
+from wavlink.probability import NO_MATCH
 from wavlink.sanitize import clean
 
 from . import transfer
@@ -54,13 +55,17 @@ def query(
     weight: float,
     top_k: int,
     windows: bool,
+    min_probability: float | None,
+    prior: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Search an index, and print the hits."""
+    """Search an index, and print the hits; or that none is as probable as `min_probability`."""
     index = Index.open(folder, **options)
-    hits = index.query(text, by_sound, without, without_sound, weight=weight, top_k=top_k, windows=windows)
-    print_hits(hits, as_json)
+    limits = {"weight": weight, "top_k": top_k, "windows": windows}
+    probable = {"min_probability": min_probability, "prior": prior}
+    hits = index.query(text, by_sound, without, without_sound, **limits, **probable)
+    print_hits(hits, as_json, "" if hits else NO_MATCH.format("index"))
 
 
 def info(folder: str, as_json: bool) -> None:

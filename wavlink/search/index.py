@@ -1,8 +1,9 @@
 """Search an index by texts and by similar sounds, and away from unwanted ones."""
 
 import os
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow
@@ -13,6 +14,7 @@ from processing.audio_inputs_wavlink import is_source
 from processing.windows import stream_windows
 from wavlink.console import print_json
 from wavlink.embedder import Embedder, mean_direction
+from wavlink.probability import Calibration, background_of, calibration_of, check_probability
 from wavlink.sanitize import clean
 
 from .index_model import embedder_of
@@ -22,6 +24,7 @@ from .quantization import FlatIndex, decode, encode
 from .store import IndexFolder
 
 WEIGHT = 0.5  # of the unwanted direction beside the wanted one
+_SAMPLE = 4096  # windows at most, evenly spaced, that a query's background is taken from
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Hit:
     file: str | None = None  # the full path; None if the index's root is not known on this machine
     missing: bool = False  # the file has gone
     changed: bool = False  # the file is not the one that was embedded: index it again
+    probability: float | None = None  # of a match with a query of one text (see `Index.query`)
+    calibration: str | None = None  # where that is from: "model", or "index", its own cosines
 
 
 class Index:
@@ -107,7 +112,7 @@ class Index:
         Args:
             sounds: folders, files, `@list.txt` or one data set (a Hub id).
             folder: of the index.
-            model: a folder or Hub id of a WavLink or a CLAP, or an `Embedder`; needed for a new index.
+            model: a folder or Hub id (see `Embedder`), or an `Embedder`; needed for a new index.
             dim: one of the nested dims, for a new index (default: the smallest from 48 on).
             storage: for a new index, see `quantization.STORAGES` (default: int8).
             window: seconds embedded at once, for a new index (default: 10).
@@ -184,11 +189,17 @@ class Index:
         weight: float = WEIGHT,
         top_k: int = 10,
         windows: bool = False,
+        min_probability: float | None = None,
+        prior: float | None = None,
     ) -> list[Hit]:
         """Find the nearest sounds, best first.
 
         The query is the direction of p - weight * n. p is the normalised mean of the vectors of all wanted texts and
         sounds, n that of the unwanted ones. The vector of a sound is the normalised mean of its windows' vectors.
+
+        The hits of a query of one text alone have a probability of a match: by the model's calibration at the index's
+        dims, or where the model has none, that a hit stands out from the text's cosines with the index (see
+        `wavlink.probability.Background`). Other queries have none, since only texts and sounds are calibrated.
 
         Args:
             text, sound: what is wanted, one or several; sounds are files, paths of the index, or whatever an `audio`
@@ -197,9 +208,12 @@ class Index:
             weight: 0 or more.
             top_k: the number of results, fewer if the index has fewer.
             windows: rank every window; otherwise each file appears once, with its best window.
+            min_probability: drop hits of a lower probability, so that none may be left; of a query of one text.
+            prior: the share of windows that a text matches (default: the one that the model was calibrated at).
 
         Raises:
-            ValueError: an empty index, nothing wanted, a sound that cannot be read, top_k under 1.
+            ValueError: an empty index, nothing wanted, a sound that cannot be read, top_k under 1, no probabilities
+                to compare with `min_probability`, or a prior for a model without a calibration.
         """
         if not len(self):
             raise ValueError("the index holds no sounds yet: index some")
@@ -207,11 +221,54 @@ class Index:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
         if not weight >= 0:
             raise ValueError(f"the weight of what is unwanted must be 0 or more, got {weight}")
+        check_probability("min_probability", min_probability)
         wanted, unwanted = self._embed(text, sound), self._embed(without, without_sound)
         if not len(wanted):
             raise ValueError("say what to find: a text, or a similar sound")
         vector = mean_direction(wanted) - (weight * mean_direction(unwanted) if len(unwanted) else 0)
-        return self.nearest(vector, top_k, windows)
+        one_text = len(wanted) == 1 and bool(text) and not len(unwanted)
+        if not one_text and (min_probability, prior) != (None, None):
+            raise ValueError(
+                "probabilities are of a query of one text alone: leave the other texts and sounds out, or "
+                "min_probability and prior"
+            )
+        hits = self.nearest(vector, top_k, windows)
+        return self.with_probabilities(hits, vector, min_probability, prior) if one_text else hits
+
+    def calibration(self, vector: np.ndarray, prior: float | None = None) -> Calibration | None:
+        """Return what tells probabilities from the cosines of a text's vector `[dims]`: the model's, or the index's.
+
+        None if the model has no calibration at the index's dims, and the index has too few windows.
+        """
+        model = calibration_of(self.embedder, self._vectors.dim, prior)
+        if model is not None:
+            return model
+        rows = np.arange(0, len(self), -(-len(self) // _SAMPLE))
+        query = encode(vector[None], self._vectors.dim, "fp32")[0]
+        return background_of(self._vectors.vectors(rows) @ query, len(self))
+
+    def with_probabilities(
+        self, hits: list[Hit], vector: np.ndarray, min_probability: float | None = None, prior: float | None = None
+    ) -> list[Hit]:
+        """Return the hits of a text's vector `[dims]` with probabilities, without those below `min_probability`.
+
+        Raises:
+            ValueError: see `query`.
+        """
+        calibration = self.calibration(vector, prior)
+        if calibration is None:
+            if min_probability is not None:
+                raise ValueError(
+                    f"there are no probabilities: {self.embedder.name} has no calibration (`wavlink calibrate` fits "
+                    f"one), and {len(self)} windows are too few, or too alike, to tell what stands out"
+                )
+            return hits
+        matches = calibration.probability(np.array([hit.score for hit in hits])).tolist()
+        return [
+            replace(hit, probability=match, calibration=calibration.kind)
+            for hit, match in zip(hits, matches, strict=True)
+            if min_probability is None or match >= min_probability
+        ]
 
     def nearest(self, vector: np.ndarray, top_k: int = 10, windows: bool = False) -> list[Hit]:
         """Find the sounds nearest to a query's vector `[dims]`, of any norm but zero; see `query`."""
@@ -262,15 +319,21 @@ class Index:
 
 
 def as_dict(hit: Hit) -> dict:
-    """Return a hit for JSON, with the marks only where they are true."""
-    return {name: value for name, value in asdict(hit).items() if value is not False}
+    """Return a hit for JSON, with the marks only where they are true, and a probability only where it has one."""
+    left_out = {"probability", "calibration"} if hit.probability is None else set()
+    return {name: value for name, value in asdict(hit).items() if value is not False and name not in left_out}
 
 
-def print_hits(hits: Sequence[Hit], as_json: bool) -> None:
-    """Print hits as JSON or as a table."""
+def print_hits(hits: Sequence[Hit], as_json: bool, note: str = "") -> None:
+    """Print hits as JSON or as a table; `note` says why there are none."""
     if as_json:
-        print_json([as_dict(hit) for hit in hits])
+        print_json([as_dict(hit) for hit in hits], **({"note": note} if note else {}))
         return
+    if note:
+        print(note)
+    if any(hit.calibration == "index" for hit in hits):
+        print("the model has no calibration: % is how surely a result stands out from this index", file=sys.stderr)
     for hit in hits:
         mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
-        print(f"{hit.score:6.3f}  {hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}")
+        match = "" if hit.probability is None else f"{100 * hit.probability:5.1f} %  "
+        print(f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}")

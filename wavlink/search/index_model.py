@@ -3,12 +3,10 @@
 import os
 from typing import Any
 
-from transformers import AutoConfig
-
 from modeling_wavlink.configuration_wavlink import one_line
 from processing.windows import check_window
 from wavlink.embedder import Embedder
-from wavlink.loading import parse_name
+from wavlink.loading import OtherArchitecture, parse_name, stated_dims
 
 from .manifest import Manifest
 
@@ -63,13 +61,13 @@ def _local(manifest: Manifest, device: str, dtype: str) -> Embedder:
 def _refuse_other_dims(source: str, manifest: Manifest, pinned: dict) -> None:
     """Compare dims by the config first: the revision is known only once the weights are loaded."""
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **pinned)
-    except OSError:  # no config: loading raises the error
+        stated = stated_dims(source, **pinned)
+    except OtherArchitecture as error:
+        raise ValueError(f"its vectors have no known dims: {error}") from error
+    except OSError:  # loading raises the error
         return
-    dims = getattr(config, "projection_dim", None)
-    nested = list(getattr(config, "matryoshka_dims", None) or [dims])
-    if dims != manifest.dims or set(nested) != set(manifest.matryoshka_dims):
-        raise ValueError(f"its vectors have {nested} dims, those of the index's model {manifest.matryoshka_dims}")
+    if stated and (stated[0] != manifest.dims or set(stated[1]) != set(manifest.matryoshka_dims)):
+        raise ValueError(f"its vectors have {stated[1]} dims, those of the index's model {manifest.matryoshka_dims}")
 
 
 def is_commit(revision: str) -> bool:

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from modeling_wavlink.configuration_wavlink import WavLinkConfig, frame_pooling
 from modeling_wavlink.modeling_wavlink import WavLinkModel
 from modeling_wavlink.pretrained_wavlink import refuse_adapter
-from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor, WavLinkProcessor
+from processing import (
+    WavLinkClapFeatureExtractor,
+    WavLinkFeatureExtractor,
+    WavLinkPasstFeatureExtractor,
+    WavLinkProcessor,
+)
 from processing.hub_names import needs_cache
 from wavlink.compat import enable_checkpointing
 
@@ -24,16 +29,7 @@ def refuse_bad_start(recipe: Recipe) -> None:
     """Refuse a model that cannot be built, or LoRA targets that match nothing, from configs alone, in seconds."""
     if not (recipe.data or recipe.mixture):
         raise ValueError("name the data set: an audiofolder, a Hub id, or 'synthetic' (train.py --data)")
-    if recipe.init:
-        config = _config_to_start_from(recipe)
-    elif recipe.audio_model:
-        towers = recipe.audio_model, recipe.text_model
-        for tower in filter(None, towers):
-            needs_cache(tower)
-        config = WavLinkModel.config_from_audio_text(*towers, **_frames(recipe), **_fields(recipe))
-    else:
-        audio_config = {**recipe.audio_config, **_frames(recipe)}
-        config = WavLinkConfig(audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
+    config = config_of(recipe)
     try:
         with torch.device("meta"):
             model = _set_up(WavLinkModel(config), recipe)
@@ -41,6 +37,19 @@ def refuse_bad_start(recipe: Recipe) -> None:
         raise ValueError(f"--attn_implementation {recipe.attn_implementation}: {error}") from error
     if recipe.regime == "lora":
         lora_config(model, recipe.scope, targets=recipe.lora_targets)
+
+
+def config_of(recipe: Recipe) -> WavLinkConfig:
+    """Return the config of a recipe's model; that of a new text tower still lacks its vocabulary."""
+    if recipe.init:
+        return _config_to_start_from(recipe)
+    if recipe.audio_model:
+        towers = recipe.audio_model, recipe.text_model
+        for tower in filter(None, towers):
+            needs_cache(tower)
+        return WavLinkModel.config_from_audio_text(*towers, **_frames(recipe), **_fields(recipe))
+    audio_config = {**recipe.audio_config, **_frames(recipe)}
+    return WavLinkConfig(audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
 
 
 def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
@@ -81,7 +90,7 @@ def _fields(recipe: Recipe) -> dict:
 
 
 def _frames(recipe: Recipe) -> dict:
-    """The fields of a Whisper's config that the recipe sets; HTS-AT pools its patches itself."""
+    """The fields of a Whisper's config that the recipe sets; HTS-AT and PaSST pool their patches themselves."""
     if not recipe.frame_pooling:
         return {}
     if (
@@ -110,15 +119,22 @@ def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLin
         model = WavLinkModel.from_audio_text_pretrained(*towers, **_frames(recipe), **_fields(recipe))
     else:
         tokenizer = word_tokenizer(captions(), recipe.text_config["max_position_embeddings"])
-        mel_bins = recipe.audio_config["num_mel_bins"]
-        htsat = recipe.audio_config.get("model_type") == "clap_audio_model"
-        extractor = WavLinkClapFeatureExtractor if htsat else WavLinkFeatureExtractor
-        processor = WavLinkProcessor(extractor(mel_bins, padding=recipe.padding), tokenizer)
         text_config = {**recipe.text_config, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         audio_config = {**recipe.audio_config, **_frames(recipe)}
         config = WavLinkConfig(audio_config, text_config, text_pooling="mean", **_fields(recipe))
+        processor = WavLinkProcessor(new_extractor(config.audio_config, recipe.padding), tokenizer)
         model = WavLinkModel(config)
-    return _prepared(model, recipe), processor
+    return prepared(model, recipe), processor
+
+
+def new_extractor(
+    config: PretrainedConfig, padding: str
+) -> WavLinkFeatureExtractor | WavLinkClapFeatureExtractor | WavLinkPasstFeatureExtractor:
+    """Make the feature extractor of a new audio tower."""
+    if config.model_type == "passt":
+        return WavLinkPasstFeatureExtractor.from_passt(config, padding=padding)
+    kind = WavLinkClapFeatureExtractor if config.model_type == "clap_audio_model" else WavLinkFeatureExtractor
+    return kind(config.num_mel_bins, padding=padding)
 
 
 def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
@@ -131,7 +147,8 @@ def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     return model
 
 
-def _prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
+def prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
+    """Set a model's attention and checkpointing, and which of its parameters learn, in place, and return it."""
     lora = recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets
     return set_trainable(_set_up(model, recipe), recipe.regime, recipe.scope, *lora)
 

@@ -10,12 +10,13 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers import get_cosine_schedule_with_warmup
 
-from modeling_wavlink import WavLinkAudioModel
+from modeling_wavlink import WavLinkAudioModel, WavLinkModel
 from processing.datasets.fingerprints import rows_digest, vocabulary_digest
 from processing.datasets.load import caption_columns, with_captions
 from processing.datasets.loaders import Epochs, Stream, load_source
 from wavlink.atomic_files import remove_leftovers
 from wavlink.console import StopSignal
+from wavlink.evaluation.calibrate import fit_to
 from wavlink.evaluation.embed_split import Embedded, embed_dataset
 from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
 from wavlink.progress import Bar, loading_bars_hidden
@@ -136,32 +137,45 @@ class Run:
         return value, stops > 0
 
     def score(self) -> tuple[dict, Embedded]:
-        """Compute validation scores; save `best/` if the mean R@10 of both directions is the best so far."""
+        """Compute validation scores; save `best/`, calibrated, if the mean R@10 of both directions is the best yet."""
         model = self.accelerator.unwrap_model(self.model)
         with sharding.gathering_features(model, self.accelerator.autocast):
             split = self.validation_set, self.columns
             embedded = embed_dataset(model, self.processor, *split, progress=False, shared=True)
-            protocol = Protocol(choices=0, group_column="")
+            protocol = Protocol(choices=0, group_column="", calibration=False)
             scores = scores_of(embedded, model, self.processor, self.validation_set, protocol)
         scores = broadcast_object_list([scores])[0]
         full = str(model.config.projection_dim)
         quality = sum(scores[way][full]["R@10"]["value"] for way in ("text_to_audio", "audio_to_text")) / 2
         if quality > self.best:
             self.best = quality
-            self.save_model("best")
+            self.save_model("best", embedded)
         return scores, embedded
 
-    def save_model(self, name: str) -> None:
-        """Write `name/` with merged weights, and with LoRA `name/adapter/`; all processes must call it."""
+    def save_model(self, name: str, embedded: Embedded | None = None) -> None:
+        """Write `name/` with merged weights, and with LoRA `name/adapter/`; all processes must call it.
+
+        Args:
+            embedded: the validation split, to calibrate the model on; None leaves it without a calibration.
+        """
         model, weights = sharding.savable(self.accelerator, self.model)
         if not self.accelerator.is_main_process:
             return
+        model.config.match_calibration = None if embedded is None else self._calibration(model, embedded)
         learned = self.accelerator.unwrap_model(self.model)
         with whole(self.folder / name, stale=MODEL_FILES) as folder:
             model.save_pretrained(folder, state_dict=merged_state_dict(learned, weights))
             self.processor.save_pretrained(folder)
             if has_lora(learned):
                 save_adapter(learned, folder / "adapter", base=self.recipe.init, state=weights)
+
+    def _calibration(self, model: WavLinkModel, embedded: Embedded) -> dict | None:
+        recipe = self.recipe
+        try:
+            return fit_to(model, embedded, recipe.validation_data or recipe.data, recipe.validation_split)
+        except ValueError as error:
+            Bar.write(f"best/ is saved without probabilities of matches: {error}")
+            return None
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint and remove the oldest; all processes must call it."""

@@ -67,7 +67,8 @@ class Recipe:
     )
     init: str = _field("", "a WavLink folder or Hub id to start from, with its dims, instead of two towers")
     audio_model: str = _field(
-        "", "a Whisper or a CLAP (HTS-AT); without it, towers of --audio_config and --text_config from scratch"
+        "",
+        "a Whisper, a CLAP (HTS-AT) or a PaSST; without it, towers of --audio_config and --text_config from scratch",
     )
     text_model: str = _field("", "a CLIP, ModernBERT or BERT-like encoder")
     audio_config: dict = _field({}, "config of an audio tower with new weights")

@@ -157,6 +157,45 @@ def _large_stage2() -> Recipe:
     return _paper("large", name="large_stage2", gradient_checkpointing=True, init="runs/large_stage1/best", **_STAGE2)
 
 
+def _one_gpu(name: str, audio_model: str, text_model: str, **changes) -> Recipe:
+    """From two pretrained towers on AudioCaps and Clotho, which come from the Hub with their sounds, on one GPU.
+
+    A clip of Clotho has five captions and one of AudioCaps one, so that Clotho's clips count five times. Clips keep
+    their length, and cached gradients give a batch of 768 the memory of `micro_batch_size` clips: at most 24 GB.
+    """
+    return Recipe(
+        name=name,
+        audio_model=audio_model,
+        text_model=text_model,
+        token_start="mean_frame",
+        frame_pooling=2,
+        batch_size=768,
+        epochs=10,
+        mixed_precision="bf16",
+        num_workers=8,
+        **_STAGE2,
+        **changes,
+    )
+
+
+def _base_one_gpu() -> Recipe:
+    """accelerate launch --config_file accelerate_configs/one_gpu.yaml train.py base_one_gpu
+
+    The paper's Base on one GPU. `wavlink train base_one_gpu --plan` says how long it takes on which card. It has not
+    been trained yet, so there is no result to expect.
+    """
+    return _one_gpu("base_one_gpu", *_PAPER_TOWERS["base"], micro_batch_size=64)
+
+
+def _tiny_one_gpu() -> Recipe:
+    """accelerate launch --config_file accelerate_configs/one_gpu.yaml train.py tiny_one_gpu
+
+    The towers of the recipe `sounds`. It has not been trained yet, so there is no result to expect.
+    """
+    towers = "openai/whisper-tiny.en", "sentence-transformers/all-MiniLM-L6-v2"
+    return _one_gpu("tiny_one_gpu", *towers, micro_batch_size=128)
+
+
 def design_sweep() -> list[Recipe]:
     """The paper's 24 configurations (Figure 1): Large, Auto-ACD, batch 80, 10 epochs; each states only its difference.
 
@@ -183,6 +222,8 @@ SWEEP_TEXTS = {"clip": "openai/clip-vit-large-patch14", "modernbert": "answerdot
 _MADE_BY = (
     _quickstart,
     _sounds,
+    _tiny_one_gpu,
+    _base_one_gpu,
     _base_stage1,
     _base_stage2,
     _small_stage1,

@@ -84,12 +84,28 @@ class _ClampedScale(TrainerCallback):
         clamp_scale(model)
 
 
+class _NoCalibration(TrainerCallback):
+    """Drop a calibration at the start of training, which changes the weights that it was fit to."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        getattr(model, "module", model).config.match_calibration = None
+
+
 class WavLinkTrainer(Trainer):
     """Train a WavLink with `transformers.Trainer`, with the same gradient for any number of processes and chunks.
 
     A batch has `per_device_train_batch_size` clips a process, or the data set's if those are fewer; processes share
     it, unevenly if necessary. Rows that do not fill a batch are left out of that epoch, and no row is used twice in an
     epoch (`processing.sampling.BatchPlan`). `train_sampling_strategy` is `"random"` or `"group_by_length"`.
+
+    Training drops the model's calibration (`match_calibration`): `wavlink calibrate` fits one to the new weights.
 
     If the model has the LoRA of `finetuning.set_trainable`, a saved folder holds the merged weights, which AutoModel
     loads, and `adapter/`, from which `resume_from_checkpoint` goes on; give it a model built in the same way.
@@ -129,6 +145,7 @@ class WavLinkTrainer(Trainer):
     def __init__(self, *args: Any, micro_batch_size: int = 0, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.add_callback(_ClampedScale())
+        self.add_callback(_NoCalibration())
         self.args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one torch warns and does not pin
         _refuse(self.args, micro_batch_size)
         if self._model_with_lora() and not all(hasattr(Trainer, name) for name in compat.TRAINER_HOOKS):

@@ -1,0 +1,1 @@
+"""Plans: what a training costs, before anything is downloaded, trained or written."""
