@@ -9,10 +9,10 @@ goes on, `metrics.jsonl`, `recipe.json`, `environment.jsonl` and plots. The loop
 
 import sys
 
-from wavlink.console import run_command
+from wavlink.console import StopSignal, run_command
 from wavlink.training.command import main, parse_recipe, recipe_parser
 from wavlink.training.log import Log
-from wavlink.training.loop import Run, StopSignal, train
+from wavlink.training.loop import Run, train
 
 __all__ = ["Log", "Run", "StopSignal", "main", "parse_recipe", "recipe_parser", "train"]
 

@@ -12,11 +12,11 @@ from transformers import FeatureExtractionMixin, PreTrainedTokenizerBase
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.file_names import stays_below
 from wavlink.evaluation.metrics import KS, percent
-from wavlink.evaluation.report import CALIBRATION_TITLES
+from wavlink.evaluation.report import CALIBRATION_TITLES, Table
 from wavlink.evaluation.retrieval import DIRECTIONS, RANKED
 from wavlink.installing import install_hint
 from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
-from wavlink.sanitize import escape, last_part, table, without_paths
+from wavlink.sanitize import escape, last_part, without_paths
 
 from . import training
 from .limits import vocabulary_limits
@@ -211,10 +211,10 @@ def _result(folder: Path, score: dict, file: str) -> dict:
     calibrated = calibration_rows(score)
     both = [f"{words} R@10" for words in DIRECTIONS.values()]
     tables = [
-        table(["direction", "dims", *RANKED, "median rank"], retrieval) if retrieval else "",
-        table(["task", "dims", "accuracy", "chance"], others) if others else "",
-        table(["group", *both, "zero-shot"], groups) if groups else "",
-        table(["dims", *CALIBRATION_TITLES.values()], calibrated) if calibrated else "",
+        Table(["direction", "dims", *RANKED, "median rank"], retrieval).markdown() if retrieval else "",
+        Table(["task", "dims", "accuracy", "chance"], others).markdown() if others else "",
+        Table(["group", *both, "zero-shot"], groups).markdown() if groups else "",
+        Table(["dims", *CALIBRATION_TITLES.values()], calibrated).markdown() if calibrated else "",
     ]
     known = hub_data(score)
     name = escape(data_name(score))
@@ -264,7 +264,7 @@ def _nested(config, scores: Sequence[dict], files: Sequence[str]) -> dict:
     measured = ((score, file) for score, file in zip(scores, files, strict=True) if "difference" in score)
     score, file = next(measured, (None, ""))
     if score is None:
-        return {"table": table(header, [[str(dim), str(4 * dim)] for dim in dims]), "file": ""}
+        return {"table": Table(header, [[str(dim), str(4 * dim)] for dim in dims]).markdown(), "file": ""}
     difference = score["difference"]
     smallest, largest = difference["dims"]
     changes = {
@@ -275,7 +275,7 @@ def _nested(config, scores: Sequence[dict], files: Sequence[str]) -> dict:
     rows = [[str(largest), str(4 * largest), *("" for _ in changes)]]
     rows.append([str(smallest), str(4 * smallest), *changes.values()])
     header += changes
-    return {"table": table(header, rows), "file": file, "data": escape(data_name(score)), "from": largest}
+    return {"table": Table(header, rows).markdown(), "file": file, "data": escape(data_name(score)), "from": largest}
 
 
 def _calibration(config) -> dict | None:
@@ -286,7 +286,11 @@ def _calibration(config) -> dict | None:
     fits = sorted(saved["dims"].items(), key=lambda item: -int(item[0]))
     rows = [[dim, f"{fit['slope']:g}", f"{fit['intercept']:g}"] for dim, fit in fits]
     data = escape(without_paths(saved.get("data", ""))) or "data that is not on record"
-    return {"table": table(["dims", "slope", "intercept"], rows), "prior": f"{saved['prior']:g}", "data": data}
+    return {
+        "table": Table(["dims", "slope", "intercept"], rows).markdown(),
+        "prior": f"{saved['prior']:g}",
+        "data": data,
+    }
 
 
 def _stages(folder: Path, stages: list[training.Stage], shipped: list[str]) -> list[dict]:
@@ -298,7 +302,7 @@ def _stages(folder: Path, stages: list[training.Stage], shipped: list[str]) -> l
         stem = f"stage{number + 1}." if len(stages) > 1 else ""
         sections.append(
             {
-                "table": table(["", ""], training.rows(stage, before)),
+                "table": Table(["", ""], training.rows(stage, before)).markdown(),
                 "files": files,
                 "plots": _draw_training(folder, stage, stem),
                 "hours": escape(training.hours(stage)),
@@ -341,7 +345,7 @@ def _paper(size: str | None) -> dict | None:
     zero_shot = dict(zip(("VGGSound", "UrbanSound8K", "ESC-50"), PAPER_ZERO_SHOT[size], strict=True))
     return {
         "size": size.capitalize(),
-        "table": table(["dims", *PAPER_COLUMNS], rows),
+        "table": Table(["dims", *PAPER_COLUMNS], rows).markdown(),
         "zero_shot": ", ".join(f"{name} {value}" for name, value in zero_shot.items()),
     }
 
@@ -363,7 +367,7 @@ def _licences(
         words = DATA[source].licence if source in DATA else "see its card" if known else "not published with this card"
         rows.append([f"data: [{name}]({url})" if url else f"data: {name}", words])
     rows += [[escape(what), escape(words)] for what, words in sources]
-    return table(["what", "licence"], rows)
+    return Table(["what", "licence"], rows).markdown()
 
 
 def _model_link(name: str) -> str:

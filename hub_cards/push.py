@@ -23,8 +23,6 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import HfApi
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from transformers.utils import logging
 
 from hub_cards.space.folder import check_space, write_space
 from wavlink import options as of
@@ -33,6 +31,7 @@ from wavlink.bundled_models import resolve
 from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for, step
 from wavlink.hub_errors import without_token
 from wavlink.hub_upload import Target, check_access, upload
+from wavlink.progress import loading_bars_hidden
 
 from .card import write_card
 from .scores import read_scores, scores_of
@@ -113,19 +112,9 @@ def _verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
 @contextmanager
 def own_lines_alone() -> Iterator[None]:
     """Hide the progress bars of transformers and huggingface_hub, and the warnings of other libraries."""
-    bars, hub_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), loading_bars_hidden(downloads=True):
         warnings.simplefilter("ignore")
-        logging.disable_progress_bar()
-        if hub_bars:
-            disable_progress_bars()
-        try:
-            yield
-        finally:
-            if bars:
-                logging.enable_progress_bar()
-            if hub_bars:
-                enable_progress_bars()
+        yield
 
 
 def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from modeling_wavlink import WavLinkModel
 from modeling_wavlink.compat_wavlink import optional_file
 from modeling_wavlink.pretrained_wavlink import refuse_adapter
 from processing import WavLinkProcessor
-from processing.hub_names import needs_cache
+from processing.hub_names import model_of_run, needs_cache
 from wavlink.bundled_models import bundled, names
 from wavlink.training.factory import build
 from wavlink.training.recipes import get_recipe
@@ -35,8 +35,7 @@ def open_checkpoint(source: str) -> tuple[WavLinkModel | PeftModel, WavLinkProce
     if optional_file(source, "adapter_config.json"):
         return _open_adapter(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        best = folder / "best"
-        hint = f"did you mean {best}?" if (best / "config.json").is_file() else "give a WavLink's folder or Hub id"
+        hint = model_of_run(folder) or "give a WavLink's folder or Hub id"
         raise ValueError(f"{source} has neither a config.json nor an adapter_config.json: {hint}")
     model = WavLinkModel.from_pretrained(source, use_safetensors=True).eval()
     return model, WavLinkProcessor.from_pretrained(source)

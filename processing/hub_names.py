@@ -9,6 +9,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, is_offl
 from huggingface_hub.errors import HfHubHTTPError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+MODELS_OF_RUN = ("best", "last")  # folders of a training run that AutoModel loads
 _MOST = 10_000  # names of a folder that are compared
 
 
@@ -30,10 +31,7 @@ def needs_cache(source: str, file: str = "config.json", *, revision: str | None 
     if Path(source).exists():
         return False
     if not _HUB_ID.fullmatch(source):
-        raise ValueError(
-            f"{source!r} is neither a folder here nor to be had from the Hub, whose ids are owner/name"
-            f"{near_folder(source)}"
-        )
+        raise ValueError(f"{source!r} is neither a folder here nor a Hub id, which is owner/name{near_folder(source)}")
     if is_offline_mode():
         return False
     try:
@@ -47,7 +45,7 @@ def needs_cache(source: str, file: str = "config.json", *, revision: str | None 
             return True
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{source!r} is neither a folder here nor to be had from the Hub, which does not answer "
+            f"{source!r} is neither a folder here nor available on the Hub, which does not answer "
             f"({why}){near_folder(source)}"
         ) from error
     return False
@@ -59,6 +57,8 @@ def near_folder(source: str) -> str:
     For the folder of a training run it is the folder that AutoModel loads, such as `runs/my/best`.
     """
     parent, name = os.path.split(source.rstrip("/"))
+    if parent and name in MODELS_OF_RUN and (model := model_of_run(Path(parent))):
+        return f"; {model}"
     folders = _folders(parent or ".")
     if not folders and parent:  # the mistake may be one level above
         above = near_name(parent)
@@ -67,7 +67,17 @@ def near_folder(source: str) -> str:
     if not near:
         return ""
     path = Path(parent, near[0])
-    return f"; did you mean the folder {path / 'best' if (path / 'best' / 'config.json').is_file() else path}?"
+    return f"; {model_of_run(path) or f'did you mean the folder {path}?'}"
+
+
+def model_of_run(folder: Path) -> str:
+    """Return which model of a training run's folder to give, or that it has none yet; "" for any other folder."""
+    for name in MODELS_OF_RUN:
+        if (folder / name / "config.json").is_file():
+            return f"did you mean the folder {folder / name}?"
+    if (folder / "checkpoints").is_dir() or (folder / "recipe.json").is_file():
+        return f"the training in {folder} has not saved a model yet: the command that started it resumes it"
+    return ""
 
 
 def near_name(path: str) -> str:

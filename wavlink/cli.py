@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import options as of
 from .compat_argparse import actions_of
@@ -147,6 +147,9 @@ COMMANDS = {
 }
 
 
+FIRST = ("samples", "train", "classify", "index", "query")  # commands whose examples the help shows
+
+
 def main(arguments: Sequence[str] | None = None, wrap_json: bool = True) -> int:
     """Parse the command line, run its command, and return the exit code.
 
@@ -166,8 +169,8 @@ def main(arguments: Sequence[str] | None = None, wrap_json: bool = True) -> int:
 
     def import_and_run(_) -> int | None:
         run = getattr(importlib.import_module(command.module), command.function)
-        importlib.import_module("transformers.utils.logging").disable_progress_bar()  # of the weights being loaded
-        return run(**vars(options)) if command.module in (SEARCH, LANCE) else run(options)
+        with importlib.import_module("wavlink.progress").loading_bars_hidden():
+            return run(**vars(options)) if command.module in (SEARCH, LANCE) else run(options)
 
     with in_results() if wrap_json else contextlib.nullcontext():
         return run_command(
@@ -184,18 +187,21 @@ def build_parser() -> Parser:
         prog="wavlink",
         usage="wavlink COMMAND ...",
         description="Compact audio-text embeddings: train, measure, search, publish.",
-        epilog=f"{_examples()}\n\n`wavlink COMMAND --help` lists a command's options.\n\n{EXIT_CODES}",
+        epilog=f"{_examples()}\n\n`wavlink COMMAND --help` shows a command's options and an example.\n\n{EXIT_CODES}",
+        add_help=False,
     )
-    parser.add_argument("--version", action=_Version, default=argparse.SUPPRESS, help="print the version and exit")
-    parser.add_argument(
+    commands = parser.add_commands(dest="command", title="commands")
+    options = parser.add_argument_group("options")  # after the commands
+    options.add_argument("-h", "--help", action="help", help="show this help message and exit")
+    options.add_argument("--version", action=_Version, default=argparse.SUPPRESS, help="print the version and exit")
+    options.add_argument(
         "--print-completion",
         action=_Completion,
         choices=SHELLS,
         default=argparse.SUPPRESS,
         help="print the completion script of a shell and exit",
     )
-    _debug_option(parser)
-    commands = parser.add_commands(dest="command", title="commands")
+    _debug_option(options)
     lance = None
     for name, command in COMMANDS.items():
         parent, _, child = name.rpartition(" ")
@@ -223,10 +229,10 @@ def _add_command(commands, child: str, name: str, command: Command) -> None:
 
 
 def _examples() -> str:
-    return "examples:\n" + "\n".join(f"  wavlink {name} {command.example}" for name, command in COMMANDS.items())
+    return "examples:\n" + "\n".join(f"  wavlink {name} {COMMANDS[name].example}" for name in FIRST)
 
 
-def _debug_option(parser: Parser) -> None:
+def _debug_option(parser: Any) -> None:  # or a group of one
     text = "print the traceback above the line of an error"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
 

@@ -1,14 +1,20 @@
 """Shared behaviour of the commands: exit codes, errors in one line, JSON output, signals, lines of progress."""
 
+import atexit
 import contextlib
+import gc
 import json
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, TextIO
 
 from .hub_errors import without_token
@@ -22,6 +28,7 @@ EXIT_CODES = """exit codes:
   2    not done: the arguments, the disk or the Hub do not allow it; one line says why and what to do
   130  stopped by SIGINT (ctrl-C); 143 by SIGTERM. The same command resumes train and index"""
 _MOST = 2000  # characters of an error
+_SAME_STOP = 1.0  # seconds in which a repeated SIGINT is of the same ctrl-C
 _in_results = ContextVar("in_results", default=False)
 
 
@@ -45,6 +52,8 @@ def run_command(
         as_json: print `{"error": line}` on stdout as well.
     """
     escape_unwritable()
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)  # Python would search torch's and transformers' objects for cycles, for a second
     try:
         return command(arguments) or 0
     except (ValueError, OSError) as error:
@@ -110,14 +119,56 @@ def code_of(stopped: KeyboardInterrupt) -> int:
 
 
 @contextlib.contextmanager
-def on_stop_signals(handler: Callable) -> Iterator[dict]:
-    """Call `handler` on SIGINT and SIGTERM; yield the former handlers by number, which are restored afterwards."""
+def on_stop_signals(handler: Callable) -> Iterator[None]:
+    """Call `handler` on SIGINT and SIGTERM; the former handlers are restored afterwards."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield before
+        yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+class StopSignal:
+    """The first SIGINT or SIGTERM that arrives while its context is entered, after which work ends in an orderly way.
+
+    `timeout` and launchers send a signal to a process and once more to its group. Therefore a repeated SIGTERM, or a
+    SIGINT within a second, changes nothing; a later SIGINT raises a KeyboardInterrupt.
+
+    Args:
+        line: written to stderr at once.
+
+    Attributes:
+        event: set by the signal.
+        number: the signal's; None before.
+    """
+
+    def __init__(self, line: str = ""):
+        self.line = line
+        self.event = threading.Event()
+        self.number: int | None = None
+        self._received = 0.0
+        self._handling = on_stop_signals(self._receive)
+
+    def __bool__(self) -> bool:
+        return self.event.is_set()
+
+    def __enter__(self) -> "StopSignal":
+        self._handling.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._handling.__exit__(*error)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if not self:
+            self.number, self._received = number, time.monotonic()
+            self.event.set()
+            if self.line:
+                with contextlib.suppress(OSError):  # past sys.stderr, which the signal may have interrupted
+                    os.write(2, f"\n{self.line}\n".encode())
+        elif number == signal.SIGINT and time.monotonic() > self._received + _SAME_STOP:
+            raise KeyboardInterrupt(number)
 
 
 @contextlib.contextmanager

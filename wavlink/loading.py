@@ -33,11 +33,12 @@ from modeling_wavlink.compat_wavlink import optional_file
 from modeling_wavlink.modeling_wavlink import WavLinkModel
 from modeling_wavlink.pretrained_wavlink import from_safetensors, refuse_adapter
 from processing import WavLinkProcessor
-from processing.hub_names import near_folder, needs_cache
+from processing.hub_names import model_of_run, near_folder, needs_cache
 
 from . import bundled_models, sentence_transformer
 from .adapted_processor import AdaptedProcessor
 from .clap_processor import RepeatableClapProcessor
+from .progress import loading_bars_hidden
 
 Model: TypeAlias = PreTrainedModel | sentence_transformer.SentenceTransformerEmbedder
 Processor: TypeAlias = ProcessorMixin | AdaptedProcessor
@@ -61,6 +62,7 @@ class OtherArchitecture(ValueError):
     """A model of an architecture that is not known here."""
 
 
+@loading_bars_hidden()
 def load_for_evaluation(
     name: str, device: str | torch.device = "cpu", revision: str | None = None, local_files_only: bool = False
 ) -> tuple[Model, Processor]:
@@ -244,9 +246,7 @@ def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple
     folder = Path(source)
     names = [name for name in ("config.json", "modules.json") if not folder.is_dir() or (folder / name).is_file()]
     if not names:
-        best = folder / "best"
-        hint = f"did you mean {best}?" if (best / "config.json").is_file() else ACCEPTED
-        raise ValueError(f"{source} has no config.json: {hint}")
+        raise ValueError(f"{source} has no config.json: {model_of_run(folder) or ACCEPTED}")
     try:
         local_files_only = local_files_only or needs_cache(source, revision=revision)
     except ValueError as error:
@@ -285,7 +285,7 @@ def _read_config(
             path = None
         if path is None:
             raise ValueError(
-                f"{source!r} is neither a folder here nor to be had from the Hub{near_folder(source)}: {ACCEPTED} "
+                f"{source!r} is neither a folder here nor available on the Hub{near_folder(source)}: {ACCEPTED} "
                 f"({error})"
             ) from error
     commit = extract_commit_hash(path, None)

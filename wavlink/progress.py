@@ -1,9 +1,13 @@
-"""Progress bars: tqdm, with a lock of this process alone."""
+"""Progress bars: tqdm, with a lock of this process alone; those of other libraries are hidden where they disturb."""
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from tqdm import tqdm
+from transformers.utils import logging
 
 
 class Bar(tqdm):
@@ -17,6 +21,26 @@ class Bar(tqdm):
 
     def __init__(self, *args, miniters: float | None = 1, **kwargs):
         super().__init__(*args, miniters=miniters, **kwargs)  # tqdm's own estimate needs the monitor thread
+
+
+@contextmanager
+def loading_bars_hidden(downloads: bool = False) -> Iterator[None]:
+    """Hide transformers' progress bars of weights that are loaded or saved; afterwards its setting is as before.
+
+    Args:
+        downloads: whether huggingface_hub's bars are hidden as well.
+    """
+    loading, hub = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # of both libraries
+    if hub and not downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if loading:
+            logging.enable_progress_bar()
+        if hub == are_progress_bars_disabled():
+            (enable_progress_bars if hub else disable_progress_bars)()
 
 
 Bar.set_lock(threading.RLock())

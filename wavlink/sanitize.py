@@ -63,9 +63,3 @@ def _without_paths(text: str) -> str:
         return last_part(text)
     text = _QUOTED.sub(lambda match: match[1] + last_part(match[2]) + match[1], text)
     return _BARE.sub(lambda match: last_part(match[0]), text)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table of cells that are already escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

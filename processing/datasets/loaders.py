@@ -26,6 +26,7 @@ from .mixture import mixture
 from .paper import NAMES
 from .shards import load_stream
 from .streaming import NAMES_KEPT, StreamedBatches
+from .worker_processes import loader_options
 
 logger = logging.get_logger(__name__)
 
@@ -112,9 +113,7 @@ class Epochs:
             self.data,
             batch_sampler=self.plan,
             collate_fn=_WithUnreadable(collator(self.recipe, processor), self.data),
-            num_workers=self.recipe.num_workers,
-            generator=torch.Generator(),  # a separate one: a resumed run must not advance the model's generator
-            pin_memory=torch.cuda.is_available(),
+            **loader_options(self.recipe.num_workers),
         )
         for batch, clips, unreadable in loader:
             self._note(clips, unreadable)

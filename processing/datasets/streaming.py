@@ -22,6 +22,7 @@ from processing.collator import AudioTextCollator, drawn
 from .load import captions_of
 from .shard_reader import DamagedShard
 from .shard_reader import ShardReader as ShardReader
+from .worker_processes import loader_options
 
 logger = logging.get_logger(__name__)
 
@@ -105,9 +106,7 @@ class StreamedBatches:
             _Readers(self._windows, list(self._states), self._taken % len(self._windows)),
             batch_size=None,
             collate_fn=_unchanged,
-            num_workers=self.num_workers,
-            generator=torch.Generator(),  # a separate one, so that restarts do not advance the model's generator
-            pin_memory=torch.cuda.is_available(),
+            **loader_options(self.num_workers),
         )
         for reader, batch, state, report in loader:
             self._states[reader], self._reports[reader] = state, report

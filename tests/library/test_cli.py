@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from transformers import pipeline
 
 from processing.audio import load_audio
 from tests.conftest import RATE, tone
+from tests.processes import run_process
+from tests.project_imports import ROOT
 from wavlink import cli, console
 from wavlink.classification import classify
 from wavlink.embedder import Embedder
@@ -73,6 +76,38 @@ def test_signal_becomes_interrupt_even_if_the_code_raises_another_error(tmp_path
     assert console.code_of(stopped.value) == 128 + signal.SIGTERM
     with pytest.raises(OSError, match="disk"), console.signals_as_interrupts():
         raise OSError("the disk is full")
+
+
+def test_a_stop_signal_is_kept_and_a_later_interrupt_raised(capfd, monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.StopSignal("stopping: a moment") as stop:
+        assert not stop and stop.number is None
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert stop and stop.event.is_set() and stop.number == signal.SIGINT
+        now[0] += 2
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert capfd.readouterr().err.count("stopping: a moment") == 1
+
+
+AT_EXIT = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count()))
+from wavlink.console import run_command
+print(gc.get_freeze_count(), run_command("a", lambda _: 0))
+"""
+
+
+def test_a_command_ends_without_a_search_for_cycles():
+    """The collector has nothing to look at then: with torch loaded it takes a second otherwise."""
+    done = run_process([sys.executable, "-c", AT_EXIT], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, after = done.stdout.splitlines()
+    assert before == "0 0" and int(after) > 1000
 
 
 def test_missing_own_module_is_raised_without_an_install_hint(monkeypatch):

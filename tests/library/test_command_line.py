@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -61,9 +62,13 @@ def test_help_is_fast_and_imports_no_torch(name):
 
 
 def test_the_overview_names_every_command_and_exit_code(capsys):
+    """The commands first, then the examples of a few; the help of each has its own."""
     assert cli.main([]) == cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  wavlink {name} {command.example}\n" in out for name, command in cli.COMMANDS.items())
+    listed, _, rest = out.partition("\noptions:\n")
+    assert all(re.search(rf"\n +{name.split()[0]} +\w", listed) for name in cli.COMMANDS)
+    assert all(f"  wavlink {name} {cli.COMMANDS[name].example}\n" in rest for name in cli.FIRST)
+    assert all(f"  wavlink {name} {cli.COMMANDS[name].example}" in leaf.epilog for name, leaf in leaves().items())
     assert all(f"\n  {code} " in out for code in (0, 1, 2, 130)) and "143" in out
 
 

@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 from transformers import ClapFeatureExtractor, ClapModel, ClapProcessor
+from transformers.utils import logging
 
 from modeling_wavlink import WavLinkModel
 from processing import WavLinkProcessor
@@ -16,6 +18,7 @@ from tests.clap_models import LONG, SHORT, save_clap
 from tests.conftest import RATE as WHISPER_RATE
 from tests.conftest import tone as whisper_tone
 from tests.htsat_models import RATE, tone
+from wavlink import cli
 from wavlink.evaluation.embed_split import embed_audio, embed_text
 from wavlink.loading import describe, load_for_evaluation, random_control
 
@@ -268,7 +271,7 @@ def test_a_fusing_extractor_on_a_model_without_fusion_is_refused(tmp_path):
     [
         ("random:", "'random:' does not say which model.*random:NAME@SEED"),
         ("random:{bert}@1", "is a 'bert' model: give a WavLink or a transformers CLAP"),
-        ("random:{bert}@x", "@x' is neither a folder here nor to be had from the Hub.*random:NAME@SEED"),
+        ("random:{bert}@x", "@x' is neither a folder here nor a Hub id.*random:NAME@SEED"),
         ("{bert}", "is a 'bert' model: give a WavLink or a transformers CLAP"),
         ("{empty}", "empty has no config.json: give a WavLink"),
         ("{run}", "run has no config.json: did you mean .*run/best"),
@@ -284,6 +287,33 @@ def test_unknown_names_are_refused(bert_folder, tmp_path, name, message):
     (tmp_path / "run/broken/config.json").write_text("{")
     with pytest.raises(ValueError, match=message):
         load_for_evaluation(name.format(bert=bert_folder, empty=tmp_path / "empty", run=tmp_path / "run"))
+
+
+def test_the_message_for_a_run_says_what_it_holds(tmp_path):
+    run = tmp_path / "runs/mine"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in (run, run / "best", tmp_path / "runs/mien"):
+        with pytest.raises(ValueError, match=r"the training in .*runs/mine has not saved a model yet: the command"):
+            load_for_evaluation(str(name))
+    (run / "last").mkdir()
+    (run / "last/config.json").write_text("{}")
+    for name in (run, run / "best", tmp_path / "runs/mien"):
+        with pytest.raises(ValueError, match=r"did you mean the folder .*runs/mine/last\?"):
+            load_for_evaluation(str(name))
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_shows_no_bars_and_leaves_transformers_setting(wavlink_folder, capfd, shown):
+    before = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        load_for_evaluation(str(wavlink_folder))
+        assert capfd.readouterr().err == ""
+        assert logging.is_progress_bar_enabled() is shown is not are_progress_bars_disabled()
+        assert cli.main(["classify", "none.wav", "--model", str(wavlink_folder), "--labels", "a", "b"]) == 2
+        assert logging.is_progress_bar_enabled() is shown is not are_progress_bars_disabled()
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 def test_a_wavlink_without_a_processor_is_refused(model, tmp_path):
@@ -311,7 +341,7 @@ def test_from_the_hub_the_commit_is_the_revision(hub, unfused, wavlink_folder, t
         for name, folder in (("user/clap", unfused), ("user/wavlink", wavlink_folder))
     ]
     refused, *found = json.loads(hub.run(FROM_HUB, tmp_path / "home").splitlines()[-1])
-    assert refused.startswith("'user/none' is neither a folder here nor to be had from the Hub")
+    assert refused.startswith("'user/none' is neither a folder here nor available on the Hub")
     assert [row["revision"] for row in found[::2]] == commits
     assert all(row["revision"].startswith("sha256:") for row in found[1::2])
     assert [row["kind"] for row in found] == ["clap", "random control", "wavlink", "random control"]

@@ -57,7 +57,7 @@ def test_a_mistyped_name_is_refused_without_retries_by_every_command(wavlink_fol
     for name, (code, line) in told.items():
         assert code == 2 and line.startswith(f"wavlink {name.partition(',')[0]}: "), name
         if "is not installed" not in line:
-            assert "'runs/bset' is neither a folder here nor to be had from the Hub" in line, name
+            assert "'runs/bset' is neither a folder here nor available on the Hub" in line, name
             assert "did you mean the folder runs/best?" in line, name
 
 
@@ -75,7 +75,7 @@ def test_the_nearest_folder_is_the_one_that_is_loaded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("source", ["a/b/c", "runs/my best", "~/model", "/no/folder"])
 def test_an_invalid_hub_id_makes_no_request(source, monkeypatch):
     monkeypatch.setattr(hub_names, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the Hub"))
-    with pytest.raises(ValueError, match="neither a folder here nor to be had from the Hub, whose ids are owner/name"):
+    with pytest.raises(ValueError, match="neither a folder here nor a Hub id, which is owner/name"):
         needs_cache(source)
 
 

@@ -33,8 +33,8 @@ COMPAT = {
     "processing/datasets/compat_datasets.py",
     "wavlink/compat_argparse.py",
 }
-# Methods of ours, of namedtuples and of classes that transformers and evaluate want overridden.
-OWN = {"_replace", "_init_weights", "_save", "_load_from_checkpoint", "_load_best_model"}
+# Methods of ours, of namedtuples and of classes that transformers and evaluate want overridden; `os._exit`.
+OWN = {"_replace", "_exit", "_init_weights", "_save", "_load_from_checkpoint", "_load_best_model"}
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import generic
 
 import train
 from processing.collator import AudioTextCollator
@@ -60,6 +61,18 @@ def test_freed_tensors_go_back_to_the_system():
     assert int(run(False)[-1]) > 200
     answer, kept = run(True)
     assert answer == "True" and int(kept) < 50
+
+
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_recomputed_states_come_without_a_warning_of_a_cache(folder, tmp_path, monkeypatch, checkpointing):  # noqa: F811
+    """BERT's config says `use_cache`, which a saved model keeps."""
+    warned = []
+    monkeypatch.setattr(generic.logger, "warning_once", lambda *words: warned.append(words))
+    monkeypatch.setattr(memory, "MANY_TOKENS", 1)
+    options = ["--max_steps", "1", "--gradient_checkpointing", checkpointing]
+    run = train.train(recipe(folder, tmp_path / "run", *options))
+    config = json.loads((run / "last/config.json").read_text(encoding="utf-8"))
+    assert not warned and config["text_config"].get("use_cache", True)
 
 
 @pytest.mark.slow

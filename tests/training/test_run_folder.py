@@ -212,6 +212,29 @@ def test_sigterm_leaves_a_checkpoint_and_a_full_disk_the_last_one(folder, tmp_pa
     assert all(bool((got[name] == expected[name]).all()) for name in expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(folder, tmp_path, start, number):  # noqa: F811
+    """Twice, as `timeout` sends it; the workers that decode sounds get it too."""
+    options = ["--max_steps", "40", "--epochs", "2", "--num_workers", "2"]
+    process = started_run(start, folder, tmp_path / "run", *options)
+    metrics = tmp_path / "run/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("loss") > 1):
+        time.sleep(0.01)
+    for _ in range(2):
+        os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 128 + number, output
+    stopped = int(re.search(rf"stopped by {number.name} after step (\d+)", output)[1])
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [f"step-{stopped:08d}"]
+    assert stopped < 40 and not re.search("died|Terminated|Traceback", output), output
+    options += ["--label_prompt", ""]
+    resumed = train.train(recipe(folder, tmp_path / "run", *options, "--num_workers", "0"))
+    unbroken = train.train(recipe(folder, tmp_path / "unbroken", *options, "--num_workers", "0"))
+    got, expected = (load_file(run / "last/model.safetensors") for run in (resumed, unbroken))
+    assert all(bool((got[name] == expected[name]).all()) for name in expected)
+
+
 def test_checkpoints_carry_all_state_that_training_has(folder, tmp_path):  # noqa: F811
     """The scaler of fp16 by a stand-in: Accelerate makes one on GPUs alone."""
     run = train.Run(recipe(folder, tmp_path / "run", "--max_steps", "2"))

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import warnings
 from datetime import timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import Trainer
 
 from tests import trainer_runs
 from tests.processes import spawn
-from tests.trainer_runs import DIMS, REGIMES, collator, prepared, rows, snapshot, train
+from tests.trainer_runs import DIMS, REGIMES, collator, prepared, rows, snapshot, train, trainer
 from wavlink.training.grad_cache import backward
 from wavlink.training.trainer import WavLinkTrainer
 
@@ -120,6 +121,16 @@ def test_one_process(wavlink, expected, loss_type, regime, name):
     options = {**options, "per_device_train_batch_size": 5}
     found = train(wavlink, prepared(wavlink, loss_type, regime), rows(clips), kind, **options)
     assert_same(found, expected[loss_type, regime, clips])
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="memory is pinned for an accelerator")
+def test_without_an_accelerator_no_loader_warns_of_pinned_memory(wavlink):
+    options = {"use_cpu": False, "dataloader_pin_memory": True, "label_names": ["caption_ids"], "max_steps": 1}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*pin_memory")
+        ours = trainer(wavlink, prepared(wavlink, "info_nce"), rows(3), **options)
+        ours.train()
+        assert "eval_loss" in ours.evaluate()
 
 
 def test_training_drops_a_calibration_of_other_weights(wavlink):

@@ -9,22 +9,17 @@ The first command again, with the same INDEX, goes on after a kill and follows f
 """
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from types import FrameType
 from typing import Any
 
 from processing.file_names import same_letters
 from wavlink import bundled_models
 from wavlink import options as of
-from wavlink.console import on_stop_signals, print_json
+from wavlink.console import StopSignal, print_json
 from wavlink.parsing import Parser
 from wavlink.probability import NO_MATCH
-from wavlink.progress import Bar
 from wavlink.sanitize import clean
 
 from . import transfer
@@ -45,12 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def index(as_json: bool, **options: Any) -> int:
     """Index sounds."""
-    stop, caught = threading.Event(), []
-    with _stopped_by(stop, caught):
-        report = index_sounds(options.pop("sounds"), stop=stop, **options)
+    with StopSignal("stopping: writing what is embedded") as stopped:
+        report = index_sounds(options.pop("sounds"), stop=stopped.event, **options)
     _print_skipped(report.skipped, most=_SHOWN)
     _print_result(asdict(report), f"{'stopped; ' if report.stopped else ''}{report}", as_json)
-    return 128 + caught[0] if caught else 0
+    return 128 + stopped.number if stopped.number else 0
 
 
 def query(
@@ -191,20 +185,6 @@ def _print_skipped(skipped: dict[str, str], most: int | None = None) -> None:
         print(f"skipped {clean(path, 1000)}: {clean(reason, 1000)}", file=file)
     if most is not None and len(skipped) > most:
         print(f"... and {len(skipped) - most} more skipped: `info INDEX` names them all", file=file)
-
-
-@contextmanager
-def _stopped_by(stop: threading.Event, caught: list[int]) -> Iterator[None]:
-    """Set `stop` at SIGINT or SIGTERM; a second signal has its usual effect."""
-
-    def handle(number: int, _: FrameType | None) -> None:
-        caught.append(number)
-        stop.set()
-        signal.signal(number, before[number])
-        Bar.write("stopping: writing what is embedded", file=sys.stderr)
-
-    with on_stop_signals(handle) as before:
-        yield
 
 
 def _parser() -> argparse.ArgumentParser:

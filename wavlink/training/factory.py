@@ -22,6 +22,7 @@ from wavlink.bundled_models import resolve
 from wavlink.compat import enable_checkpointing
 
 from .finetuning import lora_config, set_trainable
+from .memory import use_no_cache
 from .recipes import Recipe
 
 VOCABULARY = 4096  # tokens at most of a tokenizer that is trained on captions
@@ -147,6 +148,7 @@ def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
         if not model.supports_gradient_checkpointing:
             raise ValueError("HTS-AT has no gradient_checkpointing: leave it out, or lower --micro_batch_size")
         enable_checkpointing(model)
+        use_no_cache(model.text_model)
     return model
 
 

@@ -15,10 +15,11 @@ from processing.datasets.fingerprints import rows_digest, vocabulary_digest
 from processing.datasets.load import caption_columns, with_captions
 from processing.datasets.loaders import Epochs, Stream, load_source
 from wavlink.atomic_files import remove_leftovers
+from wavlink.console import StopSignal
 from wavlink.evaluation.calibrate import fit_to
 from wavlink.evaluation.embed_split import Embedded, embed_dataset
 from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
-from wavlink.progress import Bar
+from wavlink.progress import Bar, loading_bars_hidden
 from wavlink.training import distributed as sharding
 from wavlink.training.checkpoints import load_state, save_state
 from wavlink.training.factory import build, refuse_bad_start
@@ -208,30 +209,11 @@ def _validation_set(recipe: Recipe) -> tuple[datasets.Dataset, list[str]]:
     return split, columns
 
 
-class StopSignal:
-    """True once SIGTERM has arrived, which schedulers send before they kill."""
-
-    def __init__(self):
-        self.received = False
-
-    def __bool__(self) -> bool:
-        return self.received
-
-    def __enter__(self) -> "StopSignal":
-        self.before = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *error) -> None:
-        signal.signal(signal.SIGTERM, self.before)
-
-    def _receive(self, *_) -> None:
-        self.received = True
-
-
 def train(recipe: Recipe) -> Path:
     """Train a model by a recipe, going on from the last checkpoint in its output folder.
 
-    On SIGTERM the step is finished and a checkpoint written, then the process exits with 143.
+    On SIGTERM or SIGINT (ctrl-C) the step is finished and a checkpoint written; then the process exits with 143, or
+    KeyboardInterrupt is raised. A second SIGINT raises it at once.
 
     Args:
         recipe: from `load_recipe`; its times are in seconds.
@@ -263,7 +245,8 @@ def train(recipe: Recipe) -> Path:
         raise ValueError(f"give a recipe, as from load_recipe({next(iter(RECIPES))!r}), got {recipe!r}")
     if not recipe.output_dir:
         raise ValueError(f"the recipe {recipe.name} has no output_dir: load_recipe gives it one, or name a folder")
-    return _train(recipe)
+    with loading_bars_hidden():
+        return _train(recipe)
 
 
 @alone_in_its_folder
@@ -274,7 +257,8 @@ def _train(recipe: Recipe) -> Path:
     run.resume()
     log = Log(run)
     run.model.train()
-    with StopSignal() as signal_received, naming_dead_workers():
+    line = "stopping: a checkpoint will be written after this step" if run.accelerator.is_main_process else ""
+    with StopSignal(line) as signal_received, naming_dead_workers():
         for batch in run.feed.batches(run.processor, run.step):
             if run.step == run.steps:
                 break
@@ -289,8 +273,11 @@ def _train(recipe: Recipe) -> Path:
                 run.save_checkpoint()
             if stop:
                 log.note_seconds()
-                Bar.write(f"stopped by SIGTERM after step {run.step}; the same command goes on")
-                sys.exit(128 + signal.SIGTERM)
+                number = signal_received.number or signal.SIGTERM  # which another process has received
+                Bar.write(f"stopped by {signal.Signals(number).name} after step {run.step}; the same command goes on")
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt(number)
+                sys.exit(128 + number)
     run.save_model("last")
     run.accelerator.wait_for_everyone()
     log.end()

@@ -88,6 +88,18 @@ def recompute_long_texts(model: PreTrainedModel) -> None:
         (enable_checkpointing if many else disable_checkpointing)(model)
 
     model.register_forward_pre_hook(choose, with_kwargs=True)
+    use_no_cache(model)
+
+
+def use_no_cache(model: PreTrainedModel) -> None:
+    """Make a text tower compute without a cache of keys and values, which an encoder never uses.
+
+    transformers warns of the two together where a config says `use_cache`, as BERT's does; the config is unchanged.
+    """
+    if getattr(model.config, "use_cache", False):
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, {**kwargs, "use_cache": False}), with_kwargs=True
+        )
 
 
 def _recomputed_attention(

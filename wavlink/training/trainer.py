@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.data_loader import DataLoaderShard
 from peft import PeftModel
 from torch import Tensor, nn
@@ -145,6 +146,7 @@ class WavLinkTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.add_callback(_ClampedScale())
         self.add_callback(_NoCalibration())
+        self.args.dataloader_pin_memory &= torch.accelerator.is_available()  # without one torch warns and does not pin
         _refuse(self.args, micro_batch_size)
         if self._model_with_lora() and not all(hasattr(Trainer, name) for name in compat.TRAINER_HOOKS):
             raise ValueError(
