@@ -91,8 +91,8 @@ def push(options: argparse.Namespace) -> str:
     if not options.dry_run:
         step("asking the Hub who may write")
         check_access(api, target)
-    options.folder = options.folder and resolve(options.folder)
     with own_lines_alone(), working_folder(options.output_dir) as folder:
+        options.folder = options.folder and resolve(options.folder)
         if options.space:
             prepare_space(options, folder, scores)
         else:

@@ -99,7 +99,10 @@ class Embedder:
         self._source = model if isinstance(model, str) else None
         self._batch_size = None
         model, self.processor = _load(model, processor, revision, local_files_only)
-        self.name, self.revision = name_of(model.name_or_path) or type(model).__name__, revision_of(model)
+        self.name, self.revision = (
+            name_of(getattr(model, "name_or_path", "")) or type(model).__name__,
+            revision_of(model),
+        )
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu" and hasattr(self.model, "audio_model"):
@@ -124,7 +127,7 @@ class Embedder:
         """
         embedder = cls.__new__(cls)
         embedder.model, embedder.processor, embedder._batch_size = model, processor, batch_size
-        embedder.name = name_of(model.name_or_path) or "the model"
+        embedder.name = name_of(getattr(model, "name_or_path", "")) or "the model"
         embedder._gradients = torch.no_grad  # inference tensors cannot be trained on
         embedder._read_properties()
         return embedder

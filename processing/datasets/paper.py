@@ -32,6 +32,7 @@ from .youtube_ids import clip_keys, find_clips, index_folder, seconds_of
 logger = logging.get_logger(__name__)
 
 NAMES = ("auto_acd", "audiosetcaps", "audiocaps", "clotho")
+_AUDIOCAPS = "OpenSound/AudioCaps"
 _CLOTHO = {"train": "CLAPv2/Clotho", "validation": "CLAPv2/Clotho", "test": "mteb/Clotho"}
 _CLOTHO_SPLITS = {"train": "development", "validation": "validation", "test": "evaluation"}
 _SPLITS = {name: list(files) for name, (_, _, files) in CAPTION_FILES.items()}
@@ -172,7 +173,7 @@ def judge(report: ClipReport, names: pyarrow.ChunkedArray, present: np.ndarray, 
 def _load_parquet(report: ClipReport, folder: str) -> datasets.Dataset:
     """Load a data set that contains its sounds; they are not copied, and only their headers are read."""
     name, split = report.source, report.split
-    source = folder or (_CLOTHO[split] if name == "clotho" else "OpenSound/AudioCaps")
+    source = folder or (_CLOTHO[split] if name == "clotho" else _AUDIOCAPS)
     needs_cache(source, "README.md", kind="dataset")
     rows = datasets.load_dataset(source, split=split)
     required = ["youtube_id", "caption"] if name == "audiocaps" else ["text"]

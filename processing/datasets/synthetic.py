@@ -306,11 +306,11 @@ def clip(kind: str, split: str, index: int, seed: int) -> dict[str, Any]:
 
 
 def synthetic_dataset(
-    split: str, clips_per_kind: int = 60, seed: int = 0, kinds: Iterable[str] = KINDS
+    split: str, clips_per_kind: int = 60, seed: int = 0, kinds: Iterable[str] | None = None
 ) -> datasets.Dataset:
-    """Make a data set of `clips_per_kind` clips of each of `kinds`, kind by kind; no two splits share a clip.
+    """Make a data set of `clips_per_kind` clips of each of `kinds` (default: all), kind by kind.
 
-    `audio` holds undecoded 16-bit FLAC bytes, `duration` is in seconds.
+    No two splits share a clip. `audio` holds undecoded 16-bit FLAC bytes, `duration` is in seconds.
 
     Raises:
         ValueError: an unknown split, or no clips.
@@ -322,7 +322,11 @@ def synthetic_dataset(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
     if clips_per_kind < 1:
         raise ValueError(f"clips_per_kind must be at least 1, not {clips_per_kind}.")
-    rows = [clip(kind, split, index, seed) for kind in dict.fromkeys(kinds) for index in range(clips_per_kind)]
+    rows = [
+        clip(kind, split, index, seed)
+        for kind in dict.fromkeys(KINDS if kinds is None else kinds)
+        for index in range(clips_per_kind)
+    ]
     audio = datasets.Audio(sampling_rate=SAMPLING_RATE, decode=False)
     # Cast afterwards: building the table with this feature would need torchcodec, even for encoded bytes.
     return datasets.Dataset.from_list(rows).cast_column("audio", audio)

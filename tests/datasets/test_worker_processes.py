@@ -1,8 +1,10 @@
 """Workers of a DataLoader: they ignore the signals that stop a run, and end when their parent ends them."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,7 +15,21 @@ from processing.datasets.worker_processes import loader_options
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal is unknown here")
 
 
-def test_workers_ignore_stop_signals_of_other_processes():
+@pytest.fixture
+def thread_of_a_library():
+    """A thread that starts in every forked process, as some libraries' threads do."""
+    begins = [True]
+
+    def start() -> None:
+        if begins:
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+    os.register_at_fork(after_in_child=start)
+    yield
+    begins.clear()
+
+
+def test_workers_ignore_stop_signals_of_other_processes(thread_of_a_library):
     loader = iter(DataLoader(range(6), batch_size=1, **loader_options(1)))
     assert next(loader).item() == 0
     (worker,) = loader._workers

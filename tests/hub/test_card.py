@@ -356,8 +356,9 @@ def test_a_folder_is_no_data_set_of_the_hub(benchmark, data, known, name):
 
 def test_known_ids_are_those_the_loaders_use():
     labelled = {name: data.hub for name, data in benchmark_data._LABELLED.items()}
-    assert BENCHMARK_IDS == {**paper_data._PARQUET, **labelled, "airbench": AIR_BENCH}
-    assert DATA["audiocaps"].hub == paper_data._PARQUET["audiocaps"]
+    captioned = {"audiocaps": paper_data._AUDIOCAPS, "clotho": paper_data._CLOTHO["test"]}
+    assert BENCHMARK_IDS == {**captioned, **labelled, "airbench": AIR_BENCH}
+    assert DATA["audiocaps"].hub == paper_data._AUDIOCAPS
     assert {name: DATA[name].hub for name in CAPTION_FILES} == {name: row[0] for name, row in CAPTION_FILES.items()}
     assert set(DATA) == {*paper_data.NAMES, "synthetic"}
 

@@ -111,11 +111,11 @@ def _towers(recipe: Recipe) -> list[str]:
 
 
 def _with_vocabulary(config: WavLinkConfig, recipe: Recipe, data: TrainingData) -> WavLinkConfig:
-    """The config; a new text tower has as many tokens as its captions have words, where they are here."""
+    """The config; a new text tower has as many tokens as its captions' tokenizer, where they are here."""
     if not (recipe.init or recipe.audio_model) and data.captions and "vocab_size" not in recipe.text_config:
-        from wavlink.training.factory import word_tokenizer
+        from wavlink.training.factory import subword_tokenizer
 
-        config.text_config.vocab_size = len(word_tokenizer(data.captions, 64))
+        config.text_config.vocab_size = len(subword_tokenizer(data.captions, 64))
     return config
 
 
