@@ -14,12 +14,14 @@ the clips are noise. Without a card it says so in one line and exits with 2.
 - compile: the same as train with compiled towers; the first step is timed apart. On a CPU there is no C++.
 
 Each stage is a process of its own with a time budget, so that a failure or a card's error ends that stage alone; it is
-recorded with what was measured before. The exit code is 0 if every stage passed, else 1.
+recorded with what was measured before. The exit code is 0 if every stage passed, else 1. SIGINT and SIGTERM end the
+check after its record is written, with 130 and 143.
 """
 
 import argparse
 import copy
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,7 +30,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +38,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
+from wavlink.atomic_files import write_text
+from wavlink.console import StopSignal
 from wavlink.training.grad_cache import backward
 
 try:
@@ -121,7 +125,7 @@ class Check:
     def add(self, stage: str, measure: str, value: float | None, unit: str = "", digits: int = 4, good=None) -> None:
         """Note a figure; `good` says whether it is as it must be, None where nothing is required."""
         passed = None if good is None else "yes" if good else "no"
-        cell = None if value is None else records.number(value, digits, unit)
+        cell = None if value is None else records.number(value, digits, unit) if math.isfinite(value) else str(value)
         self.rows.append([stage, measure, cell, passed])
         print(f"{stage:10}{measure:34}{'' if value is None else f'{value:.{digits}f}':>14} {unit:8}{passed or ''}")
         if good is False:
@@ -131,7 +135,7 @@ class Check:
     def save(self) -> None:
         """Write the results so far."""
         results = {"rows": self.rows, "raw": self.raw, "failed": self.failed}
-        self.file.write_text(json.dumps(results), encoding="utf-8")
+        write_text(self.file, json.dumps(results))  # atomic: the process may be stopped at any time
 
     def run(self, name: str, work: Callable[["Check", float], None]) -> None:
         """Run a stage; its error, if it fails, is recorded."""
@@ -297,19 +301,30 @@ def main(arguments: list[str] | None = None) -> int:
     stages = options.stages.split(",")
     if unknown := sorted({*stages} - {*STAGES}):
         parser.error(f"no stage {', '.join(unknown)}: the stages are {', '.join(STAGES)}")
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("gpu_check.py: there is no CUDA card here, so nothing was checked", file=sys.stderr)
+    try:
+        device = torch.device(options.device)
+    except RuntimeError:
+        parser.error(f"no device {options.device!r} is known: give one such as cuda, cuda:1 or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        missing = "CUDA card" if device.index is None else f"CUDA card {device.index}"
+        print(f"gpu_check.py: there is no {missing} here, so nothing was checked", file=sys.stderr)
         return 2
     if options.results:
         check = Check(device, options.tiny, options.results)
         check.run(stages[0], STAGES[stages[0]])
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stage's process is ended too
     results = {"rows": [], "raw": {}, "failed": []}
-    for name in stages:
-        for key, value in _in_process(name, options).items():
-            results[key] = results[key] | value if key == "raw" else results[key] + value
+    with StopSignal("stopping: the record is written first") as stop:
+        for name in stages:
+            for key, value in _in_process(name, options, stop).items():
+                results[key] = results[key] | value if key == "raw" else results[key] + value
+            if stop:
+                break
+        return _finish(options, device, results, 128 + stop.number if stop else 1)
+
+
+def _finish(options: argparse.Namespace, device: torch.device, results: dict, failure: int) -> int:
+    """Write the record and return the exit code, which is `failure` where a stage failed."""
     values = {"checks": records.table(["stage", "measure", "value", "passed"], results["rows"])}
     records.write(
         options.record,
@@ -324,26 +339,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(tables.markdown(values["checks"]))
     failed = results["failed"]
     print(f"failed: {'; '.join(failed)}" if failed else "every stage passed")
-    return 1 if failed else 0
+    return failure if failed else 0
 
 
-def _in_process(name: str, options: argparse.Namespace) -> dict:
-    """Run a stage in a process of its own, and return its results, or what it had when its time was over."""
+def _in_process(name: str, options: argparse.Namespace, stop: StopSignal) -> dict:
+    """Run a stage in a process of its own, and return its results, or what it had when its time or the run ended."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "results.json")
         command = [sys.executable, __file__, "--device", options.device, "--stages", name, "--results", str(file)]
         stage = subprocess.Popen(command + ["--tiny"] * options.tiny, start_new_session=True)
+        deadline = time.monotonic() + BUDGETS[name]
         try:
-            code = stage.wait(BUDGETS[name])
-            end = f"ended with exit code {code}"
-        except subprocess.TimeoutExpired:
-            code, end = 1, f"was stopped after its {BUDGETS[name]} s"
+            while (code := stage.poll()) is None and time.monotonic() < deadline and not stop.event.wait(0.1):
+                pass
         finally:
             _stop(stage)
         results = {"rows": [], "raw": {}, "failed": []}
         if file.is_file():
             results = json.loads(file.read_text(encoding="utf-8"))
-    if code:
+    if code != 0:
+        end = f"ended with exit code {code}"
+        if code is None:
+            end = "was stopped by a signal" if stop else f"was stopped after its {BUDGETS[name]} s"
         print(f"{name:10}{end}")
         results["rows"].append([name, end, None, "no"])
         results["failed"].append(f"{name}: {end}")
@@ -359,7 +376,8 @@ def _stop(stage: subprocess.Popen) -> None:
             pass
     else:
         stage.kill()
-    stage.wait()
+    with suppress(subprocess.TimeoutExpired):  # one that waits inside a card's driver cannot be ended
+        stage.wait(10)
 
 
 def _name(device: torch.device) -> str:
