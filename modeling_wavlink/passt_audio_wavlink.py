@@ -251,7 +251,7 @@ class WavLinkPasstModel(SavedAlone, PreTrainedModel):
             features, mask = F.pad(features, padding), F.pad(mask, padding)
         windows = features.unflatten(2, (count, -1)).transpose(1, 2).to(self.cls_token.dtype)
         frames = mask.unflatten(1, (count, -1)).sum(-1)
-        if ((frames > 0) & (frames < patch)).any():
+        if ((frames > 0) & (frames < patch)).any() or (frames[:, 0] < patch).any():
             raise ValueError(
                 f"a window has fewer frames than a patch, {patch}: a clip has {patch} to {size} frames, or full "
                 f"windows of {size}, which WavLinkPasstFeatureExtractor gives with window_frames={size}"

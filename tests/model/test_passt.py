@@ -352,6 +352,15 @@ def test_a_pooling_of_whispers_is_refused():
         WavLinkConfig(audio_config={"model_type": "passt", **AUDIO}, pooling="mean")
 
 
+@pytest.mark.parametrize("frames", [50, 150])
+def test_a_clip_without_frames_is_refused(model, frames):
+    mask = torch.ones(2, frames, dtype=torch.long)
+    mask[1] = 0
+    for clips in (slice(0, 2), slice(1, 2)):
+        with pytest.raises(ValueError, match="fewer frames than a patch, 16"):
+            model.audio_model(features(frames)[clips], mask[clips])
+
+
 @pytest.mark.parametrize("shape", [(1, 64, 50), (1, 128, 15), (1, 1, 128, 50), (128, 50), (1, 128, 103)])
 def test_features_of_another_shape_are_refused(model, shape):
     with pytest.raises(ValueError, match=r"\[batch, 128, 16 frames or more\]|fewer frames than a patch, 16"):

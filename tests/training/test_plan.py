@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from benchmarks import plan as benchmark
 from modeling_wavlink import WavLinkConfig, WavLinkModel
+from modeling_wavlink.passt_audio_wavlink import WavLinkPasstLayer
 from processing.datasets.loaders import Epochs
 from tests.htsat_models import AUDIO as HTSAT
+from tests.passt_models import AUDIO as PASST_FIELDS
 from tests.tone_runs import folder  # noqa: F401
 from wavlink import load_recipe
 from wavlink.cli import main as wavlink
@@ -48,9 +50,14 @@ TEXT = {
 }
 
 
-# A clip of 0.9 s for the Whisper, and one window of 2 s for the HTS-AT, with a text of 11 tokens.
-SHAPES = {"whisper": Shapes((80, 90), (90,), 11), "clap_audio_model": Shapes((1, 201, 16), (1,), 11)}
+# A clip of 0.9 s for the Whisper, one window of 2 s for the HTS-AT and two windows for the PaSST, with 11 tokens.
+SHAPES = {
+    "whisper": Shapes((80, 90), (90,), 11),
+    "clap_audio_model": Shapes((1, 201, 16), (1,), 11),
+    "passt": Shapes((128, 150), (150,), 11),
+}
 CLAP = {"model_type": "clap_audio_model", **HTSAT}
+PASST = {"model_type": "passt", **PASST_FIELDS, "num_hidden_layers": 4}
 
 
 def tiny(**changes) -> Recipe:
@@ -77,8 +84,10 @@ def real_flops(recipe: Recipe, config: WavLinkConfig, shapes: Shapes) -> int:
         {"scope": "audio"},
         {"gradient_checkpointing": True},
         {"audio_config": CLAP},
+        {"audio_config": PASST, "micro_batch_size": 4},
+        {"audio_config": PASST, "regime": "lora", "gradient_checkpointing": True},
     ],
-    ids=lambda changes: "-".join(changes) or "default",
+    ids=lambda changes: "-".join([changes.get("audio_config", WHISPER).get("model_type", "whisper"), *changes]),
 )
 def test_flops_of_a_step_are_those_of_a_real_step(changes):
     recipe = tiny(projection_dim=16, **changes)
@@ -125,25 +134,42 @@ def kept_by_a_real_pass(recipe: Recipe, config: WavLinkConfig, batch: dict) -> i
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("audio", [WHISPER, CLAP], ids=["whisper", "htsat"])
+@pytest.mark.parametrize("audio", [WHISPER, CLAP, PASST], ids=["whisper", "htsat", "passt"])
 def test_kept_bytes_are_those_of_a_real_pass(audio, attention, precision):
     recipe = tiny(audio_config=audio, attn_implementation=attention, mixed_precision=precision, projection_dim=16)
     config = planned_config(recipe)
     shapes = SHAPES[config.audio_config.model_type]
     batch = shapes.batch(6, "cpu")
     batch["attention_mask"][0, -3:] = 0  # padding: without it no mask is kept
-    if audio is WHISPER:
+    if audio is not CLAP:
         batch["input_features_mask"][0, -20:] = 0
     expected = kept_by_a_real_pass(recipe, config, batch)
     assert count_kept(config, recipe, shapes).of(6) == pytest.approx(expected, rel=0.02)
 
 
-def test_checkpointing_keeps_less_than_all_and_more_than_the_layers_inputs():
+@pytest.mark.parametrize("audio, positions", [(WHISPER, 3 * 250), (PASST, 4 * 5 * (2 + 12 * 9))])
+def test_checkpointing_keeps_less_than_all_and_more_than_the_layers_inputs(audio, positions):
     whole, less = (
         count_kept(planned_config(recipe), recipe, shapes_of(planned_config(recipe), recipe, 5.0, 11)).clip
-        for recipe in (tiny(projection_dim=16), tiny(projection_dim=16, gradient_checkpointing=True))
+        for recipe in (
+            tiny(projection_dim=16, audio_config=audio),
+            tiny(projection_dim=16, audio_config=audio, gradient_checkpointing=True),
+        )
     )
-    assert 4 * 3 * 250 * 32 < less < whole
+    assert 4 * positions * 32 < less < whole
+
+
+def test_plan_of_a_deep_passt_runs_two_of_its_layers(monkeypatch):
+    layers, forward = [], WavLinkPasstLayer.forward
+
+    def counted(layer: WavLinkPasstLayer, *arguments, **options) -> torch.Tensor:
+        layers.append(layer)
+        return forward(layer, *arguments, **options)
+
+    monkeypatch.setattr(WavLinkPasstLayer, "forward", counted)
+    recipe = tiny(projection_dim=16, audio_config=PASST | {"num_hidden_layers": 12}, data="audiocaps")
+    assert plan(recipe, ["l4"], 1000, 0.5)["parameters"]["total"] > 12 * 8000
+    assert 0 < len(layers) <= 3 * (1 + 2)  # a pass for the operations, two for the memory
 
 
 @pytest.mark.parametrize("regime", ["full", "lora", "projector"])
@@ -194,9 +220,14 @@ def test_mixture_counts_clips_as_training_does():
     assert halved.clips == audiocaps.clips + 2 * clotho.clips
 
 
+def test_given_seconds_above_those_of_the_data_are_the_longest():
+    data = training_data(tiny(data="audiocaps", max_seconds=30.0), seconds=25)
+    assert (data.seconds, data.longest) == (25, 25)
+
+
 @functools.cache
-def planned(name: str, device: str, utilization: float = 0.3, **changes) -> dict:
-    return plan(load_recipe(name, **changes), [device], utilization=utilization)
+def planned(name: str, device: str, **changes) -> dict:
+    return plan(load_recipe(name, **changes), [device])
 
 
 @pytest.mark.parametrize("name", ["tiny_one_gpu", "base_one_gpu"])
@@ -207,11 +238,12 @@ def test_recipes_for_one_gpu_need_at_most_24_gb(name):
 
 
 def test_hours_follow_from_flops_and_the_vendors_peak():
-    result = planned("tiny_one_gpu", "a100", 0.5)
+    recipe = tiny(projection_dim=16, data="audiocaps", mixed_precision="bf16")
+    result = plan(recipe, ["a100"], 1000, 0.5, utilization=0.5)
     (row,) = result["devices"]
     assert row["hours"] == pytest.approx(result["flops"]["total"] / (0.5 * CARDS["a100"].bf16 * 1e12) / 3600)
     assert row["step_seconds"] * result["steps"] / 3600 == pytest.approx(row["hours"])
-    (slower,) = planned("tiny_one_gpu", "a100", mixed_precision="no")["devices"]
+    (slower,) = plan(dataclasses.replace(recipe, mixed_precision="no"), ["a100"], 1000, 0.5)["devices"]
     assert slower["peak_tflops"] == CARDS["a100"].fp32
 
 
@@ -229,11 +261,14 @@ def test_what_does_not_fit_is_planned_in_smaller_pieces():
 
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
-    """An empty working folder and a network whose use fails the test."""
+    """An empty working folder, a network whose use fails the test, and built-in towers of two layers."""
 
     def refused(*_, **__):
         raise AssertionError("the network was used")
 
+    shallow = {"encoder_layers": 2, "num_hidden_layers": 2}
+    towers = {name: {k: shallow.get(k, value) for k, value in fields.items()} for name, fields in TOWERS.items()}
+    monkeypatch.setattr("wavlink.planning.model.TOWERS", towers)
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.chdir(tmp_path)
@@ -294,7 +329,7 @@ def test_local_folders_are_planned_from_their_configs(alone, whisper_folder, cli
 
 
 def test_measured_device_needs_no_assumption():
-    result = plan(tiny(projection_dim=16, data="audiocaps"), ["cpu"])
+    result = plan(tiny(projection_dim=16, data="audiocaps"), ["cpu"], 100, 0.5)
     (row,) = result["devices"]
     assert row["measured"] and row["tflops"] > 0 and row["hours"] > 0 and "utilization" not in row
     assert "measured on 12 clips at once" in table(result)

@@ -62,7 +62,7 @@ def training_data(recipe: Recipe, clips: int = 0, seconds: float = 0.0) -> Train
     return TrainingData(
         clips or sum(counts),
         min(mean, recipe.max_seconds),
-        min(max(source.longest for source in sources), recipe.max_seconds),
+        min(max(seconds, *(source.longest for source in sources)), recipe.max_seconds),
         _tokens(words, chunk),
         described,
         tuple(captions),

@@ -1,9 +1,10 @@
 """A recipe's model without weights: parameters, FLOPs and memory, counted by torch on tensors without data."""
 
+import copy
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from modeling_wavlink.configuration_wavlink import text_max_length
+from modeling_wavlink.passt_configuration_wavlink import patches
 from wavlink.compat import fake_tensors
 from wavlink.training.factory import config_of, new_extractor, prepared
 from wavlink.training.recipe_fields import Recipe
@@ -145,9 +148,24 @@ def count_flops(config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Flops:
     recipe = dataclasses.replace(recipe, attn_implementation="eager", mixed_precision="no")
     try:
         forward, backward = _passes(_model(config, recipe, "meta"), shapes.batch(1, "meta", masks=False))
-    except RuntimeError:  # such as HTS-AT, which chooses windows by their mask's values
-        forward, backward = _passes(_model(config, recipe, "cpu"), shapes.batch(1, "cpu"))
+    except RuntimeError:  # such as HTS-AT and PaSST, which choose windows by their mask's values
+        batch = shapes.batch(1, "cpu")
+        forward, backward = _by_depth(config, lambda config: _passes(_model(config, recipe, "cpu"), batch))
     return Flops(forward, backward, sum(config.matryoshka_dims))
+
+
+def _by_depth(config: WavLinkConfig, count: Callable[[WavLinkConfig], tuple[float, float]]) -> tuple[float, float]:
+    """Count what real tensors must show; PaSST's layers are alike, so one and two of them show what all of them do."""
+    if config.audio_config.model_type != "passt":
+        return count(config)
+    counts = []
+    for layers in (1, 2):
+        shallow = copy.deepcopy(config)
+        shallow.audio_config.num_hidden_layers = layers
+        counts.append(count(shallow))
+    more = config.audio_config.num_hidden_layers - 1
+    first, second = (one + more * (two - one) for one, two in zip(*counts, strict=True))
+    return first, second
 
 
 def _passes(model: WavLinkModel, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
@@ -184,7 +202,9 @@ def count_kept(config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Kept:
         with fake_tensors() as device:
             one, two = _both(_model(config, recipe, device), recipe, shapes, device, masks=device != "meta")
     except RuntimeError:
-        one, two = _both(_model(config, recipe, "cpu"), recipe, shapes, "cpu", masks=True)
+        one, two = _by_depth(
+            config, lambda config: _both(_model(config, recipe, "cpu"), recipe, shapes, "cpu", masks=True)
+        )
     kept = Kept(max(2 * one - two, 0.0), two - one)
     return dataclasses.replace(kept, clip=_checkpointed(config, shapes, kept.clip)) if checkpointed else kept
 
@@ -226,7 +246,16 @@ def _checkpointed(config: WavLinkConfig, shapes: Shapes, whole: float) -> float:
     """A clip's bytes where each layer keeps its input, in fp32, and the layer in work is computed again."""
     audio, text = config.audio_config, config.text_config
     states = 4.0 * (
-        audio.num_hidden_layers * -(-shapes.features[-1] // 2) * audio.hidden_size
+        audio.num_hidden_layers * _positions(audio, shapes.features[-1]) * audio.hidden_size
         + text.num_hidden_layers * shapes.tokens * text.hidden_size
     )
     return min(states + whole / min(audio.num_hidden_layers, text.num_hidden_layers), whole)
+
+
+def _positions(audio: PretrainedConfig, frames: int) -> int:
+    """The positions of a clip in the layers of a Whisper, or of a PaSST, whose windows have two tokens each."""
+    if audio.model_type != "passt":
+        return -(-frames // 2)
+    rows = patches(audio.num_mel_bins, audio.patch_size, audio.frequency_stride)
+    columns = patches(min(frames, audio.window_frames), audio.patch_size, audio.time_stride)
+    return -(-frames // audio.window_frames) * (2 + rows * columns)

@@ -72,8 +72,10 @@ def _shallow(config: WavLinkConfig) -> WavLinkConfig:
     """The config with at most `_LAYERS` layers in each tower; HTS-AT's stages differ, so it keeps all."""
     config = copy.deepcopy(config)
     audio, text = config.audio_config, config.text_config
+    if audio.model_type != "clap_audio_model":
+        audio.num_hidden_layers = min(audio.num_hidden_layers, _LAYERS)
     if audio.model_type == "whisper":
-        audio.encoder_layers = audio.num_hidden_layers = min(audio.encoder_layers, _LAYERS)
+        audio.encoder_layers = audio.num_hidden_layers
     text.num_hidden_layers = min(text.num_hidden_layers, _LAYERS)
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[: text.num_hidden_layers]
