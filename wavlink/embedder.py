@@ -35,6 +35,12 @@ _NO_DIRECTION = "the model gives {} a vector that is zero or holds NaN or infini
 _BATCHES_AHEAD = 2  # ready for the model
 _BATCHES_SORTED = 10  # the most sound that is sorted at once, however large the lookahead
 
+_TOWERS = {  # audio towers by their feature extractor
+    "WavLinkFeatureExtractor": "whisper",
+    "WavLinkClapFeatureExtractor": "clap_audio_model",
+    "WavLinkPasstFeatureExtractor": "passt",
+}
+
 
 class Embedder:
     """Embed many sounds and texts, fast, with a model and its processor.
@@ -135,6 +141,12 @@ class Embedder:
     def _read_properties(self) -> None:
         """Set the attributes that the model and the processor state."""
         extractor, config = self.processor.feature_extractor, self.model.config
+        tower = _TOWERS.get(type(extractor).__name__)
+        if tower and config.model_type == "wavlink" and config.audio_config.model_type != tower:
+            raise ValueError(
+                f"{self.name} has a {type(extractor).__name__}, which is for a {tower} tower, not for a "
+                f"{config.audio_config.model_type}: save the processor of its own towers there"
+            )
         self.sampling_rate = extractor.sampling_rate
         self.dims, self.matryoshka_dims = config.projection_dim, list(config.matryoshka_dims)
         self._limit = getattr(self.processor, "max_samples", None) or getattr(extractor, "n_samples", None)

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoProcessor
 import train
 from hub_cards import push
 from modeling_wavlink import WavLinkConfig, WavLinkModel, WavLinkPasstConfig, WavLinkPasstModel
-from processing import WavLinkPasstFeatureExtractor, WavLinkProcessor
+from processing import WavLinkFeatureExtractor, WavLinkPasstFeatureExtractor, WavLinkProcessor
 from processing.collator import AudioTextCollator
 from tests.clean_process import run_clean
 from tests.passt_models import AUDIO, RATE, features, save_passt, tone, weights
@@ -494,3 +494,10 @@ def test_a_recipe_trains_scores_and_saves(sounds_folder, passt_folder, bert_fold
     assert type(processor.feature_extractor) is WavLinkPasstFeatureExtractor
     assert processor.feature_extractor.chunk_length == (5 if pretrained else 30)
     assert embed(model, processor, tone(440, 2.5)).shape == (1, model.config.projection_dim)
+
+
+@pytest.mark.parametrize("bands", [80, 128])
+def test_feature_extractor_of_another_tower_is_refused(model, processor, bands):
+    other = WavLinkProcessor(WavLinkFeatureExtractor(bands), processor.tokenizer)
+    with pytest.raises(ValueError, match="a WavLinkFeatureExtractor, which is for a whisper tower, not"):
+        Embedder(model, other)
