@@ -59,7 +59,7 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(RUN) -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
-demo: $(VENV)/.demo  ## name and find real sounds with the bundled model, and teach it new ones: 4 minutes on 2 cores, MODEL=FOLDER for another
+demo: $(VENV)/.demo  ## name and find real sounds, and teach a model new ones; MODEL=FOLDER takes yours
 	$(RUN) examples/demo.py --out runs/demo $(if $(MODEL),--model $(MODEL))
 
 space: $(VENV)/.installed  ## the demo in a browser, of a model that is trained first and sounds made by code

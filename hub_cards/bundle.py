@@ -11,6 +11,7 @@ import argparse
 import copy
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,8 +72,11 @@ def bundle(
         of the run and those of the bundled model.
 
     Raises:
-        ValueError: weights over 40 MB, a name that is taken, scores of other weights, or a folder that does not load.
+        ValueError: weights over 40 MB, a name that is taken or cannot be, scores of other weights, or a folder that
+            does not load.
     """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"name must be of letters, digits, '.', '-' and '_' alone, got {name!r}")
     folder = Path(models) / name
     if folder.exists() and not replace:
         raise ValueError(f"{folder} is there already: give --replace to write it anew")

@@ -50,8 +50,12 @@ def open_paper_model(size: str) -> tuple[WavLinkModel, WavLinkProcessor]:
 
 
 def merged(model: WavLinkModel | PeftModel) -> WavLinkModel:
-    """Return the model with its adapter, if any, merged into the weights."""
-    return model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
+    """Return the model with its adapter, if any, merged into the weights, and without the base's calibration."""
+    if not isinstance(model, PeftModel):
+        return model
+    model = model.merge_and_unload(safe_merge=True)
+    model.config.match_calibration = None  # of the base's weights
+    return model
 
 
 def run_of(source: str) -> Path | None:

@@ -120,7 +120,10 @@ def _check_match_calibration(config: PretrainedConfig) -> None:
     known = {str(dim) for dim in (config.projection_dim, *config.matryoshka_dims)}
     for dim, fit in dims.items():
         if dim not in known:
-            raise ValueError(f"{name}: dims has {dim!r}, which is none of the nested dims {sorted(known, key=int)}")
+            raise ValueError(
+                f"{name}: dims has {dim!r}, which is none of the nested dims {', '.join(sorted(known, key=int))}: "
+                f"of a model with other dims set {name} to None, and calibrate it again"
+            )
         valid = isinstance(fit, dict) and all(_is_number(fit.get(part)) for part in ("slope", "intercept"))
         if not valid or fit["slope"] <= 0:
             raise ValueError(

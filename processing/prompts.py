@@ -4,8 +4,9 @@ PROMPT = "This is a sound of {}."  # of transformers' zero-shot audio pipeline
 
 
 def prompts_of(config: object) -> list[str]:
-    """Return the prompts for labels that a model's config brings (`label_prompts`), or else `PROMPT` alone."""
-    return list(getattr(config, "label_prompts", None) or [PROMPT])
+    """Return the prompts for labels that a WavLink's config brings (`label_prompts`), or else `PROMPT` alone."""
+    is_wavlink = getattr(config, "model_type", "") == "wavlink"  # whose config is checked
+    return list((getattr(config, "label_prompts", None) if is_wavlink else None) or [PROMPT])
 
 
 def checked_prompt(prompt: str) -> str:

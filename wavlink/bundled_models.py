@@ -87,22 +87,21 @@ def name_of(source: str) -> str:
 
 
 def describe_all() -> list[dict[str, object]]:
-    """Describe each bundled model: its `name`, `path`, `bytes`, nested `dims`, and whether its files are `intact`."""
+    """Describe each bundled model: its `name`, `path`, `bytes`, and nested `dims` if its files are `intact`."""
     described = []
     for name in names():
         folder = MODELS / name
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         try:
             _verify(folder)
-            error = ""
+            config, error = json.loads((folder / "config.json").read_text(encoding="utf-8")), ""
         except ValueError as raised:
-            error = str(raised)
+            config, error = {}, str(raised)
         described.append(
             {
                 "name": name,
                 "path": str(folder),
                 "bytes": sum((folder / file).stat().st_size for file in _files(folder)),
-                "dims": config.get("matryoshka_dims") or [config.get("projection_dim")],
+                "dims": [dim for dim in config.get("matryoshka_dims") or [config.get("projection_dim")] if dim],
                 "intact": not error,
                 "error": error,
             }
@@ -130,7 +129,7 @@ def _verify(folder: Path) -> None:
     """Raise a ValueError unless a folder holds exactly the files of the release."""
     again = "install the package again"
     try:
-        expected = json.loads((MODELS / SUMS).read_text(encoding="utf-8"))[folder.name]
+        expected = dict(json.loads((MODELS / SUMS).read_text(encoding="utf-8"))[folder.name])
         found = sums_of(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the bundled model {folder} cannot be verified ({error!r}): {again}") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from modeling_wavlink import WavLinkConfig
 
+from . import bundled_models
 from .atomic_files import write_text
 
 
@@ -14,7 +15,7 @@ def own_folder(model: str | os.PathLike[str]) -> Path:
     """Return the folder of a WavLink on this machine.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or it is a bundled model's.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -22,6 +23,8 @@ def own_folder(model: str | os.PathLike[str]) -> Path:
             f"{model} is no folder here, and its config.json is to be written: save a model of the Hub to a folder"
         )
     _read(folder)
+    if folder.resolve().parent == bundled_models.MODELS.resolve():
+        raise ValueError(f"{model} is a bundled model, whose files stay those of the release: copy its folder first")
     return folder
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import transformers
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -36,6 +35,7 @@ from processing import WavLinkProcessor
 from processing.hub_names import model_of_run, near_folder, needs_cache
 
 from . import bundled_models, sentence_transformer
+from .adapted_models import ADAPTED, adapted_classes
 from .adapted_processor import AdaptedProcessor
 from .clap_processor import RepeatableClapProcessor
 from .progress import loading_bars_hidden
@@ -51,7 +51,6 @@ ACCEPTED = (
     "or a Hub id, or random:NAME or random:NAME@SEED for one of these with new weights"
 )
 _CLASSES = {"wavlink": WavLinkModel, "clap": ClapModel}
-_ADAPTED = ("pe_audio", "pe_audio_video", "embedding_gemma2")  # model types of transformers
 _SENTENCE_TRANSFORMER = "sentence_transformer"  # what only sentence-transformers can load
 _CONTROL = re.compile(r"random:(?P<source>.+?)(?:@(?P<seed>\d+))?")
 # Buffers that old checkpoints lack, and every model computes equally.
@@ -136,8 +135,8 @@ def random_control(
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' generators too
         if isinstance(name_or_model, PreTrainedModel):
             model = type(name_or_model)(copy.deepcopy(name_or_model.config))
-        elif kind in _ADAPTED:
-            model_class, _ = _adapted(kind)
+        elif kind in ADAPTED:
+            model_class, _ = adapted_classes(kind)
             model = model_class(model_class.read_config(name_or_model, **pinned)).float()
         else:
             config = _CLASSES[kind].config_class.from_pretrained(name_or_model, **pinned)
@@ -164,8 +163,8 @@ def stated_dims(
     if kind == _SENTENCE_TRANSFORMER:
         return None
     pinned = {"revision": revision, "local_files_only": local_files_only}
-    if kind in _ADAPTED:
-        config = _adapted(kind)[0].read_config(source, **pinned)
+    if kind in ADAPTED:
+        config = adapted_classes(kind)[0].read_config(source, **pinned)
     else:
         config = _CLASSES[kind].config_class.from_pretrained(source, **pinned)
     return config.projection_dim, list(getattr(config, "matryoshka_dims", None) or [config.projection_dim])
@@ -255,7 +254,7 @@ def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple
     model_type, auto_map = config.get("model_type"), config.get("auto_map")
     pinned = {"revision": commit, "local_files_only": local_files_only}
     modules = sentence_transformer.modules_of(source, **pinned)
-    known = model_type in (*_CLASSES, *_ADAPTED)
+    known = model_type in (*_CLASSES, *ADAPTED)
     if modules and not (
         known and sentence_transformer.is_plain(source, modules, model_type == "embedding_gemma2", **pinned)
     ):
@@ -302,8 +301,8 @@ def _read_config(
 def _pretrained(source: str, kind: str, revision: str | None = None, **hub) -> PreTrainedModel:
     hub["revision"] = revision
     options = {"dtype": torch.float32, "output_loading_info": True, **hub}
-    if kind in _ADAPTED:
-        model_class, _ = _adapted(kind)
+    if kind in ADAPTED:
+        model_class, _ = adapted_classes(kind)
         options |= {"config": model_class.read_config(source, **hub), "key_mapping": model_class.key_mapping}
     else:
         model_class = _CLASSES[kind]
@@ -315,25 +314,9 @@ def _pretrained(source: str, kind: str, revision: str | None = None, **hub) -> P
     return _ready(model)
 
 
-def _adapted(kind: str) -> tuple[type, type]:
-    """Return the classes of a model and its processor."""
-    try:
-        if kind == "embedding_gemma2":
-            from .embedding_gemma import EmbeddingGemma2Embedder, EmbeddingGemma2TextAudioProcessor
-
-            return EmbeddingGemma2Embedder, EmbeddingGemma2TextAudioProcessor
-        from .pe_audio import PeAudioEmbedder, PeAudioTextProcessor
-
-        return PeAudioEmbedder, PeAudioTextProcessor
-    except ImportError as error:
-        raise ValueError(
-            f"transformers {transformers.__version__} has no {kind!r} models: install a newer one"
-        ) from error
-
-
 def _processor(source: str, kind: str, model: PreTrainedModel, **hub) -> Processor:
-    if kind in _ADAPTED:
-        _, processor_class = _adapted(kind)
+    if kind in ADAPTED:
+        _, processor_class = adapted_classes(kind)
         return processor_class(source, model, **hub)
     if kind == "clap":
         extractor = ClapFeatureExtractor.from_pretrained(source, **hub)

@@ -5,6 +5,7 @@ query with a whole index show which of them stand out.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -46,9 +47,7 @@ class Logistic:
         The log-odds are shifted by the change in the prior's log-odds: Saerens, Latinne and Decaestecker, "Adjusting
         the outputs of a classifier to new a priori probabilities", Neural Computation 14, 2002, equation 2.4.
         """
-        check_probability("prior", prior)
-        if not 0 < prior < 1:
-            raise ValueError(f"prior must be above 0 and below 1, got {prior}")
+        check_prior(prior)
         return Logistic(self.slope, self.intercept + log_odds(prior) - log_odds(self.prior), prior)
 
 
@@ -93,21 +92,27 @@ def calibration_of(embedder: Embedder, dim: int | None = None, prior: float | No
     Raises:
         ValueError: a prior that is none, or one for a model without a calibration.
     """
-    saved = getattr(_config(embedder), "match_calibration", None)
-    fit = saved["dims"].get(str(dim or embedder.dims)) if saved else None
-    if fit is None:
+    config = getattr(getattr(embedder, "model", None), "config", None)  # what only looks like an embedder has no model
+    calibration = logistic_at(checked_calibration(config), dim or embedder.dims)
+    if calibration is None:
         if prior is not None:
             raise ValueError(
                 f"prior={prior} shifts a model's calibration, which {embedder.name} lacks at {dim or embedder.dims} "
                 "dims: `wavlink calibrate` fits one for a WavLink"
             )
         return None
-    calibration = Logistic(fit["slope"], fit["intercept"], saved["prior"])
     return calibration if prior is None else calibration.at_prior(prior)
 
 
-def _config(embedder: Embedder) -> Any:
-    return getattr(getattr(embedder, "model", None), "config", None)  # what only looks like an embedder has no model
+def checked_calibration(config: Any) -> Mapping[str, Any] | None:
+    """Return a WavLink's `match_calibration`; None for other models, whose configs hold it unchecked if at all."""
+    return config.match_calibration if getattr(config, "model_type", "") == "wavlink" else None
+
+
+def logistic_at(saved: Mapping[str, Any] | None, dim: int) -> Logistic | None:
+    """Return the logistic of a `match_calibration` at a number of dims, None if it has none."""
+    fit = saved["dims"].get(str(dim)) if saved else None
+    return Logistic(fit["slope"], fit["intercept"], saved["prior"]) if saved and fit else None
 
 
 def described(calibration: Calibration | None) -> dict[str, Any]:
@@ -148,6 +153,13 @@ def standing_out(cosines: Any, center: Any, spread: Any, count: Any) -> "np.ndar
 def log_odds(probability: float) -> float:
     """Compute log(p / (1 - p))."""
     return math.log(probability) - math.log1p(-probability)
+
+
+def check_prior(prior: float) -> None:
+    """Raise a ValueError unless a share of matching pairs is a number between 0 and 1."""
+    check_probability("prior", prior)
+    if not 0 < prior < 1:
+        raise ValueError(f"prior must be above 0 and below 1, got {prior}")
 
 
 def check_probability(name: str, value: float | None) -> None:

@@ -31,13 +31,15 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str
     options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     encoded = tokenizer(list(texts), **options)
     spans = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    words = (
-        _word_at(text, *offsets)
-        for text, ids, all_offsets in spans
-        for token, offsets in zip(ids, all_offsets, strict=True)
-        if token == unknown
-    )
-    return list(dict.fromkeys(words))
+    words: dict[str, None] = {}
+    for text, ids, all_offsets in spans:
+        end = -1  # of the word before, of which further parts may be unknown
+        for token, (first, last) in zip(ids, all_offsets, strict=True):
+            if token == unknown and last > end:
+                start, end = _word_around(text, first, last)
+                words[text[start:end].strip()] = None
+    words.pop("", None)  # an unknown space
+    return list(words)
 
 
 def warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str], model: str) -> None:
@@ -74,10 +76,10 @@ def unnamed() -> Iterator[None]:
         _quiet.reset(token)
 
 
-def _word_at(text: str, start: int, end: int) -> str:
-    """Return the word around the characters from `start` to `end`."""
+def _word_around(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return where the word around the characters from `start` to `end` starts and ends."""
     while start > 0 and text[start].isalnum() and text[start - 1].isalnum():
         start -= 1
     while 0 < end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
         end += 1
-    return text[start:end].strip()
+    return start, end

@@ -10,7 +10,7 @@ import torch
 
 from modeling_wavlink import WavLinkModel
 from tests.conftest import RATE, tone
-from wavlink import cli
+from wavlink import bundled_models, cli
 from wavlink.evaluation import calibrate
 from wavlink.evaluation import calibration as fitting
 from wavlink.evaluation.calibration import fit_calibration
@@ -250,6 +250,30 @@ def test_what_cannot_be_calibrated_leaves_the_folder_as_it_is(wavlink_folder, ca
     assert (wavlink_folder / "config.json").read_bytes() == before
 
 
+def test_the_report_names_only_cosines_that_there_are():
+    fits = {"32": {"slope": 10.0, "intercept": -3.0}, "8": {"slope": 0.3, "intercept": -3.7}}
+    report = calibrate.report({"prior": 0.01, "data": "d", "pairs": 3, "dims": fits})
+    assert [line.split()[-1] for line in report.splitlines()[-2:]] == ["0.300", "none"]
+
+
+def test_a_prior_that_is_none_is_refused_before_the_split_is_embedded(
+    wavlink_folder, calibrated_data, monkeypatch, capsys
+):
+    monkeypatch.setattr(calibrate, "embed_dataset", lambda *args, **options: pytest.fail("the split was embedded"))
+    for prior in ("0", "1", "nan", "-1"):
+        given = ["calibrate", str(wavlink_folder), "--data", str(calibrated_data), "--prior", prior]
+        assert cli.main(given) == 2
+        assert "prior must be" in capsys.readouterr().err
+
+
+def test_a_bundled_model_keeps_its_config(tiny_bundle, calibrated_data, capsys):
+    for words in (["calibrate"], ["prompts", "--store"]):
+        assert cli.main([words[0], str(tiny_bundle), "--data", str(calibrated_data), *words[1:]]) == 2
+        assert "is a bundled model, whose files stay those of the release" in capsys.readouterr().err
+    bundled_models._verify.cache_clear()
+    assert bundled_models.bundled() == str(tiny_bundle)
+
+
 def test_eval_scores_the_probabilities(wavlink_folder, calibrated_data, capsys):
     given = ["eval", "--model", str(wavlink_folder), "--benchmark", str(calibrated_data), "--split", "validation"]
     assert cli.main([*given, "--choices", "0", "--json"]) == 0
@@ -257,7 +281,7 @@ def test_eval_scores_the_probabilities(wavlink_folder, calibrated_data, capsys):
     scores = json.loads(captured.out)["results"]["calibration"]
     assert scores["calibration"] == "index" and set(scores["32"]) >= {"auroc", "false_alarm_rate", "detection_rate"}
     config = json.loads((wavlink_folder / "config.json").read_text())
-    fit = {"prior": 0.01, "data": "d", "pairs": 9, "dims": {"32": {"slope": 3.0, "intercept": -1.0}}}
+    fit = {"prior": 0.01, "data": "d", "pairs": 9, "dims": {"32": {"slope": 3.0, "intercept": -1.0, "note": "n"}}}
     (wavlink_folder / "config.json").write_text(json.dumps(config | {"match_calibration": fit}))
     assert cli.main([*given, "--choices", "0", "--json"]) == 0
     captured = capsys.readouterr()

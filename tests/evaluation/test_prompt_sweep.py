@@ -16,6 +16,7 @@ from tests.conftest import RATE, tone
 from wavlink import cli
 from wavlink.config_file import write_field
 from wavlink.embedder import Embedder
+from wavlink.evaluation import prompt_sweep
 from wavlink.evaluation.prompt_sweep import sweep
 
 PROMPTS = ["the sound of a {}", "{}."]
@@ -85,7 +86,7 @@ def test_what_cannot_be_swept_is_refused(prompts, labels, most, why):
         sweep(torch.eye(2), labels, lambda texts: torch.ones(len(texts), 2), prompts, most)
 
 
-def test_the_command_stores_the_best_only_when_asked(folder, data, capsys):
+def test_the_command_stores_the_best_only_when_asked(folder, data, capsys, monkeypatch):
     before = (folder / "config.json").read_bytes()
     given = ["prompts", str(folder), "--data", str(data), "--json", "--prompt", *PROMPTS, "the {} barks"]
     assert cli.main(given) == 0
@@ -105,6 +106,10 @@ def test_the_command_stores_the_best_only_when_asked(folder, data, capsys):
     ):
         assert cli.main(["prompts", str(folder), "--data", str(data), *words]) == 2
         assert why in capsys.readouterr().err.splitlines()[-1]
+    with monkeypatch.context() as patch:
+        patch.setattr(prompt_sweep, "embed_audio", lambda *args: pytest.fail("the sounds were embedded"))
+        for words in (["--most", "0"], ["--prompt", "{}", "{}"]):
+            assert cli.main(["prompts", str(folder), "--data", str(data), *words]) == 2
     assert cli.main(["prompts", "owner/name", "--data", str(data), "--store"]) == 2
     assert "is no folder here" in capsys.readouterr().err
 

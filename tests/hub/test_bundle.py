@@ -87,6 +87,9 @@ def test_what_cannot_be_bundled_leaves_nothing(no_bundle, wavlink_folder, sharp_
     for message, options in cases.items():
         with pytest.raises(ValueError, match=message):
             bundle(str(wavlink_folder), "wavlink-tiny", models=no_bundle, **options)
+    for name in ("", "..", "../models", "a/b", "-a", "a b"):
+        with pytest.raises(ValueError, match="name must be of letters"):
+            bundle(str(wavlink_folder), name, models=no_bundle)
     monkeypatch.setattr(making, "LARGEST", 1000)
     with pytest.raises(ValueError, match="MB in fp16, over 0.001"):
         bundle(str(wavlink_folder), "wavlink-tiny", models=no_bundle)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from hub_cards import push, verify
 from modeling_wavlink import WavLinkModel
 from tests.hub_server import TOKEN
+from wavlink.config_file import write_field
 from wavlink.loading import describe, load_for_evaluation
 from wavlink.training.finetuning import merged_state_dict, save_adapter, set_trainable
 
@@ -169,7 +170,13 @@ def test_stock_peft_s_adapter_is_merged_too(model, wavlink_folder, tmp_path, unv
                 parameter.add_(0.1 * torch.randn_like(parameter))
     adapted.peft_config["default"].base_model_name_or_path = str(wavlink_folder)
     adapted.save_pretrained(tmp_path / "adapter")
-    pushed = weights(prepared(tmp_path / "adapter", tmp_path / "out"))
+    calibration = {"prior": 0.1, "dims": {"32": {"slope": 5.0, "intercept": -1.0}}}
+    write_field(wavlink_folder, "match_calibration", calibration)
+    out = prepared(wavlink_folder, tmp_path / "base")
+    assert json.loads((out / "config.json").read_text())["match_calibration"] == calibration
+    out = prepared(tmp_path / "adapter", tmp_path / "out")
+    assert not json.loads((out / "config.json").read_text()).get("match_calibration")  # of other weights
+    pushed = weights(out)
     before = weights(wavlink_folder)
     name = "audio_model.encoder.layers.0.self_attn.q_proj"
     lora = {key.rsplit(".lora_")[1][0]: value for key, value in adapted.state_dict().items() if f"{name}.lora_" in key}

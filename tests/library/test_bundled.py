@@ -204,6 +204,18 @@ def test_info_shows_the_bundled_models(tiny_bundle, capsys):
     assert "wavlink-tiny" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [("wavlink-tiny/config.json", "{"), ("wavlink-tiny/config.json", "[]"), (bundled_models.SUMS, "[3]")],
+)
+def test_info_says_which_bundled_model_is_damaged(tiny_bundle, name, content, capsys):
+    (tiny_bundle.parent / name).write_text(content)
+    bundled_models._verify.cache_clear()
+    assert cli.main(["info", "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["results"]["bundled"]
+    assert not model["intact"] and "install the package again" in model["error"] and model["dims"] == []
+
+
 def test_info_without_bundled_models(no_bundle, capsys):
     assert cli.main(["info"]) == 0
     assert "no model is bundled" in capsys.readouterr().out

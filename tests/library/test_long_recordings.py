@@ -16,7 +16,7 @@ from tests.conftest import RATE, tone
 from tests.helpers import is_picture
 from tests.processes import run_process
 from tests.sound_bytes import encoded
-from wavlink import localization, plots
+from wavlink import localization, plots, span_search
 from wavlink import options as of
 from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.embedder import Embedder
@@ -375,7 +375,7 @@ def test_the_command_takes_windows_by_the_recordings_length(command, tmp_path):
 
     def chosen(*options: str) -> tuple[float, float]:
         given = of.parser_of(of.where, "wavlink where").parse_args(["model", "night.wav", *options])
-        return localization.windows_of(Bands(), given.file, given.window, given.hop)
+        return span_search.windows_of(Bands(), given.file, given.window, given.hop)
 
     assert chosen() == (4, 1) and chosen("--window", "8") == (8, 4) and chosen("--hop", "2") == (4, 2)
     (tmp_path / "night.wav").write_bytes(encoded(tone(500, 130)))

@@ -10,6 +10,7 @@ import torch
 
 import wavlink
 from modeling_wavlink import WavLinkConfig, WavLinkModel
+from tests.clap_models import save_clap
 from tests.conftest import RATE, tone
 from wavlink import cli
 from wavlink.config_file import write_field
@@ -286,3 +287,14 @@ def test_both_fields_survive_saving_and_older_configs_lack_them(model, tmp_path)
     loaded = WavLinkModel.from_pretrained(tmp_path)
     assert loaded.config.match_calibration == CALIBRATION and loaded.config.label_prompts == ["a {}", "{}."]
     assert torch.equal(loaded.logit_scale, model.logit_scale)
+
+
+def test_only_a_wavlinks_config_brings_either(sounds, tmp_path):
+    """Other libraries' configs take any field, and check none."""
+    embedder = Embedder(str(save_clap(tmp_path / "clap", False)))
+    for prompts, calibration in ((3, {"dims": "x"}), ("ab", [1]), (["a"], {"dims": {}, "prior": 0.1})):
+        embedder.model.config.label_prompts, embedder.model.config.match_calibration = prompts, calibration
+        rows = wavlink.classify(embedder, sounds / "1.wav", LABELS)[0]["labels"]
+        assert {row["probability"] for row in rows} == {None}
+        with pytest.raises(ValueError, match="shifts a model's calibration"):
+            wavlink.classify(embedder, sounds / "1.wav", LABELS, prior=0.5)

@@ -53,6 +53,23 @@ def test_unknown_words_are_found_in_order(text, words):
     assert vocabulary.unknown_words(pieces(), ["a dog", text, text]) == words
 
 
+def test_each_unknown_word_is_read_once():
+    """A word of many unknown parts, as in a language without spaces."""
+
+    class Counted(str):
+        read = 0
+
+        def __getitem__(self, index):
+            Counted.read += 1
+            return str(self)[index]
+
+    text = Counted("狗叫" * 1000 + " a " + "犬" * 1000)
+    tokenizer = pieces()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    assert vocabulary.unknown_words(tokenizer, [text]) == ["狗叫" * 1000, "犬" * 1000]
+    assert Counted.read < 20 * len(text)
+
+
 def test_words_of_a_slow_tokenizer_are_found():
     class Slow:
         is_fast, unk_token_id = False, 0

@@ -147,11 +147,15 @@ def test_the_demo_names_finds_draws_and_learns(sharp_folder, tmp_path, monkeypat
     assert (out / "tuned/adapter").is_dir() and len(list((out / "sounds").glob("*.ogg"))) == 12
 
 
-def test_the_demo_without_a_bundled_model_says_so(no_bundle, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_demo_trains_a_model_where_none_is_bundled(no_bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
-    with pytest.raises(ValueError, match=r"there are: none.*give a model's folder"):
-        load("demo").main(["--out", str(tmp_path / "demo")])
-    assert not (tmp_path / "demo").exists()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    demo = load("demo")
+    for name, value in {"KINDS": ["white noise", "dial tone"], "OTHERS": ["rain", "gong"], "FIRST_STEPS": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+    table = str(demo.main(["--out", str(tmp_path / "demo"), "--steps", "3", "--clips_per_kind", "2"]))
+    assert "no model comes with this version" in capsys.readouterr().out and "AutoModel and pipeline say" in table
 
 
 def test_search_finds_the_like_and_leaves_out_the_unlike(sharp_folder, tones, tmp_path, capsys):

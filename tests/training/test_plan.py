@@ -328,6 +328,16 @@ def test_local_folders_are_planned_from_their_configs(alone, whisper_folder, cli
     assert str(whisper_folder) in capsys.readouterr().out
 
 
+def test_a_plan_is_of_the_model_that_training_starts_from(alone, tiny_bundle, folder, capsys):  # noqa: F811
+    for init in ("wavlink-tiny", str(tiny_bundle)):
+        assert wavlink(["train", "sounds", "--plan", "--data", str(folder), "--init", init]) == 0
+        out = capsys.readouterr().out
+        assert f"model      {init}, 32 dims" in out and "whisper" not in out
+        assert all(len(line.split()) >= 7 for line in out.splitlines() if line.startswith(("h200 ", "l4 ")))
+    assert wavlink(["train", "sounds", "--plan", "--data", str(folder), "--init", "wavlink-tin"]) == 2
+    assert "did you mean wavlink-tiny?" in capsys.readouterr().err
+
+
 def test_measured_device_needs_no_assumption():
     result = plan(tiny(projection_dim=16, data="audiocaps"), ["cpu"], 100, 0.5)
     (row,) = result["devices"]

@@ -17,6 +17,7 @@ from wavlink.config_file import own_folder, write_field
 from wavlink.console import stdout_for
 from wavlink.defaults import PRIOR
 from wavlink.loading import load_for_evaluation
+from wavlink.probability import check_prior
 from wavlink.sanitize import clean, last_part
 
 from .calibration import fit_calibration
@@ -60,6 +61,7 @@ def validation_split(data: str, split: str, columns: Sequence[str] = ()) -> tupl
 def run(options: argparse.Namespace) -> None:
     """Fit the calibration, write it into the model's config.json, and print it."""
     with stdout_for(options.as_json) as print_json:
+        check_prior(options.prior)
         folder = own_folder(options.model)
         split = validation_split(options.data, options.split, options.caption_columns)
         model, processor = load_for_evaluation(str(folder), "cuda" if torch.cuda.is_available() else "cpu")
@@ -74,11 +76,16 @@ def run(options: argparse.Namespace) -> None:
 def report(calibration: dict) -> str:
     """Render a calibration: the logistic of each dim, and the cosine at which half of the pairs match."""
     rows = [
-        [f"{dim} dims", f"{fit['slope']:.2f}", f"{fit['intercept']:.2f}", f"{-fit['intercept'] / fit['slope']:.3f}"]
+        [f"{dim} dims", f"{fit['slope']:.2f}", f"{fit['intercept']:.2f}", _even(**fit)]
         for dim, fit in calibration["dims"].items()
     ]
     head = f"{calibration['pairs']} pairs of {calibration['data']}, of which {calibration['prior']:g} match"
     return f"{head}\n{Table(['', 'slope', 'intercept', 'cosine of P = 0.5'], rows)}"
+
+
+def _even(slope: float, intercept: float) -> str:
+    """Return the cosine at which half of the pairs match, if a cosine can be so high."""
+    return f"{-intercept / slope:.3f}" if abs(intercept) <= slope else "none"
 
 
 main = of.main_of("wavlink calibrate", of.calibrate, run)

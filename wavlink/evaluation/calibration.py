@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from wavlink.defaults import PRIOR
-from wavlink.probability import Logistic, check_probability, log_odds
+from wavlink.probability import Logistic, check_prior, log_odds
 
 from .metrics import Correspondence, Similarities
 
@@ -42,9 +42,7 @@ def fit_calibration(
         ValueError: a prior that is none, no matching pairs or no others, or cosines that are no higher for matching
             pairs.
     """
-    check_probability("prior", prior)
-    if not 0 < prior < 1:
-        raise ValueError(f"prior must be above 0 and below 1, got {prior}")
+    check_prior(prior)
     rows = compared_texts(correspondence)
     of_texts, fits = correspondence.T.select(rows), {}
     for dim in sorted(dims, reverse=True):

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from wavlink.probability import FEWEST, Logistic, center_and_spread, standing_out
+from wavlink.probability import FEWEST, Logistic, center_and_spread, logistic_at, standing_out
 
 from .calibration import CosinePairs, Histogram, compared_texts
 from .metrics import Correspondence, bootstrap, figure
@@ -58,11 +58,7 @@ def calibration_scores(
     if len(rows) < 2:
         return None
     of_texts = correspondence.T.select(rows)
-    fits = {
-        dim: Logistic(**calibration["dims"][str(dim)], prior=calibration["prior"])
-        for dim in dims
-        if calibration and str(dim) in calibration["dims"]
-    }
+    fits = {dim: fit for dim in dims if (fit := logistic_at(calibration, dim))}
     alike = _same_label(of_texts, labels)
     scores = {"calibration": "model" if fits else "index", "texts": len(rows), "labels": len({*labels} - {None, ""})}
     if calibration and fits:

@@ -54,11 +54,7 @@ def sweep(
     Raises:
         ValueError: a prompt without one `{}`, equal prompts, fewer than two labels, or `most` below 1.
     """
-    prompts = checked_prompts(list(prompts))
-    if len(set(prompts)) < len(prompts):
-        raise ValueError("give each prompt once")
-    if most < 1:
-        raise ValueError(f"most must be 1 prompt or more, got {most}")
+    prompts = _checked(prompts, most)
     names = sorted(set(labels))
     if len(names) < 2:
         raise ValueError(f"give clips of two labels or more, got {', '.join(names) or 'none'}")
@@ -88,11 +84,21 @@ def sweep(
     }
 
 
+def _checked(prompts: Sequence[str], most: int) -> list[str]:
+    """Return the prompts as a list, or raise `sweep`'s ValueError for prompts or `most`."""
+    prompts = checked_prompts(list(prompts))
+    if len(set(prompts)) < len(prompts):
+        raise ValueError("give each prompt once")
+    if most < 1:
+        raise ValueError(f"most must be 1 prompt or more, got {most}")
+    return prompts
+
+
 def run(options: argparse.Namespace) -> None:
     """Score the prompts, print them, and with --store write the chosen ones into the model's config.json."""
     with stdout_for(options.as_json) as print_json:
         folder = own_folder(options.model) if options.store else None
-        prompts = checked_prompts(list(options.prompt or TEMPLATES))
+        prompts = _checked(options.prompt or TEMPLATES, options.most)
         dataset = load_split(options.data, options.split)
         labels, reason = labels_to_score(dataset, Protocol())
         if reason:

@@ -14,6 +14,7 @@ from processing.audio import clip_name
 from processing.datasets.cells import kind_of
 from processing.datasets.load import captions_of, label_names
 from processing.prompts import PROMPT, prompts_of
+from wavlink.probability import checked_calibration
 
 from .calibration_scores import calibration_scores
 from .embed_split import Embedded, embed_dataset, embed_text
@@ -212,7 +213,7 @@ def scores_of(
         pairs = embedded.audio, embedded.text, embedded.correspondence, dims
         scores |= retrieval_scores(*pairs, embedded_groups)
         if protocol.calibration:
-            fit, embedded_labels = getattr(model.config, "match_calibration", None), [labels[n] for n in embedded.rows]
+            fit, embedded_labels = checked_calibration(model.config), [labels[n] for n in embedded.rows]
             if (calibration := calibration_scores(*pairs, fit, embedded_labels)) is not None:
                 scores["calibration"] = calibration
     elif embedded.texts:

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from modeling_wavlink.configuration_wavlink import text_max_length
 from modeling_wavlink.passt_configuration_wavlink import patches
+from wavlink.bundled_models import resolve
 from wavlink.compat import fake_tensors
 from wavlink.training.factory import config_of, new_extractor, prepared
 from wavlink.training.recipe_fields import Recipe
@@ -53,7 +54,7 @@ def planned_config(recipe: Recipe) -> WavLinkConfig:
         ValueError: the config of a tower, or of `init`, is not here.
     """
     if recipe.init:
-        folder = _local(recipe.init)
+        folder = local_init(recipe)
         if folder or not recipe.audio_model:
             if not folder:
                 raise ValueError(_missing(recipe.init, "--init"))
@@ -67,6 +68,15 @@ def planned_config(recipe: Recipe) -> WavLinkConfig:
             name = getattr(recipe, field)
             towers[field] = _local(name) or _written(name, Path(root, field), f"--{field}")
         return config_of(dataclasses.replace(recipe, **towers))
+
+
+def local_init(recipe: Recipe) -> str:
+    """Return the folder of the model that a recipe starts from, "" if it is not on this machine.
+
+    Raises:
+        ValueError: a bare name that is neither a bundled model nor a local path.
+    """
+    return _local(resolve(recipe.init)) if recipe.init else ""
 
 
 def _local(name: str) -> str:

@@ -12,7 +12,7 @@ from wavlink.training.recipe_fields import Recipe
 
 from .data import TrainingData, training_data
 from .facts import CARDS, DEVICES, UTILIZATION
-from .model import Kept, Shapes, count_flops, count_kept, parameters, planned_config, shapes_of
+from .model import Kept, Shapes, count_flops, count_kept, local_init, parameters, planned_config, shapes_of
 from .speed import Speed, measure
 
 _RESERVED = 1e9  # bytes of CUDA's context and cuBLAS's workspaces, roughly
@@ -105,8 +105,9 @@ def _check(devices: Sequence[str], clips: int, seconds: float, utilization: floa
 
 
 def _towers(recipe: Recipe) -> list[str]:
-    """The models to start from, none where both towers are new."""
-    names = [recipe.audio_model, recipe.text_model] if recipe.audio_model else [recipe.init]
+    """The models to start from, none where both towers are new; of a model that is not here, its towers."""
+    towers = recipe.audio_model and not local_init(recipe)
+    names = [recipe.audio_model, recipe.text_model] if towers else [recipe.init]
     return [name for name in names if name]
 
 
@@ -190,7 +191,7 @@ def table(planned: dict[str, Any]) -> str:
     }
     rows = [f"plan of {planned['recipe']}: nothing is downloaded, trained or written", ""]
     rows += [f"{name:11}{text}" for name, text in lines.items()]
-    rows += ["", f"{'device':10}{'TFLOPS':>9}{'GB':>7}  {'fits':24}{'s a step':>10}{'hours':>9}{'clips/s':>9}"]
+    rows += ["", f"{'device':10}{'TFLOPS':>9}{'GB':>7}  {'fits':24}{'s a step':>10}{'hours':>10}{'clips/s':>12}"]
     rows += [_device_line(row) for row in planned["devices"]]
     return "\n".join([*rows, "", *_assumptions(planned)])
 
@@ -202,8 +203,8 @@ def _device_line(row: dict[str, Any]) -> str:
     memory = "" if row["memory"] is None else f"{row['memory']:.0f}"
     clips = f"{row['clips_per_second']:,.0f}" if row["clips_per_second"] >= 10 else f"{row['clips_per_second']:.2f}"
     return (
-        f"{row['device']:10}{row['tflops']:9.4g}{memory:>7}  {fits:24}{row['step_seconds']:10.3g}{row['hours']:9.3g}"
-        f"{clips:>9}"
+        f"{row['device']:10}{row['tflops']:9.4g}{memory:>7}  {fits:24}{row['step_seconds']:10.3g}{row['hours']:10.3g}"
+        f"{clips:>12}"
     )
 
 
