@@ -113,19 +113,19 @@ def sounds(tmp_path):
 def test_every_function_names_them(messages, wavlink_folder, sounds, tmp_path):
     embedder, low = Embedder(wavlink_folder), sounds / "low.wav"
 
-    def told(words, work):
+    def warned_of(words, work):
         vocabulary._named.clear()
         messages.clear()
         work()
         assert len(messages) == 1 and messages[0].startswith(str(wavlink_folder)), messages
         assert all(repr(word) in messages[0] for word in words)
 
-    told(["cow"], lambda: embedder.embed_text(["a cow"]))
-    told(["cow", "pig"], lambda: wavlink.classify(embedder, low, ["cow", "pig", "dog"]))
-    told(["siren"], lambda: wavlink.locate(embedder, low, "a siren", window=0.4))
+    warned_of(["cow"], lambda: embedder.embed_text(["a cow"]))
+    warned_of(["cow", "pig"], lambda: wavlink.classify(embedder, low, ["cow", "pig", "dog"]))
+    warned_of(["siren"], lambda: wavlink.locate(embedder, low, "a siren", window=0.4))
     index = wavlink.Index.build(sounds, tmp_path / "index", embedder, progress=False, window=0.4)
-    told(["cow"], lambda: index.query("a cow", without="a cow"))
-    told(["tractor"], lambda: wavlink.evaluate(str(wavlink_folder), sounds, choices=0))
+    warned_of(["cow"], lambda: index.query("a cow", without="a cow"))
+    warned_of(["tractor"], lambda: wavlink.evaluate(str(wavlink_folder), sounds, choices=0))
 
 
 def test_the_words_of_a_reference_are_not_named(messages, wavlink_folder, sounds):
