@@ -83,14 +83,14 @@ def program(name: str) -> Path:
 def run(command: list, folder: Path) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "hf"), "TQDM_DISABLE": "1"}
     environment |= {"ACCELERATE_USE_CPU": "true", "DISABLE_MLFLOW_INTEGRATION": "true"}
-    done = run_process(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = run_process(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
 @in_wheel
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(sys.platform == "win32", reason="commands of the pages are those of a POSIX shell")
 @pytest.mark.parametrize("name", [name for name, blocks in RUN.items() if blocks])
 def test_the_snippets_of_a_page_run_in_order(name, run_page):
