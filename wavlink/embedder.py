@@ -142,7 +142,7 @@ class Embedder:
         """Set the attributes that the model and the processor state."""
         extractor, config = self.processor.feature_extractor, self.model.config
         tower = _TOWERS.get(type(extractor).__name__)
-        if tower and config.model_type == "wavlink" and config.audio_config.model_type != tower:
+        if tower and getattr(config, "model_type", None) == "wavlink" and config.audio_config.model_type != tower:
             raise ValueError(
                 f"{self.name} has a {type(extractor).__name__}, which is for a {tower} tower, not for a "
                 f"{config.audio_config.model_type}: save the processor of its own towers there"
