@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -269,3 +270,19 @@ def _real(variable: str) -> Path:
     if not os.environ.get(variable) or not folder.is_dir():
         pytest.skip(f"{variable} names no folder: real data and weights do not come with the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tones_44k(tmp_path_factory):
+    """An audiofolder at 44.1 kHz, with clips of 0.5 to 2.5 s, which are one to three windows of the tiny towers."""
+    root = tmp_path_factory.mktemp("tones")
+    for split in ("train", "validation"):
+        (root / split).mkdir()
+        lines = ["file_name,duration,caption"]
+        for i in range(6):
+            seconds = 0.5 + 0.4 * i
+            wave = np.sin(2 * np.pi * 300 * (i + 1) * np.arange(round(44100 * seconds)) / 44100)
+            soundfile.write(root / split / f"{i}.wav", 0.5 * wave, 44100)
+            lines.append(f"{i}.wav,{seconds},tone number {i}")
+        (root / split / "metadata.csv").write_text("\n".join(lines))
+    return root

@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
@@ -310,26 +309,10 @@ def test_an_htsat_is_pushed_with_its_card(model, processor, tmp_path):
     assert "Whisper encoder" not in text
 
 
-@pytest.fixture(scope="module")
-def sounds_folder(tmp_path_factory):
-    """An audiofolder at 44.1 kHz, with clips of one and of two windows."""
-    root = tmp_path_factory.mktemp("tones")
-    for split in ("train", "validation"):
-        (root / split).mkdir()
-        lines = ["file_name,duration,caption"]
-        for i in range(6):
-            seconds = 0.5 + 0.4 * i
-            wave = np.sin(2 * np.pi * 300 * (i + 1) * np.arange(round(44100 * seconds)) / 44100)
-            soundfile.write(root / split / f"{i}.wav", 0.5 * wave, 44100)
-            lines.append(f"{i}.wav,{seconds},tone number {i}")
-        (root / split / "metadata.csv").write_text("\n".join(lines))
-    return root
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("pretrained", [True, False])
-def test_the_loop_trains_scores_and_saves(sounds_folder, clap_folder, bert_folder, tmp_path, pretrained):
-    options = ["--data", str(sounds_folder), "--output_dir", str(tmp_path), "--batch_size", "3", "--epochs", "2"]
+def test_the_loop_trains_scores_and_saves(tones_44k, clap_folder, bert_folder, tmp_path, pretrained):
+    options = ["--data", str(tones_44k), "--output_dir", str(tmp_path), "--batch_size", "3", "--epochs", "2"]
     options += ["--num_workers", "0", "--mixed_precision", "no", "--micro_batch_size", "2"]
     if pretrained:
         options = ["sounds", *options, "--audio_model", str(clap_folder), "--text_model", str(bert_folder)]
