@@ -47,6 +47,11 @@ COMMANDS = {
         "train a recipe, or resume it",
         "sounds --data my_sounds --output_dir runs/my",
     ),
+    "distill": Command(
+        *("wavlink.training.text_distillation", "run", of.distill, "train"),
+        "make a smaller text tower out of a sentence encoder",
+        "sentence-transformers/all-MiniLM-L6-v2 --data my_sounds --out runs/text",
+    ),
     "eval": Command(
         *("wavlink.evaluation.command", "run", of.evaluate, "eval"),
         "score models on a benchmark",
