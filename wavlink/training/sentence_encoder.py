@@ -89,6 +89,8 @@ def load_teacher(source: str, device: str = "cpu", seed: int = 0) -> SentenceEnc
         )
     pooling = sentence_transformers_pooling(source) or "cls"  # as a WavLink pools it
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if (last := max(tokenizer.get_vocab().values(), default=0)) >= config.vocab_size:
+        raise ValueError(f"the tokenizer of {source} has a token {last}, but it has {config.vocab_size} embeddings")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         options = {"config": config, "trust_remote_code": False, "dtype": torch.float32, "output_loading_info": True}
@@ -120,15 +122,13 @@ def make_student(
         max_length: positions.
 
     Raises:
-        ValueError: more positions than the teacher has, or tokens without an embedding.
+        ValueError: more positions than the teacher has.
     """
     weights, config = teacher.model.state_dict(), copy.deepcopy(teacher.model.config)
     if max_length > config.max_position_embeddings:
         raise ValueError(
             f"max_length must be at most the teacher's {config.max_position_embeddings}, got {max_length}"
         )
-    if kept[-1] >= config.vocab_size:
-        raise ValueError(f"the tokenizer has a token {kept[-1]}, but the teacher has {config.vocab_size} embeddings")
     tokenizer = WordPiece(teacher.tokenizer).pruned(list(kept), max_length)
     config.vocab_size, config.num_hidden_layers, config.max_position_embeddings = len(kept), len(layers), max_length
     config.pad_token_id = tokenizer.pad_token_id

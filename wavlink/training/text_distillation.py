@@ -185,6 +185,7 @@ def distill(task: Distillation, say: Callable[[str], None] = print) -> dict[str,
     train_student(student, *training, task, say)
     scores = {name: similarity(student.embed(tokens), targets) for name, (tokens, targets) in measured.items()}
     record = _record(task, teacher, student, layers, texts) | {"similarity": scores}
+    record["texts"]["too_long"] = len(texts.training) - len(training[0])
     with new_folder(task.out) as folder:
         student.save(folder)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

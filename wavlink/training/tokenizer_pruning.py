@@ -24,7 +24,8 @@ class WordPiece:
         reachable: ids of the tokens that a text can become. Others, such as `[unused1]`, are never needed.
 
     Raises:
-        ValueError: a tokenizer of another kind, or a vocabulary that lacks a character of one of its tokens.
+        ValueError: a tokenizer of another kind, one without a vocabulary, or one whose vocabulary lacks a character
+            of one of its tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
@@ -41,7 +42,10 @@ class WordPiece:
         self.vocab: dict[str, int] = self.state["model"]["vocab"] | added
         single = {token for token in self.state["model"]["vocab"] if len(self._bare(token)) == 1 or len(token) == 1}
         self.required = {self.vocab[token] for token in single | set(added) | {self.state["model"]["unk_token"]}}
-        readings = [reading for token in self.state["model"]["vocab"] for reading in self._readings(token)]
+        words = [token for token in self.state["model"]["vocab"] if token not in added]  # added ones are no WordPieces
+        if not words:  # transformers makes an empty one where a checkpoint has none
+            raise ValueError("the tokenizer has special tokens alone: its tokenizer.json or vocab.txt is missing")
+        readings = [reading for token in words for reading in self._readings(token)]
         self.reachable = {self.vocab[token] for token, _ in readings}
         self._refuse_unspelled(readings, single)
 
