@@ -47,11 +47,6 @@ COMMANDS = {
         "train a recipe, or resume it",
         "sounds --data my_sounds --output_dir runs/my",
     ),
-    "distill": Command(
-        *("wavlink.training.text_distillation", "run", of.distill, "train"),
-        "make a smaller text tower out of a sentence encoder",
-        "sentence-transformers/all-MiniLM-L6-v2 --data my_sounds --out runs/text",
-    ),
     "eval": Command(
         *("wavlink.evaluation.command", "run", of.evaluate, "eval"),
         "score models on a benchmark",
@@ -66,6 +61,11 @@ COMMANDS = {
         *("wavlink.evaluation.prompt_sweep", "run", of.prompts, "eval"),
         "find the prompts that name sounds best",
         "runs/my/best --data my_sounds --store",
+    ),
+    "distill": Command(
+        *("wavlink.training.text_distillation", "run", of.distill, "train"),
+        "make a smaller text tower out of a sentence encoder",
+        "sentence-transformers/all-MiniLM-L6-v2 --data my_sounds --out runs/text",
     ),
     "classify": Command(
         *("wavlink.classification", "run", of.classify, ""),

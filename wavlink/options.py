@@ -168,7 +168,7 @@ def distill(parser: Parser) -> None:
         nargs="+",
         default=["validation"],
         metavar="SPLIT",
-        help="splits whose captions measure the similarity to the teacher",
+        help="splits whose captions measure the similarity to the teacher (default: validation)",
     )
     add(
         "--caption_columns", nargs="*", default=[], metavar="COLUMN", help="default: every column named like a caption"

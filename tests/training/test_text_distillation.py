@@ -10,10 +10,12 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.pooling_wavlink import sentence_transformers_pooling
+from processing import WavLinkProcessor
 from processing.prompt_templates import TEMPLATES
 from tests.conftest import RATE, tone
 from tests.wordpiece_models import WORDS, wordpiece, write_teacher
@@ -162,7 +164,12 @@ def test_the_folder_loads_everywhere(student, teacher, whisper_folder, caplog):
     assert not caplog.records and model.dtype == torch.float32
     assert model.num_parameters() == record["parameters"] and len(tokenizer) == 75 and tokenizer.model_max_length == 24
     assert sentence_transformers_pooling(str(folder)) == "mean"
-    wavlink = WavLinkModel.from_audio_text_pretrained(str(whisper_folder), str(folder))
+    wavlink = WavLinkModel.from_audio_text_pretrained(str(whisper_folder), str(folder)).eval()
+    processor = WavLinkProcessor.from_audio_text_pretrained(str(whisper_folder), str(folder))
+    text = "a dog barks, the thunder is low"
+    hidden = wavlink.get_text_features(**processor(text=[text], return_tensors="pt")).last_hidden_state
+    encoder = load_teacher(str(folder))
+    torch.testing.assert_close(F.normalize(hidden.mean(1), dim=-1), encoder.embed(encoder.tokenize([text])))
     assert wavlink.config.text_pooling == "mean"
     assert "/" not in json.dumps(record) and str(teacher) not in (folder / "config.json").read_text()
 

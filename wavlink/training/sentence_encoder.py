@@ -17,7 +17,7 @@ from processing.hub_names import needs_cache
 
 from .tokenizer_pruning import WordPiece
 
-_MODULES = ("Transformer", "", "Pooling", "1_Pooling", "Normalize", "2_Normalize")  # class and folder of each
+_MODULES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}  # folders by class
 
 
 class SentenceEncoder:
@@ -43,10 +43,9 @@ class SentenceEncoder:
         """Write what AutoModel and AutoTokenizer load, and sentence-transformers with the pooling."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        kinds = zip(_MODULES[::2], _MODULES[1::2], strict=True)
         modules = [
             {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for number, (kind, path) in enumerate(kinds)
+            for number, (kind, path) in enumerate(_MODULES.items())
         ]
         pooling = {
             "word_embedding_dimension": self.model.config.hidden_size,
@@ -119,16 +118,9 @@ def make_student(
     Args:
         layers: of the teacher, in order.
         kept: ids of the tokens, sorted.
-        max_length: positions.
-
-    Raises:
-        ValueError: more positions than the teacher has.
+        max_length: positions, at most the teacher's.
     """
     weights, config = teacher.model.state_dict(), copy.deepcopy(teacher.model.config)
-    if max_length > config.max_position_embeddings:
-        raise ValueError(
-            f"max_length must be at most the teacher's {config.max_position_embeddings}, got {max_length}"
-        )
     tokenizer = WordPiece(teacher.tokenizer).pruned(list(kept), max_length)
     config.vocab_size, config.num_hidden_layers, config.max_position_embeddings = len(kept), len(layers), max_length
     config.pad_token_id = tokenizer.pad_token_id

@@ -173,7 +173,12 @@ def distill(task: Distillation, say: Callable[[str], None] = print) -> dict[str,
     """
     folder_destination(task.out)
     teacher = load_teacher(task.teacher, task.device, task.seed)
-    layers = kept_layers(task.layers, teacher.model.config.num_hidden_layers)
+    config = teacher.model.config
+    layers = kept_layers(task.layers, config.num_hidden_layers)
+    if task.max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"max_length must be at most the teacher's {config.max_position_embeddings}, got {task.max_length}"
+        )
     vocabulary = WordPiece(teacher.tokenizer)
     texts = gather(task.data, task.split, task.held_out, task.caption_columns, vocabulary.words(), task.seed)
     kept = vocabulary.select([*texts.captions, *texts.labels], task.vocabulary)
