@@ -81,6 +81,9 @@ def test_other_tokenizers_are_refused_by_name(model, kind):
 def test_a_missing_vocabulary_is_refused():
     with pytest.raises(ValueError, match="tokenizer.json or vocab.txt is missing"):
         WordPiece(BertTokenizer())  # what AutoTokenizer gives for a BERT without these files
+    unknown = Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match="has no '\\[UNK\\]'"):
+        WordPiece(PreTrainedTokenizerFast(tokenizer_object=unknown))
 
 
 def test_a_vocabulary_without_a_character_is_refused():

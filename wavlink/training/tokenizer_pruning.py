@@ -24,8 +24,8 @@ class WordPiece:
         reachable: ids of the tokens that a text can become. Others, such as `[unused1]`, are never needed.
 
     Raises:
-        ValueError: a tokenizer of another kind, one without a vocabulary, or one whose vocabulary lacks a character
-            of one of its tokens.
+        ValueError: a tokenizer of another kind, one without a vocabulary, or one whose vocabulary lacks the unknown
+            token or a character of one of its tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
@@ -40,8 +40,10 @@ class WordPiece:
         self.prefix = self.state["model"]["continuing_subword_prefix"]
         added = {token["content"]: token["id"] for token in self.state["added_tokens"]}
         self.vocab: dict[str, int] = self.state["model"]["vocab"] | added
+        if (unknown := self.state["model"]["unk_token"]) not in self.vocab:
+            raise ValueError(f"the vocabulary has no {unknown!r}, the tokenizer's unknown token")
         single = {token for token in self.state["model"]["vocab"] if len(self._bare(token)) == 1 or len(token) == 1}
-        self.required = {self.vocab[token] for token in single | set(added) | {self.state["model"]["unk_token"]}}
+        self.required = {self.vocab[token] for token in single | set(added) | {unknown}}
         words = [token for token in self.state["model"]["vocab"] if token not in added]  # added ones are no WordPieces
         if not words:  # transformers makes an empty one where a checkpoint has none
             raise ValueError("the tokenizer has special tokens alone: its tokenizer.json or vocab.txt is missing")
