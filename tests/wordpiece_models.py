@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz.,"
 WORDS = "the dog cat bell rain bark meow ring fall sound barking barks rainy loud low thunder piano singer".split()
-PIECES = "##s ##ing ##ing ##er ##ark ##in ##og ##ell ##under".split()
+PIECES = "##s ##ing ##er ##ark ##in ##og ##ell ##under".split()
 
 
 def wordpiece(tokens: Iterable[str] = (*WORDS, *PIECES), letters: str = LETTERS) -> PreTrainedTokenizerFast:
