@@ -62,6 +62,11 @@ COMMANDS = {
         "find the prompts that name sounds best",
         "runs/my/best --data my_sounds --store",
     ),
+    "distill": Command(
+        *("wavlink.training.text_distillation", "run", of.distill, "train"),
+        "make a smaller text tower out of a sentence encoder",
+        "sentence-transformers/all-MiniLM-L6-v2 --data my_sounds --out runs/text",
+    ),
     "classify": Command(
         *("wavlink.classification", "run", of.classify, ""),
         "name sounds",

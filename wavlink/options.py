@@ -144,6 +144,44 @@ def prompts(parser: Parser) -> None:
     validation_options(parser, captions=False)
 
 
+def distill(parser: Parser) -> None:
+    add = parser.add_argument
+    add("teacher", metavar="TEACHER", help="a folder or a Hub id of a sentence encoder, a BERT with WordPiece")
+    add("--data", required=True, help="an audiofolder, or a Hub data set, with captions")
+    add("--out", required=True, metavar="DIR", help="folder to write, new or empty, for --text_model of a recipe")
+    add(
+        "--layers",
+        type=numbers,
+        default=(),
+        metavar="N,N",
+        help="of the teacher, from 0, such as 0,2,4,5 (default: every second one, and the last)",
+    )
+    add("--vocabulary", type=int, default=10_600, help="tokens that are left; those of --data always are")
+    add("--max_length", type=int, default=128, help="tokens of a text")
+    add("--steps", type=int, default=3000, help="of the training")
+    add("--batch_size", type=int, default=192, help="texts of a step")
+    add("--learning_rate", type=float, default=3e-4, help="at its highest")
+    add("--seed", type=int, default=0, help="of the sentences and the batches")
+    add("--split", default="train", help="whose captions and labels are trained on")
+    add(
+        "--held_out",
+        nargs="+",
+        default=["validation"],
+        metavar="SPLIT",
+        help="splits whose captions measure the similarity to the teacher (default: validation)",
+    )
+    add(
+        "--caption_columns", nargs="*", default=[], metavar="COLUMN", help="default: every column named like a caption"
+    )
+    device_option(parser)
+    json_option(parser)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Parse `0,2,4`."""
+    return tuple(map(int, text.split(",")))
+
+
 def validation_options(parser: Parser, captions: bool = True) -> None:
     """Add the options of a validation split."""
     add = parser.add_argument

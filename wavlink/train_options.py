@@ -116,16 +116,12 @@ def _argument(field: dataclasses.Field) -> dict:
     if field.type == tuple[str, ...]:
         return {"type": _words, "metavar": "A,B"}
     if field.type == tuple[int, ...]:
-        return {"type": _numbers, "metavar": "N,N"}
+        return {"type": options.numbers, "metavar": "N,N"}
     return {"type": field.type, "metavar": {str: "TEXT", int: "N", float: "X"}[field.type]}
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
 
 
 def _boolean(text: str) -> bool:
