@@ -69,11 +69,20 @@ class Epochs:
         self.recipe = recipe
         train_set = load_training_set(recipe)
         columns = caption_columns(train_set, recipe.caption_columns)
-        if recipe.label_prompt:
-            train_set, name = add_label_captions(train_set, recipe.label_prompt)
-            columns.append(name)
+        label_column = ""
+        if recipe.prompts:
+            train_set, label_column = add_label_captions(train_set, *recipe.prompts)
+            columns.append(label_column)
         train_set, seconds = readable(with_captions(train_set, columns), warn=rank == 0)
-        self.data = CaptionedAudio(train_set, columns, recipe.max_seconds, recipe.seed, shuffle=True)
+        self.data = CaptionedAudio(
+            train_set,
+            columns,
+            recipe.max_seconds,
+            recipe.seed,
+            shuffle=True,
+            label_column=label_column,
+            label_share=recipe.label_share,
+        )
         lengths = np.minimum(seconds, recipe.max_seconds)
         self.plan = BatchPlan(lengths, recipe.batch_size, recipe.epochs, recipe.seed, rank=rank, world_size=world_size)
         if recipe.max_steps:
@@ -205,8 +214,9 @@ class Stream:
     def __init__(self, recipe: Any, rank: int, world_size: int):
         if not recipe.max_steps:
             raise ValueError("a stream has no length: give --max_steps")
-        if recipe.label_prompt:
-            raise ValueError("label_prompt needs a data set held whole: leave --streaming or --label_prompt out")
+        if recipe.prompts:
+            name = "label_prompt" if recipe.label_prompt else "label_prompts"
+            raise ValueError(f"{name} needs a data set held whole: leave --streaming or --{name} out")
         self.recipe = recipe
         sources = recipe.mixture or {recipe.data: 1.0}
         self.captions_by_id = joined_captions(recipe, sources) if recipe.audio_folder else None

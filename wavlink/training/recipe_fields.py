@@ -65,6 +65,12 @@ class Recipe:
     label_prompt: str = _field(
         "", 'such as "This is a sound of {}.": the label so worded is one more training caption'
     )
+    label_prompts: tuple[str, ...] = _field(
+        (), 'such as "a {},the sound of {}": one of these and --label_prompt is drawn each time for a label'
+    )
+    label_share: float = _field(
+        0.0, "share of the drawn texts that are worded labels; 0: a worded label is one of a clip's captions"
+    )
     init: str = _field("", "a WavLink folder or Hub id to start from, with its dims, instead of two towers")
     audio_model: str = _field(
         "",
@@ -124,10 +130,7 @@ class Recipe:
         dims, width = self.matryoshka_dims, self.projection_dim
         if any(dim < 1 or (width and dim > width) for dim in dims):
             raise ValueError(f"matryoshka_dims must be between 1 and projection_dim={width}, got {dims}")
-        if self.label_prompt:
-            from processing.prompts import checked_prompt
-
-            checked_prompt(self.label_prompt)
+        self._refuse_bad_labels()
         if self.label_smoothing and self.loss_type != "info_nce":
             raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
         if (
@@ -141,6 +144,26 @@ class Recipe:
             )
         if self.mixture and any(not isinstance(x, int | float) or x <= 0 for x in self.mixture.values()):
             raise ValueError(f"mixture must give every source a weight above 0, got {self.mixture}")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts that word a clip's label as a training caption: `label_prompt` and `label_prompts`."""
+        return (*filter(None, (self.label_prompt,)), *self.label_prompts)
+
+    def _refuse_bad_labels(self) -> None:
+        if self.prompts:
+            from processing.prompts import checked_prompt
+
+            for prompt in self.prompts:
+                checked_prompt(prompt)
+        if len({*self.prompts}) < len(self.prompts):
+            raise ValueError(f"label_prompts must differ from each other and from label_prompt, got {self.prompts}")
+        if not 0 <= self.label_share <= 1:
+            raise ValueError(f"label_share must be between 0 and 1, got {self.label_share}")
+        if self.label_share and not self.prompts:
+            raise ValueError("label_share is of labels in words: give --label_prompts, such as 'a {},the sound of {}'")
+        if self.label_share and self.all_captions:
+            raise ValueError("label_share is of the one text drawn for a clip, not of all_captions: leave one out")
 
 
 def computes_in_bf16() -> bool:
