@@ -313,6 +313,6 @@ def collator(recipe: Any, processor: Any) -> AudioTextCollator:
     return AudioTextCollator(
         processor,
         padding=recipe.padding,
-        with_caption_ids=recipe.mask_false_negatives,
+        with_caption_ids=recipe.mask_false_negatives or recipe.caption_bank,
         all_captions=recipe.all_captions,
     )

@@ -21,6 +21,7 @@ from wavlink.evaluation.embed_split import Embedded, embed_dataset
 from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
 from wavlink.progress import Bar, loading_bars_hidden
 from wavlink.training import distributed as sharding
+from wavlink.training.caption_bank import CaptionBank
 from wavlink.training.checkpoints import load_state, save_state
 from wavlink.training.factory import build, refuse_bad_start
 from wavlink.training.finetuning import (
@@ -68,6 +69,8 @@ class Run:
                 f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
                 "nothing for some: raise it, or use fewer"
             )
+        if recipe.caption_bank and self.accelerator.is_fsdp2:
+            raise ValueError("caption_bank does not work with FSDP2, which shards the text projection: use DDP")
         sharding.refuse_unequal_chunks(self.accelerator, recipe.batch_size, recipe.micro_batch_size)
         refuse_bad_start(recipe)
         set_seed(recipe.seed)
@@ -90,9 +93,14 @@ class Run:
             for tower in (model.audio_model, model.text_model):
                 tower.compile(dynamic=True)  # in place: the names of weights stay
         self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
+        self.bank = self._bank() if recipe.caption_bank else None
         self.facts = self._facts()
         self.step = 0
         self.best = -1.0
+
+    def _bank(self) -> CaptionBank:
+        model = self.accelerator.unwrap_model(self.model)
+        return CaptionBank(model, self.processor, self.feed.captions(), self.accelerator.autocast)
 
     def _facts(self) -> dict:
         """Facts that must be the same when the run is resumed, as the main process finds them."""
@@ -122,7 +130,10 @@ class Run:
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
         """Take an optimizer step; return the mean loss over processes, and whether one of them has to stop."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size)
+        added_loss = self.bank and self.bank.loss_of(batch["caption_ids"])
+        if not self.recipe.mask_false_negatives:
+            batch.pop("caption_ids", None)
+        loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size, added_loss)
         value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
         if not math.isfinite(value):
             raise ValueError(

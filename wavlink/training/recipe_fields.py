@@ -93,6 +93,11 @@ class Recipe:
     loss_type: str = _field("info_nce", "contrastive loss")
     label_smoothing: float = _field(0.0, "of InfoNCE's targets")
     all_captions: bool = _field(False, "every caption of a clip is a positive of it, instead of a random one")
+    caption_bank: bool = _field(
+        False,
+        "every training caption is a candidate for each clip, not only the batch's; needs a text tower that does not "
+        "learn; memory: batch_size x captions logits for each nested dim",
+    )
     padding: str = _field("longest", "longest: native length; max_length: the paper's 30 s")
     max_seconds: float = _field(30.0, "longer training clips are cropped at random; validation encodes whole clips")
     mask_false_negatives: bool = _field(True, "clips that share a caption are no negatives of each other")
@@ -131,6 +136,8 @@ class Recipe:
         if any(dim < 1 or (width and dim > width) for dim in dims):
             raise ValueError(f"matryoshka_dims must be between 1 and projection_dim={width}, got {dims}")
         self._refuse_bad_labels()
+        if self.caption_bank:
+            self._refuse_bad_bank()
         if self.label_smoothing and self.loss_type != "info_nce":
             raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
         if (
@@ -164,6 +171,17 @@ class Recipe:
             raise ValueError("label_share is of labels in words: give --label_prompts, such as 'a {},the sound of {}'")
         if self.label_share and self.all_captions:
             raise ValueError("label_share is of the one text drawn for a clip, not of all_captions: leave one out")
+
+    def _refuse_bad_bank(self) -> None:
+        if self.loss_type != "info_nce":
+            raise ValueError("caption_bank is for info_nce: a sigmoid loss has no softmax over candidates")
+        if self.streaming:
+            raise ValueError("caption_bank needs all captions before the first step: leave --streaming out")
+        if self.scope != "audio" and self.regime != "projector":
+            raise ValueError(
+                "caption_bank embeds every caption once, before the first step, so the text tower must not learn: give "
+                "--scope audio or --regime projector"
+            )
 
 
 def computes_in_bf16() -> bool:
