@@ -191,6 +191,7 @@ class AudioTextCollator:
         padding: of audio; default: the processor's.
         with_caption_ids: whether to return `caption_ids`.
         all_captions: see above.
+        with_bank_ids: whether to return `bank_ids`, equal to `caption_ids`, for a `CaptionBank`.
 
     Raises:
         ValueError: a row without caption, or a batch of which nothing can be read.
@@ -203,12 +204,14 @@ class AudioTextCollator:
         padding: str | None = None,
         with_caption_ids: bool = True,
         all_captions: bool = False,
+        with_bank_ids: bool = False,
     ):
         self.processor = processor
         self.with_caption_ids = with_caption_ids
         self.columns = list(columns)
         self.padding = padding
         self.all_captions = all_captions
+        self.with_bank_ids = with_bank_ids
         self.unreadable: dict[str, str] = {}  # clip -> error, of this process; each worker has its own
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -225,11 +228,9 @@ class AudioTextCollator:
             audio_kwargs={} if self.padding is None else {"padding": self.padding},
             return_tensors="pt",
         )
-        extra = {}
-        if self.with_caption_ids:
-            extra["caption_ids"] = caption_ids(
-                [[*texts, *row.get("wordings", ())] for texts, row in zip(captions, rows, strict=True)]
-            )
+        ids = caption_ids([[*texts, *row.get("wordings", ())] for texts, row in zip(captions, rows, strict=True)])
+        wanted = {"caption_ids": self.with_caption_ids, "bank_ids": self.with_bank_ids}
+        extra = {name: ids for name, is_wanted in wanted.items() if is_wanted}
         if self.all_captions:
             counts = torch.tensor([len(texts) for texts in texts_per_clip])
             extra["text_owner"] = torch.arange(len(rows)).repeat_interleave(counts)

@@ -313,6 +313,7 @@ def collator(recipe: Any, processor: Any) -> AudioTextCollator:
     return AudioTextCollator(
         processor,
         padding=recipe.padding,
-        with_caption_ids=recipe.mask_false_negatives or recipe.caption_bank,
+        with_caption_ids=recipe.mask_false_negatives,
         all_captions=recipe.all_captions,
+        with_bank_ids=recipe.caption_bank,
     )

@@ -209,7 +209,7 @@ def test_the_bank_of_a_run_holds_captions_and_wordings(folder, tmp_path, masked)
     run = train.Run(recipe(folder, tmp_path / masked, *OPTIONS, *options))
     assert len(run.bank.ids) == 7 * 5
     batch = next(iter(run.feed.batches(run.processor, 0)))
-    assert run.bank.positives(batch["caption_ids"]).sum(-1).tolist() == [5] * 4
+    assert run.bank.positives(batch["bank_ids"]).sum(-1).tolist() == [5] * 4
     seen = []
     model, forward = run.accelerator.unwrap_model(run.model), run.model.forward
     model.forward = lambda **inputs: seen.append({*inputs}) or forward(**inputs)

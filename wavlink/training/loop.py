@@ -130,9 +130,8 @@ class Run:
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
         """Take an optimizer step; return the mean loss over processes, and whether one of them has to stop."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        added_loss = self.bank and self.bank.loss_of(batch["caption_ids"])
-        if not self.recipe.mask_false_negatives:
-            batch.pop("caption_ids", None)
+        bank_ids = batch.pop("bank_ids", None)
+        added_loss = None if bank_ids is None else self.bank.loss_of(bank_ids)
         loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size, added_loss)
         value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
         if not math.isfinite(value):

@@ -179,8 +179,8 @@ class Recipe:
             raise ValueError("caption_bank needs all captions before the first step: leave --streaming out")
         if self.scope != "audio" and self.regime != "projector":
             raise ValueError(
-                "caption_bank embeds every caption once, before the first step, so the text tower must not learn: give "
-                "--scope audio or --regime projector"
+                "caption_bank embeds every caption once, before the first step, so the text tower must not learn: "
+                "give --scope audio or --regime projector"
             )
 
 
