@@ -3,6 +3,7 @@
 import math
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import datasets
@@ -49,6 +50,7 @@ from wavlink.training.run_folder import (
     remove,
     whole,
 )
+from wavlink.training.weight_average import WeightAverage
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*_wavlink.py")  # whose names change from run to run
 
@@ -69,8 +71,9 @@ class Run:
                 f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
                 "nothing for some: raise it, or use fewer"
             )
-        if recipe.caption_bank and self.accelerator.is_fsdp2:
-            raise ValueError("caption_bank does not work with FSDP2, which shards the text projection: use DDP")
+        if self.accelerator.is_fsdp2 and (recipe.caption_bank or recipe.ema_decay):
+            name = "caption_bank" if recipe.caption_bank else "ema_decay"
+            raise ValueError(f"{name} does not work with FSDP2, which shards the weights: launch with DDP")
         sharding.refuse_unequal_chunks(self.accelerator, recipe.batch_size, recipe.micro_batch_size)
         refuse_bad_start(recipe)
         set_seed(recipe.seed)
@@ -93,14 +96,14 @@ class Run:
             for tower in (model.audio_model, model.text_model):
                 tower.compile(dynamic=True)  # in place: the names of weights stay
         self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
-        self.bank = self._bank() if recipe.caption_bank else None
+        trained = self.accelerator.unwrap_model(self.model)
+        self.average = WeightAverage(trained, recipe.ema_decay) if recipe.ema_decay else None
+        self.bank = None
+        if recipe.caption_bank:
+            self.bank = CaptionBank(trained, self.processor, self.feed.captions(), self.accelerator.autocast)
         self.facts = self._facts()
         self.step = 0
         self.best = -1.0
-
-    def _bank(self) -> CaptionBank:
-        model = self.accelerator.unwrap_model(self.model)
-        return CaptionBank(model, self.processor, self.feed.captions(), self.accelerator.autocast)
 
     def _facts(self) -> dict:
         """Facts that must be the same when the run is resumed, as the main process finds them."""
@@ -145,6 +148,10 @@ class Run:
         self.optimizer.zero_grad()
         self.step += 1
         return value, stops > 0
+
+    def averaged(self) -> AbstractContextManager:
+        """A context in which the model has its averaged weights, with `ema_decay`."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def score(self) -> tuple[dict, Embedded]:
         """Compute validation scores; save `best/`, calibrated, if the mean R@10 of both directions is the best yet."""
@@ -194,6 +201,8 @@ class Run:
         share = self.accelerator.process_index, self.accelerator.wait_for_everyone, broadcast
         with whole(folder / f"step-{self.step:08d}", *share) as unfinished:
             save_state(self.accelerator, unfinished, self.state_dict())
+            if self.average is not None and self.accelerator.is_main_process:
+                self.average.save(unfinished)
         if self.accelerator.is_main_process:
             for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
                 remove(old)
@@ -206,6 +215,8 @@ class Run:
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
+            if self.average is not None:
+                self.average.load(checkpoints[-1])
 
 
 def _validation_set(recipe: Recipe) -> tuple[datasets.Dataset, list[str]]:
@@ -274,11 +285,14 @@ def _train(recipe: Recipe) -> Path:
                 break
             learning_rate = run.schedule.get_last_lr()[0]
             loss, stop = run.learn(batch, signal_received)
+            if run.average is not None:
+                run.average.update(run.step - 1)
             if run.on_cpu:
                 return_freed_memory()
             log.step(loss, run.accelerator.unwrap_model(run.model).scale.item(), learning_rate)
             if run.feed.is_epoch_end(run.step):
-                log.validation(*run.score())
+                with run.averaged():
+                    log.validation(*run.score())
             if stop or run.feed.is_epoch_end(run.step) or (recipe.save_steps and run.step % recipe.save_steps == 0):
                 run.save_checkpoint()
             if stop:
@@ -288,7 +302,8 @@ def _train(recipe: Recipe) -> Path:
                 if number == signal.SIGINT:
                     raise KeyboardInterrupt(number)
                 sys.exit(128 + number)
-    run.save_model("last")
+    with run.averaged():
+        run.save_model("last")
     run.accelerator.wait_for_everyone()
     log.end()
     return run.folder

@@ -111,6 +111,9 @@ class Recipe:
     warmup_ratio: float = _field(0.05, "share of the steps with a rising learning rate")
     weight_decay: float = _field(0.01, "of AdamW")
     max_grad_norm: float = _field(1.0, "gradients are clipped to this norm")
+    ema_decay: float = _field(
+        0.0, "of an exponential moving average of the weights that is validated and saved, such as 0.999; 0: none"
+    )
     mixed_precision: str = _field("auto", "auto: bf16 where the device computes in it, else no")
     attn_implementation: str = _field("sdpa", "attention kernels of transformers")
     gradient_checkpointing: bool = _field(False, "recompute activations in the backward pass: less memory, more time")
@@ -138,6 +141,8 @@ class Recipe:
         self._refuse_bad_labels()
         if self.caption_bank:
             self._refuse_bad_bank()
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.label_smoothing and self.loss_type != "info_nce":
             raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
         if (
