@@ -19,9 +19,9 @@ MOST_UNREADABLE = 100  # clips in a row; after more the disk or the data set is 
 
 
 def drawn_crop(array: np.ndarray, max_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a random crop of at most `max_samples` of a clip `[samples]`."""
-    start = rng.integers(max(len(array) - max_samples, 0) + 1)
-    return array[start : start + max_samples]
+    """Draw a random crop of at most `max_samples` of a clip `[samples]`, or so many frames of a log-mel `[F, T]`."""
+    start = rng.integers(max(array.shape[-1] - max_samples, 0) + 1)
+    return array[..., start : start + max_samples]
 
 
 def drawn_captions(
@@ -74,6 +74,8 @@ class CaptionedAudio(torch.utils.data.Dataset):
     which part is used depend on (seed, epoch, index) only, so that a resumed run trains on the same as an
     uninterrupted one. With `shuffle=False` captions keep their order, and a clip over `max_seconds` is an error.
 
+    Where `features` holds a clip's log-mel, an item has a crop of it as `input_features` `[F, T]` in place of `audio`.
+
     A single item whose sound cannot be decoded raises `UnreadableClip`. A DataLoader takes batches (`__getitems__`):
     there such a clip is noted in `unreadable`, logged, and replaced by a substitute of `plan`, a `BatchPlan`, so that
     all processes have the same number of clips; without a plan it is left out.
@@ -109,6 +111,8 @@ class CaptionedAudio(torch.utils.data.Dataset):
         self.label_column = label_column
         self.label_share = label_share
         self.plan: BatchPlan | None = None
+        self.features: Any = None  # `KeptFeatures`, or None
+        self.frame = 0  # samples of a frame of `features`
         self.unreadable: dict[str, str] = {}  # clip -> error, of this process; each worker has its own
 
     @property
@@ -126,10 +130,12 @@ class CaptionedAudio(torch.utils.data.Dataset):
         wordings = captions_of(row, [self.label_column]) if self.label_column else []
         if not captions and not wordings:
             raise ValueError(f"row {index} ({self.name(index)}) has no caption in {', '.join(self.columns)}")
-        array = _decoded(row["audio"], self.rate)
+        kept = self.features[int(index)] if self.shuffle and self.features is not None else None
+        array = _decoded(row["audio"], self.rate) if kept is None else kept
         if self.shuffle:
             rng = np.random.default_rng((self.seed, epoch, index))
-            array = drawn_crop(array, self.max_samples, rng)
+            longest = self.max_samples if kept is None else max(self.max_samples // self.frame, 1)
+            array = drawn_crop(array, longest, rng)
             captions, wordings = drawn_captions(captions, rng, wordings, self.label_share)
         elif len(array) > self.max_samples:
             raise ValueError(
@@ -138,7 +144,8 @@ class CaptionedAudio(torch.utils.data.Dataset):
             )
         else:
             captions, wordings = [*captions, *wordings[:1]], wordings[1:]
-        item = {"audio": {"array": array, "sampling_rate": self.rate}, "captions": captions}
+        sound = {"audio": {"array": array, "sampling_rate": self.rate}}
+        item = {**(sound if kept is None else {"input_features": np.array(array)}), "captions": captions}
         return {**item, "wordings": wordings} if self.label_column else item
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict]:
@@ -221,13 +228,7 @@ class AudioTextCollator:
         if not all(captions):
             raise ValueError(f"a row without caption in {', '.join(self.columns)}; it has {', '.join(rows[0])}")
         texts_per_clip = captions if self.all_captions else [texts[:1] for texts in captions]
-        batch = self.processor(
-            text=[text for texts in texts_per_clip for text in texts],
-            audio=clips,
-            sampling_rate=rate,
-            audio_kwargs={} if self.padding is None else {"padding": self.padding},
-            return_tensors="pt",
-        )
+        batch = self._inputs([text for texts in texts_per_clip for text in texts], clips, rate)
         ids = caption_ids([[*texts, *row.get("wordings", ())] for texts, row in zip(captions, rows, strict=True)])
         wanted = {"caption_ids": self.with_caption_ids, "bank_ids": self.with_bank_ids}
         extra = {name: ids for name, is_wanted in wanted.items() if is_wanted}
@@ -236,12 +237,26 @@ class AudioTextCollator:
             extra["text_owner"] = torch.arange(len(rows)).repeat_interleave(counts)
         return {**batch, **extra}
 
+    def _inputs(self, texts: list[str], clips: list[np.ndarray], rate: int) -> dict:
+        """Make inputs of texts, and of clips that are samples `[samples]` or log-mels `[F, T]`."""
+        audio_kwargs = {} if self.padding is None else {"padding": self.padding}
+        options = {"sampling_rate": rate, "audio_kwargs": audio_kwargs, "return_tensors": "pt"}
+        if all(clip.ndim == 1 for clip in clips):
+            return self.processor(text=texts, audio=clips, **options)
+        extractor = self.processor.feature_extractor
+        features = [
+            clip if clip.ndim > 1 else extractor(clip, sampling_rate=rate, padding=False)["input_features"][0]
+            for clip in clips
+        ]
+        padded = extractor.pad({"input_features": features}, return_tensors="pt", **audio_kwargs)
+        return {**self.processor(text=texts, return_tensors="pt"), **padded}
+
     def _read(self, rows: Sequence[dict], rate: int) -> tuple[list[dict], list[np.ndarray]]:
-        """Return the rows that can be read, and their samples."""
+        """Return the rows that can be read, and their samples or log-mels."""
         read, clips, name, why = [], [], "", ""
         for number, row in enumerate(rows):
             try:
-                clips.append(_decoded(row["audio"], rate))
+                clips.append(row["input_features"] if "input_features" in row else _decoded(row["audio"], rate))
                 read.append(row)
             except UnreadableClip as error:
                 why = str(error)

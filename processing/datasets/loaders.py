@@ -21,6 +21,7 @@ from processing.sound_files import such_as
 from .caption_tables import CAPTION_FILES, captions_by_id, find_captions
 from .durations import header_seconds
 from .fingerprints import rows_digest
+from .kept_features import KeptFeatures
 from .load import add_label_captions, caption_columns, captions_of, clip_name, load_split, with_captions
 from .mixture import mixture
 from .paper import NAMES
@@ -113,6 +114,13 @@ class Epochs:
         if not clips:
             raise ValueError(f"not one of {len(broken)} clips can be read: {such_as(broken)}")
         return {**processor(audio=clips, sampling_rate=self.data.rate, return_tensors="pt")}
+
+    def cache_features(self, processor: Any) -> None:
+        """Compute the log-mels of all clips, or find them in the cache, and train on crops of these."""
+        data, extractor = self.data, processor.feature_extractor
+        columns = [name for name in data.columns if name != data.label_column]
+        data.features = KeptFeatures(data.dataset, columns, extractor)
+        data.frame = extractor.hop_length
 
     def batches(self, processor: Any, step: int) -> Iterable[dict[str, torch.Tensor]]:
         """Yield the batches from `step` on."""

@@ -84,6 +84,8 @@ class Run:
         model, self.processor = build(recipe, self.feed.captions)
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
+        if recipe.cache_features:
+            self.feed.cache_features(self.processor)
         self.accelerator.print(describe(model))
         if self.on_cpu and not (recipe.compile or recipe.gradient_checkpointing):
             recompute_long_texts(model.text_model)

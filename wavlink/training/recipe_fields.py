@@ -118,6 +118,11 @@ class Recipe:
     attn_implementation: str = _field("sdpa", "attention kernels of transformers")
     gradient_checkpointing: bool = _field(False, "recompute activations in the backward pass: less memory, more time")
     compile: bool = _field(False, "torch.compile of both towers: minutes at the start, then faster steps")
+    cache_features: bool = _field(
+        False,
+        "compute log-mels of whole training clips once, into HF_HOME/wavlink/features (32 KB a second of sound), and "
+        "crop these; clips over 30 s are decoded each time",
+    )
     num_workers: int = _field(1, "processes that decode sounds")
     save_steps: int = _field(0, "steps between checkpoints; 0: one at the end of each epoch")
     checkpoints_kept: int = _field(2, "newest checkpoints that are kept")
@@ -141,6 +146,8 @@ class Recipe:
         self._refuse_bad_labels()
         if self.caption_bank:
             self._refuse_bad_bank()
+        if self.cache_features and (self.streaming or self.padding != "longest"):
+            raise ValueError("cache_features needs a data set held whole (no --streaming) and --padding longest")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.label_smoothing and self.loss_type != "info_nce":
