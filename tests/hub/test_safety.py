@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "wavlink/training/checkpoints.py": {"pickle"},
     "wavlink/training/memory.py": {"ctypes"},  # glibc's mallopt
     "wavlink/training/run_folder.py": {"subprocess"},
+    "processing/datasets/worker_processes.py": {"multiprocessing"},  # starts DataLoader's own workers
     "hub_cards/push.py": {"huggingface_hub"},
     "hub_cards/verify.py": {"subprocess"},
     "hub_cards/space/folder.py": {"subprocess", "huggingface_hub"},
