@@ -85,6 +85,7 @@ class Run:
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
         if recipe.cache_features:
+            self.accelerator.print(f"log-mels of {len(self.feed.data):,} clips are computed, or read from the cache")
             self.feed.cache_features(self.processor)
         self.accelerator.print(describe(model))
         if self.on_cpu and not (recipe.compile or recipe.gradient_checkpointing):
@@ -102,6 +103,7 @@ class Run:
         self.average = WeightAverage(trained, recipe.ema_decay) if recipe.ema_decay else None
         self.bank = None
         if recipe.caption_bank:
+            self.accelerator.print("all training captions are embedded once")
             self.bank = CaptionBank(trained, self.processor, self.feed.captions(), self.accelerator.autocast)
         self.facts = self._facts()
         self.step = 0
