@@ -277,6 +277,32 @@ def piecewise_info_nce(
     return total / len(dims)
 
 
+def bank_cross_entropy(
+    audio_embeds: Tensor, bank_embeds: Tensor, logit_scale: Tensor | float, positives: Tensor, dims: Sequence[int]
+) -> Tensor:
+    """Compute each clip's cross-entropy over a bank of captions: a mean over nested dims, summed over the clips.
+
+    For clip i with the captions P(i) it is
+    `-1 / |P(i)| · sum over p in P(i) of log(exp(logit_ip) / sum over all captions j of exp(logit_ij))`:
+    the softmax over all instances of arXiv 1805.01978 (eq. 2) with the targets of SupCon's `L_out` (arXiv 2004.11362).
+    Rows do not depend on each other, so the sum over several processes is that of the whole batch.
+
+    Args:
+        audio_embeds: `[b, D]`.
+        bank_embeds: `[N, D]`, of distinct captions.
+        logit_scale: the scale itself, not its log.
+        positives: bool `[b, N]`, the captions of each clip, at least one.
+        dims: the lengths of the prefixes, each normalised by itself (`truncate_embeddings`).
+    """
+    counts = positives.sum(-1)
+    total = 0.0
+    for dim in dims:
+        logits = logit_scale * truncate_embeddings(audio_embeds, dim) @ truncate_embeddings(bank_embeds, dim).T
+        own = logits.masked_fill(~positives, 0.0).sum(-1) / counts
+        total = total + (logits.logsumexp(-1) - own).sum()
+    return total / len(dims)
+
+
 LOSSES = {"info_nce": info_nce, "sigmoid": sigmoid}
 
 

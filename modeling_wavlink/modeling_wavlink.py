@@ -286,10 +286,10 @@ class WavLinkModel(PretrainedTowers, PreTrainedModel):
     @property
     def scale(self) -> Tensor:
         """Factor of the logits, at most `logit_scale_max`."""
-        return self._clamp_scale(self.logit_scale)
+        return self.clamped_scale(self.logit_scale)
 
-    def _clamp_scale(self, logit_scale: Tensor) -> Tensor:
-        """Clamp the scale but pass its gradient, so that it can leave the maximum again."""
+    def clamped_scale(self, logit_scale: Tensor) -> Tensor:
+        """Return the factor of a *log* scale; beyond the maximum its gradient passes, so that it can come back."""
         clamped = logit_scale.detach().exp().clamp(max=self.config.logit_scale_max)
         return clamped * (logit_scale - logit_scale.detach()).exp()
 
@@ -315,7 +315,7 @@ class WavLinkModel(PretrainedTowers, PreTrainedModel):
             return contrastive_loss(
                 audio_embeds.float(),
                 text_embeds.float(),
-                self._clamp_scale(logit_scale.float()),
+                self.clamped_scale(logit_scale.float()),
                 logit_bias.float(),
                 self.config.loss_type,
                 self.config.matryoshka_dims,

@@ -18,13 +18,37 @@ logger = logging.get_logger(__name__)
 MOST_UNREADABLE = 100  # clips in a row; after more the disk or the data set is at fault, not a clip
 
 
-def drawn(
-    array: np.ndarray, captions: list[str], max_samples: int, rng: np.random.Generator
-) -> tuple[np.ndarray, list[str]]:
-    """Draw a random crop of at most `max_samples` of a clip `[samples]`, and shuffle its captions."""
-    start = rng.integers(max(len(array) - max_samples, 0) + 1)
-    captions = [captions[position] for position in rng.permutation(len(captions))]
-    return array[start : start + max_samples], captions
+def drawn_crop(array: np.ndarray, max_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a random crop of at most `max_samples` of a clip `[samples]`, or so many frames of a log-mel `[F, T]`."""
+    start = rng.integers(max(array.shape[-1] - max_samples, 0) + 1)
+    return array[..., start : start + max_samples]
+
+
+def drawn_captions(
+    captions: list[str], rng: np.random.Generator, wordings: Sequence[str] = (), share: float = 0.0
+) -> tuple[list[str], list[str]]:
+    """Shuffle a clip's captions, with one of the wordings of its label among them.
+
+    Args:
+        captions: of the clip, without wordings of its label.
+        rng: of the draws.
+        wordings: of its label; none without a label.
+        share: chance that the wording comes first; 0: that of each caption.
+
+    Returns:
+        The captions with that wording, and the other wordings.
+    """
+    if not wordings:
+        return [captions[position] for position in rng.permutation(len(captions))], []
+    # A single wording takes no draw, so that runs with one prompt stay what they were.
+    chosen = int(rng.integers(len(wordings))) if len(wordings) > 1 else 0
+    others = [*wordings[:chosen], *wordings[chosen + 1 :]]
+    if not share:
+        captions = [*captions, wordings[chosen]]
+        return [captions[position] for position in rng.permutation(len(captions))], others
+    first = rng.random() < share
+    shuffled = [captions[position] for position in rng.permutation(len(captions))]
+    return ([wordings[chosen], *shuffled] if first else [*shuffled, wordings[chosen]]), others
 
 
 class UnreadableClip(ValueError):
@@ -44,9 +68,13 @@ def _decoded(audio, rate: int) -> np.ndarray:
 class CaptionedAudio(torch.utils.data.Dataset):
     """Decoded rows `{"audio": {"array", "sampling_rate"}, "captions": [...]}`, the caption to train on first.
 
+    With a `label_column` a row's captions hold one of the wordings of its label, and `wordings` the others.
+
     The key of an item is `(epoch, index)` or `index`. Which caption comes first and, for clips over `max_seconds`,
     which part is used depend on (seed, epoch, index) only, so that a resumed run trains on the same as an
     uninterrupted one. With `shuffle=False` captions keep their order, and a clip over `max_seconds` is an error.
+
+    Where `features` holds a clip's log-mel, an item has a crop of it as `input_features` `[F, T]` in place of `audio`.
 
     A single item whose sound cannot be decoded raises `UnreadableClip`. A DataLoader takes batches (`__getitems__`):
     there such a clip is noted in `unreadable`, logged, and replaced by a substitute of `plan`, a `BatchPlan`, so that
@@ -59,6 +87,8 @@ class CaptionedAudio(torch.utils.data.Dataset):
         seed: of crops and the order of captions.
         shuffle: whether to crop and to shuffle captions.
         rate: of the samples, in Hz.
+        label_column: one of `columns`, with the wordings of a clip's label (`add_label_captions`).
+        label_share: see `drawn_captions`.
     """
 
     def __init__(
@@ -69,6 +99,8 @@ class CaptionedAudio(torch.utils.data.Dataset):
         seed: int = 0,
         shuffle: bool = False,
         rate: int = 16000,
+        label_column: str = "",
+        label_share: float = 0.0,
     ):
         self.dataset = dataset
         self.columns = list(columns)
@@ -76,7 +108,11 @@ class CaptionedAudio(torch.utils.data.Dataset):
         self.seed = seed
         self.shuffle = shuffle
         self.rate = rate
+        self.label_column = label_column
+        self.label_share = label_share
         self.plan: BatchPlan | None = None
+        self.features: Any = None  # `KeptFeatures`, or None
+        self.frame = 0  # samples of a frame of `features`
         self.unreadable: dict[str, str] = {}  # clip -> error, of this process; each worker has its own
 
     @property
@@ -90,22 +126,27 @@ class CaptionedAudio(torch.utils.data.Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         row = self.dataset[int(index)]
-        captions = captions_of(row, self.columns)
-        if not captions:
+        captions = captions_of(row, [name for name in self.columns if name != self.label_column])
+        wordings = captions_of(row, [self.label_column]) if self.label_column else []
+        if not captions and not wordings:
             raise ValueError(f"row {index} ({self.name(index)}) has no caption in {', '.join(self.columns)}")
-        array = _decoded(row["audio"], self.rate)
+        kept = self.features[int(index)] if self.shuffle and self.features is not None else None
+        array = _decoded(row["audio"], self.rate) if kept is None else kept
         if self.shuffle:
             rng = np.random.default_rng((self.seed, epoch, index))
-            array, captions = drawn(array, captions, self.max_samples, rng)
+            longest = self.max_samples if kept is None else max(self.max_samples // self.frame, 1)
+            array = drawn_crop(array, longest, rng)
+            captions, wordings = drawn_captions(captions, rng, wordings, self.label_share)
         elif len(array) > self.max_samples:
             raise ValueError(
                 f"{self.name(index)} lasts {len(array) / self.rate:.2f} s, the limit is "
                 f"{self.max_samples / self.rate:g} s: cut it into windows"
             )
-        return {
-            "audio": {"array": array, "sampling_rate": self.rate},
-            "captions": captions,
-        }
+        else:
+            captions, wordings = [*captions, *wordings[:1]], wordings[1:]
+        sound = {"audio": {"array": array, "sampling_rate": self.rate}}
+        item = {**(sound if kept is None else {"input_features": np.array(array)}), "captions": captions}
+        return {**item, "wordings": wordings} if self.label_column else item
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[dict]:
         rows = [row for key in keys if (row := self._readable(key)) is not None]
@@ -143,7 +184,8 @@ class AudioTextCollator:
     """Collator of rows to the model's inputs, for `transformers.Trainer` (with `remove_unused_columns=False`) too.
 
     A row holds `audio` (a path, bytes, a dict or a decoder, see `processing.audio.load_column`) and captions, of which
-    the first is the text. `caption_ids` `[B, K]` mark clips that share a caption, for the loss.
+    the first is the text. `caption_ids` `[B, K]` mark clips that share a caption, for the loss. A row may also hold
+    `wordings`, further texts of its label that are no texts of the batch: clips that share one share a caption.
 
     With `all_captions` all of a clip's captions are its texts, clip by clip, and `text_owner` `[B_text]` int64 holds
     the row of each text's clip. Trainer's `compute_metrics` expects one text a clip.
@@ -156,6 +198,7 @@ class AudioTextCollator:
         padding: of audio; default: the processor's.
         with_caption_ids: whether to return `caption_ids`.
         all_captions: see above.
+        with_bank_ids: whether to return `bank_ids`, equal to `caption_ids`, for a `CaptionBank`.
 
     Raises:
         ValueError: a row without caption, or a batch of which nothing can be read.
@@ -168,12 +211,14 @@ class AudioTextCollator:
         padding: str | None = None,
         with_caption_ids: bool = True,
         all_captions: bool = False,
+        with_bank_ids: bool = False,
     ):
         self.processor = processor
         self.with_caption_ids = with_caption_ids
         self.columns = list(columns)
         self.padding = padding
         self.all_captions = all_captions
+        self.with_bank_ids = with_bank_ids
         self.unreadable: dict[str, str] = {}  # clip -> error, of this process; each worker has its own
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
@@ -183,25 +228,35 @@ class AudioTextCollator:
         if not all(captions):
             raise ValueError(f"a row without caption in {', '.join(self.columns)}; it has {', '.join(rows[0])}")
         texts_per_clip = captions if self.all_captions else [texts[:1] for texts in captions]
-        batch = self.processor(
-            text=[text for texts in texts_per_clip for text in texts],
-            audio=clips,
-            sampling_rate=rate,
-            audio_kwargs={} if self.padding is None else {"padding": self.padding},
-            return_tensors="pt",
-        )
-        extra = {"caption_ids": caption_ids(captions)} if self.with_caption_ids else {}
+        batch = self._inputs([text for texts in texts_per_clip for text in texts], clips, rate)
+        ids = caption_ids([[*texts, *row.get("wordings", ())] for texts, row in zip(captions, rows, strict=True)])
+        wanted = {"caption_ids": self.with_caption_ids, "bank_ids": self.with_bank_ids}
+        extra = {name: ids for name, is_wanted in wanted.items() if is_wanted}
         if self.all_captions:
             counts = torch.tensor([len(texts) for texts in texts_per_clip])
             extra["text_owner"] = torch.arange(len(rows)).repeat_interleave(counts)
         return {**batch, **extra}
 
+    def _inputs(self, texts: list[str], clips: list[np.ndarray], rate: int) -> dict:
+        """Make inputs of texts, and of clips that are samples `[samples]` or log-mels `[F, T]`."""
+        audio_kwargs = {} if self.padding is None else {"padding": self.padding}
+        options = {"sampling_rate": rate, "audio_kwargs": audio_kwargs, "return_tensors": "pt"}
+        if all(clip.ndim == 1 for clip in clips):
+            return self.processor(text=texts, audio=clips, **options)
+        extractor = self.processor.feature_extractor
+        features = [
+            clip if clip.ndim > 1 else extractor(clip, sampling_rate=rate, padding=False)["input_features"][0]
+            for clip in clips
+        ]
+        padded = extractor.pad({"input_features": features}, return_tensors="pt", **audio_kwargs)
+        return {**self.processor(text=texts, return_tensors="pt"), **padded}
+
     def _read(self, rows: Sequence[dict], rate: int) -> tuple[list[dict], list[np.ndarray]]:
-        """Return the rows that can be read, and their samples."""
+        """Return the rows that can be read, and their samples or log-mels."""
         read, clips, name, why = [], [], "", ""
         for number, row in enumerate(rows):
             try:
-                clips.append(_decoded(row["audio"], rate))
+                clips.append(row["input_features"] if "input_features" in row else _decoded(row["audio"], rate))
                 read.append(row)
             except UnreadableClip as error:
                 why = str(error)

@@ -158,23 +158,28 @@ def label_names(dataset: datasets.Dataset) -> list[str | None]:
     return [label if label and label.strip() else None for label in dataset["label"]]
 
 
-def add_label_captions(dataset: datasets.Dataset, prompt: str) -> tuple[datasets.Dataset, str]:
-    """Add a caption column with `prompt` around each clip's label, and return it with the column's name.
+def add_label_captions(dataset: datasets.Dataset, *prompts: str) -> tuple[datasets.Dataset, str]:
+    """Add a caption column with each of `prompts` around each clip's label, and return it with the column's name.
 
     Zero-shot classification then uses texts that the model was trained on.
 
     Args:
         dataset: with a column `label`.
-        prompt: a text with one `{}`, for the label.
+        prompts: texts with one `{}`, for the label. With several a cell is a list, empty without a label.
 
     Raises:
         ValueError: no labels, or another prompt.
     """
-    checked_prompt(prompt)
+    for prompt in prompts:
+        checked_prompt(prompt)
     if "label" not in dataset.column_names:
         raise ValueError(f"label_prompt needs a column 'label'; the columns are {', '.join(dataset.column_names)}")
-    captions = [prompted(prompt, label.replace("_", " ")) if label else "" for label in label_names(dataset)]
-    return dataset.add_column("label_caption", captions), "label_caption"
+    labels = [label and label.replace("_", " ") for label in label_names(dataset)]
+    if len(prompts) == 1:
+        captions = [prompted(prompts[0], label) if label else "" for label in labels]
+        return dataset.add_column("label_caption", captions), "label_caption"
+    lists = [[prompted(prompt, label) for prompt in prompts] if label else [] for label in labels]
+    return dataset.add_column("label_caption", lists), "label_caption"
 
 
 def durations(dataset: datasets.Dataset) -> list[float]:

@@ -21,6 +21,7 @@ from processing.sound_files import such_as
 from .caption_tables import CAPTION_FILES, captions_by_id, find_captions
 from .durations import header_seconds
 from .fingerprints import rows_digest
+from .kept_features import KeptFeatures
 from .load import add_label_captions, caption_columns, captions_of, clip_name, load_split, with_captions
 from .mixture import mixture
 from .paper import NAMES
@@ -69,11 +70,20 @@ class Epochs:
         self.recipe = recipe
         train_set = load_training_set(recipe)
         columns = caption_columns(train_set, recipe.caption_columns)
-        if recipe.label_prompt:
-            train_set, name = add_label_captions(train_set, recipe.label_prompt)
-            columns.append(name)
+        label_column = ""
+        if recipe.prompts:
+            train_set, label_column = add_label_captions(train_set, *recipe.prompts)
+            columns.append(label_column)
         train_set, seconds = readable(with_captions(train_set, columns), warn=rank == 0)
-        self.data = CaptionedAudio(train_set, columns, recipe.max_seconds, recipe.seed, shuffle=True)
+        self.data = CaptionedAudio(
+            train_set,
+            columns,
+            recipe.max_seconds,
+            recipe.seed,
+            shuffle=True,
+            label_column=label_column,
+            label_share=recipe.label_share,
+        )
         lengths = np.minimum(seconds, recipe.max_seconds)
         self.plan = BatchPlan(lengths, recipe.batch_size, recipe.epochs, recipe.seed, rank=rank, world_size=world_size)
         if recipe.max_steps:
@@ -104,6 +114,13 @@ class Epochs:
         if not clips:
             raise ValueError(f"not one of {len(broken)} clips can be read: {such_as(broken)}")
         return {**processor(audio=clips, sampling_rate=self.data.rate, return_tensors="pt")}
+
+    def cache_features(self, processor: Any) -> None:
+        """Compute the log-mels of all clips, or find them in the cache, and train on crops of these."""
+        data, extractor = self.data, processor.feature_extractor
+        columns = [name for name in data.columns if name != data.label_column]
+        data.features = KeptFeatures(data.dataset, columns, extractor)
+        data.frame = extractor.hop_length
 
     def batches(self, processor: Any, step: int) -> Iterable[dict[str, torch.Tensor]]:
         """Yield the batches from `step` on."""
@@ -205,8 +222,9 @@ class Stream:
     def __init__(self, recipe: Any, rank: int, world_size: int):
         if not recipe.max_steps:
             raise ValueError("a stream has no length: give --max_steps")
-        if recipe.label_prompt:
-            raise ValueError("label_prompt needs a data set held whole: leave --streaming or --label_prompt out")
+        if recipe.prompts:
+            name = "label_prompt" if recipe.label_prompt else "label_prompts"
+            raise ValueError(f"{name} needs a data set held whole: leave --streaming or --{name} out")
         self.recipe = recipe
         sources = recipe.mixture or {recipe.data: 1.0}
         self.captions_by_id = joined_captions(recipe, sources) if recipe.audio_folder else None
@@ -305,4 +323,5 @@ def collator(recipe: Any, processor: Any) -> AudioTextCollator:
         padding=recipe.padding,
         with_caption_ids=recipe.mask_false_negatives,
         all_captions=recipe.all_captions,
+        with_bank_ids=recipe.caption_bank,
     )

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from transformers.utils import logging
 
 from processing.audio import load_column
-from processing.collator import AudioTextCollator, drawn
+from processing.collator import AudioTextCollator, drawn_captions, drawn_crop
 
 from .load import captions_of
 from .shard_reader import DamagedShard
@@ -238,7 +238,8 @@ class _Rows:
             return self._skip(example, key, report, "skipped_broken", error)
         epoch, shard, number = key
         rng = np.random.default_rng((self.seed, epoch, shard, number))
-        crop, captions = drawn(array, captions, self.max_samples, rng)
+        crop = drawn_crop(array, self.max_samples, rng)
+        captions, _ = drawn_captions(captions, rng)
         array = crop.copy() if len(array) > self.max_samples else array  # a view would keep the long file in memory
         return {"audio": {"array": array, "sampling_rate": self.rate}, "captions": captions}
 

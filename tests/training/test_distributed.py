@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.processes import run_process
 from tests.tone_runs import (
@@ -46,3 +48,18 @@ def test_two_processes_train_as_one(folder, tmp_path, loss_type):  # noqa: F811
     cached = losses(TWO, folder, tmp_path / "cached", *options, "--micro_batch_size", "2")
     assert together == pytest.approx(alone, rel=1e-5) and cached == pytest.approx(alone, rel=1e-5)
     assert len(alone) == 6 and alone[-1] != alone[0]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_bank_labels_and_average(folder, tmp_path):  # noqa: F811
+    options = ["--text_config", json.dumps(TEXT_CONFIG), "--scope", "audio", "--caption_bank", "true"]
+    options += ["--label_prompts", "a {},the sound of {}", "--label_share", "0.4", "--ema_decay", "0.9"]
+    options += ["--learning_rate", "1e-4"]
+    alone = losses([], folder, tmp_path / "alone", *options)
+    together = losses(TWO, folder, tmp_path / "together", *options)
+    cached = losses(TWO, folder, tmp_path / "cached", *options, "--micro_batch_size", "2")
+    assert together == pytest.approx(alone, rel=1e-5) and cached == pytest.approx(alone, rel=1e-5)
+    expected = load_file(tmp_path / "alone/last/model.safetensors")
+    for run in ("together", "cached"):
+        for name, weights in load_file(tmp_path / run / "last/model.safetensors").items():
+            torch.testing.assert_close(weights, expected[name], atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")

@@ -23,7 +23,8 @@ audio_model text_model audio_config text_config projection_dim matryoshka_dims p
 frame_pooling_layer token_start regime scope lora_rank lora_alpha lora_targets loss_type label_smoothing
 all_captions padding max_seconds mask_false_negatives batch_size micro_batch_size epochs max_steps learning_rate
 warmup_ratio weight_decay max_grad_norm mixed_precision attn_implementation gradient_checkpointing compile
-num_workers save_steps checkpoints_kept trackers seed output_dir
+num_workers save_steps checkpoints_kept trackers seed output_dir label_prompts label_share caption_bank
+ema_decay cache_features
 """.split()
 
 

@@ -14,7 +14,11 @@ LOSS_INPUTS = ("caption_ids", "text_owner")  # of a batch, inputs of the loss al
 
 
 def backward(
-    accelerator: Accelerator, model: nn.Module, batch: dict[str, Tensor], micro_batch_size: int = 0
+    accelerator: Accelerator,
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    micro_batch_size: int = 0,
+    added_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Add the batch's gradients to `.grad`, and return its loss, detached.
 
@@ -28,10 +32,16 @@ def backward(
         model: a `WavLinkModel` from `accelerator.prepare`.
         batch: what `WavLinkModel.forward` takes, as many clips as texts, or a `text_owner`.
         micro_batch_size: clips a chunk, with texts in proportion; 0 computes the batch undivided.
+        added_loss: a further loss, a function of the clips' embeddings, the text projection's weight and the log of
+            the scale (`CaptionBank.loss_of`); not with FSDP2.
     """
+    wavlink = accelerator.unwrap_model(model)
     if not micro_batch_size or _fits(accelerator, len(batch["input_features"]), micro_batch_size):
         with accelerator.autocast():
-            loss = model(**batch, return_loss=True).loss
+            output = model(**batch, return_loss=True)
+        loss = output.loss
+        if added_loss is not None:
+            loss = loss + added_loss(output.audio_embeds, wavlink.text_projection.weight, wavlink.logit_scale)
         accelerator.backward(loss)
         average_whole(model)
         return loss.detach()
@@ -43,15 +53,20 @@ def backward(
             states.append(_random_state(accelerator.device))
             pairs.append(_embed(accelerator, model, chunk))
     audio, text = (torch.cat(side).float().requires_grad_() for side in zip(*pairs, strict=True))
-    wavlink = accelerator.unwrap_model(model)
+    learned = [wavlink.logit_scale]
+    if wavlink.logit_bias.requires_grad:
+        learned.append(wavlink.logit_bias)
+    if added_loss is not None:
+        learned.append(wavlink.text_projection.weight)
     # Copies, because gradients of the parameters themselves may only arise under the wrapper's last backward.
-    scale, bias = (p.detach().requires_grad_() for p in (wavlink.logit_scale, wavlink.logit_bias))
+    copies = [parameter.detach().requires_grad_() for parameter in learned]
+    bias = copies[1] if wavlink.logit_bias.requires_grad else wavlink.logit_bias.detach()
     about = {name: batch.get(name) for name in LOSS_INPUTS}
-    loss = wavlink.loss(audio, text, logit_scale=scale, logit_bias=bias, **about)
+    loss = wavlink.loss(audio, text, logit_scale=copies[0], logit_bias=bias, **about)
+    if added_loss is not None:
+        loss = loss + added_loss(audio, copies[-1], copies[0])
     factor = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
-    audio_grad, text_grad, scale_grad, bias_grad = torch.autograd.grad(
-        factor * loss, (audio, text, scale, bias), materialize_grads=True
-    )
+    audio_grad, text_grad, *grads = torch.autograd.grad(factor * loss, (audio, text, *copies), materialize_grads=True)
     for number, (chunk, state, (clips, texts)) in enumerate(zip(chunks, states, slices, strict=True)):
         last = number == len(chunks) - 1
         with nullcontext() if last else accelerator.no_sync(model):
@@ -59,9 +74,8 @@ def backward(
                 audio_embeds, text_embeds = _embed(accelerator, model, chunk)
             surrogate = (audio_embeds * audio_grad[clips]).sum() + (text_embeds * text_grad[texts]).sum()
             if last:
-                surrogate = surrogate + wavlink.logit_scale * scale_grad
-                if wavlink.logit_bias.requires_grad:
-                    surrogate = surrogate + wavlink.logit_bias * bias_grad
+                for parameter, grad in zip(learned, grads, strict=True):
+                    surrogate = surrogate + (parameter * grad).sum()
             surrogate.backward()
     average_whole(model)
     return loss.detach()

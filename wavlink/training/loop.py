@@ -3,6 +3,7 @@
 import math
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import datasets
@@ -21,6 +22,7 @@ from wavlink.evaluation.embed_split import Embedded, embed_dataset
 from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
 from wavlink.progress import Bar, loading_bars_hidden
 from wavlink.training import distributed as sharding
+from wavlink.training.caption_bank import CaptionBank
 from wavlink.training.checkpoints import load_state, save_state
 from wavlink.training.factory import build, refuse_bad_start
 from wavlink.training.finetuning import (
@@ -48,6 +50,7 @@ from wavlink.training.run_folder import (
     remove,
     whole,
 )
+from wavlink.training.weight_average import WeightAverage
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*_wavlink.py")  # whose names change from run to run
 
@@ -68,6 +71,9 @@ class Run:
                 f"batch_size={recipe.batch_size} is over all {self.accelerator.num_processes} processes and leaves "
                 "nothing for some: raise it, or use fewer"
             )
+        if self.accelerator.is_fsdp2 and (recipe.caption_bank or recipe.ema_decay):
+            name = "caption_bank" if recipe.caption_bank else "ema_decay"
+            raise ValueError(f"{name} does not work with FSDP2, which shards the weights: launch with DDP")
         sharding.refuse_unequal_chunks(self.accelerator, recipe.batch_size, recipe.micro_batch_size)
         refuse_bad_start(recipe)
         set_seed(recipe.seed)
@@ -78,6 +84,9 @@ class Run:
         model, self.processor = build(recipe, self.feed.captions)
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
+        if recipe.cache_features:
+            self.accelerator.print(f"log-mels of {len(self.feed.data):,} clips are computed, or read from the cache")
+            self.feed.cache_features(self.processor)
         self.accelerator.print(describe(model))
         if self.on_cpu and not (recipe.compile or recipe.gradient_checkpointing):
             recompute_long_texts(model.text_model)
@@ -90,6 +99,12 @@ class Run:
             for tower in (model.audio_model, model.text_model):
                 tower.compile(dynamic=True)  # in place: the names of weights stay
         self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
+        trained = self.accelerator.unwrap_model(self.model)
+        self.average = WeightAverage(trained, recipe.ema_decay) if recipe.ema_decay else None
+        self.bank = None
+        if recipe.caption_bank:
+            self.accelerator.print("all training captions are embedded once")
+            self.bank = CaptionBank(trained, self.processor, self.feed.captions(), self.accelerator.autocast)
         self.facts = self._facts()
         self.step = 0
         self.best = -1.0
@@ -122,7 +137,9 @@ class Run:
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
         """Take an optimizer step; return the mean loss over processes, and whether one of them has to stop."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size)
+        bank_ids = batch.pop("bank_ids", None)
+        added_loss = None if bank_ids is None else self.bank.loss_of(bank_ids)
+        loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size, added_loss)
         value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
         if not math.isfinite(value):
             raise ValueError(
@@ -135,6 +152,10 @@ class Run:
         self.optimizer.zero_grad()
         self.step += 1
         return value, stops > 0
+
+    def averaged(self) -> AbstractContextManager:
+        """A context in which the model has its averaged weights, with `ema_decay`."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def score(self) -> tuple[dict, Embedded]:
         """Compute validation scores; save `best/`, calibrated, if the mean R@10 of both directions is the best yet."""
@@ -184,6 +205,8 @@ class Run:
         share = self.accelerator.process_index, self.accelerator.wait_for_everyone, broadcast
         with whole(folder / f"step-{self.step:08d}", *share) as unfinished:
             save_state(self.accelerator, unfinished, self.state_dict())
+            if self.average is not None and self.accelerator.is_main_process:
+                self.average.save(unfinished)
         if self.accelerator.is_main_process:
             for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
                 remove(old)
@@ -196,6 +219,8 @@ class Run:
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
         if checkpoints:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
+            if self.average is not None:
+                self.average.load(checkpoints[-1])
 
 
 def _validation_set(recipe: Recipe) -> tuple[datasets.Dataset, list[str]]:
@@ -264,11 +289,14 @@ def _train(recipe: Recipe) -> Path:
                 break
             learning_rate = run.schedule.get_last_lr()[0]
             loss, stop = run.learn(batch, signal_received)
+            if run.average is not None:
+                run.average.update(run.step - 1)
             if run.on_cpu:
                 return_freed_memory()
             log.step(loss, run.accelerator.unwrap_model(run.model).scale.item(), learning_rate)
             if run.feed.is_epoch_end(run.step):
-                log.validation(*run.score())
+                with run.averaged():
+                    log.validation(*run.score())
             if stop or run.feed.is_epoch_end(run.step) or (recipe.save_steps and run.step % recipe.save_steps == 0):
                 run.save_checkpoint()
             if stop:
@@ -278,7 +306,8 @@ def _train(recipe: Recipe) -> Path:
                 if number == signal.SIGINT:
                     raise KeyboardInterrupt(number)
                 sys.exit(128 + number)
-    run.save_model("last")
+    with run.averaged():
+        run.save_model("last")
     run.accelerator.wait_for_everyone()
     log.end()
     return run.folder

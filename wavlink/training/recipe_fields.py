@@ -65,6 +65,12 @@ class Recipe:
     label_prompt: str = _field(
         "", 'such as "This is a sound of {}.": the label so worded is one more training caption'
     )
+    label_prompts: tuple[str, ...] = _field(
+        (), 'such as "a {},the sound of {}": one of these and --label_prompt is drawn each time for a label'
+    )
+    label_share: float = _field(
+        0.0, "share of the drawn texts that are worded labels; 0: a worded label is one of a clip's captions"
+    )
     init: str = _field("", "a WavLink folder or Hub id to start from, with its dims, instead of two towers")
     audio_model: str = _field(
         "",
@@ -87,6 +93,11 @@ class Recipe:
     loss_type: str = _field("info_nce", "contrastive loss")
     label_smoothing: float = _field(0.0, "of InfoNCE's targets")
     all_captions: bool = _field(False, "every caption of a clip is a positive of it, instead of a random one")
+    caption_bank: bool = _field(
+        False,
+        "every training caption is a candidate for each clip, not only the batch's; needs a text tower that does not "
+        "learn; memory: batch_size x captions logits for each nested dim",
+    )
     padding: str = _field("longest", "longest: native length; max_length: the paper's 30 s")
     max_seconds: float = _field(30.0, "longer training clips are cropped at random; validation encodes whole clips")
     mask_false_negatives: bool = _field(True, "clips that share a caption are no negatives of each other")
@@ -100,10 +111,18 @@ class Recipe:
     warmup_ratio: float = _field(0.05, "share of the steps with a rising learning rate")
     weight_decay: float = _field(0.01, "of AdamW")
     max_grad_norm: float = _field(1.0, "gradients are clipped to this norm")
+    ema_decay: float = _field(
+        0.0, "of an exponential moving average of the weights that is validated and saved, such as 0.999; 0: none"
+    )
     mixed_precision: str = _field("auto", "auto: bf16 where the device computes in it, else no")
     attn_implementation: str = _field("sdpa", "attention kernels of transformers")
     gradient_checkpointing: bool = _field(False, "recompute activations in the backward pass: less memory, more time")
     compile: bool = _field(False, "torch.compile of both towers: minutes at the start, then faster steps")
+    cache_features: bool = _field(
+        False,
+        "compute log-mels of whole training clips once, into HF_HOME/wavlink/features (32 KB a second of sound), and "
+        "crop these; clips over 30 s are decoded each time",
+    )
     num_workers: int = _field(1, "processes that decode sounds")
     save_steps: int = _field(0, "steps between checkpoints; 0: one at the end of each epoch")
     checkpoints_kept: int = _field(2, "newest checkpoints that are kept")
@@ -124,10 +143,13 @@ class Recipe:
         dims, width = self.matryoshka_dims, self.projection_dim
         if any(dim < 1 or (width and dim > width) for dim in dims):
             raise ValueError(f"matryoshka_dims must be between 1 and projection_dim={width}, got {dims}")
-        if self.label_prompt:
-            from processing.prompts import checked_prompt
-
-            checked_prompt(self.label_prompt)
+        self._refuse_bad_labels()
+        if self.caption_bank:
+            self._refuse_bad_bank()
+        if self.cache_features and (self.streaming or self.padding != "longest"):
+            raise ValueError("cache_features needs a data set held whole (no --streaming) and --padding longest")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.label_smoothing and self.loss_type != "info_nce":
             raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
         if (
@@ -141,6 +163,37 @@ class Recipe:
             )
         if self.mixture and any(not isinstance(x, int | float) or x <= 0 for x in self.mixture.values()):
             raise ValueError(f"mixture must give every source a weight above 0, got {self.mixture}")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts that word a clip's label as a training caption: `label_prompt` and `label_prompts`."""
+        return (*filter(None, (self.label_prompt,)), *self.label_prompts)
+
+    def _refuse_bad_labels(self) -> None:
+        if self.prompts:
+            from processing.prompts import checked_prompt
+
+            for prompt in self.prompts:
+                checked_prompt(prompt)
+        if len({*self.prompts}) < len(self.prompts):
+            raise ValueError(f"label_prompts must differ from each other and from label_prompt, got {self.prompts}")
+        if not 0 <= self.label_share <= 1:
+            raise ValueError(f"label_share must be between 0 and 1, got {self.label_share}")
+        if self.label_share and not self.prompts:
+            raise ValueError("label_share is of labels in words: give --label_prompts, such as 'a {},the sound of {}'")
+        if self.label_share and self.all_captions:
+            raise ValueError("label_share is of the one text drawn for a clip, not of all_captions: leave one out")
+
+    def _refuse_bad_bank(self) -> None:
+        if self.loss_type != "info_nce":
+            raise ValueError("caption_bank is for info_nce: a sigmoid loss has no softmax over candidates")
+        if self.streaming:
+            raise ValueError("caption_bank needs all captions before the first step: leave --streaming out")
+        if self.scope != "audio" and self.regime != "projector":
+            raise ValueError(
+                "caption_bank embeds every caption once, before the first step, so the text tower must not learn: "
+                "give --scope audio or --regime projector"
+            )
 
 
 def computes_in_bf16() -> bool:
