@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from wavlink.training.recipe_fields import Recipe
 
 from .data import TrainingData, training_data
 from .facts import CARDS, DEVICES, UTILIZATION
-from .model import Kept, Shapes, count_flops, count_kept, local_init, parameters, planned_config, shapes_of
+from .model import Flops, Kept, Shapes, count_flops, count_kept, local_init, parameters, planned_config, shapes_of
 from .speed import Speed, measure
 
 _RESERVED = 1e9  # bytes of CUDA's context and cuBLAS's workspaces, roughly
@@ -44,54 +45,98 @@ def plan(
         ValueError: an unknown device, data of unknown size, or a tower whose config is not here.
     """
     _check(devices, clips, seconds, utilization)
+    training = _counted(recipe, clips, seconds)
+    rows = [_device(name, training, utilization) for name in devices or CARDS]
+    return training.described() | {"devices": rows}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A recipe's training, with what was counted of it.
+
+    Attributes:
+        recipe: what is to be trained.
+        config: of its model.
+        data: its clips.
+        batch, chunk: clips of a step, and those that are embedded at once.
+        shapes: of a clip of average length and its text.
+        parameters: see `model.parameters`.
+        flops: of a step.
+        kept: for the backward pass, by the longest clips.
+        memory: bytes at the peak by what they hold, in GB.
+    """
+
+    recipe: Recipe
+    config: WavLinkConfig
+    data: TrainingData
+    batch: int
+    chunk: int
+    shapes: Shapes
+    parameters: dict[str, int]
+    flops: Flops
+    kept: Kept
+    memory: dict[str, float]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.recipe.max_steps or self.recipe.epochs * (self.data.clips // self.batch)
+
+    def described(self) -> dict[str, Any]:
+        """Return what does not depend on a device, as JSON has it."""
+        recipe, data, flops = self.recipe, self.data, self.flops
+        step = flops.step(self.batch, self.chunk)
+        return {
+            "recipe": recipe.name,
+            "model": {"towers": _towers(recipe), "dims": self.config.projection_dim},
+            "parameters": self.parameters,
+            "data": {
+                **{"origin": data.origin, "clips": data.clips, "seconds": data.seconds, "longest": data.longest},
+                **{"padding": recipe.padding, "tokens": self.shapes.tokens},
+            },
+            "batch_size": self.batch,
+            "micro_batch_size": self.chunk,
+            "precision": recipe.mixed_precision,
+            "steps": self.steps,
+            "clips": self.steps * self.batch,
+            "flops": {
+                **{"forward_of_a_clip": flops.forward, "backward_of_a_clip": flops.backward},
+                **{"step": step, "total": self.steps * step},
+            },
+            "memory": self.memory,
+        }
+
+
+def _counted(recipe: Recipe, clips: int, seconds: float) -> _Training:
+    """Count a training's clips, parameters, FLOPs and memory."""
     data = training_data(recipe, clips, seconds)
     config = _with_vocabulary(planned_config(recipe), recipe, data)
     batch = min(recipe.batch_size, data.clips)
     if batch < 2:
         raise ValueError(f"a contrastive loss needs at least two clips in a batch, got a data set of {data.clips}")
     chunk = min(recipe.micro_batch_size or batch, batch)
-    steps = recipe.max_steps or recipe.epochs * (data.clips // batch)
     counts = parameters(config, recipe)
     shapes = shapes_of(config, recipe, data.seconds, data.tokens)
     flops = count_flops(config, recipe, shapes)
     longest = shapes_of(config, recipe, data.longest, max(data.tokens, _TOKENS_AT_MOST))
     kept = count_kept(config, recipe, longest)
     memory = _memory(counts, kept, 4.0 * batch * math.prod(longest.features), chunk)
-    planned = {
-        "recipe": recipe.name,
-        "model": {"towers": _towers(recipe), "dims": config.projection_dim},
-        "parameters": counts,
-        "data": {
-            **{"origin": data.origin, "clips": data.clips, "seconds": data.seconds, "longest": data.longest},
-            **{"padding": recipe.padding, "tokens": shapes.tokens},
-        },
-        "batch_size": batch,
-        "micro_batch_size": chunk,
-        "precision": recipe.mixed_precision,
-        "steps": steps,
-        "clips": steps * batch,
-        "flops": {
-            **{"forward_of_a_clip": flops.forward, "backward_of_a_clip": flops.backward},
-            **{"step": flops.step(batch, chunk), "total": steps * flops.step(batch, chunk)},
-        },
-        "memory": memory,
-    }
-    measured = {name: _speed(name, config, recipe, shapes) for name in devices if name not in CARDS}
-    rows = []
-    for name in devices or CARDS:
-        row = _measured(name, measured[name]) if name in measured else _card(name, recipe, utilization)
-        row |= _fits(row["memory"], memory, kept, batch)
-        # Where only smaller pieces fit, these are what a step computes.
-        pieces = row["largest_micro_batch_size"] if row["fits"] is False else chunk
-        took = flops.step(batch, pieces) / (1e12 * row["tflops"])
-        took += measured[name].update * counts["trained"] if name in measured else 0.0
-        row |= {"step_seconds": took, "hours": steps * took / 3600, "clips_per_second": batch / took}
-        rows.append(row)
-    return planned | {"devices": rows}
+    return _Training(recipe, config, data, batch, chunk, shapes, counts, flops, kept, memory)
 
 
-def _speed(name: str, config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Speed:
-    return measure(config, recipe, shapes, "cpu" if name == "cpu" else _accelerator())
+def _device(name: str, training: _Training, utilization: float) -> dict[str, Any]:
+    """The speed of a device, whether the training fits in its memory, and its seconds and hours there."""
+    recipe, batch = training.recipe, training.batch
+    if name in CARDS:
+        row, update = _card(name, recipe, utilization), 0.0
+    else:
+        speed = measure(training.config, recipe, training.shapes, "cpu" if name == "cpu" else _accelerator())
+        row, update = _measured(name, speed), speed.update
+    row |= _fits(row["memory"], training.memory, training.kept, batch)
+    # Where only smaller pieces fit, these are what a step computes.
+    pieces = row["largest_micro_batch_size"] if row["fits"] is False else training.chunk
+    took = training.flops.step(batch, pieces) / (1e12 * row["tflops"]) + update * training.parameters["trained"]
+    return row | {"step_seconds": took, "hours": training.steps * took / 3600, "clips_per_second": batch / took}
 
 
 def _check(devices: Sequence[str], clips: int, seconds: float, utilization: float) -> None:
