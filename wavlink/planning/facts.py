@@ -39,6 +39,7 @@ class Source:
     clips: int
     seconds: float  # of a clip, on average
     longest: float
+    captions: int = 1  # of a clip
 
 
 # AudioCaps: rows of OpenSound/AudioCaps as its viewer rounds them (45.2k; version 2 of the captions has 91,256 by
@@ -47,7 +48,7 @@ class Source:
 # AudioSetCaps: about 1.9M and 6,117,099 captions by their cards, of clips of 10 s.
 SOURCES = {
     "audiocaps": Source(45_200, 9.9, 10.0),
-    "clotho": Source(3_839, 22.5, 30.0),
+    "clotho": Source(3_839, 22.5, 30.0, 5),
     "auto_acd": Source(1_900_000, 10.0, 10.0),
     "audiosetcaps": Source(6_117_099, 10.0, 10.0),
 }

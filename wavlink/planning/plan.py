@@ -13,6 +13,7 @@ from wavlink.training.recipe_fields import Recipe
 
 from .data import TrainingData, training_data
 from .facts import CARDS, DEVICES, UTILIZATION
+from .loss import Loss
 from .model import Flops, Kept, Shapes, count_flops, count_kept, local_init, parameters, planned_config, shapes_of
 from .speed import Speed, measure
 
@@ -92,7 +93,7 @@ class _Training:
             "parameters": self.parameters,
             "data": {
                 **{"origin": data.origin, "clips": data.clips, "seconds": data.seconds, "longest": data.longest},
-                **{"padding": recipe.padding, "tokens": self.shapes.tokens},
+                **{"padding": recipe.padding, "tokens": self.shapes.tokens, "caption_bank": data.bank},
             },
             "batch_size": self.batch,
             "micro_batch_size": self.chunk,
@@ -101,7 +102,7 @@ class _Training:
             "clips": self.steps * self.batch,
             "flops": {
                 **{"forward_of_a_clip": flops.forward, "backward_of_a_clip": flops.backward},
-                **{"step": step, "total": self.steps * step},
+                **{"caption_bank": flops.before, "step": step, "total": flops.before + self.steps * step},
             },
             "memory": self.memory,
         }
@@ -117,10 +118,10 @@ def _counted(recipe: Recipe, clips: int, seconds: float) -> _Training:
     chunk = min(recipe.micro_batch_size or batch, batch)
     counts = parameters(config, recipe)
     shapes = shapes_of(config, recipe, data.seconds, data.tokens)
-    flops = count_flops(config, recipe, shapes)
+    flops = count_flops(config, recipe, shapes, data.bank)
     longest = shapes_of(config, recipe, data.longest, max(data.tokens, _TOKENS_AT_MOST))
     kept = count_kept(config, recipe, longest)
-    memory = _memory(counts, kept, 4.0 * batch * math.prod(longest.features), chunk)
+    memory = _memory(recipe, counts, kept, flops.loss, longest, batch)
     return _Training(recipe, config, data, batch, chunk, shapes, counts, flops, kept, memory)
 
 
@@ -132,11 +133,13 @@ def _device(name: str, training: _Training, utilization: float) -> dict[str, Any
     else:
         speed = measure(training.config, recipe, training.shapes, "cpu" if name == "cpu" else _accelerator())
         row, update = _measured(name, speed), speed.update
-    row |= _fits(row["memory"], training.memory, training.kept, batch)
+    row |= _fits(row["memory"], training)
     # Where only smaller pieces fit, these are what a step computes.
     pieces = row["largest_micro_batch_size"] if row["fits"] is False else training.chunk
-    took = training.flops.step(batch, pieces) / (1e12 * row["tflops"]) + update * training.parameters["trained"]
-    return row | {"step_seconds": took, "hours": training.steps * took / 3600, "clips_per_second": batch / took}
+    flops, rate = training.flops, 1e12 * row["tflops"]
+    took = flops.step(batch, pieces) / rate + update * training.parameters["trained"]
+    hours = (flops.before / rate + training.steps * took) / 3600
+    return row | {"step_seconds": took, "hours": hours, "clips_per_second": batch / took}
 
 
 def _check(devices: Sequence[str], clips: int, seconds: float, utilization: float) -> None:
@@ -165,14 +168,24 @@ def _with_vocabulary(config: WavLinkConfig, recipe: Recipe, data: TrainingData) 
     return config
 
 
-def _memory(counts: dict[str, int], kept: Kept, inputs: float, chunk: int) -> dict[str, float]:
-    """Bytes at the peak, in GB: what stays, and the activations of one chunk."""
+def _memory(
+    recipe: Recipe, counts: dict[str, int], kept: Kept, loss: Loss, longest: Shapes, batch: int
+) -> dict[str, float]:
+    """Bytes at the peak, in GB: what stays, and the activations of one chunk with the logits of the loss.
+
+    With cached gradients the loss is done before a chunk's activations arise, so that the larger of both counts.
+    """
+    chunk = min(recipe.micro_batch_size or batch, batch)
+    activations, logits = kept.of(chunk), loss.memory(batch)
     parts = {
         "weights": _BYTES * counts["total"],
         "gradients": _BYTES * counts["trained"],
         "optimizer": 2 * _BYTES * counts["trained"],
-        "inputs": inputs,
-        "activations": kept.of(chunk),
+        "moving_average": _BYTES * counts["trained"] if recipe.ema_decay else 0.0,
+        "caption_bank": loss.bank,
+        "inputs": 4.0 * batch * math.prod(longest.features),
+        "activations": activations,
+        "logits": logits if chunk == batch else max(logits - activations, 0.0),
         "reserved": _RESERVED,
     }
     return {name: value / 1e9 for name, value in (parts | {"total": sum(parts.values())}).items()}
@@ -192,13 +205,20 @@ def _measured(name: str, speed: Speed) -> dict[str, Any]:
     return row | {"tflops": speed.flops_per_second / 1e12, "measured_clips": speed.clips}
 
 
-def _fits(available: float | None, memory: dict[str, float], kept: Kept, batch: int) -> dict[str, Any]:
+def _fits(available: float | None, training: _Training) -> dict[str, Any]:
     """Whether the plan fits, and the most clips at once that would; 0 where not even one does."""
     if available is None:
         return {"fits": None, "largest_micro_batch_size": None}
-    rest = 1e9 * (available - memory["total"] + memory["activations"]) - kept.fixed
-    largest = min(batch, int(rest / kept.clip)) if kept.clip else batch
-    return {"fits": memory["total"] <= available, "largest_micro_batch_size": max(largest, 0)}
+    memory, kept, batch = training.memory, training.kept, training.batch
+    rest = 1e9 * (available - memory["total"] + memory["activations"] + memory["logits"])
+    logits = training.flops.loss.memory(batch)
+    if kept.of(batch) + logits <= rest:
+        largest = batch
+    elif logits > rest or not kept.clip:
+        largest = 0
+    else:
+        largest = max(min(batch - 1, int((rest - kept.fixed) / kept.clip)), 0)
+    return {"fits": memory["total"] <= available, "largest_micro_batch_size": largest}
 
 
 def _accelerator() -> str:
@@ -221,18 +241,20 @@ def table(planned: dict[str, Any]) -> str:
     """Return a plan as lines for a terminal."""
     model, data, memory, flops = (planned[name] for name in ("model", "data", "memory", "flops"))
     counts = planned["parameters"]
-    parts = " + ".join(f"{name} {memory[name]:.2f}" for name in memory if name != "total")
+    parts = {name.replace("_", " "): gb for name, gb in memory.items() if gb and name != "total"}
     at_once = f"{planned['micro_batch_size']} clips of {data['longest']:.3g} s"
     at_once += ", padded to 30 s," if data["padding"] == "max_length" else ""
+    bank = f"{data['caption_bank']:,} captions, embedded before the first step with {flops['caption_bank']:.3g} FLOPs"
     lines = {
         "model": f"{' + '.join(model['towers']) or 'new towers'}, {model['dims']} dims",
         "parameters": f"{counts['total']:,}, of which {counts['trained']:,} learn",
         "data": data["origin"],
         "epoch": f"{data['clips']:,} clips, {data['seconds']:.1f} s on average, texts of {data['tokens']} tokens",
+        **({"bank": bank} if data["caption_bank"] else {}),
         "training": f"{planned['steps']:,} steps of {planned['batch_size']:,} clips, {planned['clips']:,} in all",
         "FLOPs": f"{flops['step']:.3g} a step, {flops['total']:.3g} in all",
         "memory": f"{memory['total']:.1f} GB with {at_once} at once",
-        "": f"({parts})",
+        "": f"({' + '.join(f'{name} {gb:.2f}' for name, gb in parts.items())})",
     }
     rows = [f"plan of {planned['recipe']}: nothing is downloaded, trained or written", ""]
     rows += [f"{name:11}{text}" for name, text in lines.items()]
