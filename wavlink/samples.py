@@ -11,13 +11,14 @@ from pathlib import Path
 from .atomic_files import new_folder
 from .console import stdout_for
 
+REAL_SAMPLES = "example_sounds"  # beside this file, in an installation
 _CLIPS_PER_KIND = 2
 _COLUMNS = ("caption", "caption_2", "caption_3", "label", "group")
 # A wheel has the clips beside this file, a checkout in its examples.
 _REAL = next(
     (
         folder
-        for folder in (Path(__file__).with_name("example_sounds"), Path(__file__).parents[1] / "examples/sounds")
+        for folder in (Path(__file__).with_name(REAL_SAMPLES), Path(__file__).parents[1] / "examples/sounds")
         if folder.is_dir()
     ),
     None,
@@ -48,6 +49,17 @@ def write_samples(
             raise ValueError(f"no kind of sound {kind!r} is made by code{hint}")
     with new_folder(folder) as unfinished:
         return {split: _write_split(unfinished / split, split, clips_per_kind, kinds or KINDS) for split in SPLITS}
+
+
+def real_samples() -> list[dict[str, str]]:
+    """Return the rows of the twelve real clips' `metadata.csv`, each with the clip's `path` in this installation.
+
+    There are none in an installation without the clips.
+    """
+    if _REAL is None:
+        return []
+    with open(_REAL / "metadata.csv", newline="", encoding="utf-8") as file:
+        return [row | {"path": str(_REAL / row["file_name"])} for row in csv.DictReader(file)]
 
 
 def write_real_samples(folder: str | os.PathLike[str]) -> int:
