@@ -61,12 +61,7 @@ def write_card(
     Raises:
         ValueError: no such size, another number of file names than scores, or matplotlib is missing.
     """
-    if untrained not in (None, *SIZES):
-        raise ValueError(f"untrained must be one of {', '.join(SIZES)}, got {untrained!r}")
-    if score_files and len(score_files) != len(scores):
-        raise ValueError(f"{len(scores)} scores need as many file names, got {len(score_files)}")
-    if (scores or run) and find_spec("matplotlib") is None:
-        raise ValueError(f"the card's plots need {install_hint('matplotlib', 'push')}")
+    _refuse(untrained, scores, score_files, run)
     folder, scores = Path(folder), [without_paths(score) for score in scores]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     stages = training.stages(None if run is None else Path(run))
@@ -92,6 +87,15 @@ def write_card(
     ).save(folder / "README.md")
     if not any((folder / "pictures").iterdir()):
         (folder / "pictures").rmdir()
+
+
+def _refuse(untrained: str | None, scores: Sequence[dict], names: Sequence[str], run: Path | None) -> None:
+    if untrained not in (None, *SIZES):
+        raise ValueError(f"untrained must be one of {', '.join(SIZES)}, got {untrained!r}")
+    if names and len(names) != len(scores):
+        raise ValueError(f"{len(scores)} scores need as many file names, got {len(names)}")
+    if (scores or run) and find_spec("matplotlib") is None:
+        raise ValueError(f"the card's plots need {install_hint('matplotlib', 'push')}")
 
 
 def _ship_scores(folder: Path, scores: Sequence[dict], names: Sequence[str], repo_id: str) -> list[str]:

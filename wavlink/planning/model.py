@@ -23,8 +23,8 @@ from wavlink.compat import fake_tensors
 from wavlink.training.factory import config_of, new_extractor, prepared
 from wavlink.training.recipe_fields import Recipe
 
-from .facts import TOWERS
 from .loss import Loss, loss_of
+from .towers import TOWERS
 
 
 @dataclass(frozen=True)
