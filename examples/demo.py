@@ -39,15 +39,15 @@ import json, sys
 import soundfile, torch
 from transformers import AutoModel, AutoProcessor, pipeline
 
-folder, clip, *labels = sys.argv[1:]
+folder, clip, prompt, *labels = sys.argv[1:]
 trusted = {"trust_remote_code": True}
 model, processor = (auto.from_pretrained(folder, **trusted) for auto in (AutoModel, AutoProcessor))
 samples, rate = soundfile.read(clip, dtype="float32")
-texts = [PROMPT.replace("{}", label) for label in labels]
+texts = [prompt.replace("{}", label) for label in labels]
 with torch.no_grad():
     outputs = model.eval()(**processor(audio=samples, text=texts, sampling_rate=rate, return_tensors="pt"))
 name = pipeline("zero-shot-audio-classification", model=folder, **trusted)
-first = name(samples, candidate_labels=labels, hypothesis_template=PROMPT)[0]["label"]
+first = name(samples, candidate_labels=labels, hypothesis_template=prompt)[0]["label"]
 assert "wavlink" not in sys.modules
 vector = outputs.audio_embeds[0].tolist()
 print(json.dumps({"model": labels[int(outputs.logits_per_audio.argmax())], "pipeline": first, "vector": vector}))
@@ -139,7 +139,7 @@ def reload(folder: Path, clip: Path, labels: list[str]) -> str:
     embedder = Embedder(folder)
     (vector,) = embedder.embed_files([clip])
     (here,) = classify(embedder, clip, labels, prompts=PROMPT, top_k=1)
-    words = [sys.executable, "-c", f"PROMPT = {PROMPT!r}\n{RELOAD}", str(folder.resolve()), str(clip.resolve()), *labels]
+    words = [sys.executable, "-c", RELOAD, str(folder.resolve()), str(clip.resolve()), PROMPT, *labels]
     done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=folder)
     there = json.loads(done.stdout.splitlines()[-1])
     names = {here["labels"][0]["label"], there["model"], there["pipeline"]}
