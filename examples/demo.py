@@ -4,8 +4,7 @@
 
 It names and finds twelve real clips (examples/sounds) and draws them as a map. Then it fine-tunes the model with LoRA
 on sounds made by code, measures the zero-shot accuracy on unseen clips before and after, and loads the result in a new
-process through AutoModel and transformers' own pipeline. `--model` takes another WavLink. In a version without a
-bundled model it trains a small one first.
+process through AutoModel and transformers' own pipeline. `--model` takes another WavLink.
 """
 
 import argparse
@@ -26,12 +25,6 @@ KINDS = (
     "morse code, telephone keypad, dial tone, busy tone, rising chirp, falling chirp, white noise, brown noise, "
     "geiger counter, heartbeat, rising scale, falling scale"
 ).split(", ")
-# What a model learns first where none comes with the package.
-OTHERS = (
-    "steady tone, church bell, police siren, rain, ocean waves, gong, helicopter, steam train, plucked string, flute, "
-    "snare drum, applause, bouncing ball, wind"
-).split(", ")
-FIRST_STEPS = 150
 QUERIES = ("an animal calls", "running water", "a loud bang", "people sing", "a string instrument plays")
 PROMPT = "This is a sound of {}."  # one, since AutoModel averages none
 RELOAD = """
@@ -77,21 +70,6 @@ class Table:
 def wavlink(*words: str) -> None:
     """Run a command of `wavlink` in this Python."""
     subprocess.run([sys.executable, "-m", "wavlink", *words], check=True)
-
-
-def first_model(out: Path) -> str:
-    """Return the bundled model; where there is none, train a small one on other sounds made by code."""
-    try:
-        return bundled()
-    except ValueError as error:
-        if "there are: none" not in str(error):
-            raise
-        print("no model comes with this version: a small one is trained first, which knows no real sounds", flush=True)
-    shutil.rmtree(out / "first", ignore_errors=True)
-    wavlink("samples", str(out / "first/sounds"), "--clips_per_kind", "30", "--kinds", *OTHERS)
-    steps = ["--data", str(out / "first/sounds"), "--max_steps", str(FIRST_STEPS)]
-    wavlink("train", "quickstart", *steps, "--output_dir", str(out / "first/model"))
-    return str(out / "first/model/best")
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -164,7 +142,7 @@ def main(argv: list[str] | None = None) -> Table:
         shutil.rmtree(folder, ignore_errors=True)
     wavlink("samples", str(real), "--real")
     wavlink("samples", str(made), "--clips_per_kind", str(options.clips_per_kind), "--kinds", *KINDS)
-    model = options.model or first_model(out)
+    model = options.model or bundled()
     embedder = Embedder(model)
     table.add("load", f"{embedder.name}, {embedder.parameters / 1e6:.1f}M parameters")
     table.add("name real sounds", name_sounds(embedder, real))

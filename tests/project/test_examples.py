@@ -17,6 +17,7 @@ from modeling_wavlink import WavLinkModel
 from processing import WavLinkProcessor
 from processing.datasets.load import load_split
 from tests import snippets
+from tests.bundled_folders import write_bundle
 from tests.conftest import RATE, tone
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -131,31 +132,22 @@ def test_lora_learns_the_labels_of_tones(sharp_folder, tones, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_names_finds_draws_and_learns(sharp_folder, tmp_path, monkeypatch, capsys):
+def test_the_demo_names_finds_draws_and_learns(sharp_folder, no_bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)  # where a script finds its neighbours
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     demo = load("demo")
     monkeypatch.setattr(demo, "KINDS", ["white noise", "dial tone"])
     out, options = tmp_path / "demo", ["--steps", "3", "--clips_per_kind", "2"]
-    for _ in range(2):  # a second run writes all anew
-        table = str(demo.main(["--model", sharp_folder, "--out", str(out), *options]))
+    write_bundle(no_bundle, Path(sharp_folder))
+    for words in (["--model", sharp_folder], []):  # the second run writes all anew, with the bundled model
+        table = str(demo.main([*words, "--out", str(out), *options]))
+    assert re.search(r"load +wavlink-tiny, ", table)
     assert table in capsys.readouterr().out and table.splitlines()[-1].startswith("together")
     assert "of 12 right" in table and "12 sounds, 5 sentences" in table and "zero-shot on 4 unseen clips:" in table
     for name in ("before", "after", "difference"):
         assert re.search(rf"  {name} +-?[0-9.]+ % \[-?[0-9.]+, -?[0-9.]+\]", table), table
     assert "AutoModel and pipeline say" in table and "water_stream" in (out / "map.html").read_text(encoding="utf-8")
     assert (out / "tuned/adapter").is_dir() and len(list((out / "sounds").glob("*.ogg"))) == 12
-
-
-@pytest.mark.slow
-def test_the_demo_trains_a_model_where_none_is_bundled(no_bundle, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    demo = load("demo")
-    for name, value in {"KINDS": ["white noise", "dial tone"], "OTHERS": ["rain", "gong"], "FIRST_STEPS": 2}.items():
-        monkeypatch.setattr(demo, name, value)
-    table = str(demo.main(["--out", str(tmp_path / "demo"), "--steps", "3", "--clips_per_kind", "2"]))
-    assert "no model comes with this version" in capsys.readouterr().out and "AutoModel and pipeline say" in table
 
 
 def test_search_finds_the_like_and_leaves_out_the_unlike(sharp_folder, tones, tmp_path, capsys):
