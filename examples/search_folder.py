@@ -1,6 +1,6 @@
 """Search a folder of sounds: by text, by a similar sound, and without what is not wanted.
 
-    python examples/search_folder.py runs/sounds/best FOLDER --text "a dog barks"
+    python examples/search_folder.py wavlink-tiny examples/sounds --text "a cow moos"
     python examples/search_folder.py runs/sounds/best FOLDER --like dog.wav --without "a person talks"
 
 The first search embeds the folder into --index (48 numbers of one byte for every 10 s); later ones embed new files.
@@ -15,7 +15,7 @@ from wavlink import Index
 def main(argv: list[str] | None = None) -> list:
     """Index the folder, print the results and return them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a WavLink: folder or Hub id")
+    parser.add_argument("model", help="a WavLink: bundled name, folder or Hub id")
     parser.add_argument("folder", help="with sounds, at any depth")
     parser.add_argument("--text", nargs="+", default=[], help="what to find, in words")
     parser.add_argument("--like", nargs="+", default=[], metavar="FILE", help="find sounds similar to FILE")
