@@ -19,9 +19,9 @@ import numpy as np
 import soundfile
 import torch
 
-from wavlink.planning.facts import TOWERS
 from wavlink.planning.model import count_flops, parameters, planned_config, shapes_of
 from wavlink.planning.speed import measure
+from wavlink.planning.towers import TOWERS
 from wavlink.training.loop import Run
 from wavlink.training.recipes import Recipe
 

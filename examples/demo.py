@@ -33,20 +33,21 @@ OTHERS = (
 ).split(", ")
 FIRST_STEPS = 150
 QUERIES = ("an animal calls", "running water", "a loud bang", "people sing", "a string instrument plays")
+PROMPT = "This is a sound of {}."  # one, since AutoModel averages none
 RELOAD = """
 import json, sys
 import soundfile, torch
 from transformers import AutoModel, AutoProcessor, pipeline
 
-folder, clip, *labels = sys.argv[1:]
+folder, clip, prompt, *labels = sys.argv[1:]
 trusted = {"trust_remote_code": True}
 model, processor = (auto.from_pretrained(folder, **trusted) for auto in (AutoModel, AutoProcessor))
 samples, rate = soundfile.read(clip, dtype="float32")
-texts = [f"This is a sound of {label}." for label in labels]
+texts = [prompt.replace("{}", label) for label in labels]
 with torch.no_grad():
     outputs = model.eval()(**processor(audio=samples, text=texts, sampling_rate=rate, return_tensors="pt"))
 name = pipeline("zero-shot-audio-classification", model=folder, **trusted)
-first = name(samples, candidate_labels=labels, hypothesis_template="This is a sound of {}.")[0]["label"]
+first = name(samples, candidate_labels=labels, hypothesis_template=prompt)[0]["label"]
 assert "wavlink" not in sys.modules
 vector = outputs.audio_embeds[0].tolist()
 print(json.dumps({"model": labels[int(outputs.logits_per_audio.argmax())], "pipeline": first, "vector": vector}))
@@ -137,8 +138,8 @@ def reload(folder: Path, clip: Path, labels: list[str]) -> str:
     """Load the fine-tuned model in a new process without this package, and compare what it says of a clip."""
     embedder = Embedder(folder)
     (vector,) = embedder.embed_files([clip])
-    (here,) = classify(embedder, clip, labels, top_k=1)
-    words = [sys.executable, "-c", RELOAD, str(folder.resolve()), str(clip.resolve()), *labels]
+    (here,) = classify(embedder, clip, labels, prompts=PROMPT, top_k=1)
+    words = [sys.executable, "-c", RELOAD, str(folder.resolve()), str(clip.resolve()), PROMPT, *labels]
     done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=folder)
     there = json.loads(done.stdout.splitlines()[-1])
     names = {here["labels"][0]["label"], there["model"], there["pipeline"]}

@@ -75,11 +75,7 @@ def bundle(
         ValueError: weights over 40 MB, a name that is taken or cannot be, scores of other weights, or a folder that
             does not load.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"name must be of letters, digits, '.', '-' and '_' alone, got {name!r}")
-    folder = Path(models) / name
-    if folder.exists() and not replace:
-        raise ValueError(f"{folder} is there already: give --replace to write it anew")
+    folder = _destination(Path(models), name, replace)
     known = _known_sums(models)
     sources, read = read_sources(sounds), read_scores(scores)
     model, processor = open_checkpoint(source)
@@ -88,11 +84,6 @@ def bundle(
     expected = vectors(rounded, processor)
     pair = (Embedder(each, processor, fast_kernels=False) for each in (original, rounded))
     distance = _largest_distance(*pair, sources)
-    note = (
-        f"The weights are stored in fp16 and computed in fp32. Against the run's fp32 weights no vector of "
-        f"{len(sources.files) or 1} clips and {len(sources.captions) or len(TEXTS)} texts is further than a cosine "
-        f"distance of {distance:.1e}."
-    )
     with (replaced_folder if folder.exists() else new_folder)(folder) as unfinished:
         size = _write_weights(rounded, unfinished)
         processor.save_pretrained(unfinished)
@@ -106,13 +97,32 @@ def bundle(
             licence=licence,
             score_files=list(scores),
             tokenizer=processor.tokenizer,
-            notes=[note],
+            notes=[_rounding_note(sources, distance)],
             sources=_write_sources(sources, unfinished),
         )
         verify(unfinished, expected)
         sums = bundled_models.sums_of(unfinished)
     write_text(Path(models) / bundled_models.SUMS, json.dumps(known | {name: sums}, indent=2, sort_keys=True) + "\n")
     return {"folder": str(folder), "bytes": size, "cosine_distance": distance}
+
+
+def _destination(models: Path, name: str, replace: bool) -> Path:
+    """Return the folder of a model of that name; a bad name, or one that is taken, is refused."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"name must be of letters, digits, '.', '-' and '_' alone, got {name!r}")
+    folder = models / name
+    if folder.exists() and not replace:
+        raise ValueError(f"{folder} is there already: give --replace to write it anew")
+    return folder
+
+
+def _rounding_note(sources: Sources, distance: float) -> str:
+    """Return the sentence of the card on what fp16 changes."""
+    return (
+        f"The weights are stored in fp16 and computed in fp32. Against the run's fp32 weights no vector of "
+        f"{len(sources.files) or 1} clips and {len(sources.captions) or len(TEXTS)} texts is further than a cosine "
+        f"distance of {distance:.1e}."
+    )
 
 
 def in_half_precision(model: WavLinkModel) -> WavLinkModel:

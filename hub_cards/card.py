@@ -11,7 +11,7 @@ from transformers import FeatureExtractionMixin, PreTrainedTokenizerBase
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.file_names import stays_below
-from wavlink.evaluation.metrics import KS, percent
+from wavlink.evaluation.metrics import percent
 from wavlink.evaluation.report import CALIBRATION_TITLES, Table
 from wavlink.evaluation.retrieval import DIRECTIONS, RANKED
 from wavlink.installing import install_hint
@@ -20,8 +20,9 @@ from wavlink.sanitize import escape, last_part, without_paths
 
 from . import training
 from .limits import vocabulary_limits
-from .metadata import card_data, data_name, ends, hub_data, write_eval_results
+from .metadata import card_data, data_name, hub_data, write_eval_results
 from .published_facts import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
+from .result_rows import calibration_rows, group_rows, other_rows, retrieval_rows, widths
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 _CALIBRATIONS = {"model": "by the model's calibration", "index": "by the clips' own cosines, without a calibration"}
@@ -61,12 +62,7 @@ def write_card(
     Raises:
         ValueError: no such size, another number of file names than scores, or matplotlib is missing.
     """
-    if untrained not in (None, *SIZES):
-        raise ValueError(f"untrained must be one of {', '.join(SIZES)}, got {untrained!r}")
-    if score_files and len(score_files) != len(scores):
-        raise ValueError(f"{len(scores)} scores need as many file names, got {len(score_files)}")
-    if (scores or run) and find_spec("matplotlib") is None:
-        raise ValueError(f"the card's plots need {install_hint('matplotlib', 'push')}")
+    _refuse(untrained, scores, score_files, run)
     folder, scores = Path(folder), [without_paths(score) for score in scores]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     stages = training.stages(None if run is None else Path(run))
@@ -92,6 +88,15 @@ def write_card(
     ).save(folder / "README.md")
     if not any((folder / "pictures").iterdir()):
         (folder / "pictures").rmdir()
+
+
+def _refuse(untrained: str | None, scores: Sequence[dict], names: Sequence[str], run: Path | None) -> None:
+    if untrained not in (None, *SIZES):
+        raise ValueError(f"untrained must be one of {', '.join(SIZES)}, got {untrained!r}")
+    if names and len(names) != len(scores):
+        raise ValueError(f"{len(scores)} scores need as many file names, got {len(names)}")
+    if (scores or run) and find_spec("matplotlib") is None:
+        raise ValueError(f"the card's plots need {install_hint('matplotlib', 'push')}")
 
 
 def _ship_scores(folder: Path, scores: Sequence[dict], names: Sequence[str], repo_id: str) -> list[str]:
@@ -152,59 +157,6 @@ def _architecture(model: WavLinkModel, extractor) -> list[list[str]]:
     ]
 
 
-def _widths(part: dict) -> list[str]:
-    return [dim for dim in part if dim.isdigit()]
-
-
-def retrieval_rows(score: dict) -> list[list[str]]:
-    """Return the rows of retrieval: the largest and the smallest nested dim, and the chance level."""
-    rows = []
-    for way, words in DIRECTIONS.items():
-        for dim in map(str, ends(score.get(way, {}))):
-            figures = score[way][dim]
-            rank = f"{figures['median_rank']['value']:g}"
-            rows.append([words, dim, *(percent(figures[name]) for name in RANKED), rank])
-        if chance := score.get("chance", {}).get(way):
-            rows.append([words, "chance", *(f"{100 * chance[f'R@{k}']:.1f}" for k in KS), "", ""])
-    return rows
-
-
-def other_rows(score: dict) -> list[list[str]]:
-    """Return the rows of zero-shot accuracy and multiple choice, at the largest and the smallest nested dim."""
-    rows = []
-    tasks = (
-        ("zero_shot", "zero-shot", "labels", "accuracy"),
-        ("multiple_choice", "multiple choice", "questions", "total"),
-    )
-    for key, words, counted, name in tasks:
-        part = score.get(key, {})
-        for dim in map(str, ends(part)):
-            title = f"{words}, {part[counted]:d} {counted}"
-            rows.append([title, dim, percent(part[dim][name]), f"{100 * part['chance']:.1f}"])
-    return rows
-
-
-def calibration_rows(score: dict) -> list[list[str]]:
-    """Return the rows of the probabilities of matches, at the largest and the smallest nested dim."""
-    part = score.get("calibration", {})
-    return [
-        [dim, *(percent(part[dim][name]) if name in part[dim] else "" for name in CALIBRATION_TITLES)]
-        for dim in map(str, ends(part))
-    ]
-
-
-def group_rows(score: dict) -> list[list[str]]:
-    """Return the rows of groups of clips: R@10 in both directions and zero-shot accuracy, with all dims."""
-    groups, zero_shot = score.get("groups", {}), score.get("zero_shot", {})
-    widest = max(_widths(zero_shot), key=int, default="")
-    labelled = zero_shot.get(widest, {}).get("groups", {})
-    rows = []
-    for name in dict.fromkeys([*groups, *labelled]):
-        recalls = [groups.get(name, {}).get(way, {}).get("R@10") for way in DIRECTIONS]
-        rows.append([escape(name), *(percent(x) if x else "" for x in (*recalls, labelled.get(name)))])
-    return rows
-
-
 def _result(folder: Path, score: dict, file: str) -> dict:
     """Return the section of a benchmark."""
     retrieval, others, groups = retrieval_rows(score), other_rows(score), group_rows(score)
@@ -245,8 +197,8 @@ def _facts(score: dict) -> str:
 
 def _draw_scores(folder: Path, score: dict, stem: str) -> list[list[str]]:
     plots = []
-    if all(_widths(score.get(way, {})) for way in DIRECTIONS):
-        ways = {way: {dim: score[way][dim] for dim in _widths(score[way])} for way in DIRECTIONS}
+    if all(widths(score.get(way, {})) for way in DIRECTIONS):
+        ways = {way: {dim: score[way][dim] for dim in widths(score[way])} for way in DIRECTIONS}
         draw_dims({data_name(score).replace("$", r"\$"): ways}, folder / f"pictures/{stem}.recall.png")
         plots.append(["Recall by the dims kept", f"pictures/{stem}.recall.png"])
     if confusion := score.get("zero_shot", {}).get("confusion"):

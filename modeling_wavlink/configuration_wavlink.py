@@ -163,8 +163,8 @@ class WavLinkConfig(PretrainedConfig):
         sigmoid = loss_type == "sigmoid"
         scale_default = math.log(10.0) if sigmoid else math.log(1 / 0.07)
         bias_default = -10.0 if sigmoid else 0.0
-        self.audio_config = _sub_config(audio_config, WhisperConfig, _whisper_kwargs(*_SIZES["base"][0]))
-        self.text_config = _sub_config(text_config, CLIPTextConfig, _clip_kwargs(*_SIZES["base"][1]))
+        self.audio_config = _sub_config(audio_config, WhisperConfig, whisper_fields(*_SIZES["base"][0]))
+        self.text_config = _sub_config(text_config, CLIPTextConfig, clip_fields(*_SIZES["base"][1]))
         self.projection_dim = projection_dim
         self.matryoshka_dims = list(nested_dims(projection_dim) if matryoshka_dims is None else matryoshka_dims)
         self.loss_type = loss_type
@@ -194,8 +194,8 @@ class WavLinkConfig(PretrainedConfig):
         if size not in _SIZES:
             raise ValueError(f"size must be one of {', '.join(_SIZES)}, got {size!r}")
         whisper, clip = _SIZES[size]
-        kwargs.setdefault("audio_config", _whisper_kwargs(*whisper))
-        kwargs.setdefault("text_config", _clip_kwargs(*clip))
+        kwargs.setdefault("audio_config", whisper_fields(*whisper))
+        kwargs.setdefault("text_config", clip_fields(*clip))
         kwargs.setdefault("projection_dim", clip[0])
         return cls(**kwargs)
 
@@ -315,7 +315,8 @@ def _is_shipped_pipeline(pipelines) -> bool:
     return all(str(classes[task]).split("--")[-1] == entry["impl"] for task, entry in CUSTOM_PIPELINES.items())
 
 
-def _whisper_kwargs(width: int, layers: int, heads: int, mel_bins: int, vocabulary: int) -> dict:
+def whisper_fields(width: int, layers: int, heads: int, mel_bins: int, vocabulary: int) -> dict:
+    """Return the fields of a Whisper's config; the feed-forward width is four times the width."""
     return {
         "model_type": "whisper",
         "d_model": width,
@@ -330,7 +331,8 @@ def _whisper_kwargs(width: int, layers: int, heads: int, mel_bins: int, vocabula
     }
 
 
-def _clip_kwargs(width: int, heads: int) -> dict:
+def clip_fields(width: int, heads: int) -> dict:
+    """Return the fields of the config of a CLIP's text half (arXiv 2103.00020, Table 20)."""
     return {
         "model_type": "clip_text_model",
         "hidden_size": width,

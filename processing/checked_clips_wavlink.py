@@ -175,6 +175,63 @@ class CheckedClips:
         return clip
 
 
+class WindowedClips(CheckedClips):
+    """Mixin of a feature extractor that covers a clip with as few full windows as possible, deterministically.
+
+    The windows are evenly spaced, the first at the clip's start and the last at its end. A subclass defines what
+    `CheckedClips` asks for but `_resolve_padding`, and `_tower` (its name in errors) and `_features`, those of a clip.
+    """
+
+    def __call__(
+        self,
+        raw_speech: object,
+        sampling_rate: int | None = None,
+        padding: bool | str | None = None,
+        return_tensors: str | None = None,
+        pad_to_multiple_of: int | None = None,
+        truncation: bool | None = None,
+        max_length: int | None = None,
+        return_attention_mask: bool | None = None,
+        **kwargs: object,
+    ) -> BatchFeature:
+        """Compute the log-mels of clips.
+
+        Args:
+            raw_speech, sampling_rate, max_length, return_attention_mask, kwargs: as for `WavLinkFeatureExtractor`.
+            padding: `"longest"`, None and True are the same; False gives a list of unpadded clips.
+            return_tensors: `"pt"` or `"np"`.
+            pad_to_multiple_of: in frames (windows for HTS-AT).
+            truncation: ignored, as by `WavLinkFeatureExtractor`: a clip over the limit is an error.
+
+        Returns:
+            `input_features` float32 and `input_features_mask` int64. PaSST's are `[B, F, T]` and `[B, T]`, with the
+            frames of a clip's windows one after another; HTS-AT's `[B, W, T, F]` and `[B, W]`, W windows of T frames
+            (1001 for 10 s).
+
+        Raises:
+            ValueError: as for `WavLinkFeatureExtractor`.
+        """
+        self._warn_of_unknown(kwargs)
+        padding = self._resolve_padding(padding)
+        features = [self._features(clip) for clip in self._clips(raw_speech, sampling_rate, max_length)]
+        if padding is False:
+            return BatchFeature({"input_features": features}, tensor_type=return_tensors)
+        length = self._multiple(max(clip.shape[self._time_axis] for clip in features), pad_to_multiple_of)
+        return BatchFeature(self._batch(features, length, return_attention_mask), tensor_type=return_tensors)
+
+    def _resolve_padding(self, padding: bool | str | None) -> str | bool:
+        if padding not in (None, True, "longest", False, "do_not_pad"):
+            raise ValueError(f"padding must be 'longest', True or False for {self._tower}, got {padding!r}")
+        return False if padding in (False, "do_not_pad") else "longest"
+
+    @staticmethod
+    def _windows(samples: np.ndarray, window: int) -> list[np.ndarray]:
+        """Return the windows of `window` samples that cover `[samples]`; one shorter window of a shorter clip."""
+        count = -(-len(samples) // window)
+        starts = [number * (len(samples) - window) // max(count - 1, 1) for number in range(count)]
+        return [samples[start : start + window] for start in starts]
+
+
 def _columns(features) -> dict[str, list]:
     """Return a list of dicts as a dict of lists, one dict as a copy."""
     if isinstance(features, (list, tuple)) and features and isinstance(features[0], Mapping):

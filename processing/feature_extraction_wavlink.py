@@ -5,7 +5,7 @@ from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtra
 
 # The older transformers 5 copy only the files that this one imports itself.
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
-from .checked_clips_wavlink import CheckedClips
+from .checked_clips_wavlink import CheckedClips, WindowedClips
 from .compat_features_wavlink import clap_log_mel, whisper_log_mel
 from .downmix_wavlink import mono_blocks as mono_blocks
 
@@ -131,7 +131,7 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
         return whisper_log_mel(self, padded, device or "cpu")
 
 
-class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
+class WavLinkClapFeatureExtractor(WindowedClips, ClapFeatureExtractor):
     """CLAP's log-mel in dB, in windows of 10 s, for an HTS-AT tower. It is deterministic.
 
     A clip of at most one window has the features of `ClapFeatureExtractor`: the clip is repeated as often as it fits
@@ -147,6 +147,7 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
 
     model_input_names = ["input_features", "input_features_mask"]
     _axes, _time_axis = 3, 0  # of a clip's features, [W, T, F]
+    _tower = "an HTS-AT tower"
 
     def __init__(
         self,
@@ -190,42 +191,6 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
         """Samples of the longest clip."""
         return self.chunk_length * self.sampling_rate
 
-    def __call__(
-        self,
-        raw_speech: object,
-        sampling_rate: int | None = None,
-        padding: bool | str | None = None,
-        return_tensors: str | None = None,
-        pad_to_multiple_of: int | None = None,
-        truncation: bool | None = None,
-        max_length: int | None = None,
-        return_attention_mask: bool | None = None,
-        **kwargs: object,
-    ) -> BatchFeature:
-        """Compute the log-mels of clips, in windows.
-
-        Args:
-            raw_speech, sampling_rate, max_length, return_attention_mask, kwargs: as for `WavLinkFeatureExtractor`.
-            padding: `"longest"`, None and True are the same; False gives a list of unpadded clips `[W, T, F]`.
-            return_tensors: `"pt"` or `"np"`.
-            pad_to_multiple_of: in windows.
-            truncation: ignored, as by `WavLinkFeatureExtractor`: a clip over the limit is an error.
-
-        Returns:
-            `input_features` `[B, W, T, F]` float32, W windows of T frames (1001 for 10 s), and
-            `input_features_mask` `[B, W]` int64.
-
-        Raises:
-            ValueError: as for `WavLinkFeatureExtractor`.
-        """
-        self._warn_of_unknown(kwargs)
-        padding = self._resolve_padding(padding)
-        features = [self._windows(clip) for clip in self._clips(raw_speech, sampling_rate, max_length)]
-        if padding is False:
-            return BatchFeature({"input_features": features}, tensor_type=return_tensors)
-        length = self._multiple(max(map(len, features)), pad_to_multiple_of)
-        return BatchFeature(self._batch(features, length, return_attention_mask), tensor_type=return_tensors)
-
     @property
     def _longest(self) -> int:
         return -(-self.n_samples // self.nb_max_samples)
@@ -233,17 +198,9 @@ class WavLinkClapFeatureExtractor(CheckedClips, ClapFeatureExtractor):
     def _is_own(self, clip: np.ndarray) -> bool:
         return clip.shape[-1] == self.feature_size
 
-    def _resolve_padding(self, padding: bool | str | None) -> str | bool:
-        if padding not in (None, True, "longest", False, "do_not_pad"):
-            raise ValueError(f"padding must be 'longest', True or False for an HTS-AT tower, got {padding!r}")
-        return False if padding in (False, "do_not_pad") else "longest"
-
-    def _windows(self, clip: np.ndarray) -> np.ndarray:
+    def _features(self, clip: np.ndarray) -> np.ndarray:
         """Compute the windows' log-mels, `[samples] -> [W, T, F]`."""
-        window = self.nb_max_samples
-        count = -(-len(clip) // window)
-        starts = [number * (len(clip) - window) // max(count - 1, 1) for number in range(count)]
-        windows = [clap_log_mel(self, clip[start : start + window]) for start in starts]
+        windows = [clap_log_mel(self, window) for window in self._windows(clip, self.nb_max_samples)]
         return np.concatenate(windows).astype(np.float32, copy=False)
 
 

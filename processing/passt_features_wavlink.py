@@ -5,11 +5,11 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature, PretrainedConfig, SequenceFeatureExtractor
+from transformers import PretrainedConfig, SequenceFeatureExtractor
 
 # The older transformers 5 copy only the files that this one imports itself.
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
-from .checked_clips_wavlink import CheckedClips
+from .checked_clips_wavlink import WindowedClips
 from .downmix_wavlink import mono_blocks as mono_blocks
 
 _PREEMPHASIS = 0.97
@@ -18,7 +18,7 @@ _MEAN, _SPREAD = -4.5, 5.0  # of log-mels, fixed
 _NEEDED = {"feature_size": 1, "sampling_rate": 1, "hop_length": 1, "win_length": 2, "n_fft": 2, "window_frames": 1}
 
 
-class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
+class WavLinkPasstFeatureExtractor(WindowedClips, SequenceFeatureExtractor):
     """PaSST's log-mel of each clip by itself, as `hear21passt` computes it in evaluation. It is deterministic.
 
     A clip of up to `window_frames` frames (10 s) keeps its own length: `ceil(samples / hop_length)` frames and at
@@ -42,6 +42,7 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
 
     model_input_names = ["input_features", "input_features_mask"]
     _axes, _time_axis = 2, 1  # of a clip's features, [F, T]
+    _tower = "a PaSST tower"
 
     def __init__(
         self,
@@ -141,42 +142,6 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
         """Length of a full window in seconds."""
         return self.window_samples / self.sampling_rate
 
-    def __call__(
-        self,
-        raw_speech: object,
-        sampling_rate: int | None = None,
-        padding: bool | str | None = None,
-        return_tensors: str | None = None,
-        pad_to_multiple_of: int | None = None,
-        truncation: bool | None = None,
-        max_length: int | None = None,
-        return_attention_mask: bool | None = None,
-        **kwargs: object,
-    ) -> BatchFeature:
-        """Compute the log-mels of clips.
-
-        Args:
-            raw_speech, sampling_rate, max_length, return_attention_mask, kwargs: as for `WavLinkFeatureExtractor`.
-            padding: `"longest"`, None and True are the same; False gives a list of unpadded clips `[F, T]`.
-            return_tensors: `"pt"` or `"np"`.
-            pad_to_multiple_of: in frames.
-            truncation: ignored, as by `WavLinkFeatureExtractor`: a clip over the limit is an error.
-
-        Returns:
-            `input_features` `[B, F, T]` float32, with the frames of a clip's windows one after another, and
-            `input_features_mask` `[B, T]` int64.
-
-        Raises:
-            ValueError: as for `WavLinkFeatureExtractor`.
-        """
-        self._warn_of_unknown(kwargs)
-        padding = self._resolve_padding(padding)
-        features = [self._log_mel(clip) for clip in self._clips(raw_speech, sampling_rate, max_length)]
-        if padding is False:
-            return BatchFeature({"input_features": features}, tensor_type=return_tensors)
-        length = self._multiple(max(clip.shape[1] for clip in features), pad_to_multiple_of)
-        return BatchFeature(self._batch(features, length, return_attention_mask), tensor_type=return_tensors)
-
     @property
     def _longest(self) -> int:
         return -(-self.n_samples // self.window_samples) * self.window_frames
@@ -184,21 +149,14 @@ class WavLinkPasstFeatureExtractor(CheckedClips, SequenceFeatureExtractor):
     def _is_own(self, clip: np.ndarray) -> bool:
         return len(clip) == self.feature_size
 
-    def _resolve_padding(self, padding: bool | str | None) -> str | bool:
-        if padding not in (None, True, "longest", False, "do_not_pad"):
-            raise ValueError(f"padding must be 'longest', True or False for a PaSST tower, got {padding!r}")
-        return False if padding in (False, "do_not_pad") else "longest"
-
-    def _log_mel(self, clip: np.ndarray) -> np.ndarray:
+    def _features(self, clip: np.ndarray) -> np.ndarray:
         """Compute the log-mel of a clip's windows, `[samples] -> [F, T]`."""
-        window = self.window_samples
         # The STFT reflects half a frame at each end, which must be there after the pre-emphasis.
         least = max((self.min_frames - 1) * self.hop_length + 1, self.n_fft // 2 + 2)
         samples = np.pad(clip, (0, max(0, least - len(clip))))
-        count = -(-len(samples) // window)
-        starts = [number * (len(samples) - window) // (count - 1) for number in range(count)] if count > 1 else [0]
         bank = mel_bank(self.feature_size, self.n_fft, self.sampling_rate, self.frequency_min, self.frequency_max)
-        return np.concatenate([self._spectrogram(samples[start:][:window], bank) for start in starts], axis=1)
+        windows = self._windows(samples, self.window_samples)
+        return np.concatenate([self._spectrogram(window, bank) for window in windows], axis=1)
 
     def _spectrogram(self, samples: np.ndarray, bank: Tensor) -> np.ndarray:
         samples = torch.from_numpy(samples)

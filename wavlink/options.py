@@ -59,7 +59,7 @@ def main_of(
 
 def samples(parser: Parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder to write, new or empty")
-    parser.add_argument("--clips_per_kind", type=int, default=2, help="sounds of each of 56 kinds in each split")
+    parser.add_argument("--clips_per_kind", type=int, help="sounds of each of 56 kinds in each split (default: 2)")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of sounds made by code (default: all)")
     parser.add_argument("--real", action="store_true", help="write twelve real clips with their credits instead")
     json_option(parser)

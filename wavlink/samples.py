@@ -11,12 +11,14 @@ from pathlib import Path
 from .atomic_files import new_folder
 from .console import stdout_for
 
+REAL_SAMPLES = "example_sounds"  # beside this file, in an installation
+_CLIPS_PER_KIND = 2
 _COLUMNS = ("caption", "caption_2", "caption_3", "label", "group")
 # A wheel has the clips beside this file, a checkout in its examples.
 _REAL = next(
     (
         folder
-        for folder in (Path(__file__).with_name("example_sounds"), Path(__file__).parents[1] / "examples/sounds")
+        for folder in (Path(__file__).with_name(REAL_SAMPLES), Path(__file__).parents[1] / "examples/sounds")
         if folder.is_dir()
     ),
     None,
@@ -47,6 +49,17 @@ def write_samples(
             raise ValueError(f"no kind of sound {kind!r} is made by code{hint}")
     with new_folder(folder) as unfinished:
         return {split: _write_split(unfinished / split, split, clips_per_kind, kinds or KINDS) for split in SPLITS}
+
+
+def real_samples() -> list[dict[str, str]]:
+    """Return the rows of the twelve real clips' `metadata.csv`, each with the clip's `path` in this installation.
+
+    There are none in an installation without the clips.
+    """
+    if _REAL is None:
+        return []
+    with open(_REAL / "metadata.csv", newline="", encoding="utf-8") as file:
+        return [row | {"path": str(_REAL / row["file_name"])} for row in csv.DictReader(file)]
 
 
 def write_real_samples(folder: str | os.PathLike[str]) -> int:
@@ -86,16 +99,23 @@ def run(options: argparse.Namespace) -> None:
     """Write the sounds and print how many there are."""
     with stdout_for(options.as_json) as print_json:
         if options.real:
-            if options.kinds:
-                raise ValueError("--kinds is of sounds made by code: leave it or --real out")
+            _refuse_synthetic(options)
             count = write_real_samples(options.folder)
             print(f"{count} real sounds in {options.folder}, with metadata.csv and CREDITS.md")
             print_json({"folder": options.folder, "sounds": count})
             return
-        counts = write_samples(options.folder, options.clips_per_kind, options.kinds)
+        clips = _CLIPS_PER_KIND if options.clips_per_kind is None else options.clips_per_kind
+        counts = write_samples(options.folder, clips, options.kinds)
         kinds = list(dict.fromkeys(options.kinds or _all_kinds()))
         print(f"{sum(counts.values())} sounds of {len(kinds)} kinds in {options.folder}: {', '.join(counts)}")
         print_json({"folder": options.folder, "kinds": kinds, "sounds": counts})
+
+
+def _refuse_synthetic(options: argparse.Namespace) -> None:
+    """Refuse options that the real clips do not have."""
+    for name in ("kinds", "clips_per_kind"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is of sounds made by code: leave it or --real out")
 
 
 def _all_kinds() -> list[str]:

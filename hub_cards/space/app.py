@@ -103,7 +103,7 @@ def _name_tab(gr, demo: Demo, level) -> None:
         with gr.Column(scale=2, min_width=300):
             sound = _sound(gr, demo, "A sound", samples.NAMES)
             labels = gr.Textbox(
-                "a church bell, a police siren, rain, a clock ticking, a dog barking",
+                ", ".join(samples.LABELS) or "a dog barking, a church bell, rain",
                 label="What could it be? Names, separated by commas",
                 lines=2,
                 max_lines=4,
@@ -119,7 +119,7 @@ def _find_tab(gr, demo: Demo, level) -> None:
         return
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            text = gr.Textbox("a church bell rings", label="A sentence", info="The sounds most like it are found.")
+            text = gr.Textbox("a bell rings", label="A sentence", info="The sounds most like it are found.")
             button = gr.Button("Find sounds", variant="primary")
         answer = _answer(gr, "find")
     _show_results(gr, demo, level, [button.click, text.submit], demo.embed_sentence, [text], pages.sounds, answer)
@@ -128,8 +128,8 @@ def _find_tab(gr, demo: Demo, level) -> None:
 def _long_tab(gr, demo: Demo, level) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            sound = _sound(gr, demo, "A recording", (samples.RECORDING,))
-            text = gr.Textbox("a police siren", label="What to look for", info="The answer shows where it is.")
+            sound = _sound(gr, demo, "A recording", (samples.RECORDING,) if samples.NAMES else ())
+            text = gr.Textbox("an alarm sounds", label="What to look for", info="The answer shows where it is.")
             button = gr.Button("Look for it", variant="primary")
         answer = _answer(gr, "listen")
     _show_results(gr, demo, level, [button.click, text.submit], demo.locate, [sound, text], pages.spans, answer)

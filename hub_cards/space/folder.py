@@ -1,4 +1,4 @@
-"""Write the folder of a Space: the app, its code, its model unless that is on the Hub, and an index with its sounds.
+"""Write the folder of a Space: the app, its code, its model unless that is on the Hub, an index, and sounds to try.
 
 A Space installs its requirements from a package index, and WavLink is on none. So the code is part of the Space, and
 stays the version that was tried here.
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCard
 
+from wavlink.bundled_models import MODELS
+from wavlink.samples import REAL_SAMPLES, write_real_samples
 from wavlink.sanitize import clean, escape
 from wavlink.search.listing import file_of
 from wavlink.search.store import IndexFolder
@@ -21,6 +23,7 @@ from wavlink.search.transfer import refuse_damaged, without_local_paths
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PACKAGES = ("modeling_wavlink", "processing", "hub_cards", "wavlink")
+_LEFT_OUT = {"__pycache__", MODELS.name, REAL_SAMPLES}
 LARGEST = 1e9  # bytes that the Hub lets a Space's repository hold
 
 _APP = '''"""Start the demo, which is in hub_cards/space/app.py."""
@@ -58,6 +61,7 @@ def write_space(folder: Path, repo_id: str, model: str, revision: str = "", inde
         options += ['f"--index={HERE}/index"', 'f"--sounds={HERE}/sounds"']
     for package in PACKAGES:
         _ship_package(package, folder)
+    write_real_samples(folder / "wavlink" / REAL_SAMPLES)
     shutil.copyfile(HERE / "requirements.txt", folder / "requirements.txt")
     shutil.copyfile(_licence(), folder / "LICENSE")
     (folder / "app.py").write_text(
@@ -103,8 +107,9 @@ def _licence() -> Path:
 
 
 def _ship_package(package: str, folder: Path) -> None:
+    """Copy a package's code and texts, without bundled models and clips."""
     for path in sorted((ROOT / package).rglob("*")):
-        if path.suffix in (".py", ".md", ".css", ".txt") and "__pycache__" not in path.parts:
+        if path.suffix in (".py", ".md", ".css", ".txt") and not _LEFT_OUT & {*path.relative_to(ROOT).parts}:
             target = folder / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

@@ -238,7 +238,7 @@ def test_a_sample_is_named_by_two_clicks(served, chromium):
     page = chromium.new_page()
     page.set_default_timeout(90_000)
     page.goto(served)
-    page.get_by_role("button", name="Siren").click()
+    page.get_by_role("button", name="Explosion").click()
     page.locator("#waveform").first.wait_for(state="attached")
     page.wait_for_timeout(1500)
     page.get_by_role("button", name="Name it").click()

@@ -67,6 +67,7 @@ def test_a_space_is_one_commit_with_code_model_index_and_sounds(hub, here, made,
     assert capsys.readouterr().out.splitlines()[-1] == f"{hub.endpoint}/spaces/user/demo/commit/{history[-1]['id']}"
     files = hub.files("user/demo", kind="spaces")
     expected = {"app.py", "README.md", "requirements.txt", "LICENSE", "model/model.safetensors", "model/README.md"}
+    expected |= {f"wavlink/example_sounds/{name}" for name in ("metadata.csv", "CREDITS.md", "cow_moo.ogg")}
     expected |= {"index/index.json", "sounds/200 hertz.wav", "hub_cards/space/app.py", "hub_cards/space/style.css"}
     assert expected | {"wavlink/embedder.py", "processing/audio.py"} <= files
     assert not [name for name in files if "__pycache__" in name or name.endswith((".pyc", ".lock"))]

@@ -107,10 +107,12 @@ def test_some_kinds_alone_are_written(tmp_path, capsys):
     "options, error",
     [
         (["--kinds", "rian"], "no kind of sound 'rian' is made by code; did you mean 'rain'?"),
-        (["--kinds", "rain", "--real"], "leave it or --real out"),
+        (["--kinds", "rain", "--real"], "--kinds is of sounds made by code: leave it or --real out"),
+        (["--real", "--clips_per_kind", "2"], "--clips_per_kind is of sounds made by code: leave it or --real out"),
+        (["--clips_per_kind", "0", "--real"], "--clips_per_kind is of sounds made by code: leave it or --real out"),
     ],
 )
-def test_unknown_kinds_are_refused(options, error, tmp_path, capsys):
+def test_kinds_and_counts_that_do_not_apply_are_refused(options, error, tmp_path, capsys):
     assert cli.main(["samples", str(tmp_path / "new"), *options]) == 2
     assert error in capsys.readouterr().err and not (tmp_path / "new").exists()
 

@@ -24,9 +24,10 @@ from tests.tone_runs import folder  # noqa: F401
 from wavlink import load_recipe
 from wavlink.cli import main as wavlink
 from wavlink.planning.data import training_data
-from wavlink.planning.facts import CARDS, SOURCES, TOWERS
+from wavlink.planning.facts import CARDS, SOURCES
 from wavlink.planning.model import Shapes, count_flops, count_kept, parameters, planned_config, shapes_of
 from wavlink.planning.plan import plan, table
+from wavlink.planning.towers import TOWERS
 from wavlink.training.factory import prepared
 from wavlink.training.finetuning import parameter_groups
 from wavlink.training.grad_cache import backward

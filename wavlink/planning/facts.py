@@ -1,4 +1,4 @@
-"""Facts that a plan of a training needs and must not download: cards, towers and data sets.
+"""Facts that a plan of a training needs and must not download: cards and data sets.
 
 The command line reads this module for its help: it imports neither torch nor transformers.
 """
@@ -39,6 +39,7 @@ class Source:
     clips: int
     seconds: float  # of a clip, on average
     longest: float
+    captions: int = 1  # of a clip
 
 
 # AudioCaps: rows of OpenSound/AudioCaps as its viewer rounds them (45.2k; version 2 of the captions has 91,256 by
@@ -47,7 +48,7 @@ class Source:
 # AudioSetCaps: about 1.9M and 6,117,099 captions by their cards, of clips of 10 s.
 SOURCES = {
     "audiocaps": Source(45_200, 9.9, 10.0),
-    "clotho": Source(3_839, 22.5, 30.0),
+    "clotho": Source(3_839, 22.5, 30.0, 5),
     "auto_acd": Source(1_900_000, 10.0, 10.0),
     "audiosetcaps": Source(6_117_099, 10.0, 10.0),
 }
@@ -56,59 +57,4 @@ SOURCES |= {
     "CLAPv2/Clotho": SOURCES["clotho"],
     "Loie/Auto-ACD": SOURCES["auto_acd"],
     "baijs/AudioSetCaps": SOURCES["audiosetcaps"],
-}
-
-
-def _whisper(width: int, layers: int, heads: int, vocabulary: int, mel_bins: int = 80) -> dict:
-    """Table 1 of arXiv 2212.04356; the feed-forward width is four times the width."""
-    return {
-        "model_type": "whisper",
-        "d_model": width,
-        "encoder_layers": layers,
-        "encoder_attention_heads": heads,
-        "encoder_ffn_dim": 4 * width,
-        "num_mel_bins": mel_bins,
-        "vocab_size": vocabulary,
-    }
-
-
-def _clip(width: int, heads: int) -> dict:
-    """The text half of a CLIP (arXiv 2103.00020, Table 20), which is all of it that a WavLink uses."""
-    return {
-        "model_type": "clip_text_model",
-        "hidden_size": width,
-        "num_hidden_layers": 12,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
-        "projection_dim": width,
-    }
-
-
-_SIZES = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12), "medium": (1024, 24, 16)}
-# Configs of the recipes' towers and of their sizes beside, with the fields that differ from transformers' defaults.
-TOWERS = {
-    **{f"openai/whisper-{name}.en": _whisper(*size, 51864) for name, size in _SIZES.items()},
-    **{f"openai/whisper-{name}": _whisper(*size, 51865) for name, size in _SIZES.items()},
-    "openai/whisper-large": _whisper(1280, 32, 20, 51865),
-    "openai/whisper-large-v2": _whisper(1280, 32, 20, 51865),
-    "openai/whisper-large-v3": _whisper(1280, 32, 20, 51866, 128),
-    "openai/whisper-large-v3-turbo": _whisper(1280, 32, 20, 51866, 128),
-    "openai/clip-vit-base-patch32": _clip(512, 8),
-    "openai/clip-vit-base-patch16": _clip(512, 8),
-    "openai/clip-vit-large-patch14": _clip(768, 12),
-    "sentence-transformers/all-MiniLM-L6-v2": {
-        "model_type": "bert",
-        "hidden_size": 384,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 12,
-        "intermediate_size": 1536,
-        "max_position_embeddings": 512,
-    },
-    "answerdotai/ModernBERT-large": {
-        "model_type": "modernbert",
-        "hidden_size": 1024,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "intermediate_size": 2624,
-    },
 }

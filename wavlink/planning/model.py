@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from wavlink.compat import fake_tensors
 from wavlink.training.factory import config_of, new_extractor, prepared
 from wavlink.training.recipe_fields import Recipe
 
-from .facts import TOWERS
+from .loss import Loss, loss_of
+from .towers import TOWERS
 
 
 @dataclass(frozen=True)
@@ -135,36 +136,48 @@ class Flops:
 
     forward: float  # of a clip and its text
     backward: float  # likewise, with what checkpointing computes again
-    nested_dims: int  # their sum, for the logits of the loss
+    text: float  # of a text, forward alone
+    loss: Loss
 
     def step(self, clips: int, chunk: int) -> float:
         """Return those of an optimizer step.
 
-        Cached gradients embed every chunk twice (arXiv 2101.06983). The loss computes the logits of all pairs for each
-        nested dim, and two products of that size in backward.
+        Cached gradients embed every chunk twice (arXiv 2101.06983).
         """
         forwards = 2 if 0 < chunk < clips else 1
-        return clips * (forwards * self.forward + self.backward) + 6.0 * clips**2 * self.nested_dims
+        return clips * (forwards * self.forward + self.backward) + self.loss.flops(clips)
+
+    @property
+    def before(self) -> float:
+        """Those before the first step: the captions of the bank, each embedded once."""
+        return self.loss.captions * self.text
 
 
-def count_flops(config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Flops:
+def count_flops(config: WavLinkConfig, recipe: Recipe, shapes: Shapes, captions: int = 0) -> Flops:
     """Count the operations of the matrix products, convolutions and attention of a step.
 
     `torch.utils.flop_counter` counts them while the real model runs forward and backward on the meta device, where
     tensors have shapes alone. For a Transformer layer of width d and feed-forward width f on L positions the forward
     pass is `L (8 d^2 + 4 d f) + 4 L^2 d` (arXiv 2001.08361, section 2.1, with both products of attention), and the
     backward pass twice that, as far as everything learns. Element-wise operations are not counted.
+
+    Args:
+        config: of the model.
+        recipe: what of it learns.
+        shapes: of a clip and its text.
+        captions: of the recipe's caption bank, if it has one.
     """
+    loss = loss_of(config, recipe, captions)
     recipe = dataclasses.replace(recipe, attn_implementation="eager", mixed_precision="no")
     try:
-        forward, backward = _passes(_model(config, recipe, "meta"), shapes.batch(1, "meta", masks=False))
+        counts = _passes(_model(config, recipe, "meta"), shapes.batch(1, "meta", masks=False))
     except RuntimeError:  # such as HTS-AT and PaSST, which choose windows by their mask's values
         batch = shapes.batch(1, "cpu")
-        forward, backward = _by_depth(config, lambda config: _passes(_model(config, recipe, "cpu"), batch))
-    return Flops(forward, backward, sum(config.matryoshka_dims))
+        counts = _by_depth(config, lambda config: _passes(_model(config, recipe, "cpu"), batch))
+    return Flops(*counts, loss)
 
 
-def _by_depth(config: WavLinkConfig, count: Callable[[WavLinkConfig], tuple[float, float]]) -> tuple[float, float]:
+def _by_depth(config: WavLinkConfig, count: Callable[[WavLinkConfig], Sequence[float]]) -> Sequence[float]:
     """Count what real tensors must show; PaSST's layers are alike, so one and two of them show what all of them do."""
     if config.audio_config.model_type != "passt":
         return count(config)
@@ -174,16 +187,18 @@ def _by_depth(config: WavLinkConfig, count: Callable[[WavLinkConfig], tuple[floa
         shallow.audio_config.num_hidden_layers = layers
         counts.append(count(shallow))
     more = config.audio_config.num_hidden_layers - 1
-    first, second = (one + more * (two - one) for one, two in zip(*counts, strict=True))
-    return first, second
+    return [one + more * (two - one) for one, two in zip(*counts, strict=True)]
 
 
-def _passes(model: WavLinkModel, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
+def _passes(model: WavLinkModel, batch: dict[str, torch.Tensor]) -> Sequence[float]:
     with FlopCounterMode(display=False) as forward:
         output = model(**batch, return_loss=False)
     with FlopCounterMode(display=False) as backward:
         (output.audio_embeds.sum() + output.text_embeds.sum()).backward()
-    return forward.get_total_flops(), backward.get_total_flops()
+    texts = {name: value for name, value in batch.items() if not name.startswith("input_features")}
+    with FlopCounterMode(display=False) as text, torch.no_grad():
+        model.get_text_features(**texts)
+    return [counter.get_total_flops() for counter in (forward, backward, text)]
 
 
 @dataclass(frozen=True)
@@ -216,13 +231,14 @@ def count_kept(config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Kept:
             config, lambda config: _both(_model(config, recipe, "cpu"), recipe, shapes, "cpu", masks=True)
         )
     kept = Kept(max(2 * one - two, 0.0), two - one)
-    return dataclasses.replace(kept, clip=_checkpointed(config, shapes, kept.clip)) if checkpointed else kept
+    if checkpointed:
+        kept = dataclasses.replace(kept, clip=_checkpointed(_model(config, recipe, "meta"), shapes, kept.clip))
+    return kept
 
 
-def _both(model: WavLinkModel, recipe: Recipe, shapes: Shapes, device: str, masks: bool) -> tuple[float, float]:
+def _both(model: WavLinkModel, recipe: Recipe, shapes: Shapes, device: str, masks: bool) -> Sequence[float]:
     """The bytes for one clip and for two."""
-    one, two = (_saved(model, recipe, shapes.batch(clips, device, masks)) for clips in (1, 2))
-    return one, two
+    return [_saved(model, recipe, shapes.batch(clips, device, masks)) for clips in (1, 2)]
 
 
 def _saved(model: WavLinkModel, recipe: Recipe, batch: dict[str, torch.Tensor]) -> float:
@@ -252,14 +268,21 @@ def _autocast(recipe: Recipe, batch: dict[str, torch.Tensor]) -> Iterator[None]:
             yield
 
 
-def _checkpointed(config: WavLinkConfig, shapes: Shapes, whole: float) -> float:
-    """A clip's bytes where each layer keeps its input, in fp32, and the layer in work is computed again."""
-    audio, text = config.audio_config, config.text_config
-    states = 4.0 * (
-        audio.num_hidden_layers * _positions(audio, shapes.features[-1]) * audio.hidden_size
-        + text.num_hidden_layers * shapes.tokens * text.hidden_size
-    )
-    return min(states + whole / min(audio.num_hidden_layers, text.num_hidden_layers), whole)
+def _checkpointed(model: WavLinkModel, shapes: Shapes, whole: float) -> float:
+    """A clip's bytes where each layer keeps its input, in fp32, and the layer in work is computed again.
+
+    A tower without a gradient keeps nothing.
+    """
+    audio, text = model.config.audio_config, model.config.text_config
+    layers, states = [], 0.0
+    for tower, config, positions in (
+        (model.audio_model, audio, _positions(audio, shapes.features[-1])),
+        (model.text_model, text, shapes.tokens),
+    ):
+        if any(parameter.requires_grad for parameter in tower.parameters()):
+            layers.append(config.num_hidden_layers)
+            states += 4.0 * config.num_hidden_layers * positions * config.hidden_size
+    return min(states + whole / min(layers, default=1), whole)
 
 
 def _positions(audio: PretrainedConfig, frames: int) -> int:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from wavlink.training.recipe_fields import Recipe
 
 from .data import TrainingData, training_data
 from .facts import CARDS, DEVICES, UTILIZATION
-from .model import Kept, Shapes, count_flops, count_kept, local_init, parameters, planned_config, shapes_of
+from .loss import Loss
+from .model import Flops, Kept, Shapes, count_flops, count_kept, local_init, parameters, planned_config, shapes_of
 from .speed import Speed, measure
 
 _RESERVED = 1e9  # bytes of CUDA's context and cuBLAS's workspaces, roughly
@@ -44,54 +46,100 @@ def plan(
         ValueError: an unknown device, data of unknown size, or a tower whose config is not here.
     """
     _check(devices, clips, seconds, utilization)
+    training = _counted(recipe, clips, seconds)
+    rows = [_device(name, training, utilization) for name in devices or CARDS]
+    return training.described() | {"devices": rows}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A recipe's training, with what was counted of it.
+
+    Attributes:
+        recipe: what is to be trained.
+        config: of its model.
+        data: its clips.
+        batch, chunk: clips of a step, and those that are embedded at once.
+        shapes: of a clip of average length and its text.
+        parameters: see `model.parameters`.
+        flops: of a step.
+        kept: for the backward pass, by the longest clips.
+        memory: bytes at the peak by what they hold, in GB.
+    """
+
+    recipe: Recipe
+    config: WavLinkConfig
+    data: TrainingData
+    batch: int
+    chunk: int
+    shapes: Shapes
+    parameters: dict[str, int]
+    flops: Flops
+    kept: Kept
+    memory: dict[str, float]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.recipe.max_steps or self.recipe.epochs * (self.data.clips // self.batch)
+
+    def described(self) -> dict[str, Any]:
+        """Return what does not depend on a device, as JSON has it."""
+        recipe, data, flops = self.recipe, self.data, self.flops
+        step = flops.step(self.batch, self.chunk)
+        return {
+            "recipe": recipe.name,
+            "model": {"towers": _towers(recipe), "dims": self.config.projection_dim},
+            "parameters": self.parameters,
+            "data": {
+                **{"origin": data.origin, "clips": data.clips, "seconds": data.seconds, "longest": data.longest},
+                **{"padding": recipe.padding, "tokens": self.shapes.tokens, "caption_bank": data.bank},
+            },
+            "batch_size": self.batch,
+            "micro_batch_size": self.chunk,
+            "precision": recipe.mixed_precision,
+            "steps": self.steps,
+            "clips": self.steps * self.batch,
+            "flops": {
+                **{"forward_of_a_clip": flops.forward, "backward_of_a_clip": flops.backward},
+                **{"caption_bank": flops.before, "step": step, "total": flops.before + self.steps * step},
+            },
+            "memory": self.memory,
+        }
+
+
+def _counted(recipe: Recipe, clips: int, seconds: float) -> _Training:
+    """Count a training's clips, parameters, FLOPs and memory."""
     data = training_data(recipe, clips, seconds)
     config = _with_vocabulary(planned_config(recipe), recipe, data)
     batch = min(recipe.batch_size, data.clips)
     if batch < 2:
         raise ValueError(f"a contrastive loss needs at least two clips in a batch, got a data set of {data.clips}")
     chunk = min(recipe.micro_batch_size or batch, batch)
-    steps = recipe.max_steps or recipe.epochs * (data.clips // batch)
     counts = parameters(config, recipe)
     shapes = shapes_of(config, recipe, data.seconds, data.tokens)
-    flops = count_flops(config, recipe, shapes)
+    flops = count_flops(config, recipe, shapes, data.bank)
     longest = shapes_of(config, recipe, data.longest, max(data.tokens, _TOKENS_AT_MOST))
     kept = count_kept(config, recipe, longest)
-    memory = _memory(counts, kept, 4.0 * batch * math.prod(longest.features), chunk)
-    planned = {
-        "recipe": recipe.name,
-        "model": {"towers": _towers(recipe), "dims": config.projection_dim},
-        "parameters": counts,
-        "data": {
-            **{"origin": data.origin, "clips": data.clips, "seconds": data.seconds, "longest": data.longest},
-            **{"padding": recipe.padding, "tokens": shapes.tokens},
-        },
-        "batch_size": batch,
-        "micro_batch_size": chunk,
-        "precision": recipe.mixed_precision,
-        "steps": steps,
-        "clips": steps * batch,
-        "flops": {
-            **{"forward_of_a_clip": flops.forward, "backward_of_a_clip": flops.backward},
-            **{"step": flops.step(batch, chunk), "total": steps * flops.step(batch, chunk)},
-        },
-        "memory": memory,
-    }
-    measured = {name: _speed(name, config, recipe, shapes) for name in devices if name not in CARDS}
-    rows = []
-    for name in devices or CARDS:
-        row = _measured(name, measured[name]) if name in measured else _card(name, recipe, utilization)
-        row |= _fits(row["memory"], memory, kept, batch)
-        # Where only smaller pieces fit, these are what a step computes.
-        pieces = row["largest_micro_batch_size"] if row["fits"] is False else chunk
-        took = flops.step(batch, pieces) / (1e12 * row["tflops"])
-        took += measured[name].update * counts["trained"] if name in measured else 0.0
-        row |= {"step_seconds": took, "hours": steps * took / 3600, "clips_per_second": batch / took}
-        rows.append(row)
-    return planned | {"devices": rows}
+    memory = _memory(recipe, counts, kept, flops.loss, longest, batch)
+    return _Training(recipe, config, data, batch, chunk, shapes, counts, flops, kept, memory)
 
 
-def _speed(name: str, config: WavLinkConfig, recipe: Recipe, shapes: Shapes) -> Speed:
-    return measure(config, recipe, shapes, "cpu" if name == "cpu" else _accelerator())
+def _device(name: str, training: _Training, utilization: float) -> dict[str, Any]:
+    """The speed of a device, whether the training fits in its memory, and its seconds and hours there."""
+    recipe, batch = training.recipe, training.batch
+    if name in CARDS:
+        row, update = _card(name, recipe, utilization), 0.0
+    else:
+        speed = measure(training.config, recipe, training.shapes, "cpu" if name == "cpu" else _accelerator())
+        row, update = _measured(name, speed), speed.update
+    row |= _fits(row["memory"], training)
+    # Where only smaller pieces fit, these are what a step computes.
+    pieces = row["largest_micro_batch_size"] if row["fits"] is False else training.chunk
+    flops, rate = training.flops, 1e12 * row["tflops"]
+    took = flops.step(batch, pieces) / rate + update * training.parameters["trained"]
+    hours = (flops.before / rate + training.steps * took) / 3600
+    return row | {"step_seconds": took, "hours": hours, "clips_per_second": batch / took}
 
 
 def _check(devices: Sequence[str], clips: int, seconds: float, utilization: float) -> None:
@@ -120,14 +168,24 @@ def _with_vocabulary(config: WavLinkConfig, recipe: Recipe, data: TrainingData) 
     return config
 
 
-def _memory(counts: dict[str, int], kept: Kept, inputs: float, chunk: int) -> dict[str, float]:
-    """Bytes at the peak, in GB: what stays, and the activations of one chunk."""
+def _memory(
+    recipe: Recipe, counts: dict[str, int], kept: Kept, loss: Loss, longest: Shapes, batch: int
+) -> dict[str, float]:
+    """Bytes at the peak, in GB: what stays, and the activations of one chunk with the logits of the loss.
+
+    With cached gradients the loss is done before a chunk's activations arise, so that the larger of both counts.
+    """
+    chunk = min(recipe.micro_batch_size or batch, batch)
+    activations, logits = kept.of(chunk), loss.memory(batch)
     parts = {
         "weights": _BYTES * counts["total"],
         "gradients": _BYTES * counts["trained"],
         "optimizer": 2 * _BYTES * counts["trained"],
-        "inputs": inputs,
-        "activations": kept.of(chunk),
+        "moving_average": _BYTES * counts["trained"] if recipe.ema_decay else 0.0,
+        "caption_bank": loss.bank,
+        "inputs": 4.0 * batch * math.prod(longest.features),
+        "activations": activations,
+        "logits": logits if chunk == batch else max(logits - activations, 0.0),
         "reserved": _RESERVED,
     }
     return {name: value / 1e9 for name, value in (parts | {"total": sum(parts.values())}).items()}
@@ -147,13 +205,20 @@ def _measured(name: str, speed: Speed) -> dict[str, Any]:
     return row | {"tflops": speed.flops_per_second / 1e12, "measured_clips": speed.clips}
 
 
-def _fits(available: float | None, memory: dict[str, float], kept: Kept, batch: int) -> dict[str, Any]:
+def _fits(available: float | None, training: _Training) -> dict[str, Any]:
     """Whether the plan fits, and the most clips at once that would; 0 where not even one does."""
     if available is None:
         return {"fits": None, "largest_micro_batch_size": None}
-    rest = 1e9 * (available - memory["total"] + memory["activations"]) - kept.fixed
-    largest = min(batch, int(rest / kept.clip)) if kept.clip else batch
-    return {"fits": memory["total"] <= available, "largest_micro_batch_size": max(largest, 0)}
+    memory, kept, batch = training.memory, training.kept, training.batch
+    rest = 1e9 * (available - memory["total"] + memory["activations"] + memory["logits"])
+    logits = training.flops.loss.memory(batch)
+    if kept.of(batch) + logits <= rest:
+        largest = batch
+    elif logits > rest or not kept.clip:
+        largest = 0
+    else:
+        largest = max(min(batch - 1, int((rest - kept.fixed) / kept.clip)), 0)
+    return {"fits": memory["total"] <= available, "largest_micro_batch_size": largest}
 
 
 def _accelerator() -> str:
@@ -176,18 +241,20 @@ def table(planned: dict[str, Any]) -> str:
     """Return a plan as lines for a terminal."""
     model, data, memory, flops = (planned[name] for name in ("model", "data", "memory", "flops"))
     counts = planned["parameters"]
-    parts = " + ".join(f"{name} {memory[name]:.2f}" for name in memory if name != "total")
+    parts = {name.replace("_", " "): gb for name, gb in memory.items() if gb and name != "total"}
     at_once = f"{planned['micro_batch_size']} clips of {data['longest']:.3g} s"
     at_once += ", padded to 30 s," if data["padding"] == "max_length" else ""
+    bank = f"{data['caption_bank']:,} captions, embedded before the first step with {flops['caption_bank']:.3g} FLOPs"
     lines = {
         "model": f"{' + '.join(model['towers']) or 'new towers'}, {model['dims']} dims",
         "parameters": f"{counts['total']:,}, of which {counts['trained']:,} learn",
         "data": data["origin"],
         "epoch": f"{data['clips']:,} clips, {data['seconds']:.1f} s on average, texts of {data['tokens']} tokens",
+        **({"bank": bank} if data["caption_bank"] else {}),
         "training": f"{planned['steps']:,} steps of {planned['batch_size']:,} clips, {planned['clips']:,} in all",
         "FLOPs": f"{flops['step']:.3g} a step, {flops['total']:.3g} in all",
         "memory": f"{memory['total']:.1f} GB with {at_once} at once",
-        "": f"({parts})",
+        "": f"({' + '.join(f'{name} {gb:.2f}' for name, gb in parts.items())})",
     }
     rows = [f"plan of {planned['recipe']}: nothing is downloaded, trained or written", ""]
     rows += [f"{name:11}{text}" for name, text in lines.items()]

@@ -13,6 +13,7 @@ from modeling_wavlink import WavLinkConfig, WavLinkModel
 from wavlink.training.factory import prepared
 from wavlink.training.finetuning import parameter_groups
 from wavlink.training.recipe_fields import Recipe
+from wavlink.training.weight_average import WeightAverage
 
 from .model import Shapes, count_flops
 
@@ -29,7 +30,7 @@ class Speed:
     device: str
     name: str
     flops_per_second: float  # forward and backward
-    update: float  # seconds of clipping and AdamW, by trained parameter
+    update: float  # seconds of clipping, AdamW and the moving average, by trained parameter
     clips: int  # that were measured at once
 
 
@@ -58,11 +59,12 @@ def measure(
         model = prepared(WavLinkModel(config), _runnable(recipe)).train()
     groups = parameter_groups(model, recipe.weight_decay, recipe.head_learning_rate)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    average = WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None
     batch = shapes.batch(clips, device)
     learn, update = [], []
     for _ in range(1 + _REPEATS):  # the first warms up
         learn.append(_seconds(lambda: _learn(model, recipe, batch), device, clock))
-        update.append(_seconds(lambda: _update(model, recipe, optimizer), device, clock))
+        update.append(_seconds(lambda: _update(model, recipe, optimizer, average), device, clock))
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     rate = clips * (flops.forward + flops.backward) / min(learn[1:])
     return Speed(device, _name(device), rate, min(update[1:]) / trained, clips)
@@ -95,10 +97,14 @@ def _learn(model: WavLinkModel, recipe: Recipe, batch: dict[str, torch.Tensor]) 
     loss.backward()
 
 
-def _update(model: WavLinkModel, recipe: Recipe, optimizer: torch.optim.Optimizer) -> None:
+def _update(
+    model: WavLinkModel, recipe: Recipe, optimizer: torch.optim.Optimizer, average: WeightAverage | None
+) -> None:
     torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
+    if average is not None:
+        average.update(0)
 
 
 def _seconds(work: Callable[[], None], device: str, clock: Callable[[], float]) -> float:
