@@ -35,7 +35,7 @@ class Abandoned(Exception):
 
 @contextmanager
 def stopped_by(event: threading.Event) -> Iterator[None]:
-    """Raise `Abandoned` where this thread next embeds something after `event` is set."""
+    """Raise `Abandoned` where this thread waits for vectors, or asks for some, after `event` is set."""
     token = _abandoned.set(event)
     try:
         yield
@@ -49,6 +49,14 @@ class _Part:
     def __init__(self, kind: str, items: Sequence[Any], cost: float):
         self.kind, self.items, self.cost = kind, items, cost  # cost: share of a batch
         self.future: Future = Future()
+        self._abandoned = _abandoned.get()  # of the request's thread
+
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for it; if not, its thread gets `Abandoned`."""
+        if self._abandoned is None or not self._abandoned.is_set():
+            return True
+        self.future.set_exception(Abandoned())
+        return False
 
 
 class Batcher:
@@ -82,15 +90,16 @@ class Batcher:
         seconds = sum(map(len, clips)) / self.embedder.sampling_rate
         return self._submit(_Part("audio", clips, seconds / SOUND_SECONDS))
 
+    def waiting(self) -> int:
+        """Return the number of parts that no batch has taken yet."""
+        return self._parts.qsize()
+
     def close(self) -> None:
         """End the thread after all that was submitted."""
         self._parts.put(None)
         self._thread.join()
 
     def _submit(self, part: _Part) -> Any:
-        abandoned = _abandoned.get()
-        if abandoned is not None and abandoned.is_set():
-            raise Abandoned
         self._parts.put(part)
         return part.future.result()
 
@@ -98,6 +107,7 @@ class Batcher:
         open_ = True
         while open_:
             parts, open_ = self._take()
+            parts = [part for part in parts if part.is_wanted()]
             for kind in ("text", "audio"):
                 if same := [part for part in parts if part.kind == kind]:
                     self._compute(kind, same)
