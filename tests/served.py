@@ -19,7 +19,7 @@ from wavlink.serving.limits import Limits
 
 
 class Client:
-    """Sends requests to a port of this machine, and returns the status, the document and the headers of each answer."""
+    """Sends requests to a port of this machine, and returns the status and the document of each answer."""
 
     def __init__(self, port: int, key: str = ""):
         self.port, self.key = port, key

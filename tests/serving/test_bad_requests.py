@@ -82,7 +82,12 @@ CASES = {
     "two texts have none": ("search", {"text": ["a", "b"], "min_probability": 0.5}, 400, "one text alone"),
     "nothing to locate": ("locate", sound(wav(tone())), 400, "query is missing"),
     "two recordings": ("locate", {"input": [data_url(wav(tone()))] * 2, "query": "a"}, 400, "one recording"),
-    "many windows": ("locate", {**sound(wav(tone(seconds=3))), "query": "a", "window": 1, "hop": 1e-3}, 400, "windows"),
+    "many windows": (
+        "locate",
+        {**sound(wav(tone(seconds=3))), "query": "a", "window": 1, "hop": 1e-3},
+        400,
+        "windows",
+    ),
     "hop over the window": ("locate", {**sound(wav(tone())), "query": "a", "window": 1, "hop": 2}, 400, "hop"),
     "long window": ("locate", {**sound(wav(tone())), "query": "a", "window": 31}, 400, "30 s"),
 }
@@ -136,7 +141,9 @@ def test_a_large_body_is_refused_while_it_arrives(embedder):
         assert status == 413 and "10000 bytes" in document["error"]["message"]
         chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (20_000, bytes(20_000))  # without a Content-Length
         with client.connect() as connection:
-            connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+            connection.sendall(
+                b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+            )
             assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
         status, document = client.post("/v1/search", {"text": "rain"})
         assert status == 404 and "--index" in document["error"]["message"]

@@ -154,7 +154,11 @@ def test_the_example_client_compares_texts_and_a_sound(served, wavlink_folder, t
     pytest.importorskip("openai")
     soundfile.write(tmp_path / "a.wav", tone(400, 0.5), 16000)
     program = [sys.executable, EXAMPLE, tmp_path / "a.wav", "--text", *TEXTS]
-    environment = {**os.environ, "WAVLINK_API_KEY": served.key, "OPENAI_BASE_URL": f"http://127.0.0.1:{served.port}/v1"}
+    environment = {
+        **os.environ,
+        "WAVLINK_API_KEY": served.key,
+        "OPENAI_BASE_URL": f"http://127.0.0.1:{served.port}/v1",
+    }
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     name, *lines = done.stdout.splitlines()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_wavlink.losses_wavlink import truncate_embeddings
 from tests.conftest import tone
 from tests.helpers import wav
 from tests.served import audio_item, data_url, form
-from modeling_wavlink.losses_wavlink import truncate_embeddings
 
 TEXTS = ["a dog barks", "the loud bell rings . the low cat meows", "rain"]
 CLIPS = [tone(300 + 100 * number, seconds, number) for number, seconds in enumerate((0.3, 1.1, 0.05, 2.0))]
@@ -18,7 +18,9 @@ EXACT = {"rtol": 0, "atol": 1e-5}
 
 
 def vectors(document: dict) -> np.ndarray:
-    assert document["object"] == "list" and [row["index"] for row in document["data"]] == [*range(len(document["data"]))]
+    assert document["object"] == "list" and [row["index"] for row in document["data"]] == [
+        *range(len(document["data"]))
+    ]
     assert all(row["object"] == "embedding" for row in document["data"])
     return np.array([row["embedding"] for row in document["data"]], dtype=np.float32)
 
@@ -50,7 +52,9 @@ def test_a_form_with_files_and_texts(client, embedder):
     status, document, _ = client.send("POST", "/v1/embeddings", body, **{"Content-Type": kind})
     expected = [embedder.embed_text(TEXTS[:1])[0], *embedder.embed_files(files)]
     assert status == 200, document
-    np.testing.assert_allclose(vectors(document), truncate_embeddings(torch.from_numpy(np.stack(expected)), 16), **EXACT)
+    np.testing.assert_allclose(
+        vectors(document), truncate_embeddings(torch.from_numpy(np.stack(expected)), 16), **EXACT
+    )
 
 
 def test_base64_is_little_endian_float32(client, embedder):

@@ -40,14 +40,19 @@ def test_search_finds_what_the_index_finds(client, embedder, index_folder):
     for body, query in (
         ({"text": "a dog", "top_k": 3}, {"text": "a dog", "top_k": 3}),
         ({"sound": audio_item(tone(800, 0.5, 3)), "top_k": 2}, {"sound": sound, "top_k": 2}),
-        ({"text": ["a dog", "rain"], "without": "bell", "weight": 0.7}, {"text": ["a dog", "rain"], "without": "bell", "weight": 0.7}),
+        (
+            {"text": ["a dog", "rain"], "without": "bell", "weight": 0.7},
+            {"text": ["a dog", "rain"], "without": "bell", "weight": 0.7},
+        ),
         ({"text": "rain", "without_sound": [data_url(sound)]}, {"text": "rain", "without_sound": sound}),
     ):
         status, document = client.post("/v1/search", body)
         expected = index.query(**query)
         assert status == 200, document
         assert [row["path"] for row in document["data"]] == [hit.path for hit in expected]
-        np.testing.assert_allclose([row["score"] for row in document["data"]], [hit.score for hit in expected], atol=1e-2)
+        np.testing.assert_allclose(
+            [row["score"] for row in document["data"]], [hit.score for hit in expected], atol=1e-2
+        )
         assert all("file" not in row for row in document["data"])  # no paths of the server
     status, document = client.post("/v1/search", {"text": "a dog", "min_probability": 1.0})
     assert status == 200 and document["data"] == [] and document["note"] == "nothing in this index matches"
@@ -97,7 +102,11 @@ def test_the_openapi_document_describes_every_request(client):
     for path in ("embeddings", "classify", "search", "locate"):
         content = document["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]
         name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
-        assert "model" in schemas[name]["properties"] and "file" in content["multipart/form-data"]["schema"]["properties"]
-    references = [part.partition('"')[0] for part in str(document).replace("'", '"').split("#/components/schemas/")[1:]]
+        assert (
+            "model" in schemas[name]["properties"] and "file" in content["multipart/form-data"]["schema"]["properties"]
+        )
+    references = [
+        part.partition('"')[0] for part in str(document).replace("'", '"').split("#/components/schemas/")[1:]
+    ]
     assert set(references) <= set(schemas)
     assert client.get("/docs")[0] == 200

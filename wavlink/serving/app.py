@@ -87,9 +87,7 @@ def create_app(
         threads.close()
         batcher.close()
 
-    app = FastAPI(
-        title="WavLink", version=__version__, description=_DESCRIPTION, lifespan=lifespan, redoc_url=None
-    )
+    app = FastAPI(title="WavLink", version=__version__, description=_DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.add_middleware(Guard, limits=limits, metrics=metrics, key=key)
     app.add_exception_handler(HTTPException, _refuse)
     for route in ROUTES:

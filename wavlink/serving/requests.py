@@ -186,5 +186,3 @@ def _clearest(error: ValidationError) -> Any:
 def _is_field(part: int | str) -> bool:
     """Whether a part of an error's location is a field or an index, not the name of a type in a union."""
     return isinstance(part, int) or (part[:1].islower() and "[" not in part and "str" not in part)
-
-
