@@ -149,8 +149,8 @@ def test_what_a_client_that_left_has_asked_for_is_not_computed(gated):
         until(lambda: gated.batches)
         body = b'{"input": "never"}'
         with client.connect() as connection:
-            head = f"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-            connection.sendall(f"{head}\r\n\r\n".encode() + body)
+            head = "POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             until(lambda: client.get("/health")[1]["queue"] == 2)
         until(lambda: 'status="499"' in client.get("/metrics")[1])
         gated.gate.set()
