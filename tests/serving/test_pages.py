@@ -32,6 +32,13 @@ def test_a_request_of_the_page_is_answered(client, path, body):
     assert status == 200, answer
 
 
+def test_the_commands_of_the_page_are_understood():
+    commands = re.findall(r"^wavlink serve .*$", PAGE, re.MULTILINE)
+    for line in commands:
+        snippets.check_command(shlex.split(line))
+    assert commands
+
+
 def test_the_page_lists_every_path():
     for path in PATHS:
         assert f" {path}`" in PAGE or f"`{path}`" in PAGE, path

@@ -20,17 +20,17 @@ from wavlink.embedder import Embedder
 from .answers import Answers, Files
 from .batching import Abandoned, BatchedEmbedder, Batcher, stopped_by
 from .errors import RequestError, as_json, as_request_error, content_of, headers_of
+from .forms import FORMS, parse_form
 from .guard import Guard
 from .limits import Limits
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import describe_requests
-from .requests import Body, ClassifyRequest, EmbeddingRequest, LocateRequest, SearchRequest, from_form, from_json
+from .requests import Body, ClassifyRequest, EmbeddingRequest, LocateRequest, SearchRequest, from_json
 
 if TYPE_CHECKING:
     from wavlink.search.index import Index
 
 _THREADS = 32  # requests that are decoded and computed at once, the most that share a batch
-_FORM = ("multipart/form-data", "application/x-www-form-urlencoded")
 _DESCRIPTION = "Embed, name, find and locate sounds. Errors are `{error: {message, type, param, code}}`."
 
 logger = logging.getLogger(__name__)
@@ -172,10 +172,10 @@ def _add(app: FastAPI, route: Route, answers: Answers, threads: Threads) -> None
 
     async def endpoint(http: Request) -> Response:
         try:
-            parse, uploads = await _parser(http, route.request)
+            parse = await _parser(http, route.request)
 
             def work() -> bytes:
-                request = parse()
+                request, uploads = parse()
                 answers.check_model(request.model)
                 return as_json(answer(request, uploads))
 
@@ -192,25 +192,15 @@ def _add(app: FastAPI, route: Route, answers: Answers, threads: Threads) -> None
     app.post(route.path, summary=route.summary, operation_id=route.answer)(endpoint)
 
 
-async def _parser(http: Request, model: type[Body]) -> tuple[Callable[[], Any], Files]:
-    """Return a function that parses the request in a thread, and the files of a form."""
+async def _parser(http: Request, model: type[Body]) -> Callable[[], tuple[Body, Files]]:
+    """Return a function that parses the request, to be called in a thread."""
+    body = await http.body()
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        body = await http.body()
-        return lambda: from_json(model, body), []
-    if kind not in _FORM:
-        if not await http.body():
-            raise RequestError(400, "the body is empty: send JSON, or a form with a file")
+    if kind in FORMS:
+        return lambda: parse_form(model, http.scope, body)
+    if body and kind != "application/json":
         raise RequestError(415, f"content-type {kind!r:.100}: send application/json or multipart/form-data")
-    fields: dict[str, list[str]] = {}
-    uploads: Files = []
-    async with http.form(max_part_size=2**20) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, str):
-                fields.setdefault(name, []).append(value)
-            else:
-                uploads.append((f"{name}[{len(uploads)}]", await value.read()))
-    return lambda: from_form(model, fields), uploads
+    return lambda: (from_json(model, body), [])
 
 
 def _add_facts(app: FastAPI, answers: Answers, threads: Threads) -> None:

@@ -68,7 +68,7 @@ class Guard:
 
         try:
             self._check_key(scope)
-            body = await self._body(scope, receive)
+            body = await self.read_body(scope, receive)
             self._held += len(body)
             await self.app(scope, _replay(body, receive), counted)
         except Disconnected:
@@ -90,7 +90,7 @@ class Guard:
         if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self._key):
             raise RequestError(401, "give the server's key: Authorization: Bearer KEY", code="invalid_api_key")
 
-    async def _body(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+    async def read_body(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
         """Read a body.
 
         Raises:
@@ -105,7 +105,7 @@ class Guard:
         parts = []
         try:
             while True:
-                message = await self._next(upload, receive)
+                message = await self.next_part(upload, receive)
                 if message["type"] == "http.disconnect":
                     raise Disconnected
                 part = message.get("body", b"")
@@ -121,7 +121,7 @@ class Guard:
             self._held -= upload.received
             del self._arriving[upload]
 
-    async def _next(self, upload: _Upload, receive: Receive) -> Message:
+    async def next_part(self, upload: _Upload, receive: Receive) -> Message:
         """Wait for the next part of a body, until its time is over."""
         allowed = self.limits.body_seconds + upload.received / self.limits.body_rate
         left = upload.start + allowed - asyncio.get_running_loop().time()
