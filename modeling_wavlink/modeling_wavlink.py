@@ -238,6 +238,7 @@ class WavLinkModel(PretrainedTowers, PreTrainedModel):
         caption_ids: Tensor | None = None,
         return_loss: bool | None = None,
         text_owner: Tensor | None = None,
+        text_pooled: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> WavLinkOutput:
         """Embed clips and texts, and score all their pairs.
@@ -252,25 +253,31 @@ class WavLinkModel(PretrainedTowers, PreTrainedModel):
             return_loss: by default (None) the loss is computed where there are as many clips as texts, or a
                 `text_owner`; True refuses unequal counts without one.
             text_owner: `[B_text]` int64, the clip each text belongs to where clips have several, at least one each.
+            text_pooled: `[B_text, D_text]` in place of `input_ids`, the text tower's pooled states, which
+                `text_projection` receives: of a tower that does not learn they can be computed once.
             kwargs: `output_hidden_states` and `output_attentions`, which the towers' outputs then hold; `return_dict`.
 
         Raises:
             ValueError: missing inputs, or numbers of clips and texts for which there is no loss.
         """
-        if input_ids is None or input_features is None:
+        texts = input_ids if text_pooled is None else text_pooled
+        if texts is None or input_features is None:
             raise ValueError("give both input_ids and input_features, or call get_text_features or get_audio_features")
         # Counts are compared only for a loss, so that torch.export can keep them independent without one.
         with_loss = return_loss is not False and (
-            text_owner is not None or input_ids.shape[0] == input_features.shape[0]
+            text_owner is not None or texts.shape[0] == input_features.shape[0]
         )
         if return_loss and not with_loss:
             raise ValueError(
-                f"return_loss=True needs one text per clip, got {len(input_features)} clips and {len(input_ids)} texts"
+                f"return_loss=True needs one text per clip, got {len(input_features)} clips and {len(texts)} texts"
                 "; where clips have several, give text_owner, the row of each text's clip"
             )
         kwargs["return_dict"] = True
         audio = self.get_audio_features(input_features, input_features_mask, **kwargs)
-        text = self.get_text_features(input_ids, attention_mask, token_type_ids, **kwargs)
+        if text_pooled is None:
+            text = self.get_text_features(input_ids, attention_mask, token_type_ids, **kwargs)
+        else:
+            text = BaseModelOutputWithPooling(pooler_output=self._embed(self.text_projection, text_pooled))
         audio_embeds, text_embeds = audio.pooler_output, text.pooler_output
         logits_per_audio = self.scale.to(audio_embeds.dtype) * audio_embeds @ text_embeds.T + self.logit_bias
         return WavLinkOutput(

@@ -131,6 +131,11 @@ COMMANDS = {
         "serve a demo in the browser",
         "--model runs/my/best --index my_index",
     ),
+    "serve": Command(
+        *("wavlink.serving.command", "run", of.serve, "serve"),
+        "serve a model over HTTP",
+        "runs/my/best --index my_index",
+    ),
     "samples": Command(
         *("wavlink.samples", "run", of.samples, "data"),
         "write captioned sounds for a first try, made by code or real",

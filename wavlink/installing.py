@@ -10,6 +10,7 @@ EXTRA_OF = {
     **dict.fromkeys(("accelerate", "peft"), "train"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     **dict.fromkeys(("lancedb", "ray"), "cluster"),
+    **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"), "serve"),
     **dict.fromkeys(("plotly", "sklearn", "threadpoolctl"), "map"),
     **{"av": "formats", "evaluate": "eval", "faiss": "search", "gradio": "space", "shtab": "completion"},
     "sentence_transformers": "models",
@@ -23,6 +24,7 @@ BRINGS = {
     "onnx": ("data",),
     "push": ("data", "search", "train"),
     "cluster": ("data", "search"),
+    "serve": ("data", "formats", "search"),
     "space": ("data", "formats", "search"),
     "map": ("data", "search"),
 }

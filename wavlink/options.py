@@ -400,6 +400,25 @@ def space(parser: Parser) -> None:
     add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
 
 
+def serve(parser: Parser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", default="", metavar="MODEL", help=f"{MODEL} (default: the index's own, else wavlink-tiny)")
+    add("--revision", help=REVISION)
+    add("--index", default="", help="an index of sounds that /v1/search finds")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine")
+    add("--port", type=int, default=8000, help="0: any that is free")
+    add("--name", default="", help="the model's id in requests (default: its Hub id or the last part of its path)")
+    text = "a file that holds the key that clients must give (default: WAVLINK_API_KEY of the environment, else none)"
+    add("--api_key_file", default="", metavar="FILE", help=text)
+    model_options(parser)
+    add("--max_mb", type=float, default=32, help="of a request")
+    add("--max_seconds", type=float, default=600, help="of the sounds of a request")
+    add("--max_queue", type=int, default=256, help="requests at once; others are answered with 429")
+    add("--max_wait", type=float, default=60, help="seconds from a request to its answer")
+    add("--max_connections", type=int, default=1000, help="open at once; those that wait longest are closed")
+    json_option(parser, "one JSON document on stdout, with the address once it serves")
+
+
 def ray(parser: Parser) -> None:
     add = parser.add_argument
     add("sounds", nargs="+", metavar="SOUNDS", help="folders, files or @list.txt")

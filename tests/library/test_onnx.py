@@ -1,19 +1,14 @@
-"""ONNX: torch's vectors in onnxruntime at any batch and length, what int8 costs, and serving them without torch."""
+"""ONNX: torch's vectors in onnxruntime at any batch and length, what int8 costs, and their use without torch."""
 
 import copy
 import importlib.util
-import io
 import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
-import urllib.error
-import urllib.request
 import warnings
 from pathlib import Path
-from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -39,7 +34,7 @@ from wavlink.backends.onnx import CONFIG, export_onnx, load, main, measured, run
 
 pytestmark = pytest.mark.slow  # an export takes seconds
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "serve_onnx.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_without_torch.py"
 SECONDS = (1.111, 0.0123, 0.5, 2.0)  # 112 frames, 2, 50 and 200
 TEXTS = ["a dog barks", "the loud bell rings . the low cat meows", "rain"]
 # (text tower, its pooling, the audio pooling, frames pooled to one, opset); `served` is another, with BERT
@@ -96,8 +91,8 @@ def graphs_at_hand(served, monkeypatch):
 
 @pytest.fixture(scope="module")
 def example():
-    """examples/serve_onnx.py as a module."""
-    spec = importlib.util.spec_from_file_location("serve_onnx", EXAMPLE)
+    """examples/onnx_without_torch.py as a module."""
+    spec = importlib.util.spec_from_file_location("onnx_without_torch", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -277,7 +272,7 @@ def test_export_prints_only_its_own_lines(served, tmp_path, monkeypatch, capfd):
     assert "foreign" not in captured.out
 
 
-# Serving.
+# Without torch.
 
 
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
@@ -334,64 +329,6 @@ def test_the_example_needs_no_torch(served, environment, tmp_path):
             assert float(score.split()[0]) == pytest.approx(cosine, abs=6e-4) and score.endswith(text)
     refused = run_process([sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True)
     assert "torch is not needed" in refused.stderr
-
-
-@pytest.fixture
-def endpoint(served, environment, start):
-    """Sends (texts, body, headers) and gives the status and the JSON answered."""
-    command = [sys.executable, str(EXAMPLE), str(served[0]), "--serve", "0"]
-    server = start(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    url = server.stdout.readline().strip()
-
-    def post(texts, body, **headers):
-        query = urlencode([("text", text) for text in texts])
-        request = urllib.request.Request(f"{url}/?{query}", data=body, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-
-    return post
-
-
-def wav(clip: np.ndarray, rate: int = RATE) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, clip, rate, format="WAV", subtype="FLOAT")
-    return file.getvalue()
-
-
-def test_a_sound_is_posted_and_its_texts_are_scored(served, endpoint):
-    _, model, processor = served
-    clip = clips()[0]
-    status, answer = endpoint(TEXTS, wav(clip))
-    with torch.no_grad():
-        sound = model.get_audio_features(**audio_inputs(processor, clip)).pooler_output
-        expected = model.get_text_features(**processor(text=TEXTS, return_tensors="pt")).pooler_output @ sound[0]
-    assert status == 200 and [row["text"] for row in answer] == TEXTS
-    np.testing.assert_allclose([row["cosine"] for row in answer], expected, atol=1e-5)
-    status, answer = endpoint(["a déjà vu & more"], wav(np.stack([clip, clip], 1), 44100))  # resampled stereo
-    assert status == 200 and answer[0]["text"] == "a déjà vu & more"
-
-
-@pytest.mark.parametrize(
-    ("texts", "body", "headers", "message"),
-    [
-        ([], wav(tone()), {}, "at least one text"),
-        (["rain"] * 300, wav(tone()), {}, "Max number of fields"),
-        (["rain"], b"not a sound", {}, "cannot read the body as sound"),
-        (["rain"], b"", {}, "sound file of 1 to 33554432 bytes"),
-        (["rain"], b"a", {"Content-Length": "33554433"}, "sound file of 1 to 33554432 bytes"),
-        (["rain"], b"a", {"Content-Length": "-1"}, "sound file of 1 to 33554432 bytes"),
-        (["rain"], wav(tone(seconds=30.1)), {}, "up to 30 s"),
-        (["rain"], wav(tone()[:0]), {}, "finite samples"),
-        (["rain"], wav(np.full(400, np.nan, dtype=np.float32)), {}, "finite samples"),
-    ],
-    ids=["no text", "many texts", "no sound", "no body", "long body", "no length", "over 30 s", "empty", "NaN"],
-)
-def test_bad_requests_get_a_reason(endpoint, texts, body, headers, message):
-    status, answer = endpoint(texts, body, **headers)
-    assert status == 400 and message in answer["error"]
 
 
 # Real weights: WAVLINK_SOUNDS=... WAVLINK_WEIGHTS=... pytest -m real -s

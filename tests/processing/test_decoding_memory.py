@@ -4,13 +4,9 @@ import importlib.util
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +14,11 @@ import pytest
 
 from hub_cards.space.answers import Demo, Limits
 from processing.audio import load_audio
-from tests.conftest import RATE, tone
+from tests.conftest import RATE
 from tests.sound_bytes import encoded, pure, repeated_flac
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "serve_onnx.py"
+EXAMPLE = ROOT / "examples" / "onnx_without_torch.py"
 FAST = 655350  # Hz, the most that FLAC's frames can say
 
 PROGRAMS = {
@@ -39,9 +35,14 @@ demo = object.__new__(Demo)
 demo.limits, demo.embedder = Limits(), SimpleNamespace(sampling_rate=16000)
 read = demo.sound
 """,
-    "serve_onnx": f"""
+    "serve": """
+from wavlink.serving.audio_input import decode
+def read(path):
+    decode([("it", open(path, "rb").read())], 16000, 600)
+""",
+    "onnx_without_torch": f"""
 import importlib.util
-spec = importlib.util.spec_from_file_location("serve_onnx", {str(EXAMPLE)!r})
+spec = importlib.util.spec_from_file_location("onnx_without_torch", {str(EXAMPLE)!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 model = object.__new__(module.WavLink)
@@ -66,7 +67,7 @@ print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) 
 def peak_of(door: str, path: Path, tmp_path: Path) -> tuple[float, str]:
     """MB that reading a file takes above what reading a small one took, in a process of its own; and its error."""
     pytest.importorskip("resource")
-    if door == "serve_onnx":
+    if door == "onnx_without_torch":
         pytest.importorskip("onnxruntime")
     small = tmp_path / "small.wav"
     small.write_bytes(encoded(np.stack([pure(440, 48000)] * 2, 1), rate=48000))
@@ -90,7 +91,7 @@ def test_a_small_flac_of_a_high_rate(door, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", ["load_audio", "serve_onnx"])
+@pytest.mark.parametrize("door", ["load_audio", "onnx_without_torch"])
 def test_a_file_of_many_channels(door, tmp_path):
     path = tmp_path / "wide.wav"
     path.write_bytes(encoded(np.zeros((60_000, 1000), np.int16), "WAV", "PCM_U8", 48000))  # 60 MB, 240 MB of floats
@@ -115,56 +116,16 @@ def test_the_space_decodes_in_turn(door, tmp_path, monkeypatch):
     assert demo._turn.acquire(blocking=False)
 
 
-@pytest.fixture
-def server(monkeypatch):
-    """`examples/serve_onnx.py` with a model that gives ones, and the module."""
+def test_the_example_mixes_and_resamples_as_the_package_does():
     pytest.importorskip("onnxruntime")
-    spec = importlib.util.spec_from_file_location("serve_onnx", EXAMPLE)
+    spec = importlib.util.spec_from_file_location("onnx_without_torch", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    model = module.Handler.model = object.__new__(module.WavLink)
+    model = object.__new__(module.WavLink)
     model.about = {"sampling_rate": RATE, "max_samples": 30 * RATE}
-    model.embed_text = lambda text: np.ones(2)
-    model.embed_sound = lambda file, name: np.ones(2) * len(model.load(file, name))
-    with module.Server(("127.0.0.1", 0), module.Handler) as running:
-        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield module, running
-        running.shutdown()
-
-
-def post(port: int, body: bytes) -> int:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/?text=dog", data=body)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (urllib.error.URLError, ConnectionError):  # closed before the body was sent
-        return 503
-
-
-def test_the_example_server_takes_a_few_requests_at_a_time(server):
-    module, running = server
-    body = encoded(tone())
-    assert post(running.server_port, body) == 200
-    waiting = [socket.create_connection(("127.0.0.1", running.server_port)) for _ in range(module.MAX_REQUESTS)]
-    for connection in waiting:
-        connection.sendall(b"POST /?text=dog HTTP/1.0\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000))
-    codes = [post(running.server_port, body)]
-    for connection in waiting:
-        connection.close()
-    deadline = time.monotonic() + 60
-    while codes[-1] != 200 and time.monotonic() < deadline:
-        codes.append(post(running.server_port, body))
-    assert codes[0] == 503 and codes[-1] == 200 and set(codes) <= {200, 503}
-
-
-def test_the_example_server_mixes_and_resamples_as_the_package_does(server):
-    module, _ = server
     clip = pure(440, 44100, 2.3)
     quiet = np.random.default_rng(0).normal(scale=0.1, size=(3, len(clip))).astype(np.float32)
     for channels in ([clip], [clip, -clip], [clip, 0 * clip], quiet):
         for rate in (RATE, 44100):
             content = encoded(np.stack(list(channels), 1), rate=rate)
-            found = module.Handler.model.load(io.BytesIO(content), "it")
-            np.testing.assert_array_equal(found, load_audio(content))
+            np.testing.assert_array_equal(model.load(io.BytesIO(content), "it"), load_audio(content))

@@ -16,7 +16,8 @@ from wavlink.installing import BRINGS, EXTRA_OF, extra_of
 ROOT = Path(__file__).parents[2]
 OWN = ("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")
 DISTRIBUTIONS = {"faiss": "faiss-cpu", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
-DISTRIBUTIONS |= {"sentence_transformers": "sentence-transformers"}
+DISTRIBUTIONS |= {"sentence_transformers": "sentence-transformers", "prometheus_client": "prometheus-client"}
+DISTRIBUTIONS |= {"python_multipart": "python-multipart"}
 OTHERS = {
     "wavlink.training.trainer": "train",
     "wavlink.embedder": "",

@@ -16,7 +16,7 @@ import train
 from modeling_wavlink import WavLinkModel
 from modeling_wavlink.losses_wavlink import bank_cross_entropy, contrastive_loss
 from processing import WavLinkProcessor
-from processing.collator import AudioTextCollator
+from processing.collator import AudioTextCollator, caption_key
 from tests import tone_runs
 from tests.conftest import RATE, tone
 from tests.model_gradients import without_chance
@@ -74,9 +74,13 @@ def bank_of(model, processor) -> CaptionBank:
 
 @pytest.fixture
 def batch(processor) -> dict[str, torch.Tensor]:
+    return batch_of(processor, CAPTIONS)
+
+
+def batch_of(processor, captions: list[list[str]]) -> dict[str, torch.Tensor]:
     rows = [
         {"audio": {"array": tone(200 * (i + 1), 0.2 + 0.07 * i, i), "sampling_rate": RATE}, "captions": texts}
-        for i, texts in enumerate(CAPTIONS)
+        for i, texts in enumerate(captions)
     ]
     return AudioTextCollator(processor)(rows)
 
@@ -107,6 +111,27 @@ def step(model, batch, bank, micro_batch_size=0, accelerator=None):
     added_loss = bank.loss_of(batch["caption_ids"])
     loss = accelerator.reduce(backward(accelerator, model, batch, micro_batch_size, added_loss), "mean")
     return loss.item(), learned(accelerator.unwrap_model(model))
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 3])
+def test_texts_of_the_bank_have_the_loss_and_gradients_of_the_text_tower(model, processor, micro_batch_size):
+    model = locked(model)
+    bank = bank_of(model, processor)
+    # The bank has the first spelling of equal captions, so that spellings must not differ here.
+    batch = batch_of(processor, [[caption_key(text) for text in texts] for texts in CAPTIONS])
+    loss, gradients = step(model, batch, bank)
+    pooled = bank.with_pooled_texts(batch, batch["caption_ids"])
+    assert "input_ids" not in pooled and pooled["text_pooled"].shape == (7, model.config.text_config.hidden_size)
+    calls = []
+    model.text_model.register_forward_hook(lambda *_: calls.append(1))
+    got, got_gradients = step(model, pooled, bank, micro_batch_size)
+    assert got == pytest.approx(loss, abs=1e-6) and not calls
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(got_gradients[name], gradient, atol=1e-5, rtol=0, msg=name)
+    with torch.no_grad():
+        assert torch.allclose(model(**pooled).text_embeds, model(**batch).text_embeds, atol=1e-6)
+    with pytest.raises(ValueError, match="one text per clip, got 7 clips and 6 texts"):
+        model(**pooled | {"text_pooled": pooled["text_pooled"][:6]}, return_loss=True)
 
 
 def assert_equal_gradients(got, expected) -> None:

@@ -3,7 +3,7 @@
 ```
 wavlink export runs/sounds/best onnx/sounds
 wavlink export runs/sounds/best onnx/sounds-int8 --int8
-python examples/serve_onnx.py onnx/sounds dog.wav --text "a dog barks" "rain"
+python examples/onnx_without_torch.py onnx/sounds dog.wav --text "a dog barks" "rain"
 ```
 """
 
@@ -62,7 +62,7 @@ def export_onnx(
     opset: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Write a folder that `examples/serve_onnx.py` serves, once its vectors are verified.
+    """Write a folder that `examples/onnx_without_torch.py` reads, once its vectors are verified.
 
     `audio.onnx` takes `input_features` float32 `[B, F, T]` and `input_features_mask` int64 `[B, T]` (ones where the
     checkpoint pads to 30 s) and returns `audio_embeds` `[B, projection_dim]`; `text.onnx` takes `input_ids` and

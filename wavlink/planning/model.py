@@ -169,11 +169,12 @@ def count_flops(config: WavLinkConfig, recipe: Recipe, shapes: Shapes, captions:
     """
     loss = loss_of(config, recipe, captions)
     recipe = dataclasses.replace(recipe, attn_implementation="eager", mixed_precision="no")
+    from_bank = recipe.caption_bank and not recipe.all_captions
     try:
-        counts = _passes(_model(config, recipe, "meta"), shapes.batch(1, "meta", masks=False))
+        counts = _passes(_model(config, recipe, "meta"), shapes.batch(1, "meta", masks=False), from_bank)
     except RuntimeError:  # such as HTS-AT and PaSST, which choose windows by their mask's values
         batch = shapes.batch(1, "cpu")
-        counts = _by_depth(config, lambda config: _passes(_model(config, recipe, "cpu"), batch))
+        counts = _by_depth(config, lambda config: _passes(_model(config, recipe, "cpu"), batch, from_bank))
     return Flops(*counts, loss)
 
 
@@ -190,12 +191,17 @@ def _by_depth(config: WavLinkConfig, count: Callable[[WavLinkConfig], Sequence[f
     return [one + more * (two - one) for one, two in zip(*counts, strict=True)]
 
 
-def _passes(model: WavLinkModel, batch: dict[str, torch.Tensor]) -> Sequence[float]:
+def _passes(model: WavLinkModel, batch: dict[str, torch.Tensor], from_bank: bool) -> Sequence[float]:
+    """Count forward, backward, and the forward of a text; with `from_bank` a caption bank has the batch's texts."""
+    texts = {name: value for name, value in batch.items() if not name.startswith("input_features")}
+    inputs = batch
+    if from_bank:
+        pooled = torch.zeros(len(batch["input_ids"]), model.text_projection.in_features, device=model.device)
+        inputs = {name: value for name, value in batch.items() if name not in texts} | {"text_pooled": pooled}
     with FlopCounterMode(display=False) as forward:
-        output = model(**batch, return_loss=False)
+        output = model(**inputs, return_loss=False)
     with FlopCounterMode(display=False) as backward:
         (output.audio_embeds.sum() + output.text_embeds.sum()).backward()
-    texts = {name: value for name, value in batch.items() if not name.startswith("input_features")}
     with FlopCounterMode(display=False) as text, torch.no_grad():
         model.get_text_features(**texts)
     return [counter.get_total_flops() for counter in (forward, backward, text)]

@@ -59,6 +59,18 @@ class CaptionBank:
         mask[rows[found], columns[found]] = True
         return mask
 
+    def with_pooled_texts(self, batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        """Return a batch with `text_pooled` in place of the tokens of its texts.
+
+        Args:
+            batch: what `WavLinkModel.forward` takes, with one text a clip.
+            ids: see `positives`; the first of a row is that of the clip's text.
+        """
+        rows = torch.searchsorted(self.ids, ids[:, 0].contiguous())
+        tokens = "input_ids", "attention_mask", "token_type_ids"
+        rest = {name: value for name, value in batch.items() if name not in tokens}
+        return {**rest, "text_pooled": self.pooled[rows]}
+
     def loss_of(self, ids: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Return the loss of a local batch as a function of what learns.
 

@@ -45,7 +45,8 @@ def backward(
         accelerator.backward(loss)
         average_whole(model)
         return loss.detach()
-    slices = _slices(len(batch["input_features"]), len(batch["input_ids"]), micro_batch_size)
+    texts = batch["input_ids"] if "input_ids" in batch else batch["text_pooled"]
+    slices = _slices(len(batch["input_features"]), len(texts), micro_batch_size)
     chunks = [trim(_cut(batch, *pair)) for pair in slices]
     states, pairs = [], []
     with torch.no_grad():

@@ -138,8 +138,12 @@ class Run:
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
         """Take an optimizer step; return the mean loss over processes, and whether one of them has to stop."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        bank_ids = batch.pop("bank_ids", None)
-        added_loss = None if bank_ids is None else self.bank.loss_of(bank_ids)
+        added_loss = None
+        if self.bank is not None:
+            bank_ids = batch.pop("bank_ids")
+            added_loss = self.bank.loss_of(bank_ids)
+            if not self.recipe.all_captions:
+                batch = self.bank.with_pooled_texts(batch, bank_ids)
         loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size, added_loss)
         value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
         if not math.isfinite(value):

@@ -1,24 +1,16 @@
 """Compare sounds with texts by numpy and onnxruntime alone, without torch, transformers or this package.
 
 ```
-python examples/serve_onnx.py onnx/sounds dog.wav rain.flac --text "a dog barks" "rain falls"
-python examples/serve_onnx.py onnx/sounds --serve 8000
-curl --data-binary @dog.wav "http://127.0.0.1:8000/?text=a+dog+barks&text=rain+falls"
+python examples/onnx_without_torch.py onnx/sounds dog.wav rain.flac --text "a dog barks" "rain falls"
 ```
 """
 
 import argparse
-import io
 import json
-import socket
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import onnxruntime
@@ -26,9 +18,6 @@ import soundfile
 import soxr
 from tokenizers import Tokenizer
 
-MAX_BYTES, MAX_TEXTS = 32 * 2**20, 256  # of one request
-MAX_REQUESTS = 8  # at once, of which one is computed; others are refused
-MAX_SECONDS = 30  # for a request to arrive
 RATES = 1000, 2**20  # Hz
 
 
@@ -112,89 +101,18 @@ def mono_blocks(sound: soundfile.SoundFile) -> Iterator[tuple[np.ndarray, bool]]
             return
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answer POST /?text=...&text=..., whose body is a sound file, with the cosine of each text."""
-
-    timeout = 10  # s without a byte
-    model: WavLink
-    turn = threading.Lock()
-
-    def do_POST(self) -> None:
-        """Send the cosines, or an error, as JSON."""
-        try:
-            status, answer = 200, self._scores()
-        except ValueError as error:
-            status, answer = 400, {"error": str(error)}
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def _scores(self) -> list[dict]:
-        texts = parse_qs(urlsplit(self.path).query, max_num_fields=MAX_TEXTS).get("text", [])
-        length = self.headers.get("Content-Length", "")
-        if not texts:
-            raise ValueError("give at least one text: POST /?text=a+dog+barks")
-        if not length.isdecimal() or not 0 < int(length) <= MAX_BYTES:
-            raise ValueError(f"the body must be a sound file of 1 to {MAX_BYTES} bytes, with its Content-Length")
-        body = self._body(int(length))
-        with self.turn:
-            sound = self.model.embed_sound(io.BytesIO(body), "the body")
-            return [{"text": text, "cosine": float(self.model.embed_text(text) @ sound)} for text in texts]
-
-    def _body(self, length: int) -> bytes:
-        body, deadline = bytearray(), time.monotonic() + MAX_SECONDS
-        while len(body) < length and (piece := self.rfile.read1(min(length - len(body), 2**16))):
-            body += piece
-            if time.monotonic() > deadline:
-                raise ValueError(f"the body did not arrive in {MAX_SECONDS} s")
-        if len(body) < length:
-            raise ValueError(f"the body has {len(body)} of {length} bytes")
-        return bytes(body)
-
-
-class Server(ThreadingHTTPServer):
-    """A server of at most `MAX_REQUESTS` connections at a time; others are answered with 503 and closed."""
-
-    free = threading.BoundedSemaphore(MAX_REQUESTS)
-
-    def process_request(self, request: socket.socket, address: tuple) -> None:
-        """Start a thread for a request, or refuse it."""
-        if self.free.acquire(blocking=False):
-            super().process_request(request, address)
-        else:
-            request.settimeout(1)
-            try:
-                request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n")
-            except OSError:
-                pass
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: socket.socket, address: tuple) -> None:
-        """Process a request in its thread."""
-        try:
-            super().process_request_thread(request, address)
-        finally:
-            self.free.release()
-
-
 def main() -> None:
-    """Print the cosines of sounds and texts, or serve."""
+    """Print the cosines of sounds and texts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of wavlink export")
     parser.add_argument("sounds", nargs="*", help="files that libsndfile reads")
     parser.add_argument("--text", nargs="+", default=[])
-    parser.add_argument("--serve", type=int, metavar="PORT", help="on 127.0.0.1; 0: any that is free")
     options = parser.parse_args()
-    model = Handler.model = WavLink(options.folder)
+    model = WavLink(options.folder)
     texts = [(text, model.embed_text(text)) for text in options.text]
     for path in options.sounds:
         sound = model.embed_sound(path, path)
         print(path, *(f"  {sound @ vector:6.3f}  {text}" for text, vector in texts), sep="\n")
-    if options.serve is not None:
-        with Server(("127.0.0.1", options.serve), Handler) as server:
-            print(f"http://127.0.0.1:{server.server_port}", flush=True)
-            server.serve_forever()
 
 
 if __name__ == "__main__":
@@ -202,4 +120,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"serve_onnx: {error}")
+        sys.exit(f"onnx_without_torch: {error}")

@@ -1,0 +1,188 @@
+"""The requests of the server's routes, and how JSON and forms become them."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .audio_input import from_base64, from_data_url, is_data_url
+from .errors import RequestError
+
+_MOST_LABELS, _MOST_PROMPTS, _MOST_QUERIES, _MOST_HITS = 1000, 32, 32, 1000
+Text = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Body(BaseModel):
+    """A request; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model: str | None = Field(None, description="The model's id, as /v1/models lists it; any other is refused.")
+
+
+class AudioData(BaseModel):
+    """A sound file."""
+
+    model_config = ConfigDict(extra="forbid")
+    data: str = Field(description="The file in base64.")
+    format: str | None = Field(None, description="Not needed: the content says what it is.")
+
+
+class AudioUrl(BaseModel):
+    """A data URL."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: str = Field(description="data:audio/wav;base64,...; no address is fetched.")
+
+
+class Item(BaseModel):
+    """A text or a sound, as OpenAI's chat completions take them."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "input_text", "input_audio", "audio_url"]
+    text: Text | None = Field(None, description="Of the types text and input_text.")
+    input_audio: AudioData | None = Field(None, description="Of the type input_audio.")
+    audio_url: AudioUrl | None = Field(None, description="Of the type audio_url.")
+
+
+Input = Text | Item
+Inputs = Input | list[Input]
+
+
+class EmbeddingRequest(Body):
+    """Embed texts and sounds, as OpenAI's embeddings API embeds texts."""
+
+    input: Inputs = Field([], description="Texts and sounds. A string is a text, or a sound as a data URL.")
+    dimensions: int | None = Field(None, description="One of the model's nested dims.")
+    encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
+    user: str | None = Field(None, description="Ignored.")
+
+
+class ClassifyRequest(Body):
+    """Name sounds."""
+
+    input: Inputs = Field([], description="Sounds, as items or data URLs.")
+    labels: list[Text] = Field(min_length=2, max_length=_MOST_LABELS)
+    prompts: list[Text] | None = Field(None, max_length=_MOST_PROMPTS, description="Texts with {} for the label.")
+    clean_up: Literal["spaces", "none"] = "spaces"
+    dimensions: int | None = Field(None, description="One of the model's nested dims.")
+    top_k: int | None = Field(None, ge=1)
+    prior: float | None = Field(None, gt=0, lt=1)
+
+
+class SearchRequest(Body):
+    """Find sounds in the server's index."""
+
+    text: Text | list[Text] = []
+    sound: Inputs = []
+    without: Text | list[Text] = []
+    without_sound: Inputs = []
+    weight: float = Field(0.5, ge=0)
+    top_k: int = Field(10, ge=1, le=_MOST_HITS)
+    windows: bool = False
+    min_probability: Share | None = None
+    prior: float | None = Field(None, gt=0, lt=1)
+
+
+class LocateRequest(Body):
+    """Find where in a recording something sounds."""
+
+    input: Inputs = Field([], description="The recording, as an item or a data URL.")
+    query: Text | list[Text] = Field([], description="Texts to look for.")
+    window: float | None = Field(None, gt=0, description="Seconds embedded at once.")
+    hop: float | None = Field(None, gt=0, description="Seconds from window to window.")
+    top_k: int = Field(5, ge=1, le=_MOST_HITS)
+    dimensions: int | None = Field(None, description="One of the model's nested dims.")
+    min_score: float | None = Field(None, ge=-1, le=1)
+    min_probability: Share | None = None
+    prior: float | None = Field(None, gt=0, lt=1)
+
+
+R = TypeVar("R", bound=Body)
+
+
+def from_json(model: type[R], body: bytes) -> R:
+    """Parse a request.
+
+    Raises:
+        RequestError: it names the first field that is wrong.
+    """
+    if not body.strip():
+        raise RequestError(400, "the body is empty: send JSON, or a form with a file")
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:  # of a text that is no UTF-8 as well
+        raise RequestError(400, f"the body is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise RequestError(400, f"the body must be a JSON object with the fields {', '.join(model.model_fields)}")
+    return _validated(model, fields)
+
+
+def from_form(model: type[R], fields: Mapping[str, list[str]]) -> R:
+    """Make a request out of the fields of a form, each with all its values."""
+    several = {name for name, field in model.model_fields.items() if "list[" in str(field.annotation)}
+    return _validated(model, {name: values if name in several else values[-1] for name, values in fields.items()})
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    """Return one text or several as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def content_of(item: str | Item, name: str) -> bytes | None:
+    """Return the file that an item holds, or None of a text.
+
+    Args:
+        name: of the field, in errors.
+    """
+    if isinstance(item, str):
+        return from_data_url(item, name) if is_data_url(item) else None
+    field = "text" if item.type == "input_text" else item.type
+    if getattr(item, field) is None:
+        raise RequestError(400, f"{name} is of type {item.type!r} and has no {field!r}", param=name)
+    if item.input_audio and field == "input_audio":
+        return from_base64(item.input_audio.data, f"{name}.input_audio.data")
+    return from_data_url(item.audio_url.url, f"{name}.audio_url.url") if field == "audio_url" else None
+
+
+def sounds_of(value: Inputs, name: str) -> list[tuple[str, bytes]]:
+    """Return the files of a field that takes sounds alone, each with the name that errors give it."""
+    found = []
+    for field, item in named(value, name):
+        content = content_of(item, field)
+        if content is None:
+            content = from_data_url(text_of(item), field)  # the error of what is no sound
+        found.append((field, content))
+    return found
+
+
+def named(value: Inputs, name: str) -> list[tuple[str, str | Item]]:
+    """Return one or several items, each with the name that errors give it, such as `input[0]`."""
+    items = value if isinstance(value, list) else [value]
+    return [(f"{name}[{index}]" if isinstance(value, list) else name, item) for index, item in enumerate(items)]
+
+
+def text_of(item: str | Item) -> str:
+    """Return the text of an item that is one."""
+    return item if isinstance(item, str) else item.text or ""
+
+
+def _validated(model: type[R], fields: dict[str, Any]) -> R:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        problem = _clearest(error)
+        where = ".".join(str(part) for part in problem["loc"] if _is_field(part))
+        raise RequestError(400, f"{where or 'the request'}: {problem['msg']}", param=where or None) from error
+
+
+def _clearest(error: ValidationError) -> Any:
+    """Return the problem that lies deepest: of the kinds that a value may have, the one it has most of."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return max(problems, key=lambda problem: len([part for part in problem["loc"] if _is_field(part)]))
+
+
+def _is_field(part: int | str) -> bool:
+    """Whether a part of an error's location is a field or an index, not the name of a type in a union."""
+    return isinstance(part, int) or (part[:1].islower() and "[" not in part and "str" not in part)
