@@ -178,8 +178,8 @@ def describe(model: Model, processor: Processor) -> dict:
 
     Returns:
         `kind` (the model type, or `"random control"`, this one with its `seed`), `model_type`, `parameters`,
-        `backend` and `precision` (see `Embedder`), `dims`, `sampling_rate` in Hz, `revision` (see there), `note`, and for a model of another library `texts_truncated`,
-        for a CLAP also `clips_over_window`, summed over all inputs.
+        `backend` and `precision` (see `Embedder`), `dims`, `sampling_rate` in Hz, `revision` (see there), `note`, and
+        for a model of another library `texts_truncated`, for a CLAP also `clips_over_window`, summed over all inputs.
     """
     seed = getattr(model, "control_seed", None)
     model_type = model.config.model_type

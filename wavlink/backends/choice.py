@@ -1,4 +1,4 @@
-"""Which backend and which precision an `Embedder` runs in: by what is asked, installed and exported, never by a timing.
+"""Choose the backend and the precision of an `Embedder`: by what is named, installed and exported, not by a timing.
 
 The rule:
 
@@ -14,11 +14,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from wavlink.defaults import BACKENDS, PRECISIONS
 from wavlink.installing import install_hint
 
-PRECISIONS = {"torch": ("fp32", "bf16"), "openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "int8")}
-BACKENDS = tuple(PRECISIONS)
-ALL_PRECISIONS = ("fp32", "bf16", "int8")
+HAS = {"torch": ("fp32", "bf16"), "openvino": ("fp32", "bf16", "int8"), "onnx": ("fp32", "int8")}
 OF_DTYPE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPE_OF = {precision: dtype for dtype, precision in OF_DTYPE.items()}
 PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
@@ -46,8 +45,8 @@ def choose(
     """
     if backend not in (None, *BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if precision not in (None, *ALL_PRECISIONS):
-        raise ValueError(f"precision must be one of {', '.join(ALL_PRECISIONS)}, got {precision!r}")
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if dtype != "float32" and (backend not in (None, "torch") or precision not in (None, OF_DTYPE[dtype])):
         raise ValueError(f"dtype={dtype!r} is torch's, and there it is the precision: leave dtype out")
     on_cpu = device.partition(":")[0] == "cpu"
@@ -58,22 +57,24 @@ def choose(
     precision = precision or "fp32"
     if backend is None:
         backend = _by_export(folder, precision) if on_cpu else "torch"
-    if precision not in PRECISIONS[backend]:
+    if precision not in HAS[backend]:
         raise ValueError(f"backend={backend!r} has no {precision}: {_who_has(precision)}")
     if backend != "torch" and not installed(backend):
         raise ValueError(f"backend={backend!r}: {install_hint(PACKAGES[backend])}")
     if precision == "bf16" and on_cpu and not has_bf16():
-        raise ValueError("this processor has no bf16 (avx512_bf16 or amx_bf16), which would be slow: take fp32 or int8")
+        raise ValueError(
+            "this processor has no bf16 (avx512_bf16 or amx_bf16), which would be slow: take fp32 or int8"
+        )
     return backend, precision
 
 
 def _by_export(folder: Path | None, precision: str) -> str:
-    exported = [name for name in PACKAGES if precision in PRECISIONS[name] and has_export(folder, name, precision)]
+    exported = [name for name in PACKAGES if precision in HAS[name] and has_export(folder, name, precision)]
     return next(filter(installed, exported), exported[0] if precision == "int8" and exported else "torch")
 
 
 def _who_has(precision: str) -> str:
-    backends = [name for name in BACKENDS if precision in PRECISIONS[name]]
+    backends = [name for name in BACKENDS if precision in HAS[name]]
     how = ", after `wavlink export MODEL --backend ... --precision int8`" if precision == "int8" else ""
     return f"take backend={' or '.join(map(repr, backends))}{how}"
 
@@ -98,6 +99,29 @@ def has_export(folder: Path | None, backend: str, precision: str) -> bool:
     return folder is not None and (folder / backend / record_name(precision)).is_file()
 
 
+def is_model(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder holds a model rather than an index."""
+    return (Path(folder) / "config.json").is_file() and not (Path(folder) / "index.json").is_file()
+
+
+def describe_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the exports that a model's folder carries, and what an `Embedder` runs it in by default.
+
+    Raises:
+        ValueError: a damaged export.
+    """
+    exports = []
+    for backend, precision in ((backend, precision) for backend in PACKAGES for precision in ("fp32", "int8")):
+        if has_export(Path(folder), backend, precision):
+            record = read_record(Path(folder) / backend / record_name(precision))
+            size = sum(record["files"].values())
+            exports.append({"backend": backend, "precision": precision, "bytes": size, "model": record["model"]})
+    backend, precision = choose(folder=Path(folder))
+    ready = [name for name in BACKENDS if installed(name)]
+    run = {"backend": backend, "precision": precision, "installed": ready, "bf16": has_bf16()}
+    return {"path": os.fspath(folder), **run, "exports": exports}
+
+
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the description of an export.
 
@@ -108,7 +132,9 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(record["model"]["weights"], str) or not isinstance(record["towers"], dict):
             raise TypeError("fields of another type")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if not all(isinstance(size, int) for size in record["files"].values()):
+            raise TypeError("fields of another type")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} does not describe an export ({error}): export the model again") from error
     return record
 

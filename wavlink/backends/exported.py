@@ -182,4 +182,3 @@ def _own_version() -> str:
         return version("wavlink")
     except PackageNotFoundError:  # a checkout that is imported from its folder
         return ""
-

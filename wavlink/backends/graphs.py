@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel, ProcessorMixin
 
+from modeling_wavlink.config_checks_wavlink import frame_pooling
 from modeling_wavlink.configuration_wavlink import text_max_length
-from processing.datasets.synthetic import KINDS
 
 from .sessions import INPUTS
 from .sessions import Tower as Session
@@ -61,7 +61,7 @@ def dynamic_axes(name: str, config: Any) -> tuple[dict, dict]:
     if name == "text":
         length = Dim("tokens", min=2, max=text_max_length(config.text_config))
         return {0: batch, 1: length}, {0: batch, 1: length}
-    length = Dim("frames", min=3, max=3000)
+    length = Dim("frames", min=_least_frames(config), max=3000)
     return {0: batch, 2: length}, {0: batch, 1: length}
 
 
@@ -69,17 +69,30 @@ def example(name: str, config: Any) -> tuple[Tensor, Tensor]:
     """Return two clips or texts of different lengths, which a graph is traced with."""
     if name == "text":
         limit = min(_TOKENS, text_max_length(config.text_config) or _TOKENS)
-        values = torch.randint(0, config.text_config.vocab_size, (2, limit), generator=torch.Generator().manual_seed(0))
+        values = torch.randint(
+            0, config.text_config.vocab_size, (2, limit), generator=torch.Generator().manual_seed(0)
+        )
     else:
-        shape = (2, config.audio_config.num_mel_bins, _FRAMES)
+        shape = (2, config.audio_config.num_mel_bins, max(_FRAMES, _least_frames(config)))
         values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(values.shape[::2] if values.dim() == 3 else values.shape, dtype=torch.int64)
     mask[1, mask.shape[1] // 2 :] = 0
     return values, mask
 
 
+def _least_frames(config: Any) -> int:
+    """Return the frames that leave two positions after the convolutions and each pooling, as torch.export needs.
+
+    The graphs take fewer as well.
+    """
+    factor, layers = frame_pooling(config.audio_config)
+    return 2 * factor ** len(layers) + 1
+
+
 def sentence(words: int) -> str:
     """Return a text of so many words."""
+    from processing.datasets.synthetic import KINDS  # needs packages that embedding does not
+
     vocabulary = " ".join(caption for kind in KINDS.values() for caption in kind.captions[1:]).split()
     return " ".join((vocabulary * (words // len(vocabulary) + 1))[:words])
 

@@ -12,7 +12,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from .sessions import INPUTS
 
 CONFIG, MEL_FILTERS = "wavlink_onnx.json", "mel_filters.npy"
 _MEASURED = 32  # clips and texts, by which int8 is compared with fp32
+
 
 def export_onnx(
     model: PreTrainedModel,
