@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from modeling_wavlink import WavLinkModel
 from processing import WavLinkProcessor
 from tests.clap_models import save_clap
 from tests.conftest import RATE, tone
-from wavlink.backends import choice, exported
+from tests.processes import run_process
+from wavlink.backends import choice, exported, sessions
 from wavlink.embedder import Embedder
 from wavlink.loading import describe, load_for_evaluation
 from wavlink.search import command
@@ -218,7 +220,7 @@ def test_int8_needs_an_export(all_installed, wavlink_folder, model, processor):
 
 
 def test_other_models_are_torchs(all_installed, tmp_path):
-    save_clap(tmp_path / "clap")
+    save_clap(tmp_path / "clap", fusion=False)
     with pytest.raises(ValueError, match="only a WavLink is exported"):
         Embedder(tmp_path / "clap", backend="openvino")
 
@@ -284,3 +286,28 @@ def test_conversion_is_kept_for_these_weights(wavlink_folder, cache, monkeypatch
     model.save_pretrained(wavlink_folder)
     with pytest.raises(ValueError, match="converted"):
         Embedder(wavlink_folder, backend="openvino")
+
+
+def test_sessions_need_no_torch():
+    code = "import sys, wavlink.backends.choice, wavlink.backends.sessions; sys.exit('torch' in sys.modules)"
+    assert run_process([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_low_precision_pads_by_a_clips_own_length(size):
+    """The part that a clip is in, and its padding, are the same alone and beside others."""
+    lengths = np.array([37, 100, 1, 2995])[:size]
+    mask = (np.arange(3000) < lengths[:, None]).astype(np.int64)
+    values = np.random.default_rng(0).normal(size=(size, 2, 3000)).astype(np.float32)
+    parts = sessions._by_own_length(values, mask)
+    assert sorted(np.concatenate([rows for rows, _, _ in parts])) == list(range(size))
+    for rows, clips, masks in parts:
+        for row, clip, one in zip(rows, clips, masks, strict=True):
+            assert clip.shape[1] == len(one) == min(-(-lengths[row] // 20) * 20, 3000) and one.sum() == lengths[row]
+            np.testing.assert_array_equal(clip[:, : lengths[row]], values[row, :, : lengths[row]])
+    ids = np.array([[5, 6, 7, 0], [5, 6, 0, 0], [8, 9, 7, 0]])
+    parts = sessions._by_own_length(ids, (ids > 0).astype(np.int64))
+    assert [(rows.tolist(), part.tolist()) for rows, part, _ in parts] == [
+        ([1], [[5, 6]]),
+        ([0, 2], [[5, 6, 7], [8, 9, 7]]),
+    ]

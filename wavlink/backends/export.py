@@ -20,7 +20,7 @@ from typing import Any
 from wavlink import options as of
 from wavlink.atomic_files import added_files
 from wavlink.config_file import own_folder
-from wavlink.console import stdout_for, step, without_foreign_output
+from wavlink.console import stdout_for, step
 from wavlink.evaluation.report import Table
 from wavlink.evaluation.retrieval import DIRECTIONS
 from wavlink.installing import install_hint
@@ -81,7 +81,6 @@ def export(
     with (
         tempfile.TemporaryDirectory() as scratch,
         added_files(target, record_name(precision), lambda _: older) as unfinished,
-        without_foreign_output(),
     ):
         fp32 = Path(scratch) if precision == "int8" else unfinished
         progress(f"converting both towers for {backend}")

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from modeling_wavlink.compat_wavlink import optional_file
 from wavlink.atomic_files import new_folder
+from wavlink.console import without_foreign_output
 from wavlink.loading import weights_digest
 
 from .choice import read_record, record_name
@@ -73,10 +74,11 @@ def write_graphs(folder: Path, model: PreTrainedModel, backend: str, opset: int 
     for name in INPUTS:
         tower, path = Tower(model, name).eval(), graph_path(folder, backend, name, "fp32")
         towers[name] = {"file": path.name, "inputs": list(INPUTS[name])}
-        if backend == "openvino":
-            write_openvino(tower, path)
-        else:
-            towers[name]["opset"] = write_onnx(tower, path, example(name, model.config), opset)
+        with without_foreign_output():
+            if backend == "openvino":
+                write_openvino(tower, path)
+            else:
+                towers[name]["opset"] = write_onnx(tower, path, example(name, model.config), opset)
     return towers
 
 

@@ -5,14 +5,17 @@ not depend on the others in its batch.
 """
 
 import ast
-import logging
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from wavlink.console import without_foreign_output
 
 from .graphs import Tower
 from .sessions import INPUTS, import_openvino
@@ -55,16 +58,16 @@ def _quantized(graph: Any, operations: list[tuple[str, str]], layers: list[str],
     import_openvino()  # without its telemetry, which is NNCF's as well
     import nncf
 
-    logging.getLogger("nncf").setLevel(logging.WARNING)
     products = [name for name, kind in operations if kind in _PRODUCTS and (name not in layers or name in in_fp32)]
     others = sorted({kind for _, kind in operations} - _KEPT - _PRODUCTS)
-    return nncf.quantize(
-        graph,
-        nncf.Dataset([dict(one) for one in inputs]),
-        subset_size=len(inputs),
-        model_type=nncf.ModelType.TRANSFORMER,
-        ignored_scope=nncf.IgnoredScope(names=products, types=others, validate=False),
-    )
+    with without_foreign_output(), redirect_stdout(io.StringIO()):  # of NNCF's progress bars
+        return nncf.quantize(
+            graph,
+            nncf.Dataset([dict(one) for one in inputs]),
+            subset_size=len(inputs),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(names=products, types=others, validate=False),
+        )
 
 
 def _is_linear(node: Any) -> bool:
