@@ -62,7 +62,8 @@ class Embedder:
         precision: `"fp32"` (default), `"bf16"` or `"int8"`, which needs an export (`wavlink export`); the vectors are
             always fp32. fp32 and bf16 are converted on first use into a cache beside the Hub's.
         device: such as `"cpu"` or `"cuda"`, of torch.
-        dtype: `"float32"`, `"bfloat16"` or `"float16"`, of torch's weights and states; bf16 also without fast kernels.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`, of torch's weights and states, in place of `precision`; it is
+            taken also where the processor is slow in it.
         fast_kernels: whether to use, on a CPU, packed weights for linear layers (oneDNN) and attention without copies,
             where that is faster (see `wavlink.backends.torch_cpu`).
 

@@ -20,6 +20,8 @@ from wavlink.backends.int8 import rank_layers
 from wavlink.backends.int8_search import Int8Search, Split
 from wavlink.embedder import Embedder
 from wavlink.evaluation.evaluate import evaluate
+from wavlink.search.build import index_sounds
+from wavlink.search.store import IndexFolder
 
 pytest.importorskip("nncf")
 
@@ -157,7 +159,7 @@ def test_layers_are_ranked_by_what_int8_does_to_the_vectors(model, processor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "packages"), BACKENDS)
-def test_int8_export_is_used(backend, packages, lenient, wavlink_folder, sounds_folder):
+def test_int8_export_is_used(backend, packages, lenient, wavlink_folder, sounds_folder, tmp_path):
     for package in packages:
         pytest.importorskip(package)
     (wavlink_folder / backend).mkdir()
@@ -178,6 +180,13 @@ def test_int8_export_is_used(backend, packages, lenient, wavlink_folder, sounds_
     np.testing.assert_allclose(found, alone, atol=1e-5, rtol=0)
     scores = evaluate(str(wavlink_folder), str(sounds_folder), split="validation", backend=backend, precision="int8")
     assert (scores["about"]["backend"], scores["about"]["precision"]) == (backend, "int8")
+    one = str(sounds_folder / "train" / "0.wav"), tmp_path / "index"
+    index_sounds(*one, str(wavlink_folder), backend=backend, precision="int8", progress=False)
+    manifest = IndexFolder.open(tmp_path / "index").manifest
+    assert (manifest.backend, manifest.precision) == (backend, "int8")
+    index_sounds(str(sounds_folder / "train"), tmp_path / "index", progress=False)  # goes on in int8
+    with pytest.raises(ValueError, match="the index has precision=int8, not fp32"):
+        index_sounds(*one, precision="fp32")
     model = WavLinkModel.from_pretrained(wavlink_folder)
     with torch.no_grad():
         model.audio_projection.weight[0, 0] += 1

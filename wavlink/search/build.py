@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 
 from processing.windows import stream_windows
-from wavlink.defaults import HOP, STORAGE, WINDOW
+from wavlink.defaults import HOP, PRECISIONS, STORAGE, WINDOW
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
 
@@ -62,7 +62,7 @@ def index_sounds(
         storage: of a new index, see `quantization.STORAGES` (default: int8).
         window, hop: in seconds, of a new index (defaults: 10 and 5).
         retry: embed files too that earlier runs skipped.
-        device, dtype, backend, precision: see `Embedder`.
+        device, dtype, backend, precision: see `Embedder` (default precision: the index's own).
         commit_seconds: embedded windows are written to the disk at least this often.
         stop: once it is set, what is embedded is written and the run ends.
 
@@ -74,7 +74,9 @@ def index_sounds(
     sources = [os.fspath(each) for each in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     if os.path.exists(os.path.join(out, "index.json")):
         index, listing = IndexFolder.open(out), None
-        _refuse_other_options(index.manifest, options)
+        _refuse_other_options(index.manifest, options | {"precision": precision})
+        if dtype == "float32" and index.manifest.precision in PRECISIONS:
+            run["precision"] = index.manifest.precision
         embedder = embedder_of(index.manifest, model, **run) if model else None
         writing = index.writing()
     else:
