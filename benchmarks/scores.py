@@ -6,7 +6,8 @@
 
 A file is what `wavlink eval --output` has written of one model, or a run's `metrics.jsonl`, of which the last
 validation is taken. Files of the same name are seeds of one row: their mean and range. One file alone keeps its 95 %
-intervals. Prints the tables; `--note` should hold the command that trained the models.
+intervals. Prints the tables; `--note` should hold the command that trained the models. `--text` takes the
+`distillation.json` of the text tower, if `wavlink distill` made it.
 """
 
 import argparse
@@ -80,12 +81,41 @@ def by_dims(seeds: list[dict]) -> dict:
     return records.table(["", "dims", *RANKED], rows)
 
 
+def calibrations(models: dict[str, list[dict]]) -> dict:
+    """The scores of the probabilities of matches at full width, of the models that have them."""
+    names = {
+        "AUROC, present or absent": "auroc",
+        "AUROC of all pairs": "pairs_auroc",
+        "calibration error": "ece",
+        "false alarms": "false_alarm_rate",
+        "detections": "detection_rate",
+    }
+    rows = [
+        [name, *(cell(seeds, "calibration", dims(seeds[0])[0], key) for key in names.values())]
+        for name, seeds in models.items()
+        if all("ece" in scores.get("calibration", {}).get(dims(scores)[0], {}) for scores in seeds)
+    ]
+    return records.table(["", *names], rows)
+
+
+def text_tower(distillation: dict) -> dict:
+    """The cosines of a smaller text tower with its teacher."""
+    kinds = {"captions": "held-out captions", "sentences": "sentences with words of the teacher's vocabulary"}
+    rows = [
+        [words, part["texts"], *({**part[name], "digits": 3} for name in ("mean", "quantile_5"))]
+        for kind, words in kinds.items()
+        if (part := distillation["similarity"].get(kind))
+    ]
+    return records.table(["", "texts", "mean cosine", "5 % quantile"], rows)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores", nargs="+", metavar="NAME=FILE")
     parser.add_argument("--title", default="Scores")
     parser.add_argument("--note", default="", help="the command that trained the models, and their data")
     parser.add_argument("--seed", type=int, default=0, help="of the first training run (%(default)s)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="distillation.json of the text tower")
     records.add_option(parser, "scores")
     options = parser.parse_args(arguments)
     models: dict[str, list[dict]] = {}
@@ -95,6 +125,10 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"{word!r}: give NAME=FILE")
         models.setdefault(name, []).append(load(Path(path)))
     values = {"summary": summary(models), "dims": by_dims(next(iter(models.values())))}
+    if (table := calibrations(models))["rows"]:
+        values["calibration"] = table
+    if options.text:
+        values["text"] = text_tower(json.loads(options.text.read_text(encoding="utf-8")))
     print("\n\n".join(map(tables.markdown, values.values())))
     about = {
         name: [{key: x.get(key) for key in ("model", "about", "versions")} for x in seeds]

@@ -39,8 +39,8 @@ def token_rate(factor: float = 10.0) -> None:
     """The global token learns at 10 times the learning rate."""
     parameter_groups = loop.parameter_groups
 
-    def with_token(model, weight_decay):
-        groups = parameter_groups(model, weight_decay)
+    def with_token(model, weight_decay, *head):
+        groups = parameter_groups(model, weight_decay, *head)
         token = model.audio_model.global_token
         for group in groups:
             group["params"] = [p for p in group["params"] if p is not token]

@@ -91,6 +91,25 @@ def test_linear_maps_and_convolutions_alone_are_decayed(audio, text):
         assert any("relative_position_bias_table" in name for name in found[1])
 
 
+@pytest.mark.parametrize("regime", ["full", "lora", "projector"])
+def test_the_heads_have_a_learning_rate_of_their_own(model, regime):
+    set_trainable(model, regime)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, 0.1, head_learning_rate=3e-3)
+    head = {names[id(p)] for group in groups if "lr" in group for p in group["params"]}
+    towers = {names[id(p)] for group in groups if "lr" not in group for p in group["params"]}
+    assert head >= {"audio_projection.weight", "text_projection.weight", "audio_model.global_token", "logit_scale"}
+    assert not any(name.startswith(("audio_model.encoder", "text_model")) for name in head)
+    assert not towers & head and towers | head == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {group["lr"] for group in groups if "lr" in group} == {3e-3}
+    plain, split = parameter_groups(model, 0.1), {group["weight_decay"]: set() for group in groups}
+    for group in groups:
+        split[group["weight_decay"]] |= {*map(id, group["params"])}
+    assert split[0.1] == {*map(id, plain[0]["params"])}
+    optimizer = torch.optim.AdamW(groups, lr=1e-4)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-4, 3e-3}
+
+
 def trainer(model, processor, folder, dataset, **options) -> WavLinkTrainer:
     defaults = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_strategy": "no"}
     fixed = {"remove_unused_columns": False, "report_to": [], "use_cpu": True, "disable_tqdm": True}

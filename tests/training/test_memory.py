@@ -17,6 +17,8 @@ from processing.collator import AudioTextCollator
 from tests.conftest import RATE, tone
 from tests.tone_runs import folder, recipe  # noqa: F401
 from wavlink.training import memory
+from wavlink.training.factory import prepared
+from wavlink.training.finetuning import set_trainable
 from wavlink.training.memory import peak_memory
 
 # A block of 16 MB that is freed makes glibc take all smaller ones from the heap; the last tensor keeps the heap's end.
@@ -161,6 +163,21 @@ def test_recomputed_texts_have_the_same_gradients(model, processor, monkeypatch,
     with torch.no_grad():
         model.get_text_features(**processor(text=["a"], return_tensors="pt"))
     assert not layer.gradient_checkpointing
+
+
+@pytest.mark.parametrize("how", ["recompute_long_texts", "gradient_checkpointing"])
+def test_a_text_tower_that_does_not_learn_has_no_backward(model, processor, monkeypatch, how):
+    """transformers' checkpointing lets a tower's input require gradients, so that a frozen tower has them too."""
+    frozen = set_trainable(model, "full", "audio").train()
+    if how == "gradient_checkpointing":
+        options = "--scope", "audio", "--gradient_checkpointing", "true"
+        frozen = prepared(frozen, recipe("synthetic", "out", *options)).train()
+        layers = [layer for layer in frozen.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        assert 0 < sum(layer.gradient_checkpointing for layer in layers) < len(layers)
+    monkeypatch.setattr(memory, "MANY_TOKENS", 2)
+    memory.recompute_long_texts(frozen.text_model)
+    states = frozen.get_text_features(**processor(text=["a"], return_tensors="pt")).last_hidden_state
+    assert not states.requires_grad
 
 
 def test_a_run_notes_its_peak_memory(folder, tmp_path, monkeypatch):  # noqa: F811

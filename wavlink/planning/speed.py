@@ -56,7 +56,7 @@ def measure(
     clips = max(2, min(chunk, int(budget / (flops.forward + flops.backward))))
     with torch.device(device):
         model = prepared(WavLinkModel(config), _runnable(recipe)).train()
-    groups = parameter_groups(model, recipe.weight_decay)
+    groups = parameter_groups(model, recipe.weight_decay, recipe.head_learning_rate)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     batch = shapes.batch(clips, device)
     learn, update = [], []

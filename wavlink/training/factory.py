@@ -22,7 +22,7 @@ from wavlink.bundled_models import resolve
 from wavlink.compat import enable_checkpointing
 
 from .finetuning import lora_config, set_trainable
-from .memory import use_no_cache
+from .memory import learns, use_no_cache
 from .recipes import Recipe
 
 VOCABULARY = 4096  # tokens at most of a tokenizer that is trained on captions
@@ -144,18 +144,20 @@ def new_extractor(
 
 def _set_up(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
     model.set_attn_implementation(recipe.attn_implementation)
-    if recipe.gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise ValueError("HTS-AT has no gradient_checkpointing: leave it out, or lower --micro_batch_size")
-        enable_checkpointing(model)
-        use_no_cache(model.text_model)
+    if recipe.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ValueError("HTS-AT has no gradient_checkpointing: leave it out, or lower --micro_batch_size")
     return model
 
 
 def prepared(model: WavLinkModel, recipe: Recipe) -> WavLinkModel:
-    """Set a model's attention and checkpointing, and which of its parameters learn, in place, and return it."""
+    """Set a model's attention, which of its parameters learn, and checkpointing, in place, and return it."""
     lora = recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets
-    return set_trainable(_set_up(model, recipe), recipe.regime, recipe.scope, *lora)
+    model = set_trainable(_set_up(model, recipe), recipe.regime, recipe.scope, *lora)
+    if recipe.gradient_checkpointing:
+        for tower in filter(learns, (model.audio_model, model.text_model)):
+            enable_checkpointing(tower)
+        use_no_cache(model.text_model)
+    return model
 
 
 def subword_tokenizer(captions: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:

@@ -95,19 +95,30 @@ def decayed_names(model: nn.Module) -> list[str]:
     ]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float, head_learning_rate: float = 0.0) -> list[dict]:
     """Return the trainable parameters as groups of an optimizer; see `decayed_names`.
 
     Scale and bias (0-dim) are a separate group: FSDP2 does not shard them, and AdamW steps through a group in one call
     that takes no mixture of sharded and other tensors.
+
+    Args:
+        head_learning_rate: of projections, global token, scale and bias; 0: the optimizer's.
     """
     decayed = {*decayed_names(model)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return [
-        {"params": [p for name, p in named if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name not in decayed and p.ndim], "weight_decay": 0.0},
-        {"params": [p for name, p in named if name not in decayed and not p.ndim], "weight_decay": 0.0},
-    ]
+
+    def groups(named: list[tuple[str, nn.Parameter]]) -> list[dict]:
+        return [
+            {"params": [p for name, p in named if name in decayed], "weight_decay": weight_decay},
+            {"params": [p for name, p in named if name not in decayed and p.ndim], "weight_decay": 0.0},
+            {"params": [p for name, p in named if name not in decayed and not p.ndim], "weight_decay": 0.0},
+        ]
+
+    if not head_learning_rate:
+        return groups(named)
+    towers = groups([(name, p) for name, p in named if not always_learned(name)])
+    heads = groups([(name, p) for name, p in named if always_learned(name)])
+    return [*towers, *({**group, "lr": head_learning_rate} for group in heads)]
 
 
 @torch.no_grad()

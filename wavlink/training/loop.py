@@ -92,7 +92,8 @@ class Run:
             recompute_long_texts(model.text_model)
             if recipe.attn_implementation == "eager":
                 recompute_attention(model.audio_model)
-        optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
+        groups = parameter_groups(model, recipe.weight_decay, recipe.head_learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
         warmup = math.ceil(recipe.warmup_ratio * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
         if recipe.compile:

@@ -77,9 +77,10 @@ def recompute_attention(model: PreTrainedModel) -> None:
 def recompute_long_texts(model: PreTrainedModel) -> None:
     """Make a text tower recompute its layers' states in backward for batches of many tokens.
 
-    The gradients are bit-equal, dropout included. A tower without gradient checkpointing is unchanged.
+    The gradients are bit-equal, dropout included. A tower without gradient checkpointing is unchanged, and so is one
+    that does not learn: checkpointing would compute its gradients nevertheless.
     """
-    if not model.supports_gradient_checkpointing:
+    if not (model.supports_gradient_checkpointing and learns(model)):
         return
 
     def choose(_, args: tuple, kwargs: dict) -> None:
@@ -89,6 +90,11 @@ def recompute_long_texts(model: PreTrainedModel) -> None:
 
     model.register_forward_pre_hook(choose, with_kwargs=True)
     use_no_cache(model)
+
+
+def learns(model: nn.Module) -> bool:
+    """Whether some of a model's parameters learn."""
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def use_no_cache(model: PreTrainedModel) -> None:

@@ -5,6 +5,7 @@ The command line reads this module for its help: it imports torch and transforme
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +109,9 @@ class Recipe:
     epochs: int = _field(3, "passes over the data")
     max_steps: int = _field(0, "optimizer steps; 0: --epochs decides")
     learning_rate: float = _field(1e-4, "peak of the cosine schedule of AdamW")
+    head_learning_rate: float = _field(
+        0.0, "that of the projections, the global token and the scale; 0: as --learning_rate"
+    )
     warmup_ratio: float = _field(0.05, "share of the steps with a rising learning rate")
     weight_decay: float = _field(0.01, "of AdamW")
     max_grad_norm: float = _field(1.0, "gradients are clipped to this norm")
@@ -150,6 +154,8 @@ class Recipe:
             raise ValueError("cache_features needs a data set held whole (no --streaming) and --padding longest")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if not 0 <= self.head_learning_rate < math.inf:
+            raise ValueError(f"head_learning_rate must be at least 0, got {self.head_learning_rate}")
         if self.label_smoothing and self.loss_type != "info_nce":
             raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
         if (
