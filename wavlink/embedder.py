@@ -113,7 +113,7 @@ class Embedder:
         model = os.fspath(model or "") if isinstance(model, os.PathLike | None) else model
         self._source = model if isinstance(model, str) else None
         folder = resolve(model) if isinstance(model, str) else ""
-        backend, precision = choose(backend, precision, Path(folder) if folder else None, device, dtype)
+        backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
         dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
         hub = {"revision": revision, "local_files_only": local_files_only}
         run = {"backend": backend, "precision": precision if backend != "torch" else None}

@@ -236,8 +236,8 @@ def test_the_command(few_steps, monkeypatch, wavlink_folder, sounds_folder, caps
 
 @pytest.mark.real
 @pytest.mark.parametrize(("backend", "packages"), BACKENDS)
-def test_real_towers(backend, packages, weights, sounds, monkeypatch, tmp_path):
-    """Untrained towers do not retrieve: the gate is met by chance. Vectors are near fp32's, whatever the batch."""
+def test_real_towers(backend, packages, weights, sounds, lenient, tmp_path):
+    """Vectors of int8 are near fp32's, whatever the batch. These projections are random, so recall means nothing."""
     for package in packages:
         pytest.importorskip(package)
     towers = str(weights / "whisper-tiny.en"), str(weights / "all-MiniLM-L6-v2")
@@ -245,7 +245,6 @@ def test_real_towers(backend, packages, weights, sounds, monkeypatch, tmp_path):
     model = WavLinkModel.from_audio_text_pretrained(*towers)
     model.save_pretrained(tmp_path / "model")
     WavLinkProcessor.from_audio_text_pretrained(*towers).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(int8_search, "MAX_LOSS", 5)
     given = splits(sounds)
     given["validation"].rows = given["validation"].rows.select(range(0, 1000, 10))
     record = export(tmp_path / "model", backend, "int8", **given, calibration_clips=32)

@@ -27,6 +27,7 @@ from processing.datasets.load import SYNTHETIC, caption_columns, load_split, nam
 from processing.datasets.paper import load_paper_data
 from wavlink import options as of
 from wavlink.atomic_files import only_writer, write_text
+from wavlink.backends.choice import PACKAGES as BACKEND_PACKAGES
 from wavlink.backends.choice import choose
 from wavlink.bundled_models import DEFAULT, name_of, resolve
 from wavlink.console import stdout_for
@@ -117,18 +118,19 @@ def score(
         known = {"parameters": name.parameters, "revision": name.revision}  # those before its weights were packed
     else:
         model, processor = load_for_evaluation(name, device)
+    used = getattr(model, "backend", "torch")
     if store:
         folder, data = store
         revision = (describe(model, processor) | known)["revision"]
         key = {"revision": revision, "data": data, "batch_size": batch_size}
         if model.dtype != torch.float32:
             key["dtype"] = str(model.dtype)
-        if (run := (getattr(model, "backend", "torch"), precision_of(model)))[0] != "torch":
-            key["backend"], key["precision"] = run
+        if used != "torch":
+            key |= {"backend": used, "precision": precision_of(model)}
         store = open_store(folder, key)
     protocol = protocol.with_prompts_of(model)
     scores = evaluate_dataset(model, processor, dataset, columns, protocol, batch_size=batch_size, store=store)
-    versions = {package: version(package) for package in PACKAGES}
+    versions = {package: version(package) for package in (*PACKAGES, *filter(None, [BACKEND_PACKAGES.get(used)]))}
     return {
         "about": describe(model, processor) | known,
         "protocol": dataclasses.asdict(protocol),
