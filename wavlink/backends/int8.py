@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wavlink.console import without_foreign_output
 
 from .graphs import Tower
-from .sessions import INPUTS, import_openvino
+from .sessions import INPUTS, import_openvino, without_telemetry
 
 # Types of operations that stay as they are around an int8 product; every other one but products computes in fp32.
 _KEPT = {"Constant", "Parameter", "Result", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Convert", "Cast"}
@@ -55,7 +55,7 @@ def quantize(
 
 
 def _quantized(graph: Any, operations: list[tuple[str, str]], layers: list[str], inputs: Sequence, in_fp32) -> Any:
-    import_openvino()  # without its telemetry, which is NNCF's as well
+    without_telemetry()
     import nncf
 
     products = [name for name, kind in operations if kind in _PRODUCTS and (name not in layers or name in in_fp32)]
@@ -78,8 +78,8 @@ def _is_linear(node: Any) -> bool:
 def _name_linear_nodes(graph: Any) -> list[str]:
     """Give the products of linear layers in an ONNX graph the names of the layers, and return these."""
     constants = {tensor.name for tensor in graph.graph.initializer}
-    constants |= {name for node in graph.graph.node if node.op_type == "Transpose" and node.input[0] in constants
-                  for name in node.output}  # fmt: skip
+    transposed = [node for node in graph.graph.node if node.op_type == "Transpose" and node.input[0] in constants]
+    constants |= {node.output[0] for node in transposed}
     layers = []
     for node in graph.graph.node:
         if node.op_type in _PRODUCTS and node.input[1] in constants:

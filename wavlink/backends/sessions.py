@@ -140,9 +140,14 @@ def default_threads() -> int:
     return int(value) if value.isdecimal() else 0
 
 
-def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry, which reports conversions to its vendor."""
+def without_telemetry() -> None:
+    """Keep OpenVINO and NNCF, before they are imported, from reporting conversions to their vendor."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry."""
+    without_telemetry()
     import openvino
 
     return openvino
