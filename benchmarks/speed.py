@@ -10,6 +10,9 @@ of a core, with `--quick` one.
 
 - stream: per file, of several, CLAP's in the better of two batch sizes, ours as `Embedder` cuts them.
 - file: from one wav file to its vector.
+Base, Base pooled, and CLAP (OpenVINO alone) also run in OpenVINO and onnxruntime, Base's audio tower also in bf16 and
+in int8, which is calibrated on noise: that changes no time, and its cosines mean something with `--model` alone.
+
 - features: the model alone on log-mels that are ready, per clip in the best of a few batches.
 - peak: the model's operations per second in its best batch, as a share of the fastest of the machine's own matrix
   products at Base's shapes. Matrix products and convolutions that are run are counted, and beside them those that the
@@ -39,12 +42,13 @@ import soundfile
 import speed_report
 import tables
 import torch
-from speed_report import BASE, BF16, PEER, PLAIN
-from speed_systems import System, build, new_clap, new_wavlink
+from speed_report import BASE, BF16, LIBRARIES, PEER, PLAIN
+from speed_systems import System, build, build_compiled, new_clap, new_wavlink
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from processing.audio import load_audio
+from wavlink.backends.choice import installed
 from wavlink.backends.torch_cpu import PackedLinear, packing_pays
 from wavlink.embedder import DTYPES
 
@@ -127,7 +131,8 @@ def cosines(rows: dict[str, System], paths: list[Path]) -> dict[str, float]:
     reference = rows[PLAIN]
     clips = [load_audio(path, reference.rate) for path in paths]
     expected = torch.from_numpy(reference.embed(reference.features(clips)))
-    names = [name for name in (BASE, BF16, f"{BASE}, int8") if name in rows]
+    compiled = [name for name in rows if name.startswith(f"{BASE}, ") and any(x in name for x in LIBRARIES.values())]
+    names = [name for name in (BASE, BF16, f"{BASE}, int8", *compiled) if name in rows and "pooled" not in name]
     found = {name: rows[name].embed(rows[name].features(clips)) for name in names}
     return {name: F.cosine_similarity(torch.from_numpy(own), expected).min().item() for name, own in found.items()}
 
@@ -156,7 +161,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
         sounds = {seconds: sounds[seconds] for seconds in (1, 5)}
     repeats = 2 if options.quick else options.repeats
     cold = {} if options.quick else cold_starts(folder, sounds[5], options.dtype)
-    rows, products = build(options.dtype, options.model), matmul_actions(DTYPES[options.dtype])
+    rows = build(options.dtype, options.model) | build_compiled(options.backends, folder, options.model)
+    products = matmul_actions(DTYPES[options.dtype])
     times = interleaved({**products, **cases(rows, sounds, options.quick)}, repeats)
     rates = [
         {
@@ -191,6 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--model", help="a folder or Hub id of a WavLink, for trained weights")
+    parser.add_argument(
+        "--backends",
+        nargs="*",
+        default=[name for name in LIBRARIES if installed(name)],
+        choices=tuple(LIBRARIES),
+        help="rows in these as well, in each of their precisions (default: those that are installed)",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement, in turn (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="clips of 1 and 5 s, 2 repeats, no cold start")
     records.add_option(parser, "speed")

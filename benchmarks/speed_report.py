@@ -5,6 +5,14 @@ import records
 
 PEER, BASE, BF16, PLAIN = "CLAP", "WavLink Base", "WavLink Base, bf16", "WavLink Base, torch's kernels"
 POOLED = "WavLink Base, pooled by 2 after layers 1 and 3"
+LIBRARIES = {"openvino": "OpenVINO", "onnx": "onnxruntime"}
+
+
+def compiled_name(base: str, backend: str, precision: str) -> str:
+    """The row of a model in another backend."""
+    return f"{base}, {LIBRARIES[backend]} {precision}"
+
+
 WAYS = ("stream", "file", "features")
 
 

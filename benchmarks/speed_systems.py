@@ -9,13 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speed_report import BASE, BF16, PEER, PLAIN, POOLED
+from speed_report import BASE, BF16, PEER, PLAIN, POOLED, compiled_name
 from tokenizers import Tokenizer, models
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.audio import load_audio
+from wavlink.backends.choice import HAS, has_bf16
+from wavlink.backends.compiled_model import CompiledModel
+from wavlink.backends.exported import graph_path, write_graphs
+from wavlink.backends.graphs import exportable
+from wavlink.backends.int8 import quantize
+from wavlink.backends.sessions import INPUTS, import_openvino, open_tower
 from wavlink.backends.torch_cpu import packing_pays
 from wavlink.embedder import DTYPES, Embedder
 from wavlink.loading import load_for_evaluation
@@ -87,6 +94,66 @@ def build(dtype: str, trained: str | None) -> dict[str, System]:
         rows.append(System(name, embedder.model, embedder.processor, partial(_files, embedder)))
     rows.append(System(f"{BASE}, int8", _int8(wavlink), processor))
     return {row.name: row for row in rows}
+
+
+def build_compiled(backends: Sequence[str], folder: Path, trained: str | None) -> dict[str, System]:
+    """Rows in OpenVINO and onnxruntime, by name. Graphs are written to a folder."""
+    rows = []
+    for base, pooled in ((BASE, (1, 1)), (POOLED, (2, 1, 3))):
+        model, processor = load_for_evaluation(trained) if trained and base == BASE else new_wavlink(pooled)
+        model = exportable(model)
+        for backend in backends:
+            graphs = folder / f"{backend}{len(pooled)}"
+            graphs.mkdir()
+            write_graphs(graphs, model, backend)
+            source, small = (graph_path(graphs, backend, "audio", each) for each in ("fp32", "int8"))
+            quantize(backend, source, small, _noise(processor))
+            for precision in HAS[backend]:
+                if precision == "bf16" and not has_bf16():
+                    continue
+                path = small if precision == "int8" else source
+                tower = open_tower(backend, path, precision, torch.get_num_threads())
+                compiled = CompiledModel(model, {"audio": tower}, backend, precision)
+                embedder = Embedder.borrowing(compiled, processor)
+                name = compiled_name(base, backend, precision)
+                rows.append(System(name, compiled, processor, partial(_files, embedder)))
+    if "openvino" in backends:
+        clap, processor = new_clap()
+        peer = System(compiled_name(PEER, "openvino", "fp32"), CompiledClap(clap), processor)
+        peer.embed_files = peer.one_after_the_other
+        rows.append(peer)
+    return {row.name: row for row in rows}
+
+
+def _noise(processor: WavLinkProcessor) -> list[dict[str, np.ndarray]]:
+    """Log-mels of noise of 1 to 10 s, for the scales of int8."""
+    generator = np.random.default_rng(0)
+    clips = [generator.normal(scale=0.1, size=16000 * seconds).astype(np.float32) for seconds in (1, 5, 10)]
+    inputs = [processor(audio=clip, sampling_rate=16000, return_tensors="np") for clip in clips]
+    return [{name: np.asarray(one[name]) for name in INPUTS["audio"]} for one in inputs]
+
+
+class CompiledClap(torch.nn.Module):
+    """CLAP's audio tower in OpenVINO, converted for each batch size: HTS-AT's shapes are fixed."""
+
+    def __init__(self, model: ClapModel):
+        super().__init__()
+        self.model, self.requests, self.dtype = model, {}, torch.float32
+
+    def forward(self, input_features: torch.Tensor, is_longer: torch.Tensor) -> torch.Tensor:
+        """The vectors in torch, which are converted."""
+        return self.model.get_audio_features(input_features, is_longer).pooler_output
+
+    def get_audio_features(self, input_features: torch.Tensor, is_longer: torch.Tensor) -> BaseModelOutputWithPooling:
+        """The vectors in OpenVINO."""
+        if len(input_features) not in self.requests:
+            openvino = import_openvino()
+            graph = openvino.convert_model(torch.export.export(self, (input_features, is_longer)))
+            options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+            self.requests[len(input_features)] = openvino.Core().compile_model(graph, "CPU", options)
+        model = self.requests[len(input_features)]
+        given = [value.numpy() for value in (input_features, is_longer)][: len(model.inputs)]  # it may be unused
+        return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(np.array(model(given)[0])))
 
 
 def _files(embedder: Embedder, paths: list[Path], size: int) -> list[np.ndarray]:

@@ -50,7 +50,7 @@ def scores_of(model: WavLinkModel, source: str, read: dict[str, list[dict]]) -> 
         read: the result of `read_scores`.
 
     Raises:
-        ValueError: a file without scores of these weights.
+        ValueError: a file without scores of these weights in fp32.
     """
     digest = fingerprint(model) if read else ""
     selected = []
@@ -62,7 +62,13 @@ def scores_of(model: WavLinkModel, source: str, read: dict[str, list[dict]]) -> 
                 f"{path} was measured on other weights, {others}, than those of {source} ({digest}): measure these "
                 f"with wavlink eval --model {source}"
             )
-        selected.append(same[0])
+        exact = [row for row in same if row["about"].get("precision", "fp32") == "fp32"]
+        if not exact:
+            raise ValueError(
+                f"{path} was measured in {same[0]['about']['precision']}, and the card is of the weights in fp32: "
+                f"measure these with wavlink eval --model {source}"
+            )
+        selected.append(exact[0])
     return selected
 
 

@@ -164,7 +164,14 @@ def logit_scale(model: Any) -> torch.Tensor:
 def run(options: argparse.Namespace) -> int:
     """Print the labels of each sound; return 2 if a sound could not be read."""
     with stdout_for(options.as_json) as print_json:
-        embedder = Embedder(options.model, revision=options.revision, device=options.device, dtype=options.dtype)
+        embedder = Embedder(
+            options.model,
+            revision=options.revision,
+            backend=options.backend,
+            precision=options.precision,
+            device=options.device,
+            dtype=options.dtype,
+        )
         prompts = options.prompt or prompts_of(embedder.model.config)
         settings = {"prompts": prompts, "clean_up": options.clean_up, "dim": options.dim, "prior": options.prior}
         results = classify(embedder, options.files, options.labels, top_k=options.top_k, **settings)

@@ -82,9 +82,7 @@ COMMANDS = {
         "find sounds in an index",
         'my_index "a dog barks" --without rain',
     ),
-    "info": Command(
-        *(SEARCH, "info", of.info, "search"), "show what an index holds, or which models are bundled", "my_index"
-    ),
+    "info": Command(*(SEARCH, "info", of.info, "search"), "show what an index or a model's folder holds", "my_index"),
     "verify": Command(
         *(SEARCH, "verify", of.verify, "search"), "compare an index with its checksums", "my_index --drop"
     ),
@@ -107,9 +105,9 @@ COMMANDS = {
         "runs/my/best night.flac --query siren",
     ),
     "export": Command(
-        *("wavlink.backends.onnx", "run_export", of.export, "onnx"),
-        "export both towers as ONNX",
-        "runs/my/best onnx/my --int8",
+        *("wavlink.backends.export", "run", of.export, "fast"),
+        "export both towers for OpenVINO or ONNX",
+        "runs/my/best --backend openvino",
     ),
     "push": Command(
         *("hub_cards.push", "run", of.push, "push"),

@@ -1,6 +1,7 @@
 """Defaults and choices that the command line and the library share. It imports nothing, so that help stays fast."""
 
 DTYPES = ("float32", "bfloat16", "float16")
+BACKENDS, PRECISIONS = ("torch", "openvino", "onnx"), ("fp32", "bf16", "int8")
 STORAGES = ("fp32", "fp16", "int8", "binary")  # number formats of an index
 STORAGE = "int8"
 CLEAN_UPS = ("spaces", "none")

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -15,13 +16,14 @@ from transformers import BatchFeature
 
 from processing.audio import load_column
 from processing.audio_inputs_wavlink import is_source, to_numpy
+from wavlink.backends.choice import DTYPE_OF, choose
 from wavlink.backends.torch_cpu import pack_layers
 
 from . import defaults
 from .adapted_processor import refuse_other_samples
 from .batching import cover, cut_batches, mean_direction
-from .bundled_models import name_of
-from .loading import Model, Processor, load_for_evaluation
+from .bundled_models import name_of, resolve
+from .loading import Model, Processor, load_for_evaluation, parameter_count, precision_of
 from .loading import revision as revision_of
 from .prefetch import prefetch
 from .vocabulary import warn_of_unknown_words
@@ -55,14 +57,20 @@ class Embedder:
         processor: of a loaded model, and only then.
         revision: of a Hub id: a branch, tag or commit.
         local_files_only: whether a Hub id is looked up in the local cache alone.
-        device: such as `"cpu"` or `"cuda"`.
-        dtype: `"float32"`, `"bfloat16"` or `"float16"`, of weights and states; the vectors are always fp32.
+        backend: `"torch"`, or on a CPU `"openvino"` or `"onnx"` (onnxruntime), for a WavLink with a Whisper. Default:
+            torch, unless the model's folder carries an export in this precision (see `wavlink.backends.choice`).
+        precision: `"fp32"` (default), `"bf16"` or `"int8"`, which needs an export (`wavlink export`); the vectors are
+            always fp32. fp32 and bf16 are converted on first use into a cache beside the Hub's.
+        device: such as `"cpu"` or `"cuda"`, of torch.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`, of torch's weights and states, in place of `precision`; it is
+            taken also where the processor is slow in it.
         fast_kernels: whether to use, on a CPU, packed weights for linear layers (oneDNN) and attention without copies,
             where that is faster (see `wavlink.backends.torch_cpu`).
 
     Attributes:
         model: for inference alone.
         processor: of the model.
+        backend, precision: that it runs in.
         name: of the model that was loaded.
         revision: the Hub's commit, or a digest of the weights (see `wavlink.loading.revision`).
         parameters: number of the model's parameters.
@@ -72,7 +80,8 @@ class Embedder:
         max_seconds: the longest clip that the model takes; None if it has no limit (a CLAP takes 10 s of it).
 
     Raises:
-        ValueError: another model, or an unknown dtype.
+        ValueError: another model, an unknown name, a backend that is not installed or does not run this model, an
+            export of another model, or bf16 on a processor that has none.
 
     Example:
 
@@ -93,23 +102,33 @@ class Embedder:
         *,
         revision: str | None = None,
         local_files_only: bool = False,
+        backend: str | None = None,
+        precision: str | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         fast_kernels: bool = True,
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        hub = {"revision": revision, "local_files_only": local_files_only}
-        self._arguments = {**hub, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
         model = os.fspath(model or "") if isinstance(model, os.PathLike | None) else model
         self._source = model if isinstance(model, str) else None
+        folder = resolve(model) if isinstance(model, str) else ""
+        backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
+        dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
+        hub = {"revision": revision, "local_files_only": local_files_only}
+        run = {"backend": backend, "precision": precision if backend != "torch" else None}
+        self._arguments = {**hub, **run, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
         self._batch_size = None
         model, self.processor = _load(model, processor, revision, local_files_only)
         self.name, self.revision = (
             name_of(getattr(model, "name_or_path", "")) or type(model).__name__,
             revision_of(model),
         )
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.parameters = parameter_count(model)
+        if backend != "torch":
+            from .backends.compiled_model import compile_model
+
+            model = compile_model(model, backend, precision, folder, local_files_only)
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu" and hasattr(self.model, "audio_model"):
             pack_layers(self.model.audio_model)
@@ -141,6 +160,7 @@ class Embedder:
     def _read_properties(self) -> None:
         """Set the attributes that the model and the processor state."""
         extractor, config = self.processor.feature_extractor, self.model.config
+        self.backend, self.precision = getattr(self.model, "backend", "torch"), precision_of(self.model)
         tower = _TOWERS.get(type(extractor).__name__)
         if tower and getattr(config, "model_type", None) == "wavlink" and config.audio_config.model_type != tower:
             raise ValueError(

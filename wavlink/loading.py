@@ -51,6 +51,7 @@ ACCEPTED = (
     "or a Hub id, or random:NAME or random:NAME@SEED for one of these with new weights"
 )
 _CLASSES = {"wavlink": WavLinkModel, "clap": ClapModel}
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _SENTENCE_TRANSFORMER = "sentence_transformer"  # what only sentence-transformers can load
 _CONTROL = re.compile(r"random:(?P<source>.+?)(?:@(?P<seed>\d+))?")
 # Buffers that old checkpoints lack, and every model computes equally.
@@ -176,16 +177,18 @@ def describe(model: Model, processor: Processor) -> dict:
     Call it after the scoring, as it holds the counts of the processor.
 
     Returns:
-        `kind` (the model type, or `"random control"`, this one with its `seed`), `model_type`, `parameters`, `dims`,
-        `sampling_rate` in Hz, `revision` (see there), `note`, and for a model of another library `texts_truncated`,
-        for a CLAP also `clips_over_window`, summed over all inputs.
+        `kind` (the model type, or `"random control"`, this one with its `seed`), `model_type`, `parameters`,
+        `backend` and `precision` (see `Embedder`), `dims`, `sampling_rate` in Hz, `revision` (see there), `note`, and
+        for a model of another library `texts_truncated`, for a CLAP also `clips_over_window`, summed over all inputs.
     """
     seed = getattr(model, "control_seed", None)
     model_type = model.config.model_type
     description = {
         "kind": model_type if seed is None else "random control",
         "model_type": model_type,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameter_count(model),
+        "backend": getattr(model, "backend", "torch"),
+        "precision": precision_of(model),
         "dims": model.config.projection_dim,
         "sampling_rate": processor.feature_extractor.sampling_rate,
         "revision": revision(model),
@@ -200,13 +203,28 @@ def describe(model: Model, processor: Processor) -> dict:
 
 def revision(model: Model) -> str:
     """Return the Hub's commit of downloaded weights, else `sha256:` and 16 digits over all weights and buffers."""
-    if getattr(model, "hub_commit", None):
-        return model.hub_commit
+    known = getattr(model, "hub_commit", None) or getattr(model, "source_revision", None)
+    return known or weights_digest(model)
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Return `sha256:` and 16 digits over all weights and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def parameter_count(model: Model) -> int:
+    """Return the number of a model's parameters, of one in another backend those it was made from."""
+    return getattr(model, "source_parameters", None) or sum(parameter.numel() for parameter in model.parameters())
+
+
+def precision_of(model: Model) -> str:
+    """Return `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`."""
+    dtype = getattr(model, "dtype", None)
+    return getattr(model, "precision", None) or _PRECISIONS.get(dtype, str(dtype))
 
 
 def _note(processor: Processor) -> str:

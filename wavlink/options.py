@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .defaults import (
+    BACKENDS,
     BENCHMARKS,
     CHOICE_TEXT,
     CLEAN_UPS,
     DTYPES,
     HOP,
+    PRECISIONS,
     PRIOR,
     PROMPT,
     QUESTION,
@@ -83,6 +85,7 @@ def classify(parser: Parser) -> None:
     json_option(parser)
     add("--revision", help=REVISION)
     model_options(parser)
+    backend_options(parser)
 
 
 def evaluate(parser: Parser) -> None:
@@ -114,6 +117,7 @@ def evaluate(parser: Parser) -> None:
     add("--choice_text", default=CHOICE_TEXT, help="question and choice as one text")
     add("--seed", type=int, default=0, help="of the choices that are drawn")
     add("--batch_size", type=int, default=32, help="clips and texts that are embedded at once")
+    backend_options(parser)
     add("--output", metavar="SCORES.json", help="a JSON file for the scores; plots go beside it (default: none)")
     json_option(parser)
 
@@ -214,6 +218,7 @@ def index(parser: Parser) -> None:
     add("--retry", action="store_true", help="retry files skipped by earlier runs")
     add("--commit_seconds", type=float, default=30.0, help="seconds of work that an interruption loses at most")
     model_options(parser)
+    backend_options(parser)
 
 
 def query(parser: Parser) -> None:
@@ -237,11 +242,12 @@ def query(parser: Parser) -> None:
     add("--model", default="", help=INDEX_MODEL)
     add("--dim", type=int, help="fewer of the nested dims than the index has (default: all that it has)")
     model_options(parser)
+    backend_options(parser)
 
 
 def info(parser: Parser) -> None:
     json_option(parser)
-    text = "folder of an index (default: the models that come with this package)"
+    text = "folder of an index, or of a model: its exports (default: the models that come with this package)"
     parser.add_argument("folder", nargs="?", metavar="INDEX", help=text)
 
 
@@ -334,12 +340,48 @@ def where(parser: Parser) -> None:
 
 
 def export(parser: Parser) -> None:
+    parser.check = check_export
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a folder or Hub id of a WavLink")
-    add("folder", metavar="DIR", help="folder to write")
-    add("--int8", action="store_true", help="8-bit weights; what that costs is measured")
+    add("model", metavar="MODEL", help="a WavLink: a folder; with DIR also a Hub id")
+    text = "folder to write ONNX files to that are served without torch (default: --backend, in MODEL's folder)"
+    add("folder", nargs="?", default="", metavar="DIR", help=text)
+    add("--backend", choices=BACKENDS[1:], help="whose export MODEL's folder gets, for Embedder")
+    add("--precision", default="fp32", choices=("fp32", "int8"), help="of the export; bf16 runs that of fp32")
+    add("--calibration", default="", metavar="DATA", help="of int8: an audiofolder or Hub data set with captions")
+    add("--calibration_split", default="train", metavar="SPLIT", help="of --calibration")
+    add("--calibration_clips", type=int, default=128, metavar="N", help="of the split, evenly spaced")
+    text = "on which int8 must find what fp32 finds (default: --calibration)"
+    add("--validation", default="", metavar="DATA", help=text)
+    add("--validation_split", default="validation", metavar="SPLIT", help="of --validation")
+    add(
+        "--caption_columns", nargs="*", default=[], metavar="COLUMN", help="default: every column named like a caption"
+    )
+    add("--layers_in_fp32", nargs="+", default=[], metavar="LAYER", help="linear layers that int8 leaves out")
+    text = "how many more int8 may leave out, the most harmful first, until it finds what fp32 finds"
+    add("--max_layers_in_fp32", type=int, default=8, metavar="N", help=text)
+    add("--int8", action="store_true", help="with DIR, 8-bit weights; what that costs is measured")
     add("--opset", type=int, help="of ONNX (default: torch's own)")
     json_option(parser)
+
+
+def check_export(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
+    """Refuse options of `export` that do not go together."""
+    if bool(options.folder) == bool(options.backend):
+        parser.error("give either --backend, for an export in MODEL's folder, or DIR, for ONNX files to serve")
+    if options.folder and options.precision != "fp32":
+        parser.error("--precision goes with --backend; the ONNX files of DIR have --int8")
+    if options.backend and options.int8:
+        parser.error("--int8 is of DIR: give --precision int8 --calibration DATA")
+    if options.backend == "openvino" and options.opset:
+        parser.error("--opset is of ONNX")
+    if (options.precision == "int8") != bool(options.calibration):
+        parser.error("--precision int8 and --calibration DATA need each other")
+    if options.calibration_clips < 1 or options.max_layers_in_fp32 < 0:
+        parser.error("--calibration_clips must be 1 or more, --max_layers_in_fp32 0 or more")
+    same = options.validation in ("", options.calibration)
+    if options.calibration and same and options.calibration_split == options.validation_split:
+        parser.error("calibrate by another split than the one that is validated on")
+    return options
 
 
 def push(parser: Parser) -> None:
@@ -476,6 +518,14 @@ def prior_option(parser: Parser) -> None:
     """Add --prior."""
     text = "share of the sounds that a sentence matches, for probabilities (default: the model's, most often 0.01)"
     parser.add_argument("--prior", type=float, help=text)
+
+
+def backend_options(parser: Parser) -> None:
+    """Add --backend and --precision."""
+    text = "what runs the model on a CPU (default: torch, unless the model's folder carries an export)"
+    parser.add_argument("--backend", choices=BACKENDS, help=text)
+    text = "number format of products (default: fp32); int8 needs an export, `wavlink export`"
+    parser.add_argument("--precision", choices=PRECISIONS, help=text)
 
 
 def device_option(parser: Parser) -> None:

@@ -217,6 +217,11 @@ def test_scores_of_other_weights_are_refused(run, wavlink_folder, tmp_path, unve
         prepared(wavlink_folder, tmp_path / "out2", "--scores", str(control))
     figure = {"32": {**FIGURES, "R@1": {"value": 0.9876, "interval": [0.9, 1.0]}}}
     own = scores_of(wavlink_folder, tmp_path / "own.json", text_to_audio=figure, audio_to_text=figure)
+    coarse = json.loads(own.read_text())
+    coarse["about"] |= {"backend": "openvino", "precision": "int8"}
+    (tmp_path / "coarse.json").write_text(json.dumps(coarse))
+    with pytest.raises(SystemExit, match=r"coarse\.json was measured in int8, and the card is of the weights in fp32"):
+        prepared(wavlink_folder, tmp_path / "out4", "--scores", str(tmp_path / "coarse.json"))
     several = {"benchmark": "my_sounds", "models": [json.loads(path.read_text()) for path in (other, control, own)]}
     (tmp_path / "several.json").write_text(json.dumps(several))
     out = prepared(wavlink_folder, tmp_path / "out3", "--scores", str(tmp_path / "several.json"))

@@ -32,6 +32,8 @@ LAZY |= {
     "faiss": "search",
     "shtab": "completion",
     "sentence_transformers": "models",
+    **dict.fromkeys(("openvino", "nncf"), "fast"),
+    **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
 }
 
 

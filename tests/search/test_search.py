@@ -685,9 +685,9 @@ def test_the_command_line_is_frozen():
     """What users have typed goes on to work: take nothing from here."""
     frozen = {
         "index": "--out --model --device --dtype --dim --storage --window --hop --root --split --retry "
-        "--commit_seconds --json",
+        "--commit_seconds --backend --precision --json",
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
-        "--min_probability --prior --json",
+        "--min_probability --prior --backend --precision --json",
         "info": "--json",
         "verify": "--drop --json",
         "remove": "--json",

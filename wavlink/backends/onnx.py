@@ -12,16 +12,15 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Tokenizer
-from torch import Tensor, nn
-from torch.export import Dim
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_wavlink.configuration_wavlink import text_max_length
@@ -31,27 +30,11 @@ from wavlink.atomic_files import added_files, interrupted
 from wavlink.console import stdout_for, step, without_foreign_output
 from wavlink.loading import load_for_evaluation, revision
 
-TOLERANCE = 1e-4  # of a number in a unit vector, between onnxruntime and torch
+from .graphs import Tower, agreement, batches, exportable, sentence, write_onnx
+from .sessions import INPUTS
+
 CONFIG, MEL_FILTERS = "wavlink_onnx.json", "mel_filters.npy"
-INPUTS = {"audio": ("input_features", "input_features_mask"), "text": ("input_ids", "attention_mask")}
 _MEASURED = 32  # clips and texts, by which int8 is compared with fp32
-# Batches on which torch and onnxruntime must agree: samples of clips (1, 3, 34, 77 and 3000 frames), words of texts.
-# The graph is traced with the first of each.
-_CLIPS = ([12320, 5300, 400, 12320], [1], [400, 5300], [480000, 160])
-_WORDS = ([3, 12], [1], [7, 1, 7], [500])
-
-
-class Tower(nn.Module):
-    """`get_audio_features` or `get_text_features` as a graph: inputs and mask in, L2-normalised `[B, D]` out."""
-
-    def __init__(self, model: PreTrainedModel, name: str):
-        super().__init__()
-        self.model = model
-        self.name = name
-
-    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embed a batch, `[B, D]`."""
-        return getattr(self.model, f"get_{self.name}_features")(inputs, mask).pooler_output
 
 
 def export_onnx(
@@ -90,18 +73,18 @@ def export_onnx(
             onnxruntime. Nothing is then written.
     """
     _refuse_other_folder(Path(folder))
-    model = _exportable(model)
+    model = exportable(copy.deepcopy(model))
     with added_files(folder, CONFIG, _files_of_earlier) as unfinished, without_foreign_output():
         about = _write_processor(model, processor, unfinished)
         _refuse_to_overwrite(Path(folder), unfinished)
         about["agreement"] = {}
         for name in INPUTS:
             tower, path = Tower(model, name).eval(), unfinished / f"{name}.onnx"
-            batches = _batches(name, processor)
+            examples = batches(name, processor)
             progress(f"exporting the {name} tower")
-            about["opset"] = _write_graph(tower, path, batches[0], about["text_max_length"], opset)
+            about["opset"] = _write_graph(tower, path, examples[0], opset)
             progress(f"comparing the {name} tower in onnxruntime with torch")
-            about["agreement"][name] = _agreement(tower, path, batches)
+            about["agreement"][name] = agreement(tower, partial(run, load(path)), examples, "onnxruntime")
         if int8:
             about["precision"] = "int8"
             progress("converting both towers to int8, and measuring what that costs")
@@ -163,19 +146,6 @@ def _refuse_to_overwrite(folder: Path, unfinished: Path) -> None:
         raise ValueError(f"{folder} holds {foreign[0]}, which no export has written: move it, or give a new folder")
 
 
-def _exportable(model):
-    if model.config.model_type != "wavlink":
-        raise ValueError(f"only a WavLink is exported, and this is a {model.config.model_type!r} model")
-    if model.config.audio_config.model_type != "whisper":
-        raise ValueError(
-            "the audio tower must be a Whisper: HTS-AT and PaSST pick a clip's windows by their mask, and "
-            "torch.export cannot follow that"
-        )
-    model = copy.deepcopy(model).cpu().float().eval()
-    model.set_attn_implementation("sdpa")
-    return model
-
-
 def _write_processor(model, processor, folder: Path) -> dict:
     """Write the files of the feature extractor and the tokenizer, and return their settings."""
     extractor, tokenizer, config = processor.feature_extractor, processor.tokenizer, model.config
@@ -214,69 +184,14 @@ def _check_tokenizer(processor, folder: Path, limit: int | None) -> None:
     alone.no_padding()
     if limit:
         alone.enable_truncation(limit)
-    for text in (_sentence(1), _sentence(12), _sentence(500), "A dog's bark, déjà vu!"):
+    for text in (sentence(1), sentence(12), sentence(500), "A dog's bark, déjà vu!"):
         if alone.encode(text).ids != processor(text=text)["input_ids"][0]:
             raise ValueError(f"tokenizer.json reads {text[:40]!r} otherwise than the processor: its class does more")
 
 
-def _sentence(words: int) -> str:
-    vocabulary = " ".join(caption for kind in KINDS.values() for caption in kind.captions[1:]).split()
-    return " ".join((vocabulary * (words // len(vocabulary) + 1))[:words])
-
-
-def _batches(name: str, processor) -> list[dict]:
-    """The batches on which onnxruntime must agree with torch, as torch tensors."""
-    if name == "text":
-        return [processor(text=[_sentence(words) for words in batch], return_tensors="pt") for batch in _WORDS]
-    rng = np.random.default_rng(0)
-    clips = [[rng.normal(scale=0.1, size=samples).astype(np.float32) for samples in batch] for batch in _CLIPS]
-    options = {"sampling_rate": processor.feature_extractor.sampling_rate, "return_tensors": "pt"}
-    native = [processor(audio=batch, padding="longest", **options) for batch in clips]
-    return [*native, processor(audio=clips[1], padding="max_length", **options)]
-
-
-@torch.no_grad()
-def _write_graph(tower: Tower, path: Path, example: dict, text_limit: int | None, opset: int | None) -> int:
-    """Write a graph and return its opset."""
+def _write_graph(tower: Tower, path: Path, batch: dict, opset: int | None) -> int:
     names = INPUTS[tower.name]
-    batch = Dim("batch")
-    if tower.name == "text":
-        length = Dim("tokens", min=2, max=text_limit)
-        axes = {0: batch, 1: length}, {0: batch, 1: length}
-    else:
-        length = Dim("frames", min=3, max=3000)
-        axes = {0: batch, 2: length}, {0: batch, 1: length}
-    try:
-        program = torch.onnx.export(
-            tower,
-            tuple(example[name] for name in names),
-            dynamo=True,
-            dynamic_shapes=axes,
-            input_names=names,
-            output_names=[f"{tower.name}_embeds"],
-            opset_version=opset,
-            verbose=False,
-        )
-    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        raise ValueError(f"the {tower.name} tower cannot be exported: {error}") from error
-    program.save(path)  # with weights over 2 GB beside it
-    return program.model.opset_imports[""]
-
-
-@torch.no_grad()
-def _agreement(tower: Tower, path: Path, batches: Sequence[dict]) -> float:
-    session, names = load(path), INPUTS[tower.name]
-    differences = []
-    for batch in batches:
-        expected = tower(batch[names[0]], batch.get(names[1])).numpy()
-        result = run(session, batch)
-        if result.shape != expected.shape:
-            raise ValueError(f"the {tower.name} tower gives {result.shape} in onnxruntime, not {expected.shape}")
-        differences.append(float(np.abs(result - expected).max()))
-    worst = max(differences)
-    if not worst <= TOLERANCE or np.isnan(differences).any():
-        raise ValueError(f"the {tower.name} vectors in onnxruntime differ from torch's by up to {differences}")
-    return worst
+    return write_onnx(tower, path, (batch[names[0]], batch[names[1]]), opset)
 
 
 def _to_int8(path: Path, processor) -> dict[str, float]:

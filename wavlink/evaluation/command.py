@@ -27,11 +27,13 @@ from processing.datasets.load import SYNTHETIC, caption_columns, load_split, nam
 from processing.datasets.paper import load_paper_data
 from wavlink import options as of
 from wavlink.atomic_files import only_writer, write_text
-from wavlink.bundled_models import DEFAULT, name_of
+from wavlink.backends.choice import PACKAGES as BACKEND_PACKAGES
+from wavlink.backends.choice import choose
+from wavlink.bundled_models import DEFAULT, name_of, resolve
 from wavlink.console import stdout_for
 from wavlink.destinations import file_destination
 from wavlink.embedder import Embedder
-from wavlink.loading import describe, load_for_evaluation
+from wavlink.loading import describe, load_for_evaluation, precision_of
 from wavlink.plots import draw_confusion, draw_dims
 from wavlink.sanitize import printable
 
@@ -95,29 +97,40 @@ def score(
     protocol: Protocol,
     batch_size: int,
     store: tuple[Path, str] | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> dict:
     """Score one model; return its description, protocol, versions and scores.
 
     Args:
         name: as `load_for_evaluation` takes it, or an embedder, whose model and processor are scored as they are.
         store: a folder for finished parts of the work, and the data's fingerprint; None keeps no parts.
+        backend, precision: of a model by name, see `Embedder`.
     """
-    known = {}
+    known, device = {}, "cuda" if torch.cuda.is_available() and backend in (None, "torch") else "cpu"
+    if isinstance(name, str):
+        name = resolve(name)
+        backend, precision = choose(backend, precision, Path(name), device)
+        if (backend, precision) != ("torch", "fp32"):
+            name = Embedder(name, backend=backend, precision=precision, device=device)
     if isinstance(name, Embedder):
         model, processor = name.model, name.processor
         known = {"parameters": name.parameters, "revision": name.revision}  # those before its weights were packed
     else:
-        model, processor = load_for_evaluation(name, "cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load_for_evaluation(name, device)
+    used = getattr(model, "backend", "torch")
     if store:
         folder, data = store
         revision = (describe(model, processor) | known)["revision"]
         key = {"revision": revision, "data": data, "batch_size": batch_size}
         if model.dtype != torch.float32:
             key["dtype"] = str(model.dtype)
+        if used != "torch":
+            key |= {"backend": used, "precision": precision_of(model)}
         store = open_store(folder, key)
     protocol = protocol.with_prompts_of(model)
     scores = evaluate_dataset(model, processor, dataset, columns, protocol, batch_size=batch_size, store=store)
-    versions = {package: version(package) for package in PACKAGES}
+    versions = {package: version(package) for package in (*PACKAGES, *filter(None, [BACKEND_PACKAGES.get(used)]))}
     return {
         "about": describe(model, processor) | known,
         "protocol": dataclasses.asdict(protocol),
@@ -153,6 +166,8 @@ def _score(options: argparse.Namespace) -> dict:
         data=options.data,
         caption_columns=options.caption_columns,
         batch_size=options.batch_size,
+        backend=options.backend,
+        precision=options.precision,
         say=_say,
     )
 
@@ -201,6 +216,8 @@ def _score_models(
     data: str = "",
     caption_columns: Sequence[str] = (),
     batch_size: int = 32,
+    backend: str | None = None,
+    precision: str | None = None,
     say: Callable[[str], None],
     parts: Path | None = None,
 ) -> dict:
@@ -212,11 +229,11 @@ def _score_models(
     columns = _columns(dataset, caption_columns)
     refuse_unscorable(dataset, columns, protocol)  # before a model is loaded
     head = {"benchmark": benchmark, "split": about.pop("split"), "data": about}
-    scored = []
+    scored, run = [], {"backend": backend, "precision": precision}
     for number, model in enumerate(models):
         name = model.name if isinstance(model, Embedder) else name_of(model) or DEFAULT
         store = (parts / str(number), about["fingerprint"]) if parts else None
-        scored.append({"model": name, **head, **score(model, dataset, columns, protocol, batch_size, store)})
+        scored.append({"model": name, **head, **score(model, dataset, columns, protocol, batch_size, store, **run)})
         say(f"{name}\n{evaluation_report(scored[-1])}")
     if len(scored) > 1:
         say(comparison(scored))

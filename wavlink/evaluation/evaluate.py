@@ -32,6 +32,8 @@ def evaluate(
     choice_text: str = TEXT,
     seed: int = 0,
     batch_size: int = 32,
+    backend: str | None = None,
+    precision: str | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on a benchmark: retrieval, zero-shot classification and multiple choice.
@@ -41,7 +43,7 @@ def evaluate(
     Args:
         model: a folder or Hub id (see `Embedder`; None: the bundled `wavlink-tiny`), `random:NAME` for one with new
             weights, a loaded model (with `processor`), or an `Embedder`, which is scored as it computes. A model given
-            by name is scored in float32, on a GPU where there is one.
+            by name is scored on a GPU where there is one.
         benchmark: `"audiocaps"`, `"clotho"`, `"esc50"`, `"us8k"`, `"vggsound"`, `"airbench"`, `"synthetic"`, the
             folder of an audiofolder, or a Hub data set.
         processor: of a loaded model.
@@ -59,6 +61,7 @@ def evaluate(
         choice_text: how a question and a choice become one text.
         seed: of the choices drawn.
         batch_size: clips encoded at once.
+        backend, precision: of a model by name, see `Embedder`.
         output: a JSON file for the scores, with plots beside it. After a kill, the same call goes on where it stopped.
 
     Returns:
@@ -103,6 +106,8 @@ def evaluate(
         data=os.fspath(data),
         caption_columns=caption_columns,
         batch_size=batch_size,
+        backend=backend,
+        precision=precision,
         say=lambda lines: None,
     )
 

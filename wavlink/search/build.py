@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 
 from processing.windows import stream_windows
-from wavlink.defaults import HOP, STORAGE, WINDOW
+from wavlink.defaults import HOP, PRECISIONS, STORAGE, WINDOW
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
 
@@ -42,6 +42,8 @@ def index_sounds(
     retry: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
+    backend: str | None = None,
+    precision: str | None = None,
     commit_seconds: float = 30.0,
     progress: bool = True,
     stop: threading.Event | None = None,
@@ -60,7 +62,7 @@ def index_sounds(
         storage: of a new index, see `quantization.STORAGES` (default: int8).
         window, hop: in seconds, of a new index (defaults: 10 and 5).
         retry: embed files too that earlier runs skipped.
-        device, dtype: see `Embedder`.
+        device, dtype, backend, precision: see `Embedder` (default precision: the index's own).
         commit_seconds: embedded windows are written to the disk at least this often.
         stop: once it is set, what is embedded is written and the run ends.
 
@@ -68,14 +70,17 @@ def index_sounds(
         ValueError: no sounds; an index of another model or with other options; none of the sounds can be read.
     """
     options = {"dim": dim, "storage": storage, "window": window, "hop": hop}
+    run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     sources = [os.fspath(each) for each in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     if os.path.exists(os.path.join(out, "index.json")):
         index, listing = IndexFolder.open(out), None
-        _refuse_other_options(index.manifest, options)
-        embedder = embedder_of(index.manifest, model, device, dtype) if model else None
+        _refuse_other_options(index.manifest, options | {"precision": precision})
+        if dtype == "float32" and index.manifest.precision in PRECISIONS:
+            run["precision"] = index.manifest.precision
+        embedder = embedder_of(index.manifest, model, **run) if model else None
         writing = index.writing()
     else:
-        listing, embedder = list_sounds(sources, root, split), new_embedder(model, device, dtype)
+        listing, embedder = list_sounds(sources, root, split), new_embedder(model, **run)
         writing = IndexFolder.create(out, _new_manifest(embedder, listing.root, options))
     with writing as index:
         # Sounds are listed after the lock is held: another process may have added some just before.
@@ -85,7 +90,7 @@ def index_sounds(
         index.drop(changes.changed + changes.removed)
         stopped, tasks = False, _without_broken(index, changes.tasks)
         if tasks:
-            embedder = embedder or embedder_of(index.manifest, "", device, dtype)
+            embedder = embedder or embedder_of(index.manifest, **run)
             stopped = _embed(index, embedder, listing, tasks, commit_seconds, progress, stop or threading.Event())
         if not stopped:
             index.merge()
@@ -103,7 +108,8 @@ def _new_manifest(embedder: Embedder, root: str, options: dict) -> Manifest:
     hop = min(HOP, window) if options["hop"] is None else options["hop"]
     check_window_of(embedder, window, hop)
     times = {"window": float(window), "hop": float(hop), "sampling_rate": embedder.sampling_rate}
-    return Manifest(embedder.name, embedder.revision, embedder.dims, nested, dim, storage, **times, root=root)
+    run = {"backend": embedder.backend, "precision": embedder.precision}
+    return Manifest(embedder.name, embedder.revision, embedder.dims, nested, dim, storage, **times, **run, root=root)
 
 
 def _refuse_other_options(manifest: Manifest, options: dict) -> None:

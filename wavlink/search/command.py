@@ -17,6 +17,7 @@ from typing import Any
 from processing.file_names import same_letters
 from wavlink import bundled_models
 from wavlink import options as of
+from wavlink.backends.choice import describe_folder, is_model
 from wavlink.console import StopSignal, print_json
 from wavlink.parsing import Parser
 from wavlink.probability import NO_MATCH
@@ -70,16 +71,19 @@ def query(
 
 
 def info(folder: str | None, as_json: bool) -> None:
-    """Print what an index holds, or without one the models that come with the package."""
+    """Print what an index holds, or what a model's folder does, or the models that come with the package."""
     if folder is None:
         _print_bundled(as_json)
+        return
+    if is_model(folder):
+        _print_model(folder, as_json)
         return
     manifest, files = IndexFolder.reading(folder, lambda index: (index.manifest, with_large_texts(index.files())))
     skipped = {
         path: error for path, error in zip(*(files[n].to_pylist() for n in ("path", "error")), strict=True) if error
     }
     sounds = len(files["path"].unique()) - len(skipped)
-    names = "model revision dims dim storage window hop sampling_rate root".split()
+    names = "model revision backend precision dims dim storage window hop sampling_rate root".split()
     facts = {name: getattr(manifest, name) for name in names} | {
         "sounds": sounds,
         "windows": manifest.rows,
@@ -92,6 +96,19 @@ def info(folder: str | None, as_json: bool) -> None:
     for name, value in facts.items():
         print(f"{name:14} {clean(value, 1000)}")
     _print_skipped(skipped)
+
+
+def _print_model(folder: str, as_json: bool) -> None:
+    """Print which exports a model carries, and what an `Embedder` runs it in."""
+    facts = describe_folder(folder)
+    if as_json:
+        print_json(facts)
+        return
+    for export in facts["exports"]:
+        print(f"{export['backend']:14} {export['precision']}, {export['bytes'] / 1e6:.1f} MB")
+    print(f"{'default':14} {facts['backend']}, {facts['precision']}")
+    print(f"{'installed':14} {', '.join(facts['installed'])}")
+    print(f"{'bf16':14} {'yes' if facts['bf16'] else 'not on this processor'}")
 
 
 def _print_bundled(as_json: bool) -> None:

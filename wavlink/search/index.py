@@ -102,6 +102,8 @@ class Index:
         retry: bool = False,
         device: str = "cpu",
         dtype: str = "float32",
+        backend: str | None = None,
+        precision: str | None = None,
         progress: bool = True,
     ) -> "Index":
         """Bring an index up to date with `sounds`, or make it, and open it. After a kill, the same call goes on.
@@ -122,6 +124,7 @@ class Index:
             retry: embed files too that earlier runs skipped.
             device: such as `"cuda"`.
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
+            backend, precision: see `Embedder`.
             progress: show a progress bar.
 
         Raises:
@@ -131,9 +134,16 @@ class Index:
 
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         options = {"dim": dim, "storage": storage, "window": window, "hop": hop, "split": split, "retry": retry}
-        run = {"device": device, "dtype": dtype, "progress": progress}
-        report = index_sounds(sounds, folder, model, **options, **run)
-        index = cls.open(folder, model, device=device, dtype=dtype)
+        report = index_sounds(
+            *(sounds, folder, model),
+            **options,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            precision=precision,
+            progress=progress,
+        )
+        index = cls.open(folder, model, device=device, dtype=dtype, backend=backend, precision=precision)
         index.skipped = report.skipped
         return index
 
@@ -146,6 +156,8 @@ class Index:
         dim: int | None = None,
         device: str = "cpu",
         dtype: str = "float32",
+        backend: str | None = None,
+        precision: str | None = None,
     ) -> "Index":
         """Open an index that `Index.build` has made.
 
@@ -154,12 +166,14 @@ class Index:
             model: the model that the index was made with, where this machine does not have it under the name in the
                 index (see `embedder_of`); loaded at the first query.
             dim: one of the nested dims, fewer than the index's (default: all that it has).
+            device, dtype, backend, precision: see `Embedder`.
 
         Raises:
             ValueError: no index, a damaged one (every part's checksum is verified), or such a dim.
         """
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
-        options = {"model": model, "device": device, "dtype": dtype}
+        run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
+        options = {"model": model, **run}
 
         def read(index: IndexFolder) -> "Index":
             nested = [nested for nested in index.manifest.matryoshka_dims if nested <= index.manifest.dim]

@@ -13,7 +13,7 @@ from .manifest import Manifest
 
 
 def embedder_of(
-    manifest: Manifest, model: str | Embedder = "", device: str = "cpu", dtype: str = "float32"
+    manifest: Manifest, model: str | Embedder = "", device: str = "cpu", dtype: str = "float32", **run: str | None
 ) -> Embedder:
     """Load the model that an index was made with.
 
@@ -21,14 +21,17 @@ def embedder_of(
     folder by its absolute path, a Hub id among earlier downloads, at the index's commit. Its weights must be those of
     the index, and no code beside them is run.
 
+    Args:
+        device, dtype, run: of `Embedder`, such as its `backend`.
+
     Raises:
         ValueError: `model` has other weights; or without `model`, this machine does not have the index's model.
     """
     if model:
         pinned = model == manifest.model and is_commit(manifest.revision) and not os.path.isdir(model)
-        embedder = new_embedder(model, device, dtype, manifest.revision if pinned else None)
+        embedder = new_embedder(model, device, dtype, manifest.revision if pinned else None, **run)
     else:
-        embedder = _local(manifest, device, dtype)
+        embedder = _local(manifest, device, dtype, run)
     if embedder.revision != manifest.revision:
         raise ValueError(
             f"the index was made by {manifest.model} at {manifest.revision}, but {embedder.name} is at "
@@ -37,7 +40,7 @@ def embedder_of(
     return embedder
 
 
-def _local(manifest: Manifest, device: str, dtype: str) -> Embedder:
+def _local(manifest: Manifest, device: str, dtype: str, run: dict[str, str | None]) -> Embedder:
     """Load the model that an index names from this machine."""
     name = manifest.model
     try:
@@ -53,7 +56,7 @@ def _local(manifest: Manifest, device: str, dtype: str) -> Embedder:
         elif is_commit(manifest.revision):
             pinned["revision"] = manifest.revision
         _refuse_other_dims(source, manifest, pinned)
-        return new_embedder(name, device, dtype, **pinned)
+        return new_embedder(name, device, dtype, **pinned, **run)
     except ValueError as error:
         raise ValueError(
             f"the index says it was made by {name!r}, which this machine does not have ({one_line(error)}): name it "
@@ -85,17 +88,19 @@ def check_window_of(embedder: Embedder, window: float, hop: float) -> None:
         raise ValueError(f"a window of {window:g} s is more than the model's {embedder.max_seconds:g} s")
 
 
-def new_embedder(model: str | Embedder, device: str, dtype: str, revision: str | None = None, **hub: Any) -> Embedder:
+def new_embedder(
+    model: str | Embedder, device: str, dtype: str, revision: str | None = None, **others: Any
+) -> Embedder:
     """Load a model that a user names, under the name that a new index will hold.
 
     Args:
-        hub: further options of `Embedder`.
+        others: options of `Embedder`.
     """
     if isinstance(model, Embedder):
         return model
     name = portable(os.fspath(model) if model else bundled())
     embedder = Embedder(
-        bundled(name) if name in names() else name, revision=revision, device=device, dtype=dtype, **hub
+        bundled(name) if name in names() else name, revision=revision, device=device, dtype=dtype, **others
     )
     embedder.name = name  # also of random:NAME@SEED
     return embedder

@@ -56,6 +56,8 @@ class Manifest:
     hop: float
     sampling_rate: int
     root: str  # the folder that paths are relative to, see `wavlink.search.listing.Listing`; "" after a pull
+    backend: str = "torch"  # that embedded the first windows, and its precision, see `Embedder`
+    precision: str = "fp32"
     next_part: int = 0
     parts: list[Part] = dataclasses.field(default_factory=list)
     format: int = _FORMAT
@@ -151,7 +153,7 @@ def _check_fields(manifest: Manifest) -> None:
     counts = [manifest.dims, manifest.dim, manifest.next_part, *manifest.matryoshka_dims]
     counts += [count for part in manifest.parts for count in (part.rows, part.files, part.bytes)]
     wrong += [f"the count {count!r}" for count in counts if type(count) is not int or not 0 <= count < 2**53]
-    texts = [manifest.model, manifest.revision, manifest.root]
+    texts = [manifest.model, manifest.revision, manifest.root, manifest.backend, manifest.precision]
     wrong += [f"the text {text!r:.40}" for text in texts if not isinstance(text, str) or "\0" in text]
     wrong += ["parts of one name"] * (len({part.name for part in manifest.parts}) < len(manifest.parts))
     numbers = [int(match[1]) for part in manifest.parts if (match := PART_NAME.fullmatch(str(part.name)))]

@@ -1,0 +1,186 @@
+"""Exports of a model: folders with both towers as graphs and a JSON file that says of which weights, and how.
+
+An export stands in `openvino/` or `onnx/` of the model's folder. What is converted on first use stands in a cache
+beside the Hub's, in `HF_HOME/wavlink/BACKEND/KEY`, in the same form.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from transformers import PretrainedConfig, PreTrainedModel
+
+from modeling_wavlink.compat_wavlink import optional_file
+from wavlink.atomic_files import new_folder
+from wavlink.console import without_foreign_output
+from wavlink.loading import weights_digest
+
+from .choice import read_record, record_name
+from .graphs import Tower, agreement, batches, example, write_onnx
+from .openvino_graphs import write_openvino
+from .sessions import INPUTS, open_tower
+
+FORMAT = 1
+LIBRARIES = {"openvino": "OpenVINO", "onnx": "onnxruntime"}
+_ENDINGS = {"openvino": ".xml", "onnx": ".onnx"}
+_PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+# Fields of the config that change a graph and that its weights do not show.
+_FIELDS = ("projection_dim", "pooling", "text_pooling")
+_TOWER_FIELDS = (
+    "model_type encoder_attention_heads num_attention_heads activation_function hidden_act hidden_activation "
+    "scale_embedding frame_pooling frame_pooling_layer layer_norm_eps norm_eps eos_token_id local_attention "
+    "global_attn_every_n_layers layer_types"
+).split()
+
+
+def model_identity(model: PreTrainedModel) -> dict[str, str]:
+    """Return the hashes of a model's weights, as they are exported (in fp32), and of the settings of its graph."""
+    config = model.config
+    settings = [{name: _plain(config, name) for name in _FIELDS}]
+    settings += [
+        {name: _plain(part, name) for name in _TOWER_FIELDS} for part in (config.audio_config, config.text_config)
+    ]
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return {"weights": weights_digest(model), "settings": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def _plain(config: PretrainedConfig, name: str) -> Any:
+    value = getattr(config, name, None)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def graph_path(folder: Path, backend: str, name: str, precision: str) -> Path:
+    """Return the path of a tower's graph, such as `audio_model.xml` or `text_model_int8.onnx`."""
+    return folder / f"{name}_model{'_int8' if precision == 'int8' else ''}{_ENDINGS[backend]}"
+
+
+def write_graphs(folder: Path, model: PreTrainedModel, backend: str, opset: int | None = None) -> dict[str, Any]:
+    """Write both towers in fp32, and return their description.
+
+    Args:
+        model: as `exportable` returns it.
+        opset: of ONNX; default: torch's.
+
+    Raises:
+        ValueError: a tower that cannot be converted.
+    """
+    towers: dict[str, dict] = {}
+    for name in INPUTS:
+        tower, path = Tower(model, name).eval(), graph_path(folder, backend, name, "fp32")
+        towers[name] = {"file": path.name, "inputs": list(INPUTS[name])}
+        with without_foreign_output():
+            if backend == "openvino":
+                write_openvino(tower, path)
+            else:
+                towers[name]["opset"] = write_onnx(tower, path, example(name, model.config), opset)
+    return towers
+
+
+def measured_agreement(
+    folder: Path, model: PreTrainedModel, processor: Any, backend: str, towers: dict[str, dict]
+) -> dict[str, float]:
+    """Return the largest difference of each tower's numbers to torch's.
+
+    Raises:
+        ValueError: it is over `graphs.TOLERANCE`.
+    """
+    return {
+        name: agreement(
+            Tower(model, name).eval(),
+            open_tower(backend, folder / about["file"], "fp32"),
+            batches(name, processor),
+            LIBRARIES[backend],
+        )
+        for name, about in towers.items()
+    }
+
+
+def write_record(
+    folder: Path, identity: dict[str, str], backend: str, precision: str, towers: dict[str, dict], **about: Any
+) -> dict[str, Any]:
+    """Write the JSON file that describes an export, and return its content."""
+    packages = ("torch", "transformers", *_PACKAGES[backend], *(("nncf",) if precision == "int8" else ()))
+    record = {
+        "format": FORMAT,
+        "backend": backend,
+        "precision": precision,
+        "model": identity,
+        "towers": towers,
+        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "versions": {name: version(name) for name in packages} | {"wavlink": _own_version()},
+        "machine": platform.machine(),
+        **about,
+    }
+    (folder / record_name(precision)).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def exported_folder(source: str, backend: str, precision: str, identity: dict[str, str], **hub: Any) -> Path | None:
+    """Return the folder of the export that a model carries, None if it carries none in this precision.
+
+    Args:
+        source: a folder or Hub id.
+        hub: `revision` and `local_files_only`.
+
+    Raises:
+        ValueError: the export was made for another model, is damaged or lacks files.
+    """
+    path = optional_file(source, f"{backend}/{record_name(precision)}", **hub)
+    if path is None:
+        return None
+    record = read_record(path)
+    if record["model"] != identity:
+        what = "weights" if record["model"]["weights"] != identity["weights"] else "settings in config.json"
+        raise ValueError(
+            f"{Path(path).parent} was exported for other {what} than those of {source}: export the model again, or "
+            f"remove that folder"
+        )
+    for name, size in record["files"].items():
+        if name != os.path.basename(name):
+            raise ValueError(f"{path} names a file outside its folder, {name!r}: export the model again")
+        file = optional_file(source, f"{backend}/{name}", **hub)
+        if file is None or os.path.getsize(file) != size:
+            raise ValueError(f"{name} of {Path(path).parent} is missing or damaged: export the model again")
+    return Path(path).parent
+
+
+def converted_folder(model: PreTrainedModel, backend: str, identity: dict[str, str]) -> Path:
+    """Return the folder of a model that is converted in fp32, which the first call writes to the cache.
+
+    Args:
+        model: as `exportable` returns it.
+
+    Raises:
+        ValueError: a tower that cannot be converted.
+        OSError: the cache cannot be written.
+    """
+    packages = ("torch", "transformers", *_PACKAGES[backend])
+    versions = {name: version(name) for name in packages} | {"wavlink": _own_version(), "format": str(FORMAT)}
+    key = hashlib.sha256(json.dumps([identity, versions], sort_keys=True).encode()).hexdigest()[:32]
+    folder = Path(constants.HF_HOME) / "wavlink" / backend / key
+    if not (folder / record_name("fp32")).is_file():
+        try:
+            with new_folder(folder) as unfinished:
+                write_record(unfinished, identity, backend, "fp32", write_graphs(unfinished, model, backend))
+        except ValueError:
+            if not (folder / record_name("fp32")).is_file():  # by another process meanwhile
+                raise
+    return folder
+
+
+def missing_packages(backend: str) -> list[str]:
+    """Return the packages that converting for a backend needs and that are not installed."""
+    return [name for name in _PACKAGES[backend] if find_spec(name) is None]
+
+
+def _own_version() -> str:
+    try:
+        return version("wavlink")
+    except PackageNotFoundError:  # a checkout that is imported from its folder
+        return ""
