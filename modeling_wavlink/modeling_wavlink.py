@@ -264,9 +264,7 @@ class WavLinkModel(PretrainedTowers, PreTrainedModel):
         if texts is None or input_features is None:
             raise ValueError("give both input_ids and input_features, or call get_text_features or get_audio_features")
         # Counts are compared only for a loss, so that torch.export can keep them independent without one.
-        with_loss = return_loss is not False and (
-            text_owner is not None or texts.shape[0] == input_features.shape[0]
-        )
+        with_loss = return_loss is not False and (text_owner is not None or texts.shape[0] == input_features.shape[0])
         if return_loss and not with_loss:
             raise ValueError(
                 f"return_loss=True needs one text per clip, got {len(input_features)} clips and {len(texts)} texts"

@@ -12,7 +12,9 @@ def main(monkeypatch, *words) -> None:
     average_weights.main()
 
 
-def test_the_mean_of_two_models_is_a_model_without_a_calibration(wavlink_folder, model, processor, tmp_path, monkeypatch):
+def test_the_mean_of_two_models_is_a_model_without_a_calibration(
+    wavlink_folder, model, processor, tmp_path, monkeypatch
+):
     with torch.no_grad():
         model.audio_model.global_token += 2.0
     model.config.match_calibration = {"prior": 0.5}
