@@ -53,6 +53,7 @@ def bundle(
     scores: Sequence[str] = (),
     licence: str | None = None,
     repo_id: str = "",
+    notes: Sequence[str] = (),
     replace: bool = False,
 ) -> dict:
     """Write `models/name` and its hashes.
@@ -65,6 +66,7 @@ def bundle(
         scores: files of `wavlink eval --output`, of the run's weights or of those in fp16.
         licence: of the weights, as the Hub names it.
         repo_id: on the card (default: `your-name/NAME`).
+        notes: what the card says of the model besides, a sentence or two each.
         replace: whether a model of that name is replaced.
 
     Returns:
@@ -97,7 +99,7 @@ def bundle(
             licence=licence,
             score_files=list(scores),
             tokenizer=processor.tokenizer,
-            notes=[_rounding_note(sources, distance)],
+            notes=[*notes, _rounding_note(sources, distance)],
             sources=_write_sources(sources, unfinished),
         )
         verify(unfinished, expected)
@@ -227,6 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scores", nargs="+", default=[], metavar="JSON", help="of `wavlink eval --output`")
     parser.add_argument("--license", dest="licence", help="of the weights, as the Hub names it")
     parser.add_argument("--repo_id", default="", help="on the card (default: your-name/NAME)")
+    parser.add_argument(
+        "--note", dest="notes", nargs="+", default=[], metavar="TEXT", help="further sentences for the card's limits"
+    )
     parser.add_argument("--replace", action="store_true", help="replace a model of that name")
     options = vars(parser.parse_args(argv))
 

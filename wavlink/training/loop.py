@@ -139,8 +139,7 @@ class Run:
         """Take an optimizer step; return the mean loss over processes, and whether one of them has to stop."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         added_loss = None
-        if self.bank is not None:
-            bank_ids = batch.pop("bank_ids")
+        if (bank_ids := batch.pop("bank_ids", None)) is not None:
             added_loss = self.bank.loss_of(bank_ids)
             if not self.recipe.all_captions:
                 batch = self.bank.with_pooled_texts(batch, bank_ids)
