@@ -22,6 +22,10 @@ with open(CLIPS / "metadata.csv", newline="", encoding="utf-8") as file:
 PATHS = [CLIPS / row["file_name"] for row in ROWS]
 
 
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 @pytest.fixture(scope="module")
 def embedder():
     return Embedder()
@@ -54,8 +58,7 @@ def test_it_finds_the_example_sounds_by_their_captions(embedder):
     audio = np.stack(list(embedder.embed_files(PATHS)))
     text = embedder.embed_text([row["caption"] for row in ROWS])
     for dim in embedder.model.config.matryoshka_dims:
-        short_audio, short_text = (x[:, :dim] / np.linalg.norm(x[:, :dim], axis=1, keepdims=True) for x in (audio, text))
-        cosines = short_text @ short_audio.T
+        cosines = unit(text[:, :dim]) @ unit(audio[:, :dim]).T
         ranks = (cosines > np.diag(cosines)[:, None]).sum(1)
         assert (ranks < 3).sum() >= 8, (dim, ranks)
 
