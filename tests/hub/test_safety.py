@@ -44,6 +44,7 @@ UNSAFE = {"load_pickle", "read_pickle", "register_for_checkpointing", "full_load
 MAY_IMPORT = {
     "wavlink/training/checkpoints.py": {"pickle"},
     "wavlink/training/memory.py": {"ctypes"},  # glibc's mallopt
+    "wavlink/backends/signal_stack.py": {"ctypes"},  # Linux's sigaltstack
     "wavlink/training/run_folder.py": {"subprocess"},
     "processing/datasets/worker_processes.py": {"multiprocessing"},  # starts DataLoader's own workers
     "hub_cards/push.py": {"huggingface_hub"},

@@ -311,3 +311,45 @@ def test_low_precision_pads_by_a_clips_own_length(size):
         ([1], [[5, 6]]),
         ([0, 2], [[5, 6, 7], [8, 9, 7]]),
     ]
+
+
+SIGNALS = """
+import gc, os, signal, sys
+import numpy as np
+from wavlink.backends.sessions import OpenVinoTower, import_openvino
+from wavlink.backends.signal_stack import _Stack, ctypes
+
+openvino = import_openvino()
+from openvino import opset13 as ops
+
+values = ops.parameter([-1, 2], np.int64, name="input_ids")
+mask = ops.parameter([-1, 2], np.int64, name="attention_mask")
+total = ops.convert(ops.add(values, mask), np.float32)
+openvino.save_model(openvino.Model([total], [values, mask]), sys.argv[1], compress_to_fp16=False)
+
+
+def stack():
+    now = _Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(now))
+    return now.address, now.flags, now.size
+
+
+before = stack()
+tower = OpenVinoTower(sys.argv[1])
+assert tower({"input_ids": np.ones((1, 2), np.int64)}).tolist() == [[2.0, 2.0]]
+assert stack() == before, (before, stack())
+del tower
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack of Linux")
+@pytest.mark.parametrize("options", [[], ["-X", "faulthandler"]])  # which has a signal stack of its own
+def test_a_signal_after_openvino_is_handled(options, tmp_path):
+    """OpenVINO leaves the thread a signal stack in memory that it has freed."""
+    needs("openvino")
+    command = [sys.executable, *options, "-c", SIGNALS, str(tmp_path / "graph.xml")]
+    done = run_process(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0 and done.stdout == "handled\n", done.stderr

@@ -19,6 +19,7 @@ from wavlink.console import without_foreign_output
 
 from .graphs import Tower
 from .sessions import INPUTS, import_openvino, without_telemetry
+from .signal_stack import kept_signal_stack
 
 # Types of operations that stay as they are around an int8 product; every other one but products computes in fp32.
 _KEPT = {"Constant", "Parameter", "Result", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Convert", "Cast"}
@@ -60,7 +61,7 @@ def _quantized(graph: Any, operations: list[tuple[str, str]], layers: list[str],
 
     products = [name for name, kind in operations if kind in _PRODUCTS and (name not in layers or name in in_fp32)]
     others = sorted({kind for _, kind in operations} - _KEPT - _PRODUCTS)
-    with without_foreign_output(), redirect_stdout(io.StringIO()):  # of NNCF's progress bars
+    with kept_signal_stack(), without_foreign_output(), redirect_stdout(io.StringIO()):  # of NNCF's progress bars
         return nncf.quantize(
             graph,
             nncf.Dataset([dict(one) for one in inputs]),

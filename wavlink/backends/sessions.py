@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .signal_stack import kept_signal_stack
+
 INPUTS = {"audio": ("input_features", "input_features_mask"), "text": ("input_ids", "attention_mask")}
 STEP = 20  # frames of 10 ms
 MAX_FRAMES = 3000
@@ -39,7 +41,7 @@ class Tower:
         names = INPUTS["text" if "input_ids" in inputs else "audio"]
         values = np.asarray(inputs[names[0]])
         mask = inputs.get(names[1])
-        mask = np.ones(values.shape[::2], np.int64) if mask is None else np.asarray(mask, np.int64)
+        mask = np.ones((len(values), values.shape[-1]), np.int64) if mask is None else np.asarray(mask, np.int64)
         values = values.astype(np.float32 if values.dtype.kind == "f" else np.int64, copy=False)
         parts = [(np.arange(len(values)), values, mask)]
         if self.precision != "fp32":
@@ -68,7 +70,8 @@ class OpenVinoTower(Tower):
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # scales of a batch make a vector depend on it
         }
         try:
-            self._model = import_openvino().Core().compile_model(os.fspath(path), "CPU", options)
+            with kept_signal_stack():
+                self._model = import_openvino().Core().compile_model(os.fspath(path), "CPU", options)
         except RuntimeError as error:
             raise ValueError(f"{path} cannot be opened: {error}; export the model again") from error
         self._lock = threading.Lock()  # of its one request
