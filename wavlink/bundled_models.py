@@ -111,7 +111,7 @@ def describe_all() -> list[dict[str, object]]:
 
 def sums_of(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a model's folder, by its path below the folder."""
-    return {file: _sha256(folder / file) for file in _files(folder)}
+    return {file: digest_of(folder / file) for file in _files(folder)}
 
 
 def _files(folder: Path) -> list[str]:
@@ -144,7 +144,8 @@ def _verify(folder: Path) -> None:
             )
 
 
-def _sha256(path: Path) -> str:
+def digest_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -19,6 +19,11 @@ def own_folder(model: str | os.PathLike[str]) -> Path:
     """
     folder = Path(model)
     if not folder.is_dir():
+        if str(model) in bundled_models.names():
+            raise ValueError(
+                f"{model} is a bundled model, whose files stay those of the release: copy "
+                f"{bundled_models.MODELS / str(model)} first"
+            )
         raise ValueError(
             f"{model} is no folder here, and its config.json is to be written: save a model of the Hub to a folder"
         )

@@ -213,6 +213,13 @@ def test_damaged_export_is_refused(others, message, identity, all_installed, wav
         Embedder(wavlink_folder, backend="openvino")
 
 
+def test_export_with_other_bytes_is_refused(identity, all_installed, wavlink_folder):
+    record = export_of(wavlink_folder, model=identity, files={"audio_model.xml": 3}, sha256={"audio_model.xml": "0"})
+    (record.parent / "audio_model.xml").write_bytes(b"abc")
+    with pytest.raises(ValueError, match=r"audio_model\.xml of .* is missing or damaged"):
+        Embedder(wavlink_folder, backend="openvino")
+
+
 def test_int8_needs_an_export(all_installed, wavlink_folder, model, processor):
     for loaded in ((wavlink_folder,), (model, processor)):
         with pytest.raises(ValueError, match="carries no int8 export for onnx: make one with `wavlink export"):
@@ -286,6 +293,26 @@ def test_conversion_is_kept_for_these_weights(wavlink_folder, cache, monkeypatch
     model.save_pretrained(wavlink_folder)
     with pytest.raises(ValueError, match="converted"):
         Embedder(wavlink_folder, backend="openvino")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["zeros", "shorter", "record", "no record"])
+def test_a_damaged_conversion_is_made_again(damage, wavlink_folder, cache, monkeypatch):
+    needs("openvino")
+    expected = vectors(Embedder(wavlink_folder, backend="openvino"))
+    (record,) = cache.glob("openvino/*/wavlink_fp32.json")
+    graph = record.parent / "text_model.bin"
+    content = graph.read_bytes()
+    if damage == "zeros":
+        graph.write_bytes(bytes(len(content)))
+    elif damage == "shorter":
+        graph.write_bytes(content[:-8])
+    elif damage == "record":
+        record.write_text("{")
+    else:
+        record.unlink()
+    close(vectors(Embedder(wavlink_folder, backend="openvino")), expected, 0)
+    assert graph.read_bytes() == content and json.loads(record.read_text())["sha256"]
 
 
 def test_sessions_need_no_torch():

@@ -252,3 +252,9 @@ def test_importing_the_module_imports_nothing_heavy():
     )
     done = run_process([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_commands_that_write_say_to_copy_a_bundled_model(by_path, tiny_bundle):
+    with pytest.raises(ValueError, match="is a bundled model.*copy .*first"):
+        own_folder(tiny_bundle if by_path else "wavlink-tiny")

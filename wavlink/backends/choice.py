@@ -132,6 +132,8 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(record["model"]["weights"], str) or not isinstance(record["towers"], dict):
             raise TypeError("fields of another type")
+        if not isinstance(record.setdefault("sha256", {}), dict):
+            raise TypeError("fields of another type")
         if not all(isinstance(size, int) for size in record["files"].values()):
             raise TypeError("fields of another type")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -17,7 +17,8 @@ from huggingface_hub import constants
 from transformers import PretrainedConfig, PreTrainedModel
 
 from modeling_wavlink.compat_wavlink import optional_file
-from wavlink.atomic_files import new_folder
+from wavlink.atomic_files import new_folder, replaced_folder
+from wavlink.bundled_models import digest_of
 from wavlink.console import without_foreign_output
 from wavlink.loading import weights_digest
 
@@ -26,7 +27,7 @@ from .graphs import Tower, agreement, batches, example, write_onnx
 from .openvino_graphs import write_openvino
 from .sessions import INPUTS, open_tower
 
-FORMAT = 1
+FORMAT = 2
 LIBRARIES = {"openvino": "OpenVINO", "onnx": "onnxruntime"}
 _ENDINGS = {"openvino": ".xml", "onnx": ".onnx"}
 _PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
@@ -113,6 +114,7 @@ def write_record(
         "model": identity,
         "towers": towers,
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "sha256": {path.name: digest_of(path) for path in sorted(folder.iterdir())},
         "versions": {name: version(name) for name in packages} | {"wavlink": _own_version()},
         "machine": platform.machine(),
         **about,
@@ -145,7 +147,7 @@ def exported_folder(source: str, backend: str, precision: str, identity: dict[st
         if name != os.path.basename(name):
             raise ValueError(f"{path} names a file outside its folder, {name!r}: export the model again")
         file = optional_file(source, f"{backend}/{name}", **hub)
-        if file is None or os.path.getsize(file) != size:
+        if file is None or os.path.getsize(file) != size or digest_of(file) != record["sha256"].get(name):
             raise ValueError(f"{name} of {Path(path).parent} is missing or damaged: export the model again")
     return Path(path).parent
 
@@ -164,14 +166,23 @@ def converted_folder(model: PreTrainedModel, backend: str, identity: dict[str, s
     versions = {name: version(name) for name in packages} | {"wavlink": _own_version(), "format": str(FORMAT)}
     key = hashlib.sha256(json.dumps([identity, versions], sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(constants.HF_HOME) / "wavlink" / backend / key
-    if not (folder / record_name("fp32")).is_file():
+    if not _is_intact(folder):
         try:
-            with new_folder(folder) as unfinished:
+            with (replaced_folder if folder.exists() else new_folder)(folder) as unfinished:
                 write_record(unfinished, identity, backend, "fp32", write_graphs(unfinished, model, backend))
         except ValueError:
-            if not (folder / record_name("fp32")).is_file():  # by another process meanwhile
+            if not _is_intact(folder):  # by another process meanwhile
                 raise
     return folder
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether a folder of the cache holds the files of its record, unchanged."""
+    try:
+        record = read_record(folder / record_name("fp32"))
+        return all(digest_of(folder / name) == record["sha256"][name] for name in record["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def missing_packages(backend: str) -> list[str]:
