@@ -19,6 +19,7 @@ from tests.bundled_folders import write_bundle
 from tests.conftest import RATE, tone
 from tests.processes import run_process
 from wavlink import Embedder, Index, bundled_models, cli
+from wavlink.config_file import own_folder
 from wavlink.loading import load_for_evaluation
 from wavlink.search.index_model import portable
 
