@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from wavlink import WavLinkModel, WavLinkProcessor
 from wavlink.atomic_files import new_folder
@@ -25,8 +25,7 @@ def mean_weights(folders: list[Path]) -> dict[str, torch.Tensor]:
     """
     total: dict[str, torch.Tensor] = {}
     for folder in folders:
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        weights = {name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()}
         if total and {n: w.shape for n, w in total.items()} != {n: w.shape for n, w in weights.items()}:
             raise ValueError(f"{folder} has other weights than {folders[0]}: average models of one architecture")
         total = {name: total[name] + weight for name, weight in weights.items()} if total else weights

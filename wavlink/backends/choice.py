@@ -130,9 +130,10 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(record["model"]["weights"], str) or not isinstance(record["towers"], dict):
+        record.setdefault("sha256", {})
+        if not isinstance(record["model"]["weights"], str):
             raise TypeError("fields of another type")
-        if not isinstance(record.setdefault("sha256", {}), dict):
+        if not all(isinstance(record[field], dict) for field in ("towers", "sha256")):
             raise TypeError("fields of another type")
         if not all(isinstance(size, int) for size in record["files"].values()):
             raise TypeError("fields of another type")
