@@ -34,8 +34,10 @@ from wavlink.hub_upload import Target, check_access, upload
 from wavlink.progress import loading_bars_hidden
 
 from .card import write_card
+from .exports import write_exports
+from .origin import Origin, origin_of, write_copy
 from .scores import read_scores, scores_of
-from .source import commit_of, merged, open_checkpoint, open_paper_model, run_of
+from .source import commit_of, merged, open_checkpoint, open_paper_model, run_of, stored_state
 from .verify import vectors, verify
 
 SHARD_SIZE = "5GB"
@@ -124,10 +126,18 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
     model, processor = open_paper_model(options.init) if options.init else open_checkpoint(options.folder)
     expected = vectors(model, processor)
     model = merged(model)
+    origin = None if options.init else origin_of(options.folder, run_of(source))
+    if origin and origin.unchanged:
+        _refuse_other_card(options, origin)
     measured = scores_of(model, source, scores)
     step("writing the model and its card")
     try:
-        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+        exports = [] if options.init else write_exports(options.folder, model, folder)
+        if origin and origin.unchanged:
+            write_copy(origin, folder, options.repo_id, exports)
+            return expected
+        state = None if options.init else stored_state(model, options.folder)
+        model.save_pretrained(folder, state_dict=state, max_shard_size=SHARD_SIZE)
         processor.save_pretrained(folder)
         write_card(
             folder,
@@ -140,6 +150,8 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
             untrained=options.init,
             score_files=options.scores,
             tokenizer=processor.tokenizer,
+            origin=origin,
+            exports=exports,
         )
     except ValueError:
         raise
@@ -149,6 +161,16 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
             "or give --output_dir on another"
         ) from error
     return expected
+
+
+def _refuse_other_card(options: argparse.Namespace, origin: Origin) -> None:
+    """Refuse options that would change the card of a bundled model, which is pushed as it is."""
+    given = [name for name in ("scores", "license") if getattr(options, name)]
+    if given:
+        raise ValueError(
+            f"{options.folder} is the bundled model {origin.name}, which is pushed with the card, scores and licences "
+            f"that it comes with: leave --{' and --'.join(given)} out"
+        )
 
 
 def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> None:

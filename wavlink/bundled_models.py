@@ -109,6 +109,16 @@ def describe_all() -> list[dict[str, object]]:
     return described
 
 
+def known_sums(models: Path | None = None) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of each file of each bundled model, as the release states them; {} without any model.
+
+    Args:
+        models: the folder of all bundled models (default: that of this package).
+    """
+    path = (models or MODELS) / SUMS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def sums_of(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a model's folder, by its path below the folder."""
     return {file: digest_of(folder / file) for file in _files(folder)}
