@@ -32,6 +32,7 @@ from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_
 from wavlink.hub_errors import without_token
 from wavlink.hub_upload import Target, check_access, upload
 from wavlink.progress import loading_bars_hidden
+from wavlink.system_errors import explained
 
 from .card import write_card
 from .exports import write_exports
@@ -156,9 +157,10 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
     except ValueError:
         raise
     except Exception as error:  # for a full disk safetensors, tokenizers and the system each have another
+        what, advice = explained(error)
         raise OSError(
-            f"could not write {options.output_dir or folder}: {error}; nothing was uploaded: free space on its disk, "
-            "or give --output_dir on another"
+            f"could not write {options.output_dir or folder}: {what}; nothing was uploaded: {advice}, or give "
+            "--output_dir on another disk"
         ) from error
     return expected
 
@@ -183,7 +185,7 @@ def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, l
     try:
         write_space(folder, options.repo_id, name, commit, options.index)
     except OSError as error:
-        raise OSError(f"could not write {folder}: {error}; nothing was uploaded") from error
+        raise OSError(f"could not write {folder}: {': '.join(explained(error))}; nothing was uploaded") from error
     step("starting the Space once in a clean process")
     check_space(folder)
 

@@ -16,13 +16,14 @@ from transformers import BatchFeature
 
 from processing.audio import load_column
 from processing.audio_inputs_wavlink import is_source, to_numpy
-from wavlink.backends.choice import DTYPE_OF, choose
+from wavlink.backends.choice import DTYPE_OF, as_unavailable, choose
 from wavlink.backends.torch_cpu import pack_layers
 
 from . import defaults
 from .adapted_processor import refuse_other_samples
 from .batching import cover, cut_batches, mean_direction
 from .bundled_models import name_of, resolve
+from .devices import check_device
 from .loading import Model, Processor, load_for_evaluation, parameter_count, precision_of
 from .loading import revision as revision_of
 from .prefetch import prefetch
@@ -110,10 +111,12 @@ class Embedder:
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        check_device(device)
         model = os.fspath(model or "") if isinstance(model, os.PathLike | None) else model
         self._source = model if isinstance(model, str) else None
         folder = resolve(model) if isinstance(model, str) else ""
-        backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
+        with as_unavailable():
+            backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
         dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
         hub = {"revision": revision, "local_files_only": local_files_only}
         run = {"backend": backend, "precision": precision if backend != "torch" else None}
@@ -128,7 +131,8 @@ class Embedder:
         if backend != "torch":
             from .backends.compiled_model import compile_model
 
-            model = compile_model(model, backend, precision, folder, local_files_only)
+            with as_unavailable():
+                model = compile_model(model, backend, precision, folder, local_files_only)
         self.model = model.to(device, DTYPES[dtype]).eval()
         if fast_kernels and torch.device(device).type == "cpu" and hasattr(self.model, "audio_model"):
             pack_layers(self.model.audio_model)
@@ -363,6 +367,8 @@ def embedder_for(
     processor: Processor | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> Embedder:
     """Return an embedder unchanged, or the embedder of another model.
 
@@ -371,17 +377,21 @@ def embedder_for(
         processor: of a loaded model, and only then.
         device: default: that of a loaded model, else the CPU.
         dtype: default: float32.
+        backend, precision: see `Embedder`.
 
     Raises:
         ValueError: `Embedder`'s, or an embedder with any of the other arguments.
     """
     if isinstance(model, Embedder):
-        if (processor, device, dtype) != (None, None, None):
-            raise ValueError("an Embedder has its own processor, device and dtype: leave these arguments out")
+        if any(given is not None for given in (processor, device, dtype, backend, precision)):
+            raise ValueError(
+                "an Embedder has its own processor, device, dtype, backend and precision: leave these arguments out"
+            )
         return model
     if isinstance(model, torch.nn.Module):
         device = device or str(model.device)
-    return Embedder(model, processor, device=device or "cpu", dtype=dtype or "float32")
+    run = {"backend": backend, "precision": precision}
+    return Embedder(model, processor, device=device or "cpu", dtype=dtype or "float32", **run)
 
 
 def _has_direction(vector: np.ndarray) -> bool:

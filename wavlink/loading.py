@@ -87,7 +87,12 @@ def load_for_evaluation(
         ValueError: a name that is none of these, or weights or a processor that are missing.
     """
     source, seed = parse_name(name)
-    source = bundled_models.resolve(source)
+    try:
+        source = bundled_models.resolve(source)
+    except ValueError as error:
+        if source == name:
+            raise
+        raise ValueError(f"{error}; random:NAME and random:NAME@SEED are one of these with new weights") from error
     kind, commit, local_files_only = _look_up(source, revision, local_files_only)
     if revision and not commit:
         raise ValueError(f"revision={revision!r} is of a Hub id, {source} is a folder: leave it out")

@@ -44,6 +44,8 @@ def locate(
     prior: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> list[Span]: ...
 
 
@@ -64,6 +66,8 @@ def locate(
     prior: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> list[list[Span]]: ...
 
 
@@ -83,6 +87,8 @@ def locate(
     prior: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> list[Span] | list[list[Span]]:
     """Find the parts of a recording of any length that match a text, or a sound.
 
@@ -107,6 +113,7 @@ def locate(
         prior: the share of the recording that a text matches (default: the one that the model was calibrated at).
         device: such as `"cuda"` (default: the CPU, or where a loaded model is).
         dtype: `"float32"` (default), `"bfloat16"` or `"float16"`.
+        backend, precision: see `Embedder`.
 
     Returns:
         For one text, its spans, best first; they do not overlap and have `start` and `end` in seconds, `score`, a
@@ -136,7 +143,7 @@ def locate(
         raise ValueError(f"query must be a text or a list of texts that are not empty, got {query!r}")
     if top_k < 1:
         raise ValueError(f"top_k must be 1 span or more, got {top_k}")
-    embedder = embedder_for(model, processor, device, dtype)
+    embedder = embedder_for(model, processor, device, dtype, backend, precision)
     limits = Limits(top_k, dim, min_score, min_probability, prior)
     matches = find_spans(embedder, recording, texts, sounds, window, hop, limits).matches
     result = [match.spans for match in matches]
@@ -150,7 +157,8 @@ def run(options: argparse.Namespace) -> None:
     if options.picture:  # before the recording is encoded, which may take an hour
         _check_plot(Path(options.picture))
     check_score(options.min_score)
-    embedder = Embedder(options.model, revision=options.revision, device=options.device)
+    run = {"device": options.device, "backend": options.backend, "precision": options.precision}
+    embedder = Embedder(options.model, revision=options.revision, **run)
     limits = Limits(options.top_k, options.dim, options.min_score, options.min_probability, options.prior)
     sought = options.query, options.by_sound
     result = find_spans(embedder, options.file, *sought, options.window, options.hop, limits)

@@ -11,9 +11,12 @@ The rule:
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wavlink.bundled_models import name_of
 from wavlink.defaults import BACKENDS, PRECISIONS
 from wavlink.installing import install_hint
 
@@ -23,6 +26,31 @@ DTYPE_OF = {precision: dtype for dtype, precision in OF_DTYPE.items()}
 PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and, last, of ARM
 _CPUINFO = Path("/proc/cpuinfo")
+
+
+class UnavailableBackend(ValueError):
+    """A backend or precision that a model, an installation or a machine does not have; the model itself is there."""
+
+
+@contextmanager
+def as_unavailable() -> Iterator[None]:
+    """Raise each ValueError of choosing a backend, or of running a model in it, as an `UnavailableBackend`."""
+    try:
+        yield
+    except ValueError as error:
+        raise UnavailableBackend(str(error)) from error
+
+
+def how_to_export(backend: str, folder: Path | None = None) -> str:
+    """Return the command that makes an int8 export.
+
+    Args:
+        folder: of the model, if it is one on this machine.
+    """
+    model, whose = (folder, "") if folder and is_model(folder) and name_of(str(folder)) == str(folder) else ("MODEL", "")
+    if model == "MODEL":
+        whose = ", MODEL a folder that holds the model or a copy of it, and name that folder"
+    return f"make one with `wavlink export {model} --backend {backend} --precision int8 --calibration DATA`{whose}"
 
 
 def choose(
@@ -57,6 +85,8 @@ def choose(
     precision = precision or "fp32"
     if backend is None:
         backend = _by_export(folder, precision) if on_cpu else "torch"
+        if precision == "int8" and backend == "torch" and on_cpu:
+            raise ValueError(f"{_name(folder)} carries no int8 export: {how_to_export('openvino', folder)}")
     if precision not in HAS[backend]:
         raise ValueError(f"backend={backend!r} has no {precision}: {_who_has(precision)}")
     if backend != "torch" and not installed(backend):
@@ -73,9 +103,15 @@ def _by_export(folder: Path | None, precision: str) -> str:
     return next(filter(installed, exported), exported[0] if precision == "int8" and exported else "torch")
 
 
+def _name(folder: Path | None) -> str:
+    """Return a model's name in an error: its folder, its Hub id, or that of a bundled model."""
+    return name_of(os.fspath(folder)) if folder else "the model"
+
+
 def _who_has(precision: str) -> str:
     backends = [name for name in BACKENDS if precision in HAS[name]]
-    how = ", after `wavlink export MODEL --backend ... --precision int8`" if precision == "int8" else ""
+    command = "`wavlink export MODEL --backend ... --precision int8 --calibration DATA`"
+    how = f", after {command}" if precision == "int8" else ""
     return f"take backend={' or '.join(map(repr, backends))}{how}"
 
 
@@ -99,9 +135,14 @@ def has_export(folder: Path | None, backend: str, precision: str) -> bool:
     return folder is not None and (folder / backend / record_name(precision)).is_file()
 
 
+def is_index(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder holds an index."""
+    return (Path(folder) / "index.json").is_file()
+
+
 def is_model(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds a model rather than an index."""
-    return (Path(folder) / "config.json").is_file() and not (Path(folder) / "index.json").is_file()
+    return (Path(folder) / "config.json").is_file() and not is_index(folder)
 
 
 def describe_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from wavlink.bundled_models import name_of
 from wavlink.installing import install_hint
 from wavlink.loading import parameter_count, revision
 
-from .choice import read_record, record_name
+from .choice import how_to_export, read_record, record_name
 from .exported import converted_folder, exported_folder, missing_packages, model_identity
 from .graphs import exportable
 from .sessions import INPUTS, Tower, open_tower
@@ -91,10 +92,8 @@ def compile_model(
         hub = {"revision": getattr(model, "hub_commit", None), "local_files_only": local_files_only}
         folder = exported_folder(source, backend, precision, identity, **({} if os.path.isdir(source) else hub))
     if folder is None and precision == "int8":
-        raise ValueError(
-            f"{name} carries no int8 export for {backend}: make one with `wavlink export MODEL --backend {backend} "
-            "--precision int8 --calibration FOLDER`, MODEL a folder, and load that folder"
-        )
+        how = how_to_export(backend, Path(source) if source else None)
+        raise ValueError(f"{name_of(name)} carries no int8 export for {backend}: {how}")
     if folder is None:
         if missing := missing_packages(backend):
             raise ValueError(f"{name} is to be converted for {backend}: {install_hint(missing[0])}")

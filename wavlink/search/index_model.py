@@ -5,6 +5,7 @@ from typing import Any
 
 from modeling_wavlink.configuration_wavlink import one_line
 from processing.windows import check_window
+from wavlink.backends.choice import UnavailableBackend
 from wavlink.bundled_models import bundled, name_of, names, stands_for_bundled
 from wavlink.embedder import Embedder
 from wavlink.loading import OtherArchitecture, parse_name, stated_dims
@@ -25,6 +26,7 @@ def embedder_of(
         device, dtype, run: of `Embedder`, such as its `backend`.
 
     Raises:
+        UnavailableBackend: the model does not run in the backend or precision.
         ValueError: `model` has other weights; or without `model`, this machine does not have the index's model.
     """
     if model:
@@ -57,6 +59,8 @@ def _local(manifest: Manifest, device: str, dtype: str, run: dict[str, str | Non
             pinned["revision"] = manifest.revision
         _refuse_other_dims(source, manifest, pinned)
         return new_embedder(name, device, dtype, **pinned, **run)
+    except UnavailableBackend as error:
+        raise UnavailableBackend(f"{error}; a folder other than the index's is given by --model") from error
     except ValueError as error:
         raise ValueError(
             f"the index says it was made by {name!r}, which this machine does not have ({one_line(error)}): name it "
