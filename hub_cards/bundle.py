@@ -3,8 +3,8 @@
     python -m hub_cards.bundle runs/my/best --name wavlink-tiny --sounds my_sounds --scores scores.json
 
 The folder goes to `wavlink/models/NAME`, its hashes to `wavlink/models/SHA256SUMS.json`. `wavlink push NAME REPO_ID`
-uploads its files, and a card that names the repository. Before it is renamed to its place, it is loaded in a process with transformers and torch alone, and
-its vectors are compared with those of the run.
+uploads its files, and a card that names the repository. Before the folder is renamed to its place, it is loaded in a
+process with transformers and torch alone, and its vectors are compared with those of the run.
 """
 
 import argparse

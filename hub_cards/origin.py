@@ -1,4 +1,4 @@
-"""What a pushed model has of a bundled one: every file of an unchanged copy, else the licences of what it started from.
+"""What a pushed model has of a bundled one: all files of an unchanged copy, else the licences of what it started from.
 
 A bundled model is a folder that has its card, scores and sources already; these must not get lost where it, a copy of
 it, or what was trained from it is pushed.
@@ -106,7 +106,7 @@ def _starts(source: str, run: Path | None) -> Iterator[str]:
 
 
 def _with_weights_of(source: str) -> str:
-    """Return the name of the bundled model with these weights; "" if there is none. The Hub is not asked for others."""
+    """Return the name of the bundled model with these weights, "" without one. The Hub is not asked for others."""
     if bundled_models.stands_for_bundled(source):
         return source
     path = Path(source, _WEIGHTS) if Path(source).is_dir() else _downloaded(source, _WEIGHTS)

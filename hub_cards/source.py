@@ -55,8 +55,8 @@ def open_paper_model(size: str) -> tuple[WavLinkModel, WavLinkProcessor]:
 def stored_state(model: WavLinkModel, source: str) -> dict[str, torch.Tensor] | None:
     """Return the weights in the number formats in which `source` stores them; None if they are in these already.
 
-    A model is computed in the format of its config, and may be stored in a smaller one. A weight that this would change
-    keeps its format.
+    A model is computed in the format of its config, and may be stored in a smaller one. A weight that this would
+    change keeps its format.
 
     Args:
         source: the folder or Hub id that the model was loaded from.

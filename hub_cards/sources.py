@@ -30,7 +30,8 @@ def read_counts(path: str | Path) -> Counts:
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return Counter({(row[_COLUMNS[0]], row[_COLUMNS[1]]): int(row[_COLUMNS[2]]) for row in csv.DictReader(file)})
+            rows = [[row[column] for column in _COLUMNS] for row in csv.DictReader(file)]
+        return Counter({(package, licence): int(clips) for package, licence, clips in rows})
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} must be a table with the columns {', '.join(_COLUMNS)} ({error!r})") from error
 

@@ -98,11 +98,16 @@ def name_of(source: str) -> str:
 
 def describe_all() -> list[dict[str, object]]:
     """Describe each model that this release comes with (see `describe`), also one that is missing."""
+    return [describe(name) for name in released()]
+
+
+def released() -> list[str]:
+    """Return the names of the models that this release comes with, also of those that are missing here, in order."""
     try:
-        released = {DEFAULT, *known_sums()}
+        stated = {*known_sums()}
     except ValueError:  # the error of each model says so
-        released = {DEFAULT}
-    return [describe(name) for name in sorted(released | {*names()})]
+        stated = set()
+    return sorted({DEFAULT, *stated, *names()})
 
 
 def describe(name: str) -> dict[str, object]:
@@ -128,9 +133,15 @@ def known_sums(models: Path | None = None) -> dict[str, dict[str, str]]:
 
     Args:
         models: the folder of all bundled models (default: that of this package).
+
+    Raises:
+        ValueError: the file that states them is damaged.
     """
     path = (models or MODELS) / SUMS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    sums = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(sums, dict) or not all(isinstance(files, dict) for files in sums.values()):
+        raise ValueError(f"{path} is damaged: {_AGAIN}")
+    return sums
 
 
 def sums_of(folder: Path) -> dict[str, str]:
@@ -180,8 +191,8 @@ def _no_folder(path: str) -> str:
     from processing.hub_names import near_folder
 
     return (
-        f"{path!r} is neither a folder here nor a Hub id, which is owner/name: give a model's folder, a Hub id such as "
-        f"laion/clap-htsat-unfused, or a bundled model ({_listed()}){near_folder(path)}"
+        f"{path!r} is neither a folder here nor a Hub id, which is owner/name: give a model's folder, a Hub id such "
+        f"as laion/clap-htsat-unfused, or a bundled model ({_listed()}){near_folder(path)}"
     )
 
 
@@ -192,7 +203,7 @@ def _listed() -> str:
 def _unknown(name: str) -> str:
     from processing.hub_names import near_folder
 
-    if name == DEFAULT:
+    if name in released():
         return f"the bundled model {MODELS / name} is missing: {_AGAIN}"
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else near_folder(name)

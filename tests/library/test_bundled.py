@@ -62,13 +62,17 @@ def test_an_unknown_name_lists_the_bundled_models(name, tiny_bundle):
 
 def test_a_missing_bundled_model_is_to_be_reinstalled(no_bundle):
     for load in (wavlink.bundled, Embedder, lambda: wavlink.classify(None, b"", LABELS)):
-        with pytest.raises(ValueError, match=r"bundled model .*wavlink-tiny is missing: .*pip install --force-reinstall"):
+        with pytest.raises(
+            ValueError, match=r"bundled model .*wavlink-tiny is missing: .*pip install --force-reinstall"
+        ):
             load()
     for name in ("gpt2", "./none"):
         with pytest.raises(ValueError, match=r"there are: none, as they are missing here; .*--force-reinstall"):
             Embedder(name)
     no_bundle.rmdir()
-    assert bundled_models.names() == [] and bundled_models.describe_all() == []
+    assert bundled_models.names() == []
+    (missing,) = bundled_models.describe_all()
+    assert missing["name"] == "wavlink-tiny" and "is missing" in missing["error"] and missing["bytes"] == 0
 
 
 def test_the_api_takes_the_name_and_no_name(tiny_bundle, wavlink_folder, sounds):

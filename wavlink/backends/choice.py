@@ -47,10 +47,11 @@ def how_to_export(backend: str, folder: Path | None = None) -> str:
     Args:
         folder: of the model, if it is one on this machine.
     """
-    model, whose = (folder, "") if folder and is_model(folder) and name_of(str(folder)) == str(folder) else ("MODEL", "")
-    if model == "MODEL":
-        whose = ", MODEL a folder that holds the model or a copy of it, and name that folder"
-    return f"make one with `wavlink export {model} --backend {backend} --precision int8 --calibration DATA`{whose}"
+    command = "`wavlink export {} --backend {} --precision int8 --calibration DATA`"
+    if folder and is_model(folder) and name_of(str(folder)) == str(folder):
+        return f"make one with {command.format(folder, backend)}"
+    named = command.format("MODEL", backend)
+    return f"make one with {named}, where MODEL is a folder with the model or a copy of it, and name that folder"
 
 
 def choose(

@@ -33,7 +33,8 @@ from .store import IndexFolder
 
 _SHOWN = 10  # skipped files that `index` prints
 _INFO_TAKES = (
-    "give the folder of an index or of a model, or a bundled model's name; `wavlink info` alone lists the bundled models"
+    "give the folder of an index or of a model, or a bundled model's name; "
+    "without any, `wavlink info` lists the bundled models"
 )
 
 
@@ -86,13 +87,13 @@ def info(folder: str | None, as_json: bool) -> int:
         _print_index(folder, as_json)
     elif is_model(folder):
         _print_model(describe_folder(folder), as_json)
-    elif bundled_models.stands_for_bundled(folder):
+    elif folder in bundled_models.released():
         path = bundled_models.bundled(folder)
         _print_model(bundled_models.describe(folder) | describe_folder(path), as_json)
     elif os.path.isdir(folder):
         raise ValueError(f"{folder} holds neither an index (index.json) nor a model (config.json): {_INFO_TAKES}")
     else:
-        bundled = ", ".join(bundled_models.names()) or "none"
+        bundled = ", ".join(bundled_models.released())
         raise ValueError(f"{folder!r} is no folder here and no bundled model (there are: {bundled}): {_INFO_TAKES}")
     return 0
 

@@ -1,8 +1,6 @@
 """Build a recipe's model and processor: from pretrained towers, a trained WavLink, or small new towers."""
 
-import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
