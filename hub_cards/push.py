@@ -27,7 +27,7 @@ from huggingface_hub import HfApi
 from hub_cards.space.folder import check_space, write_space
 from wavlink import options as of
 from wavlink.atomic_files import new_folder
-from wavlink.bundled_models import resolve
+from wavlink.bundled_models import digest_of, resolve
 from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for, step
 from wavlink.hub_errors import without_token
 from wavlink.hub_upload import Target, check_access, upload
@@ -167,7 +167,9 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
 
 def _refuse_other_card(options: argparse.Namespace, origin: Origin) -> None:
     """Refuse options that would change the card of a bundled model, which is pushed as it is."""
-    given = [name for name in ("scores", "license") if getattr(options, name)]
+    shipped = {digest_of(path) for path in origin.folder.glob("scores/*.json")}
+    given = ["scores"] if any(digest_of(path) not in shipped for path in options.scores) else []
+    given += ["license"] if options.license not in (None, origin.licence()) else []
     if given:
         raise ValueError(
             f"{options.folder} is the bundled model {origin.name}, which is pushed with the card, scores and licences "

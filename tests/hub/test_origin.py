@@ -78,14 +78,16 @@ def test_the_bundled_card_becomes_that_of_a_repository(model, processor, tmp_pat
     assert renamed(cards[0], "tiny", REPO) == cards[1]
 
 
-@pytest.mark.parametrize("options", [["--license", "mit"], ["--scores", "scores.json", "--license", "mit"]])
-def test_a_bundled_model_keeps_its_card(options, tmp_path):
-    if "--scores" in options:
-        path = tmp_path / "scores.json"
-        shutil.copy(FOLDER / "scores/scores.json", path)
-        options = [str(path) if word == "scores.json" else word for word in options]
-    with pytest.raises(SystemExit, match="is the bundled model wavlink-tiny, which .*leave --.*license out"):
-        pushed(NAME, tmp_path / "out", *options)
+def test_a_bundled_model_keeps_its_card(tmp_path):
+    own = FOLDER / "scores/scores.json"
+    changed = tmp_path / "scores.json"
+    changed.write_text(json.dumps(json.loads(own.read_text()) | {"split": "validation"}))
+    words = "is the bundled model wavlink-tiny, which .*"
+    with pytest.raises(SystemExit, match=f"{words}: leave --license out"):
+        pushed(NAME, tmp_path / "out", "--license", "mit", "--scores", str(own))
+    with pytest.raises(SystemExit, match=f"{words}: leave --scores out"):
+        pushed(NAME, tmp_path / "out", "--license", "other", "--scores", str(changed))
+    assert (pushed(NAME, tmp_path / "out", "--license", "other", "--scores", str(own)) / "sources.csv").is_file()
 
 
 def test_a_copy_with_another_config_keeps_its_weights_format_and_licences(tmp_path):
