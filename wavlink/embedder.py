@@ -111,12 +111,12 @@ class Embedder:
     ):
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        check_device(device)
         model = os.fspath(model or "") if isinstance(model, os.PathLike | None) else model
         self._source = model if isinstance(model, str) else None
         folder = resolve(model) if isinstance(model, str) else ""
         with as_unavailable():
             backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
+        check_device(device)
         dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
         hub = {"revision": revision, "local_files_only": local_files_only}
         run = {"backend": backend, "precision": precision if backend != "torch" else None}

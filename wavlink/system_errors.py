@@ -57,7 +57,7 @@ def described(error: BaseException) -> str:
         return _NUMBER.sub("", str(error))
     path, (what, advice) = _path(error), explained(error)
     if not path:
-        return what if error.errno not in _PROBLEMS else f"{what}: {advice}"
+        return what if (error.errno or 0) not in _PROBLEMS else f"{what}: {advice}"
     return f"{path} {_verb(error, path)}, {what}: {advice}"
 
 
@@ -68,7 +68,7 @@ def explained(error: BaseException) -> tuple[str, str]:
     """
     if not _is_of_system(error):
         return _NUMBER.sub("", str(error)), "free space on its disk"
-    what, advice = _PROBLEMS.get(error.errno, (error.strerror, _ELSEWHERE))
+    what, advice = _PROBLEMS.get(error.errno or 0, (str(error.strerror), _ELSEWHERE))
     return what.format(file=_file_above(_path(error))), advice
 
 
@@ -78,7 +78,7 @@ def _is_of_system(error: BaseException) -> TypeGuard[OSError]:
 
 def not_listening(host: str, port: int, error: Exception) -> str:
     """Return the line of an address that a server cannot listen on."""
-    number = getattr(error, "errno", None)
+    number = getattr(error, "errno", None) or 0
     if isinstance(error, socket.gaierror | UnicodeError):
         why = "the host is unknown"
     else:

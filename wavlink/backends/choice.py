@@ -47,11 +47,11 @@ def how_to_export(backend: str, folder: Path | None = None) -> str:
     Args:
         folder: of the model, if it is one on this machine.
     """
-    command = "`wavlink export {} --backend {} --precision int8 --calibration DATA`"
-    if folder and is_model(folder) and name_of(str(folder)) == str(folder):
-        return f"make one with {command.format(folder, backend)}"
-    named = command.format("MODEL", backend)
-    return f"make one with {named}, where MODEL is a folder with the model or a copy of it, and name that folder"
+    where = str(folder)
+    if not folder or not is_model(folder) or name_of(str(folder)) != str(folder):
+        where = "a folder with the model, or a copy of it: name that folder"
+    command = f"`wavlink export MODEL --backend {backend} --precision int8 --calibration DATA`"
+    return f"make one with {command}, where MODEL is {where}"
 
 
 def choose(

@@ -91,7 +91,7 @@ def info(folder: str | None, as_json: bool) -> int:
         path = bundled_models.bundled(folder)
         _print_model(bundled_models.describe(folder) | describe_folder(path), as_json)
     elif os.path.isdir(folder):
-        raise ValueError(f"{folder} holds neither an index (index.json) nor a model (config.json): {_INFO_TAKES}")
+        raise ValueError(f"{folder} is no index and no model, it has no index.json or config.json: {_INFO_TAKES}")
     else:
         bundled = ", ".join(bundled_models.released())
         raise ValueError(f"{folder!r} is no folder here and no bundled model (there are: {bundled}): {_INFO_TAKES}")
