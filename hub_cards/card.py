@@ -87,7 +87,7 @@ def write_card(
         model=call,
         imports=imports,
         exports=exports_section(exports, call),
-        origin=origin and origin.title,
+        not_on_record=origin.sentence() if origin else "The recipe of these weights is not on record here.",
         rate=extractor.sampling_rate,
         longest=extractor.chunk_length,
         untrained=untrained,
@@ -96,7 +96,7 @@ def write_card(
         nested=_nested(model.config, scores, files),
         calibration=_calibration(model.config),
         results=[_result(folder, score, file) for score, file in zip(scores, files, strict=True)],
-        stages=_stages(folder, stages, shipped, origin.title if origin else ""),
+        stages=_stages(folder, stages, shipped, origin.title if origin and not origin.same_weights else ""),
         paper=_paper(untrained or paper_size(model.config)),
         limits=[
             *(vocabulary_limits(tokenizer, scores) if tokenizer else ()),

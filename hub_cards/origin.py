@@ -64,6 +64,12 @@ class Origin:
         """The name on a card."""
         return f"{self.name}, a model that comes with the Python package wavlink"
 
+    def sentence(self) -> str:
+        """Return what a card says of a training that is not on record."""
+        if self.same_weights:
+            return f"These are the weights of {self.title}."
+        return f"The weights were trained from {self.title}; the recipe is not on record here."
+
     def licence(self) -> str:
         """Return the licence of its weights; "" if its card states none."""
         return str(self._metadata().get("license") or "")
@@ -92,7 +98,7 @@ def origin_of(source: str, run: Path | None) -> Origin | None:
     """
     if same := _with_weights_of(source):
         return Origin(same, bundled_models.MODELS / same, True, _is_unchanged(source, same))
-    starts = (_with_weights_of(start) for start in _starts(source, run))
+    starts = (_with_weights_of(start) for start in _starts(source, run) if start)
     name = next(filter(None, starts), "")
     return Origin(name, bundled_models.MODELS / name) if name else None
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 SOURCES = "sources.csv"
 _COLUMNS = ("source_package", "licence", "clips")
-_COPYLEFT = re.compile(r"GPL|GFDL|MPL|CDDL|EPL|EUPL|OSL|BY-(NC-)?SA|ShareAlike", re.IGNORECASE)
+_COPYLEFT = re.compile(r"(?<![a-z])(A?L?GPL|GFDL|MPL|CDDL|EPL|EUPL|OSL)|BY-(NC-)?SA|ShareAlike", re.IGNORECASE)
 
 Counts: TypeAlias = Counter[tuple[str, str]]  # clips of each package and licence
 

@@ -227,7 +227,8 @@ def test_info_says_which_bundled_model_is_damaged(tiny_bundle, name, content, ca
     assert cli.main(["info"]) == 2
     captured = capsys.readouterr()
     assert "damaged" in captured.out and "install the package again" in captured.err
-    for argv in (["info", "wavlink-tiny"], ["info", "wavlink-tiny", "--json"]):
+    by_path = [["info", str(tiny_bundle)]] * (name != "wavlink-tiny/config.json")
+    for argv in (["info", "wavlink-tiny"], ["info", "wavlink-tiny", "--json"], *by_path):
         assert cli.main(argv) == 2
         assert "install the package again" in capsys.readouterr().err
 

@@ -83,18 +83,20 @@ def info(folder: str | None, as_json: bool) -> int:
     """
     if folder is None:
         return _print_bundled(as_json)
+    released = bundled_models.released()
+    by_path = bundled_models.name_of(os.path.abspath(folder))
     if is_index(folder):
         _print_index(folder, as_json)
-    elif is_model(folder):
+    elif is_model(folder) and by_path not in released:
         _print_model(describe_folder(folder), as_json)
-    elif folder in bundled_models.released():
-        path = bundled_models.bundled(folder)
-        _print_model(bundled_models.describe(folder) | describe_folder(path), as_json)
+    elif name := next((name for name in (folder, by_path) if name in released), ""):
+        path = bundled_models.bundled(name)
+        _print_model(bundled_models.describe(name) | describe_folder(path), as_json)
     elif os.path.isdir(folder):
         raise ValueError(f"{folder} is no index and no model, it has no index.json or config.json: {_INFO_TAKES}")
     else:
-        bundled = ", ".join(bundled_models.released())
-        raise ValueError(f"{folder!r} is no folder here and no bundled model (there are: {bundled}): {_INFO_TAKES}")
+        there = ", ".join(released)
+        raise ValueError(f"{folder!r} is no folder here and no bundled model (there are: {there}): {_INFO_TAKES}")
     return 0
 
 
