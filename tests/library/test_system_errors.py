@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
+from tests.conftest import RATE, tone
 from tests.processes import run_process
 from wavlink import cli, console
 from wavlink.atomic_files import new_folder, write_text
@@ -86,7 +88,7 @@ def test_a_cache_that_cannot_be_written_names_its_variable(wrapped, made, tmp_pa
     line = described(error)
     assert line.startswith(f"the cache {cache}") and "there is no permission: set HF_HOME to a folder" in line
     outside = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "else/where"))
-    assert "cache" not in described(outside)
+    assert "the cache" not in described(outside)
 
 
 def test_run_command_describes_errors(tmp_path, capsys):
@@ -127,6 +129,17 @@ def outputs(target: str, sounds: Path, index: Path) -> dict[str, list[str]]:
         "pull": ["pull", "me/x", "--out", target],
         "ray": ["ray", str(sounds), "--out", target],
     }
+
+
+@pytest.fixture
+def sounds(tmp_path) -> Path:
+    """A folder of captioned tones."""
+    (tmp_path / "sounds").mkdir()
+    lines = ["file_name,caption", *(f"{name}.wav,a {name} sound" for name in ("low", "bell", "rain"))]
+    (tmp_path / "sounds/metadata.csv").write_text("\n".join(lines))
+    for name, hertz in (("low", 200), ("bell", 900), ("rain", 500)):
+        soundfile.write(tmp_path / f"sounds/{name}.wav", tone(hertz, 1.0), RATE)
+    return tmp_path / "sounds"
 
 
 @pytest.fixture

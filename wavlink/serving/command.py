@@ -19,7 +19,7 @@ from transformers.utils import logging
 from wavlink import options as of
 from wavlink.console import StopSignal, print_json, step
 from wavlink.embedder import Embedder
-from wavlink.system_errors import described
+from wavlink.system_errors import explained
 
 from .app import create_app
 from .connections import BACKLOG, listen, new_server
@@ -100,7 +100,8 @@ def read_key(path: str) -> str:
         try:
             key = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
-            raise ValueError(f"--api_key_file {path}: {described(error)}") from error
+            what, _ = explained(error)
+            raise ValueError(f"--api_key_file {path} cannot be read, {what}: name another file") from error
     else:
         key = os.environ.get(KEY, "").strip()
     if (path or KEY in os.environ) and len(key) < _SHORTEST_KEY:
