@@ -12,7 +12,6 @@ from huggingface_hub import constants
 import wavlink
 from tests.clap_models import save_clap
 from tests.conftest import RATE, tone
-from tests.library.test_command_line import leaves
 from wavlink import cli, defaults
 from wavlink.backends import choice
 from wavlink.compat_argparse import actions_of
@@ -53,7 +52,7 @@ def commands(index: Path, sounds: Path) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_options_are_the_same_everywhere(name):
-    options = {action.dest: action for action in actions_of(leaves()[name])}
+    options = {action.dest: action for action in actions_of(cli.build_parser().commands[name])}
     assert tuple(options["backend"].choices) == defaults.BACKENDS
     assert tuple(options["precision"].choices) == defaults.PRECISIONS
     assert options["backend"].default is None and options["precision"].default is None
