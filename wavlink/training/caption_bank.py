@@ -22,9 +22,9 @@ _BATCH = 64  # captions that are embedded at once
 class CaptionBank:
     """The distinct captions of a training set, as the text tower's pooled outputs `[N, D_text]`.
 
-    They are computed without dropout. The text projection, which learns, is applied at each step; the outputs of a tower
-    that learns are those of the last `refresh`, and have no gradient. Captions are equal where their `caption_key` is;
-    the first one's spelling is used.
+    They are computed without dropout and have no gradient; those of a tower that learns are as old as the last
+    `refresh`. The text projection, which learns, is applied at each step. Captions are equal where their `caption_key`
+    is; the first one's spelling is used.
 
     Args:
         model: on its device, not wrapped for several processes.
