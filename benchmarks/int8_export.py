@@ -2,9 +2,9 @@
 
     python benchmarks/int8_export.py MODEL FOLDER [--record]
 
-MODEL is the folder of a WavLink with a Whisper, which is copied and not changed. FOLDER is an audiofolder with captions:
-int8 is calibrated on its train split and compared with fp32 on its validation split, as `wavlink export` does it.
-About 5 minutes for wavlink-tiny and 900 validation clips on 2 cores.
+MODEL is the folder of a WavLink with a Whisper, which is copied and not changed. FOLDER is an audiofolder with
+captions: int8 is calibrated on its train split and compared with fp32 on its validation split, as `wavlink export` does
+it. About 5 minutes for wavlink-tiny and 900 validation clips on 2 cores.
 """
 
 import argparse
