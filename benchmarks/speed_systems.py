@@ -67,6 +67,7 @@ def new_clap(text_layers: int = 1) -> tuple[ClapModel, ClapProcessor]:
 
 def new_wavlink(pooled: Sequence[int] = (1, 1), text_layers: int = 1) -> tuple[WavLinkModel, WavLinkProcessor]:
     """Base, as in the paper but for its text tower's layers and `pooled`: frames to one, then after which layers."""
+    torch.manual_seed(0)  # the same weights in each backend
     config = WavLinkConfig.for_size("base")
     config.text_config.num_hidden_layers = text_layers
     config.audio_config.frame_pooling, *config.audio_config.frame_pooling_layer = pooled
