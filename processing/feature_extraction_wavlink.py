@@ -1,6 +1,9 @@
 """Log-mels of checked clips: Whisper's at the clip's own length or the paper's 30 s, and CLAP's in windows of 10 s."""
 
+from functools import cache
+
 import numpy as np
+import torch
 from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtractor
 
 # The older transformers 5 copy only the files that this one imports itself.
@@ -8,6 +11,7 @@ from .audio_inputs_wavlink import LOUDEST as LOUDEST
 from .checked_clips_wavlink import CheckedClips, WindowedClips
 from .compat_features_wavlink import clap_log_mel, whisper_log_mel
 from .downmix_wavlink import mono_blocks as mono_blocks
+from .log_mel_wavlink import log_mel
 
 PADDINGS = ("longest", "max_length")
 
@@ -100,7 +104,7 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
         # Two frames past the end still overlap the clip: they count for its maximum, as in 30 s of padding.
         frames = [-(-len(clip) // self.hop_length) for clip in clips]
         spectrograms = [
-            self._log_mel(clip, (count + 2) * self.hop_length, device)[:, :count]
+            self._log_mel(clip, (count + 2) * self.hop_length, device, exact=False)[:, :count]
             for clip, count in zip(clips, frames, strict=True)
         ]
         if padding is False:
@@ -124,11 +128,18 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, True or False, got {padding!r}")
         return padding
 
-    def _log_mel(self, clip: np.ndarray, samples: int, device: str | None) -> np.ndarray:
-        """Compute `[F, frames]` of a clip padded with zeros to `samples`, at most 30 s, normalised by its maximum."""
+    def _log_mel(self, clip: np.ndarray, samples: int, device: str | None, exact: bool = True) -> np.ndarray:
+        """Compute `[F, frames]` of a clip padded with zeros to `samples`, at most 30 s, normalised by its maximum.
+
+        Args:
+            exact: whether to call Whisper's own code; the other is equal to 1e-6, in half the time.
+        """
         padded = np.zeros(min(samples, self.n_samples), dtype=np.float32)
         padded[: len(clip)] = clip
-        return whisper_log_mel(self, padded, device or "cpu")
+        if exact or self.dither or torch.device(device or "cpu").type != "cpu":
+            return whisper_log_mel(self, padded, device or "cpu")
+        filters = self.mel_filters.astype(np.float32)
+        return log_mel(padded, filters, _window(self.n_fft), self.hop_length, _rfft)
 
 
 class WavLinkClapFeatureExtractor(WindowedClips, ClapFeatureExtractor):
@@ -202,6 +213,15 @@ class WavLinkClapFeatureExtractor(WindowedClips, ClapFeatureExtractor):
         """Compute the windows' log-mels, `[samples] -> [W, T, F]`."""
         windows = [clap_log_mel(self, window) for window in self._windows(clip, self.nb_max_samples)]
         return np.concatenate(windows).astype(np.float32, copy=False)
+
+
+@cache
+def _window(length: int) -> np.ndarray:
+    return torch.hann_window(length).numpy()
+
+
+def _rfft(frames: np.ndarray) -> np.ndarray:
+    return torch.fft.rfft(torch.from_numpy(frames)).numpy()  # several times as fast as numpy's
 
 
 WavLinkFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

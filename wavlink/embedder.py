@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -26,6 +27,7 @@ from .bundled_models import name_of, resolve
 from .devices import check_device
 from .loading import Model, Processor, load_for_evaluation, parameter_count, precision_of
 from .loading import revision as revision_of
+from .mapped_weights import WeightsFile
 from .prefetch import prefetch
 from .vocabulary import warn_of_unknown_words
 
@@ -37,6 +39,8 @@ _FIRST_SECONDS = 20  # sorted for the first batches; then twice as many each tim
 _NO_DIRECTION = "the model gives {} a vector that is zero or holds NaN or infinite values"
 _BATCHES_AHEAD = 2  # ready for the model
 _BATCHES_SORTED = 10  # the most sound that is sorted at once, however large the lookahead
+
+_PACKING = threading.Lock()  # of a text tower, which the first texts need
 
 _TOWERS = {  # audio towers by their feature extractor
     "WavLinkFeatureExtractor": "whisper",
@@ -122,6 +126,7 @@ class Embedder:
         run = {"backend": backend, "precision": precision if backend != "torch" else None}
         self._arguments = {**hub, **run, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
         self._batch_size = None
+        self._weights = WeightsFile.of(folder)
         model, self.processor = _load(model, processor, revision, local_files_only)
         self.name, self.revision = (
             name_of(getattr(model, "name_or_path", "")) or type(model).__name__,
@@ -133,10 +138,13 @@ class Embedder:
 
             with as_unavailable():
                 model = compile_model(model, backend, precision, folder, local_files_only)
+        self._weights.map_again(model)  # what was read to check and to hash the weights
         self.model = model.to(device, DTYPES[dtype]).eval()
-        if fast_kernels and torch.device(device).type == "cpu" and hasattr(self.model, "audio_model"):
+        on_cpu = torch.device(device).type == "cpu"
+        self._text_to_pack = fast_kernels and on_cpu and hasattr(self.model, "audio_model")
+        if self._text_to_pack:
             pack_layers(self.model.audio_model)
-            pack_layers(self.model.text_model)
+            self._weights.map_again(self.model)  # what was read to pack them
         self._gradients = torch.inference_mode
         self._read_properties()
 
@@ -157,6 +165,7 @@ class Embedder:
         embedder = cls.__new__(cls)
         embedder.model, embedder.processor, embedder._batch_size = model, processor, batch_size
         embedder.name = name_of(getattr(model, "name_or_path", "")) or "the model"
+        embedder._text_to_pack, embedder._weights = False, WeightsFile(None)
         embedder._gradients = torch.no_grad  # inference tensors cannot be trained on
         embedder._read_properties()
         return embedder
@@ -262,6 +271,7 @@ class Embedder:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of strings")
         warn_of_unknown_words(getattr(self.processor, "tokenizer", None), texts, self.name)
+        self._pack_text()
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         embeds = np.empty((len(texts), self.dims), dtype=np.float32)
         for start in range(0, len(order), batch_size):
@@ -353,6 +363,14 @@ class Embedder:
             return extractor.n_samples
         window = getattr(extractor, "nb_max_samples", 1)  # a CLAP's
         return -(-len(clip) // window) * window
+
+    def _pack_text(self) -> None:
+        """Pack the text tower, once: whoever embeds only sounds needs no memory for its weights."""
+        with _PACKING:
+            if self._text_to_pack:
+                pack_layers(self.model.text_model)
+                self._weights.map_again(self.model)
+            self._text_to_pack = False
 
     def _vectors(self, inputs: dict, method: str = "get_audio_features") -> np.ndarray:
         """Run the model on a batch: `[B, dims]` fp32."""
