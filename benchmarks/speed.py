@@ -50,7 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from processing.audio import load_audio
 from wavlink.backends.choice import installed
 from wavlink.backends.torch_cpu import PackedLinear, packing_pays
-from wavlink.embedder import DTYPES
+from wavlink.backends.torch_model import DTYPES
 
 FILE_RATE = 48000
 BATCHES = {1: (1, 8), 5: (1, 4), 10: (1, 2), 30: (1,)}  # clips, by their seconds

@@ -24,7 +24,8 @@ from wavlink.backends.graphs import exportable
 from wavlink.backends.int8 import quantize
 from wavlink.backends.sessions import INPUTS, import_openvino, open_tower
 from wavlink.backends.torch_cpu import packing_pays
-from wavlink.embedder import DTYPES, Embedder
+from wavlink.backends.torch_model import DTYPES
+from wavlink.embedder import Embedder
 from wavlink.loading import load_for_evaluation
 
 

@@ -337,6 +337,7 @@ def where(parser: Parser) -> None:
     add("--picture", metavar="PNG", help="plot of the recording over time, with scores and spans (default: none)")
     add("--revision", help=REVISION)
     device_option(parser)
+    backend_options(parser)
 
 
 def export(parser: Parser) -> None:
@@ -453,6 +454,7 @@ def serve(parser: Parser) -> None:
     text = "a file that holds the key that clients must give (default: WAVLINK_API_KEY of the environment, else none)"
     add("--api_key_file", default="", metavar="FILE", help=text)
     model_options(parser)
+    backend_options(parser)
     add("--max_mb", type=float, default=32, help="of a request")
     add("--max_seconds", type=float, default=600, help="of the sounds of a request")
     add("--max_queue", type=int, default=256, help="requests at once; others are answered with 429")
