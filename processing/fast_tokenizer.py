@@ -46,7 +46,7 @@ class FastTokenizer:
     def __init__(self, folder: str | Path):
         folder = Path(folder)
         try:
-            self.init_kwargs: dict[str, Any] = dict(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")))
+            self.init_kwargs: dict[str, Any] = {**json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))}
             self._tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
         except Exception as error:  # tokenizers raises plain ones
             raise ValueError(f"the tokenizer of {folder} cannot be read: {error}") from error

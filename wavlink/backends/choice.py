@@ -60,9 +60,10 @@ def choose(
         backend = _by_export(folder, precision) if on_cpu else "torch"
     if precision not in HAS[backend]:
         raise ValueError(f"backend={backend!r} has no {precision}: {_who_has(precision)}")
+    if backend == "torch" and not installed(backend):
+        raise ValueError(without_torch(folder, precision))
     if not installed(backend):
-        missing = without_torch(folder, precision) if backend == "torch" else install_hint(PACKAGES[backend])
-        raise ValueError(f"backend={backend!r}: {missing}")
+        raise ValueError(f"backend={backend!r}: {install_hint(PACKAGES[backend])}")
     if precision == "bf16" and on_cpu and not has_bf16():
         raise ValueError(
             "this processor has no bf16 (avx512_bf16 or amx_bf16), which would be slow: take fp32 or int8"
@@ -87,7 +88,17 @@ def installed(backend: str) -> bool:
 
 
 def without_torch(folder: Path | None, precision: str = "fp32", backend: str = "onnx") -> str:
-    """Return what to do where torch is not installed, and a model's folder carries no export that runs without it."""
+    """Return what to do where torch is not installed, and a model's folder carries no export that runs without it.
+
+    Args:
+        folder: of the model, or its Hub id.
+        precision, backend: that is wanted.
+    """
+    if folder is not None and not is_wavlink(folder):
+        return (
+            f"{install_hint('torch')}; without torch only a WavLink runs, by the export that its folder carries "
+            "(`wavlink export`)"
+        )
     others = [name for name in ("fp32", "int8") if any(has_export(folder, each, name) for each in PACKAGES)]
     hint = f"take precision={others[0]!r}, or " if others and precision not in others else ""
     name, copy_first = folder or "MODEL", ""
@@ -118,6 +129,14 @@ def has_export(folder: Path | None, backend: str, precision: str) -> bool:
 def is_model(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds a model rather than an index."""
     return (Path(folder) / "config.json").is_file() and not (Path(folder) / "index.json").is_file()
+
+
+def is_wavlink(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder has a WavLink's config.json."""
+    try:
+        return bool(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["model_type"] == "wavlink")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def describe_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
