@@ -15,7 +15,7 @@ def register_with_transformers() -> None:
     """Register the classes: now if transformers is imported already, otherwise right after its import."""
     if any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         return
-    if _WATCHED in sys.modules:
+    if sys.modules.get(_WATCHED) is not None:
         _register()
     else:
         sys.meta_path.insert(0, _Watcher())

@@ -13,8 +13,19 @@ from wavlink.backends.standalone import KEY
 from wavlink.loading import load_for_evaluation
 
 TYPES = {"audio": TensorProto.FLOAT, "text": TensorProto.INT64}
-# In place of torch and transformers in a process: `import` and `find_spec` then find neither.
-REFUSED = "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+# Code of a process that finds neither torch nor transformers, as where they are not installed.
+REFUSED = """
+import sys
+from importlib.machinery import PathFinder
+
+class WithoutTorch(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.partition(".")[0] in ("torch", "transformers")
+        return None if hidden else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [WithoutTorch if finder is PathFinder else finder for finder in sys.meta_path]
+"""
 
 
 def write_export(folder: Path, precision: str = "fp32") -> dict:

@@ -31,7 +31,7 @@ def loading_bars_hidden(downloads: bool = False) -> Iterator[None]:
     Args:
         downloads: whether huggingface_hub's bars are hidden as well.
     """
-    if "transformers" not in sys.modules:
+    if sys.modules.get("transformers") is None:
         yield
         return
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars

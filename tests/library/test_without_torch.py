@@ -73,7 +73,7 @@ for command in (
 for command in (["train", "quickstart", "--output_dir", f"{work}/run"], ["export", folder, "--backend", "onnx"]):
     assert main(command) == 2, command
 import wavlink.serving.command
-print(sorted({"torch", "transformers"} & {name.split(".")[0] for name, module in sys.modules.items() if module}))
+print(sorted({"torch", "transformers"} & {name.split(".")[0] for name in sys.modules}))
 """
 
 
@@ -86,7 +86,7 @@ def test_commands_import_neither_torch_nor_transformers(exported_folder, sounds,
     done = run_process(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    assert done.stderr.count("torch is not installed: pip install") == 2
+    assert done.stderr.count(" is not installed: pip install ") == 2
     assert "Traceback" not in done.stderr
     here = Embedder(exported_folder, backend="onnx")
     found = np.load(tmp_path / "vectors.npz")

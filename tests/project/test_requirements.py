@@ -17,7 +17,7 @@ OTHERS = {
     "wavlink.training.trainer": "train",
     "wavlink.embedder": "",
     "modeling_wavlink.modeling_wavlink": "",
-    "processing": "",
+    "processing.processing_wavlink": "",
 }
 LAZY = {"gradio": "space", "lancedb": "cluster", "matplotlib": "data", "plotly": "map", "ray": "cluster"}
 LAZY |= {"sklearn": "map", "threadpoolctl": "map", "datasets": "data", "peft": "train"}

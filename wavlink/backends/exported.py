@@ -109,8 +109,9 @@ def standalone_facts(folder: Path, model: PreTrainedModel, processor: Any) -> di
     """
     try:
         alone = StandaloneProcessor(folder)
-        _refuse_other_tokens(alone, processor)
-        _refuse_other_features(alone, processor)
+        with without_foreign_output():
+            _refuse_other_tokens(alone, processor)
+            _refuse_other_features(alone, processor)
     except ValueError as error:
         return {"error": one_line(error)}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

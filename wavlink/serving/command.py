@@ -58,8 +58,8 @@ def run(options: argparse.Namespace) -> int:
 def quiet() -> None:
     """Log no line for each odd sound of a client."""
     logging.getLogger("processing").setLevel(logging.ERROR)
-    if "transformers.utils.logging" in sys.modules:
-        sys.modules["transformers.utils.logging"].set_verbosity_error()
+    if of_transformers := sys.modules.get("transformers.utils.logging"):
+        of_transformers.set_verbosity_error()
 
 
 def serve(server: uvicorn.Server, listening: socket.socket, options: argparse.Namespace, has_key: bool) -> int:
