@@ -1,7 +1,5 @@
 """The rows of speed.py: what is compared, built with random weights."""
 
-import copy
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +17,7 @@ from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.audio import load_audio
 from wavlink.backends.choice import HAS, has_bf16
 from wavlink.backends.compiled_model import CompiledModel
-from wavlink.backends.exported import graph_path, write_graphs
+from wavlink.backends.exported import graph_path, model_identity, write_graphs, write_record
 from wavlink.backends.graphs import exportable
 from wavlink.backends.int8 import quantize
 from wavlink.backends.sessions import INPUTS, import_openvino, open_tower
@@ -92,8 +90,8 @@ def build(dtype: str, trained: str | None) -> dict[str, System]:
     peer.embed_files = peer.one_after_the_other
     rows = [peer]
     for name, embedder in embedders.items():
-        rows.append(System(name, embedder.model, embedder.processor, partial(_files, embedder)))
-    rows.append(System(f"{BASE}, int8", _int8(wavlink), processor))
+        files = None if name == PLAIN else partial(_files, embedder)
+        rows.append(System(name, embedder.model, embedder.processor, files))
     return {row.name: row for row in rows}
 
 
@@ -108,7 +106,7 @@ def build_compiled(backends: Sequence[str], folder: Path, trained: str | None) -
             graphs.mkdir()
             write_graphs(graphs, model, backend)
             source, small = (graph_path(graphs, backend, "audio", each) for each in ("fp32", "int8"))
-            quantize(backend, source, small, _noise(processor))
+            quantize(backend, source, small, noise(processor))
             for precision in HAS[backend]:
                 if precision == "bf16" and not has_bf16():
                     continue
@@ -126,7 +124,21 @@ def build_compiled(backends: Sequence[str], folder: Path, trained: str | None) -
     return {row.name: row for row in rows}
 
 
-def _noise(processor: WavLinkProcessor) -> list[dict[str, np.ndarray]]:
+def write_int8(folder: Path, backend: str) -> None:
+    """Give a model's folder an int8 export, calibrated on noise and without a gate."""
+    model, processor = load_for_evaluation(str(folder))
+    model, graphs = exportable(model), folder / backend
+    graphs.mkdir()
+    towers = write_graphs(graphs, model, backend)
+    for name, about in towers.items():
+        source, target = graphs / about["file"], graph_path(graphs, backend, name, "int8")
+        if name == "audio":
+            quantize(backend, source, target, noise(processor))
+            about["file"] = target.name
+    write_record(graphs, model_identity(model), backend, "int8", towers)
+
+
+def noise(processor: WavLinkProcessor) -> list[dict[str, np.ndarray]]:
     """Log-mels of noise of 1 to 10 s, for the scales of int8."""
     generator = np.random.default_rng(0)
     clips = [generator.normal(scale=0.1, size=16000 * seconds).astype(np.float32) for seconds in (1, 5, 10)]
@@ -159,14 +171,3 @@ class CompiledClap(torch.nn.Module):
 
 def _files(embedder: Embedder, paths: list[Path], size: int) -> list[np.ndarray]:
     return list(embedder.embed_files(paths))  # which cuts its own batches
-
-
-def _int8(model: WavLinkModel) -> WavLinkModel:
-    """A copy with the audio tower's linear layers dynamically quantised. `Embedder` does not offer it: a clip's vector
-    hangs on its batch-mates."""
-    from torch.ao import quantization
-
-    model, layers = copy.deepcopy(model), {torch.nn.Linear: quantization.per_channel_dynamic_qconfig}
-    with warnings.catch_warnings(action="ignore"):
-        model.audio_model = quantization.quantize_dynamic(model.audio_model, layers)
-    return model

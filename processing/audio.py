@@ -13,7 +13,15 @@ import numpy as np
 import soundfile
 
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
-from .audio_inputs_wavlink import MAX_SAMPLES, check_rate, check_samples, load_source, local_source, resample_blocks
+from .audio_inputs_wavlink import (
+    MAX_SAMPLES,
+    check_rate,
+    check_samples,
+    load_source,
+    local_source,
+    read_block,
+    resample_blocks,
+)
 from .audio_inputs_wavlink import RATES as RATES
 from .audio_inputs_wavlink import at_rate as at_rate
 from .containers import HARMLESS, Link, links_of
@@ -182,7 +190,7 @@ def _blocks(sound: soundfile.SoundFile, link: Link, name: str) -> Iterator[np.nd
     while True:
         left = promised - done if link.complete else 0
         try:
-            block = sound.read(min(frames, left) if left > 0 else frames, dtype="float32", always_2d=True)
+            block = read_block(sound, min(frames, left) if left > 0 else frames)
         except soundfile.SoundFileError:
             if link.complete and left <= 0:  # something else follows the sound
                 break

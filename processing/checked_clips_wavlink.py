@@ -118,10 +118,11 @@ class CheckedClips:
                 "clips that are padded need their input_features_mask: leave return_attention_mask out, or give clips "
                 "of one length"
             )
-        before = [(0, 0)] * self._time_axis
-        after = [(0, 0)] * (self._axes - self._time_axis - 1)
-        padded = [np.pad(clip, [*before, (0, length - n), *after]) for clip, n in zip(clips, counts, strict=True)]
-        batch = {"input_features": np.stack(padded)}
+        shape, axis = clips[0].shape, self._time_axis
+        features = np.zeros((len(clips), *shape[:axis], length, *shape[axis + 1 :]), dtype=clips[0].dtype)
+        for row, clip, count in zip(features, clips, counts, strict=True):
+            row.swapaxes(0, axis)[:count] = clip.swapaxes(0, axis)
+        batch = {"input_features": features}
         if return_attention_mask is not False:
             batch["input_features_mask"] = (np.arange(length) < counts[:, None]).astype(np.int64)
         return batch
@@ -163,9 +164,9 @@ class CheckedClips:
                 f"clip {number} holds {clip.dtype}, not floats in [-1, 1]: divide 16-bit samples by 32768"
             )
         clip = clip.astype(np.float32, copy=False)
-        if not np.isfinite(clip).all():
-            raise ValueError(f"clip {number} holds NaN or infinite samples")
-        if max(clip.max(), -clip.min()) > LOUDEST:
+        if not max(-clip.min(), clip.max()) <= LOUDEST:  # so also of NaN, which both return
+            if not np.isfinite(clip).all():
+                raise ValueError(f"clip {number} holds NaN or infinite samples")
             raise ValueError(
                 f"clip {number} holds samples beyond {LOUDEST:g}, not in [-1, 1]: divide 16-bit samples by 32768"
             )

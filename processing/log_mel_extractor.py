@@ -1,4 +1,4 @@
-"""Whisper's log-mel in numpy, for models that run without torch and transformers."""
+"""The feature extractor of a WavLink with a Whisper in numpy, without torch and transformers."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .log_mel_wavlink import log_mel
 from .whisper_features_wavlink import PADDINGS, WhisperFeatures
 
 _BREAK, _LOG_STEP = 1000.0, 27 / np.log(6.4)  # Slaney's scale: linear up to 1 kHz, 15 mels of 200 / 3 Hz, then log
@@ -49,27 +50,9 @@ class LogMelExtractor(WhisperFeatures):
         options = {"padding": padding, "return_attention_mask": return_attention_mask}
         return self._features_of(raw_speech, sampling_rate, **options)
 
-    def _spectrogram(self, samples: np.ndarray, device: str) -> np.ndarray:
+    def _spectrogram(self, samples: np.ndarray, device: str, exact: bool) -> np.ndarray:
         filters = mel_filters(self.feature_size, self.n_fft, self.sampling_rate)
-        return log_mel(samples, filters, self.hop_length)
-
-
-def log_mel(samples: np.ndarray, filters: np.ndarray, hop: int) -> np.ndarray:
-    """Compute Whisper's log-mel of `[samples]`, at least `n_fft // 2 + 1`: `[F, samples // hop]` fp32.
-
-    It equals that of `WhisperFeatureExtractor` to 1e-4, in fp32.
-
-    Args:
-        filters: `[n_fft // 2 + 1, F]`, see `mel_filters`.
-        hop: samples between frames.
-    """
-    n_fft = 2 * (len(filters) - 1)
-    padded = np.pad(np.asarray(samples, np.float32), n_fft // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop][: len(samples) // hop]
-    spectrum = np.fft.rfft(frames * _hann(n_fft))  # (T, n_fft / 2 + 1)
-    power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32, copy=False)
-    log = np.log10(np.maximum(power @ filters, np.float32(1e-10))).T  # (F, T)
-    return np.ascontiguousarray((np.maximum(log, log.max() - 8) + 4) / 4)
+        return log_mel(samples, filters, _hann(self.n_fft), self.hop_length)
 
 
 @cache

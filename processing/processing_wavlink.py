@@ -21,6 +21,7 @@ from .checked_clips_wavlink import CheckedClips as CheckedClips
 from .compat_features_wavlink import whisper_log_mel as whisper_log_mel
 from .downmix_wavlink import mono_blocks as mono_blocks
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
+from .log_mel_wavlink import log_mel as log_mel
 from .passt_features_wavlink import WavLinkPasstFeatureExtractor
 from .text_inputs_wavlink import TextInputs
 from .whisper_features_wavlink import WhisperFeatures as WhisperFeatures

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -31,6 +32,8 @@ _FIRST_SECONDS = 20  # sorted for the first batches; then twice as many each tim
 _NO_DIRECTION = "the model gives {} a vector that is zero or holds NaN or infinite values"
 _BATCHES_AHEAD = 2  # ready for the model
 _BATCHES_SORTED = 10  # the most sound that is sorted at once, however large the lookahead
+
+_PACKING = threading.Lock()  # of a text tower, which the first texts need
 
 _TOWERS = {  # audio towers by their feature extractor
     "WavLinkFeatureExtractor": "whisper",
@@ -114,7 +117,7 @@ class Embedder:
         hub = {"revision": revision, "local_files_only": local_files_only}
         run = {"backend": backend, "precision": precision if backend != "torch" else None}
         self._arguments = {**hub, **run, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
-        self._batch_size, self._keeps_graph = None, False
+        self._batch_size, self._keeps_graph, self._pack_text = None, False, None
         alone = open_standalone(folder, backend, precision) if folder and backend != "torch" else None
         if alone is not None:
             if revision is not None:
@@ -136,7 +139,9 @@ class Embedder:
         from .backends import torch_model
         from .loading import parameter_count
         from .loading import revision as revision_of
+        from .mapped_weights import WeightsFile
 
+        weights = WeightsFile.of(folder)
         hub = self._arguments["revision"], self._arguments["local_files_only"]
         loaded, self.processor = torch_model.load(model, processor, *hub)
         self.revision, self.parameters = revision_of(loaded), parameter_count(loaded)
@@ -145,7 +150,7 @@ class Embedder:
 
             loaded = compile_model(loaded, backend, precision, folder, hub[1])
         run = [self._arguments[name] for name in ("device", "dtype", "fast_kernels")]
-        self.model = torch_model.on_device(loaded, *run)
+        self.model, self._pack_text = torch_model.on_device(loaded, *run, weights)
 
     @classmethod
     def borrowing(
@@ -164,7 +169,7 @@ class Embedder:
         embedder = cls.__new__(cls)
         embedder.model, embedder.processor, embedder._batch_size = model, processor, batch_size
         embedder.name = name_of(getattr(model, "name_or_path", "")) or "the model"
-        embedder._keeps_graph = True
+        embedder._keeps_graph, embedder._pack_text = True, None
         embedder._read_properties()
         return embedder
 
@@ -270,6 +275,10 @@ class Embedder:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of strings")
         warn_of_unknown_words(getattr(self.processor, "tokenizer", None), texts, self.name)
+        with _PACKING:
+            if self._pack_text:
+                self._pack_text()
+            self._pack_text = None
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         embeds = np.empty((len(texts), self.dims), dtype=np.float32)
         for start in range(0, len(order), batch_size):

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, WhisperFeatureExtractor
 
 from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.fast_tokenizer import FastTokenizer
-from processing.log_mel import LogMelExtractor, mel_filters
+from processing.log_mel_extractor import LogMelExtractor, mel_filters
 from processing.text_inputs_wavlink import TextInputs
 from tests.conftest import RATE, tone
 from wavlink.backends.standalone import StandaloneProcessor

@@ -17,7 +17,7 @@ import numpy as np
 
 from modeling_wavlink.config_checks_wavlink import check_numbers, check_optional, nested_dims, one_line
 from processing.fast_tokenizer import FastTokenizer
-from processing.log_mel import LogMelExtractor
+from processing.log_mel_extractor import LogMelExtractor
 from processing.text_inputs_wavlink import TextInputs
 from wavlink.bundled_models import digest_of
 

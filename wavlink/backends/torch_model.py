@@ -1,6 +1,8 @@
 """Models of an `Embedder` in torch: loaded, moved to their device, and run."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -8,6 +10,7 @@ from transformers import BatchFeature
 
 from wavlink import defaults
 from wavlink.loading import Model, Processor, load_for_evaluation
+from wavlink.mapped_weights import WeightsFile
 
 from .torch_cpu import pack_layers
 
@@ -24,13 +27,28 @@ def load(
     return copy.deepcopy(model), processor
 
 
-def on_device(model: Model, device: str, dtype: str, fast_kernels: bool) -> Model:
-    """Return a model for inference, and on a CPU with fast kernels if `fast_kernels`."""
+def on_device(
+    model: Model, device: str, dtype: str, fast_kernels: bool, weights: WeightsFile
+) -> tuple[Model, Callable[[], None] | None]:
+    """Return a model for inference, and what packs its text tower; None if nothing does.
+
+    With `fast_kernels`, on a CPU, its audio tower is packed. Whoever embeds only sounds needs no memory for the
+    weights of the text tower.
+
+    Args:
+        weights: the file that the model was loaded from.
+    """
+    weights.map_again(model)  # what was read to check and to hash the weights
     model = model.to(device, DTYPES[dtype]).eval()
-    if fast_kernels and torch.device(device).type == "cpu" and hasattr(model, "audio_model"):
-        pack_layers(model.audio_model)
-        pack_layers(model.text_model)
-    return model
+    if not (fast_kernels and torch.device(device).type == "cpu" and hasattr(model, "audio_model")):
+        return model, None
+    _pack(model, "audio_model", weights)
+    return model, partial(_pack, model, "text_model", weights)
+
+
+def _pack(model: Model, tower: str, weights: WeightsFile) -> None:
+    pack_layers(getattr(model, tower))
+    weights.map_again(model)  # what was read to pack them
 
 
 def vectors_of(model: Model, inputs: dict, method: str, keeps_graph: bool):
