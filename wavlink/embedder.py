@@ -123,13 +123,13 @@ class Embedder:
             if revision is not None:
                 raise ValueError(f"revision={revision!r} is of a Hub id, {folder} is a folder: leave it out")
             self.model, self.processor = alone
+            self.name = name_of(folder)
             self.revision, self.parameters = self.model.source_revision, self.model.source_parameters
         else:
             if not installed("torch"):
                 why = why_not(Path(folder), backend, precision)
                 raise ValueError(f"{why}{without_torch(Path(folder) if folder else None, precision, backend)}")
             self._load(model, processor, folder, backend, precision)
-        self.name = name_of(getattr(self.model, "name_or_path", "")) or type(self.model).__name__
         self._read_properties()
 
     def _load(
@@ -144,6 +144,7 @@ class Embedder:
         weights = WeightsFile.of(folder)
         hub = self._arguments["revision"], self._arguments["local_files_only"]
         loaded, self.processor = torch_model.load(model, processor, *hub)
+        self.name = name_of(getattr(loaded, "name_or_path", "")) or type(loaded).__name__
         self.revision, self.parameters = revision_of(loaded), parameter_count(loaded)
         if backend != "torch":
             from .backends.compiled_model import compile_model

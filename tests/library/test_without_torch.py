@@ -225,6 +225,13 @@ def test_an_export_that_needs_torch_says_why(facts, why, exported_folder, no_tor
         Embedder(exported_folder, backend="onnx")
 
 
+@pytest.mark.parametrize(("name", "why"), [("adapter_config.json", "an adapter"), ("modules.json", "SentenceTransf")])
+def test_what_changes_the_model_needs_torch(name, why, exported_folder, no_torch):
+    (exported_folder / name).write_text("[]")
+    with pytest.raises(ValueError, match=f"does not run without torch .*{why}"):
+        Embedder(exported_folder)
+
+
 def test_a_tokenizer_that_reads_otherwise_needs_torch(wavlink_folder):
     path = wavlink_folder / "tokenizer.json"
     saved = json.loads(path.read_text())

@@ -176,8 +176,9 @@ def open_standalone(
         return None
     path = folder / backend / record_name(precision)
     record = read_record(path)
-    if not isinstance(about := record.get(KEY), dict) or "error" in about:
+    if _needs_torch(folder, record):
         return None
+    about = record[KEY]
     config, raw = _read_config(folder)
     refuse_other(path, folder, _differs(folder, raw, about))
     refuse_damaged(path, record, lambda name: path.parent / name)
@@ -189,9 +190,21 @@ def why_not(folder: Path, backend: str, precision: str) -> str:
     """Return why an export in a model's folder does not run without torch; "" if there is none."""
     if not has_export(folder, backend, precision):
         return ""
-    about = read_record(folder / backend / record_name(precision)).get(KEY)
-    why = about.get("error") if isinstance(about, dict) else "an earlier version made it"
+    why = _needs_torch(folder, read_record(folder / backend / record_name(precision)))
     return f"the export in {folder / backend} does not run without torch ({why}); "
+
+
+def _needs_torch(folder: Path, record: Mapping[str, Any]) -> str:
+    """Return why an export needs the model in torch; "" if it does not."""
+    about = record.get(KEY)
+    if not isinstance(about, dict):
+        return "an earlier version made it"
+    beside = {
+        "adapter_config.json": "it has an adapter",
+        "modules.json": "it has the modules of a SentenceTransformer",
+    }
+    others = [why for name, why in beside.items() if (folder / name).exists()]
+    return str(about.get("error") or (others[0] if others else ""))
 
 
 def open_towers(folder: Path, backend: str, precision: str) -> dict[str, Tower]:
