@@ -225,6 +225,20 @@ def test_an_export_that_needs_torch_says_why(facts, why, exported_folder, no_tor
         Embedder(exported_folder, backend="onnx")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({KEY: {"weights": {}}}, "does not describe an export .it lacks 'settings'"),
+        ({"towers": {}}, "names no graphs .*export the model again"),
+        ({"towers": {name: {"file": "../config.json"} for name in ("audio", "text")}}, "none of its files"),
+    ],
+)
+def test_damaged_records_are_refused(fields, message, exported_folder):
+    change_record(exported_folder, **fields)
+    with pytest.raises(ValueError, match=message):
+        Embedder(exported_folder, backend="onnx")
+
+
 @pytest.mark.parametrize(("name", "why"), [("adapter_config.json", "an adapter"), ("modules.json", "SentenceTransf")])
 def test_what_changes_the_model_needs_torch(name, why, exported_folder, no_torch):
     (exported_folder / name).write_text("[]")

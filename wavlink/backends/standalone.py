@@ -28,6 +28,8 @@ from .sessions import INPUTS, Tower, default_threads, open_tower
 logger = logging.getLogger(__name__)
 
 KEY = "standalone"  # in the record of an export
+_FACTS = ("weights", "settings", "parameters", "logit_scale", "logit_bias")
+_TOWERS = ("audio_config", "text_config")
 _DEFAULTS = {
     "projection_dim": 512,
     "logit_scale_init_value": 0.0,
@@ -179,6 +181,8 @@ def open_standalone(
     if _needs_torch(folder, record):
         return None
     about = record[KEY]
+    if missing := [name for name in _FACTS if name not in about]:
+        raise ValueError(f"{path} does not describe an export (it lacks {missing[0]!r}): export the model again")
     config, raw = _read_config(folder)
     refuse_other(path, folder, _differs(folder, raw, about))
     refuse_damaged(path, record, lambda name: path.parent / name)
@@ -209,10 +213,17 @@ def _needs_torch(folder: Path, record: Mapping[str, Any]) -> str:
 
 def open_towers(folder: Path, backend: str, precision: str) -> dict[str, Tower]:
     """Open both towers of an export, with as many threads as torch has where it is imported."""
-    towers = read_record(folder / record_name(precision))["towers"]
+    record = read_record(folder / record_name(precision))
+    try:
+        files = {name: record["towers"][name]["file"] for name in INPUTS}
+        unknown = set(files.values()) - set(record["files"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder} names no graphs ({error!r}): export the model again") from error
+    if unknown:
+        raise ValueError(f"{folder} names a graph that is none of its files, {min(unknown)!r}: export the model again")
     torch = sys.modules.get("torch")
     threads = default_threads() if torch is None else torch.get_num_threads()
-    return {name: open_tower(backend, folder / towers[name]["file"], precision, threads) for name in INPUTS}
+    return {name: open_tower(backend, folder / file, precision, threads) for name, file in files.items()}
 
 
 def stated_dims(folder: str | Path) -> tuple[int, list[int]] | None:
@@ -234,6 +245,7 @@ def _read_config(folder: Path) -> tuple[SimpleNamespace, dict[str, Any]]:
         if raw.get("model_type") != "wavlink":
             raise ValueError(f"it is one of a {raw.get('model_type')!r} model")
         config = SimpleNamespace(**(_DEFAULTS | raw))
+        config.audio_config, config.text_config = (SimpleNamespace(**(raw.get(name) or {})) for name in _TOWERS)
         if getattr(config, "matryoshka_dims", None) is None:
             config.matryoshka_dims = nested_dims(config.projection_dim)
         check_numbers(config)
@@ -246,9 +258,7 @@ def _read_config(folder: Path) -> tuple[SimpleNamespace, dict[str, Any]]:
 def _settings_hash(config: Mapping[str, Any]) -> str:
     """Hash the fields of a config.json that change a graph and that its weights do not show."""
     fields = [{name: config.get(name) for name in CONFIG_FIELDS}]
-    for tower in ("audio_config", "text_config"):
-        part = config.get(tower)
-        fields.append({name: part.get(name) if isinstance(part, dict) else None for name in TOWER_FIELDS})
+    fields += [{name: (config.get(tower) or {}).get(name) for name in TOWER_FIELDS} for tower in _TOWERS]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
