@@ -140,6 +140,16 @@ def test_classification_reads_prompts_and_calibration_of_the_config(exported_fol
     np.testing.assert_allclose([cosines[label] for label in LABELS], expected, atol=1e-6)
 
 
+def test_an_export_is_evaluated(exported_folder, tones_44k, tmp_path):
+    scores = [
+        wavlink.evaluate(model, tones_44k, split="validation", output=tmp_path / f"{number}.json", backend=backend)
+        for number, (model, backend) in enumerate(((exported_folder, "onnx"), (Embedder(exported_folder), None)))
+    ]
+    assert (scores[0]["about"]["backend"], scores[0]["about"]["precision"]) == ("onnx", "fp32")
+    assert scores[0]["text_to_audio"] == scores[1]["text_to_audio"]
+    assert scores[0]["about"]["revision"] == Embedder(exported_folder, backend="torch").revision
+
+
 def test_an_export_runs_without_the_weights(exported_folder, no_torch):
     expected = Embedder(exported_folder)
     assert (expected.backend, expected.precision) == ("onnx", "fp32")
