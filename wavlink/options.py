@@ -350,7 +350,7 @@ def export(parser: Parser) -> None:
     add("--precision", default="fp32", choices=("fp32", "int8"), help="of the export; bf16 runs that of fp32")
     add("--calibration", default="", metavar="DATA", help="of int8: an audiofolder or Hub data set with captions")
     add("--calibration_split", default="train", metavar="SPLIT", help="of --calibration")
-    add("--calibration_clips", type=int, default=128, metavar="N", help="of the split, evenly spaced")
+    add("--calibration_clips", type=int, default=512, metavar="N", help="of the split, evenly spaced")
     text = "on which int8 must find what fp32 finds (default: --calibration)"
     add("--validation", default="", metavar="DATA", help=text)
     add("--validation_split", default="validation", metavar="SPLIT", help="of --validation")

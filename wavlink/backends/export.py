@@ -47,7 +47,7 @@ def export(
     precision: str = "fp32",
     calibration: Split | None = None,
     validation: Split | None = None,
-    calibration_clips: int = 128,
+    calibration_clips: int = 512,
     layers_in_fp32: Sequence[str] = (),
     max_layers_in_fp32: int = 8,
     opset: int | None = None,
