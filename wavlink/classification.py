@@ -156,7 +156,7 @@ def logit_scale(model: Any) -> float:
     cosines.
     """
     clap = getattr(model, "logit_scale_a", None)
-    scale = getattr(model, "scale", COSINE_SCALE) if clap is None else clap.exp()
+    scale = getattr(model, "scale", COSINE_SCALE if clap is None else clap.exp())
     return float(scale.detach() if hasattr(scale, "detach") else scale)
 
 

@@ -238,7 +238,8 @@ def test_an_export_that_needs_torch_says_why(facts, why, exported_folder, no_tor
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({KEY: {"weights": {}}}, "does not describe an export .it lacks 'settings'"),
+        ({KEY: {"weights": {}}}, "does not describe an export .by 'settings'"),
+        ({KEY: {"weights": {}, "settings": "", "parameters": "many"}}, "does not describe an export .by 'parameters'"),
         ({"towers": {}}, "names no graphs .*export the model again"),
         ({"towers": {name: {"file": "../config.json"} for name in ("audio", "text")}}, "none of its files"),
     ],

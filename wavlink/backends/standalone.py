@@ -28,7 +28,7 @@ from .sessions import INPUTS, Tower, default_threads, open_tower
 logger = logging.getLogger(__name__)
 
 KEY = "standalone"  # in the record of an export
-_FACTS = ("weights", "settings", "parameters", "logit_scale", "logit_bias")
+_FACTS = {"weights": dict, "settings": str, "parameters": int, "logit_scale": float, "logit_bias": float}
 _TOWERS = ("audio_config", "text_config")
 _DEFAULTS = {
     "projection_dim": 512,
@@ -150,7 +150,9 @@ class StandaloneProcessor(TextInputs):
             logger.warning(message)
 
 
-def describe(folder: Path, config: Any, parameters: int, logit_scale: float, logit_bias: float) -> dict[str, Any]:
+def describe(
+    folder: Path, config: Mapping[str, Any], parameters: int, logit_scale: float, logit_bias: float
+) -> dict[str, Any]:
     """Return what the record of an export holds for this module.
 
     It has the hashes of the files with the weights and of the settings in config.json, for which the export stands.
@@ -160,7 +162,7 @@ def describe(folder: Path, config: Any, parameters: int, logit_scale: float, log
         config: what its config.json holds.
         parameters, logit_scale (a log), logit_bias: of the model.
     """
-    weights = {path.name: digest_of(path) for path in sorted(folder.glob("*.safetensors"))}
+    weights = {path.name: digest_of(path) for path in sorted(folder.glob("model*.safetensors"))}
     numbers = {"parameters": parameters, "logit_scale": logit_scale, "logit_bias": logit_bias}
     return {"weights": weights, "settings": _settings_hash(config), **numbers}
 
@@ -181,8 +183,8 @@ def open_standalone(
     if _needs_torch(folder, record):
         return None
     about = record[KEY]
-    if missing := [name for name in _FACTS if name not in about]:
-        raise ValueError(f"{path} does not describe an export (it lacks {missing[0]!r}): export the model again")
+    if wrong := [name for name, kind in _FACTS.items() if not isinstance(about.get(name), kind)]:
+        raise ValueError(f"{path} does not describe an export (by {wrong[0]!r}): export the model again")
     config, raw = _read_config(folder)
     refuse_other(path, folder, _differs(folder, raw, about))
     refuse_damaged(path, record, lambda name: path.parent / name)
@@ -264,7 +266,7 @@ def _settings_hash(config: Mapping[str, Any]) -> str:
 
 def _differs(folder: Path, config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """Return what of a model is not as it was exported. Weights need not be there."""
-    weights = {path.name: digest_of(path) for path in folder.glob("*.safetensors")}
+    weights = {path.name: digest_of(path) for path in folder.glob("model*.safetensors")}
     if weights and weights != about["weights"]:
         return "weights"
     return "" if _settings_hash(config) == about["settings"] else "settings in config.json"
