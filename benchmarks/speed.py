@@ -46,14 +46,14 @@ import speed_report
 import tables
 import torch
 from speed_report import BASE, BF16, LIBRARIES, PEER, PLAIN, compiled_name
-from speed_systems import System, build, build_compiled, new_clap, new_wavlink, write_int8
+from speed_systems import System, build, build_compiled, new_clap, new_wavlink, write_exports
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from processing.audio import load_audio
 from wavlink.backends.choice import HAS, installed
 from wavlink.backends.torch_cpu import PackedLinear, packing_pays
-from wavlink.embedder import DTYPES
+from wavlink.backends.torch_model import DTYPES
 
 FILE_RATE = 48000
 BATCHES = {1: (1, 8), 5: (1, 4), 10: (1, 2), 30: (1,)}  # clips, by their seconds
@@ -159,7 +159,7 @@ def cold_starts(options: argparse.Namespace, folder: Path, paths: list[Path]) ->
     for backend, precision in (run for run in RUNS if run[0] in options.backends and run[1] != "bf16"):
         runs[compiled_name(BASE, backend, precision)] = (f"{backend}:{precision}", "wavlink")
         if precision == "int8":
-            write_int8(folder / "wavlink", backend)
+            write_exports(folder / "wavlink", backend)
     caches = {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     environment = {**os.environ, **caches, "OMP_NUM_THREADS": str(options.threads)}
     script, found = Path(__file__).with_name("speed_cold.py"), {name: [] for name in runs}

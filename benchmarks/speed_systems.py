@@ -17,12 +17,14 @@ from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.audio import load_audio
 from wavlink.backends.choice import HAS, has_bf16
 from wavlink.backends.compiled_model import CompiledModel
-from wavlink.backends.exported import graph_path, model_identity, write_graphs, write_record
+from wavlink.backends.exported import graph_path, model_identity, standalone_facts, write_graphs, write_record
 from wavlink.backends.graphs import exportable
 from wavlink.backends.int8 import quantize
 from wavlink.backends.sessions import INPUTS, import_openvino, open_tower
+from wavlink.backends.standalone import KEY
 from wavlink.backends.torch_cpu import packing_pays
-from wavlink.embedder import DTYPES, Embedder
+from wavlink.backends.torch_model import DTYPES
+from wavlink.embedder import Embedder
 from wavlink.loading import load_for_evaluation
 
 
@@ -124,18 +126,20 @@ def build_compiled(backends: Sequence[str], folder: Path, trained: str | None) -
     return {row.name: row for row in rows}
 
 
-def write_int8(folder: Path, backend: str) -> None:
-    """Give a model's folder an int8 export, calibrated on noise and without a gate."""
+def write_exports(folder: Path, backend: str) -> None:
+    """Give a model's folder exports in fp32 and in int8, which is calibrated on noise and has no gate."""
     model, processor = load_for_evaluation(str(folder))
     model, graphs = exportable(model), folder / backend
+    identity, facts = model_identity(model), {KEY: standalone_facts(folder, model, processor)}
     graphs.mkdir()
     towers = write_graphs(graphs, model, backend)
+    write_record(graphs, identity, backend, "fp32", towers, **facts)
     for name, about in towers.items():
         source, target = graphs / about["file"], graph_path(graphs, backend, name, "int8")
         if name == "audio":
             quantize(backend, source, target, noise(processor))
             about["file"] = target.name
-    write_record(graphs, model_identity(model), backend, "int8", towers)
+    write_record(graphs, identity, backend, "int8", towers, **facts)
 
 
 def noise(processor: WavLinkProcessor) -> list[dict[str, np.ndarray]]:

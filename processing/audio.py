@@ -1,6 +1,7 @@
 """Decoding of sound files to float32 mono samples, with libsndfile and soxr."""
 
 import io
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +11,6 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import soundfile
-from transformers.utils import logging
 
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
 from .audio_inputs_wavlink import (
@@ -30,7 +30,7 @@ from .video import open_video
 
 _UNKNOWN_FORMAT = 1, 4, 161  # libsndfile's errors for an unknown format, an unknown encoding, and FLAC in Ogg
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class AudioDecoder(Protocol):

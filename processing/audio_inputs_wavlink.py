@@ -3,11 +3,11 @@
 import io
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 
 import numpy as np
-import torch
 
 try:
     import soundfile
@@ -24,7 +24,7 @@ RATES = 1000, 2**20  # Hz, lowest and highest: no sound has less, and FLAC's hea
 LOUDEST = 32.0  # 30 dB over full scale; only integers mistaken for floats are louder
 MAX_SAMPLES = 3600 * 48000  # of a clip in memory, 691 MB: an hour at 48 kHz, three at 16 kHz
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-reader = None  # importing `processing` sets its `load_audio`, which reads more than `read_file`
+reader = None  # `processing.auto_classes` sets its package's `load_audio`, which reads more than `read_file`
 _TAGS = b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"\0"  # what may follow the last frame of an MP3 or Ogg
 
 
@@ -133,7 +133,8 @@ def _decoded(decoder, wanted: int) -> np.ndarray:
 
 def to_numpy(clip: object) -> np.ndarray:
     """Return a tensor, array or list as an array in memory."""
-    if isinstance(clip, torch.Tensor):
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(clip, torch.Tensor):
         clip = clip.detach().cpu()
         clip = clip.float() if clip.dtype == torch.bfloat16 else clip  # numpy has no bfloat16
     return np.asarray(clip)

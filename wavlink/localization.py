@@ -8,9 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias, overload
-
-from transformers import PreTrainedModel, ProcessorMixin
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
@@ -25,7 +23,10 @@ from .probability import NO_MATCH, described
 from .sanitize import printable
 from .span_search import Limits, Matches, find_spans
 
-Model: TypeAlias = str | os.PathLike[str] | PreTrainedModel | Embedder | None
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+Model: TypeAlias = "str | os.PathLike[str] | PreTrainedModel | Embedder | None"
 
 
 @overload
@@ -34,7 +35,7 @@ def locate(
     recording: AudioSource,
     query: str,
     *,
-    processor: ProcessorMixin | None = None,
+    processor: "ProcessorMixin | None" = None,
     window: float | None = None,
     hop: float | None = None,
     top_k: int = 5,
@@ -56,7 +57,7 @@ def locate(
     query: list[str] | tuple[str, ...] = (),
     *,
     by_sound: AudioSource | Iterable[AudioSource] = (),
-    processor: ProcessorMixin | None = None,
+    processor: "ProcessorMixin | None" = None,
     window: float | None = None,
     hop: float | None = None,
     top_k: int = 5,
@@ -77,7 +78,7 @@ def locate(
     query: str | list[str] | tuple[str, ...] = (),
     *,
     by_sound: AudioSource | Iterable[AudioSource] = (),
-    processor: ProcessorMixin | None = None,
+    processor: "ProcessorMixin | None" = None,
     window: float | None = None,
     hop: float | None = None,
     top_k: int = 5,
@@ -157,8 +158,8 @@ def run(options: argparse.Namespace) -> None:
     if options.picture:  # before the recording is encoded, which may take an hour
         _check_plot(Path(options.picture))
     check_score(options.min_score)
-    run = {"device": options.device, "backend": options.backend, "precision": options.precision}
-    embedder = Embedder(options.model, revision=options.revision, **run)
+    names = ("revision", "device", "backend", "precision")
+    embedder = Embedder(options.model, **{name: value for name, value in vars(options).items() if name in names})
     limits = Limits(options.top_k, options.dim, options.min_score, options.min_probability, options.prior)
     sought = options.query, options.by_sound
     result = find_spans(embedder, options.file, *sought, options.window, options.hop, limits)

@@ -478,6 +478,7 @@ def serve(parser: Parser) -> None:
     text = "a file that holds the key that clients must give (default: WAVLINK_API_KEY of the environment, else none)"
     add("--api_key_file", default="", metavar="FILE", help=text)
     model_options(parser)
+    backend_options(parser)
     add("--max_mb", type=positive, default=32, help="of a request")
     add("--max_seconds", type=positive, default=600, help="of the sounds of a request")
     add("--max_queue", type=positive_int, default=256, help="requests at once; others are answered with 429")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wavlink import bundled_models
 from wavlink.bundled_models import name_of
 from wavlink.defaults import BACKENDS, PRECISIONS
 from wavlink.installing import install_hint
@@ -90,7 +91,9 @@ def choose(
             raise ValueError(f"{_name(folder)} carries no int8 export: {how_to_export('openvino', folder)}")
     if precision not in HAS[backend]:
         raise ValueError(f"backend={backend!r} has no {precision}: {_who_has(precision)}")
-    if backend != "torch" and not installed(backend):
+    if backend == "torch" and not installed(backend):
+        raise ValueError(without_torch(folder, precision))
+    if not installed(backend):
         raise ValueError(f"backend={backend!r}: {install_hint(PACKAGES[backend])}")
     if precision == "bf16" and on_cpu and not has_bf16():
         raise ValueError(
@@ -118,7 +121,31 @@ def _who_has(precision: str) -> str:
 
 def installed(backend: str) -> bool:
     """Return whether the package of a backend is installed."""
-    return backend == "torch" or importlib.util.find_spec(PACKAGES[backend]) is not None
+    return importlib.util.find_spec(PACKAGES.get(backend, backend)) is not None
+
+
+def without_torch(folder: Path | None, precision: str = "fp32", backend: str = "onnx") -> str:
+    """Return what to do where torch is not installed, and a model's folder carries no export that runs without it.
+
+    Args:
+        folder: of the model, or its Hub id.
+        precision, backend: that is wanted.
+    """
+    if folder is not None and not is_wavlink(folder):
+        return (
+            f"{install_hint('torch')}; without torch only a WavLink runs, by the export that its folder carries "
+            "(`wavlink export`)"
+        )
+    others = [name for name in ("fp32", "int8") if any(has_export(folder, each, name) for each in PACKAGES)]
+    hint = f"take precision={others[0]!r}, or " if others and precision not in others else ""
+    name, copy_first = folder or "MODEL", ""
+    if folder is not None and folder.parent == bundled_models.MODELS:
+        name, copy_first = f"my-{folder.name}", f"`cp -r {folder} my-{folder.name}` and "
+    options = f"--backend {backend}" + " --precision int8 --calibration FOLDER" * (precision == "int8")
+    return (
+        f"{install_hint('torch')}; without torch a model runs by the export that its folder carries: {hint}run "
+        f"{copy_first}`wavlink export {name} {options}` where torch is, and bring the folder here"
+    )
 
 
 def graph_precision(precision: str) -> str:
@@ -146,6 +173,14 @@ def is_model(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / "config.json").is_file() and not is_index(folder)
 
 
+def is_wavlink(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder has a WavLink's config.json."""
+    try:
+        return bool(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["model_type"] == "wavlink")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def describe_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the exports that a model's folder carries, and what an `Embedder` runs it in by default.
 
@@ -158,8 +193,8 @@ def describe_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
             record = read_record(Path(folder) / backend / record_name(precision))
             size = sum(record["files"].values())
             exports.append({"backend": backend, "precision": precision, "bytes": size, "model": record["model"]})
-    backend, precision = choose(folder=Path(folder))
     ready = [name for name in BACKENDS if installed(name)]
+    backend, precision = _by_export(Path(folder), "fp32"), "fp32"
     run = {"backend": backend, "precision": precision, "installed": ready, "bf16": has_bf16()}
     return {"path": os.fspath(folder), **run, "exports": exports}
 
@@ -191,6 +226,12 @@ def has_bf16() -> bool:
     except OSError:
         from wavlink.compat import has_bf16_kernels
 
-        return has_bf16_kernels()
+        return installed("torch") and has_bf16_kernels()
     flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
     return bool(flags & _BF16_FLAGS)
+
+
+def precision_of(model: Any) -> str:
+    """Return `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`."""
+    dtype = str(getattr(model, "dtype", None)).removeprefix("torch.")
+    return getattr(model, "precision", None) or OF_DTYPE.get(dtype, dtype)

@@ -14,10 +14,11 @@ from wavlink.bundled_models import name_of
 from wavlink.installing import install_hint
 from wavlink.loading import parameter_count, revision
 
-from .choice import how_to_export, read_record, record_name
+from .choice import how_to_export
 from .exported import converted_folder, exported_folder, missing_packages, model_identity
 from .graphs import exportable
-from .sessions import INPUTS, Tower, open_tower
+from .sessions import INPUTS, Tower
+from .standalone import open_towers
 
 
 class CompiledModel(nn.Module):
@@ -99,10 +100,3 @@ def compile_model(
             raise ValueError(f"{name} is to be converted for {backend}: {install_hint(missing[0])}")
         folder = converted_folder(model, backend, identity)
     return CompiledModel(model, open_towers(folder, backend, precision), backend, precision)
-
-
-def open_towers(folder: Path, backend: str, precision: str) -> dict[str, Tower]:
-    """Open both towers of an export."""
-    towers = read_record(folder / record_name(precision))["towers"]
-    threads = torch.get_num_threads()
-    return {name: open_tower(backend, folder / towers[name]["file"], precision, threads) for name in INPUTS}

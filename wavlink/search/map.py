@@ -33,7 +33,7 @@ from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.console import print_json
 from wavlink.destinations import file_destination
 from wavlink.embedder import Embedder
-from wavlink.evaluation.zero_shot import PROMPT, label_texts
+from wavlink.labels import PROMPT, label_texts
 from wavlink.sanitize import clean
 from wavlink.vocabulary import unnamed
 
