@@ -3,8 +3,8 @@
     python benchmarks/int8_export.py MODEL FOLDER [--record]
 
 MODEL is the folder of a WavLink with a Whisper, which is copied and not changed. FOLDER is an audiofolder with
-captions: int8 is calibrated on its train split and compared with fp32 on its validation split, as `wavlink export` does
-it. About 5 minutes for wavlink-tiny and 900 validation clips on 2 cores.
+captions: int8 is calibrated on its train split and compared with fp32 on its validation split, as `wavlink export`
+does it. About 5 minutes for wavlink-tiny and 900 validation clips on 2 cores.
 """
 
 import argparse

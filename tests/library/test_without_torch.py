@@ -83,7 +83,7 @@ def test_commands_import_neither_torch_nor_transformers(exported_folder, sounds,
     features = datasets.Features({"audio": {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}})
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "rows/train-00000-of-00001.parquet")
     command = [sys.executable, "-c", REFUSED + CALLS % TEXTS, exported_folder, sounds, tmp_path]
-    done = run_process(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run_process(command, capture_output=True, text=True, cwd=sounds)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stderr.count(" is not installed: pip install ") == 2
@@ -287,7 +287,7 @@ files = [f"{sys.argv[3]}/{number}.wav" for number in range(4)]
 np.savez(sys.argv[4], sounds=np.stack(list(embedder.embed_files(files))), texts=embedder.embed_text(%r))
 """
     command = [sys.executable, "-c", REFUSED + code % TEXTS, wavlink_folder, backend, sounds, tmp_path / "found.npz"]
-    done = run_process(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run_process(command, capture_output=True, text=True, cwd=sounds)
     assert done.returncode == 0, done.stderr
     plain, found = Embedder(wavlink_folder, backend="torch"), np.load(tmp_path / "found.npz")
     files = [sounds / f"{number}.wav" for number in range(len(LENGTHS))]
