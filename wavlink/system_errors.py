@@ -50,9 +50,7 @@ def described(error: BaseException) -> str:
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in _OF_WRITING and (variable := _cache_of(_path(cause))):
             what, _ = explained(cause)
-            return (
-                f"the cache {_path(cause)} cannot be written, {what}: set {variable} to a folder that can be written"
-            )
+            return f"the cache {_path(cause)} cannot be used, {what}: set {variable} to a folder that can be written"
     if not _is_of_system(error):
         return _NUMBER.sub("", str(error))
     path, (what, advice) = _path(error), explained(error)

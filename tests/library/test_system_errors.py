@@ -182,7 +182,9 @@ def test_a_folder_without_the_right_to_write_is_refused_by_every_command(index, 
     for name in ("map", "export"):  # import modules that only the owner of this Python may read
         del commands[name]
     read_only.chmod(0o555)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home").chmod(0o777)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 240}
     done = run_process([sys.executable, "-c", AS_NOBODY, json.dumps([*commands.values()])], **options)
     assert done.returncode == 0, done.stderr[-3000:]
