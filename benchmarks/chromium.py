@@ -1,8 +1,8 @@
-"""Drive a headless Chromium by its DevTools protocol over a pipe, and serve a folder to it; the standard library alone.
+"""Drive a headless Chromium by its DevTools protocol over a pipe, and serve a folder to it; without other packages.
 
-    with served(folder) as address, Chromium() as page:
-        page.open(address)
-        page.evaluate("document.title")
+with served(folder) as address, Chromium() as page:
+    page.open(address)
+    page.evaluate("document.title")
 """
 
 import contextlib
@@ -24,7 +24,10 @@ from typing import Any
 
 FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 # Chromium reads commands from file descriptor 3 and writes to 4.
-_START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+_START = """import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])"""
 _FLAGS = "--headless=new --no-sandbox --remote-debugging-pipe --disable-gpu --no-first-run --mute-audio".split()
 
 

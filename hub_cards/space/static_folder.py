@@ -1,6 +1,6 @@
 """Write the folder of a static Space: a page that runs a model in the visitor's browser, with every file it loads.
 
-    wavlink space --static --model runs/quickstart/best --out my_space
+wavlink space --static --model runs/quickstart/best --out my_space
 """
 
 import argparse
@@ -53,15 +53,15 @@ def write_static_space(
         progress: called with a description of each step before it.
 
     Returns:
-        `space.json`, which the page reads: `model`, `revision`, `precision`, `weights` (by tower, the format
-        that they are stored in and `distance`, the largest cosine distance to the exported ones), `examples`, and
-        `bytes`, the size of what the page loads to answer.
+        `space.json`, which the page reads: `model`, `revision`, `precision`, `opset`, `weights` (by tower,
+        the format that they are stored in and `distance`, the largest cosine distance to the exported ones),
+        `examples`, and `bytes`, the size of what the page loads to answer.
 
     Raises:
         ValueError: a model that cannot be exported, a tokenizer that the page cannot read, or packages of npm that
             cannot be had. Nothing is then written.
     """
-    from wavlink.backends.onnx import export_onnx
+    from wavlink.backends.onnx import CONFIG, export_onnx
 
     folder_destination(folder)
     with new_folder(folder) as unfinished:
@@ -70,7 +70,10 @@ def write_static_space(
         about = export_onnx(model, processor, unfinished / "model", progress=progress)
         _check_tokenizer(unfinished / "model")
         progress("storing the weights in fp16")
-        weights = {tower: _halve(unfinished / "model" / f"{tower}.onnx", processor) for tower in _TOWERS}
+        graphs = {tower: unfinished / "model" / f"{tower}.onnx" for tower in _TOWERS}
+        weights = {tower: _halve(path, processor) for tower, path in graphs.items()}
+        about |= {"weights": weights, "bytes": {tower: path.stat().st_size for tower, path in graphs.items()}}
+        (unfinished / "model" / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         for file in ("index.html", "page.js", "wavlink.js", "style.css"):
             shutil.copyfile(PAGE / file, unfinished / file)
         shutil.copyfile(licence_file(), unfinished / "LICENSE")
@@ -79,12 +82,13 @@ def write_static_space(
             "model": name,
             "revision": about["revision"],
             "precision": about["precision"],
+            "opset": about["opset"],
             "weights": weights,
             "examples": examples,
             "bytes": sum(path.stat().st_size for part in ("npm", "model") for path in (unfinished / part).iterdir()),
         }
         (unfinished / "space.json").write_text(json.dumps(space, indent=2) + "\n", encoding="utf-8")
-        _card(name, model).save(unfinished / "README.md")
+        _card(space, model).save(unfinished / "README.md")
     return space
 
 
@@ -123,12 +127,20 @@ def _write_examples(folder: Path) -> list[str]:
     return [f"{row['label']}.flac" for row in clips]
 
 
-def _card(name: str, model: PreTrainedModel) -> SpaceCard:
+def _card(space: dict[str, Any], model: PreTrainedModel) -> SpaceCard:
     card, on_hub = SpaceCard.load(PAGE / "README.md"), bool(getattr(model, "hub_commit", None))
+    name, stored = space["model"], sorted({weights["stored"] for weights in space["weights"].values()})
     if on_hub:
         card.data.models = [name]
-    shown = f"[{escape(name)}](https://huggingface.co/{name})" if on_hub else escape(name)
-    card.text = card.text.replace("{model}", shown)
+    facts = {
+        "model": f"[{escape(name)}](https://huggingface.co/{name})" if on_hub else escape(name),
+        "revision": space["revision"],
+        "opset": str(space["opset"]),
+        "weights": " and ".join(stored),
+        "megabytes": f"{space['bytes'] / 1e6:.1f}",
+    }
+    for field, value in facts.items():
+        card.text = card.text.replace(f"{{{field}}}", value)
     return card
 
 
