@@ -137,8 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
         title=f"{name} in the browser",
         values=values,
         seed=0,
-        note=f"Headless Chromium, {threads[0]} threads; {options.runs} visits with an empty cache, median and range; the "
-        "files are on this machine, so add the time of the download.",
+        note=f"Headless Chromium, {threads[0]} threads; {options.runs} visits with an empty cache, median and "
+        "range; the files are on this machine, so add the time of the download.",
         raw={"space": space, "runs": runs, "clips": clips, "sizes": sizes},
         packages=("onnx", "onnxruntime"),
     )

@@ -169,7 +169,7 @@ def page(space):
 
 
 def write_sounds(folder: Path) -> None:
-    """Write clips at many rates and in many formats, with energy up to the Nyquist rate, so that resampling matters."""
+    """Write clips at many rates and in many formats, with energy up to the Nyquist rate."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     water = wavlink.load_audio(next(row["path"] for row in real_samples() if row["label"] == "water stream"))
