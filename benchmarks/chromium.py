@@ -6,7 +6,6 @@ with served(folder) as address, Chromium() as page:
 """
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -48,6 +47,8 @@ class Chromium:
         self._size, self._count, self._session, self._unread, self._loaded = size, 0, "", b"", False
 
     def __enter__(self) -> "Chromium":
+        import fcntl  # not on Windows
+
         self._profile = tempfile.mkdtemp(prefix="chromium-")
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for pipe in (os.pipe(), os.pipe()) for end in _taken(pipe)]
         commands, self._to, self._from, answers = ends[0], ends[1], ends[2], ends[3]
