@@ -51,7 +51,8 @@ class Chromium:
 
         self._profile = tempfile.mkdtemp(prefix="chromium-")
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for pipe in (os.pipe(), os.pipe()) for end in _taken(pipe)]
-        commands, self._to, self._from, answers = ends[0], ends[1], ends[2], ends[3]
+        commands, to, self._from, answers = ends
+        self._to = os.fdopen(to, "wb")
         flags = [*_FLAGS, f"--user-data-dir={self._profile}", "--window-size={},{}".format(*self._size)]
         command = [sys.executable, "-c", _START, str(commands), str(answers), FOUND, *flags, "about:blank"]
         self._process = subprocess.Popen(
@@ -69,8 +70,8 @@ class Chromium:
         with contextlib.suppress(OSError, TimeoutError):
             self._session = ""
             self.call("Browser.close")
-        for end in (self._to, self._from):
-            os.close(end)
+            self._to.close()
+        os.close(self._from)
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
@@ -90,7 +91,8 @@ class Chromium:
         message = {"id": self._count, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
-        os.write(self._to, json.dumps(message).encode() + b"\0")
+        self._to.write(json.dumps(message).encode() + b"\0")
+        self._to.flush()
         end = time.monotonic() + self.timeout
         while (answer := self._read(end)).get("id") != self._count:
             self._note(answer)

@@ -81,8 +81,8 @@ function player({ name, url }) {
 
 /** Fill `box` with what `work` returns, elements, or with its failure. */
 async function answer(form, box, work) {
-    const button = form.querySelector("button");
-    button.disabled = true;
+    if (form.ariaBusy === "true") return;
+    form.ariaBusy = "true"; // a disabled button would lose the keyboard's focus
     await queue;
     try {
         if (!sounds.length) throw new Error("Choose a sound first.");
@@ -90,7 +90,7 @@ async function answer(form, box, work) {
     } catch (error) {
         box.replaceChildren(failure(error.message));
     }
-    button.disabled = false;
+    form.ariaBusy = "false";
 }
 
 /** Return a note that names the texts with words that are not in the model's vocabulary. */

@@ -16,7 +16,10 @@ export function rateOf(bytes) {
     let rate = 0;
     if (text(0, 4) === "RIFF" && text(8, 4) === "WAVE") {
         let at = 12;
-        while (at + 16 <= bytes.byteLength && text(at, 4) !== "fmt ") at += 8 + view.getUint32(at + 4, true);
+        while (at + 16 <= bytes.byteLength && text(at, 4) !== "fmt ") {
+            const size = view.getUint32(at + 4, true);
+            at += 8 + size + size % 2;
+        }
         if (text(at, 4) === "fmt ") rate = view.getUint32(at + 12, true);
     } else if (text(0, 4) === "fLaC") {
         rate = view.getUint32(18) >>> 12;
@@ -25,7 +28,7 @@ export function rateOf(bytes) {
     } else {
         const digit = (n) => view.getUint8(n);
         const at = text(0, 3) === "ID3" ? 10 + (digit(6) << 21 | digit(7) << 14 | digit(8) << 7 | digit(9)) : 0;
-        if (at + 4 <= bytes.byteLength && view.getUint16(at) >= 0xffe0) { // an MPEG frame: version, then rate
+        if (at + 4 <= bytes.byteLength && view.getUint16(at) >= 0xffe0 && digit(at + 1) & 6) { // MPEG: version, rate
             const rates = { 3: [44100, 48000, 32000], 2: [22050, 24000, 16000], 0: [11025, 12000, 8000] };
             rate = rates[digit(at + 1) >> 3 & 3]?.[digit(at + 2) >> 2 & 3];
         }
@@ -171,7 +174,7 @@ export function logMel(clip, about, filters) {
 }
 
 /** Return the weights that are not 0 of each mel filter, from numpy's file of float32 [n_fft / 2 + 1, F]. */
-export function melFilters(npy) {
+function melFilters(npy) {
     const start = 10 + new DataView(npy).getUint16(8, true);
     const bins = Number(/'shape': \((\d+)/.exec(new TextDecoder().decode(npy.slice(10, start)))[1]);
     const values = new Float32Array(npy.slice(start)), count = values.length / bins;
