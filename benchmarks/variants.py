@@ -49,29 +49,6 @@ def token_rate(factor: float = 10.0) -> None:
     loop.parameter_groups = with_token
 
 
-def spec_augment(times: int = 2, bands: int = 2, share: float = 0.1, bins: int = 12) -> None:
-    """Two stretches of time of up to 10 % and two bands of up to 12 bins are set to the clip's mean (arXiv
-    1904.08779)."""
-    learn = loop.Run.learn
-
-    def masked(self, batch, stop=False):
-        rng = np.random.default_rng((self.recipe.seed, self.step))
-        features = batch["input_features"].clone()
-        for clip, frames in zip(features, batch["input_features_mask"].sum(1).tolist(), strict=True):
-            mean = clip[:, :frames].mean()
-            for _ in range(times):
-                width = rng.integers(int(share * frames) + 1)
-                start = rng.integers(frames - width + 1)
-                clip[:, start : start + width] = mean
-            for _ in range(bands):
-                width = rng.integers(bins + 1)
-                start = rng.integers(len(clip) - width + 1)
-                clip[start : start + width, :frames] = mean
-        return learn(self, {**batch, "input_features": features}, stop)
-
-    loop.Run.learn = masked
-
-
 def mixing(share: float = 0.25) -> None:
     """A quarter of the clips sound over another one, at -5 to 5 dB, and have both captions joined."""
     item = CaptionedAudio.__getitem__
@@ -143,7 +120,7 @@ def frame_loss(weight: float = 0.5, sharpness: float = 10.0) -> None:
     WavLinkModel.get_audio_features, WavLinkModel.forward = with_frames, forward_with_frames
 
 
-VARIANTS = {variant.__name__: variant for variant in (token_rate, spec_augment, mixing, rooms, frame_loss)}
+VARIANTS = {variant.__name__: variant for variant in (token_rate, mixing, rooms, frame_loss)}
 
 if __name__ == "__main__":
     main()

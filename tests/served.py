@@ -13,13 +13,18 @@ from contextlib import contextmanager
 import numpy as np
 
 from tests.helpers import wav
-from wavlink.serving.app import create_app
+from wavlink.serving.app import ROUTES, create_app
 from wavlink.serving.connections import listen, new_server
 from wavlink.serving.limits import Limits
 
+RESPONSES = {route.path: route.response for route in ROUTES}
+
 
 class Client:
-    """Sends requests to a port of this machine, and returns the status and the document of each answer."""
+    """Sends requests to a port of this machine, and returns the status and the document of each answer.
+
+    Answers with status 200 are checked to be what the OpenAPI document says.
+    """
 
     def __init__(self, port: int, key: str = ""):
         self.port, self.key = port, key
@@ -46,7 +51,10 @@ class Client:
         finally:
             connection.close()
         is_json = answer.headers.get_content_type() == "application/json"
-        return answer.status, json.loads(text) if is_json else text.decode(), dict(answer.headers)
+        document = json.loads(text) if is_json else text.decode()
+        if answer.status == 200 and path in RESPONSES:
+            RESPONSES[path].model_validate(document, strict=True)
+        return answer.status, document, dict(answer.headers)
 
     def connect(self) -> socket.socket:
         """Open a connection, and send nothing."""

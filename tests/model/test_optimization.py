@@ -170,7 +170,7 @@ def test_the_loop_clamps_the_scale_after_each_step(model, processor, skipped, mo
     if skipped:
         monkeypatch.setattr(optimizer, "step", lambda: None)
     schedule = SimpleNamespace(step=lambda: None)
-    settings = SimpleNamespace(micro_batch_size=0, max_grad_norm=1.0)
+    settings = SimpleNamespace(micro_batch_size=0, max_grad_norm=1.0, spec_augment=False, equalization=0.0)
     accelerator = Accelerator(cpu=True)
     run = SimpleNamespace(accelerator=accelerator, model=model, optimizer=optimizer, schedule=schedule, step=0)
     run.recipe, run.feed = settings, None
@@ -234,3 +234,15 @@ def test_validation_computes_in_the_precision_of_training(tmp_path, monkeypatch)
     finally:
         AcceleratorState._reset_state()
     assert dtypes == {True: {torch.bfloat16}, False: {torch.bfloat16}}
+
+
+def test_the_text_tower_has_a_learning_rate_of_its_own(model):
+    set_trainable(model, "full")
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, 0.1, 3e-3, text_learning_rate=2e-5)
+    rates = {names[id(p)]: group.get("lr") for group in groups for p in group["params"]}
+    assert rates.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, rate in rates.items():
+        of_text = name.startswith("text_model.")
+        head = name.startswith(("audio_projection", "text_projection", "logit_")) or name == "audio_model.global_token"
+        assert rate == (2e-5 if of_text else 3e-3 if head else None), name

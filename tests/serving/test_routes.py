@@ -93,7 +93,7 @@ def test_health_models_and_metrics(client):
     assert float(lines['wavlink_batch_size_sum{kind="text"}']) >= 2 and "no/such" not in text
 
 
-def test_the_openapi_document_describes_every_request(client):
+def test_the_openapi_document_describes_every_request_and_response(client):
     status, document = client.get("/openapi.json")
     schemas = document["components"]["schemas"]
     assert status == 200
@@ -102,6 +102,13 @@ def test_the_openapi_document_describes_every_request(client):
         name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
         assert "model" in schemas[name]["properties"]
         assert "file" in content["multipart/form-data"]["schema"]["properties"]
+        assert "file" not in schemas[name]["properties"]
+        responses = document["paths"][f"/v1/{path}"]["post"]["responses"]
+        names = {
+            s: r["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2] for s, r in responses.items()
+        }
+        assert names.keys() == {"200", "4XX", "5XX"} and names["4XX"] == names["5XX"] == "Error"
+        assert {"object", "model", "data"} <= schemas[names["200"]]["properties"].keys()
     references = re.findall(r"#/components/schemas/(\w+)", str(document))
     assert references and set(references) <= set(schemas)
     assert client.get("/docs")[0] == 200

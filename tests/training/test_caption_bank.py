@@ -207,8 +207,10 @@ def test_two_processes_and_pieces_have_the_gradient_of_one(model, processor, bat
 OPTIONS = ["--caption_bank", "true", "--scope", "audio", "--label_prompts", "a {},the sound of {}"]
 
 
-def test_killed_run_with_a_bank_resumes_bit_equal(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("scope", ["audio", "both"])
+def test_killed_run_with_a_bank_resumes_bit_equal(folder, tmp_path, monkeypatch, scope):
     options = [*OPTIONS, "--label_share", "0.3", "--save_steps", "2", "--text_config", json.dumps(TEXT_CONFIG)]
+    options += ["--scope", scope, "--spec_augment", "true", "--equalization", "1.5", "--text_learning_rate", "1e-3"]
     whole = train.train(recipe(folder, tmp_path / "whole", *options))
     learn = train.Run.learn
 
@@ -247,14 +249,40 @@ def test_the_bank_of_a_run_holds_captions_and_wordings(folder, tmp_path, masked)
     [
         ({"loss_type": "sigmoid", "scope": "audio"}, "no softmax over candidates"),
         ({"streaming": True, "scope": "audio", "max_steps": 2}, "leave --streaming out"),
-        ({}, "give --scope audio or --regime projector"),
-        ({"regime": "lora"}, "give --scope audio or --regime projector"),
     ],
 )
 def test_a_bank_that_cannot_work_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Recipe("mine", init="any", caption_bank=True, **fields)
-    Recipe("mine", init="any", caption_bank=True, regime="projector")
+    Recipe("mine", init="any", caption_bank=True)
+
+
+def test_a_text_tower_that_learns_embeds_the_bank_anew_after_each_epoch(folder, tmp_path, monkeypatch):
+    banks, learn, refresh = [], train.Run.learn, CaptionBank.refresh
+    made = []
+
+    def learning(self, batch, stop=False):
+        banks.append(self.bank.pooled)
+        return learn(self, batch, stop)
+
+    monkeypatch.setattr(train.Run, "learn", learning)
+    monkeypatch.setattr(CaptionBank, "refresh", lambda self: made.append(1) or refresh(self))
+    options = [*OPTIONS, "--scope", "both", "--text_config", json.dumps(TEXT_CONFIG), "--max_steps", "0"]
+    run = train.train(recipe(folder, tmp_path / "run", *options, "--epochs", "3", "--learning_rate", "1e-2"))
+    per_epoch = len(banks) // 3
+    assert len(made) == 3 and len(banks) == 3 * per_epoch
+    for step, bank in enumerate(banks[1:], 1):
+        assert torch.equal(bank, banks[step - 1]) is (step % per_epoch > 0)
+    assert (run / "last").is_dir()
+
+
+def test_a_checkpoint_without_its_bank_is_refused(folder, tmp_path):
+    options = [*OPTIONS, "--scope", "both", "--text_config", json.dumps(TEXT_CONFIG)]
+    run = train.train(recipe(folder, tmp_path / "run", *options))
+    (saved,) = sorted((run / "checkpoints").glob("step-*"))[-1].glob("caption_bank.safetensors")
+    saved.unlink()
+    with pytest.raises(ValueError, match="no bank of these captions"):
+        train.Run(recipe(folder, tmp_path / "run", *options)).resume()
 
 
 def test_a_bank_is_refused_with_fsdp2(folder, tmp_path, monkeypatch):

@@ -174,8 +174,14 @@ def test_plan_counts_the_bank_once_and_at_each_step():
     assert memory["caption_bank"] == 3000 * 16 * 4 / 1e9 and memory["logits"] == bank.memory(600) / 1e9
     assert memory["total"] == pytest.approx(sum(gb for part, gb in memory.items() if part != "total"))
     text = table(with_bank)
-    assert "bank       3,000 captions, embedded before the first step" in text and " + caption bank 0.00 + " in text
+    assert "bank       3,000 captions, embedded with " in text and " + caption bank 0.00 + " in text
     assert "bank" not in table(without)
+
+
+def test_plan_counts_the_bank_again_after_each_epoch_where_the_text_tower_learns():
+    once, anew = (planned(max_steps=11, caption_bank=True, scope=scope) for scope in ("audio", "both"))
+    assert anew["flops"]["caption_bank"] == 3 * once["flops"]["caption_bank"]  # 11 steps, 5 an epoch
+    assert anew["flops"]["total"] == anew["flops"]["caption_bank"] + 11 * anew["flops"]["step"]
 
 
 def test_logits_do_not_add_to_the_activations_of_a_piece():

@@ -104,6 +104,12 @@ def test_a_student_has_the_weights_of_its_layers_tokens_and_positions(teacher):
     assert torch.equal(new.embeddings.position_embeddings.weight, old.embeddings.position_embeddings.weight[:20])
     for name, weight in old.encoder.layer[2].state_dict().items():
         assert torch.equal(new.encoder.layer[1].state_dict()[name], weight)
+    assert (
+        new.config.hidden_dropout_prob
+        == new.config.attention_probs_dropout_prob
+        == 0.0
+        < old.config.hidden_dropout_prob
+    )
     assert new.config.num_hidden_layers == 2 and new.config.pad_token_id == small.tokenizer.pad_token_id
 
 

@@ -169,7 +169,7 @@ def count_flops(config: WavLinkConfig, recipe: Recipe, shapes: Shapes, captions:
     """
     loss = loss_of(config, recipe, captions)
     recipe = dataclasses.replace(recipe, attn_implementation="eager", mixed_precision="no")
-    from_bank = recipe.caption_bank and not recipe.all_captions
+    from_bank = recipe.caption_bank and not (recipe.all_captions or recipe.text_learns)
     try:
         counts = _passes(_model(config, recipe, "meta"), shapes.batch(1, "meta", masks=False), from_bank)
     except RuntimeError:  # such as HTS-AT and PaSST, which choose windows by their mask's values

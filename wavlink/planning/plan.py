@@ -83,6 +83,12 @@ class _Training:
         """Optimizer steps."""
         return self.recipe.max_steps or self.recipe.epochs * (self.data.clips // self.batch)
 
+    @property
+    def before(self) -> float:
+        """Operations outside of steps: the caption bank's, again after each epoch where the text tower learns."""
+        epochs = self.data.clips // self.batch if self.recipe.text_learns else 0
+        return self.flops.before * (1 + (self.steps - 1) // epochs if epochs else 1)
+
     def described(self) -> dict[str, Any]:
         """Return what does not depend on a device, as JSON has it."""
         recipe, data, flops = self.recipe, self.data, self.flops
@@ -102,7 +108,7 @@ class _Training:
             "clips": self.steps * self.batch,
             "flops": {
                 **{"forward_of_a_clip": flops.forward, "backward_of_a_clip": flops.backward},
-                **{"caption_bank": flops.before, "step": step, "total": flops.before + self.steps * step},
+                **{"caption_bank": self.before, "step": step, "total": self.before + self.steps * step},
             },
             "memory": self.memory,
         }
@@ -138,7 +144,7 @@ def _device(name: str, training: _Training, utilization: float) -> dict[str, Any
     pieces = row["largest_micro_batch_size"] if row["fits"] is False else training.chunk
     flops, rate = training.flops, 1e12 * row["tflops"]
     took = flops.step(batch, pieces) / rate + update * training.parameters["trained"]
-    hours = (flops.before / rate + training.steps * took) / 3600
+    hours = (training.before / rate + training.steps * took) / 3600
     return row | {"step_seconds": took, "hours": hours, "clips_per_second": batch / took}
 
 
@@ -244,7 +250,7 @@ def table(planned: dict[str, Any]) -> str:
     parts = {name.replace("_", " "): gb for name, gb in memory.items() if gb and name != "total"}
     at_once = f"{planned['micro_batch_size']} clips of {data['longest']:.3g} s"
     at_once += ", padded to 30 s," if data["padding"] == "max_length" else ""
-    bank = f"{data['caption_bank']:,} captions, embedded before the first step with {flops['caption_bank']:.3g} FLOPs"
+    bank = f"{data['caption_bank']:,} captions, embedded with {flops['caption_bank']:.3g} FLOPs outside of steps"
     lines = {
         "model": f"{' + '.join(model['towers']) or 'new towers'}, {model['dims']} dims",
         "parameters": f"{counts['total']:,}, of which {counts['trained']:,} learn",

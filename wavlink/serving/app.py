@@ -24,8 +24,9 @@ from .forms import FORMS, parse_form
 from .guard import Guard
 from .limits import Limits
 from .metrics import CONTENT_TYPE, Metrics
-from .openapi import describe_requests
+from .openapi import describe
 from .requests import Body, ClassifyRequest, EmbeddingRequest, LocateRequest, SearchRequest, from_json
+from .responses import Answer, ClassifyAnswer, EmbeddingAnswer, LocateAnswer, SearchAnswer
 
 if TYPE_CHECKING:
     from wavlink.search.index import Index
@@ -37,19 +38,20 @@ logger = logging.getLogger(__name__)
 
 
 class Route(NamedTuple):
-    """A path, the request it takes, and the name of what answers it in `Answers`."""
+    """A path, the request it takes, its response, and the name of what answers it in `Answers`."""
 
     path: str
     request: type[Body]
+    response: type[Answer]
     answer: str
     summary: str
 
 
 ROUTES = (
-    Route("/v1/embeddings", EmbeddingRequest, "embeddings", "Embed texts and sounds"),
-    Route("/v1/classify", ClassifyRequest, "classify", "Name sounds"),
-    Route("/v1/search", SearchRequest, "search", "Find sounds of the index"),
-    Route("/v1/locate", LocateRequest, "locate", "Find where in a recording something sounds"),
+    Route("/v1/embeddings", EmbeddingRequest, EmbeddingAnswer, "embeddings", "Embed texts and sounds"),
+    Route("/v1/classify", ClassifyRequest, ClassifyAnswer, "classify", "Name sounds"),
+    Route("/v1/search", SearchRequest, SearchAnswer, "search", "Find sounds of the index"),
+    Route("/v1/locate", LocateRequest, LocateAnswer, "locate", "Find where in a recording something sounds"),
 )
 PATHS = [*(route.path for route in ROUTES), "/v1/models", "/health", "/metrics", "/docs", "/openapi.json"]
 
@@ -93,7 +95,7 @@ def create_app(
     for route in ROUTES:
         _add(app, route, answers, threads)
     _add_facts(app, answers, threads)
-    describe_requests(app, {route.path: route.request for route in ROUTES})
+    describe(app, {route.path: (route.request, route.response) for route in ROUTES})
     return app
 
 

@@ -1,4 +1,4 @@
-"""The requests in the OpenAPI document: FastAPI knows none that are parsed in a thread."""
+"""Requests and responses in the OpenAPI document: FastAPI knows none of what threads parse and answer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,8 +24,8 @@ _ERROR = {
 }
 
 
-def describe_requests(app: FastAPI, requests: Mapping[str, type[BaseModel]]) -> None:
-    """Add the bodies of POST requests, by their paths, and the shape of errors to the app's OpenAPI document."""
+def describe(app: FastAPI, routes: Mapping[str, tuple[type[BaseModel], type[BaseModel]]]) -> None:
+    """Add to the app's OpenAPI document the request and the response of each path that takes POST, and errors."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -34,21 +34,32 @@ def describe_requests(app: FastAPI, requests: Mapping[str, type[BaseModel]]) -> 
         document = generate()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas["Error"] = _ERROR
-        for path, model in requests.items():
-            schema = model.model_json_schema(ref_template=_REF)
-            schemas |= schema.pop("$defs", {})
-            schemas[model.__name__] = schema
-            form = {**schema, "properties": {"file": _FILES, **schema["properties"]}}
+        for path, (request, response) in routes.items():
+            form = {**_added(request, schemas), "title": f"{request.__name__}Form"}
+            form["properties"] = {"file": _FILES, **form["properties"]}
             operation = document["paths"][path]["post"]
             operation["requestBody"] = {
                 "required": True,
-                "content": {
-                    "application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}},
-                    "multipart/form-data": {"schema": form},
-                },
+                "content": {**_json(request.__name__), "multipart/form-data": {"schema": form}},
             }
-            error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
-            operation["responses"]["4XX"] = {"description": "The request is refused.", "content": error}
+            _added(response, schemas)
+            operation["responses"] = {
+                "200": {"description": response.__doc__, "content": _json(response.__name__)},
+                "4XX": {"description": "The request is refused.", "content": _json("Error")},
+                "5XX": {"description": "The server cannot answer now.", "content": _json("Error")},
+            }
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _added(model: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
+    """Add a model and those that it refers to; return its schema."""
+    schema = model.model_json_schema(ref_template=_REF)
+    schemas |= schema.pop("$defs", {})
+    schemas[model.__name__] = schema
+    return schema
+
+
+def _json(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REF.format(model=name)}}}

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,14 +15,16 @@ from modeling_wavlink.processes_wavlink import sizes_of, world_size
 from processing import WavLinkProcessor
 from processing.collator import caption_ids
 
+_FILE = "caption_bank.safetensors"
 _BATCH = 64  # captions that are embedded at once
 
 
 class CaptionBank:
     """The distinct captions of a training set, as the text tower's pooled outputs `[N, D_text]`.
 
-    The tower must not learn: its outputs are computed once, without dropout. The text projection, which learns, is
-    applied at each step. Captions are equal where their `caption_key` is; the first one's spelling is used.
+    They are computed without dropout and have no gradient; those of a tower that learns are as old as the last
+    `refresh`. The text projection, which learns, is applied at each step. Captions are equal where their `caption_key`
+    is; the first one's spelling is used.
 
     Args:
         model: on its device, not wrapped for several processes.
@@ -42,7 +46,28 @@ class CaptionBank:
         self.model = model
         self.autocast = autocast
         self.ids = torch.tensor(ids, device=model.device)  # (N,), ascending
-        self.pooled = _pooled(model, processor, [distinct[number] for number in ids])
+        self._processor = processor
+        self._texts = [distinct[number] for number in ids]
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Compute the outputs with the tower's present weights."""
+        self.pooled = _pooled(self.model, self._processor, self._texts)
+
+    def save(self, folder: Path) -> None:
+        """Write the outputs into a checkpoint."""
+        save_file({"pooled": self.pooled}, folder / _FILE)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote.
+
+        Raises:
+            ValueError: the checkpoint has no bank, or one of other captions.
+        """
+        saved = load_file(folder / _FILE).get("pooled") if (folder / _FILE).is_file() else None
+        if saved is None or saved.shape != self.pooled.shape:
+            raise ValueError(f"{folder} has no bank of these captions: start anew in another --output_dir")
+        self.pooled = saved.to(self.pooled)
 
     def positives(self, ids: Tensor) -> Tensor:
         """Return the mask `[b, N]` of the captions with `ids`, int64 `[b, K]` of each clip; -1 is padding.

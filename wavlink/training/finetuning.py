@@ -95,7 +95,9 @@ def decayed_names(model: nn.Module) -> list[str]:
     ]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, head_learning_rate: float = 0.0) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, head_learning_rate: float = 0.0, *, text_learning_rate: float = 0.0
+) -> list[dict]:
     """Return the trainable parameters as groups of an optimizer; see `decayed_names`.
 
     Scale and bias (0-dim) are a separate group: FSDP2 does not shard them, and AdamW steps through a group in one call
@@ -103,6 +105,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, head_learning_rate: 
 
     Args:
         head_learning_rate: of projections, global token, scale and bias; 0: the optimizer's.
+        text_learning_rate: of the text tower; 0: the optimizer's.
     """
     decayed = {*decayed_names(model)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -114,11 +117,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, head_learning_rate: 
             {"params": [p for name, p in named if name not in decayed and not p.ndim], "weight_decay": 0.0},
         ]
 
-    if not head_learning_rate:
-        return groups(named)
-    towers = groups([(name, p) for name, p in named if not always_learned(name)])
-    heads = groups([(name, p) for name, p in named if always_learned(name)])
-    return [*towers, *({**group, "lr": head_learning_rate} for group in heads)]
+    by_rate: dict[float, list[tuple[str, nn.Parameter]]] = {0.0: []}
+    for name, parameter in named:
+        of_text = text_learning_rate if name.startswith("text_model.") else 0.0
+        rate = head_learning_rate if always_learned(name) else of_text
+        by_rate.setdefault(rate, []).append((name, parameter))
+    return [{**group, "lr": rate} if rate else group for rate, part in by_rate.items() for group in groups(part)]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from transformers import get_cosine_schedule_with_warmup
@@ -22,6 +23,7 @@ from wavlink.evaluation.embed_split import Embedded, embed_dataset
 from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
 from wavlink.progress import Bar, loading_bars_hidden
 from wavlink.training import distributed as sharding
+from wavlink.training.augmentation import augment
 from wavlink.training.caption_bank import CaptionBank
 from wavlink.training.checkpoints import load_state, save_state
 from wavlink.training.factory import build, refuse_bad_start
@@ -82,6 +84,10 @@ class Run:
         self.steps = self.feed.steps
         self.validation_set, self.columns = _validation_set(recipe)
         model, self.processor = build(recipe, self.feed.captions)
+        if (recipe.spec_augment or recipe.equalization) and not isinstance(model.audio_model, WavLinkAudioModel):
+            raise ValueError(
+                "spec_augment and equalization change Whisper's log-mels, and this audio tower has others"
+            )
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
         if recipe.cache_features:
@@ -92,7 +98,9 @@ class Run:
             recompute_long_texts(model.text_model)
             if recipe.attn_implementation == "eager":
                 recompute_attention(model.audio_model)
-        groups = parameter_groups(model, recipe.weight_decay, recipe.head_learning_rate)
+        groups = parameter_groups(
+            model, recipe.weight_decay, recipe.head_learning_rate, text_learning_rate=recipe.text_learning_rate
+        )
         optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
         warmup = math.ceil(recipe.warmup_ratio * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, self.steps)
@@ -138,10 +146,13 @@ class Run:
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
         """Take an optimizer step; return the mean loss over processes, and whether one of them has to stop."""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        if self.recipe.spec_augment or self.recipe.equalization:
+            generator = np.random.default_rng((self.recipe.seed, self.step, self.accelerator.process_index))
+            batch = augment(batch, generator, self.recipe.spec_augment, self.recipe.equalization)
         added_loss = None
         if (bank_ids := batch.pop("bank_ids", None)) is not None:
             added_loss = self.bank.loss_of(bank_ids)
-            if not self.recipe.all_captions:
+            if not (self.recipe.all_captions or self.recipe.text_learns):
                 batch = self.bank.with_pooled_texts(batch, bank_ids)
         loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size, added_loss)
         value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
@@ -209,8 +220,11 @@ class Run:
         share = self.accelerator.process_index, self.accelerator.wait_for_everyone, broadcast
         with whole(folder / f"step-{self.step:08d}", *share) as unfinished:
             save_state(self.accelerator, unfinished, self.state_dict())
-            if self.average is not None and self.accelerator.is_main_process:
-                self.average.save(unfinished)
+            if self.accelerator.is_main_process:
+                if self.average is not None:
+                    self.average.save(unfinished)
+                if self.bank is not None and self.recipe.text_learns:
+                    self.bank.save(unfinished)
         if self.accelerator.is_main_process:
             for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
                 remove(old)
@@ -225,6 +239,8 @@ class Run:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
             if self.average is not None:
                 self.average.load(checkpoints[-1])
+            if self.bank is not None and self.recipe.text_learns:
+                self.bank.load(checkpoints[-1])
 
 
 def _validation_set(recipe: Recipe) -> tuple[datasets.Dataset, list[str]]:
@@ -301,6 +317,8 @@ def _train(recipe: Recipe) -> Path:
             if run.feed.is_epoch_end(run.step):
                 with run.averaged():
                     log.validation(*run.score())
+                if run.bank is not None and recipe.text_learns and run.step < run.steps:
+                    run.bank.refresh()
             if stop or run.feed.is_epoch_end(run.step) or (recipe.save_steps and run.step % recipe.save_steps == 0):
                 run.save_checkpoint()
             if stop:

@@ -96,13 +96,17 @@ class Recipe:
     all_captions: bool = _field(False, "every caption of a clip is a positive of it, instead of a random one")
     caption_bank: bool = _field(
         False,
-        "every training caption is a candidate for each clip, not only the batch's; needs a text tower that does not "
-        "learn; memory: batch_size x captions logits for each nested dim",
+        "every training caption is a candidate for each clip, not only the batch's; a text tower that learns embeds "
+        "them anew after each epoch; memory: batch_size x captions logits for each nested dim",
     )
     padding: str = _field("longest", "longest: native length; max_length: the paper's 30 s")
     max_seconds: float = _field(30.0, "longer training clips are cropped at random; validation encodes whole clips")
     mask_false_negatives: bool = _field(True, "clips that share a caption are no negatives of each other")
     batch_size: int = _field(64, "clips of a step, over all processes")
+    spec_augment: bool = _field(False, "SpecAugment: a stretch of time and a band of frequencies are masked")
+    equalization: float = _field(
+        0.0, "standard deviation, in dB, of a random gain at six frequencies of each clip, such as 1.6"
+    )
     micro_batch_size: int = _field(
         0, "clips a process embeds at once, with the same gradients; 0: its share of the batch"
     )
@@ -112,6 +116,7 @@ class Recipe:
     head_learning_rate: float = _field(
         0.0, "that of the projections, the global token and the scale; 0: as --learning_rate"
     )
+    text_learning_rate: float = _field(0.0, "that of the text tower; 0: as --learning_rate")
     warmup_ratio: float = _field(0.05, "share of the steps with a rising learning rate")
     weight_decay: float = _field(0.01, "of AdamW")
     max_grad_norm: float = _field(1.0, "gradients are clipped to this norm")
@@ -154,8 +159,9 @@ class Recipe:
             raise ValueError("cache_features needs a data set held whole (no --streaming) and --padding longest")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
-        if not 0 <= self.head_learning_rate < math.inf:
-            raise ValueError(f"head_learning_rate must be at least 0, got {self.head_learning_rate}")
+        for name in ("head_learning_rate", "text_learning_rate", "equalization"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.label_smoothing and self.loss_type != "info_nce":
             raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
         if (
@@ -174,6 +180,11 @@ class Recipe:
     def prompts(self) -> tuple[str, ...]:
         """The prompts that word a clip's label as a training caption: `label_prompt` and `label_prompts`."""
         return (*filter(None, (self.label_prompt,)), *self.label_prompts)
+
+    @property
+    def text_learns(self) -> bool:
+        """Whether weights of the text tower are trained."""
+        return self.scope != "audio" and self.regime != "projector"
 
     def _refuse_bad_labels(self) -> None:
         if self.prompts:
@@ -195,11 +206,6 @@ class Recipe:
             raise ValueError("caption_bank is for info_nce: a sigmoid loss has no softmax over candidates")
         if self.streaming:
             raise ValueError("caption_bank needs all captions before the first step: leave --streaming out")
-        if self.scope != "audio" and self.regime != "projector":
-            raise ValueError(
-                "caption_bank embeds every caption once, before the first step, so the text tower must not learn: "
-                "give --scope audio or --regime projector"
-            )
 
 
 def computes_in_bf16() -> bool:

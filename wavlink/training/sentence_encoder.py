@@ -124,6 +124,7 @@ def make_student(
     tokenizer = WordPiece(teacher.tokenizer).pruned(list(kept), max_length)
     config.vocab_size, config.num_hidden_layers, config.max_position_embeddings = len(kept), len(layers), max_length
     config.pad_token_id = tokenizer.pad_token_id
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0  # as it is trained here
     with torch.random.fork_rng([]):  # its weights are replaced
         model = AutoModel.from_config(config)
     taken = {}
