@@ -53,7 +53,7 @@ class Chromium:
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for pipe in (os.pipe(), os.pipe()) for end in _taken(pipe)]
         commands, to, self._from, answers = ends
         self._to = os.fdopen(to, "wb")
-        flags = [*_FLAGS, f"--user-data-dir={self._profile}", "--window-size={},{}".format(*self._size)]
+        flags = [*_FLAGS, f"--user-data-dir={self._profile}"]
         command = [sys.executable, "-c", _START, str(commands), str(answers), FOUND, *flags, "about:blank"]
         self._process = subprocess.Popen(
             command, pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -64,6 +64,8 @@ class Chromium:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        size = dict(zip(("width", "height"), self._size, strict=True))
+        self.call("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -283,6 +283,8 @@ def test_tokens_are_those_of_python(tower, request, page):
 SHOWN = """Array.from(document.querySelectorAll('#names section')).map((section) => [
     section.querySelector('h3').innerText,
     Array.from(section.querySelectorAll('li')).map((li) => li.innerText.split('\\n'))])"""
+BARS = """Array.from(document.querySelectorAll('#names section:first-of-type .bar')).map(
+    (bar) => bar.offsetWidth / bar.parentElement.offsetWidth)"""
 FOUND = "Array.from(document.querySelectorAll('#found li')).map((li) => [li.className, ...li.innerText.split('\\n')])"
 NAMELESS = """[...document.querySelectorAll('input, textarea, button, audio, progress')]
     .filter((x) => x.checkVisibility() && !(x.ariaLabel || x.labels?.[0]?.innerText.trim() || x.innerText?.trim()))
@@ -302,7 +304,8 @@ def test_the_page_names_and_finds_sounds_and_loads_only_its_own_files(space, tmp
         assert not [url for url in page.requests if "model/" in url]  # nothing big before it is needed
         page.choose_files("#files", [*files, tmp_path / "broken.wav"])
         page.wait_for("document.querySelectorAll('#sounds audio').length === 3")
-        page.wait_for("document.querySelector('#sounds').innerText.includes('broken.wav\\nIt cannot be read')")
+        refused = page.wait_for("document.querySelector('#sounds li:has(.failure)')?.innerText")
+        assert refused.startswith("broken.wav") and "It cannot be read: " in refused
         page.evaluate(f"document.querySelector('#labels').value = {json.dumps(', '.join(labels) + ',bell,')}")
         page.evaluate("document.querySelector('#labels').focus()")
         page.press("Tab")
@@ -316,6 +319,8 @@ def test_the_page_names_and_finds_sounds_and_loads_only_its_own_files(space, tmp
                 assert label == expected["label"]
                 assert float(share.split()[0]) == pytest.approx(100 * expected["score"], abs=0.6)
                 assert float(match.split()[1]) == pytest.approx(100 * expected["probability"], abs=0.6)
+        bars = page.evaluate(BARS)  # the share of the track that is filled, of the first sound's names
+        assert bars == pytest.approx([float(row[1].split()[0]) / 100 for row in shown[0][1]], abs=0.02)
         assert "1.0 % of all sounds do" in page.evaluate("document.querySelector('#names').innerText")
         page.evaluate(f"document.querySelector('#sentence').value = {json.dumps(sentence)}")
         page.evaluate("document.querySelector('#find').requestSubmit()")
@@ -326,7 +331,7 @@ def test_the_page_names_and_finds_sounds_and_loads_only_its_own_files(space, tmp
         assert [hit[0] for hit in hits] == ["", "unlikely", "unlikely"] and "probably not this" in hits[1][2]
         assert float(hits[0][2].split()[1].rstrip(",")) == pytest.approx(cosines.max(), abs=1e-3)
         assert page.evaluate(NAMELESS) == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("innerWidth") == 390 >= page.evaluate("document.documentElement.scrollWidth")
         page.evaluate("document.querySelector('#sounds button').click()")
         assert page.evaluate("document.querySelectorAll('#sounds audio').length") == 2
         page.evaluate("document.querySelector('#sentence').value = 'loud '.repeat(200)")

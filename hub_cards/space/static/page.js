@@ -101,7 +101,7 @@ function unknown(wavlink, texts) {
 
 function bar(share) {
     const filled = make("span", "", "bar");
-    filled.style.width = percent(share);
+    filled.style.width = `${100 * share}%`;
     const track = make("span", "", "track", filled);
     track.setAttribute("aria-hidden", "true");
     return track;
