@@ -1,24 +1,27 @@
-"""How fast sounds become vectors, beside transformers' CLAP: one run, in turn, on one thread, in the same dtype.
+"""How fast sounds become vectors, beside transformers' CLAP: one run, in turn, with the same threads and dtype.
 
-    python benchmarks/speed.py [--repeats 3] [--dtype float32|bfloat16] [--model A_WAVLINK] [--quick] [--record]
+    python benchmarks/speed.py [--threads 2] [--repeats 3] [--dtype float32|bfloat16] [--model A_WAVLINK] [--quick]
+        [--record]
 
-The baseline is `ClapModel` at the size of laion/clap-htsat-unfused with its own feature extractor; the WavLinks are
-Base as in the paper and with `frame_pooling` by 2 after layers 1 and 3. Weights are random, which changes no time,
-unless `--model` names some: then the cosines of bf16 and int8 to fp32 are of trained weights. Sounds are wav files of
-48 kHz, CLAP's own rate, so that only WavLink has to resample. Prints the tables of the record. About 5 minutes
-of a core, with `--quick` one.
+The baseline is `ClapModel` at the size of laion/clap-htsat-unfused with its own feature extractor, in torch and in
+OpenVINO; the WavLinks are Base as in the paper and with `frame_pooling` by 2 after layers 1 and 3, in each backend and
+precision that is installed. Weights are random, which changes no time, unless `--model` names some: then the cosines
+to fp32 are of trained weights. int8 is calibrated on noise, without a gate: that changes no time, and its cosines mean
+something with `--model` alone. Sounds are wav files of 48 kHz, CLAP's own rate, so that only WavLink has to resample.
+Prints the tables of the record. About 10 minutes on two quiet cores, with `--quick` two.
 
+- goals: what this project wants to reach, beside what this run measured.
 - stream: per file, of several, CLAP's in the better of two batch sizes, ours as `Embedder` cuts them.
 - file: from one wav file to its vector.
-Base, Base pooled, and CLAP (OpenVINO alone) also run in OpenVINO and onnxruntime, Base's audio tower also in bf16 and
-in int8, which is calibrated on noise: that changes no time, and its cosines mean something with `--model` alone.
-
 - features: the model alone on log-mels that are ready, per clip in the best of a few batches.
+- stages: the share of decoding with resampling, of the log-mel, and of the model alone, one after another.
+- start: a fresh process of each backend, to its first vector, and its peak memory after 32 files of 5 s.
 - peak: the model's operations per second in its best batch, as a share of the fastest of the machine's own matrix
   products at Base's shapes. Matrix products and convolutions that are run are counted, and beside them those that the
   model runs with torch's kernels, as model FLOPs utilization (MFU) has it: our kernels get by with fewer.
 
-Times are the processor's, of all threads of this process: other work on the machine changes them little. Ratios of
+With one thread times are the processor's, of all threads of this process: other work on the machine changes them
+little. With several they are the clock's, since threads that wait use the processor too: run nothing beside. Ratios of
 medians are the result, with their range over the repeats. CLAP encodes 10 s of a longer clip, WavLink all of it.
 """
 
@@ -42,19 +45,23 @@ import soundfile
 import speed_report
 import tables
 import torch
-from speed_report import BASE, BF16, LIBRARIES, PEER, PLAIN
-from speed_systems import System, build, build_compiled, new_clap, new_wavlink
+from speed_report import BASE, BF16, LIBRARIES, PEER, PLAIN, compiled_name
+from speed_systems import System, build, build_compiled, new_clap, new_wavlink, write_exports
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from processing.audio import load_audio
-from wavlink.backends.choice import installed
+from wavlink.backends.choice import HAS, installed
 from wavlink.backends.torch_cpu import PackedLinear, packing_pays
-from wavlink.embedder import DTYPES
+from wavlink.backends.torch_model import DTYPES
 
 FILE_RATE = 48000
 BATCHES = {1: (1, 8), 5: (1, 4), 10: (1, 2), 30: (1,)}  # clips, by their seconds
 STREAM = {1: 16, 5: 8, 10: 4, 30: 2}  # files
+RUNS = [(backend, precision) for backend in LIBRARIES for precision in HAS[backend]]
+PEERS_STREAM = 4  # files: CLAP takes as long for each, whatever its length
+STARTS = 3  # of each process, the first of which fills caches
+FILES_OF_MEMORY = 32
 PRODUCTS_A_TURN = 5
 
 
@@ -70,30 +77,34 @@ def write_sounds(folder: Path) -> dict[int, list[Path]]:
 
 
 def cases(rows: dict[str, System], sounds: dict[int, list[Path]], quick: bool) -> dict[tuple, Callable]:
-    """By (row, seconds, "file", "stream" or "features", batch size, clips): what is timed."""
+    """By (row, seconds, "file", "stream", "features", "decode" or "log-mel", batch size, clips): what is timed."""
     found = {}
     for (name, row), (seconds, paths) in itertools.product(rows.items(), sounds.items()):
         sizes = BATCHES[seconds]
-        most = 4 if quick else len(paths)
+        most = min(len(paths), PEERS_STREAM) if quick or name.startswith(PEER) else len(paths)
+        if name in (PEER, BASE):
+            clip = load_audio(paths[0], row.rate)
+            found[name, seconds, "decode", 1, 1] = partial(load_audio, paths[0], row.rate)
+            found[name, seconds, "log-mel", 1, 1] = partial(row.features, [clip])
         for size in sizes:
             features = row.features([load_audio(path, row.rate) for path in paths[:size]])
             found[name, seconds, "features", size, size] = partial(row.embed, features)
         if row.embed_files:
             found[name, seconds, "file", 1, 1] = partial(row.embed_files, paths[:1], 1)
-            for size in (sizes[0], sizes[-1]) if name == PEER else sizes[-1:]:
+            for size in (sizes[0], min(sizes[-1], most)) if name.startswith(PEER) else sizes[-1:]:
                 found[name, seconds, "stream", size, most] = partial(row.embed_files, paths[:most], size)
     return found
 
 
-def interleaved(actions: dict, repeats: int) -> dict[tuple, list[float]]:
-    """Processor seconds of each action, each time all in turn, after one round that is thrown away."""
+def interleaved(actions: dict, repeats: int, clock: Callable[[], float]) -> dict[tuple, list[float]]:
+    """Seconds of each action by a clock, each time all in turn, after one round that is thrown away."""
     times = {case: [] for case in actions}
     for turn in range(repeats + 1):
         for case, action in actions.items():
-            began = time.process_time()
+            began = clock()
             action()
             if turn:
-                times[case].append(time.process_time() - began)
+                times[case].append(clock() - began)
     return times
 
 
@@ -131,26 +142,33 @@ def cosines(rows: dict[str, System], paths: list[Path]) -> dict[str, float]:
     reference = rows[PLAIN]
     clips = [load_audio(path, reference.rate) for path in paths]
     expected = torch.from_numpy(reference.embed(reference.features(clips)))
-    compiled = [name for name in rows if name.startswith(f"{BASE}, ") and any(x in name for x in LIBRARIES.values())]
-    names = [name for name in (BASE, BF16, f"{BASE}, int8", *compiled) if name in rows and "pooled" not in name]
+    compiled = [compiled_name(BASE, backend, precision) for backend, precision in RUNS]
+    names = [name for name in (BASE, BF16, *compiled) if name in rows]
     found = {name: rows[name].embed(rows[name].features(clips)) for name in names}
     return {name: F.cosine_similarity(torch.from_numpy(own), expected).min().item() for name, own in found.items()}
 
 
-def cold_starts(folder: Path, paths: list[Path], dtype: str) -> dict[str, list[dict]]:
-    """What speed_cold.py prints of each kind, in turn; the first time, which fills caches, is thrown away."""
+def cold_starts(options: argparse.Namespace, folder: Path, paths: list[Path]) -> dict[str, list[dict]]:
+    """What speed_cold.py prints of each row, in turn; the first time, which fills caches, is thrown away."""
     layers = 12  # of the text towers, which are loaded too
     for kind, (model, processor) in (("clap", new_clap(layers)), ("wavlink", new_wavlink(text_layers=layers))):
         model.save_pretrained(folder / kind)
         processor.save_pretrained(folder / kind)
     del model
-    script, found = Path(__file__).with_name("speed_cold.py"), {"clap": [], "wavlink": []}
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    for turn, kind in itertools.product(range(3), found):
-        command = [sys.executable, script, kind, folder / kind, dtype, *paths]
+    runs = {PEER: ("clap", "clap"), BASE: ("torch:fp32", "wavlink")}
+    for backend, precision in (run for run in RUNS if run[0] in options.backends and run[1] != "bf16"):
+        runs[compiled_name(BASE, backend, precision)] = (f"{backend}:{precision}", "wavlink")
+        if precision == "int8":
+            write_exports(folder / "wavlink", backend)
+    caches = {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **caches, "OMP_NUM_THREADS": str(options.threads)}
+    script, found = Path(__file__).with_name("speed_cold.py"), {name: [] for name in runs}
+    paths = [*itertools.islice(itertools.cycle(paths), FILES_OF_MEMORY)]
+    for turn, (name, (run, model)) in itertools.product(range(STARTS), runs.items()):
+        command = [sys.executable, script, run, folder / model, options.dtype, *paths]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
         if turn:
-            found[kind].append(json.loads(output.splitlines()[-1]))
+            found[name].append(json.loads(output.splitlines()[-1]))
     return found
 
 
@@ -160,10 +178,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
     if options.quick:
         sounds = {seconds: sounds[seconds] for seconds in (1, 5)}
     repeats = 2 if options.quick else options.repeats
-    cold = {} if options.quick else cold_starts(folder, sounds[5], options.dtype)
+    cold = {} if options.quick else cold_starts(options, folder, sounds[5])
     rows = build(options.dtype, options.model) | build_compiled(options.backends, folder, options.model)
     products = matmul_actions(DTYPES[options.dtype])
-    times = interleaved({**products, **cases(rows, sounds, options.quick)}, repeats)
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    times = interleaved({**products, **cases(rows, sounds, options.quick)}, repeats, clock)
     rates = [
         {
             "library": case[0],
@@ -204,12 +223,16 @@ def main() -> None:
         choices=tuple(LIBRARIES),
         help="rows in these as well, in each of their precisions (default: those that are installed)",
     )
-    parser.add_argument("--repeats", type=int, default=5, help="of each measurement, in turn (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each library (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement, in turn (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="clips of 1 and 5 s, 2 repeats, no cold start")
     records.add_option(parser, "speed")
     options = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_num_threads(1)
+    if os.environ.get("OMP_NUM_THREADS") != str(options.threads):  # numpy's library read it when it was imported
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(options, Path(folder))
     values = speed_report.as_values(figures)
@@ -219,7 +242,8 @@ def main() -> None:
         options.record,
         title="Wav files and log-mels to vectors, beside CLAP",
         seed=0,
-        note=f"{torch.backends.cpu.get_cpu_capability()}, one thread, {options.dtype}. Processor time: medians of "
+        note=f"{torch.backends.cpu.get_cpu_capability()}, {options.threads} threads, {options.dtype}. "
+        f"{'Processor time' if options.threads == 1 else 'Time by the clock'}: medians of "
         f"{2 if options.quick else options.repeats} repeats, with their range.",
         values=values,
         raw=figures,

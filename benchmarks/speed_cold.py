@@ -1,9 +1,10 @@
 """What a fresh process takes from its start to a first vector, and its peak memory. speed.py starts it:
 
-    python benchmarks/speed_cold.py clap|wavlink FOLDER DTYPE WAV ...
+    python benchmarks/speed_cold.py clap|BACKEND:PRECISION FOLDER DTYPE WAV ...
 
 The first file is embedded alone, then all of them. Prints one line of JSON: processor seconds since this file began of
-`imported`, `loaded` and `first`, and `memory`, the most MiB that it had.
+`imported`, `loaded` and `first`, `wall` seconds to the first vector, `memory`, the most MiB that it had, and whether
+`torch` was imported. DTYPE is of torch's models.
 """
 
 import json
@@ -12,15 +13,17 @@ import time
 from pathlib import Path
 
 
-def wavlink(folder: str, dtype: str):
-    from wavlink.embedder import Embedder
+def wavlink(run: str, folder: str, dtype: str):
+    from wavlink import Embedder
 
     yield
-    embedder = Embedder(folder, dtype=dtype)
+    backend, precision = run.split(":")
+    options = {"dtype": dtype} if backend == "torch" else {"precision": precision}
+    embedder = Embedder(folder, backend=backend, **options)
     yield lambda paths: list(embedder.embed_files(paths))
 
 
-def clap(folder: str, dtype: str):
+def clap(run: str, folder: str, dtype: str):
     import torch
     from transformers import ClapFeatureExtractor, ClapModel
 
@@ -46,15 +49,16 @@ def most_resident() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def main(kind: str, folder: str, dtype: str, *paths: str) -> None:
-    began, found = time.process_time(), {}
-    steps = {"clap": clap, "wavlink": wavlink}[kind](folder, dtype)
+def main(run: str, folder: str, dtype: str, *paths: str) -> None:
+    began, clock, found = time.process_time(), time.perf_counter(), {}
+    steps = (clap if run == "clap" else wavlink)(run, folder, dtype)
     next(steps)
     found["imported"] = time.process_time() - began
     embed = next(steps)
     found["loaded"] = time.process_time() - began
     embed([*paths[:1]])
-    found["first"] = time.process_time() - began
+    found["first"], found["wall"] = time.process_time() - began, time.perf_counter() - clock
+    found["torch"] = "torch" in sys.modules
     embed([*paths])
     found["memory"] = most_resident()
     print(json.dumps(found))

@@ -15,6 +15,22 @@ def compiled_name(base: str, backend: str, precision: str) -> str:
 
 WAYS = ("stream", "file", "features")
 
+# Times as fast as CLAP in torch, from wav files: by model, precision and seconds.
+RATIOS = {
+    (BASE, "fp32", 5): 2.8,
+    (BASE, "bf16", 5): 4.5,
+    (BASE, "int8", 5): 7.0,
+    (BASE, "fp32", 10): 1.35,
+    (BASE, "bf16", 10): 2.3,
+    (BASE, "int8", 10): 3.5,
+    (POOLED, "int8", 1): 60.0,
+    (POOLED, "int8", 10): 6.0,
+}
+RATE = 500  # seconds of sound a second, of 30 s pooled in int8
+FRONT_END = 2.5  # ms of decoding, resampling and log-mel for 10 s
+START = 1.5  # s to the first vector, without torch
+COLUMNS = ["goal", "goal's value", "measured", "by", "times as fast as CLAP in OpenVINO"]
+
 
 def per_clip(figures: dict) -> dict[tuple[str, int, str], np.ndarray]:
     """By (row, seconds, way): milliseconds a clip `[repeats]`, in the batch size with the smallest median."""
@@ -30,7 +46,12 @@ def per_clip(figures: dict) -> dict[tuple[str, int, str], np.ndarray]:
 def as_values(figures: dict) -> dict:
     """Ratios to CLAP at a glance, all times of each way, and what else was measured."""
     times = per_clip(figures)
-    tables = {"summary": summary(times), **{way: table(times, way) for way in WAYS}}
+    goal_rows = goals(times, figures["cold"])
+    tables = {"goals": records.table(COLUMNS, goal_rows)} if goal_rows else {}
+    tables |= {"summary": summary(times)}
+    tables |= {way: table(times, way) for way in WAYS}
+    if any(way == "decode" for _, _, way in times):
+        tables["stages"] = stages(times)
     if figures["cold"]:
         tables["start"] = start(figures["cold"])
     cosines = [[name, records.number(value, 6)] for name, value in figures["cosines"].items()]
@@ -42,7 +63,8 @@ def as_values(figures: dict) -> dict:
 def summary(times: dict) -> dict:
     """A row a length that CLAP encodes completely: how many times as fast the WavLinks are, of wav files."""
     lengths = [seconds for row, seconds, way in times if (row, way) == (PEER, "stream") and seconds <= 10]
-    names = [name for name in (BASE, POOLED, BF16) if (name, lengths[0], "stream") in times]
+    quantized = [compiled_name(name, "openvino", "int8") for name in (BASE, POOLED)]
+    names = [name for name in (BASE, POOLED, BF16, *quantized) if (name, lengths[0], "stream") in times]
     rows = [
         [f"{length} s", spread(times[PEER, length, "stream"], 0, "ms")]
         + [ratio(times, name, length, "stream") for name in names]
@@ -65,19 +87,21 @@ def table(times: dict, way: str) -> dict:
 
 
 def start(cold: dict[str, list[dict]]) -> dict:
-    """A row a model: from the start of a process to its first vector."""
+    """A row a model: from the start of a process to its first vector, and its memory after all files."""
     rows = []
-    for name, kind in ((PEER, "clap"), (BASE, "wavlink")):
-        run = {key: np.array([one[key] for one in cold[kind]]) for key in cold[kind][0]}
+    for name, runs in cold.items():
+        run = {key: np.array([one[key] for one in runs]) for key in runs[0]}
         load, first = run["loaded"] - run["imported"], run["first"] - run["loaded"]
-        row = [spread(run["imported"], 1, "s"), spread(load, 1, "s"), spread(first, 2, "s")]
-        rows.append([name, *row, spread(run["memory"], 0, "MiB")])
-    return records.table(["model", "import", "load", "first vector", "peak memory"], rows)
+        parts = [spread(run["imported"], 1, "s"), spread(load, 1, "s"), spread(first, 2, "s")]
+        imported = "yes" if run["torch"].any() else "no"
+        rows.append([name, *parts, spread(run["wall"], 2, "s"), imported, spread(run["memory"], 0, "MiB")])
+    columns = ["model", "import", "load", "first vector", "altogether, by the clock", "torch imported", "peak memory"]
+    return records.table(columns, rows)
 
 
-def ratio(times: dict, name: str, seconds: int, way: str) -> dict:
+def ratio(times: dict, name: str, seconds: int, way: str, rival: str = PEER) -> dict:
     """CLAP's time over a model's: of the medians, with the range over the repeats, which took turns."""
-    own, clap = times[name, seconds, way], times[PEER, seconds, way]
+    own, clap = times[name, seconds, way], times[rival, seconds, way]
     each = clap / own
     middle = float(np.median(clap) / np.median(own))
     bounds = [min(middle, float(each.min())), max(middle, float(each.max()))]
@@ -99,3 +123,75 @@ def peak(figures: dict, times: dict) -> dict:
         shares = [own / spent / best, figures["operations"][PLAIN][seconds] / spent / best]
         rows.append([f"{seconds} s", *(records.number(100 * share, 0, "%") for share in shares)])
     return records.table(["clip", "operations run", "operations with torch's kernels"], rows)
+
+
+def stages(times: dict) -> dict:
+    """Milliseconds a clip of decoding with resampling, of the log-mel and of the model, and their shares."""
+    rows = []
+    for name, seconds in sorted({(row, length) for row, length, way in times if way == "features"}, key=_order(times)):
+        front = PEER if name.startswith(PEER) else BASE
+        parts = [times.get(key) for key in _stages(front, name, seconds)]
+        if any(part is None for part in parts):
+            continue
+        total = sum(np.median(part) for part in parts)
+        shares = [records.number(100 * np.median(part) / total, 0, "%") for part in parts]
+        rows.append([name, f"{seconds} s", *(spread(part, 2, "ms") for part in parts), *shares])
+    columns = ["model", "clip", "decode and resample", "log-mel", "model alone", "share of decode", "of log-mel"]
+    return records.table([*columns, "of the model"], rows)
+
+
+def goals(times: dict, cold: dict[str, list[dict]]) -> list[list]:
+    """A row a goal: its value, what this run measured, and which row that was."""
+    rows = []
+    for (model, precision, seconds), goal in RATIOS.items():
+        own = _fastest(times, model, precision, seconds)
+        if own and (PEER, seconds, "stream") in times:
+            at_least = f"{_short(model)} in {precision}, {seconds} s, at least"
+            rival = compiled_name(PEER, "openvino", "fp32")
+            beside = ratio(times, own[0], seconds, "stream", rival) if (rival, seconds, "stream") in times else None
+            measured = ratio(times, own[0], seconds, "stream")
+            rows.append([at_least, records.number(goal, 2, "x"), measured, own[0], beside])
+    if longest := _fastest(times, POOLED, "int8", 30):
+        rate = records.number(30_000 / np.median(times[longest]), 0, "s/s")
+        rows.append(["pooled in int8, 30 s, at least", records.number(RATE, 0, "s/s"), rate, longest[0], None])
+    front = [times.get((BASE, 10, way)) for way in ("decode", "log-mel")]
+    if all(part is not None for part in front):
+        goal = records.number(FRONT_END, 2, "ms")
+        rows.append(["decode and log-mel, 10 s, at most", goal, spread(sum(front), 2, "ms"), BASE, None])
+    return [*rows, *_of_processes(cold)]
+
+
+def _of_processes(cold: dict[str, list[dict]]) -> list[list]:
+    rows, runs = [], {name: found for name, found in cold.items() if name != PEER}
+    without = {name: found for name, found in runs.items() if not any(one["torch"] for one in found)}
+    if candidates := without or runs:
+        best = min(candidates, key=lambda name: np.median([one["wall"] for one in candidates[name]]))
+        wall = spread(np.array([one["wall"] for one in candidates[best]]), 2, "s")
+        about = best if without else f"{best}, which imports torch"
+        rows.append(["first vector of a process without torch, at most", records.number(START, 1, "s"), wall, about])
+    if PEER in cold and BASE in runs:
+        peer, own = (np.array([one["memory"] for one in cold[name]]) for name in (PEER, BASE))
+        goal = records.number(np.median(peer), 0, "MiB")
+        rows.append(["peak memory, at most CLAP's", goal, spread(own, 0, "MiB"), BASE])
+    return [[*row, None] for row in rows]
+
+
+def _stages(front: str, name: str, seconds: int) -> list[tuple]:
+    return [(front, seconds, "decode"), (front, seconds, "log-mel"), (name, seconds, "features")]
+
+
+def _order(times: dict):
+    names = list(dict.fromkeys(row for row, _, _ in times))
+    return lambda key: (names.index(key[0]), key[1])
+
+
+def _fastest(times: dict, model: str, precision: str, seconds: int) -> tuple | None:
+    """Return the key of a model's fastest row in a precision, in whichever backend."""
+    names = [compiled_name(model, backend, precision) for backend in LIBRARIES]
+    names += {"fp32": [model], "bf16": [f"{model}, bf16"]}.get(precision, [])
+    keys = [key for name in names if (key := (name, seconds, "stream")) in times]
+    return min(keys, key=lambda key: np.median(times[key]), default=None)
+
+
+def _short(model: str) -> str:
+    return {BASE: "Base", POOLED: "pooled"}[model]

@@ -1,7 +1,5 @@
 """The rows of speed.py: what is compared, built with random weights."""
 
-import copy
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +17,14 @@ from processing import WavLinkFeatureExtractor, WavLinkProcessor
 from processing.audio import load_audio
 from wavlink.backends.choice import HAS, has_bf16
 from wavlink.backends.compiled_model import CompiledModel
-from wavlink.backends.exported import graph_path, write_graphs
+from wavlink.backends.exported import graph_path, model_identity, standalone_facts, write_graphs, write_record
 from wavlink.backends.graphs import exportable
 from wavlink.backends.int8 import quantize
 from wavlink.backends.sessions import INPUTS, import_openvino, open_tower
+from wavlink.backends.standalone import KEY
 from wavlink.backends.torch_cpu import packing_pays
-from wavlink.embedder import DTYPES, Embedder
+from wavlink.backends.torch_model import DTYPES
+from wavlink.embedder import Embedder
 from wavlink.loading import load_for_evaluation
 
 
@@ -69,6 +69,7 @@ def new_clap(text_layers: int = 1) -> tuple[ClapModel, ClapProcessor]:
 
 def new_wavlink(pooled: Sequence[int] = (1, 1), text_layers: int = 1) -> tuple[WavLinkModel, WavLinkProcessor]:
     """Base, as in the paper but for its text tower's layers and `pooled`: frames to one, then after which layers."""
+    torch.manual_seed(0)  # the same weights in each backend
     config = WavLinkConfig.for_size("base")
     config.text_config.num_hidden_layers = text_layers
     config.audio_config.frame_pooling, *config.audio_config.frame_pooling_layer = pooled
@@ -91,8 +92,8 @@ def build(dtype: str, trained: str | None) -> dict[str, System]:
     peer.embed_files = peer.one_after_the_other
     rows = [peer]
     for name, embedder in embedders.items():
-        rows.append(System(name, embedder.model, embedder.processor, partial(_files, embedder)))
-    rows.append(System(f"{BASE}, int8", _int8(wavlink), processor))
+        files = None if name == PLAIN else partial(_files, embedder)
+        rows.append(System(name, embedder.model, embedder.processor, files))
     return {row.name: row for row in rows}
 
 
@@ -107,7 +108,7 @@ def build_compiled(backends: Sequence[str], folder: Path, trained: str | None) -
             graphs.mkdir()
             write_graphs(graphs, model, backend)
             source, small = (graph_path(graphs, backend, "audio", each) for each in ("fp32", "int8"))
-            quantize(backend, source, small, _noise(processor))
+            quantize(backend, source, small, noise(processor))
             for precision in HAS[backend]:
                 if precision == "bf16" and not has_bf16():
                     continue
@@ -125,7 +126,23 @@ def build_compiled(backends: Sequence[str], folder: Path, trained: str | None) -
     return {row.name: row for row in rows}
 
 
-def _noise(processor: WavLinkProcessor) -> list[dict[str, np.ndarray]]:
+def write_exports(folder: Path, backend: str) -> None:
+    """Give a model's folder exports in fp32 and in int8, which is calibrated on noise and has no gate."""
+    model, processor = load_for_evaluation(str(folder))
+    model, graphs = exportable(model), folder / backend
+    identity, facts = model_identity(model), {KEY: standalone_facts(folder, model, processor)}
+    graphs.mkdir()
+    towers = write_graphs(graphs, model, backend)
+    write_record(graphs, identity, backend, "fp32", towers, **facts)
+    for name, about in towers.items():
+        source, target = graphs / about["file"], graph_path(graphs, backend, name, "int8")
+        if name == "audio":
+            quantize(backend, source, target, noise(processor))
+            about["file"] = target.name
+    write_record(graphs, identity, backend, "int8", towers, **facts)
+
+
+def noise(processor: WavLinkProcessor) -> list[dict[str, np.ndarray]]:
     """Log-mels of noise of 1 to 10 s, for the scales of int8."""
     generator = np.random.default_rng(0)
     clips = [generator.normal(scale=0.1, size=16000 * seconds).astype(np.float32) for seconds in (1, 5, 10)]
@@ -158,14 +175,3 @@ class CompiledClap(torch.nn.Module):
 
 def _files(embedder: Embedder, paths: list[Path], size: int) -> list[np.ndarray]:
     return list(embedder.embed_files(paths))  # which cuts its own batches
-
-
-def _int8(model: WavLinkModel) -> WavLinkModel:
-    """A copy with the audio tower's linear layers dynamically quantised. `Embedder` does not offer it: a clip's vector
-    hangs on its batch-mates."""
-    from torch.ao import quantization
-
-    model, layers = copy.deepcopy(model), {torch.nn.Linear: quantization.per_channel_dynamic_qconfig}
-    with warnings.catch_warnings(action="ignore"):
-        model.audio_model = quantization.quantize_dynamic(model.audio_model, layers)
-    return model

@@ -2,9 +2,9 @@
 
     python -m hub_cards.bundle runs/my/best --name wavlink-tiny --sounds my_sounds --scores scores.json
 
-The folder goes to `wavlink/models/NAME`, its hashes to `wavlink/models/SHA256SUMS.json`. It is what `wavlink push`
-uploads as well. Before it is renamed to its place, it is loaded in a process with transformers and torch alone, and
-its vectors are compared with those of the run.
+The folder goes to `wavlink/models/NAME`, its hashes to `wavlink/models/SHA256SUMS.json`. `wavlink push NAME REPO_ID`
+uploads its files, and a card that names the repository. Before the folder is renamed to its place, it is loaded in a
+process with transformers and torch alone, and its vectors are compared with those of the run.
 """
 
 import argparse
@@ -29,17 +29,17 @@ from .card import write_card
 from .push import own_lines_alone
 from .scores import read_scores, scores_of
 from .source import merged, open_checkpoint, run_of
+from .sources import Counts, licence_limit, licence_rows, write_counts
 from .verify import TEXTS, probe, vectors, verify
 
 LARGEST = 40_000_000  # bytes of the weights
-SOURCES = "sources.csv"
 _COMPARED = 64  # clips and captions of each split
 
 
 class Sources(NamedTuple):
     """Clips of a sounds folder by package and licence; some of its files and captions, to compare vectors on."""
 
-    counts: Counter[tuple[str, str]]
+    counts: Counts
     files: list[str]
     captions: list[str]
 
@@ -52,7 +52,6 @@ def bundle(
     sounds: str = "",
     scores: Sequence[str] = (),
     licence: str | None = None,
-    repo_id: str = "",
     notes: Sequence[str] = (),
     replace: bool = False,
 ) -> dict:
@@ -65,7 +64,6 @@ def bundle(
         sounds: the training data, whose `SPLIT/metadata.csv` have the columns `source_package` and `licence`.
         scores: files of `wavlink eval --output`, of the run's weights or of those in fp16.
         licence: of the weights, as the Hub names it.
-        repo_id: on the card (default: `your-name/NAME`).
         notes: what the card says of the model besides, a sentence or two each.
         replace: whether a model of that name is replaced.
 
@@ -78,7 +76,7 @@ def bundle(
             does not load.
     """
     folder = _destination(Path(models), name, replace)
-    known = _known_sums(models)
+    known = bundled_models.known_sums(Path(models))
     sources, read = read_sources(sounds), read_scores(scores)
     model, processor = open_checkpoint(source)
     original = merged(model)
@@ -93,15 +91,16 @@ def bundle(
             unfinished,
             rounded,
             processor.feature_extractor,
-            repo_id or f"your-name/{name}",
+            name,
             scores=_scores_of_either(original, rounded, source, read),
             run=run_of(source),
             licence=licence,
             score_files=list(scores),
             tokenizer=processor.tokenizer,
-            notes=[*notes, _rounding_note(sources, distance)],
-            sources=_write_sources(sources, unfinished),
+            notes=dict.fromkeys([*notes, *licence_limit(sources.counts), _rounding_note(sources, distance)]),
+            sources=licence_rows(sources.counts),
         )
+        write_counts(sources.counts, unfinished)
         verify(unfinished, expected)
         sums = bundled_models.sums_of(unfinished)
     write_text(Path(models) / bundled_models.SUMS, json.dumps(known | {name: sums}, indent=2, sort_keys=True) + "\n")
@@ -164,18 +163,6 @@ def read_sources(sounds: str) -> Sources:
     return Sources(counts, files, captions)
 
 
-def _write_sources(sources: Sources, folder: Path) -> list[tuple[str, str]]:
-    """Write the clips of each package and licence; return the row of the card that points there."""
-    if not sources.counts:
-        return []
-    with open(folder / SOURCES, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("source_package", "licence", "clips"))
-        rows.writerows((*key, count) for key, count in sorted(sources.counts.items()))
-    packages = len({package for package, _ in sources.counts})
-    return [(f"{sources.counts.total():d} clips of {packages} packages", f"each package its own: {SOURCES}")]
-
-
 def _write_weights(model: WavLinkModel, folder: Path) -> int:
     """Write the weights in fp16 and a config by which they are computed in fp32; return the bytes of the weights."""
     copy.deepcopy(model).half().save_pretrained(folder)
@@ -214,11 +201,6 @@ def _scores_of_either(original: WavLinkModel, rounded: WavLinkModel, source: str
     return chosen
 
 
-def _known_sums(models: Path) -> dict[str, dict[str, str]]:
-    path = Path(models) / bundled_models.SUMS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the bundled model, and print its size and how far its vectors are from the run's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,7 +210,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sounds", default="", help="folder of the training data, for its packages and licences")
     parser.add_argument("--scores", nargs="+", default=[], metavar="JSON", help="of `wavlink eval --output`")
     parser.add_argument("--license", dest="licence", help="of the weights, as the Hub names it")
-    parser.add_argument("--repo_id", default="", help="on the card (default: your-name/NAME)")
     parser.add_argument(
         "--note", dest="notes", nargs="+", default=[], metavar="TEXT", help="further sentences for the card's limits"
     )

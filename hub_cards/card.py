@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,10 +19,13 @@ from wavlink.plots import draw_confusion, draw_dims, draw_loss, draw_recall
 from wavlink.sanitize import escape, last_part, without_paths
 
 from . import training
+from .exports import exports_section
 from .limits import vocabulary_limits
 from .metadata import card_data, data_name, hub_data, write_eval_results
+from .origin import Origin, expression
 from .published_facts import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
 from .result_rows import calibration_rows, group_rows, other_rows, retrieval_rows, widths
+from .sources import Counts, licence_limit, licence_rows, write_counts
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 _CALIBRATIONS = {"model": "by the model's calibration", "index": "by the clips' own cosines, without a calibration"}
@@ -41,15 +44,17 @@ def write_card(
     untrained: str | None = None,
     score_files: Sequence[str] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
-    notes: Sequence[str] = (),
+    notes: Iterable[str] = (),
     sources: Sequence[tuple[str, str]] = (),
+    origin: Origin | None = None,
+    exports: Sequence[dict] = (),
 ) -> None:
     """Write `folder/README.md`, and beside it the scores, results, recipes and plots that it shows or links.
 
     Args:
         model: its config and number of parameters are shown; its weights are not read.
         extractor: the checkpoint's feature extractor.
-        repo_id: of the model on the Hub.
+        repo_id: of the model on the Hub; or the bare name of a bundled model, which is on no Hub.
         scores: of these weights, as `wavlink eval` writes them.
         run: the folder of the training run, if it exists.
         licence: of the weights, as the Hub names it.
@@ -58,6 +63,8 @@ def write_card(
         tokenizer: of the checkpoint, whose vocabulary is described (default: it is not).
         notes: further limits, a sentence or two each.
         sources: rows `(what, licence)` of the licences, after those of towers and data.
+        origin: the bundled model that these weights are, or started from, whose sources are stated and shipped.
+        exports: as `write_exports` returns them.
 
     Raises:
         ValueError: no such size, another number of file names than scores, or matplotlib is missing.
@@ -68,11 +75,19 @@ def write_card(
     stages = training.stages(None if run is None else Path(run))
     files = _ship_scores(folder, scores, score_files, repo_id)
     shipped = training.ship(stages, folder)
-    write_eval_results(folder, scores, files, repo_id)
+    if "/" in repo_id:
+        write_eval_results(folder, scores, files, repo_id)
+    counts = origin.counts() if origin else Counts()
+    write_counts(counts, folder)
+    call, imports = expression(repo_id)
     ModelCard.from_template(
-        card_data(repo_id, scores, stages, licence, untrained),
+        card_data(repo_id, scores, stages, licence, untrained, origin.base_models() if origin else ()),
         template_path=str(TEMPLATE),
         repo_id=repo_id,
+        model=call,
+        imports=imports,
+        exports=exports_section(exports, call),
+        not_on_record=origin.sentence() if origin else "The recipe of these weights is not on record here.",
         rate=extractor.sampling_rate,
         longest=extractor.chunk_length,
         untrained=untrained,
@@ -81,10 +96,14 @@ def write_card(
         nested=_nested(model.config, scores, files),
         calibration=_calibration(model.config),
         results=[_result(folder, score, file) for score, file in zip(scores, files, strict=True)],
-        stages=_stages(folder, stages, shipped),
+        stages=_stages(folder, stages, shipped, origin.title if origin and not origin.same_weights else ""),
         paper=_paper(untrained or paper_size(model.config)),
-        limits=[*(vocabulary_limits(tokenizer, scores) if tokenizer else ()), *notes],
-        licences=_licences(licence, untrained, stages, sources),
+        limits=[
+            *(vocabulary_limits(tokenizer, scores) if tokenizer else ()),
+            *notes,
+            *(licence_limit(counts, f"the training clips of {origin.name}") if origin else ()),
+        ],
+        licences=_licences(licence, untrained, stages, [*sources, *licence_rows(counts)], origin),
     ).save(folder / "README.md")
     if not any((folder / "pictures").iterdir()):
         (folder / "pictures").rmdir()
@@ -245,8 +264,8 @@ def _calibration(config) -> dict | None:
     }
 
 
-def _stages(folder: Path, stages: list[training.Stage], shipped: list[str]) -> list[dict]:
-    """Return the section of each training stage: its recipe, plots and files."""
+def _stages(folder: Path, stages: list[training.Stage], shipped: list[str], start: str = "") -> list[dict]:
+    """Return the section of each training stage: its recipe, plots and files. `start` names a bundled model."""
     sections = []
     for number, stage in enumerate(stages):
         before = stages[number - 1] if number else None
@@ -254,7 +273,7 @@ def _stages(folder: Path, stages: list[training.Stage], shipped: list[str]) -> l
         stem = f"stage{number + 1}." if len(stages) > 1 else ""
         sections.append(
             {
-                "table": Table(["", ""], training.rows(stage, before)).markdown(),
+                "table": Table(["", ""], training.rows(stage, before, start)).markdown(),
                 "files": files,
                 "plots": _draw_training(folder, stage, stem),
                 "hours": escape(training.hours(stage)),
@@ -303,13 +322,20 @@ def _paper(size: str | None) -> dict | None:
 
 
 def _licences(
-    licence: str | None, untrained: str | None, stages: list[training.Stage], sources: Sequence[tuple[str, str]]
+    licence: str | None,
+    untrained: str | None,
+    stages: list[training.Stage],
+    sources: Sequence[tuple[str, str]],
+    origin: Origin | None,
 ) -> str:
     """Return the table of licences: of the weights, of each tower and training set, and of further `sources`."""
     rows = [["these weights", escape(licence) if licence else "not stated: the rows below decide what is possible"]]
-    data = card_data("", (), stages, None, untrained)
+    data = card_data("", (), stages, None, untrained, origin.base_models() if origin else ())
+    if origin:
+        what = f"{'the weights of' if origin.same_weights else 'started from'} {escape(origin.title)}"
+        rows.append([what, escape(origin.licence()) or "see its card"])
     rows += [[_model_link(name), TOWER_LICENCES.get(name, "see its card")] for name in data.base_model or ()]
-    if stages:
+    if stages and not (origin and stages[0].recipe.get("init")):
         local = [tower for tower in stages[0].towers() if not stages[0].hub_id(tower)]
         rows += [[f"started from {escape(stages[0].name(tower))}", "see where it was published"] for tower in local]
     data_sets = {source: stage for stage in stages for source in stage.data()}

@@ -23,9 +23,18 @@ TAGS = ["audio", "audio-text-retrieval", "feature-extraction", "matryoshka", "wa
 
 
 def card_data(
-    repo_id: str, scores: Sequence[dict], stages: list[Stage], licence: str | None, untrained: str | None
+    repo_id: str,
+    scores: Sequence[dict],
+    stages: list[Stage],
+    licence: str | None,
+    untrained: str | None,
+    origin_models: Sequence[str] = (),
 ) -> ModelCardData:
-    """Return the YAML block of a card, without what is not known."""
+    """Return the YAML block of a card, without what is not known.
+
+    Args:
+        origin_models: Hub ids that a bundled model started from, which the first stage started from.
+    """
     sources = {source for stage in stages for source in stage.data()}
     results = [result for score in scores for result in model_index(score)]
     return ModelCardData(
@@ -34,7 +43,7 @@ def card_data(
         tags=TAGS,
         license=licence,
         language="en" if sources and sources <= set(ENGLISH) else None,
-        base_model=(list(towers_of(untrained)) if untrained else base_models(stages)) or None,
+        base_model=(list(towers_of(untrained)) if untrained else base_models(stages) or list(origin_models)) or None,
         datasets=data_ids(stages) or None,
         model_name=repo_id.split("/")[-1] if results else None,
         eval_results=results or None,

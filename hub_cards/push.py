@@ -27,15 +27,18 @@ from huggingface_hub import HfApi
 from hub_cards.space.folder import check_space, write_space
 from wavlink import options as of
 from wavlink.atomic_files import new_folder
-from wavlink.bundled_models import resolve
+from wavlink.bundled_models import digest_of, resolve
 from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for, step
 from wavlink.hub_errors import without_token
 from wavlink.hub_upload import Target, check_access, upload
 from wavlink.progress import loading_bars_hidden
+from wavlink.system_errors import explained
 
 from .card import write_card
+from .exports import write_exports
+from .origin import Origin, origin_of, write_copy
 from .scores import read_scores, scores_of
-from .source import commit_of, merged, open_checkpoint, open_paper_model, run_of
+from .source import commit_of, merged, open_checkpoint, open_paper_model, run_of, stored_state
 from .verify import vectors, verify
 
 SHARD_SIZE = "5GB"
@@ -124,10 +127,18 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
     model, processor = open_paper_model(options.init) if options.init else open_checkpoint(options.folder)
     expected = vectors(model, processor)
     model = merged(model)
+    origin = None if options.init else origin_of(options.folder, run_of(source))
+    if origin and origin.unchanged:
+        _refuse_other_card(options, origin)
     measured = scores_of(model, source, scores)
     step("writing the model and its card")
     try:
-        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+        exports = [] if options.init else write_exports(options.folder, model, folder)
+        if origin and origin.unchanged:
+            write_copy(origin, folder, options.repo_id, exports)
+            return expected
+        state = None if options.init else stored_state(model, options.folder)
+        model.save_pretrained(folder, state_dict=state, max_shard_size=SHARD_SIZE)
         processor.save_pretrained(folder)
         write_card(
             folder,
@@ -140,15 +151,30 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
             untrained=options.init,
             score_files=options.scores,
             tokenizer=processor.tokenizer,
+            origin=origin,
+            exports=exports,
         )
     except ValueError:
         raise
     except Exception as error:  # for a full disk safetensors, tokenizers and the system each have another
+        what, advice = explained(error)
         raise OSError(
-            f"could not write {options.output_dir or folder}: {error}; nothing was uploaded: free space on its disk, "
-            "or give --output_dir on another"
+            f"could not write {options.output_dir or folder}: {what}; nothing was uploaded: {advice}, or give "
+            "--output_dir on another disk"
         ) from error
     return expected
+
+
+def _refuse_other_card(options: argparse.Namespace, origin: Origin) -> None:
+    """Refuse options that would change the card of a bundled model, which is pushed as it is."""
+    shipped = {digest_of(path) for path in origin.folder.glob("scores/*.json")}
+    given = ["scores"] if any(digest_of(path) not in shipped for path in options.scores) else []
+    given += ["license"] if options.license not in (None, origin.licence()) else []
+    if given:
+        raise ValueError(
+            f"{options.folder} is the bundled model {origin.name}, which is pushed with the card, scores and licences "
+            f"that it comes with: leave --{' and --'.join(given)} out"
+        )
 
 
 def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, list[dict]]) -> None:
@@ -161,7 +187,7 @@ def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, l
     try:
         write_space(folder, options.repo_id, name, commit, options.index)
     except OSError as error:
-        raise OSError(f"could not write {folder}: {error}; nothing was uploaded") from error
+        raise OSError(f"could not write {folder}: {': '.join(explained(error))}; nothing was uploaded") from error
     step("starting the Space once in a clean process")
     check_space(folder)
 

@@ -1,5 +1,6 @@
 """Open what can be pushed: a WavLink, a LoRA adapter on its base, or the paper's model before any training."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from wavlink.training.factory import build
 from wavlink.training.recipes import get_recipe
 
 logger = logging.get_logger(__name__)
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def open_checkpoint(source: str) -> tuple[WavLinkModel | PeftModel, WavLinkProcessor]:
@@ -47,6 +50,35 @@ def open_paper_model(size: str) -> tuple[WavLinkModel, WavLinkProcessor]:
     set_seed(recipe.seed)
     model, processor = build(recipe, lambda: ())
     return model.eval(), processor
+
+
+def stored_state(model: WavLinkModel, source: str) -> dict[str, torch.Tensor] | None:
+    """Return the weights in the number formats in which `source` stores them; None if they are in these already.
+
+    A model is computed in the format of its config, and may be stored in a smaller one. A weight that this would
+    change keeps its format.
+
+    Args:
+        source: the folder or Hub id that the model was loaded from.
+    """
+    dtypes = _stored_dtypes(source)
+    state = model.state_dict()
+    stored = {name: value.to(dtypes.get(name, value.dtype)) for name, value in state.items()}
+    same = {name: torch.equal(stored[name].to(value.dtype), value) for name, value in state.items()}
+    stored = {name: stored[name] if same[name] else value for name, value in state.items()}
+    return stored if any(stored[name].dtype != value.dtype for name, value in state.items()) else None
+
+
+def _stored_dtypes(source: str) -> dict[str, torch.dtype]:
+    """Return the number format of each weight in the files of a folder or Hub id; {} for an adapter."""
+    index = optional_file(source, "model.safetensors.index.json")
+    names = {*json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()} if index else set()
+    dtypes = {}
+    for path in (optional_file(source, name) for name in names or ("model.safetensors",)):
+        if path:
+            with safe_open(path, "pt") as file:
+                dtypes |= {name: _DTYPES.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+    return {name: dtype for name, dtype in dtypes.items() if dtype}
 
 
 def merged(model: WavLinkModel | PeftModel) -> WavLinkModel:

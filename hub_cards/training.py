@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from wavlink.bundled_models import name_of, names
 from wavlink.sanitize import clean, escape, last_part, without_paths
 from wavlink.training.run_folder import SOURCES
 
@@ -37,6 +38,9 @@ class Stage:
     def name(self, source: str) -> str:
         """Return the name of a source on a card; of a local path the last name."""
         known = self.hub_id(source) or (source if source in DATA else None)
+        bundled = name_of(source)
+        if bundled in names() and not any(source in line.get("on_disk", ()) for line in self.environment):
+            known = f"{bundled} (bundled with wavlink)"
         return clean(known or f"{last_part(source)} (local)")
 
     def data(self) -> dict[str, float]:
@@ -81,13 +85,18 @@ def data_ids(stages: list[Stage]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def rows(stage: Stage, before: Stage | None = None) -> list[list[str]]:
-    """Return the table of a stage: its data, its start and its settings."""
+def rows(stage: Stage, before: Stage | None = None, start: str = "") -> list[list[str]]:
+    """Return the table of a stage: its data, its start and its settings.
+
+    Args:
+        before: the stage before it.
+        start: names the bundled model that the first stage started from, if it is one.
+    """
     recipe = without_paths(stage.recipe)
     facts = {
         "recipe": recipe.get("name"),
         "data": ", ".join(_weighted(stage)) + (f", split {recipe['train_split']}" if "train_split" in recipe else ""),
-        "started from": "the stage before" if before else _start(stage),
+        "started from": "the stage before" if before else start or _start(stage),
         "trained": _trained(recipe),
         "loss": _loss(recipe),
         "clips": _clips(recipe),

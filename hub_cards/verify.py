@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
+from .exports import export_files
+
 TEXTS = ("a dog barks", "rain falls on a roof")
 CLEAN_ENVIRONMENT = Path(__file__).with_name("clean_environment.py")
 TOLERANCE = 1e-5  # of a number in a unit vector: merging LoRA rounds
@@ -73,9 +75,14 @@ def _error_in(traceback: str) -> str:
 
 
 def pickled(folder: Path) -> list[str]:
-    """Return the names of files that are pickles by their name or by their first bytes (torch.save writes a zip)."""
-    names = []
+    """Return the names of files that are pickles by their name or by their first bytes (torch.save writes a zip).
+
+    The graphs of exports are none: OpenVINO names raw numbers `.bin`.
+    """
+    names, graphs = [], export_files(folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.relative_to(folder).as_posix() in graphs:
+            continue
         with open(path, "rb") as file:
             head = file.read(2)
         if path.suffix in _PICKLED or head == b"PK" or (head[:1] == b"\x80" and head[1:] <= b"\x05"):

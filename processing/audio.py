@@ -1,6 +1,7 @@
 """Decoding of sound files to float32 mono samples, with libsndfile and soxr."""
 
 import io
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,10 +11,17 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import soundfile
-from transformers.utils import logging
 
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
-from .audio_inputs_wavlink import MAX_SAMPLES, check_rate, check_samples, load_source, local_source, resample_blocks
+from .audio_inputs_wavlink import (
+    MAX_SAMPLES,
+    check_rate,
+    check_samples,
+    load_source,
+    local_source,
+    read_block,
+    resample_blocks,
+)
 from .audio_inputs_wavlink import RATES as RATES
 from .audio_inputs_wavlink import at_rate as at_rate
 from .containers import HARMLESS, Link, links_of
@@ -22,7 +30,7 @@ from .video import open_video
 
 _UNKNOWN_FORMAT = 1, 4, 161  # libsndfile's errors for an unknown format, an unknown encoding, and FLAC in Ogg
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class AudioDecoder(Protocol):
@@ -182,7 +190,7 @@ def _blocks(sound: soundfile.SoundFile, link: Link, name: str) -> Iterator[np.nd
     while True:
         left = promised - done if link.complete else 0
         try:
-            block = sound.read(min(frames, left) if left > 0 else frames, dtype="float32", always_2d=True)
+            block = read_block(sound, min(frames, left) if left > 0 else frames)
         except soundfile.SoundFileError:
             if link.complete and left <= 0:  # something else follows the sound
                 break

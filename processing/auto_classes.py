@@ -9,6 +9,8 @@ from modeling_wavlink.passt_audio_wavlink import WavLinkPasstModel
 from modeling_wavlink.passt_configuration_wavlink import WavLinkPasstConfig
 from modeling_wavlink.whisper_audio_wavlink import WavLinkAudioModel
 
+from . import audio_inputs_wavlink
+from .audio import load_audio
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from .passt_features_wavlink import WavLinkPasstFeatureExtractor
 from .processing_wavlink import WavLinkProcessor
@@ -32,3 +34,4 @@ def register() -> None:
     AutoFeatureExtractor.register(_HtsatKey, WavLinkClapFeatureExtractor, exist_ok=True)
     AutoFeatureExtractor.register(WavLinkPasstConfig, WavLinkPasstFeatureExtractor, exist_ok=True)
     AutoProcessor.register(WavLinkConfig, WavLinkProcessor, exist_ok=True)
+    audio_inputs_wavlink.reader = load_audio  # the shipped reader reads less

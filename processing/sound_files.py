@@ -1,12 +1,11 @@
 """Sound files by their names: the one list of suffixes, for data sets, indexes, classification and the Space."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # Formats that libsndfile reads; not .mat and .raw, which are rarely sound.
 LIBSNDFILE = tuple(

@@ -4,13 +4,13 @@ FFmpeg gets an open file without a name, so that it can open no other file. It u
 named here, so that playlists, which name files and addresses, are not read, and images are not decoded.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain, groupby
 from typing import BinaryIO
 
 import numpy as np
-from transformers.utils import logging
 
 from .file_parts import Pieces, Reader
 
@@ -37,7 +37,7 @@ DECODERS = (
 )
 _SHORT = 1.0  # seconds that may be missing of the stated length
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) -> tuple[int, Iterator[tuple]]:

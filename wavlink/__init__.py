@@ -11,7 +11,7 @@ with transformers' Auto classes, so that `AutoModel.from_pretrained(folder)` nee
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import auto_classes, packages
+from . import packages
 
 if TYPE_CHECKING:
     from modeling_wavlink.configuration_wavlink import WavLinkConfig
@@ -89,4 +89,4 @@ def __dir__() -> list[str]:
 
 
 packages.refuse_shadowed()
-auto_classes.register_with_transformers()
+importlib.import_module("processing")  # which registers them

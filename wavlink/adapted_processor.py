@@ -9,6 +9,8 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.utils import logging
 
+from .batching import refuse_other_samples
+
 logger = logging.get_logger(__name__)
 
 
@@ -127,12 +129,3 @@ def seeded_by(clip: np.ndarray, seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
-
-
-def refuse_other_samples(clip: np.ndarray, index: int) -> None:
-    """Raise a ValueError unless a clip is mono `[samples]` of finite floats and not empty."""
-    if clip.ndim != 1 or not len(clip) or clip.dtype.kind != "f" or not np.isfinite(clip).all():
-        raise ValueError(
-            f"clip {index} must be mono, [samples], of finite floats in [-1, 1] and not empty, got "
-            f"{list(clip.shape)} of {clip.dtype}"
-        )

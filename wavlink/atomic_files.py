@@ -21,6 +21,7 @@ from .destinations import check_parent, file_destination, folder_destination, fo
 from .locks import hold as hold
 from .locks import locked as locked
 from .locks import only_writer
+from .system_errors import explained
 from .temporary_paths import REPLACED, UNFINISHED, hidden, remove_path, restore, temporary
 from .temporary_paths import remove_leftovers as remove_leftovers
 
@@ -279,9 +280,10 @@ def _create(path: Path) -> None:
 
 def could_not_write(path: str | os.PathLike, error: Exception) -> OSError:
     """Return an OSError that names the path and says what to do."""
+    what, advice = explained(error)
     named = OSError(
-        f"could not write {path}: {error}; what was there before is untouched: free space on its disk, and start the "
-        "same command again when it can be written"
+        f"could not write {path}: {what}; what was there before is untouched: {advice}, and start the same command "
+        "again when it can be written"
     )
     named.errno = getattr(error, "errno", None)
     return named

@@ -1,10 +1,10 @@
-"""Windows of long clips, the mean of their vectors, and batches of clips of similar length."""
+"""Windows of long clips, the mean of their vectors, and batches of clips of similar length, which are checked."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch.nn import functional as F
+
+from .vectors import normalized
 
 
 def cover(clip: np.ndarray, limit: int | None) -> list[np.ndarray]:
@@ -21,7 +21,7 @@ def mean_direction(vectors: Sequence[np.ndarray]) -> np.ndarray:
     """Return the mean of the vectors `[D]` of a file's windows, L2-normalised; a single vector stays unchanged."""
     if len(vectors) == 1:
         return vectors[0]
-    return F.normalize(torch.from_numpy(np.sum(vectors, axis=0)), dim=-1).numpy()
+    return normalized(np.sum(vectors, axis=0))
 
 
 def cut_batches(costs: Sequence[int], budget: int, padding: float = 0.25, most: int | None = None) -> list[list[int]]:
@@ -45,3 +45,12 @@ def cut_batches(costs: Sequence[int], budget: int, padding: float = 0.25, most: 
         else:
             batches.append([index])
     return batches
+
+
+def refuse_other_samples(clip: np.ndarray, index: int) -> None:
+    """Raise a ValueError unless a clip is mono `[samples]` of finite floats and not empty."""
+    if clip.ndim != 1 or not len(clip) or clip.dtype.kind != "f" or not np.isfinite(clip).all():
+        raise ValueError(
+            f"clip {index} must be mono, [samples], of finite floats in [-1, 1] and not empty, got "
+            f"{list(clip.shape)} of {clip.dtype}"
+        )

@@ -15,7 +15,10 @@ from pathlib import Path
 MODELS = Path(__file__).with_name("models")
 DEFAULT = "wavlink-tiny"
 SUMS = "SHA256SUMS.json"
+_AGAIN = "install the package again: pip install --force-reinstall wavlink"
 _NAME = re.compile(r"[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_CONTROL = "random:"  # begins the name of a random baseline, see `loading.parse_name`
 
 
 def bundled(name: str = DEFAULT) -> str:
@@ -64,14 +67,21 @@ def resolve(name: str | None) -> str:
             directory holds.
 
     Raises:
-        ValueError: a bare name that is neither a bundled model nor a local path, or a bundled model that was changed.
+        ValueError: a bare name that is neither a bundled model nor a local path, a path that is no folder, or a
+            bundled model that was changed.
     """
     if not name:
         return bundled()
     if stands_for_bundled(name):
         return bundled(name)
-    if _NAME.fullmatch(name) and not os.path.exists(name):
+    if os.path.isdir(name) or name.startswith(_CONTROL):
+        return name
+    if os.path.exists(name):
+        raise ValueError(_no_folder(name))
+    if _NAME.fullmatch(name):
         raise ValueError(_unknown(name))
+    if not _HUB_ID.fullmatch(name):
+        raise ValueError(_no_folder(name))
     return name
 
 
@@ -87,26 +97,51 @@ def name_of(source: str) -> str:
 
 
 def describe_all() -> list[dict[str, object]]:
-    """Describe each bundled model: its `name`, `path`, `bytes`, and nested `dims` if its files are `intact`."""
-    described = []
-    for name in names():
-        folder = MODELS / name
-        try:
-            _verify(folder)
-            config, error = json.loads((folder / "config.json").read_text(encoding="utf-8")), ""
-        except ValueError as raised:
-            config, error = {}, str(raised)
-        described.append(
-            {
-                "name": name,
-                "path": str(folder),
-                "bytes": sum((folder / file).stat().st_size for file in _files(folder)),
-                "dims": [dim for dim in config.get("matryoshka_dims") or [config.get("projection_dim")] if dim],
-                "intact": not error,
-                "error": error,
-            }
-        )
-    return described
+    """Describe each model that this release comes with (see `describe`), also one that is missing."""
+    return [describe(name) for name in released()]
+
+
+def released() -> list[str]:
+    """Return the names of the models that this release comes with, also of those that are missing here, in order."""
+    try:
+        stated = {*known_sums()}
+    except ValueError:  # the error of each model says so
+        stated = set()
+    return sorted({DEFAULT, *stated, *names()})
+
+
+def describe(name: str) -> dict[str, object]:
+    """Describe a bundled model: its `name`, `path`, `bytes`, and nested `dims` if its files are `intact`."""
+    folder = MODELS / name
+    try:
+        bundled(name)
+        config, error = json.loads((folder / "config.json").read_text(encoding="utf-8")), ""
+    except ValueError as raised:
+        config, error = {}, str(raised)
+    return {
+        "name": name,
+        "path": str(folder),
+        "bytes": sum((folder / file).stat().st_size for file in _files(folder)),
+        "dims": [dim for dim in config.get("matryoshka_dims") or [config.get("projection_dim")] if dim],
+        "intact": not error,
+        "error": error,
+    }
+
+
+def known_sums(models: Path | None = None) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of each file of each bundled model, as the release states them; {} without any model.
+
+    Args:
+        models: the folder of all bundled models (default: that of this package).
+
+    Raises:
+        ValueError: the file that states them is damaged.
+    """
+    path = (models or MODELS) / SUMS
+    sums = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(sums, dict) or not all(isinstance(files, dict) for files in sums.values()):
+        raise ValueError(f"{path} is damaged: {_AGAIN}")
+    return sums
 
 
 def sums_of(folder: Path) -> dict[str, str]:
@@ -127,12 +162,11 @@ def _files(folder: Path) -> list[str]:
 @functools.cache
 def _verify(folder: Path) -> None:
     """Raise a ValueError unless a folder holds exactly the files of the release."""
-    again = "install the package again"
     try:
         expected = dict(json.loads((MODELS / SUMS).read_text(encoding="utf-8"))[folder.name])
         found = sums_of(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the bundled model {folder} cannot be verified ({error!r}): {again}") from error
+        raise ValueError(f"the bundled model {folder} cannot be verified ({error!r}): {_AGAIN}") from error
     for problem, files in {
         "is missing": sorted(set(expected) - set(found)),
         "was changed": [file for file in found if expected.get(file, found[file]) != found[file]],
@@ -140,7 +174,7 @@ def _verify(folder: Path) -> None:
     }.items():
         if files:
             raise ValueError(
-                f"the bundled model {folder} is not that of this release: {files[0]} {problem} (by {SUMS}): {again}"
+                f"the bundled model {folder} is not that of this release: {files[0]} {problem} (by {SUMS}): {_AGAIN}"
             )
 
 
@@ -153,12 +187,27 @@ def digest_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def _no_folder(path: str) -> str:
+    from processing.hub_names import near_folder
+
+    return (
+        f"{path!r} is neither a folder here nor a Hub id, which is owner/name: give a model's folder, a Hub id such "
+        f"as laion/clap-htsat-unfused, or a bundled model ({_listed()}){near_folder(path)}"
+    )
+
+
+def _listed() -> str:
+    return f"there are: {', '.join(names()) or f'none, as they are missing here; {_AGAIN}'}"
+
+
 def _unknown(name: str) -> str:
     from processing.hub_names import near_folder
 
+    if name in released():
+        return f"the bundled model {MODELS / name} is missing: {_AGAIN}"
     near = difflib.get_close_matches(name, names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else near_folder(name)
     return (
-        f"{name!r} is neither a folder here nor a bundled model (there are: {', '.join(names()) or 'none'}): give a "
+        f"{name!r} is neither a folder here nor a bundled model ({_listed()}): give a "
         f"model's folder, or a Hub id such as laion/clap-htsat-unfused{hint}"
     )

@@ -7,35 +7,36 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel, ProcessorMixin
 
-from modeling_wavlink.losses_wavlink import truncate_embeddings
 from processing.audio import AudioSource, clip_name
 from processing.audio_inputs_wavlink import as_list, is_source
 from processing.prompts import prompts_of
 from processing.sound_files import with_folders_listed
-from wavlink.evaluation.zero_shot import checked_prompts, embed_prompted, ensemble, label_texts
 
 from . import options as of
 from .console import stdout_for
 from .embedder import Embedder, embedder_for
+from .labels import checked_prompts, embed_prompted, ensemble, label_texts
 from .probability import Logistic, calibration_of, described
 from .sanitize import clean
+from .vectors import softmax, truncated
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
 
 # Of models without a learned factor of cosines; what sentence-transformers trains its ranking losses with.
 COSINE_SCALE = 20.0
 
 
 def classify(
-    model: str | os.PathLike[str] | PreTrainedModel | Embedder | None,
+    model: "str | os.PathLike[str] | PreTrainedModel | Embedder | None",
     sounds: AudioSource | Iterable[AudioSource],
     labels: Sequence[str],
     *,
-    processor: ProcessorMixin | None = None,
+    processor: "ProcessorMixin | None" = None,
     prompts: str | Sequence[str] | None = None,
     clean_up: str = "spaces",
     dim: int | None = None,
@@ -108,7 +109,7 @@ def classify(
     files = with_folders_listed(files)
     templates = templates or prompts_of(embedder.model.config)
     texts = label_texts(labels, clean_up)
-    vectors = embed_prompted(texts, templates, lambda texts: torch.from_numpy(embedder.embed_text(texts)))
+    vectors = embed_prompted(texts, templates, embedder.embed_text)
     text_embeds = ensemble(vectors, dim or embedder.dims)
     scale = logit_scale(embedder.model)
     rank = partial(_ranked, text_embeds=text_embeds, scale=scale, labels=labels, calibration=calibration)
@@ -133,32 +134,30 @@ def _checked_sounds(sounds: AudioSource | Iterable[AudioSource]) -> list[AudioSo
 
 def _ranked(
     vector: "np.ndarray[Any, Any]",
-    text_embeds: torch.Tensor,
-    scale: torch.Tensor,
+    text_embeds: "np.ndarray[Any, Any]",
+    scale: float,
     labels: Sequence[str],
     calibration: Logistic | None,
 ) -> list[dict[str, Any]]:
     """Rank the labels, `text_embeds` `[labels, dim]`, for one sound `[dims]`."""
-    audio_embeds = truncate_embeddings(torch.from_numpy(vector[None]), text_embeds.shape[1])
-    cosines = text_embeds @ audio_embeds[0]  # (labels)
-    scores = (scale * cosines).softmax(0)
-    order = torch.argsort(cosines, descending=True, stable=True).tolist()
-    matches = [None] * len(labels) if calibration is None else calibration.probability(cosines.numpy()).tolist()
+    cosines = text_embeds @ truncated(vector, text_embeds.shape[1])  # (labels)
+    scores = softmax(scale * cosines).tolist()
+    order = np.argsort(-cosines, kind="stable").tolist()
+    matches = [None] * len(labels) if calibration is None else calibration.probability(cosines).tolist()
     return [
-        {"label": labels[n], "score": scores[n].item(), "cosine": cosines[n].item(), "probability": matches[n]}
-        for n in order
+        {"label": labels[n], "score": scores[n], "cosine": float(cosines[n]), "probability": matches[n]} for n in order
     ]
 
 
-def logit_scale(model: Any) -> torch.Tensor:
+def logit_scale(model: Any) -> float:
     """Return the factor of the logits: a WavLink's or a CLAP's own, else `COSINE_SCALE`.
 
     SigLIP's bias changes no softmax. PE-Audio has a factor for vectors that are not normalised, which is no factor of
     cosines.
     """
     clap = getattr(model, "logit_scale_a", None)
-    scale = getattr(model, "scale", torch.tensor(COSINE_SCALE) if clap is None else clap.exp())
-    return scale.detach().float().cpu()
+    scale = getattr(model, "scale", COSINE_SCALE if clap is None else clap.exp())
+    return float(scale.detach() if hasattr(scale, "detach") else scale)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import ray.data
+    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel, Trainer
 
 # Methods by which Trainer saves and loads a model, which have no public hook (transformers 5.6 to 5.23).
@@ -27,22 +26,30 @@ def has_packed_linear() -> bool:
 
     Without them layers stay `nn.Linear`s.
     """
+    import torch
+
     return hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def pack_linear(weight: Tensor) -> Tensor:
+def pack_linear(weight: "Tensor") -> "Tensor":
     """Return a weight `[out, in]` in the order of oneDNN's kernels; needs `has_packed_linear`."""
+    import torch
+
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
-def packed_linear(states: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+def packed_linear(states: "Tensor", weight: "Tensor", bias: "Tensor | None", gelu: bool) -> "Tensor":
     """Apply a weight of `pack_linear`, `[..., in] -> [..., out]`, and then the exact GELU if `gelu`."""
+    import torch
+
     after = ("gelu", [], "none") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, *after)
 
 
 def has_bf16_kernels() -> bool:
     """Return whether oneDNN has bf16 for this processor: as torch says (2.7 to 2.13), or else from AVX-512 on."""
+    import torch
+
     if not torch.backends.mkldnn.is_available():
         return False
     if hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"):
@@ -70,11 +77,13 @@ def attention_of(config: "PretrainedConfig") -> str:
     return getattr(config, "_attn_implementation", None) or ""
 
 
-def unsplit_modules(model: nn.Module) -> set[str]:
+def unsplit_modules(model: "nn.Module") -> set[str]:
     """Return the names of the layers that FSDP must not split.
 
     Those are the ones that the model declares (transformers 5.6 to 5.23), or else all that it stacks.
     """
+    from torch import nn
+
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     stacked = {type(layer).__name__ for stack in stacks for layer in stack}
     declared = getattr(model, "_no_split_modules", None)

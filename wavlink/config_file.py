@@ -9,13 +9,14 @@ from modeling_wavlink import WavLinkConfig
 
 from . import bundled_models
 from .atomic_files import write_text
+from .destinations import check_folder
 
 
 def own_folder(model: str | os.PathLike[str]) -> Path:
     """Return the folder of a WavLink on this machine.
 
     Raises:
-        ValueError: it is none, or it is a bundled model's.
+        ValueError: it is none, it is a bundled model's, or nothing can be written there.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -30,6 +31,7 @@ def own_folder(model: str | os.PathLike[str]) -> Path:
     _read(folder)
     if folder.resolve().parent == bundled_models.MODELS.resolve():
         raise ValueError(f"{model} is a bundled model, whose files stay those of the release: copy its folder first")
+    check_folder(folder)
     return folder
 
 

@@ -21,6 +21,7 @@ from .hub_errors import without_token
 from .installing import install_hint
 from .packages import is_own
 from .sanitize import clean
+from .system_errors import described
 
 EXIT_CODES = """exit codes:
   0    done
@@ -57,7 +58,7 @@ def run_command(
     try:
         return command(arguments) or 0
     except (ValueError, OSError) as error:
-        line, failure = clean(error, _MOST), error
+        line, failure = clean(described(error), _MOST), error
     except ModuleNotFoundError as error:
         if not error.name or is_own(error.name):
             raise

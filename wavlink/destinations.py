@@ -48,6 +48,19 @@ def folder_destination(path: str | os.PathLike, replace: bool = False) -> Path:
     return target
 
 
+def check_folder(path: str | os.PathLike) -> None:
+    """Check that files can be written into a folder, which may exist and hold others.
+
+    Raises:
+        ValueError: a file, or a folder without the right to write.
+    """
+    target = followed(path)
+    mode = _mode(target)
+    if mode and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a file: name a folder")
+    check_parent(path, target / "file")
+
+
 def followed(path: str | os.PathLike) -> Path:
     """Return a path with links followed.
 
@@ -61,7 +74,7 @@ def followed(path: str | os.PathLike) -> Path:
     try:
         mode = _mode(target)
     except OSError as error:  # a loop of links, a name that is too long, a file as a folder
-        raise ValueError(f"{text[:300]} cannot be written: {error.strerror}") from error
+        raise ValueError(f"{text[:300]} cannot be written: {error.strerror}; name another path") from error
     if stat.S_ISLNK(mode):
         raise ValueError(f"{text} is a link that leads nowhere: name another")
     return target
@@ -88,4 +101,6 @@ def check_parent(path: str | os.PathLike, target: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=above).close()  # where it can, without a name
     except OSError as error:
-        raise ValueError(f"{path} cannot be written, as in {above} nothing can: {error.strerror}") from error
+        raise ValueError(
+            f"{path} cannot be written, as in {above} nothing can: {error.strerror}; name another path"
+        ) from OSError(error.errno, error.strerror, os.fspath(target))

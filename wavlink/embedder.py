@@ -1,34 +1,30 @@
 """Embedder: fast embeddings of clips, files and texts in one process."""
 
-import copy
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-import torch
-from torch.nn import functional as F
-from transformers import BatchFeature
 
 from processing.audio import load_column
 from processing.audio_inputs_wavlink import is_source, to_numpy
-from wavlink.backends.choice import DTYPE_OF, choose
-from wavlink.backends.torch_cpu import pack_layers
+from wavlink.backends.choice import DTYPE_OF, as_unavailable, choose, installed, precision_of, without_torch
+from wavlink.backends.standalone import open_standalone, why_not
 
 from . import defaults
-from .adapted_processor import refuse_other_samples
-from .batching import cover, cut_batches, mean_direction
+from .batching import cover, cut_batches, mean_direction, refuse_other_samples
 from .bundled_models import name_of, resolve
-from .loading import Model, Processor, load_for_evaluation, parameter_count, precision_of
-from .loading import revision as revision_of
 from .prefetch import prefetch
+from .vectors import normalized
 from .vocabulary import warn_of_unknown_words
 
-DTYPES = {name: getattr(torch, name) for name in defaults.DTYPES}
+if TYPE_CHECKING:
+    from .loading import Model, Processor
 
 # Seconds of sound in a batch, padding included. Base gains nothing from more, and little from more than 10.
 _BATCH_SECONDS = 60
@@ -36,6 +32,8 @@ _FIRST_SECONDS = 20  # sorted for the first batches; then twice as many each tim
 _NO_DIRECTION = "the model gives {} a vector that is zero or holds NaN or infinite values"
 _BATCHES_AHEAD = 2  # ready for the model
 _BATCHES_SORTED = 10  # the most sound that is sorted at once, however large the lookahead
+
+_PACKING = threading.Lock()  # of a text tower, which the first texts need
 
 _TOWERS = {  # audio towers by their feature extractor
     "WavLinkFeatureExtractor": "whisper",
@@ -97,8 +95,8 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Model | None = None,
-        processor: Processor | None = None,
+        model: "str | os.PathLike[str] | Model | None" = None,
+        processor: "Processor | None" = None,
         *,
         revision: str | None = None,
         local_files_only: bool = False,
@@ -108,39 +106,62 @@ class Embedder:
         dtype: str = "float32",
         fast_kernels: bool = True,
     ):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if dtype not in defaults.DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(defaults.DTYPES)}, got {dtype!r}")
         model = os.fspath(model or "") if isinstance(model, os.PathLike | None) else model
         self._source = model if isinstance(model, str) else None
+        _check_pair(model, processor, revision)
         folder = resolve(model) if isinstance(model, str) else ""
-        backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
+        with as_unavailable():
+            backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
         dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
         hub = {"revision": revision, "local_files_only": local_files_only}
         run = {"backend": backend, "precision": precision if backend != "torch" else None}
         self._arguments = {**hub, **run, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
-        self._batch_size = None
-        model, self.processor = _load(model, processor, revision, local_files_only)
-        self.name, self.revision = (
-            name_of(getattr(model, "name_or_path", "")) or type(model).__name__,
-            revision_of(model),
-        )
-        self.parameters = parameter_count(model)
+        self._batch_size, self._keeps_graph, self._pack_text = None, False, None
+        alone = open_standalone(folder, backend, precision) if folder and backend != "torch" else None
+        if alone is not None:
+            if revision is not None:
+                raise ValueError(f"revision={revision!r} is of a Hub id, {folder} is a folder: leave it out")
+            self.model, self.processor = alone
+            self.name = name_of(folder)
+            self.revision, self.parameters = self.model.source_revision, self.model.source_parameters
+        else:
+            if not installed("torch"):
+                why = why_not(Path(folder), backend, precision)
+                raise ValueError(f"{why}{without_torch(Path(folder) if folder else None, precision, backend)}")
+            self._load(model, processor, folder, backend, precision)
+        self._read_properties()
+
+    def _load(
+        self, model: "str | Model", processor: "Processor | None", folder: str, backend: str, precision: str
+    ) -> None:
+        """Load a model in torch, or convert it."""
+        from .backends import torch_model
+        from .devices import check_device
+        from .loading import parameter_count
+        from .loading import revision as revision_of
+        from .mapped_weights import WeightsFile
+
+        check_device(self._arguments["device"])
+        weights = WeightsFile.of(folder)
+        hub = self._arguments["revision"], self._arguments["local_files_only"]
+        loaded, self.processor = torch_model.load(model, processor, *hub)
+        self.name = name_of(getattr(loaded, "name_or_path", "")) or type(loaded).__name__
+        self.revision, self.parameters = revision_of(loaded), parameter_count(loaded)
         if backend != "torch":
             from .backends.compiled_model import compile_model
 
-            model = compile_model(model, backend, precision, folder, local_files_only)
-        self.model = model.to(device, DTYPES[dtype]).eval()
-        if fast_kernels and torch.device(device).type == "cpu" and hasattr(self.model, "audio_model"):
-            pack_layers(self.model.audio_model)
-            pack_layers(self.model.text_model)
-        self._gradients = torch.inference_mode
-        self._read_properties()
+            with as_unavailable():
+                loaded = compile_model(loaded, backend, precision, folder, hub[1])
+        run = [self._arguments[name] for name in ("device", "dtype", "fast_kernels")]
+        self.model, self._pack_text = torch_model.on_device(loaded, *run, weights)
 
     @classmethod
     def borrowing(
         cls,
-        model: Model,
-        processor: Processor,
+        model: "Model",
+        processor: "Processor",
         batch_size: int | None = None,
     ) -> "Embedder":
         """Return an embedder that shares a model, to score it between steps of its training.
@@ -153,7 +174,7 @@ class Embedder:
         embedder = cls.__new__(cls)
         embedder.model, embedder.processor, embedder._batch_size = model, processor, batch_size
         embedder.name = name_of(getattr(model, "name_or_path", "")) or "the model"
-        embedder._gradients = torch.no_grad  # inference tensors cannot be trained on
+        embedder._keeps_graph, embedder._pack_text = True, None
         embedder._read_properties()
         return embedder
 
@@ -161,6 +182,7 @@ class Embedder:
         """Set the attributes that the model and the processor state."""
         extractor, config = self.processor.feature_extractor, self.model.config
         self.backend, self.precision = getattr(self.model, "backend", "torch"), precision_of(self.model)
+        self._tensors = getattr(self.model, "tensors", "pt")
         tower = _TOWERS.get(type(extractor).__name__)
         if tower and getattr(config, "model_type", None) == "wavlink" and config.audio_config.model_type != tower:
             raise ValueError(
@@ -258,11 +280,15 @@ class Embedder:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of strings")
         warn_of_unknown_words(getattr(self.processor, "tokenizer", None), texts, self.name)
+        with _PACKING:
+            if self._pack_text:
+                self._pack_text()
+            self._pack_text = None
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         embeds = np.empty((len(texts), self.dims), dtype=np.float32)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = self.processor(text=[texts[index] for index in batch], return_tensors="pt")
+            inputs = self.processor(text=[texts[index] for index in batch], return_tensors=self._tensors)
             embeds[batch] = self._vectors(inputs, "get_text_features")
         for text, vector in zip(texts, embeds, strict=True):
             if not _has_direction(vector):
@@ -324,7 +350,7 @@ class Embedder:
         return taken
 
     def _inputs(self, clips: list[np.ndarray]) -> dict:
-        return self.processor(audio=clips, sampling_rate=self.sampling_rate, return_tensors="pt")
+        return self.processor(audio=clips, sampling_rate=self.sampling_rate, return_tensors=self._tensors)
 
     def _check(self, clip, index: int) -> np.ndarray:
         clip = load_column(clip, self.sampling_rate) if is_source(clip) else to_numpy(clip)
@@ -352,17 +378,20 @@ class Embedder:
 
     def _vectors(self, inputs: dict, method: str = "get_audio_features") -> np.ndarray:
         """Run the model on a batch: `[B, dims]` fp32."""
-        model = self.model
-        inputs = BatchFeature(dict(inputs)).to(model.device, dtype=model.dtype)  # casts floats alone
-        with self._gradients():
-            return F.normalize(getattr(model, method)(**inputs).pooler_output.float(), dim=-1).cpu().numpy()
+        if self._tensors == "np":
+            return normalized(getattr(self.model, method)(**inputs).pooler_output)
+        from .backends.torch_model import vectors_of
+
+        return vectors_of(self.model, inputs, method, self._keeps_graph)
 
 
 def embedder_for(
-    model: str | os.PathLike[str] | Model | Embedder | None,
-    processor: Processor | None = None,
+    model: "str | os.PathLike[str] | Model | Embedder | None",
+    processor: "Processor | None" = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> Embedder:
     """Return an embedder unchanged, or the embedder of another model.
 
@@ -371,17 +400,21 @@ def embedder_for(
         processor: of a loaded model, and only then.
         device: default: that of a loaded model, else the CPU.
         dtype: default: float32.
+        backend, precision: see `Embedder`.
 
     Raises:
         ValueError: `Embedder`'s, or an embedder with any of the other arguments.
     """
     if isinstance(model, Embedder):
-        if (processor, device, dtype) != (None, None, None):
-            raise ValueError("an Embedder has its own processor, device and dtype: leave these arguments out")
+        if any(given is not None for given in (processor, device, dtype, backend, precision)):
+            raise ValueError(
+                "an Embedder has its own processor, device, dtype, backend and precision: leave these arguments out"
+            )
         return model
-    if isinstance(model, torch.nn.Module):
-        device = device or str(model.device)
-    return Embedder(model, processor, device=device or "cpu", dtype=dtype or "float32")
+    if not isinstance(model, str | os.PathLike | None):
+        device = device or str(getattr(model, "device", "cpu"))
+    run = {"backend": backend, "precision": precision}
+    return Embedder(model, processor, device=device or "cpu", dtype=dtype or "float32", **run)
 
 
 def _has_direction(vector: np.ndarray) -> bool:
@@ -395,13 +428,12 @@ def _reopened(kind: type, source: str, arguments: dict) -> Embedder:
     return embedder
 
 
-def _load(model, processor, revision: str | None, local_files_only: bool):
+def _check_pair(model: "str | Model", processor: "Processor | None", revision: str | None) -> None:
+    """Raise a ValueError for a processor that is too many or missing, or a revision that nothing has."""
     if isinstance(model, str):
         if processor is not None:
             raise ValueError(f"{model} brings its own processor: leave processor out, or give the loaded model")
-        return load_for_evaluation(model, revision=revision, local_files_only=local_files_only)
-    if processor is None:
+    elif processor is None:
         raise ValueError("a loaded model needs its processor: Embedder(model, processor)")
-    if revision is not None:
+    elif revision is not None:
         raise ValueError(f"revision={revision!r} is of a Hub id, not of a loaded model")
-    return copy.deepcopy(model), processor

@@ -37,7 +37,10 @@ from processing.hub_names import model_of_run, near_folder, needs_cache
 from . import bundled_models, sentence_transformer
 from .adapted_models import ADAPTED, adapted_classes
 from .adapted_processor import AdaptedProcessor
+from .backends.choice import precision_of as precision_of
 from .clap_processor import RepeatableClapProcessor
+from .model_names import ACCEPTED, OtherArchitecture
+from .model_names import parse_name as parse_name
 from .progress import loading_bars_hidden
 
 Model: TypeAlias = PreTrainedModel | sentence_transformer.SentenceTransformerEmbedder
@@ -45,21 +48,10 @@ Processor: TypeAlias = ProcessorMixin | AdaptedProcessor
 
 logger = logging.get_logger(__name__)
 
-ACCEPTED = (
-    "give a WavLink or a transformers CLAP (such as laion/clap-htsat-unfused), PE-Audio (facebook/pe-av-base) or "
-    "EmbeddingGemma 2 (google/embeddinggemma-2), or a SentenceTransformer that encodes audio and text, each a folder "
-    "or a Hub id, or random:NAME or random:NAME@SEED for one of these with new weights"
-)
 _CLASSES = {"wavlink": WavLinkModel, "clap": ClapModel}
-_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _SENTENCE_TRANSFORMER = "sentence_transformer"  # what only sentence-transformers can load
-_CONTROL = re.compile(r"random:(?P<source>.+?)(?:@(?P<seed>\d+))?")
 # Buffers that old checkpoints lack, and every model computes equally.
 _CONSTANT = re.compile(r"(^|\.)(position_ids|token_type_ids|relative_position_index|num_batches_tracked)$")
-
-
-class OtherArchitecture(ValueError):
-    """A model of an architecture that is not known here."""
 
 
 @loading_bars_hidden()
@@ -87,7 +79,12 @@ def load_for_evaluation(
         ValueError: a name that is none of these, or weights or a processor that are missing.
     """
     source, seed = parse_name(name)
-    source = bundled_models.resolve(source)
+    try:
+        source = bundled_models.resolve(source)
+    except ValueError as error:
+        if source == name:
+            raise
+        raise ValueError(f"{error}; random:NAME and random:NAME@SEED are one of these with new weights") from error
     kind, commit, local_files_only = _look_up(source, revision, local_files_only)
     if revision and not commit:
         raise ValueError(f"revision={revision!r} is of a Hub id, {source} is a folder: leave it out")
@@ -221,12 +218,6 @@ def parameter_count(model: Model) -> int:
     return getattr(model, "source_parameters", None) or sum(parameter.numel() for parameter in model.parameters())
 
 
-def precision_of(model: Model) -> str:
-    """Return `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`."""
-    dtype = getattr(model, "dtype", None)
-    return getattr(model, "precision", None) or _PRECISIONS.get(dtype, str(dtype))
-
-
 def _note(processor: Processor) -> str:
     if isinstance(processor, AdaptedProcessor):
         return processor.note()
@@ -239,20 +230,6 @@ def _note(processor: Processor) -> str:
     if extractor.padding == "max_length":
         return f"clips padded to {extractor.chunk_length} s with silence, which is attended to"
     return "clips in full, at their own length"
-
-
-def parse_name(name: str) -> tuple[str, int | None]:
-    """Split a name into a folder or Hub id, and the seed of a random baseline, if it is one.
-
-    Raises:
-        ValueError: `random:` without a model.
-    """
-    if not name.startswith("random:"):
-        return name, None
-    match = _CONTROL.fullmatch(name)
-    if not match:
-        raise ValueError(f"{name!r} does not say which model: {ACCEPTED}")
-    return match["source"], int(match["seed"] or 0)
 
 
 def _look_up(source: str, revision: str | None, local_files_only: bool) -> tuple[str, str | None, bool]:

@@ -8,9 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias, overload
-
-from transformers import PreTrainedModel, ProcessorMixin
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
@@ -25,7 +23,10 @@ from .probability import NO_MATCH, described
 from .sanitize import printable
 from .span_search import Limits, Matches, find_spans
 
-Model: TypeAlias = str | os.PathLike[str] | PreTrainedModel | Embedder | None
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+Model: TypeAlias = "str | os.PathLike[str] | PreTrainedModel | Embedder | None"
 
 
 @overload
@@ -34,7 +35,7 @@ def locate(
     recording: AudioSource,
     query: str,
     *,
-    processor: ProcessorMixin | None = None,
+    processor: "ProcessorMixin | None" = None,
     window: float | None = None,
     hop: float | None = None,
     top_k: int = 5,
@@ -44,6 +45,8 @@ def locate(
     prior: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> list[Span]: ...
 
 
@@ -54,7 +57,7 @@ def locate(
     query: list[str] | tuple[str, ...] = (),
     *,
     by_sound: AudioSource | Iterable[AudioSource] = (),
-    processor: ProcessorMixin | None = None,
+    processor: "ProcessorMixin | None" = None,
     window: float | None = None,
     hop: float | None = None,
     top_k: int = 5,
@@ -64,6 +67,8 @@ def locate(
     prior: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> list[list[Span]]: ...
 
 
@@ -73,7 +78,7 @@ def locate(
     query: str | list[str] | tuple[str, ...] = (),
     *,
     by_sound: AudioSource | Iterable[AudioSource] = (),
-    processor: ProcessorMixin | None = None,
+    processor: "ProcessorMixin | None" = None,
     window: float | None = None,
     hop: float | None = None,
     top_k: int = 5,
@@ -83,6 +88,8 @@ def locate(
     prior: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> list[Span] | list[list[Span]]:
     """Find the parts of a recording of any length that match a text, or a sound.
 
@@ -107,6 +114,7 @@ def locate(
         prior: the share of the recording that a text matches (default: the one that the model was calibrated at).
         device: such as `"cuda"` (default: the CPU, or where a loaded model is).
         dtype: `"float32"` (default), `"bfloat16"` or `"float16"`.
+        backend, precision: see `Embedder`.
 
     Returns:
         For one text, its spans, best first; they do not overlap and have `start` and `end` in seconds, `score`, a
@@ -136,7 +144,7 @@ def locate(
         raise ValueError(f"query must be a text or a list of texts that are not empty, got {query!r}")
     if top_k < 1:
         raise ValueError(f"top_k must be 1 span or more, got {top_k}")
-    embedder = embedder_for(model, processor, device, dtype)
+    embedder = embedder_for(model, processor, device, dtype, backend, precision)
     limits = Limits(top_k, dim, min_score, min_probability, prior)
     matches = find_spans(embedder, recording, texts, sounds, window, hop, limits).matches
     result = [match.spans for match in matches]
@@ -150,7 +158,8 @@ def run(options: argparse.Namespace) -> None:
     if options.picture:  # before the recording is encoded, which may take an hour
         _check_plot(Path(options.picture))
     check_score(options.min_score)
-    embedder = Embedder(options.model, revision=options.revision, device=options.device)
+    names = ("revision", "device", "backend", "precision")
+    embedder = Embedder(options.model, **{name: value for name, value in vars(options).items() if name in names})
     limits = Limits(options.top_k, options.dim, options.min_score, options.min_probability, options.prior)
     sought = options.query, options.by_sound
     result = find_spans(embedder, options.file, *sought, options.window, options.hop, limits)

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
-from modeling_wavlink.losses_wavlink import truncate_embeddings
 from processing.audio import AudioSource
 from processing.prompts import PROMPT
 from processing.windows import stream_windows
@@ -26,6 +24,7 @@ from processing.windows import stream_windows
 from .common_sounds import COMMON_SOUNDS
 from .defaults import HOP, SHORT, SHORT_HOP, SHORT_WINDOW, WINDOW
 from .embedder import Embedder, mean_direction
+from .vectors import truncated
 from .vocabulary import unnamed
 
 # The share of common sounds that score less. With the model of `quickstart`, in 12 minutes with 48 of its sounds over
@@ -138,9 +137,8 @@ def noise_score(embedder: Embedder, recording: Recording, dim: int | None = None
         names = embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])
     names = np.unique(names.astype(np.float32).round(3), axis=0)  # unknown words share one vector
     count, width = recording.vectors.shape
-    both = torch.from_numpy(np.vstack([recording.vectors, names]))
-    cut = truncate_embeddings(both, width if dim is None else dim)
-    _, scores = _steps(recording, (cut[:count] @ cut[count:].T).double().numpy())  # (S, N)
+    cut = truncated(np.vstack([recording.vectors, names]), width if dim is None else dim)
+    _, scores = _steps(recording, (cut[:count] @ cut[count:].T).astype(np.float64))  # (S, N)
     return float(np.quantile(scores.max(0), NOISE_SHARE))
 
 
@@ -178,8 +176,8 @@ def _cosines(recording: Recording, query: np.ndarray, dim: int | None) -> np.nda
     query = np.asarray(query, dtype=np.float32)
     if query.shape != (width,) or not np.isfinite(query).all() or not query.any():
         raise ValueError(f"a query is one vector [{width}] of finite values from the recording's model, not all zero")
-    cut = truncate_embeddings(torch.from_numpy(np.vstack([recording.vectors, query])), width if dim is None else dim)
-    return (cut[:-1] @ cut[-1]).double().numpy()  # (W)
+    cut = truncated(np.vstack([recording.vectors, query]), width if dim is None else dim)
+    return (cut[:-1] @ cut[-1]).astype(np.float64)  # (W)
 
 
 def locate(

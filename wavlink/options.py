@@ -112,11 +112,11 @@ def evaluate(parser: Parser) -> None:
     add("--renames", metavar="JSON", help="a JSON file of {label: words}, for labels that read badly")
     add("--candidates", nargs="+", metavar="LABEL", help="labels to choose from (default: the split's own)")
     add("--group_column", default="group", help="column of groups that are scored separately as well")
-    add("--choices", type=int, default=4, help="choices of a question made from labels; 0: no questions")
+    add("--choices", type=natural, default=4, help="choices of a question made from labels; 0: no questions")
     add("--question", default=QUESTION, help="question made from labels")
     add("--choice_text", default=CHOICE_TEXT, help="question and choice as one text")
-    add("--seed", type=int, default=0, help="of the choices that are drawn")
-    add("--batch_size", type=int, default=32, help="clips and texts that are embedded at once")
+    add("--seed", type=natural, default=0, help="of the choices that are drawn")
+    add("--batch_size", type=positive_int, default=32, help="clips and texts that are embedded at once")
     backend_options(parser)
     add("--output", metavar="SCORES.json", help="a JSON file for the scores; plots go beside it (default: none)")
     json_option(parser)
@@ -181,6 +181,28 @@ def distill(parser: Parser) -> None:
     json_option(parser)
 
 
+def _number(kind: Callable, words: str, fits: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """Return a parser of numbers for `add_argument`, whose errors name the option and say what it takes."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise argparse.ArgumentTypeError(f"must be {words}, got {text!r}")
+        return value
+
+    return parse
+
+
+positive = _number(float, "a number above 0", lambda value: 0 < value < float("inf"))
+seconds = _number(float, "a number of seconds, 0 or more", lambda value: 0 <= value < float("inf"))
+natural = _number(int, "a whole number, 0 or more", lambda value: value >= 0)
+positive_int = _number(int, "a whole number, 1 or more", lambda value: value >= 1)
+port_number = _number(int, "a whole number from 0 to 65535", lambda value: 0 <= value <= 65535)
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Parse `0,2,4`."""
     return tuple(map(int, text.split(",")))
@@ -199,7 +221,7 @@ def validation_options(parser: Parser, captions: bool = True) -> None:
             metavar="COLUMN",
             help="default: every column named like a caption",
         )
-    add("--batch_size", type=int, default=32, help="clips and texts that are embedded at once")
+    add("--batch_size", type=positive_int, default=32, help="clips and texts that are embedded at once")
     json_option(parser)
 
 
@@ -216,7 +238,7 @@ def index(parser: Parser) -> None:
     add("--root", default="", help="folder that paths are relative to, or where the sounds have moved to")
     add("--split", default="train", help="of a data set")
     add("--retry", action="store_true", help="retry files skipped by earlier runs")
-    add("--commit_seconds", type=float, default=30.0, help="seconds of work that an interruption loses at most")
+    add("--commit_seconds", type=seconds, default=30.0, help="seconds of work that an interruption loses at most")
     model_options(parser)
     backend_options(parser)
 
@@ -247,7 +269,7 @@ def query(parser: Parser) -> None:
 
 def info(parser: Parser) -> None:
     json_option(parser)
-    text = "folder of an index, or of a model: its exports (default: the models that come with this package)"
+    text = "folder of an index or of a model, or a bundled model's name (default: all bundled models)"
     parser.add_argument("folder", nargs="?", metavar="INDEX", help=text)
 
 
@@ -315,6 +337,7 @@ def draw_map(parser: Parser) -> None:
     json_option(parser)
     add("--model", default="", help=INDEX_MODEL)
     model_options(parser)
+    backend_options(parser)
 
 
 def where(parser: Parser) -> None:
@@ -337,6 +360,7 @@ def where(parser: Parser) -> None:
     add("--picture", metavar="PNG", help="plot of the recording over time, with scores and spans (default: none)")
     add("--revision", help=REVISION)
     device_option(parser)
+    backend_options(parser)
 
 
 def export(parser: Parser) -> None:
@@ -349,7 +373,7 @@ def export(parser: Parser) -> None:
     add("--precision", default="fp32", choices=("fp32", "int8"), help="of the export; bf16 runs that of fp32")
     add("--calibration", default="", metavar="DATA", help="of int8: an audiofolder or Hub data set with captions")
     add("--calibration_split", default="train", metavar="SPLIT", help="of --calibration")
-    add("--calibration_clips", type=int, default=128, metavar="N", help="of the split, evenly spaced")
+    add("--calibration_clips", type=int, default=512, metavar="N", help="of the split, evenly spaced")
     text = "on which int8 must find what fp32 finds (default: --calibration)"
     add("--validation", default="", metavar="DATA", help=text)
     add("--validation_split", default="validation", metavar="SPLIT", help="of --validation")
@@ -360,7 +384,7 @@ def export(parser: Parser) -> None:
     text = "how many more int8 may leave out, the most harmful first, until it finds what fp32 finds"
     add("--max_layers_in_fp32", type=int, default=8, metavar="N", help=text)
     add("--int8", action="store_true", help="with DIR, 8-bit weights; what that costs is measured")
-    add("--opset", type=int, help="of ONNX (default: torch's own)")
+    add("--opset", type=positive_int, help="of ONNX (default: torch's own)")
     json_option(parser)
 
 
@@ -434,11 +458,12 @@ def space(parser: Parser) -> None:
         help="an index of sounds; or `synthetic` or `real`, of sounds written at the start",
     )
     add("--sounds", default="", metavar="FOLDER", help="holds the index's sounds now (default: where they were)")
-    add("--port", type=int, help="default: the first that is free from 7860 on, or GRADIO_SERVER_PORT")
+    add("--port", type=port_number, help="default: the first that is free from 7860 on, or GRADIO_SERVER_PORT")
     device_option(parser)
-    add("--max_mb", type=float, default=25, help="of a visitor's file")
-    add("--max_seconds", type=float, default=600, help="of a visitor's sound")
-    add("--max_wait", type=float, default=60, help="seconds that a visitor waits for earlier ones")
+    backend_options(parser)
+    add("--max_mb", type=positive, default=25, help="of a visitor's file")
+    add("--max_seconds", type=positive, default=600, help="of a visitor's sound")
+    add("--max_wait", type=positive, default=60, help="seconds that a visitor waits for earlier ones")
     json_option(parser, "one JSON document on stdout, with the address once it serves")
     add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
     text = "serve nothing: write a page that runs the model in the visitor's browser, for a static Space"
@@ -454,9 +479,9 @@ def check_space(options: argparse.Namespace, parser: Parser) -> argparse.Namespa
         parser.error("--static and --out FOLDER need each other")
     if options.npm_packages and not options.static:
         parser.error("--npm_packages goes with --static")
-    served = {"--index": options.index, "--sounds": options.sounds, "--port": options.port, "--check": options.check}
-    if options.static and (name := next((name for name, value in served.items() if value), "")):
-        parser.error(f"{name} is of the page that is served: leave it or --static out")
+    served = [name for name in ("index", "sounds", "port", "check", "backend", "precision") if getattr(options, name)]
+    if options.static and served:
+        parser.error(f"--{served[0]} is of the page that is served: leave it or --static out")
     return options
 
 
@@ -466,16 +491,17 @@ def serve(parser: Parser) -> None:
     add("--revision", help=REVISION)
     add("--index", default="", help="an index of sounds that /v1/search finds")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine")
-    add("--port", type=int, default=8000, help="0: any that is free")
+    add("--port", type=port_number, default=8000, help="0: any that is free")
     add("--name", default="", help="the model's id in requests (default: its Hub id or the last part of its path)")
     text = "a file that holds the key that clients must give (default: WAVLINK_API_KEY of the environment, else none)"
     add("--api_key_file", default="", metavar="FILE", help=text)
     model_options(parser)
-    add("--max_mb", type=float, default=32, help="of a request")
-    add("--max_seconds", type=float, default=600, help="of the sounds of a request")
-    add("--max_queue", type=int, default=256, help="requests at once; others are answered with 429")
-    add("--max_wait", type=float, default=60, help="seconds from a request to its answer")
-    add("--max_connections", type=int, default=1000, help="open at once; those that wait longest are closed")
+    backend_options(parser)
+    add("--max_mb", type=positive, default=32, help="of a request")
+    add("--max_seconds", type=positive, default=600, help="of the sounds of a request")
+    add("--max_queue", type=positive_int, default=256, help="requests at once; others are answered with 429")
+    add("--max_wait", type=positive, default=60, help="seconds from a request to its answer")
+    add("--max_connections", type=positive_int, default=1000, help="open at once; those that wait longest are closed")
     json_option(parser, "one JSON document on stdout, with the address once it serves")
 
 
@@ -485,12 +511,13 @@ def ray(parser: Parser) -> None:
     add("--model", default="", help=f"{MODEL} ({BUNDLED})")
     add("--revision", help=REVISION)
     add("--out", required=True, metavar="FOLDER", help="folder for the rows")
-    add("--actors", type=int, default=2, help="models in the cluster")
-    add("--batch_size", type=int, default=64, help="files that an actor takes at a time")
+    add("--actors", type=positive_int, default=2, help="models in the cluster")
+    add("--batch_size", type=positive_int, default=64, help="files that an actor takes at a time")
     add("--address", help="of the cluster, or auto (default: RAY_ADDRESS, else one is started on this machine)")
     add("--window", type=float, default=WINDOW, help="seconds embedded at once")
     add("--hop", type=float, default=HOP, help="seconds from window to window")
     model_options(parser)
+    backend_options(parser)
     add("--retry", action="store_true", help="retry files skipped by earlier runs")
 
 

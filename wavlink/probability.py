@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-import torch
 
 from .defaults import PRIOR
 from .embedder import Embedder
@@ -39,7 +38,7 @@ class Logistic:
     def probability(self, cosines: "float | np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         """Compute the probability of a match from cosines of any shape."""
         logits = self.slope * np.asarray(cosines, np.float64) + self.intercept
-        return torch.from_numpy(np.atleast_1d(logits)).sigmoid().numpy().reshape(logits.shape)
+        return np.where(logits < 0, np.exp(np.minimum(logits, 0)), 1) / (1 + np.exp(-np.abs(logits)))
 
     def at_prior(self, prior: float) -> "Logistic":
         """Return the calibration for another share of matching pairs.
@@ -146,8 +145,14 @@ def center_and_spread(cosines: "np.ndarray[Any, Any]") -> "tuple[np.ndarray[Any,
 def standing_out(cosines: Any, center: Any, spread: Any, count: Any) -> "np.ndarray[Any, Any]":
     """Compute Phi((cosines - center) / spread) ** count (see `Background`), all of one shape."""
     z = np.atleast_1d((np.asarray(cosines, np.float64) - center) / spread)
-    powers = np.asarray(count) * torch.special.log_ndtr(torch.from_numpy(z)).numpy()
-    return np.exp(powers).reshape(np.shape(cosines))
+    return np.exp(np.asarray(count) * _log_normal_distribution(z)).reshape(np.shape(cosines))
+
+
+def _log_normal_distribution(z: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Compute log Phi(z); below -37, where Phi is 0 in fp64, -inf."""
+    tail = 0.5 * np.array([math.erfc(abs(value) / math.sqrt(2)) for value in z.ravel()]).reshape(z.shape)  # Phi(-|z|)
+    with np.errstate(divide="ignore"):
+        return np.where(z < 0, np.log(tail), np.log1p(-tail))
 
 
 def log_odds(probability: float) -> float:

@@ -1,13 +1,12 @@
 """Progress bars: tqdm, with a lock of this process alone; those of other libraries are hidden where they disturb."""
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from tqdm import tqdm
-from transformers.utils import logging
 
 
 class Bar(tqdm):
@@ -27,9 +26,17 @@ class Bar(tqdm):
 def loading_bars_hidden(downloads: bool = False) -> Iterator[None]:
     """Hide transformers' progress bars of weights that are loaded or saved; afterwards its setting is as before.
 
+    Nothing is done where transformers has not been imported.
+
     Args:
         downloads: whether huggingface_hub's bars are hidden as well.
     """
+    if sys.modules.get("transformers") is None:
+        yield
+        return
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
     loading, hub = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     logging.disable_progress_bar()  # of both libraries
     if hub and not downloads:

@@ -1,26 +1,28 @@
 """Words that a model's vocabulary lacks: a tokenizer may replace them all by one unknown token."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 from weakref import WeakKeyDictionary
-
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from .sanitize import clean
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _MOST_NAMED = 20  # words in a warning
-_named: "WeakKeyDictionary[PreTrainedTokenizerBase, set[str]]" = WeakKeyDictionary()
+_named: "WeakKeyDictionary[Any, set[str]]" = WeakKeyDictionary()
 _quiet = ContextVar("unknown_words_are_not_named", default=False)
 
 
-def unknown_words(tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str]) -> list[str]:
+def unknown_words(tokenizer: Any, texts: Sequence[str]) -> list[str]:
     """Return the words of texts that a tokenizer replaces by its unknown token, each once, in order.
 
     A word of which a part is replaced counts as well. Tokenizers that fall back to bytes or letters replace none.
+
+    Args:
+        tokenizer: of transformers, a `FastTokenizer`, or None.
     """
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is None or not texts:
@@ -42,7 +44,7 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str
     return list(words)
 
 
-def warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str], model: str) -> None:
+def warn_of_unknown_words(tokenizer: Any, texts: Sequence[str], model: str) -> None:
     """Name the words that the vocabulary lacks in a warning, each once for a tokenizer.
 
     Args:

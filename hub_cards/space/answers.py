@@ -14,17 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 from huggingface_hub import ModelCard
 from transformers.utils import cached_file
 
-from modeling_wavlink.losses_wavlink import truncate_embeddings
 from processing.audio import at_rate, limited, opened, resampled
 from processing.downmix_wavlink import mono_blocks
 from processing.prompts import PROMPT, prompted, prompts_of
 from wavlink.classification import logit_scale
 from wavlink.embedder import Embedder
-from wavlink.evaluation.zero_shot import ensemble
+from wavlink.labels import ensemble
 from wavlink.long_recordings import (
     ProbableSpan,
     Recording,
@@ -39,6 +37,7 @@ from wavlink.long_recordings import (
 from wavlink.probability import Logistic, calibration_of
 from wavlink.sanitize import clean, last_part
 from wavlink.search.index import Hit, Index
+from wavlink.vectors import softmax, truncated
 from wavlink.vocabulary import unknown_words
 
 SILENCE = 1e-4  # of full scale: 80 dB below it
@@ -79,9 +78,9 @@ class ClassifiedSound:
 
     def at(self, dim: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the cosines `[L]` of the first `dim` numbers, and the scores `[L]`, softmax(scale * cosine)."""
-        texts = torch.from_numpy(self.text_embeds).unflatten(0, (len(self.labels), -1))
-        cosines = ensemble(texts, dim).numpy() @ _cut(self.sound[None], dim)[0]
-        return cosines, torch.from_numpy(self.scale * cosines.astype(np.float64)).softmax(0).numpy()
+        texts = self.text_embeds.reshape(len(self.labels), -1, self.text_embeds.shape[-1])
+        cosines = ensemble(texts, dim) @ _cut(self.sound[None], dim)[0]
+        return cosines, softmax(self.scale * cosines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,4 +355,4 @@ def _opened(index: str, embedder: Embedder, sounds: str) -> dict[int, Index]:
 
 
 def _cut(vectors: np.ndarray, dim: int) -> np.ndarray:
-    return truncate_embeddings(torch.from_numpy(vectors), dim).numpy()
+    return truncated(vectors, dim)

@@ -223,7 +223,8 @@ def run(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace, folder: Path) -> Demo:
     limits = Limits(options.max_mb, options.max_seconds, options.max_wait)
     options.model = bundled_models.resolve(options.model)
-    embedder = Embedder(options.model, revision=options.revision, device=options.device)
+    run = {"device": options.device, "backend": options.backend, "precision": options.precision}
+    embedder = Embedder(options.model, revision=options.revision, **run)
     index = options.index
     if index in ("synthetic", "real"):
         index = _index_of_samples(embedder, folder, index)
@@ -327,17 +328,22 @@ def launch(page, port: int | None, max_mb: float = Limits.megabytes) -> None:
     """
     import gradio as gr
 
-    page.launch(
-        server_port=port,
-        max_file_size=int(max_mb * 1e6),
-        theme=_theme(gr),
-        css_paths=STYLE,
-        footer_links=[],
-        ssr_mode=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        i18n=gr.I18n(en=_ANNOUNCED),  # other languages fall back to it
-    )
+    try:
+        page.launch(
+            server_port=port,
+            max_file_size=int(max_mb * 1e6),
+            theme=_theme(gr),
+            css_paths=STYLE,
+            footer_links=[],
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            i18n=gr.I18n(en=_ANNOUNCED),  # other languages fall back to it
+        )
+    except OSError as error:
+        if port is None:
+            raise
+        raise ValueError(f"--port {port} is not free here: give another, or none for the first free one") from error
 
 
 @contextmanager

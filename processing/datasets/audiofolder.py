@@ -2,22 +2,22 @@
 
 import csv
 import json
+import logging
 import math
 import os
 from pathlib import Path
 
 import datasets
 import pyarrow
-from transformers.utils import logging
 
 from processing.file_names import existing, stays_below
-from processing.processing_wavlink import has_half_pair
 from processing.sound_files import SoundFiles, is_utf8, such_as
+from processing.text_inputs_wavlink import has_half_pair
 
 from .cells import refuse_mixed
 from .folder_form import class_root, metadata_of
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def load_folder(folder: Path, split: str) -> datasets.Dataset:

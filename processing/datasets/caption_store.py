@@ -1,6 +1,7 @@
 """Captions of millions of clips by key, in an Arrow file that all processes and their workers map into memory."""
 
 import hashlib
+import logging
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,11 +10,10 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pyarrow
-from transformers.utils import logging
 
 from .arrow_files import cache_folder, read_table, write_table
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # of the files; files of another format are not read
 

@@ -1,5 +1,6 @@
 """Loading of data sets of all layouts to rows of audio and captions."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,6 @@ import huggingface_hub
 import numpy as np
 import pyarrow
 import pyarrow.compute as pc
-from transformers.utils import logging
 
 from processing.audio import clip_name
 from processing.hub_names import needs_cache
@@ -24,7 +24,7 @@ from .folder_form import holds_parquet
 from .paper import NAMES, load_paper_data
 from .synthetic import synthetic_dataset
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 SYNTHETIC = "synthetic"
 SYNTHETIC_CLIPS_PER_KIND = {"train": 60, "validation": 5, "test": 10}

@@ -11,6 +11,7 @@
 Clotho's own names of its splits are development, validation and evaluation.
 """
 
+import logging
 import re
 from pathlib import Path
 
@@ -19,7 +20,6 @@ import numpy as np
 import pandas
 import pyarrow
 import pyarrow.compute as pc
-from transformers.utils import logging
 
 from processing.hub_names import needs_cache
 
@@ -29,7 +29,7 @@ from .folder_form import parquet_files
 from .report import MAX_EXAMPLES, MAX_SECONDS, ClipReport
 from .youtube_ids import clip_keys, find_clips, index_folder, seconds_of
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 NAMES = ("auto_acd", "audiosetcaps", "audiocaps", "clotho")
 _AUDIOCAPS = "OpenSound/AudioCaps"

@@ -1,6 +1,7 @@
 """Sound files by the YouTube id in their names, and their durations by their headers."""
 
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,6 @@ import pandas
 import pyarrow
 import pyarrow.compute as pc
 import soundfile
-from transformers.utils import logging
 
 from processing.audio import load_audio
 from processing.sound_files import SUFFIXES, SoundFiles, is_utf8, such_as
@@ -21,7 +21,7 @@ from processing.sound_files import SUFFIXES, SoundFiles, is_utf8, such_as
 from .folder_form import files_below
 from .kept_durations import KeptSeconds
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 KEPT_FROM = 1000  # files from which on durations are cached on disk; fewer are opened each time
 

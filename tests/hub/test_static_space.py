@@ -108,6 +108,7 @@ def test_the_pinned_packages_are_those_that_the_page_imports():
         (["--npm_packages", "x"], "--npm_packages goes with --static"),
         (["--static", "--out", "x", "--index", "real"], "--index is of the page that is served"),
         (["--static", "--out", "x", "--check"], "--check is of the page that is served"),
+        (["--static", "--out", "x", "--precision", "int8"], "--precision is of the page that is served"),
     ],
 )
 def test_options_that_do_not_go_together(options, message, capsys):

@@ -60,12 +60,19 @@ def test_an_unknown_name_lists_the_bundled_models(name, tiny_bundle):
             load_for_evaluation(name)
 
 
-def test_without_bundled_models_none_are_listed(no_bundle):
+def test_a_missing_bundled_model_is_to_be_reinstalled(no_bundle):
     for load in (wavlink.bundled, Embedder, lambda: wavlink.classify(None, b"", LABELS)):
-        with pytest.raises(ValueError, match=r"'wavlink-tiny' is neither .* \(there are: none\): give a"):
+        with pytest.raises(
+            ValueError, match=r"bundled model .*wavlink-tiny is missing: .*pip install --force-reinstall"
+        ):
             load()
+    for name in ("gpt2", "./none"):
+        with pytest.raises(ValueError, match=r"there are: none, as they are missing here; .*--force-reinstall"):
+            Embedder(name)
     no_bundle.rmdir()
-    assert bundled_models.names() == [] and bundled_models.describe_all() == []
+    assert bundled_models.names() == []
+    (missing,) = bundled_models.describe_all()
+    assert missing["name"] == "wavlink-tiny" and "is missing" in missing["error"] and missing["bytes"] == 0
 
 
 def test_the_api_takes_the_name_and_no_name(tiny_bundle, wavlink_folder, sounds):
@@ -212,14 +219,68 @@ def test_info_shows_the_bundled_models(tiny_bundle, capsys):
 def test_info_says_which_bundled_model_is_damaged(tiny_bundle, name, content, capsys):
     (tiny_bundle.parent / name).write_text(content)
     bundled_models._verify.cache_clear()
-    assert cli.main(["info", "--json"]) == 0
-    (model,) = json.loads(capsys.readouterr().out)["results"]["bundled"]
+    assert cli.main(["info", "--json"]) == 2
+    captured = capsys.readouterr()
+    (model,) = json.loads(captured.out)["results"]["bundled"]
     assert not model["intact"] and "install the package again" in model["error"] and model["dims"] == []
+    assert captured.err == f"wavlink info: {model['error']}\n"
+    assert cli.main(["info"]) == 2
+    captured = capsys.readouterr()
+    assert "damaged" in captured.out and "install the package again" in captured.err
+    by_path = [["info", str(tiny_bundle)]] * (name != "wavlink-tiny/config.json")
+    for argv in (["info", "wavlink-tiny"], ["info", "wavlink-tiny", "--json"], *by_path):
+        assert cli.main(argv) == 2
+        assert "install the package again" in capsys.readouterr().err
 
 
-def test_info_without_bundled_models(no_bundle, capsys):
-    assert cli.main(["info"]) == 0
-    assert "no model is bundled" in capsys.readouterr().out
+@pytest.mark.parametrize("damage", ["all", "config", "weights"])
+def test_info_of_an_installation_without_its_models_says_reinstall(damage, tiny_bundle, capsys):
+    if damage == "all":
+        shutil.rmtree(tiny_bundle.parent)
+    else:
+        (tiny_bundle / {"config": "config.json", "weights": "model.safetensors"}[damage]).unlink()
+    for argv in (["info"], ["info", "wavlink-tiny"], ["info", "--json"]):
+        assert cli.main(argv) == 2
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1 and "pip install --force-reinstall wavlink" in captured.err
+        assert "missing" in captured.err and "Traceback" not in captured.err
+
+
+def test_info_describes_a_bundled_model_by_its_name(tiny_bundle, capsys):
+    assert cli.main(["info", "wavlink-tiny", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["results"]
+    assert facts["name"] == "wavlink-tiny" and facts["intact"] and facts["path"] == str(tiny_bundle)
+    assert facts["backend"] == "torch" and facts["exports"] == [] and facts["dims"]
+    assert cli.main(["info", "wavlink-tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "wavlink-tiny" in out and "intact" in out and "default" in out
+
+
+@pytest.mark.parametrize("name", ["wavlink-tin", "./none", "/none", "user/name", "sounds"])
+def test_info_of_an_unknown_name_says_what_it_takes(name, tiny_bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sounds").mkdir()
+    assert cli.main(["info", name]) == 2
+    error = capsys.readouterr().err
+    assert "give the folder of an index or of a model, or a bundled model's name" in error and error.count("\n") == 1
+    assert "wavlink-tiny" in error or name == "sounds"
+
+
+@pytest.mark.parametrize("name", ["./x", "../x", "/no/x", "~/x", "x/", "a/b/c", ".\\x"])
+def test_a_model_s_path_that_does_not_exist_lists_what_may_be_given(name, tiny_bundle, sounds, capsys):
+    for argv in (
+        ["classify", str(sounds / "low.wav"), "--labels", *LABELS, "--model", name],
+        ["eval", "--benchmark", str(sounds), "--model", name],
+        ["push", name, "me/x", "--dry_run", "--output_dir", str(sounds / "out")],
+        ["export", name, str(sounds / "out")],
+        ["train", "sounds", "--data", str(sounds), "--output_dir", str(sounds / "run"), "--init", name],
+        ["serve", name, "--port", "0"],
+    ):
+        assert cli.main(argv) == 2, argv
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "give a model's folder, a Hub id such as" in error and "(there are: wavlink-tiny)" in error, error
+    with pytest.raises(ValueError, match="there are: wavlink-tiny"):
+        load_for_evaluation(f"random:{name}")
 
 
 def test_a_space_serves_the_bundled_model(tiny_bundle, capsys):

@@ -1,12 +1,15 @@
 """Files of the common formats decode to what was written, and what cannot be decoded is named."""
 
+import io
 import tracemalloc
 
 import numpy as np
 import pytest
+import soundfile
 
 from processing import audio
 from processing.audio import load_audio, load_column
+from processing.audio_inputs_wavlink import read_file
 from tests.conftest import RATE, tone
 from tests.sound_bytes import BAD_FILES, FORMATS, encoded, pure, repeated_flac, spoilt
 
@@ -27,6 +30,18 @@ def test_every_format_comes_back_as_it_was_written(name, container, codec, error
     assert pitch(clip) == 440
     for same in (load_audio(str(path)), load_audio(path.read_bytes())):
         np.testing.assert_array_equal(same, clip)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("container", ["WAV", "WAVEX", "AIFF", "FLAC", "CAF", "W64", "AU", "RF64", "NIST"])
+def test_samples_of_16_bits_are_libsndfiles_floats(container, channels):
+    samples = np.random.default_rng(0).integers(-(2**15), 2**15, (5000, channels)).astype(np.int16)
+    samples[:2] = [[-(2**15)] * channels, [2**15 - 1] * channels]
+    content = encoded(samples, container, "PCM_16")
+    expected, _ = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+    assert expected.min() == -1
+    for read in (load_audio, lambda file: read_file(file, RATE)):
+        np.testing.assert_array_equal(read(content), expected.mean(axis=1))
 
 
 def test_channels_are_averaged():

@@ -204,10 +204,15 @@ def speed_figures() -> dict:
         for way in ("stream", "file", "features")
         for batch in (1, 2)
     ]
-    run = {"imported": 1.0, "loaded": 2.0, "first": 2.5, "memory": 100.0}
+    times += [
+        {"row": row, "seconds": 10, "way": way, "batch": 1, "clips": 1, "times": [spent] * 3}
+        for row, spent in ((ROWS[0], 0.5), (ROWS[1], 0.25))
+        for way in ("decode", "log-mel")
+    ]
+    run = {"imported": 1.0, "loaded": 2.0, "first": 2.5, "wall": 3.0, "memory": 100.0, "torch": True}
     operations = {row: {"10": 1e9} for row in (ROWS[1], ROWS[3])}
     products = [{"gflops": 2.0}, {"gflops": 1.0}]
-    cold = {"clap": [run], "wavlink": [run]}
+    cold = {ROWS[0]: [run], ROWS[1]: [run | {"memory": 80.0}], "WavLink Base, OpenVINO fp32": [run | {"torch": False}]}
     return {"times": times, "operations": operations, "products": products, "cosines": {ROWS[1]: 1.0}, "cold": cold}
 
 
@@ -226,6 +231,19 @@ def test_figures_of_speed_become_ratios_to_clap(benchmark_modules):
     longest = values["stream"]["rows"][2]
     assert longest[:2] == ["CLAP", "30 s"] and longest[3] is None and longest[4]["value"] == 5  # 10 s of the 30
     assert values["peak"]["rows"][0][1]["value"] == 50  # 1 GFLOP in 1 s, of 2 GFLOPS
+    found = [
+        [row[0], row[1]["value"], row[2]["value"], row[3]] for row in values["goals"]["rows"] if "int8" not in row[0]
+    ]
+    assert found == [
+        ["Base in fp32, 10 s, at least", 1.35, 2.0, "WavLink Base"],
+        ["decode and log-mel, 10 s, at most", 2.5, 500.0, "WavLink Base"],
+        ["first vector of a process without torch, at most", 1.5, 3.0, "WavLink Base, OpenVINO fp32"],
+        ["peak memory, at most CLAP's", 100.0, 80.0, "WavLink Base"],
+    ]
+    stage = {row[0]: [cell["value"] for cell in row[2:]] for row in values["stages"]["rows"]}
+    assert stage["CLAP"] == [500, 500, 2000, *(pytest.approx(share) for share in (100 / 6, 100 / 6, 400 / 6))]
+    assert stage["WavLink Base"] == [250, 250, 1000, *(pytest.approx(share) for share in (100 / 6, 100 / 6, 400 / 6))]
+    assert [row[-2] for row in values["start"]["rows"]] == ["yes", "yes", "no"]
 
 
 def test_no_legend_of_a_picture_covers_its_curves(benchmark_modules):

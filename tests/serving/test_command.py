@@ -61,10 +61,10 @@ def test_an_address_that_is_in_use_is_refused_before_the_model_is_loaded(capsys)
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--max_mb", "0"], "max_bytes must be above 0"),
-        (["--max_queue", "-1"], "max_queue must be above 0"),
-        (["--max_wait", "nan"], "max_wait must be above 0"),
-        (["--port", "70000"], "cannot listen on"),
+        (["--max_mb", "0"], "argument --max_mb: must be a number above 0, got '0'"),
+        (["--max_queue", "-1"], "argument --max_queue: must be a whole number, 1 or more, got '-1'"),
+        (["--max_wait", "nan"], "argument --max_wait: must be a number above 0, got 'nan'"),
+        (["--port", "70000"], "argument --port: must be a whole number from 0 to 65535, got '70000'"),
         (["--host", "256.0.0.1"], "cannot listen on"),
         (["--max_connections", "100000000"], "open files: give --max_connections"),
         (["no/such/model"], "no/such/model"),

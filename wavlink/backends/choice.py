@@ -11,9 +11,13 @@ The rule:
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wavlink import bundled_models
+from wavlink.bundled_models import name_of
 from wavlink.defaults import BACKENDS, PRECISIONS
 from wavlink.installing import install_hint
 
@@ -23,6 +27,32 @@ DTYPE_OF = {precision: dtype for dtype, precision in OF_DTYPE.items()}
 PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and, last, of ARM
 _CPUINFO = Path("/proc/cpuinfo")
+
+
+class UnavailableBackend(ValueError):
+    """A backend or precision that a model, an installation or a machine does not have; the model itself is there."""
+
+
+@contextmanager
+def as_unavailable() -> Iterator[None]:
+    """Raise each ValueError of choosing a backend, or of running a model in it, as an `UnavailableBackend`."""
+    try:
+        yield
+    except ValueError as error:
+        raise UnavailableBackend(str(error)) from error
+
+
+def how_to_export(backend: str, folder: Path | None = None) -> str:
+    """Return the command that makes an int8 export.
+
+    Args:
+        folder: of the model, if it is one on this machine.
+    """
+    where = str(folder)
+    if not folder or not is_model(folder) or name_of(str(folder)) != str(folder):
+        where = "a folder with the model, or a copy of it: name that folder"
+    command = f"`wavlink export MODEL --backend {backend} --precision int8 --calibration DATA`"
+    return f"make one with {command}, where MODEL is {where}"
 
 
 def choose(
@@ -57,9 +87,13 @@ def choose(
     precision = precision or "fp32"
     if backend is None:
         backend = _by_export(folder, precision) if on_cpu else "torch"
+        if precision == "int8" and backend == "torch" and on_cpu:
+            raise ValueError(f"{_name(folder)} carries no int8 export: {how_to_export('openvino', folder)}")
     if precision not in HAS[backend]:
         raise ValueError(f"backend={backend!r} has no {precision}: {_who_has(precision)}")
-    if backend != "torch" and not installed(backend):
+    if backend == "torch" and not installed(backend):
+        raise ValueError(without_torch(folder, precision))
+    if not installed(backend):
         raise ValueError(f"backend={backend!r}: {install_hint(PACKAGES[backend])}")
     if precision == "bf16" and on_cpu and not has_bf16():
         raise ValueError(
@@ -73,15 +107,45 @@ def _by_export(folder: Path | None, precision: str) -> str:
     return next(filter(installed, exported), exported[0] if precision == "int8" and exported else "torch")
 
 
+def _name(folder: Path | None) -> str:
+    """Return a model's name in an error: its folder, its Hub id, or that of a bundled model."""
+    return name_of(os.fspath(folder)) if folder else "the model"
+
+
 def _who_has(precision: str) -> str:
     backends = [name for name in BACKENDS if precision in HAS[name]]
-    how = ", after `wavlink export MODEL --backend ... --precision int8`" if precision == "int8" else ""
+    command = "`wavlink export MODEL --backend ... --precision int8 --calibration DATA`"
+    how = f", after {command}" if precision == "int8" else ""
     return f"take backend={' or '.join(map(repr, backends))}{how}"
 
 
 def installed(backend: str) -> bool:
     """Return whether the package of a backend is installed."""
-    return backend == "torch" or importlib.util.find_spec(PACKAGES[backend]) is not None
+    return importlib.util.find_spec(PACKAGES.get(backend, backend)) is not None
+
+
+def without_torch(folder: Path | None, precision: str = "fp32", backend: str = "onnx") -> str:
+    """Return what to do where torch is not installed, and a model's folder carries no export that runs without it.
+
+    Args:
+        folder: of the model, or its Hub id.
+        precision, backend: that is wanted.
+    """
+    if folder is not None and not is_wavlink(folder):
+        return (
+            f"{install_hint('torch')}; without torch only a WavLink runs, by the export that its folder carries "
+            "(`wavlink export`)"
+        )
+    others = [name for name in ("fp32", "int8") if any(has_export(folder, each, name) for each in PACKAGES)]
+    hint = f"take precision={others[0]!r}, or " if others and precision not in others else ""
+    name, copy_first = folder or "MODEL", ""
+    if folder is not None and folder.parent == bundled_models.MODELS:
+        name, copy_first = f"my-{folder.name}", f"`cp -r {folder} my-{folder.name}` and "
+    options = f"--backend {backend}" + " --precision int8 --calibration FOLDER" * (precision == "int8")
+    return (
+        f"{install_hint('torch')}; without torch a model runs by the export that its folder carries: {hint}run "
+        f"{copy_first}`wavlink export {name} {options}` where torch is, and bring the folder here"
+    )
 
 
 def graph_precision(precision: str) -> str:
@@ -99,9 +163,22 @@ def has_export(folder: Path | None, backend: str, precision: str) -> bool:
     return folder is not None and (folder / backend / record_name(precision)).is_file()
 
 
+def is_index(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder holds an index."""
+    return (Path(folder) / "index.json").is_file()
+
+
 def is_model(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds a model rather than an index."""
-    return (Path(folder) / "config.json").is_file() and not (Path(folder) / "index.json").is_file()
+    return (Path(folder) / "config.json").is_file() and not is_index(folder)
+
+
+def is_wavlink(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder has a WavLink's config.json."""
+    try:
+        return bool(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["model_type"] == "wavlink")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def describe_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -116,8 +193,8 @@ def describe_folder(folder: str | os.PathLike[str]) -> dict[str, Any]:
             record = read_record(Path(folder) / backend / record_name(precision))
             size = sum(record["files"].values())
             exports.append({"backend": backend, "precision": precision, "bytes": size, "model": record["model"]})
-    backend, precision = choose(folder=Path(folder))
     ready = [name for name in BACKENDS if installed(name)]
+    backend, precision = _by_export(Path(folder), "fp32"), "fp32"
     run = {"backend": backend, "precision": precision, "installed": ready, "bf16": has_bf16()}
     return {"path": os.fspath(folder), **run, "exports": exports}
 
@@ -149,6 +226,12 @@ def has_bf16() -> bool:
     except OSError:
         from wavlink.compat import has_bf16_kernels
 
-        return has_bf16_kernels()
+        return installed("torch") and has_bf16_kernels()
     flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
     return bool(flags & _BF16_FLAGS)
+
+
+def precision_of(model: Any) -> str:
+    """Return `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`."""
+    dtype = str(getattr(model, "dtype", None)).removeprefix("torch.")
+    return getattr(model, "precision", None) or OF_DTYPE.get(dtype, dtype)

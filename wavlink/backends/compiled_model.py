@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from wavlink.bundled_models import name_of
 from wavlink.installing import install_hint
 from wavlink.loading import parameter_count, revision
 
-from .choice import read_record, record_name
+from .choice import how_to_export
 from .exported import converted_folder, exported_folder, missing_packages, model_identity
 from .graphs import exportable
-from .sessions import INPUTS, Tower, open_tower
+from .sessions import INPUTS, Tower
+from .standalone import open_towers
 
 
 class CompiledModel(nn.Module):
@@ -91,19 +93,10 @@ def compile_model(
         hub = {"revision": getattr(model, "hub_commit", None), "local_files_only": local_files_only}
         folder = exported_folder(source, backend, precision, identity, **({} if os.path.isdir(source) else hub))
     if folder is None and precision == "int8":
-        raise ValueError(
-            f"{name} carries no int8 export for {backend}: make one with `wavlink export MODEL --backend {backend} "
-            "--precision int8 --calibration FOLDER`, MODEL a folder, and load that folder"
-        )
+        how = how_to_export(backend, Path(source) if source else None)
+        raise ValueError(f"{name_of(name)} carries no int8 export for {backend}: {how}")
     if folder is None:
         if missing := missing_packages(backend):
             raise ValueError(f"{name} is to be converted for {backend}: {install_hint(missing[0])}")
         folder = converted_folder(model, backend, identity)
     return CompiledModel(model, open_towers(folder, backend, precision), backend, precision)
-
-
-def open_towers(folder: Path, backend: str, precision: str) -> dict[str, Tower]:
-    """Open both towers of an export."""
-    towers = read_record(folder / record_name(precision))["towers"]
-    threads = torch.get_num_threads()
-    return {name: open_tower(backend, folder / towers[name]["file"], precision, threads) for name in INPUTS}

@@ -27,9 +27,18 @@ from wavlink.installing import install_hint
 from wavlink.loading import load_for_evaluation
 
 from .choice import read_record, record_name
-from .exported import graph_path, measured_agreement, missing_packages, model_identity, write_graphs, write_record
+from .exported import (
+    graph_path,
+    measured_agreement,
+    missing_packages,
+    model_identity,
+    standalone_facts,
+    write_graphs,
+    write_record,
+)
 from .graphs import exportable
 from .int8_search import Int8Search, Split
+from .standalone import KEY as STANDALONE
 
 
 def export(
@@ -38,7 +47,7 @@ def export(
     precision: str = "fp32",
     calibration: Split | None = None,
     validation: Split | None = None,
-    calibration_clips: int = 128,
+    calibration_clips: int = 512,
     layers_in_fp32: Sequence[str] = (),
     max_layers_in_fp32: int = 8,
     opset: int | None = None,
@@ -87,6 +96,7 @@ def export(
         towers = write_graphs(fp32, loaded, backend, opset)
         progress("comparing them with torch")
         about: dict[str, Any] = {"agreement": measured_agreement(fp32, loaded, processor, backend, towers)}
+        about[STANDALONE] = standalone_facts(folder, loaded, processor)
         if calibration is not None and validation is not None and precision == "int8":
             data = calibration, validation, calibration_clips
             search = Int8Search(loaded, processor, backend, fp32, unfinished, *data, progress)
@@ -156,6 +166,8 @@ def report(folder: Path, record: dict[str, Any]) -> str:
         cost = f"; int8's cosine to it: mean {cosine['mean']:.4f}, min {cosine['min']:.4f}" if cosine else ""
         agreement = record["agreement"][name]
         lines.append(f"  {name}: {size / 1e6:.1f} MB{opset}, fp32 within {agreement:.1e} of torch{cost}")
+    why = record[STANDALONE].get("error")
+    lines.append(f"  needs torch: {why}" if why else "  runs without torch")
     if "R@10" not in record:
         return "\n".join(lines)
     rows = [

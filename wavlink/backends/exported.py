@@ -6,46 +6,45 @@ beside the Hub's, in `HF_HOME/wavlink/BACKEND/KEY`, in the same form.
 
 import hashlib
 import json
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import constants
 from transformers import PretrainedConfig, PreTrainedModel
 
 from modeling_wavlink.compat_wavlink import optional_file
+from modeling_wavlink.config_checks_wavlink import one_line
+from processing.whisper_features_wavlink import PADDINGS
 from wavlink.atomic_files import new_folder, replaced_folder
 from wavlink.bundled_models import digest_of
 from wavlink.console import without_foreign_output
-from wavlink.loading import weights_digest
+from wavlink.loading import parameter_count, weights_digest
 
 from .choice import read_record, record_name
-from .graphs import Tower, agreement, batches, example, write_onnx
+from .export_checks import CONFIG_FIELDS, TOWER_FIELDS, refuse_damaged, refuse_other
+from .graphs import Tower, agreement, batches, example, noises, sentence, write_onnx
 from .openvino_graphs import write_openvino
 from .sessions import INPUTS, open_tower
+from .standalone import StandaloneProcessor, describe
 
 FORMAT = 2
 LIBRARIES = {"openvino": "OpenVINO", "onnx": "onnxruntime"}
 _ENDINGS = {"openvino": ".xml", "onnx": ".onnx"}
+_LOG_MEL_TOLERANCE = 1e-4  # of a number, between numpy and torch
+_ODD_TEXT = "A dog's bark, déjà vu! \u72d7 \U0001f415 <|endoftext|> [SEP]"
 _PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
-# Fields of the config that change a graph and that its weights do not show.
-_FIELDS = ("projection_dim", "pooling", "text_pooling")
-_TOWER_FIELDS = (
-    "model_type encoder_attention_heads num_attention_heads activation_function hidden_act hidden_activation "
-    "scale_embedding frame_pooling frame_pooling_layer layer_norm_eps norm_eps eos_token_id local_attention "
-    "global_attn_every_n_layers layer_types"
-).split()
 
 
 def model_identity(model: PreTrainedModel) -> dict[str, str]:
     """Return the hashes of a model's weights, as they are exported (in fp32), and of the settings of its graph."""
     config = model.config
-    settings = [{name: _plain(config, name) for name in _FIELDS}]
+    settings = [{name: _plain(config, name) for name in CONFIG_FIELDS}]
     settings += [
-        {name: _plain(part, name) for name in _TOWER_FIELDS} for part in (config.audio_config, config.text_config)
+        {name: _plain(part, name) for name in TOWER_FIELDS} for part in (config.audio_config, config.text_config)
     ]
     text = json.dumps(settings, sort_keys=True, default=str)
     return {"weights": weights_digest(model), "settings": hashlib.sha256(text.encode()).hexdigest()[:16]}
@@ -102,6 +101,43 @@ def measured_agreement(
     }
 
 
+def standalone_facts(folder: Path, model: PreTrainedModel, processor: Any) -> dict[str, Any]:
+    """Describe a model for `standalone`, or say in `error` why its exports do not run without torch.
+
+    Args:
+        folder: of the model.
+    """
+    try:
+        alone = StandaloneProcessor(folder)
+        with without_foreign_output():
+            _refuse_other_tokens(alone, processor)
+            _refuse_other_features(alone, processor)
+    except ValueError as error:
+        return {"error": one_line(error)}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return describe(folder, config, parameter_count(model), model.logit_scale.item(), model.logit_bias.item())
+
+
+def _refuse_other_tokens(alone: StandaloneProcessor, processor: Any) -> None:
+    for texts in ([sentence(3), sentence(12)], [sentence(500), ""], [_ODD_TEXT]):
+        found, expected = alone(text=texts), processor(text=texts, return_tensors="np")
+        if any(not np.array_equal(found[name], expected[name]) for name in INPUTS["text"]):
+            raise ValueError(
+                f"tokenizer.json reads {texts[0][:40]!r} otherwise than the processor: its class does more"
+            )
+
+
+def _refuse_other_features(alone: StandaloneProcessor, processor: Any) -> None:
+    options = {"sampling_rate": processor.feature_extractor.sampling_rate}
+    for clips in noises():
+        for padding in PADDINGS:
+            found = alone(audio=clips, padding=padding, **options)
+            expected = processor(audio=clips, padding=padding, return_tensors="np", **options)
+            same = found.keys() == expected.keys() and all(found[x].shape == expected[x].shape for x in found)
+            if not same or max(np.abs(found[x] - expected[x]).max() for x in found) > _LOG_MEL_TOLERANCE:
+                raise ValueError("the log-mels of its feature extractor differ in numpy")
+
+
 def write_record(
     folder: Path, identity: dict[str, str], backend: str, precision: str, towers: dict[str, dict], **about: Any
 ) -> dict[str, Any]:
@@ -136,19 +172,11 @@ def exported_folder(source: str, backend: str, precision: str, identity: dict[st
     path = optional_file(source, f"{backend}/{record_name(precision)}", **hub)
     if path is None:
         return None
-    record = read_record(path)
+    record, differs = read_record(path), ""
     if record["model"] != identity:
-        what = "weights" if record["model"]["weights"] != identity["weights"] else "settings in config.json"
-        raise ValueError(
-            f"{Path(path).parent} was exported for other {what} than those of {source}: export the model again, or "
-            f"remove that folder"
-        )
-    for name, size in record["files"].items():
-        if name != os.path.basename(name):
-            raise ValueError(f"{path} names a file outside its folder, {name!r}: export the model again")
-        file = optional_file(source, f"{backend}/{name}", **hub)
-        if file is None or os.path.getsize(file) != size or digest_of(file) != record["sha256"].get(name):
-            raise ValueError(f"{name} of {Path(path).parent} is missing or damaged: export the model again")
+        differs = "weights" if record["model"]["weights"] != identity["weights"] else "settings in config.json"
+    refuse_other(path, source, differs)
+    refuse_damaged(path, record, lambda name: optional_file(source, f"{backend}/{name}", **hub))
     return Path(path).parent
 
 

@@ -97,12 +97,17 @@ def sentence(words: int) -> str:
     return " ".join((vocabulary * (words // len(vocabulary) + 1))[:words])
 
 
+def noises() -> list[list[np.ndarray]]:
+    """Return the batches of clips `[samples]` on which a backend must agree with torch: noise."""
+    rng = np.random.default_rng(0)
+    return [[rng.normal(scale=0.1, size=samples).astype(np.float32) for samples in batch] for batch in _CLIPS]
+
+
 def batches(name: str, processor: ProcessorMixin) -> list[dict]:
     """Return the batches on which a backend must agree with torch, as torch tensors."""
     if name == "text":
         return [processor(text=[sentence(words) for words in batch], return_tensors="pt") for batch in _WORDS]
-    rng = np.random.default_rng(0)
-    clips = [[rng.normal(scale=0.1, size=samples).astype(np.float32) for samples in batch] for batch in _CLIPS]
+    clips = noises()
     options = {"sampling_rate": processor.feature_extractor.sampling_rate, "return_tensors": "pt"}
     native = [processor(audio=batch, padding="longest", **options) for batch in clips]
     return [*native, processor(audio=clips[1], padding="max_length", **options)]

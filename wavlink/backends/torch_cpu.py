@@ -35,7 +35,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.gelu = linear.in_features, linear.out_features, gelu
         self.weight = compat.pack_linear(linear.weight.detach())  # opaque; has a dtype
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        # A copy: a view would keep all weights of its file in memory.
+        self.bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def forward(self, states: Tensor) -> Tensor:
         """Compute `[..., in_features] -> [..., out_features]`."""
@@ -96,7 +97,7 @@ class TokenAttention(PackedAttention):
     def __init__(self, attention: WhisperAttention):
         super().__init__(attention)
         weights = attention.k_proj.weight, attention.v_proj.weight  # (D, D) -> (H, head_dim, D)
-        self.keys, self.values = (weight.detach().unflatten(0, (self.num_heads, -1)) for weight in weights)
+        self.keys, self.values = (weight.detach().clone().unflatten(0, (self.num_heads, -1)) for weight in weights)
 
     def forward(
         self,

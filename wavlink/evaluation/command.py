@@ -123,8 +123,8 @@ def score(
         folder, data = store
         revision = (describe(model, processor) | known)["revision"]
         key = {"revision": revision, "data": data, "batch_size": batch_size}
-        if model.dtype != torch.float32:
-            key["dtype"] = str(model.dtype)
+        if (dtype := getattr(model, "dtype", torch.float32)) != torch.float32:
+            key["dtype"] = str(dtype)
         if used != "torch":
             key |= {"backend": used, "precision": precision_of(model)}
         store = open_store(folder, key)

@@ -7,11 +7,11 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from wavlink.embedder import Embedder, embedder_for
+from wavlink.labels import checked_prompts
 
 from .command import evaluate_models
 from .protocol import QUESTION, Protocol
 from .questions import TEXT
-from .zero_shot import checked_prompts
 
 
 def evaluate(

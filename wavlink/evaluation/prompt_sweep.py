@@ -60,7 +60,7 @@ def sweep(
         raise ValueError(f"give clips of two labels or more, got {', '.join(names) or 'none'}")
     targets = np.searchsorted(names, labels)
     audio, width = F.normalize(audio_embeds.float(), dim=-1), audio_embeds.shape[1]
-    vectors = embed_prompted(label_texts(names, clean_up), prompts, embed_texts)  # (labels, prompts, D)
+    vectors = embed_prompted(label_texts(names, clean_up), prompts, embed_texts).float()  # (labels, prompts, D)
 
     def hits(chosen: Sequence[int]) -> np.ndarray:
         similarities = Similarities(audio, ensemble(vectors[:, list(chosen)], width))

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from processing.prompts import PROMPT, checked_prompt, prompted
+from processing.prompts import PROMPT
+from wavlink.labels import CLEAN_UPS as CLEAN_UPS
+from wavlink.labels import checked_prompts, embed_prompted, ensemble, label_texts
 
 from .metrics import RESAMPLES, Similarities, figure, members_of, ranks
 
-CLEAN_UPS = {"spaces": lambda label: label.replace("_", " "), "none": lambda label: label}
 _EXAMPLES = 10  # of the labels that are no candidates
 
 
@@ -67,7 +68,7 @@ def zero_shot_scores(
             "labels, or name the labels to choose from (candidates)"
         )
     texts = label_texts(names, clean_up, renames)
-    text_embeds = embed_prompted(texts, prompts, embed_texts)  # (labels, prompts, D)
+    text_embeds = embed_prompted(texts, prompts, embed_texts).float()  # (labels, prompts, D)
     targets = np.array([position[labels[row]] for row in rows])
     groups = None if groups is None else [groups[row] for row in rows]
     return {
@@ -79,56 +80,6 @@ def zero_shot_scores(
         **({} if groups is None else {"ungrouped": sum(not group for group in groups)}),
         **_at_each_dim(audio_embeds[rows].float(), text_embeds, targets, names, dims, groups),
     }
-
-
-def label_texts(
-    labels: Sequence[str], clean_up: str = "spaces", renames: Mapping[str, str] | None = None
-) -> list[str]:
-    """Return the text of each label in a prompt; arguments are as for `zero_shot_scores`.
-
-    Raises:
-        ValueError: an unknown `clean_up` or label in `renames`, a label without words, or two with the same words.
-    """
-    if clean_up not in CLEAN_UPS:
-        raise ValueError(f"clean_up must be one of {', '.join(CLEAN_UPS)}, got {clean_up!r}")
-    renames = renames or {}
-    if unknown := [label for label in renames if label not in labels]:
-        raise ValueError(f"renames hold {unknown[0]!r}, which is no label here: correct it or take it out")
-    texts = {label: renames.get(label, CLEAN_UPS[clean_up](label)) for label in labels}
-    first = {}
-    for label, text in texts.items():
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the label {label!r} needs words, got {text!r}: give them in renames")
-        if text in first:
-            raise ValueError(
-                f"the labels {first[text]!r} and {label!r} both read {text!r}: give them different words in renames, "
-                "or use clean_up='none'"
-            )
-        first[text] = label
-    return list(texts.values())
-
-
-def embed_prompted(
-    texts: Sequence[str], prompts: Sequence[str], embed_texts: Callable[[list[str]], torch.Tensor]
-) -> torch.Tensor:
-    """Embed each label's words in each prompt: `[labels, prompts, D]` fp32."""
-    text_embeds = embed_texts([prompted(prompt, text) for text in texts for prompt in prompts])
-    return text_embeds.float().unflatten(0, (len(texts), len(prompts)))
-
-
-def ensemble(text_embeds: torch.Tensor, dim: int) -> torch.Tensor:
-    """Average the prompts' vectors, cut and L2-normalised: `[labels, prompts, D]` -> `[labels, dim]`, normalised.
-
-    See CLIP, arXiv 2103.00020, section 3.1.4.
-    """
-    return F.normalize(F.normalize(text_embeds[..., :dim], dim=-1).mean(1), dim=-1)
-
-
-def checked_prompts(prompts: list[str]) -> list[str]:
-    """Return the prompts if there are any and each has one `{}`; raise a ValueError otherwise."""
-    if not prompts:
-        raise ValueError(f"give at least one prompt, such as {PROMPT!r}")
-    return [checked_prompt(prompt) for prompt in prompts]
 
 
 def _nothing_to_score(clips: int, absent: Counter, names: Sequence[str]) -> str:

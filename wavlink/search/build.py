@@ -13,6 +13,7 @@ import pyarrow
 
 from processing.windows import stream_windows
 from wavlink.defaults import HOP, PRECISIONS, STORAGE, WINDOW
+from wavlink.destinations import check_folder
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
 
@@ -69,6 +70,7 @@ def index_sounds(
     Raises:
         ValueError: no sounds; an index of another model or with other options; none of the sounds can be read.
     """
+    check_folder(out)
     options = {"dim": dim, "storage": storage, "window": window, "hop": hop}
     run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     sources = [os.fspath(each) for each in ([sources] if isinstance(sources, str | os.PathLike) else sources)]

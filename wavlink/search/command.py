@@ -9,6 +9,7 @@ The first command again, with the same INDEX, goes on after a kill and follows f
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import Any
 from processing.file_names import same_letters
 from wavlink import bundled_models
 from wavlink import options as of
-from wavlink.backends.choice import describe_folder, is_model
+from wavlink.backends.choice import describe_folder, is_index, is_model
 from wavlink.console import StopSignal, print_json
 from wavlink.parsing import Parser
 from wavlink.probability import NO_MATCH
@@ -31,6 +32,10 @@ from .parts import with_large_texts
 from .store import IndexFolder
 
 _SHOWN = 10  # skipped files that `index` prints
+_INFO_TAKES = (
+    "give the folder of an index or of a model, or a bundled model's name; "
+    "without any, `wavlink info` lists the bundled models"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,14 +75,32 @@ def query(
     print_hits(hits, as_json, "" if hits else NO_MATCH.format("index"))
 
 
-def info(folder: str | None, as_json: bool) -> None:
-    """Print what an index holds, or what a model's folder does, or the models that come with the package."""
+def info(folder: str | None, as_json: bool) -> int:
+    """Print what an index holds, or what a model does, or the models that come with the package.
+
+    Returns:
+        2 if one of these is damaged or missing, else 0.
+    """
     if folder is None:
-        _print_bundled(as_json)
-        return
-    if is_model(folder):
-        _print_model(folder, as_json)
-        return
+        return _print_bundled(as_json)
+    released = bundled_models.released()
+    by_path = bundled_models.name_of(os.path.abspath(folder))
+    if is_index(folder):
+        _print_index(folder, as_json)
+    elif is_model(folder) and by_path not in released:
+        _print_model(describe_folder(folder), as_json)
+    elif name := next((name for name in (folder, by_path) if name in released), ""):
+        path = bundled_models.bundled(name)
+        _print_model(bundled_models.describe(name) | describe_folder(path), as_json)
+    elif os.path.isdir(folder):
+        raise ValueError(f"{folder} is no index and no model, it has no index.json or config.json: {_INFO_TAKES}")
+    else:
+        there = ", ".join(released)
+        raise ValueError(f"{folder!r} is no folder here and no bundled model (there are: {there}): {_INFO_TAKES}")
+    return 0
+
+
+def _print_index(folder: str, as_json: bool) -> None:
     manifest, files = IndexFolder.reading(folder, lambda index: (index.manifest, with_large_texts(index.files())))
     skipped = {
         path: error for path, error in zip(*(files[n].to_pylist() for n in ("path", "error")), strict=True) if error
@@ -98,12 +121,13 @@ def info(folder: str | None, as_json: bool) -> None:
     _print_skipped(skipped)
 
 
-def _print_model(folder: str, as_json: bool) -> None:
-    """Print which exports a model carries, and what an `Embedder` runs it in."""
-    facts = describe_folder(folder)
+def _print_model(facts: dict[str, Any], as_json: bool) -> None:
+    """Print which exports a model carries, and what an `Embedder` runs it in; of a bundled one what it is."""
     if as_json:
         print_json(facts)
         return
+    if "name" in facts:
+        _print_facts(facts)
     for export in facts["exports"]:
         print(f"{export['backend']:14} {export['precision']}, {export['bytes'] / 1e6:.1f} MB")
     print(f"{'default':14} {facts['backend']}, {facts['precision']}")
@@ -111,16 +135,24 @@ def _print_model(folder: str, as_json: bool) -> None:
     print(f"{'bf16':14} {'yes' if facts['bf16'] else 'not on this processor'}")
 
 
-def _print_bundled(as_json: bool) -> None:
+def _print_bundled(as_json: bool) -> int:
     models = bundled_models.describe_all()
+    errors = [str(model["error"]) for model in models if model["error"]]
     if as_json:
         print_json({"bundled": models})
-        return
-    print(f"{len(models)} bundled models" if models else "no model is bundled with this installation")
-    for model in models:
-        size, dims = model["bytes"] / 1e6, ", ".join(map(str, model["dims"]))
-        print(f"{model['name']:14} {size:.1f} MB  dims {dims}  {clean(model['error'] or 'intact', 1000)}")
-        print(f"{'':14} {clean(model['path'], 1000)}")
+    else:
+        print(f"{len(models)} bundled models")
+        for model in models:
+            _print_facts(model)
+    for error in errors:
+        print(f"wavlink info: {clean(error, 1000)}", file=sys.stderr)
+    return 2 if errors else 0
+
+
+def _print_facts(model: dict[str, Any]) -> None:
+    size, dims = model["bytes"] / 1e6, ", ".join(map(str, model["dims"]))
+    print(f"{model['name']:14} {size:.1f} MB  dims {dims}  {'intact' if model['intact'] else 'damaged'}")
+    print(f"{'':14} {clean(model['path'], 1000)}")
 
 
 def verify(folder: str, drop: bool, as_json: bool) -> None:

@@ -67,9 +67,10 @@ class Rows:
     def _read(self) -> None:
         """Read which files earlier runs have written."""
         for path, about in parts_of(self.folder):
-            for name, value in self.about.items():
-                if about[name] != value:
-                    raise ValueError(f"{path} has {name}={about[name]}, not {value}: give that, or another folder")
+            for name in {**self.about, "precision": None}:  # fp32 is not noted
+                value, earlier = (each.get(name, "fp32") for each in (self.about, about))
+                if earlier != value:
+                    raise ValueError(f"{path} has {name}={earlier}, not {value}: give that, or another folder")
             self.known |= _known(pq.read_table(path, columns=["path", "error"]))
 
     def compare(self, listing: Listing, retry: bool) -> Changes:

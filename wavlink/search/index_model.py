@@ -3,11 +3,13 @@
 import os
 from typing import Any
 
-from modeling_wavlink.configuration_wavlink import one_line
+from modeling_wavlink.config_checks_wavlink import one_line
 from processing.windows import check_window
+from wavlink.backends import standalone
+from wavlink.backends.choice import UnavailableBackend, installed
 from wavlink.bundled_models import bundled, name_of, names, stands_for_bundled
 from wavlink.embedder import Embedder
-from wavlink.loading import OtherArchitecture, parse_name, stated_dims
+from wavlink.model_names import OtherArchitecture, parse_name
 
 from .manifest import Manifest
 
@@ -25,6 +27,7 @@ def embedder_of(
         device, dtype, run: of `Embedder`, such as its `backend`.
 
     Raises:
+        UnavailableBackend: the model does not run in the backend or precision.
         ValueError: `model` has other weights; or without `model`, this machine does not have the index's model.
     """
     if model:
@@ -57,6 +60,8 @@ def _local(manifest: Manifest, device: str, dtype: str, run: dict[str, str | Non
             pinned["revision"] = manifest.revision
         _refuse_other_dims(source, manifest, pinned)
         return new_embedder(name, device, dtype, **pinned, **run)
+    except UnavailableBackend as error:
+        raise UnavailableBackend(f"{error}; a folder other than the index's is given by --model") from error
     except ValueError as error:
         raise ValueError(
             f"the index says it was made by {name!r}, which this machine does not have ({one_line(error)}): name it "
@@ -67,13 +72,22 @@ def _local(manifest: Manifest, device: str, dtype: str, run: dict[str, str | Non
 def _refuse_other_dims(source: str, manifest: Manifest, pinned: dict) -> None:
     """Compare dims by the config first: the revision is known only once the weights are loaded."""
     try:
-        stated = stated_dims(source, **pinned)
+        stated = standalone.stated_dims(source) or _stated_dims(source, pinned)
     except OtherArchitecture as error:
         raise ValueError(f"its vectors have no known dims: {error}") from error
     except OSError:  # loading raises the error
         return
     if stated and (stated[0] != manifest.dims or set(stated[1]) != set(manifest.matryoshka_dims)):
         raise ValueError(f"its vectors have {stated[1]} dims, those of the index's model {manifest.matryoshka_dims}")
+
+
+def _stated_dims(source: str, pinned: dict) -> tuple[int, list[int]] | None:
+    """Return the dims that another model's config states."""
+    if not installed("torch"):
+        return None
+    from wavlink.loading import stated_dims
+
+    return stated_dims(source, **pinned)
 
 
 def is_commit(revision: str) -> bool:

@@ -1,6 +1,7 @@
 """List the sounds to index: in folders, in lists of files, or in a data set, each by a stable path."""
 
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -8,8 +9,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
-
-from transformers.utils import logging
 
 from processing.datasets.folder_form import parquet_files
 from processing.file_names import existing, stays_below
@@ -19,7 +18,7 @@ from processing.sound_files import SoundFiles
 if TYPE_CHECKING:
     import datasets
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _DATA_SET = "dataset:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -33,7 +33,7 @@ from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.console import print_json
 from wavlink.destinations import file_destination
 from wavlink.embedder import Embedder
-from wavlink.evaluation.zero_shot import PROMPT, label_texts
+from wavlink.labels import PROMPT, label_texts
 from wavlink.sanitize import clean
 from wavlink.vocabulary import unnamed
 
@@ -80,6 +80,8 @@ def draw_map(
     model: str = "",
     device: str = "cpu",
     dtype: str = "float32",
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> dict:
     """Write a map, and return its `file`, the number of `sounds`, and the number of sounds of each of the `labels`.
 
@@ -93,11 +95,12 @@ def draw_map(
         embed_audio: sounds of up to this many bytes are embedded in the file, `EMBEDDED_TOTAL` in all.
         most: the number of sounds that are drawn; of more, a random sample is.
         seed: of the sample and of t-SNE. The same index, options and versions give the same file.
-        model, device, dtype: as for `Index.open`; used only where the model names sounds.
+        model, device, dtype, backend, precision: as for `Index.open`; used only where the model names sounds.
 
     Raises:
         ValueError: an empty or damaged index, labels that cannot be read, too much sound to embed.
     """
+    run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file, such as {out / 'map.html'}")
@@ -112,12 +115,12 @@ def draw_map(
     names, guessed = _from_metadata(labels, label_column, manifest.root, paths) if labels else [], ""
     links = sound_links(manifest.root, paths, out, embed_audio)
     if labels_from_text:
-        embedder = embedder_of(manifest, model, device, dtype)
+        embedder = embedder_of(manifest, model, **run)
         names, guessed = nearest_labels(vectors, labels_from_text, embedder.embed_text), GUESSED_LABELS
     elif not names:
         names = [_folder_name(manifest.root, path) for path in paths]
         if len(set(names)) == 1 and len(paths) >= _LEAST_SOUNDS:
-            embedder = _embedder_or_none(manifest, model, device, dtype)
+            embedder = _embedder_or_none(manifest, model, run)
             if embedder:
                 with unnamed():
                     names, guessed = named_groups(vectors, embedder.embed_text, seed), GUESSED_GROUPS
@@ -216,12 +219,12 @@ def _cosines(vectors: np.ndarray, names: Sequence[str], embed_text: Callable[[li
     return vectors @ encode(texts, vectors.shape[1], "fp32").T
 
 
-def _embedder_or_none(manifest: Manifest, model: str, device: str, dtype: str) -> Embedder | None:
-    """Load the index's model; where it cannot be loaded and none was named, print a warning and return None."""
+def _embedder_or_none(manifest: Manifest, model: str, run: dict) -> Embedder | None:
+    """Load the index's model; where it cannot be loaded and nothing of it was named, warn and return None."""
     try:
-        return embedder_of(manifest, model, device, dtype)
+        return embedder_of(manifest, model, **run)
     except (ValueError, OSError) as error:
-        if model:
+        if model or run["backend"] or run["precision"]:
             raise
         print(f"groups of sounds have no names without the index's model: {clean(error, 200)}", file=sys.stderr)
         return None

@@ -23,8 +23,10 @@ import numpy as np
 
 from processing.windows import stream_windows
 from wavlink import options as of
-from wavlink.bundled_models import DEFAULT
+from wavlink.backends.choice import choose
+from wavlink.bundled_models import DEFAULT, resolve
 from wavlink.compat import map_batches
+from wavlink.destinations import check_folder
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
 from wavlink.sanitize import printable
@@ -44,7 +46,7 @@ class FileEmbedder(Embedder):
     """Ray actor that embeds files, and returns a row per window.
 
     Args:
-        model, revision, device, dtype: of `Embedder`.
+        model, revision, device, dtype, backend, precision: of `Embedder`.
         window, hop: in seconds, see `processing.windows.stream_windows`.
         expected: the revision that the weights must have on every machine.
         journal: Ray's handle of a `Journal`, which outlives this process.
@@ -158,6 +160,8 @@ def embed_with_ray(
     revision: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    backend: str | None = None,
+    precision: str | None = None,
     commit_seconds: float = 30.0,
     progress: bool = True,
     retry: bool = False,
@@ -170,7 +174,7 @@ def embed_with_ray(
 
     Args:
         sources: folders and files, see `list_sounds`; paths in the rows are relative to their common folder.
-        model, revision, device, dtype: see `Embedder`; on "cuda" each actor has one GPU.
+        model, revision, device, dtype, backend, precision: see `Embedder`; on "cuda" each actor has one GPU.
         out: a folder of this machine, for parquet files of `path`, `start` and `end` (seconds), `embedding` (fp32
             `[dims]`, L2-normalised) and `error`, which is "" unless the file cannot be read: then it has one row, with
             null for the times and NaN for the vector.
@@ -190,13 +194,22 @@ def embed_with_ray(
     listing = list_sounds([sources] if isinstance(sources, str | os.PathLike) else sources)
     if listing.rows is not None:
         raise ValueError(f"{listing.root} is a data set; workers read files: save its sounds as such on a shared disk")
+    check_folder(out)
     model = portable(model or DEFAULT)
-    embedder = Embedder(model, revision=revision, device="cpu", dtype=dtype, fast_kernels=False)
+    run = {"backend": backend, "precision": precision}
+    if device.partition(":")[0] != "cpu":  # of the workers; this process looks at the model on its CPU
+        choose(**run, folder=Path(resolve(model)), device=device, dtype=dtype)
+        embedder = Embedder(model, revision=revision, dtype=dtype, fast_kernels=False)
+    else:
+        embedder = Embedder(model, revision=revision, dtype=dtype, fast_kernels=False, **run)
     check_window_of(embedder, window, hop)
-    options = {"device": device, "dtype": dtype, "window": window, "hop": hop, "expected": embedder.revision}
+    options = {"device": device, "dtype": dtype, "window": window, "hop": hop, "expected": embedder.revision, **run}
     if revision:
         options["revision"] = embedder.revision  # the commit that a branch was at
-    with _Rows(Path(out), _about(embedder, model, window, hop, listing), commit_seconds) as rows:
+    about = _about(embedder, model, window, hop, listing)
+    if precision not in (None, "fp32"):
+        about["precision"] = precision
+    with _Rows(Path(out), about, commit_seconds) as rows:
         changes = rows.compare(listing, retry)
         sounds = [task.sound for task in changes.tasks]
         if sounds:

@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from modeling_wavlink.losses_wavlink import truncate_embeddings
 from processing.prompts import prompts_of
 from wavlink.classification import classify
 from wavlink.probability import NO_MATCH, calibration_of, described
 from wavlink.span_search import Limits as SpanLimits
 from wavlink.span_search import find_spans, windows_of
+from wavlink.vectors import truncated
 
 from .audio_input import decode
 from .batching import BatchedEmbedder, Batcher
@@ -66,7 +65,7 @@ class Answers:
         sound_vectors = self._embed_sounds(sounds)
         vectors = np.stack([sound_vectors[n] if is_sound else text_vectors[n] for is_sound, n in rows])
         if dim < self.embedder.dims:
-            vectors = truncate_embeddings(torch.from_numpy(vectors), dim).numpy()
+            vectors = truncated(vectors, dim)
         self.metrics.count_inputs(len(texts), tokens, seconds)
         return {
             "object": "list",

@@ -5,6 +5,7 @@ wavlink serve runs/my/best --index my_index --port 8000
 
 import argparse
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
-from transformers.utils import logging
 
 from wavlink import options as of
 from wavlink.console import StopSignal, print_json, step
 from wavlink.embedder import Embedder
+from wavlink.system_errors import explained
 
 from .app import create_app
 from .connections import BACKLOG, listen, new_server
@@ -49,10 +50,17 @@ def run(options: argparse.Namespace) -> int:
         if not options.as_json:
             step(f"loading {options.model or 'the model'}")
         embedder, open_index = _load(options)
-        logging.set_verbosity_error()  # not a line for each odd sound of a client
+        quiet()
         app = create_app(embedder, open_index, limits=limits, name=options.name or _id_of(embedder), key=key)
         warm_up(embedder)
         return serve(new_server(app, limits), listening, options, bool(key))
+
+
+def quiet() -> None:
+    """Log no line for each odd sound of a client."""
+    logging.getLogger("processing").setLevel(logging.ERROR)
+    if of_transformers := sys.modules.get("transformers.utils.logging"):
+        of_transformers.set_verbosity_error()
 
 
 def serve(server: uvicorn.Server, listening: socket.socket, options: argparse.Namespace, has_key: bool) -> int:
@@ -99,7 +107,8 @@ def read_key(path: str) -> str:
         try:
             key = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
-            raise ValueError(f"--api_key_file {path} cannot be read: {error}") from error
+            what, _ = explained(error)
+            raise ValueError(f"--api_key_file {path} cannot be read, {what}: name another file") from error
     else:
         key = os.environ.get(KEY, "").strip()
     if (path or KEY in os.environ) and len(key) < _SHORTEST_KEY:
@@ -142,7 +151,8 @@ def warm_up(embedder: Embedder) -> None:
 
 def _load(options: argparse.Namespace) -> tuple[Embedder, Callable[[Embedder], "Index"] | None]:
     """Load the model, and return how the index is opened with it."""
-    computing = {"device": options.device, "dtype": options.dtype}
+    names = ("device", "dtype", "backend", "precision")
+    computing = {name: value for name, value in vars(options).items() if name in names}
     if not options.index:
         return Embedder(options.model, revision=options.revision, **computing), None
     from wavlink.search.index import Index

@@ -14,6 +14,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from wavlink.system_errors import not_listening
+
 from .limits import Limits
 
 BACKLOG = 512  # connections that the system holds until they are accepted
@@ -156,5 +158,5 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"cannot listen on {host}:{port}: {error}; --host and --port give another address") from error
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ValueError(not_listening(host, port, error)) from error

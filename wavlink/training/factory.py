@@ -1,8 +1,6 @@
 """Build a recipe's model and processor: from pretrained towers, a trained WavLink, or small new towers."""
 
-import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -56,12 +54,14 @@ def config_of(recipe: Recipe) -> WavLinkConfig:
 
 
 def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
-    init = resolve(recipe.init)
-    if not Path(init).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", init):
+    try:
+        init = resolve(recipe.init)
+    except ValueError as error:
+        if "/" not in recipe.init:
+            raise
         raise ValueError(
-            f"{recipe.name} starts from {recipe.init}, which is neither a folder nor a Hub id: train its first stage, "
-            "or give --init"
-        )
+            f"{recipe.name} starts from {recipe.init}, and {error}: train its first stage, or give --init"
+        ) from error
     needs_cache(init)
     config = WavLinkConfig.from_pretrained(init)
     refuse_adapter(init)

@@ -19,6 +19,7 @@ from accelerate.tracking import get_available_trackers
 
 from wavlink.atomic_files import could_not_write, only_writer, replaced_folder, write_text
 from wavlink.atomic_files import remove as remove
+from wavlink.system_errors import explained
 
 from .recipe_fields import Recipe
 
@@ -107,7 +108,9 @@ class Metrics:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise OSError(f"could not write {self.path}: {error}; start the same command again when it can") from error
+            what, advice = explained(error)
+            line = f"could not write {self.path}: {what}; {advice}, and start the same command again when it can"
+            raise OSError(line) from error
 
     def read(self) -> list[dict]:
         """Return all lines."""

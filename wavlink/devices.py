@@ -1,0 +1,18 @@
+"""Devices that torch computes on."""
+
+import torch
+
+
+def check_device(device: str | torch.device) -> None:
+    """Check that torch can compute on a device of this machine.
+
+    Raises:
+        ValueError: it cannot, or there is no such device.
+    """
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).strip().splitlines()[0][:200]
+        raise ValueError(f"device={str(device)!r} cannot be used here ({why}): give cpu, or leave it out") from error

@@ -1,0 +1,54 @@
+"""Memory of weights that are mapped from their file: what was read of them once does not have to stay."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A safetensors file with a model's weights, as it is before it is loaded.
+
+    transformers maps it, so that weights which are never used take no memory. But loading reads all of them, to check
+    and to hash them, and what is read of a mapping counts as memory of the process until the mapping is dropped.
+
+    Args:
+        path: None if there is no such file.
+        state: by which a file that was replaced is recognised.
+    """
+
+    path: Path | None
+    state: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike[str]) -> "WeightsFile":
+        """Return the file of a model's folder; a Hub id or "" has none."""
+        path = Path(folder) / SAFE_WEIGHTS_NAME
+        return cls(path, _state(path)) if folder and path.is_file() else cls(None)
+
+    def map_again(self, model: torch.nn.Module) -> None:
+        """Let a WavLink that was loaded from this file, and not changed since, read its weights from a new mapping.
+
+        Weights of another name, shape, dtype or device stay as they are.
+        """
+        own = model.config.model_type == "wavlink" and getattr(model, "control_seed", None) is None
+        if self.path is None or not own:
+            return
+        with safe_open(self.path, "pt") as file:
+            names = set(file.keys())
+            if _state(self.path) != self.state:
+                return
+            for name, weight in model.state_dict(keep_vars=True).items():
+                if name in names and weight.device.type == "cpu":
+                    mapped = file.get_tensor(name)
+                    if (mapped.shape, mapped.dtype) == (weight.shape, weight.dtype):
+                        weight.data = mapped
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns
