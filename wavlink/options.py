@@ -448,6 +448,7 @@ def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespac
 
 
 def space(parser: Parser) -> None:
+    parser.check = check_space
     add = parser.add_argument
     add("--model", default="", help=f"a WavLink, a folder or a Hub id ({BUNDLED})")
     add("--revision", help=REVISION)
@@ -465,6 +466,23 @@ def space(parser: Parser) -> None:
     add("--max_wait", type=positive, default=60, help="seconds that a visitor waits for earlier ones")
     json_option(parser, "one JSON document on stdout, with the address once it serves")
     add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
+    text = "serve nothing: write a page that runs the model in the visitor's browser, for a static Space"
+    add("--static", action="store_true", help=text)
+    add("--out", default="", metavar="FOLDER", help="with --static, the folder to write, new or empty")
+    text = "with --static, holds what `npm pack` has written (default: npm downloads onnxruntime-web)"
+    add("--npm_packages", default="", metavar="FOLDER", help=text)
+
+
+def check_space(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
+    """Refuse options of `space` that do not go together."""
+    if options.static != bool(options.out):
+        parser.error("--static and --out FOLDER need each other")
+    if options.npm_packages and not options.static:
+        parser.error("--npm_packages goes with --static")
+    served = [name for name in ("index", "sounds", "port", "check", "backend", "precision") if getattr(options, name)]
+    if options.static and served:
+        parser.error(f"--{served[0]} is of the page that is served: leave it or --static out")
+    return options
 
 
 def serve(parser: Parser) -> None:

@@ -2,6 +2,7 @@
 
     wavlink space --model runs/quickstart/best --index synthetic
     wavlink space --model your-name/wavlink-base --index INDEX --port 7860
+    wavlink space --model your-name/wavlink-base --static --out FOLDER
 
 `wavlink push MODEL USER/NAME --space [--index INDEX]` makes a Space of it on the Hub.
 """
@@ -200,7 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve the demo until a signal comes; with --check, try it once instead."""
+    """Serve the demo until a signal comes; with --check, try it once instead; with --static, write a page."""
+    if options.static:
+        from hub_cards.space.static_folder import run_static
+
+        return run_static(options)
     if not options.check and find_spec("gradio") is None:  # before a model is loaded for it
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
     with signals_as_interrupts(), stdout_for(options.as_json) as print_json, _temporary() as folder:

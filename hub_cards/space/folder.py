@@ -63,7 +63,7 @@ def write_space(folder: Path, repo_id: str, model: str, revision: str = "", inde
         _ship_package(package, folder)
     write_real_samples(folder / "wavlink" / REAL_SAMPLES)
     shutil.copyfile(HERE / "requirements.txt", folder / "requirements.txt")
-    shutil.copyfile(_licence(), folder / "LICENSE")
+    shutil.copyfile(licence_file(), folder / "LICENSE")
     (folder / "app.py").write_text(
         _APP.replace("{options}", "\n".join(f"    {option}," for option in options)), encoding="utf-8"
     )
@@ -88,7 +88,7 @@ def check_space(folder: Path) -> None:
         raise ValueError(f"the Space does not start: {lines[-1]}")
 
 
-def _licence() -> Path:
+def licence_file() -> Path:
     """Find LICENSE: beside the setup.cfg of a checkout, or among the files of an installed package.
 
     Raises:

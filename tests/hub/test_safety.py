@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "hub_cards/push.py": {"huggingface_hub"},
     "hub_cards/verify.py": {"subprocess"},
     "hub_cards/space/folder.py": {"subprocess", "huggingface_hub"},
+    "hub_cards/space/npm.py": {"subprocess"},
     "examples/demo.py": {"subprocess"},
     "examples/multilingual.py": {"subprocess"},
     "benchmarks/captions_at_scale.py": {"multiprocessing"},

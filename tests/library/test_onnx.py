@@ -252,6 +252,10 @@ def test_the_command(served, graphs_at_hand, tmp_path, monkeypatch, capsys):
     main(["runs/best", str(tmp_path / "onnx"), "--int8"])
     about = json.loads((tmp_path / "onnx" / CONFIG).read_text())
     printed = capsys.readouterr().out
+    for name in ("audio", "text"):
+        size = (tmp_path / "onnx" / f"{name}.onnx").stat().st_size
+        assert about["bytes"][name] == size and f"  {name}: {size / 1e6:.1f} MB" in printed
+    assert f"MB, opset {about['opset']}" in printed
     assert "int8" in printed and f"min {about['int8_cosine']['text']['min']:.4f}" in printed
 
 

@@ -66,7 +66,7 @@ def export_onnx(
         The content of `wavlink_onnx.json`: settings of the feature extractor and the tokenizer, `logit_scale` (a log)
         and `logit_bias`, `agreement` (the largest difference of a value to torch, in fp32), with int8 `int8_cosine`
         (`mean` and `min` of the cosines to fp32, of `measured` synthetic clips and their captions, in batches of one),
-        and `files`, the names of all files written.
+        `opset`, `bytes` (the size of each tower) and `files`, the names of all files written.
 
     Raises:
         ValueError: a model that cannot be exported, a tokenizer that needs transformers, or vectors that differ in
@@ -89,6 +89,7 @@ def export_onnx(
             about["precision"] = "int8"
             progress("converting both towers to int8, and measuring what that costs")
             about["int8_cosine"] = {name: _to_int8(unfinished / f"{name}.onnx", processor) for name in INPUTS}
+        about["bytes"] = {name: _size(unfinished, name) for name in INPUTS}
         about["files"] = sorted([CONFIG, *(path.name for path in unfinished.iterdir())])
         (unfinished / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return about
@@ -194,6 +195,11 @@ def _write_graph(tower: Tower, path: Path, batch: dict, opset: int | None) -> in
     return write_onnx(tower, path, (batch[names[0]], batch[names[1]]), opset)
 
 
+def _size(folder: Path, name: str) -> int:
+    """Return the bytes of a tower, with weights beside its graph."""
+    return sum(path.stat().st_size for path in folder.glob(f"{name}.onnx*"))
+
+
 def _to_int8(path: Path, processor) -> dict[str, float]:
     """Replace a graph's weights by 8-bit ones, and return the cosines of their vectors to those of fp32."""
     smaller = path.parent / "int8" / path.name  # of the same name, by which external data is found
@@ -222,12 +228,12 @@ def run_export(options: argparse.Namespace) -> None:
         step(f"loading {options.model}")
         loaded = load_for_evaluation(options.model)
         about = export_onnx(*loaded, options.folder, options.int8, options.opset, progress=step)
-        size = sum(path.stat().st_size for path in Path(options.folder).glob("*.onnx*")) / 1e6
+        size = sum(about["bytes"].values()) / 1e6
         print(f"{options.folder}: {about['precision']}, {size:.1f} MB, opset {about['opset']}")
         for name, difference in about["agreement"].items():
             cosine = about.get("int8_cosine", {}).get(name)
             cost = f"; int8's cosine to it: mean {cosine['mean']:.4f}, min {cosine['min']:.4f}" if cosine else ""
-            print(f"  {name}: fp32 within {difference:.1e} of torch{cost}")
+            print(f"  {name}: {about['bytes'][name] / 1e6:.1f} MB, fp32 within {difference:.1e} of torch{cost}")
         print_json({"folder": options.folder} | about)
 
 
