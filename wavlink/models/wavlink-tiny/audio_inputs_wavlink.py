@@ -3,11 +3,11 @@
 import io
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Real
 
 import numpy as np
-import torch
 
 try:
     import soundfile
@@ -24,7 +24,7 @@ RATES = 1000, 2**20  # Hz, lowest and highest: no sound has less, and FLAC's hea
 LOUDEST = 32.0  # 30 dB over full scale; only integers mistaken for floats are louder
 MAX_SAMPLES = 3600 * 48000  # of a clip in memory, 691 MB: an hour at 48 kHz, three at 16 kHz
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-reader = None  # importing `processing` sets its `load_audio`, which reads more than `read_file`
+reader = None  # `processing.auto_classes` sets its package's `load_audio`, which reads more than `read_file`
 _TAGS = b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3", b"\0"  # what may follow the last frame of an MP3 or Ogg
 
 
@@ -133,7 +133,8 @@ def _decoded(decoder, wanted: int) -> np.ndarray:
 
 def to_numpy(clip: object) -> np.ndarray:
     """Return a tensor, array or list as an array in memory."""
-    if isinstance(clip, torch.Tensor):
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(clip, torch.Tensor):
         clip = clip.detach().cpu()
         clip = clip.float() if clip.dtype == torch.bfloat16 else clip  # numpy has no bfloat16
     return np.asarray(clip)
@@ -176,11 +177,21 @@ def _blocks(sound, wanted: int, name: str) -> Iterator[np.ndarray]:
     """Yield float32 `[samples, channels]` until the end of the sound; the length in the header is not trusted."""
     sound.seekable = lambda: False  # else each read stops at the header's length, and is followed by a seek
     remaining, frames = MAX_SAMPLES * min(1, sound.samplerate / wanted), block_length(sound.samplerate, sound.channels)
-    while len(block := sound.read(frames, dtype="float32", always_2d=True)):
+    while len(block := read_block(sound, frames)):
         remaining -= len(block)
         if remaining < 0:
             raise ValueError(f"{name} has more than {MAX_SAMPLES} samples, too many to be held at once: cut it")
         yield block
+
+
+def read_block(sound, frames: int) -> np.ndarray:
+    """Read up to so many frames of an open `soundfile.SoundFile`, float32 `[frames, channels]`.
+
+    Samples of 16 bits are converted here, which is exact, as in libsndfile, and takes a quarter of its time.
+    """
+    if sound.subtype != "PCM_16":
+        return sound.read(frames, dtype="float32", always_2d=True)
+    return np.multiply(sound.read(frames, dtype="int16", always_2d=True), np.float32(2**-15), dtype=np.float32)
 
 
 def resample_blocks(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
@@ -228,9 +239,10 @@ def check_samples(mono: np.ndarray, name: str) -> None:
     Raises:
         ValueError: NaN, infinite or beyond `LOUDEST`; it holds `name`.
     """
+    if not len(mono) or max(-mono.min(), mono.max()) <= LOUDEST:  # not true of NaN, which both return
+        return
     if not np.isfinite(mono).all():
         raise ValueError(f"{name} holds NaN or infinite samples")
-    if len(mono) and max(mono.max(), -mono.min()) > LOUDEST:
-        raise ValueError(
-            f"{name} holds samples beyond {LOUDEST:g}, a clip's are in [-1, 1]: divide 16-bit samples by 32768"
-        )
+    raise ValueError(
+        f"{name} holds samples beyond {LOUDEST:g}, a clip's are in [-1, 1]: divide 16-bit samples by 32768"
+    )

@@ -1,15 +1,14 @@
 """Base of the feature extractors: clips are read and checked before a log-mel is computed, and padded after it."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from transformers import BatchFeature
-from transformers.utils import logging
 
 from .audio_inputs_wavlink import LOUDEST, as_list, is_source, load_source, to_numpy
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    from transformers import BatchFeature
 
 
 class CheckedClips:
@@ -46,7 +45,7 @@ class CheckedClips:
         pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
-    ) -> BatchFeature:
+    ) -> "BatchFeature":
         """Pad the features of clips, computed one by one, to the batch that the processor makes of the same clips.
 
         Args:
@@ -77,10 +76,10 @@ class CheckedClips:
             options = (padding, max_length, truncation, pad_to_multiple_of, return_attention_mask, return_tensors)
             return super().pad(processed_features, *options)
         if return_tensors is None:
-            return_tensors = "pt" if isinstance(columns["input_features"][0], torch.Tensor) else "np"
+            return_tensors = "pt" if hasattr(columns["input_features"][0], "detach") else "np"
         way = self._resolve_padding(padding)
         if way is False:
-            return BatchFeature({**columns, "input_features": clips})
+            return _batch_feature({**columns, "input_features": clips})
         with_silence = way == self.padding == "max_length"  # the model attends to padding that `__call__` computed
         longest = max(clip.shape[self._time_axis] for clip in clips)
         length = (max_length or self._longest) if way == "max_length" else longest
@@ -93,7 +92,7 @@ class CheckedClips:
         if with_silence and return_attention_mask is None:
             return_attention_mask = False
         length = self._multiple(length, pad_to_multiple_of)
-        return BatchFeature(columns | self._batch(clips, length, return_attention_mask), tensor_type=return_tensors)
+        return _batch_feature(columns | self._batch(clips, length, return_attention_mask), return_tensors)
 
     def _computed(self, features, masks) -> list[np.ndarray] | None:
         """Return each clip's features without padding, None where they are not features of `__call__`."""
@@ -119,10 +118,11 @@ class CheckedClips:
                 "clips that are padded need their input_features_mask: leave return_attention_mask out, or give clips "
                 "of one length"
             )
-        before = [(0, 0)] * self._time_axis
-        after = [(0, 0)] * (self._axes - self._time_axis - 1)
-        padded = [np.pad(clip, [*before, (0, length - n), *after]) for clip, n in zip(clips, counts, strict=True)]
-        batch = {"input_features": np.stack(padded)}
+        shape, axis = clips[0].shape, self._time_axis
+        features = np.zeros((len(clips), *shape[:axis], length, *shape[axis + 1 :]), dtype=clips[0].dtype)
+        for row, clip, count in zip(features, clips, counts, strict=True):
+            row.swapaxes(0, axis)[:count] = clip.swapaxes(0, axis)
+        batch = {"input_features": features}
         if return_attention_mask is not False:
             batch["input_features_mask"] = (np.arange(length) < counts[:, None]).astype(np.int64)
         return batch
@@ -131,6 +131,9 @@ class CheckedClips:
         return min(-(-length // multiple) * multiple, max(self._longest, length)) if multiple else length
 
     def _warn_of_unknown(self, options: dict) -> None:
+        from transformers.utils import logging
+
+        logger = logging.get_logger(__name__)
         for name in options:
             logger.warning_once(
                 f"Keyword argument `{name}` is not a valid argument for {type(self).__name__} and will be ignored."
@@ -161,9 +164,9 @@ class CheckedClips:
                 f"clip {number} holds {clip.dtype}, not floats in [-1, 1]: divide 16-bit samples by 32768"
             )
         clip = clip.astype(np.float32, copy=False)
-        if not np.isfinite(clip).all():
-            raise ValueError(f"clip {number} holds NaN or infinite samples")
-        if max(clip.max(), -clip.min()) > LOUDEST:
+        if not max(-clip.min(), clip.max()) <= LOUDEST:  # so also of NaN, which both return
+            if not np.isfinite(clip).all():
+                raise ValueError(f"clip {number} holds NaN or infinite samples")
             raise ValueError(
                 f"clip {number} holds samples beyond {LOUDEST:g}, not in [-1, 1]: divide 16-bit samples by 32768"
             )
@@ -193,7 +196,7 @@ class WindowedClips(CheckedClips):
         max_length: int | None = None,
         return_attention_mask: bool | None = None,
         **kwargs: object,
-    ) -> BatchFeature:
+    ) -> "BatchFeature":
         """Compute the log-mels of clips.
 
         Args:
@@ -215,9 +218,9 @@ class WindowedClips(CheckedClips):
         padding = self._resolve_padding(padding)
         features = [self._features(clip) for clip in self._clips(raw_speech, sampling_rate, max_length)]
         if padding is False:
-            return BatchFeature({"input_features": features}, tensor_type=return_tensors)
+            return _batch_feature({"input_features": features}, return_tensors)
         length = self._multiple(max(clip.shape[self._time_axis] for clip in features), pad_to_multiple_of)
-        return BatchFeature(self._batch(features, length, return_attention_mask), tensor_type=return_tensors)
+        return _batch_feature(self._batch(features, length, return_attention_mask), return_tensors)
 
     def _resolve_padding(self, padding: bool | str | None) -> str | bool:
         if padding not in (None, True, "longest", False, "do_not_pad"):
@@ -237,3 +240,9 @@ def _columns(features) -> dict[str, list]:
     if isinstance(features, (list, tuple)) and features and isinstance(features[0], Mapping):
         return {name: [clip[name] for clip in features] for name in features[0]}
     return dict(features) if isinstance(features, Mapping) else {}
+
+
+def _batch_feature(features: dict, return_tensors: str | None = None) -> "BatchFeature":
+    from transformers import BatchFeature  # which a subclass without transformers does not need
+
+    return BatchFeature(features, tensor_type=return_tensors)

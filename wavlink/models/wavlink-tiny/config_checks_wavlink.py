@@ -2,14 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_MAPPING,
-    PretrainedConfig,
-)
-from transformers.activations import ACT2FN
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 AUDIO_TOWERS = ("whisper", "clap_audio_model", "passt")
 LOSS_TYPES = ("info_nce", "sigmoid")
@@ -28,7 +24,7 @@ _POOLED_ALREADY = {"clap_audio_model": "HTS-AT", "passt": "PaSST"}
 _POSITIONS_START_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text")
 
 
-def check_numbers(config: PretrainedConfig) -> None:
+def check_numbers(config: "PretrainedConfig") -> None:
     """Check the types and ranges of a `WavLinkConfig`'s numbers.
 
     Raises:
@@ -55,7 +51,7 @@ def check_numbers(config: PretrainedConfig) -> None:
         )
 
 
-def check_loss(config: PretrainedConfig) -> None:
+def check_loss(config: "PretrainedConfig") -> None:
     """Check a `WavLinkConfig`'s loss and its label smoothing.
 
     Raises:
@@ -74,7 +70,7 @@ def check_loss(config: PretrainedConfig) -> None:
         )
 
 
-def check_optional(config: PretrainedConfig) -> None:
+def check_optional(config: "PretrainedConfig") -> None:
     """Check a `WavLinkConfig`'s `label_prompts` and `match_calibration`, each of which may be None.
 
     Raises:
@@ -84,7 +80,7 @@ def check_optional(config: PretrainedConfig) -> None:
     _check_match_calibration(config)
 
 
-def _check_label_prompts(config: PretrainedConfig) -> None:
+def _check_label_prompts(config: "PretrainedConfig") -> None:
     """Check a list of different texts with one `{}` for the label."""
     prompts = config.label_prompts
     if prompts is None:
@@ -101,7 +97,7 @@ def _check_label_prompts(config: PretrainedConfig) -> None:
         raise ValueError(f"label_prompts must differ from each other, got {list(prompts)}")
 
 
-def _check_match_calibration(config: PretrainedConfig) -> None:
+def _check_match_calibration(config: "PretrainedConfig") -> None:
     """Check a prior, what the calibration was fit to, and the logistic of each nested dim."""
     calibration, name = config.match_calibration, "match_calibration"
     if calibration is None:
@@ -135,7 +131,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
-def check_poolings(config: PretrainedConfig) -> None:
+def check_poolings(config: "PretrainedConfig") -> None:
     """Check that a `WavLinkConfig`'s poolings are known, and that its towers allow them.
 
     Raises:
@@ -164,7 +160,7 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_audio_config(config: PretrainedConfig) -> None:
+def check_audio_config(config: "PretrainedConfig") -> None:
     """Check that a config is one of an audio tower that a WavLink can have.
 
     Raises:
@@ -182,12 +178,14 @@ def check_audio_config(config: PretrainedConfig) -> None:
         _check_htsat(config)
 
 
-def check_text_config(config: PretrainedConfig) -> None:
+def check_text_config(config: "PretrainedConfig") -> None:
     """Check that a config is one of a text encoder that `AutoModel` can build.
 
     Raises:
         ValueError: a model with a decoder, of several modalities, or that transformers does not have.
     """
+    from transformers import MODEL_MAPPING
+
     is_text_model = all(isinstance(getattr(config, name, None), int) for name in ("vocab_size", "hidden_size"))
     # the class attribute is that of a T5EncoderModel's config too
     has_decoder = config.is_encoder_decoder or getattr(type(config), "is_encoder_decoder", False)
@@ -199,15 +197,17 @@ def check_text_config(config: PretrainedConfig) -> None:
     _check_layers(config)
 
 
-def _is_causal(config: PretrainedConfig) -> bool:
+def _is_causal(config: "PretrainedConfig") -> bool:
     """Whether a text tower is a decoder such as GPT-2, whose tokens attend to earlier tokens only."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
     if getattr(config, "is_decoder", False):
         return True
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
     return causal and config.model_type != "xlnet" and not getattr(config, "use_bidirectional_attention", False)
 
 
-def _check_layers(config: PretrainedConfig) -> None:
+def _check_layers(config: "PretrainedConfig") -> None:
     depths = getattr(config, "depths", None) or []
     layers = [getattr(config, name, None) or 0 for name in ("num_hidden_layers", "encoder_layers")]
     if max(*layers, *depths, len(depths)) > MOST_LAYERS:
@@ -224,7 +224,7 @@ def frame_pooling(owner: object) -> tuple[int, tuple[int, ...]]:
     return factor, tuple(layers) if isinstance(layers, list | tuple) else (layers,)
 
 
-def _check_frame_pooling(config: PretrainedConfig, model_type: str) -> None:
+def _check_frame_pooling(config: "PretrainedConfig", model_type: str) -> None:
     factor, layers = frame_pooling(config)
     if not isinstance(factor, int) or factor < 1:
         raise ValueError(f"frame_pooling must be a whole number of frames, 1 or more, got {factor!r}")
@@ -241,7 +241,7 @@ def _check_frame_pooling(config: PretrainedConfig, model_type: str) -> None:
         )
 
 
-def _check_htsat(config: PretrainedConfig) -> None:
+def _check_htsat(config: "PretrainedConfig") -> None:
     if config.enable_fusion:
         raise ValueError(
             "this HTS-AT has enable_fusion=True: its vectors depend on random crops, so take a checkpoint without "
@@ -263,7 +263,9 @@ def _check_htsat(config: PretrainedConfig) -> None:
         )
 
 
-def _check_passt(config: PretrainedConfig) -> None:
+def _check_passt(config: "PretrainedConfig") -> None:
+    from transformers.activations import ACT2FN
+
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_mel_bins")
     sizes += ("window_frames", "patch_size", "frequency_stride", "time_stride")
     least = dict.fromkeys(sizes, 1) | {"time_patchout": 0, "frequency_patchout": 0}
@@ -306,9 +308,20 @@ def _check_passt(config: PretrainedConfig) -> None:
             )
 
 
-def text_max_length(text_config: PretrainedConfig) -> int | None:
+def text_max_length(text_config: "PretrainedConfig") -> int | None:
     """Return how many tokens the text tower takes, special ones included; None where it has no limit."""
     limit = getattr(text_config, "max_position_embeddings", None)
     if limit and text_config.model_type in _POSITIONS_START_AFTER_PADDING:
         limit -= text_config.pad_token_id + 1
     return limit
+
+
+def nested_dims(projection_dim: int, levels: int = 4) -> list[int]:
+    """Return `projection_dim` and its halves, largest first: 512 -> [512, 256, 128, 64] (the paper's K = 4)."""
+    return [projection_dim >> level for level in range(levels)]
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text for a message about a file: one short line without control characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in line[:300])

@@ -21,6 +21,8 @@ from .config_checks_wavlink import TEXT_POOLINGS as TEXT_POOLINGS
 from .config_checks_wavlink import check_audio_config, check_loss, check_numbers, check_poolings, check_text_config
 from .config_checks_wavlink import check_optional as check_optional
 from .config_checks_wavlink import frame_pooling as frame_pooling
+from .config_checks_wavlink import nested_dims as nested_dims
+from .config_checks_wavlink import one_line as one_line
 from .config_checks_wavlink import text_max_length as text_max_length
 from .passt_configuration_wavlink import WavLinkPasstConfig
 
@@ -47,11 +49,6 @@ _SIZES = {
     "small": ((768, 12, 12, 80, 51864), (512, 8)),  # whisper-small.en + CLIP ViT-B/32
     "large": ((1280, 32, 20, 128, 51866), (768, 12)),  # whisper-large-v3 + CLIP ViT-L/14
 }
-
-
-def nested_dims(projection_dim: int, levels: int = 4) -> list[int]:
-    """Return `projection_dim` and its halves, largest first: 512 -> [512, 256, 128, 64] (the paper's K = 4)."""
-    return [projection_dim >> level for level in range(levels)]
 
 
 class WavLinkAudioConfig(WhisperConfig):
@@ -281,12 +278,6 @@ class _Pipelines(dict):
 
 class _PipelinesToSave(_Pipelines):
     """The pipelines of a config that is being saved."""
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's text for a message about a file: one short line without control characters."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in line[:300])
 
 
 def _without_code(config_dict: dict) -> dict:

@@ -1,18 +1,21 @@
 """Log-mels of checked clips: Whisper's at the clip's own length or the paper's 30 s, and CLAP's in windows of 10 s."""
 
+from functools import cache
+
 import numpy as np
+import torch
 from transformers import BatchFeature, ClapFeatureExtractor, WhisperFeatureExtractor
 
 # The older transformers 5 copy only the files that this one imports itself.
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
-from .checked_clips_wavlink import CheckedClips, WindowedClips
+from .checked_clips_wavlink import WindowedClips
 from .compat_features_wavlink import clap_log_mel, whisper_log_mel
 from .downmix_wavlink import mono_blocks as mono_blocks
+from .log_mel_wavlink import log_mel
+from .whisper_features_wavlink import PADDINGS, WhisperFeatures
 
-PADDINGS = ("longest", "max_length")
 
-
-class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
+class WavLinkFeatureExtractor(WhisperFeatures, WhisperFeatureExtractor):
     """Whisper's log-mel spectrogram of each clip by itself, independent of the other clips of a batch.
 
     The first frames of a clip are those of `WhisperFeatureExtractor`, which pads to 30 s: at native length only the
@@ -42,7 +45,6 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
     """
 
     model_input_names = ["input_features", "input_features_mask"]
-    _axes, _time_axis = 2, 1  # of a clip's features, [F, T]
 
     def __init__(self, feature_size: int = 80, padding: str = "longest", **kwargs: object):
         kwargs.pop("auto_map", None)  # from a file; saving writes a new one
@@ -91,44 +93,14 @@ class WavLinkFeatureExtractor(CheckedClips, WhisperFeatureExtractor):
                 finite, far louder than [-1, 1], or longer than 30 s; a file that cannot be read.
         """
         self._warn_of_unknown(kwargs)
-        padding = self._resolve_padding(padding)
-        clips = self._clips(raw_speech, sampling_rate, max_length)
-        if padding == "max_length":
-            spectrograms = [self._log_mel(clip, self.n_samples, device) for clip in clips]
-            batch = self._batch(spectrograms, self._longest, return_attention_mask or False)
-            return BatchFeature(batch, tensor_type=return_tensors)
-        # Two frames past the end still overlap the clip: they count for its maximum, as in 30 s of padding.
-        frames = [-(-len(clip) // self.hop_length) for clip in clips]
-        spectrograms = [
-            self._log_mel(clip, (count + 2) * self.hop_length, device)[:, :count]
-            for clip, count in zip(clips, frames, strict=True)
-        ]
-        if padding is False:
-            return BatchFeature({"input_features": spectrograms}, tensor_type=return_tensors)
-        batch = self._batch(spectrograms, self._multiple(max(frames), pad_to_multiple_of), return_attention_mask)
-        return BatchFeature(batch, tensor_type=return_tensors)
+        options = (padding, pad_to_multiple_of, max_length, return_attention_mask, device)
+        features = self._features_of(raw_speech, sampling_rate, *options)
+        return BatchFeature(features, tensor_type=return_tensors)
 
-    @property
-    def _longest(self) -> int:
-        return self.nb_max_frames
-
-    def _is_own(self, clip: np.ndarray) -> bool:
-        return len(clip) == self.feature_size
-
-    def _resolve_padding(self, padding: bool | str | None) -> str | bool:
-        if padding is None or padding is True:
-            return self.padding
-        if padding is False or padding == "do_not_pad":
-            return False
-        if padding not in PADDINGS:
-            raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, True or False, got {padding!r}")
-        return padding
-
-    def _log_mel(self, clip: np.ndarray, samples: int, device: str | None) -> np.ndarray:
-        """Compute `[F, frames]` of a clip padded with zeros to `samples`, at most 30 s, normalised by its maximum."""
-        padded = np.zeros(min(samples, self.n_samples), dtype=np.float32)
-        padded[: len(clip)] = clip
-        return whisper_log_mel(self, padded, device or "cpu")
+    def _spectrogram(self, samples: np.ndarray, device: str, exact: bool) -> np.ndarray:
+        if exact or self.dither or torch.device(device).type != "cpu":
+            return whisper_log_mel(self, samples, device)
+        return log_mel(samples, self.mel_filters.astype(np.float32), _window(self.n_fft), self.hop_length, _rfft)
 
 
 class WavLinkClapFeatureExtractor(WindowedClips, ClapFeatureExtractor):
@@ -202,6 +174,15 @@ class WavLinkClapFeatureExtractor(WindowedClips, ClapFeatureExtractor):
         """Compute the windows' log-mels, `[samples] -> [W, T, F]`."""
         windows = [clap_log_mel(self, window) for window in self._windows(clip, self.nb_max_samples)]
         return np.concatenate(windows).astype(np.float32, copy=False)
+
+
+@cache
+def _window(length: int) -> np.ndarray:
+    return torch.hann_window(length).numpy()
+
+
+def _rfft(frames: np.ndarray) -> np.ndarray:
+    return torch.fft.rfft(torch.from_numpy(frames)).numpy()  # several times as fast as numpy's
 
 
 WavLinkFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

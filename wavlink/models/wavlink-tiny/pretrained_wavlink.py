@@ -87,8 +87,10 @@ def refuse_broken_weights(source: str, model: PreTrainedModel) -> None:
 
 def _finite(weight: Tensor) -> bool:
     """Whether all numbers are finite; a quantised tensor, which may not support the check, holds integers."""
-    try:
-        return bool(torch.isfinite(weight).all())
+    if not weight.numel():
+        return True
+    try:  # NaN is the least and the most; `isfinite` of all numbers would take more memory than the weight
+        return bool(torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all())
     except (NotImplementedError, RuntimeError, TypeError):
         if type(weight) in (nn.Parameter, Tensor):
             raise

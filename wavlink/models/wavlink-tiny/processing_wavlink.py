@@ -12,7 +12,6 @@ from transformers import (
     SequenceFeatureExtractor,
 )
 from transformers.processing_utils import AudioKwargs, ProcessingKwargs, TextKwargs, Unpack
-from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import logging
 
 from .audio_inputs_wavlink import as_list, is_source
@@ -22,7 +21,10 @@ from .checked_clips_wavlink import CheckedClips as CheckedClips
 from .compat_features_wavlink import whisper_log_mel as whisper_log_mel
 from .downmix_wavlink import mono_blocks as mono_blocks
 from .feature_extraction_wavlink import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
+from .log_mel_wavlink import log_mel as log_mel
 from .passt_features_wavlink import WavLinkPasstFeatureExtractor
+from .text_inputs_wavlink import TextInputs
+from .whisper_features_wavlink import WhisperFeatures as WhisperFeatures
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +46,7 @@ _OPTIONS = {
 _OTHER_MODALITIES = ("images_kwargs", "videos_kwargs")
 
 
-class WavLinkProcessor(ProcessorMixin):
+class WavLinkProcessor(TextInputs, ProcessorMixin):
     """Feature extractor for sounds and tokenizer for texts of a `WavLinkModel`.
 
     Args:
@@ -225,41 +227,8 @@ class WavLinkProcessor(ProcessorMixin):
         )
         return rate
 
-    def _tokenize(self, text, return_tensors=None, padding=None, truncation=None, max_length=None, **kwargs) -> dict:
-        several = hasattr(text, "__iter__") and not isinstance(text, (str, dict))
-        texts = list(text) if several else [text]
-        if not texts or not all(isinstance(sentence, str) for sentence in texts):
-            raise ValueError("text must be a string or a list of at least one string")
-        for number, sentence in enumerate(texts):
-            if has_half_pair(sentence):
-                raise ValueError(
-                    f"text {number} {ascii(sentence[:80])} holds half of a surrogate pair, which is no character: "
-                    "decode it anew, for example with errors='replace'"
-                )
-        if max_length is not None and max_length < 0:
-            raise ValueError(f"max_length must be a number of tokens, got {max_length}")
-        defaults = self.tokenizer.init_kwargs  # options that the tokenizer was loaded with
-        padding = defaults.get("padding", True) if padding is None else padding
-        if padding == "max_length" and max_length is None:
-            max_length = defaults.get("max_length")
-        limit = min(max_length or LARGE_INTEGER, self.tokenizer.model_max_length)
-        limited = limit < LARGE_INTEGER  # a tokenizer without a limit has int(1e30)
-        if padding == "max_length" and not limited:
-            padding = "longest"
-        truncation = "longest_first" if truncation in (None, True) else truncation
-        truncation = truncation if limited else False
-        cut = truncation not in (False, "do_not_truncate")
-        options = {"padding": padding, "truncation": truncation, "max_length": limit if cut else max_length}
-        tokens = self.tokenizer(texts, **options, **kwargs)
-        longest = max(len(ids) for ids in tokens["input_ids"])
-        if cut and longest == limit and (max_length is None or max_length > limit):
-            self._warn_if_truncated(texts, limit)
-        return tokens.convert_to_tensors(return_tensors)
-
-    def _warn_if_truncated(self, texts: list[str], limit: int) -> None:
-        if max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]) > limit:
-            # The message holds nothing of the batch: warning_once shows the same message once.
-            logger.warning_once(f"texts over the text tower's limit of {limit} tokens are truncated (shown once)")
+    def _note_once(self, message: str) -> None:
+        logger.warning_once(message)
 
 
 def _extractor_of(audio: str, **kwargs: object) -> SequenceFeatureExtractor:
@@ -272,11 +241,6 @@ def _extractor_of(audio: str, **kwargs: object) -> SequenceFeatureExtractor:
     if isinstance(pretrained, ClapFeatureExtractor):
         return WavLinkClapFeatureExtractor.from_clap(pretrained, **kwargs)
     return WavLinkFeatureExtractor(feature_size=pretrained.feature_size, **kwargs)
-
-
-def has_half_pair(text: str) -> bool:
-    """Whether a text holds one half of a surrogate pair, which is no character by itself."""
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 WavLinkProcessor.register_for_auto_class("AutoProcessor")
