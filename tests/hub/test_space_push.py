@@ -127,13 +127,13 @@ def test_the_licence_of_an_installed_package_is_among_its_distribution_s_files(t
     (about / "licenses/LICENSE").write_text("ours")
     (about / "METADATA").write_text("Metadata-Version: 2.4\nName: wavlink\nVersion: 0.1.0\n")
     (about / "RECORD").write_text(f"{about.name}/licenses/LICENSE,,\n{about.name}/METADATA,,\n")
-    assert space_folder._licence() == space_folder.ROOT / "LICENSE"
+    assert space_folder.licence_file() == space_folder.ROOT / "LICENSE"
     monkeypatch.setattr(space_folder, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert space_folder._licence().read_text() == "ours"
+    assert space_folder.licence_file().read_text() == "ours"
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ValueError, match="lacks its LICENSE"):
-        space_folder._licence()
+        space_folder.licence_file()
 
 
 def test_a_model_and_a_space_of_one_name_are_two_repositories(hub, here, made):

@@ -273,7 +273,18 @@ def test_a_model_s_path_that_does_not_exist_lists_what_may_be_given(name, tiny_b
         ["eval", "--benchmark", str(sounds), "--model", name],
         ["push", name, "me/x", "--dry_run", "--output_dir", str(sounds / "out")],
         ["export", name, str(sounds / "out")],
-        ["train", "sounds", "--data", str(sounds), "--output_dir", str(sounds / "run"), "--init", name],
+        [
+            "train",
+            "sounds",
+            "--data",
+            str(sounds),
+            "--output_dir",
+            str(sounds / "run"),
+            "--init",
+            name,
+            "--mixed_precision",
+            "no",
+        ],
         ["serve", name, "--port", "0"],
     ):
         assert cli.main(argv) == 2, argv

@@ -77,7 +77,14 @@ def local_init(recipe: Recipe) -> str:
     Raises:
         ValueError: a bare name that is neither a bundled model nor a local path.
     """
-    return _local(resolve(recipe.init)) if recipe.init else ""
+    if not recipe.init:
+        return ""
+    try:
+        return _local(resolve(recipe.init))
+    except ValueError:
+        if "/" not in recipe.init:
+            raise
+        return ""  # a first stage that has not been trained yet
 
 
 def _local(name: str) -> str:
