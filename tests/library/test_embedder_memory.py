@@ -24,6 +24,7 @@ PROGRAM = """
 import json, sys
 def kib(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+import modeling_wavlink.modeling_wavlink, processing.processing_wavlink, wavlink.backends.torch_model
 from wavlink.embedder import Embedder
 before = kib("VmRSS")
 embedder = Embedder(sys.argv[1])
