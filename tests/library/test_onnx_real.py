@@ -38,7 +38,7 @@ def exports(folder, sounds) -> dict[str, dict]:
     calibration, validation = Split(str(sounds), "train"), Split(str(sounds), "validation")
     return {
         "fp32": export(folder, "onnx"),
-        "int8": export(folder, "onnx", "int8", calibration, validation, calibration_clips=64),
+        "int8": export(folder, "onnx", "int8", calibration, validation),
     }
 
 
