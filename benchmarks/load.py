@@ -44,6 +44,7 @@ from wavlink.serving.command import allow_connections
 ROOT = Path(__file__).parents[1]
 RATE = 16000
 CLIPS = 16  # that differ
+PAUSE = 10  # seconds until a connection that was closed is opened again
 TOLERANCE = 1e-5
 BEGINNINGS = (
     b"",
@@ -162,7 +163,7 @@ async def hostile(number: int, port: int) -> None:
                         await asyncio.sleep(1)
             finally:
                 writer.close()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(PAUSE)
 
 
 async def batches(port: int) -> tuple[float, float]:

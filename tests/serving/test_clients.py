@@ -100,6 +100,40 @@ def test_many_open_connections_leave_room_for_others(hasty, embedder, beginning)
             connection.close()
 
 
+def get_health(connection) -> None:
+    connection.request("GET", "/health")
+    assert connection.getresponse().read().startswith(b'{"status":"ok"')
+
+
+def test_new_connections_do_not_close_one_that_has_had_an_answer(embedder):
+    with serving(embedder, max_connections=20) as client:
+        kept = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+        get_health(kept)
+        socket_of_first = kept.sock
+        opened = []
+        for number in range(100):
+            opened.append(client.connect())
+            if number % 25 == 0:
+                get_health(kept)
+        get_health(kept)
+        assert kept.sock is socket_of_first
+        for connection in (*opened, kept):
+            connection.close()
+
+
+def test_connections_that_have_had_an_answer_leave_room_for_new_ones(embedder):
+    with serving(embedder, max_connections=20) as client:
+        kept = [http.client.HTTPConnection("127.0.0.1", client.port, timeout=60) for _ in range(60)]
+        for connection in kept:
+            get_health(connection)
+        opened = [client.connect() for _ in range(5)]
+        for connection in opened:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
+        for connection in (*opened, *kept):
+            connection.close()
+
+
 def test_large_bodies_that_arrive_slowly_make_room(hasty, embedder):
     """They hold 4000 bytes together; the oldest are ended."""
     connections = [hasty.connect() for _ in range(8)]

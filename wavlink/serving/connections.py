@@ -2,7 +2,8 @@
 
 A connection that is opened and sends nothing, half a head, or a byte a second is closed after some seconds. Past a
 number of open connections the one is closed that has waited longest for its request, so that a client that sends its
-request at once gets its answer, however many others are open.
+request at once gets its answer, however many others are open. Those that have had an answer already and those that
+have not are two groups, and the larger one loses a connection: neither can crowd out the other.
 """
 
 import asyncio
@@ -32,21 +33,23 @@ class Connections:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.idle: dict[Connection, None] = {}  # in the order in which they began to wait
+        self.new: dict[Connection, None] = {}  # without an answer yet, in the order in which they began to wait
+        self.idle: dict[Connection, None] = {}  # likewise, for a further request
         self.busy: dict[Connection, None] = {}
         body = limits.body_seconds + limits.max_bytes / limits.body_rate
         self.longest = body + limits.max_wait + _SLACK
 
     def make_room(self) -> None:
         """Close the connections that have waited longest, until their number is within the limit."""
-        while len(self.idle) + len(self.busy) > self.limits.max_connections:
+        while len(self.new) + len(self.idle) + len(self.busy) > self.limits.max_connections:
             self._longest_waiting().drop()
 
     def _longest_waiting(self) -> "Connection":
-        """Return the first to close: one without a request, one whose body is arriving, and at last the newest."""
-        if len(self.idle) > 1:
-            return next(iter(self.idle))
-        (newest,) = self.idle
+        """Return the first to close: one that waits, one whose body is arriving, and at last the newest."""
+        waiting = self.idle if len(self.idle) >= len(self.new) else self.new
+        if waiting is self.idle or len(waiting) > 1:
+            return next(iter(waiting))
+        (newest,) = self.new
         return next((connection for connection in self.busy if connection.is_arriving()), newest)
 
 
@@ -62,6 +65,7 @@ class Connection(H11Protocol):
         super().__init__(**options)
         self.others = others
         self.timer: asyncio.TimerHandle | None = None
+        self.waits_in = others.new
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -72,12 +76,14 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes of a request; those of an unfinished head give it no more time."""
         super().data_received(data)
-        if self in self.others.idle and self._answers():
+        if self in self.waits_in and self._answers():
             self._start()
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request, or go on with one that has arrived."""
         super().on_response_complete()
+        self._forget()
+        self.waits_in = self.others.idle
         if self._answers():
             self._start()
         else:
@@ -103,7 +109,7 @@ class Connection(H11Protocol):
 
     def _wait(self) -> None:
         self._forget()
-        self.others.idle[self] = None
+        self.waits_in[self] = None
         self._set_timer(self.others.limits.header_seconds, self._end_of_wait)
 
     def _start(self) -> None:
@@ -118,7 +124,7 @@ class Connection(H11Protocol):
             self.drop()
 
     def _forget(self) -> None:
-        self.others.idle.pop(self, None)
+        self.waits_in.pop(self, None)
         self.others.busy.pop(self, None)
         if self.timer is not None:
             self.timer.cancel()
