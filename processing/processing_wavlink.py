@@ -46,7 +46,7 @@ _OPTIONS = {
 _OTHER_MODALITIES = ("images_kwargs", "videos_kwargs")
 
 
-class WavLinkProcessor(TextInputs, ProcessorMixin):
+class WavLinkProcessor(ProcessorMixin, TextInputs):
     """Feature extractor for sounds and tokenizer for texts of a `WavLinkModel`.
 
     Args:
