@@ -18,8 +18,7 @@ import tables
 import wavlink
 from wavlink.backends.export import export
 from wavlink.backends.int8_search import Split
-
-WAYS = {"text_to_audio": "text → audio", "audio_to_text": "audio → text"}
+from wavlink.evaluation.retrieval import DIRECTIONS
 
 
 def measure(model: Path, folder: str, backend: str) -> tuple[dict, dict, dict]:
@@ -41,7 +40,7 @@ def gate(found: dict[str, dict]) -> dict:
     columns = ["R@10", "dims", "fp32", *(f"int8, {backend}" for backend in found)]
     first = next(iter(found.values()))["R@10"]
     rows = []
-    for way, name in WAYS.items():
+    for way, name in DIRECTIONS.items():
         for dim in sorted(first[way], key=int, reverse=True):
             int8 = [records.number(record["R@10"][way][dim]["int8"], 1) for record in found.values()]
             rows.append([name, int(dim), records.number(first[way][dim]["fp32"], 1), *int8])
@@ -68,9 +67,9 @@ def scored(scores: dict[str, tuple[dict, dict]]) -> dict:
     for backend, pair in scores.items():
         for precision, found in zip(("fp32", "int8"), pair, strict=True):
             dim = str(max(map(int, found["text_to_audio"])))
-            cells = [records.percent(found[way][dim]["R@10"]) for way in WAYS]
+            cells = [records.percent(found[way][dim]["R@10"]) for way in DIRECTIONS]
             rows.append([f"{backend}, {precision}", *cells, records.percent(found["zero_shot"][dim]["accuracy"])])
-    return records.table(["", *(f"{name} R@10" for name in WAYS.values()), "zero-shot"], rows)
+    return records.table(["", *(f"{name} R@10" for name in DIRECTIONS.values()), "zero-shot"], rows)
 
 
 def main() -> None:

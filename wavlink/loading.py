@@ -37,7 +37,7 @@ from processing.hub_names import model_of_run, near_folder, needs_cache
 from . import bundled_models, sentence_transformer
 from .adapted_models import ADAPTED, adapted_classes
 from .adapted_processor import AdaptedProcessor
-from .backends.choice import precision_of as precision_of
+from .backends.choice import precision_of
 from .clap_processor import RepeatableClapProcessor
 from .model_names import ACCEPTED, OtherArchitecture
 from .model_names import parse_name as parse_name

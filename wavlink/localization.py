@@ -158,8 +158,8 @@ def run(options: argparse.Namespace) -> None:
     if options.picture:  # before the recording is encoded, which may take an hour
         _check_plot(Path(options.picture))
     check_score(options.min_score)
-    names = ("revision", "device", "backend", "precision")
-    embedder = Embedder(options.model, **{name: value for name, value in vars(options).items() if name in names})
+    run = {"device": options.device, "backend": options.backend, "precision": options.precision}
+    embedder = Embedder(options.model, revision=options.revision, **run)
     limits = Limits(options.top_k, options.dim, options.min_score, options.min_probability, options.prior)
     sought = options.query, options.by_sound
     result = find_spans(embedder, options.file, *sought, options.window, options.hop, limits)

@@ -28,12 +28,12 @@ from processing.datasets.paper import load_paper_data
 from wavlink import options as of
 from wavlink.atomic_files import only_writer, write_text
 from wavlink.backends.choice import PACKAGES as BACKEND_PACKAGES
-from wavlink.backends.choice import choose
+from wavlink.backends.choice import choose, precision_of
 from wavlink.bundled_models import DEFAULT, name_of, resolve
 from wavlink.console import stdout_for
 from wavlink.destinations import file_destination
 from wavlink.embedder import Embedder
-from wavlink.loading import describe, load_for_evaluation, precision_of
+from wavlink.loading import describe, load_for_evaluation
 from wavlink.plots import draw_confusion, draw_dims
 from wavlink.sanitize import printable
 

@@ -151,8 +151,7 @@ def warm_up(embedder: Embedder) -> None:
 
 def _load(options: argparse.Namespace) -> tuple[Embedder, Callable[[Embedder], "Index"] | None]:
     """Load the model, and return how the index is opened with it."""
-    names = ("device", "dtype", "backend", "precision")
-    computing = {name: value for name, value in vars(options).items() if name in names}
+    computing = {name: getattr(options, name) for name in ("device", "dtype", "backend", "precision")}
     if not options.index:
         return Embedder(options.model, revision=options.revision, **computing), None
     from wavlink.search.index import Index

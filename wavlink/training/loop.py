@@ -168,6 +168,11 @@ class Run:
         self.step += 1
         return value, stops > 0
 
+    @property
+    def aging_bank(self) -> CaptionBank | None:
+        """The caption bank beside a text tower that learns, which leaves its outputs behind; else None."""
+        return self.bank if self.recipe.text_learns else None
+
     def averaged(self) -> AbstractContextManager:
         """A context in which the model has its averaged weights, with `ema_decay`."""
         return nullcontext() if self.average is None else self.average.applied()
@@ -223,8 +228,8 @@ class Run:
             if self.accelerator.is_main_process:
                 if self.average is not None:
                     self.average.save(unfinished)
-                if self.bank is not None and self.recipe.text_learns:
-                    self.bank.save(unfinished)
+                if self.aging_bank is not None:
+                    self.aging_bank.save(unfinished)
         if self.accelerator.is_main_process:
             for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
                 remove(old)
@@ -239,8 +244,8 @@ class Run:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
             if self.average is not None:
                 self.average.load(checkpoints[-1])
-            if self.bank is not None and self.recipe.text_learns:
-                self.bank.load(checkpoints[-1])
+            if self.aging_bank is not None:
+                self.aging_bank.load(checkpoints[-1])
 
 
 def _validation_set(recipe: Recipe) -> tuple[datasets.Dataset, list[str]]:
@@ -317,8 +322,8 @@ def _train(recipe: Recipe) -> Path:
             if run.feed.is_epoch_end(run.step):
                 with run.averaged():
                     log.validation(*run.score())
-                if run.bank is not None and recipe.text_learns and run.step < run.steps:
-                    run.bank.refresh()
+                if run.aging_bank is not None and run.step < run.steps:
+                    run.aging_bank.refresh()
             if stop or run.feed.is_epoch_end(run.step) or (recipe.save_steps and run.step % recipe.save_steps == 0):
                 run.save_checkpoint()
             if stop:
