@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OWN = ("modeling_wavlink", "processing", "hub_cards", "wavlink", "train")
-DISTRIBUTIONS = {"faiss": "faiss-cpu", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"lance": "pylance", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
 DISTRIBUTIONS |= {"sentence_transformers": "sentence-transformers", "prometheus_client": "prometheus-client"}
 DISTRIBUTIONS |= {"python_multipart": "python-multipart"}
 

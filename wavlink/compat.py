@@ -145,10 +145,6 @@ def map_batches(
         return dataset.map_batches(function, max_restarts=max_restarts, max_task_retries=max_task_retries, **options)
 
 
-def stored_bytes(vector: Any, size: int) -> np.ndarray:
-    """Return the `size` bytes of a FAISS vector: a view (faiss 1.9 to 1.15), valid until it grows, or else a copy."""
-    import faiss
-
-    if hasattr(faiss, "rev_swig_ptr"):
-        return faiss.rev_swig_ptr(vector.data(), size)
-    return faiss.vector_to_array(vector).view(np.uint8)[:size]
+def take_rows(dataset: "lance.LanceDataset", ids: list[int], columns: list[str]) -> "pyarrow.Table":
+    """Return rows by their ids, in the order of these (pylance 13 and 14)."""
+    return dataset._take_rows(ids, columns=columns)

@@ -2,8 +2,8 @@
 
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS, PRECISIONS = ("torch", "openvino", "onnx"), ("fp32", "bf16", "int8")
-STORAGES = ("fp32", "fp16", "int8", "binary")  # number formats of an index
-STORAGE = "int8"
+STORAGES = ("fp32", "fp16")  # number formats of an index
+STORAGE = "fp16"
 CLEAN_UPS = ("spaces", "none")
 SIZES = ("base", "small", "large")  # of the paper's models
 BENCHMARKS = ("audiocaps", "clotho", "esc50", "us8k", "vggsound", "airbench", "synthetic")

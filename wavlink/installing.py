@@ -10,10 +10,10 @@ EXTRA_OF = {
     **dict.fromkeys(("accelerate", "peft"), "train"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     **dict.fromkeys(("openvino", "nncf"), "fast"),
-    **dict.fromkeys(("lancedb", "ray"), "cluster"),
+    **dict.fromkeys(("ray",), "cluster"),
     **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"), "serve"),
     **dict.fromkeys(("plotly", "sklearn", "threadpoolctl"), "map"),
-    **{"av": "formats", "evaluate": "eval", "faiss": "search", "gradio": "space", "shtab": "completion"},
+    **{"av": "formats", "evaluate": "eval", "lance": "search", "gradio": "space", "shtab": "completion"},
     "sentence_transformers": "models",
 }
 # The extras that an extra brings along.

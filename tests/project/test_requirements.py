@@ -19,12 +19,12 @@ OTHERS = {
     "modeling_wavlink.modeling_wavlink": "",
     "processing.processing_wavlink": "",
 }
-LAZY = {"gradio": "space", "lancedb": "cluster", "matplotlib": "data", "plotly": "map", "ray": "cluster"}
+LAZY = {"gradio": "space", "matplotlib": "data", "plotly": "map", "ray": "cluster"}
 LAZY |= {"sklearn": "map", "threadpoolctl": "map", "datasets": "data", "peft": "train"}
 LAZY |= {
     "accelerate": "train",
     "av": "formats",
-    "faiss": "search",
+    "lance": "search",
     "shtab": "completion",
     "sentence_transformers": "models",
     **dict.fromkeys(("openvino", "nncf"), "fast"),

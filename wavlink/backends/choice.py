@@ -165,7 +165,7 @@ def has_export(folder: Path | None, backend: str, precision: str) -> bool:
 
 def is_index(folder: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds an index."""
-    return (Path(folder) / "index.json").is_file()
+    return any((Path(folder) / name).exists() for name in ("windows.lance", "index.json"))
 
 
 def is_model(folder: str | os.PathLike[str]) -> bool:

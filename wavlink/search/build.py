@@ -7,23 +7,27 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pyarrow
+import pyarrow.compute as pc
 
 from processing.windows import stream_windows
-from wavlink.defaults import HOP, PRECISIONS, STORAGE, WINDOW
+from wavlink.common_sounds import COMMON_SOUNDS
+from wavlink.defaults import HOP, PRECISIONS, PROMPT, STORAGE, STORAGES, WINDOW
 from wavlink.destinations import check_folder
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
+from wavlink.vocabulary import unnamed
 
-from .changes import Changes, KnownFile, Report, Task, compare
-from .index_model import check_window_of, embedder_of, new_embedder
+from .changes import Changes, Report, Task, compare
+from .index_model import check_window_of, embedder_of, new_embedder, preprocessing_of
 from .listing import Listing, list_sounds
-from .manifest import FILES, Manifest
-from .parts import with_large_texts
-from .quantization import bytes_per_vector, encode
-from .store import IndexFolder
+from . import vector_index
+from .manifest import Manifest
+from .rows import skipped_row, window_rows
+from .table import Storage, Table, has_table, is_remote, quoted, refuse_former
 
 _DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
 _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only
@@ -36,6 +40,7 @@ def index_sounds(
     *,
     dim: int | None = None,
     storage: str | None = None,
+    rescore_dim: int | None = None,
     window: float | None = None,
     hop: float | None = None,
     root: str = "",
@@ -48,6 +53,7 @@ def index_sounds(
     commit_seconds: float = 30.0,
     progress: bool = True,
     stop: threading.Event | None = None,
+    storage_options: Storage = None,
 ) -> Report:
     """Bring an index up to date with `sources`, or make it. After a kill, the same call goes on.
 
@@ -56,61 +62,71 @@ def index_sounds(
     Args:
         sources: see `wavlink.search.listing.list_sounds`, also for `root` and `split`. Another `root` than that of
             the index means that its sounds have moved.
-        out: the index's folder.
+        out: the index's folder, or its address in object storage.
         model: as `Embedder` takes it (default: the bundled one). An existing index names its model: give it only where
             this machine does not have it under that name (see `embedder_of`).
         dim: one of the nested dims, of a new index (default: the smallest from 48 on).
-        storage: of a new index, see `quantization.STORAGES` (default: int8).
+        storage: of a new index, fp32 or fp16 (default: fp16).
+        rescore_dim: of a new index: keep vectors of so many dims too, and order the candidates by them.
         window, hop: in seconds, of a new index (defaults: 10 and 5).
         retry: embed files too that earlier runs skipped.
         device, dtype, backend, precision: see `Embedder` (default precision: the index's own).
         commit_seconds: embedded windows are written to the disk at least this often.
         stop: once it is set, what is embedded is written and the run ends.
+        storage_options: of an index in object storage, see Lance's `storage_options`.
 
     Raises:
         ValueError: no sounds; an index of another model or with other options; none of the sounds can be read.
     """
-    check_folder(out)
-    options = {"dim": dim, "storage": storage, "window": window, "hop": hop}
+    if not is_remote(out):
+        check_folder(out)
+    options = {"dim": dim, "storage": storage, "rescore_dim": rescore_dim, "window": window, "hop": hop}
     run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     sources = [os.fspath(each) for each in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
-    if os.path.exists(os.path.join(out, "index.json")):
-        index, listing = IndexFolder.open(out), None
-        _refuse_other_options(index.manifest, options | {"precision": precision})
-        if dtype == "float32" and index.manifest.precision in PRECISIONS:
-            run["precision"] = index.manifest.precision
-        embedder = embedder_of(index.manifest, model, **run) if model else None
-        writing = index.writing()
+    if has_table(out, storage_options):
+        table, listing = Table.open(out, storage_options), None
+        _refuse_other_options(table.manifest, options | {"precision": precision})
+        if dtype == "float32" and table.manifest.precision in PRECISIONS:
+            run["precision"] = table.manifest.precision
+        embedder = embedder_of(table.manifest, model, **run) if model else None
+        writing = table.writing()
     else:
+        refuse_former(out)
         listing, embedder = list_sounds(sources, root, split), new_embedder(model, **run)
-        writing = IndexFolder.create(out, _new_manifest(embedder, listing.root, options))
-    with writing as index:
+        writing = Table.create(out, _new_manifest(embedder, listing.root, options), storage_options)
+    with writing as table:
         # Sounds are listed after the lock is held: another process may have added some just before.
-        listing = listing or list_sounds(sources, root or index.manifest.root, split)
-        _note(index, listing.root, embedder.name if embedder and isinstance(model, str) else "")
-        changes = compare(listing, _known(index), retry)
-        index.drop(changes.changed + changes.removed)
-        stopped, tasks = False, _without_broken(index, changes.tasks)
+        listing = listing or list_sounds(sources, root or table.manifest.root, split)
+        _note(table, listing.root, embedder.name if embedder and isinstance(model, str) else "")
+        changes = compare(listing, table.files(), retry)
+        table.remove(changes.changed + changes.removed)
+        stopped, tasks = False, _without_broken(table, changes.tasks)
         if tasks:
-            embedder = embedder or embedder_of(index.manifest, **run)
-            stopped = _embed(index, embedder, listing, tasks, commit_seconds, progress, stop or threading.Event())
+            embedder = embedder or embedder_of(table.manifest, **run)
+            stopped = _embed(table, embedder, listing, tasks, commit_seconds, progress, stop or threading.Event())
         if not stopped:
-            index.merge()
-        return _report(index, changes, listing, stopped)
+            table.compact()
+            vector_index.update(table, partial(_text_vectors, embedder) if embedder else None)
+        return _report(table, changes, listing, stopped)
 
 
-def _new_manifest(embedder: Embedder, root: str, options: dict) -> Manifest:
+def _new_manifest(embedder: Embedder, root: str, options: dict):
     nested = sorted(embedder.matryoshka_dims)
     dim = options["dim"] or next((dim for dim in nested if dim >= _DIM), nested[-1])
     if dim not in nested:
         raise ValueError(f"dim={dim} is none of the model's nested dims: {', '.join(map(str, nested))}")
     storage = options["storage"] or STORAGE
-    bytes_per_vector(dim, storage)  # raises for an unknown storage
+    if storage not in STORAGES:
+        raise ValueError(f"no storage {storage!r}; there are {', '.join(STORAGES)}")
+    rescore_dim = options["rescore_dim"] or 0
+    if rescore_dim and (rescore_dim not in nested or rescore_dim <= dim):
+        raise ValueError(f"rescore_dim={rescore_dim} must be one of the model's nested dims over {dim}: {nested}")
     window = min(WINDOW, embedder.max_seconds or WINDOW) if options["window"] is None else options["window"]
     hop = min(HOP, window) if options["hop"] is None else options["hop"]
     check_window_of(embedder, window, hop)
     times = {"window": float(window), "hop": float(hop), "sampling_rate": embedder.sampling_rate}
-    run = {"backend": embedder.backend, "precision": embedder.precision}
+    run = {"backend": embedder.backend, "precision": embedder.precision, "rescore_dim": rescore_dim}
+    run["preprocessing"] = preprocessing_of(embedder)
     return Manifest(embedder.name, embedder.revision, embedder.dims, nested, dim, storage, **times, **run, root=root)
 
 
@@ -123,38 +139,22 @@ def _refuse_other_options(manifest: Manifest, options: dict) -> None:
             )
 
 
-def _note(index: IndexFolder, root: str, model: str) -> None:
+def _note(table: Table, root: str, model: str) -> None:
     """Write to the manifest where the sounds are and, if a user has named it, the model."""
-    manifest = index.manifest
-    fields = {"root": root, "model": model or manifest.model}
-    if any(getattr(manifest, name) != value for name, value in fields.items()):
-        index.change(**fields)
+    table.change(root=root, model=model or table.manifest.model)
 
 
-def _known(index: IndexFolder) -> dict[str, KnownFile]:
-    """Add up the rows of `files` by path; where they do not fit together, the version is one that no file has."""
-    known = {}
-    files = with_large_texts(index.files()).sort_by([("path", "ascending"), ("first", "ascending")])
-    columns = (files[name].to_pylist() for name in FILES.names)
-    for path, size, version, first, rows, windows, error in zip(*columns, strict=True):
-        before = known.get(path)
-        fits = (before.size, before.version, before.rows) == (size, version, first) if before else first == 0
-        known[path] = KnownFile(size, version if fits else -2, first + rows, windows, error)
-    return known
-
-
-def _without_broken(index: IndexFolder, tasks: list[Task]) -> list[Task]:
+def _without_broken(table: Table, tasks: list[Task]) -> list[Task]:
     """Write the errors that are known from the listing, and return the other tasks."""
-    broken = [task for task in tasks if task.sound.error]
+    broken = [skipped_row(table.manifest, task.sound, task.sound.error) for task in tasks if task.sound.error]
     if broken:
-        rows = _file_rows([(*task, 0, 0, task.sound.error) for task in broken])
-        index.append(index.manifest.schema.empty_table(), rows)
+        table.append(pyarrow.concat_tables(broken))
     return [task for task in tasks if not task.sound.error]
 
 
-def _report(index: IndexFolder, changes: Changes, listing: Listing, stopped: bool) -> Report:
-    known = _known(index)
-    report = changes.report(known, listing.unreadable, index.manifest.rows)
+def _report(table: Table, changes: Changes, listing: Listing, stopped: bool) -> Report:
+    known = table.files()
+    report = changes.report(known, listing.unreadable, sum(file.rows for file in known.values()))
     report.stopped = stopped
     if not report.sounds and not stopped:
         path, file = next(iter(known.items()))
@@ -163,7 +163,7 @@ def _report(index: IndexFolder, changes: Changes, listing: Listing, stopped: boo
 
 
 def _embed(
-    index: IndexFolder,
+    table: Table,
     embedder: Embedder,
     listing: Listing,
     tasks: list[Task],
@@ -172,8 +172,8 @@ def _embed(
     stop: threading.Event,
 ) -> bool:
     """Embed files and write their rows; return True if `stop` was set."""
-    rows = _Rows(index, Bar(total=len(tasks), desc="sounds", unit="file", disable=not progress), commit_seconds)
-    clips = _clips(listing, tasks, index.manifest, rows.events, stop)
+    rows = _Rows(table, Bar(total=len(tasks), desc="sounds", unit="file", disable=not progress), commit_seconds)
+    clips = _clips(listing, tasks, table.manifest, rows.events, stop)
     with rows.bar, closing(embedder.embed_clips(clips)) as vectors:
         for vector in vectors:
             rows.take(vector)
@@ -208,33 +208,30 @@ def _clips(
 class _Rows:
     """Rows that are embedded but not yet in the index, and the file that the run is at."""
 
-    def __init__(self, index: IndexFolder, bar: Bar, commit_seconds: float):
-        self.index, self.bar, self.commit_seconds = index, bar, commit_seconds
+    def __init__(self, table: Table, bar: Bar, commit_seconds: float):
+        self.table, self.bar, self.commit_seconds = table, bar, commit_seconds
         self.events = deque()
-        self.windows = 0
+        self.windows = 0  # of all files
         self.task, self.error = None, ""  # the current file
-        self._clear()
-
-    def _clear(self) -> None:
-        self.paths, self.times, self.vectors, self.records = [], [], [], []
-        self.begun = 0  # the index of the current file's first row
+        self.times, self.vectors = [], []  # its windows that are not in `ready`
+        self.ready, self.bytes = [], 0
         self.written = time.monotonic()
 
     def take(self, vector: np.ndarray) -> None:
         """Take the vector of the next window."""
         self.settle()
         _, times = self.events.popleft()
-        if not (np.isfinite(vector).all() and vector[: self.index.manifest.dim].any()):
+        if not (np.isfinite(vector).all() and vector[: self.table.manifest.dim].any()):
             self.error = f"the model gives it a vector that is zero or not finite, from {times[0]:g} s on"
             self._forget()
         if self.error:
             return
         self.windows += 1
         self.bar.set_postfix(windows=self.windows, refresh=False)
-        self.paths.append(self.task.sound.path)
         self.times.append(times)
         self.vectors.append(vector)
-        if time.monotonic() - self.written > self.commit_seconds or len(self.vectors) * vector.nbytes > _BYTES_AT_ONCE:
+        self.bytes += vector.nbytes
+        if time.monotonic() - self.written > self.commit_seconds or self.bytes > _BYTES_AT_ONCE:
             self.write()
 
     def settle(self) -> None:
@@ -242,42 +239,51 @@ class _Rows:
         while self.events and self.events[0][0] != "window":
             name, value = self.events.popleft()
             if name == "begin":
-                self.task, self.error, self.begun = value, "", len(self.paths)
+                self.task, self.error = value, ""
             else:
                 self._end(value or self.error)
 
     def _end(self, error: str) -> None:
-        rows = len(self.paths) - self.begun
         if error:
             self._forget()
-            self.records.append((self.task.sound, 0, 0, 0, error))
+            self.ready.append(skipped_row(self.table.manifest, self.task.sound, error))
+        elif self.task.first:  # earlier rows of the file are in the table
+            self.write()
+            path, windows = self.task.sound.path, self.task.first
+            self.table.complete(path, windows, self._last(path))
         else:
-            self.records.append((*self.task, rows, self.task.first + rows, ""))
+            self._stage(len(self.times), self.times[-1][1] if self.times else None)
         self.task = None
         self.bar.update()
 
+    def _last(self, path: str) -> float:
+        """Return the end of a file's last window."""
+        return max(pc.max(batch["end"]).as_py() for batch in self.table.scan(["end"], f"path = {quoted(path)}"))
+
+    def _stage(self, windows: int = -1, duration: float | None = None) -> None:
+        """Make rows of the current file's windows."""
+        facts = {"first": self.task.first, "windows": windows, "duration": duration}
+        self.ready.append(window_rows(self.table.manifest, self.task.sound, self.times, self.vectors, **facts))
+        self.task = self.task._replace(first=self.task.first + len(self.times))
+        self.times, self.vectors = [], []
+
     def _forget(self) -> None:
         """Discard the rows of the current file, also those that are written."""
-        del self.paths[self.begun :], self.times[self.begun :], self.vectors[self.begun :]
+        self.times, self.vectors = [], []
         if self.task.first:
-            self.index.drop([self.task.sound.path])
+            self.table.remove([self.task.sound.path])
             self.task = self.task._replace(first=0)
 
     def write(self) -> None:
-        """Append the rows to the index; of the current file, the windows so far."""
-        records, rows = list(self.records), len(self.paths) - self.begun
-        if self.task and rows:
-            records.append((*self.task, rows, -1, ""))
-            self.task = self.task._replace(first=self.task.first + rows)
-        if records:
-            manifest = self.index.manifest
-            starts, ends = np.reshape(self.times, (-1, 2)).T
-            codes = encode(np.reshape(self.vectors, (-1, manifest.dims)), manifest.dim, manifest.storage)
-            self.index.append(manifest.windows(self.paths, starts, ends, codes), _file_rows(records))
-        self._clear()
+        """Append the rows to the index in one commit; of the current file, the windows so far."""
+        if self.task and self.times:
+            self._stage()
+        if self.ready:
+            self.table.append(pyarrow.concat_tables(self.ready))
+        self.ready, self.bytes, self.written = [], 0, time.monotonic()
 
 
-def _file_rows(rows: list[tuple]) -> pyarrow.Table:
-    """Return rows of `files`, from (sound, first, rows, windows, error)."""
-    rows = [(sound.path, sound.size, sound.version, *rest) for sound, *rest in rows]
-    return pyarrow.Table.from_pylist([dict(zip(FILES.names, row, strict=True)) for row in rows], schema=FILES)
+def _text_vectors(embedder: Embedder) -> np.ndarray:
+    """Return vectors `[N, dims]` of sentences to measure a vector index with."""
+    with unnamed():
+        return embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])

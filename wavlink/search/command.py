@@ -24,12 +24,12 @@ from wavlink.parsing import Parser
 from wavlink.probability import NO_MATCH
 from wavlink.sanitize import clean
 
-from . import transfer
+from . import hub
 from .build import index_sounds
 from .index import Index, print_hits
 from .listing import readable
-from .parts import with_large_texts
-from .store import IndexFolder
+from .repair import verified
+from .table import Table
 
 _SHOWN = 10  # skipped files that `index` prints
 _INFO_TAKES = (
@@ -62,6 +62,8 @@ def query(
     weight: float,
     top_k: int,
     windows: bool,
+    where: str | None,
+    exact: bool,
     min_probability: float | None,
     prior: float | None,
     as_json: bool,
@@ -69,7 +71,7 @@ def query(
 ) -> None:
     """Search an index, and print the hits; or that none is as probable as `min_probability`."""
     index = Index.open(folder, **options)
-    limits = {"weight": weight, "top_k": top_k, "windows": windows}
+    limits = {"weight": weight, "top_k": top_k, "windows": windows, "where": where, "exact": exact}
     probable = {"min_probability": min_probability, "prior": prior}
     hits = index.query(text, by_sound, without, without_sound, **limits, **probable)
     print_hits(hits, as_json, "" if hits else NO_MATCH.format("index"))
@@ -101,20 +103,20 @@ def info(folder: str | None, as_json: bool) -> int:
 
 
 def _print_index(folder: str, as_json: bool) -> None:
-    manifest, files = IndexFolder.reading(folder, lambda index: (index.manifest, with_large_texts(index.files())))
-    skipped = {
-        path: error for path, error in zip(*(files[n].to_pylist() for n in ("path", "error")), strict=True) if error
-    }
-    sounds = len(files["path"].unique()) - len(skipped)
-    names = "model revision backend precision dims dim storage window hop sampling_rate root".split()
+    table, files = Table.reading(folder, lambda table: (table, table.files()))
+    manifest = table.manifest
+    skipped = {path: file.error for path, file in files.items() if file.error}
+    names = "model revision backend precision dims dim rescore_dim storage window hop sampling_rate root".split()
     facts = {name: getattr(manifest, name) for name in names} | {
-        "sounds": sounds,
-        "windows": manifest.rows,
-        "parts": len(manifest.parts),
-        "bytes": sum(part.bytes for part in manifest.parts),
+        "columns": ", ".join(table.metadata_columns),
+        "probes": manifest.probes,
+        "recall": ", ".join(f"{name} {value:.3f}" for name, value in manifest.recall.items()),
+        "sounds": len(files) - len(skipped),
+        "windows": sum(file.rows for file in files.values()),
+        "bytes": table.bytes(),
     }
     if as_json:
-        print_json(facts | {"skipped": skipped})
+        print_json(facts | {"columns": table.metadata_columns, "recall": manifest.recall, "skipped": skipped})
         return
     for name, value in facts.items():
         print(f"{name:14} {clean(value, 1000)}")
@@ -157,66 +159,58 @@ def _print_facts(model: dict[str, Any]) -> None:
 
 def verify(folder: str, drop: bool, as_json: bool) -> None:
     """Verify the checksums of an index, and with `drop` repair it."""
-    split, dropped = [], {}
+    table, dropped = verified(folder, drop)
+    facts = {"files": len(table.file_names()), "windows": table.windows(), "forgotten": [*dropped]}
     if drop:
-        with IndexFolder.open(folder).writing() as index:
-            split, dropped = index.repair()
-            manifest = index.manifest
-    else:
-        manifest = IndexFolder.reading(folder, lambda index: transfer.refuse_damaged(index) or index.manifest)
-    facts = {"parts": len(manifest.parts), "windows": manifest.rows, "forgotten": [*dropped]}
-    if drop:
-        facts |= {"split": split, "sounds": sorted({path for paths in dropped.values() for path in paths or ()})}
+        facts["sounds"] = sorted({path for paths in dropped.values() for path in paths or ()})
     if as_json:
         print_json(facts)
         return
-    for name in split:
-        print(f"{name} was too large to be read at once: it is now several parts, and nothing is lost")
     for name, paths in dropped.items():
         print(f"forgotten: {name}" + ", which held sounds whose names are lost too" * (paths is None))
         for path in paths or ():
             print(f"  {clean(path, 1000)}")
-    intact = f"{facts['parts']} parts with {facts['windows']} windows are as they were written"
+    intact = f"{facts['files']} files with {facts['windows']} windows are as they were written"
     print("`index` embeds the forgotten sounds anew" if dropped else intact)
 
 
 def remove(folder: str, paths: Sequence[str], as_json: bool) -> None:
     """Remove sounds, or folders of them, from an index."""
-    with IndexFolder.open(folder).writing() as index:
-        known = set(index.files()["path"].to_pylist())
+    with Table.open(folder).writing() as table:
+        known = set(table.files())
         folders = {path[:end] for path in known for end, letter in enumerate(path) if letter == "/"}
         names = [(name, same_letters(readable(name).rstrip("/"), known | folders)) for name in paths]
         unknown = [name for name, indexed in names if indexed is None]
         if unknown:
             raise ValueError(
-                f"the index has no {clean(', '.join(unknown), 1000)}: paths are relative to {index.manifest.root}"
+                f"the index has no {clean(', '.join(unknown), 1000)}: paths are relative to {table.manifest.root}"
             )
         removed = sorted({path for path in known for _, name in names if f"{path}/".startswith(f"{name}/")})
-        index.drop(removed)
+        table.remove(removed)
     line = f"{len(removed)} sounds removed; where their files stay, the next `index` adds them again"
     _print_result({"removed": removed}, line, as_json)
 
 
 def reindex(folder: str, out: str, as_json: bool, **options: Any) -> None:
     """Copy an index with fewer dims or another storage."""
-    transfer.reindex(folder, out, **options)
+    hub.reindex(folder, out, **options)
     _print_windows(out, as_json)
 
 
 def push(folder: str, repo_id: str, private: bool, as_json: bool) -> None:
     """Push an index to the Hub."""
-    url = transfer.push(folder, repo_id, private)
+    url = hub.push(folder, repo_id, private)
     _print_result({"repo_id": repo_id, "where": url}, url, as_json)
 
 
 def pull(repo_id: str, out: str, as_json: bool, **options: Any) -> None:
     """Download an index from the Hub."""
-    transfer.pull(repo_id, out, **options)
+    hub.pull(repo_id, out, **options)
     _print_windows(out, as_json)
 
 
 def _print_windows(out: str, as_json: bool) -> None:
-    windows = IndexFolder.open(out).manifest.rows
+    windows = Table.open(out).windows()
     _print_result({"index": out, "windows": windows}, f"{out} holds {windows} windows", as_json)
 
 

@@ -3,11 +3,10 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.compute as pc
 
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
@@ -19,9 +18,10 @@ from wavlink.sanitize import clean
 
 from .index_model import embedder_of
 from .listing import file_of
-from .parts import with_large_texts
-from .quantization import FlatIndex, decode, encode
-from .store import IndexFolder
+from .manifest import Manifest
+from .nearest import nearest
+from .scoring import truncated, unit, vectors_of
+from .table import Storage, Table
 
 WEIGHT = 0.5  # of the unwanted direction beside the wanted one
 _SAMPLE = 4096  # windows at most, evenly spaced, that a query's background is taken from
@@ -40,12 +40,14 @@ class Hit:
     changed: bool = False  # the file is not the one that was embedded: index it again
     probability: float | None = None  # of a match with a query of one text (see `Index.query`)
     calibration: str | None = None  # where that is from: "model", or "index", its own cosines
+    metadata: dict[str, Any] = field(default_factory=dict)  # columns of the index that describe the sound
 
 
 class Index:
-    """Index of sounds in memory, made by `Index.build` or opened by `Index.open`.
+    """Index of sounds, made by `Index.build` or opened by `Index.open`.
 
-    `len(index)` is its number of windows. Its sounds are found by text, by similar sounds, or both.
+    `len(index)` is its number of windows. Its sounds are found by text, by similar sounds, or both. Each query sees
+    the latest version, also where another process adds sounds.
 
     Attributes:
         manifest: model, dims, storage, window and hop in seconds.
@@ -69,23 +71,16 @@ class Index:
     ```
     """
 
-    def __init__(self, folder: IndexFolder, dim: int, options: dict):
-        self.manifest, self._options = folder.manifest, options
+    def __init__(self, table: Table, dim: int, options: dict):
+        self.table, self._dim, self._options = table, dim, options
         self._embedder: Embedder | None = None
+        self._windows: tuple[int, int] | None = None  # of a version of the table
         self.skipped: dict[str, str] = {}
-        self._vectors = FlatIndex(dim, self.manifest.storage)
-        parts = []
-        for part in self.manifest.parts:
-            windows = folder.read(part, "embeddings")
-            try:
-                self._vectors.add(self._codes(windows, dim))
-            except ValueError as error:
-                raise ValueError(f"{folder.folder / 'embeddings' / part.name}: {error}") from error
-            parts.append(with_large_texts(windows.select(["path", "start", "end"])))
-        empty = with_large_texts(self.manifest.schema.empty_table().select(["path", "start", "end"]))
-        self._rows = pyarrow.concat_tables([empty, *parts])
-        files = folder.files()
-        self._files = {name: files[name] for name in ("path", "size", "version")}
+
+    @property
+    def manifest(self) -> Manifest:
+        """How the index was made."""
+        return self.table.manifest
 
     @classmethod
     def build(
@@ -158,6 +153,7 @@ class Index:
         dtype: str = "float32",
         backend: str | None = None,
         precision: str | None = None,
+        storage_options: Storage = None,
     ) -> "Index":
         """Open an index that `Index.build` has made.
 
@@ -167,25 +163,29 @@ class Index:
                 index (see `embedder_of`); loaded at the first query.
             dim: one of the nested dims, fewer than the index's (default: all that it has).
             device, dtype, backend, precision: see `Embedder`.
+            storage_options: of an index in object storage, see Lance's `storage_options`.
 
         Raises:
-            ValueError: no index, a damaged one (every part's checksum is verified), or such a dim.
+            ValueError: no index, a damaged one (of up to 64 MB every file's checksum is verified; of a larger one
+                `wavlink verify` does that), or no such dim.
         """
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
         options = {"model": model, **run}
 
-        def read(index: IndexFolder) -> "Index":
-            nested = [nested for nested in index.manifest.matryoshka_dims if nested <= index.manifest.dim]
-            if dim not in (None, *nested):
-                raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
-            return cls(index, dim or index.manifest.dim, options)
-
-        return IndexFolder.reading(folder, read)
+        table = Table.reading(folder, lambda table: table, storage_options)
+        manifest = table.manifest
+        nested = [nested for nested in manifest.matryoshka_dims if nested <= manifest.dim]
+        if dim not in (None, *nested):
+            raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
+        return cls(table, dim or manifest.dim, options)
 
     def __len__(self) -> int:
         """The number of windows."""
-        return len(self._rows)
+        version = self.table.dataset.version
+        if self._windows is None or self._windows[0] != version:
+            self._windows = version, self.table.windows()
+        return self._windows[1]
 
     @property
     def embedder(self) -> Embedder:
@@ -204,6 +204,8 @@ class Index:
         weight: float = WEIGHT,
         top_k: int = 10,
         windows: bool = False,
+        where: str | None = None,
+        exact: bool = False,
         min_probability: float | None = None,
         prior: float | None = None,
     ) -> list[Hit]:
@@ -223,6 +225,9 @@ class Index:
             weight: 0 or more.
             top_k: the number of results, fewer if the index has fewer.
             windows: rank every window; otherwise each file appears once, with its best window.
+            where: an SQL expression over the index's columns that every result meets, such as
+                `"label = 'dog' and duration < 5"`.
+            exact: score every window, also of an index that is large enough for a vector index.
             min_probability: drop hits of a lower probability, so that none may be left; of a query of one text.
             prior: the share of windows that a text matches (default: the one that the model was calibrated at).
 
@@ -230,6 +235,7 @@ class Index:
             ValueError: an empty index, nothing wanted, a sound that cannot be read, top_k under 1, no probabilities
                 to compare with `min_probability`, or a prior for a model without a calibration.
         """
+        self.table.refresh()
         if not len(self):
             raise ValueError("the index holds no sounds yet: index some")
         if top_k < 1:
@@ -247,7 +253,7 @@ class Index:
                 "probabilities are of a query of one text alone: leave the other texts and sounds out, or "
                 "min_probability and prior"
             )
-        hits = self.nearest(vector, top_k, windows)
+        hits = self.nearest(vector, top_k, windows, where=where, exact=exact)
         return self.with_probabilities(hits, vector, min_probability, prior) if one_text else hits
 
     def calibration(self, vector: np.ndarray, prior: float | None = None) -> Calibration | None:
@@ -255,12 +261,13 @@ class Index:
 
         None if the model has no calibration at the index's dims, and the index has too few windows.
         """
-        model = calibration_of(self.embedder, self._vectors.dim, prior)
+        model = calibration_of(self.embedder, self._dim, prior)
         if model is not None:
             return model
         rows = np.arange(0, len(self), -(-len(self) // _SAMPLE))
-        query = encode(vector[None], self._vectors.dim, "fp32")[0]
-        return background_of(self._vectors.vectors(rows) @ query, len(self))
+        sample = self.table.dataset.take(rows.tolist(), columns=["embedding"])["embedding"].drop_null()
+        query = truncated(vector[None], self._dim)[0]
+        return background_of(unit(vectors_of(sample)[:, : self._dim]) @ query, len(self))
 
     def with_probabilities(
         self, hits: list[Hit], vector: np.ndarray, min_probability: float | None = None, prior: float | None = None
@@ -285,39 +292,42 @@ class Index:
             if min_probability is None or match >= min_probability
         ]
 
-    def nearest(self, vector: np.ndarray, top_k: int = 10, windows: bool = False) -> list[Hit]:
+    def nearest(
+        self,
+        vector: np.ndarray,
+        top_k: int = 10,
+        windows: bool = False,
+        *,
+        where: str | None = None,
+        exact: bool = False,
+    ) -> list[Hit]:
         """Find the sounds nearest to a query's vector `[dims]`, of any norm but zero; see `query`."""
-        if not vector[: self._vectors.dim].any():
+        if not vector[: self._dim].any():
             raise ValueError("what is wanted and what is not cancel out: ask for something else")
-        reach = top_k
-        while True:
-            (scores,), (rows,) = self._vectors.search(vector[None], min(reach, len(self)))
-            nearest = self._rows.take(rows)
-            paths = nearest["path"].to_pylist()
-            firsts = {path: n for n, path in reversed([*enumerate(paths)])}  # of each path the best row
-            best = range(len(rows)) if windows else sorted(firsts.values())
-            if len(best) >= top_k or reach >= len(self):
-                break
-            reach *= 4
-        starts, ends = (nearest[name].to_pylist() for name in ("start", "end"))
-        return [self._hit(paths[n], float(scores[n]), starts[n], ends[n]) for n in best[:top_k]]
+        options = {"windows": windows, "where": where, "exact": exact}
+        rows, scores = nearest(self.table, vector, top_k, dim=self._dim, **options)
+        self._refuse_mixed(set(rows["revision"].to_pylist()))
+        return [self._hit(row, score) for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)]
 
-    def _hit(self, path: str, score: float, start: float, end: float) -> Hit:
+    def _refuse_mixed(self, revisions: set[str]) -> None:
+        if revisions - {self.manifest.revision}:
+            raise ValueError(
+                f"{self.table.index} holds vectors of several models, which do not compare: `wavlink verify "
+                f"{self.table.index} --drop` removes those of others"
+            )
+
+    def _hit(self, row: dict[str, Any], score: float) -> Hit:
+        path, times = row["path"], (row["start"], row["end"])
+        metadata = {name: row[name] for name in self.table.metadata_columns if row[name] is not None}
         file = file_of(self.manifest.root, path)
         if file is None:
-            return Hit(path, score, start, end)
+            return Hit(path, score, *times, metadata=metadata)
         try:
             status = os.stat(file)
         except OSError:
-            return Hit(path, score, start, end, file, missing=True)
-        row = pc.index(self._files["path"], path).as_py()
-        embedded = [self._files[name][row].as_py() for name in ("size", "version")]
-        return Hit(path, score, start, end, file, changed=embedded != [status.st_size, status.st_mtime_ns])
-
-    def _codes(self, windows: pyarrow.Table, dim: int) -> np.ndarray:
-        stored_dim, storage = self.manifest.dim, self.manifest.storage
-        codes = self.manifest.codes(windows)
-        return codes if dim == stored_dim else encode(decode(codes, stored_dim, storage), dim, storage)
+            return Hit(path, score, *times, file, missing=True, metadata=metadata)
+        changed = [row["size"], row["version"]] != [status.st_size, status.st_mtime_ns]
+        return Hit(path, score, *times, file, changed=changed, metadata=metadata)
 
     def _embed(self, texts, sounds) -> list[np.ndarray]:
         texts, sounds = ([each] if is_source(each) else list(each) for each in (texts, sounds))
@@ -336,6 +346,7 @@ class Index:
 def as_dict(hit: Hit) -> dict:
     """Return a hit for JSON, with the marks only where they are true, and a probability only where it has one."""
     left_out = {"probability", "calibration"} if hit.probability is None else set()
+    left_out |= set() if hit.metadata else {"metadata"}
     return {name: value for name, value in asdict(hit).items() if value is not False and name not in left_out}
 
 
@@ -351,4 +362,9 @@ def print_hits(hits: Sequence[Hit], as_json: bool, note: str = "") -> None:
     for hit in hits:
         mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
         match = "" if hit.probability is None else f"{100 * hit.probability:5.1f} %  "
-        print(f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}")
+        print(f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}{_described(hit)}")
+
+
+def _described(hit: Hit) -> str:
+    """Return a hit's metadata as text."""
+    return "".join(f"  {clean(name, 80)}={clean(value, 200)}" for name, value in hit.metadata.items())

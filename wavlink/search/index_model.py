@@ -1,5 +1,7 @@
 """The model of an index: named by a user, or looked up on this machine by the name in the index."""
 
+import hashlib
+import json
 import os
 from typing import Any
 
@@ -12,6 +14,9 @@ from wavlink.embedder import Embedder
 from wavlink.model_names import OtherArchitecture, parse_name
 
 from .manifest import Manifest
+
+
+_NAMES = {"auto_map", "processor_class", "feature_extractor_type", "transformers_version", "mel_filters"}
 
 
 def embedder_of(
@@ -35,6 +40,12 @@ def embedder_of(
         embedder = new_embedder(model, device, dtype, manifest.revision if pinned else None, **run)
     else:
         embedder = _local(manifest, device, dtype, run)
+    made_by = preprocessing_of(embedder)
+    if made_by and manifest.preprocessing and made_by != manifest.preprocessing:
+        raise ValueError(
+            f"the index was made by {manifest.model} with another preprocessing of sounds than {embedder.name} has: "
+            "give that model, or index into another folder"
+        )
     if embedder.revision != manifest.revision:
         raise ValueError(
             f"the index was made by {manifest.model} at {manifest.revision}, but {embedder.name} is at "
@@ -88,6 +99,15 @@ def _stated_dims(source: str, pinned: dict) -> tuple[int, list[int]] | None:
     from wavlink.loading import stated_dims
 
     return stated_dims(source, **pinned)
+
+
+def preprocessing_of(embedder: Embedder) -> str:
+    """Return a digest of how a model's feature extractor makes inputs of sounds; "" where it does not say."""
+    extractor = getattr(getattr(embedder, "processor", None), "feature_extractor", None)
+    if not hasattr(extractor, "to_dict"):
+        return ""
+    facts = {name: value for name, value in extractor.to_dict().items() if name not in _NAMES}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def is_commit(revision: str) -> bool:

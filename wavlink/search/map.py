@@ -41,9 +41,8 @@ from .index_model import embedder_of
 from .listing import file_of
 from .manifest import Manifest
 from .map_page import page
-from .parts import with_large_texts
-from .quantization import decode, encode
-from .store import IndexFolder
+from .scoring import truncated, unit, vectors_of
+from .table import Table
 
 MOST = 20_000  # sounds: with more, browsers and t-SNE are slow
 EMBEDDED_BYTES = 200_000  # of `--embed_audio` without a number
@@ -109,7 +108,7 @@ def draw_map(
         raise ValueError(
             f"most={most} must be 1 or more, embed_audio={embed_audio} 0 or more, seed={seed} 0 to 2^32 - 1"
         )
-    manifest, count, paths, vectors = IndexFolder.reading(folder, lambda index: _read(index, most, seed))
+    manifest, count, paths, vectors = Table.reading(folder, lambda table: _read(table, most, seed))
     if len(paths) < count:
         print(f"{most} of the {count} sounds are drawn, chosen by seed {seed}; --most takes more", file=sys.stderr)
     names, guessed = _from_metadata(labels, label_column, manifest.root, paths) if labels else [], ""
@@ -132,30 +131,27 @@ def draw_map(
     return {"file": os.fspath(out), "sounds": len(paths), "labels": dict(Counter(names).most_common())}
 
 
-def _read(index: IndexFolder, most: int, seed: int) -> tuple[Manifest, int, list[str], np.ndarray]:
+def _read(table: Table, most: int, seed: int) -> tuple[Manifest, int, list[str], np.ndarray]:
     """Return the manifest, the number of sounds, the sorted paths of those drawn, and their vectors `[N, dim]`."""
-    files = with_large_texts(index.files())
-    paths = sorted(files.filter(pc.greater(files["rows"], 0))["path"].unique().to_pylist())
+    paths = sorted(path for path, file in table.files().items() if file.rows)
     if not paths:
         raise ValueError(
-            f"{index.folder} holds no sounds yet: add some with `wavlink index SOUNDS --out {index.folder}`"
+            f"{table.index} holds no sounds yet: add some with `wavlink index SOUNDS --out {table.index}`"
         )
     count = len(paths)
     if count > most:
         paths = [paths[n] for n in sorted(np.random.default_rng(seed).choice(count, most, replace=False))]
-    return index.manifest, count, paths, file_vectors(index, paths)
+    return table.manifest, count, paths, file_vectors(table, paths)
 
 
-def file_vectors(index: IndexFolder, paths: Sequence[str]) -> np.ndarray:
-    """Return `[N, dim]` fp32, L2-normalised: of each file the mean direction of its windows, over all parts."""
-    manifest, files = index.manifest, pyarrow.array(paths, pyarrow.string())
-    sums = np.zeros((len(paths), manifest.dim))
-    for part in manifest.parts:
-        windows = index.read(part, "embeddings")
-        windows = windows.filter(pc.is_in(windows["path"], files))
-        rows = pc.index_in(windows["path"], files).to_numpy()
-        np.add.at(sums, rows, decode(manifest.codes(windows), manifest.dim, manifest.storage))
-    return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+def file_vectors(table: Table, paths: Sequence[str]) -> np.ndarray:
+    """Return `[N, dim]` fp32, L2-normalised: of each file the mean direction of its windows."""
+    files = pyarrow.array(paths, pyarrow.string())
+    sums = np.zeros((len(paths), table.manifest.dim))
+    for batch in table.scan(["path", "embedding"], "error = ''"):
+        kept = batch.filter(pc.is_in(batch["path"], files))
+        np.add.at(sums, pc.index_in(kept["path"], files).to_numpy(), unit(vectors_of(kept["embedding"])))
+    return unit(sums)
 
 
 def layout(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -216,7 +212,7 @@ def nearest_labels(
 def _cosines(vectors: np.ndarray, names: Sequence[str], embed_text: Callable[[list[str]], np.ndarray]) -> np.ndarray:
     """Return the cosines `[N, names]` of vectors `[N, dim]` with each name in the prompt."""
     texts = embed_text([PROMPT.replace("{}", name) for name in names])
-    return vectors @ encode(texts, vectors.shape[1], "fp32").T
+    return vectors @ truncated(texts, vectors.shape[1]).T
 
 
 def _embedder_or_none(manifest: Manifest, model: str, run: dict) -> Embedder | None:

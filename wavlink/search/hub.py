@@ -18,11 +18,9 @@ from wavlink.hub_record import Earlier, card_with_kept, read_earlier, refuse_edi
 from wavlink.sanitize import escape
 
 from .listing import file_of
-from .manifest import FILES, MANIFEST_FILE, Manifest
-from .quantization import decode, encode
-from .store import CARD, IndexFolder
 
-_PATTERNS = [MANIFEST_FILE, "embeddings/part-*.parquet", "files/part-*.parquet"]
+MANIFEST_FILE = "index.json"
+_PATTERNS = [MANIFEST_FILE, "data/part-*.parquet"]
 _ROWS = 1 << 16  # converted at once
 
 _TEXT = """
@@ -60,7 +58,7 @@ def reindex(
     IndexFolder.reading(folder, lambda source: _reindexed(source, out, dim, storage))
 
 
-def _reindexed(source: IndexFolder, out: str | os.PathLike, dim: int | None, storage: str | None) -> None:
+def _reindexed(source, out: str | os.PathLike, dim: int | None, storage: str | None) -> None:
     old = source.manifest
     new = dataclasses.replace(old, dim=dim or old.dim, storage=storage or old.storage, parts=[], next_part=0)
     if new.dim != old.dim and (new.dim not in old.matryoshka_dims or new.dim > old.dim):
@@ -71,7 +69,7 @@ def _reindexed(source: IndexFolder, out: str | os.PathLike, dim: int | None, sto
             made.append(_converted(source.read(part, "embeddings"), old, new), source.read(part, "files"))
 
 
-def _converted(windows: pyarrow.Table, old: Manifest, new: Manifest) -> Iterator[pyarrow.Table]:
+def _converted(windows: pyarrow.Table, old, new) -> Iterator:
     """Yield the windows with codes of the new index, some at a time: they may be 32 times as large."""
     for start in range(0, len(windows), _ROWS):
         some = windows.slice(start, _ROWS)
@@ -133,7 +131,7 @@ def _made(api: HfApi, repo_id: str, earlier: Earlier) -> set[str]:
     return _files_of(manifest) & earlier.names
 
 
-def _files_of(manifest: Manifest) -> set[str]:
+def _files_of(manifest) -> set[str]:
     return {MANIFEST_FILE, *(f"{kind}/{part.name}" for part in manifest.parts for kind in part.sha256)}
 
 
@@ -171,10 +169,10 @@ def pull(
                 _use_local_times(index)
 
 
-def _use_local_times(index: IndexFolder) -> None:
+def _use_local_times(index) -> None:
     """Replace each file's modification time by the one on this machine."""
 
-    def parts() -> Iterator[tuple[pyarrow.Table, pyarrow.Table]]:
+    def parts():
         for part in index.manifest.parts:
             files = index.read(part, "files").to_pylist()
             for row in files:
@@ -186,13 +184,13 @@ def _use_local_times(index: IndexFolder) -> None:
     index.replace(parts())
 
 
-def without_local_paths(manifest: Manifest) -> Manifest:
+def without_local_paths(manifest) :
     """Return a manifest to publish, without the local paths of the model and the sounds."""
     model = os.path.basename(manifest.model) if os.path.isabs(manifest.model) else manifest.model
     return dataclasses.replace(manifest, model=model, root="")
 
 
-def _contents(index: IndexFolder, repo_id: str) -> dict[str, bytes | str]:
+def _contents(index, repo_id: str) -> dict[str, bytes | str]:
     """Return what is pushed, by name: bytes, or the path of a file."""
     manifest = without_local_paths(index.manifest)
     return {
@@ -202,12 +200,12 @@ def _contents(index: IndexFolder, repo_id: str) -> dict[str, bytes | str]:
     }
 
 
-def _card(manifest: Manifest, repo_id: str) -> str:
+def _card(manifest, repo_id: str) -> str:
     facts = dataclasses.asdict(manifest) | {"rows": manifest.rows, "model": escape(manifest.model), "repo_id": repo_id}
     return CARD.replace("configs:", "tags:\n- audio\n- wavlink\nconfigs:") + _TEXT.format(**facts)
 
 
-def refuse_damaged(index: IndexFolder) -> None:
+def refuse_damaged(index) -> None:
     """Raise a ValueError that names the damaged parts of an index, if there are any."""
     damaged = index.damaged()
     if damaged:

@@ -1,0 +1,125 @@
+"""The windows or files of a table that are nearest to a query."""
+
+import numpy as np
+import pyarrow
+
+from wavlink.compat import take_rows
+
+from .scoring import truncated, unit, vectors_of
+from .table import Table
+from .table_errors import explained
+from .vector_index import candidates, is_indexed
+
+_FILTERED_ROWS = 200_000  # up to so many rows that a filter leaves, all are scored
+_MOST_CANDIDATES = 4096  # more are found by scoring all rows
+_WITH_VECTOR = "error = ''"
+
+
+def nearest(
+    table: Table,
+    query: np.ndarray,
+    k: int,
+    *,
+    dim: int = 0,
+    windows: bool = False,
+    where: str | None = None,
+    exact: bool = False,
+) -> tuple[pyarrow.Table, np.ndarray]:
+    """Find the k nearest files, each with its best window, or the k nearest windows.
+
+    Args:
+        query: `[D]` of any norm but zero, with D of at least the dims that are compared.
+        dim: compare the first so many dims (default: all that are searched, and the order is by `rescore` if the
+            table has it).
+        windows: rank every window.
+        where: an SQL expression that all rows must meet.
+        exact: score every window, also where there is a vector index.
+
+    Returns:
+        the rows, without vectors, and their scores `[n]`: cosines in fp32, the largest first; of equal ones the
+        earlier row.
+    """
+    dim = dim or table.manifest.dim
+    indexed = dim == table.manifest.dim and not exact and is_indexed(table)
+    if indexed and where:
+        indexed = table.rows(where) > _FILTERED_ROWS
+    if indexed and (found := _by_index(table, query, k, windows, where)):
+        return found
+    return _by_scan(table, query, k, dim, windows, where)
+
+
+def _by_index(
+    table: Table, query: np.ndarray, k: int, windows: bool, where: str | None
+) -> tuple[pyarrow.Table, np.ndarray] | None:
+    """Search by the vector index; None if it would take too many candidates to find enough files."""
+    column = "rescore" if table.manifest.rescore_dim else "embedding"
+    unit_query = truncated(query[None], table.manifest.dim)[0]
+    count = k
+    while count <= max(_MOST_CANDIDATES, k):
+        rows = candidates(table, unit_query, count, table.manifest.probes, [*_columns(table), column], where)
+        scores = _scores(rows[column], query)
+        order = np.argsort(-scores, kind="stable")
+        best = order if windows else _firsts(rows["path"].take(order), order)
+        if len(best) >= k or len(rows) < count:
+            return _taken(rows.drop_columns([column]), scores, best[:k])
+        count *= 4
+    return None
+
+
+def _by_scan(
+    table: Table, query: np.ndarray, k: int, dim: int, windows: bool, where: str | None
+) -> tuple[pyarrow.Table, np.ndarray]:
+    """Score every row."""
+    column = "embedding"
+    if table.manifest.rescore_dim and dim == table.manifest.dim:
+        column, dim = "rescore", table.manifest.rescore_dim
+    condition = f"({where}) AND {_WITH_VECTOR}" if where else _WITH_VECTOR
+    scores, addresses = [np.empty(0, np.float32)], [np.empty(0, np.uint64)]
+    unit_query = truncated(query[None], dim)[0]
+    for batch in table.scan([column], condition, with_row_id=True):
+        scores.append(unit(vectors_of(batch[column])[:, :dim]) @ unit_query)
+        addresses.append(batch["_rowid"].to_numpy())
+    all_scores, ids = np.concatenate(scores), np.concatenate(addresses)
+    count = min(k, len(ids))
+    while True:
+        order = _largest(all_scores, count)
+        rows = _rows(table, ids[order])
+        best = np.arange(count) if windows else _firsts(rows["path"], np.arange(count))
+        if len(best) >= k or count == len(ids):
+            return _taken(rows, all_scores[order], best[:k])
+        count = len(ids) if count >= _MOST_CANDIDATES else min(len(ids), 8 * count)
+
+
+def _columns(table: Table) -> list[str]:
+    return [name for name in table.schema.names if name not in ("embedding", "rescore")]
+
+
+def _rows(table: Table, ids: np.ndarray) -> pyarrow.Table:
+    with explained(table.index, table):
+        return take_rows(table.dataset, ids.tolist(), _columns(table))
+
+
+def _scores(column: pyarrow.ChunkedArray, query: np.ndarray) -> np.ndarray:
+    vectors = vectors_of(column)
+    return unit(vectors) @ truncated(query[None], vectors.shape[1])[0]
+
+
+def _largest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return the positions of the `count` largest scores, in order; of equal ones the earlier."""
+    if count < len(scores):
+        least = -np.partition(-scores, count - 1)[count - 1]
+        above, equal = np.flatnonzero(scores > least), np.flatnonzero(scores == least)
+        chosen = np.concatenate([above, equal[: count - len(above)]])
+    else:
+        chosen = np.arange(len(scores))
+    return chosen[np.argsort(-scores[chosen], kind="stable")]
+
+
+def _firsts(paths: pyarrow.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """Return those of `rows` whose path is not that of an earlier one."""
+    codes = paths.combine_chunks().dictionary_encode().indices.to_numpy()
+    return rows[np.sort(np.unique(codes, return_index=True)[1])]
+
+
+def _taken(rows: pyarrow.Table, scores: np.ndarray, positions: np.ndarray) -> tuple[pyarrow.Table, np.ndarray]:
+    return rows.take(positions), scores[positions]

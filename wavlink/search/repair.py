@@ -1,0 +1,70 @@
+"""Verify an index, and forget what is damaged."""
+
+import os
+from contextlib import suppress
+
+from .table import Table
+from .vector_index import drop as drop_vector_index
+
+
+def verified(index: str | os.PathLike, drop: bool = False) -> tuple[Table, dict[str, list[str] | None]]:
+    """Compare every file of an index with its checksum, and find rows of other models.
+
+    Args:
+        drop: forget what is damaged; `index` embeds those sounds again.
+
+    Returns:
+        The table, and by name of what was forgotten the sounds that it held, None if their names are lost too.
+
+    Raises:
+        ValueError: without `drop`, damaged files or rows of other models; a damaged list of versions.
+    """
+    table = Table.unverified(index)
+    if not drop:
+        damaged = table.damaged()
+        if damaged:
+            raise ValueError("; ".join(damaged.values()))
+        if table.rows(_of_others(table)):
+            raise ValueError(
+                f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
+                "--drop` removes those of others"
+            )
+        return table, {}
+    with table.writing():
+        return table, _repaired(table)
+
+
+def _of_others(table: Table) -> str:
+    from .table import quoted
+
+    return f"revision != {quoted(table.manifest.revision)}"
+
+
+def _repaired(table: Table) -> dict[str, list[str] | None]:
+    damaged, dropped = set(table.damaged()), {}
+    lost = []
+    for fragment in table.dataset.get_fragments():
+        names = {f"data/{file.path}" for file in fragment.metadata.files}
+        deletion = fragment.metadata.deletion_file
+        names |= {name for name in damaged if deletion and name.startswith(f"_deletions/{fragment.fragment_id}-")}
+        if names & damaged:
+            lost.append(fragment.fragment_id)
+            dropped[min(names & damaged)] = _paths(fragment)
+    if lost:
+        table.drop_fragments(lost)
+    if any(name.startswith("_indices/") for name in damaged):
+        drop_vector_index(table)
+        dropped |= {name: [] for name in damaged if name.startswith("_indices/")}
+    others = _of_others(table)
+    if table.rows(others):
+        paths = sorted({path for batch in table.scan(["path"], others) for path in batch["path"].to_pylist()})
+        table.remove(paths)
+        dropped["rows of other models"] = paths
+    return dropped
+
+
+def _paths(fragment) -> list[str] | None:
+    """Return the paths of a damaged fragment, as far as they can be read."""
+    with suppress(Exception):
+        return sorted(set(fragment.to_table(columns=["path"])["path"].to_pylist()))
+    return None

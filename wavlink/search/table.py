@@ -1,0 +1,361 @@
+"""An index as a Lance table: a row per window, with the facts of its file; one commit a change.
+
+    INDEX/windows.lance    the table, see `wavlink.search.manifest` for its columns
+    INDEX/checksums.jsonl  the SHA-256 of the table's files; only on a local disk
+
+INDEX is a folder, or an address in object storage such as `s3://bucket/index`. Rows count once a commit names them. What
+a killed process leaves behind is in no commit: the next writer removes it. Readers keep the version that they opened.
+"""
+
+import dataclasses
+import datetime
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lance
+import pyarrow
+import pyarrow.compute as pc
+from lance.fragment import FragmentMetadata, write_fragments
+
+from wavlink.locks import locked
+
+from .changes import KnownFile
+from .checksums import Checksums
+from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
+from .rows import with_columns_of
+from .table_errors import explained
+
+TABLE = "windows.lance"
+_FORMER = "index.json"
+_LOCK = ".lock"
+_VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
+_VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
+_READS = 20  # attempts at an index that another process changes meanwhile
+_DELETED_AT_ONCE = 1000
+_FEW_FRAGMENTS = 16  # more are compacted
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
+_FILE_FACTS = ["path", "window", "size", "version", "windows", "error"]
+_UNKNOWN = -2  # a version that no file has
+_Result = TypeVar("_Result")
+Storage = dict[str, str] | None
+
+
+def is_remote(index: str | os.PathLike) -> bool:
+    """True for an address in object storage."""
+    return bool(_REMOTE.match(os.fspath(index)))
+
+
+class Table:
+    """`Table.open(index)`, or a new one by `create`; to change it, `with table.writing(): ...`.
+
+    Attributes:
+        index: the folder or address of the index.
+        manifest: how it was made.
+        dataset: Lance's view of one version of the table.
+
+    Raises:
+        ValueError: a file is missing or damaged; a table of another program; another process writes.
+        OSError: the disk is full, or there is no right to write. The version before still counts.
+    """
+
+    def __init__(self, index: str | os.PathLike, dataset: lance.LanceDataset, storage_options: Storage = None):
+        self.index, self.dataset, self.storage_options = os.fspath(index), dataset, storage_options
+        self.manifest = read_manifest(dataset.schema.metadata, self.index)
+        schema = dataset.schema
+        if any(field not in schema for field in self.manifest.schema):
+            raise ValueError(f"{self.index} has other columns than its manifest says: index into another folder")
+        self.checksums = None if is_remote(self.index) else Checksums(Path(self.index))
+
+    @classmethod
+    def open(cls, index: str | os.PathLike, storage_options: Storage = None) -> "Table":
+        """Open an index for reading; a small one on a local disk is verified."""
+        table = cls.unverified(index, storage_options)
+        if table.checksums and table.bytes() <= _VERIFIED_BYTES and (damaged := table.damaged()):
+            raise ValueError("; ".join(damaged.values()))
+        return table
+
+    @classmethod
+    def unverified(cls, index: str | os.PathLike, storage_options: Storage = None) -> "Table":
+        """Open an index without a look at its checksums."""
+        index = os.fspath(index)
+        if not is_remote(index):
+            _refuse_no_index(Path(index))
+        with explained(index):
+            return cls(index, lance.dataset(_uri(index), storage_options=storage_options), storage_options)
+
+    @classmethod
+    def reading(
+        cls, index: str | os.PathLike, read: Callable[["Table"], _Result], storage_options: Storage = None
+    ) -> _Result:
+        """Return `read(table)`, repeated where another process has changed the index meanwhile.
+
+        Raises:
+            ValueError: whatever `read` raises of an index that no process changes.
+        """
+        version = None
+        for _ in range(_READS):
+            try:
+                table = cls.open(index, storage_options)
+                return read(table)
+            except (ValueError, OSError):
+                before, version = version, _latest(index, storage_options)
+                if version is None or version == before:
+                    raise
+        raise ValueError(f"{index} is changed faster than it can be read: wait until `index` has ended")
+
+    @classmethod
+    @contextmanager
+    def create(
+        cls, index: str | os.PathLike, manifest: Manifest, storage_options: Storage = None
+    ) -> Iterator["Table"]:
+        """Create an empty index, and hold it for writing."""
+        index = os.fspath(index)
+        if not is_remote(index):
+            folder = Path(index)
+            if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+                raise ValueError(f"{index} is there already and is no index: name a folder that is new or empty")
+            folder.mkdir(parents=True, exist_ok=True)
+        with _lock(index), explained(index):
+            if has_table(index, storage_options):
+                raise ValueError(f"{index} has just become the index of another process: start again")
+            dataset = lance.write_dataset(
+                manifest.schema.empty_table(),
+                _uri(index),
+                data_storage_version=_VERSION,
+                enable_v2_manifest_paths=True,
+                storage_options=storage_options,
+            )
+            table = cls(index, dataset, storage_options)
+            table._tidy()
+            yield table
+            table._tidy()
+
+    @contextmanager
+    def writing(self) -> Iterator["Table"]:
+        """Lock the index against other writers, in the state that the last one left; readers may go on reading.
+
+        In object storage there is no lock: rows that are appended at the same time are both kept.
+        """
+        with _lock(self.index), explained(self.index):
+            self.refresh()
+            self._tidy()
+            yield self
+            self._tidy()
+
+    def refresh(self) -> None:
+        """Go on to the table's latest version."""
+        with explained(self.index):
+            if self.dataset.latest_version != self.dataset.version:
+                self.dataset.checkout_latest()
+                self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        """The names of columns that describe the sounds."""
+        return [name for name in self.dataset.schema.names if name not in COLUMNS and name not in VECTORS]
+
+    @property
+    def schema(self) -> pyarrow.Schema:
+        """The table's schema."""
+        return self.dataset.schema
+
+    def rows(self, where: str | None = None) -> int:
+        """Return the number of rows, also of files that were skipped; with `where`, of those that it names."""
+        with explained(self.index):
+            return self.dataset.count_rows(filter=where)
+
+    def windows(self) -> int:
+        """Return the number of windows that have a vector."""
+        return self.rows("error = ''") if self.rows() else 0
+
+    def scan(
+        self, columns: Sequence[str], where: str | None = None, batch_size: int = 1 << 16, **options: Any
+    ) -> Iterator[pyarrow.RecordBatch]:
+        """Read rows in their order.
+
+        Args:
+            where: an SQL expression over the columns.
+            options: of `lance.LanceDataset.scanner`, such as `with_row_id`.
+        """
+        with explained(self.index, self):
+            yield from self.dataset.scanner(
+                columns=[*columns], filter=where, batch_size=batch_size, **options
+            ).to_batches()
+
+    def files(self) -> dict[str, KnownFile]:
+        """Add up the rows by path; where they do not fit together, the version is one that no file has."""
+        known: dict[str, KnownFile] = {}
+        sums = [("window", "count"), ("window", "max"), ("window", "min")]
+        same = [(name, how) for name in ("size", "version") for how in ("min", "max")]
+        for batch in self.scan(_FILE_FACTS):
+            table = pyarrow.Table.from_batches([batch])
+            grouped = table.group_by("path").aggregate([*sums, *same, ("windows", "min"), ("error", "max")])
+            for row in zip(*(grouped[name].to_pylist() for name in grouped.column_names), strict=True):
+                path, facts = row[grouped.column_names.index("path")], dict(zip(grouped.column_names, row, strict=True))
+                known[path] = _added(known.get(path), facts)
+        return {path: file._replace(version=_fitting(file)) for path, file in known.items()}
+
+    def append(self, rows: pyarrow.Table) -> None:
+        """Add rows in one commit."""
+        if len(rows):
+            self.commit(self.write(rows))
+
+    def write(self, rows: pyarrow.Table) -> list[FragmentMetadata]:
+        """Write rows to the storage, without a commit: they count once `commit` names them."""
+        with explained(self.index):
+            return write_fragments(
+                with_columns_of(self.schema, rows),
+                _uri(self.index),
+                schema=self.schema,
+                mode="append",
+                data_storage_version=_VERSION,
+                storage_options=self.storage_options,
+            )
+
+    def commit(self, fragments: Sequence[FragmentMetadata]) -> None:
+        """Let rows of `write` count, all or none."""
+        self._commit(lance.LanceOperation.Append([*fragments]))
+
+    def _commit(self, operation: lance.LanceOperation.BaseOperation) -> None:
+        with explained(self.index):
+            version = self.dataset.version
+            lance.LanceDataset.commit(
+                _uri(self.index), operation, read_version=version, storage_options=self.storage_options
+            )
+            self.dataset.checkout_latest()
+
+    def replace_all(self, fragments: Sequence[FragmentMetadata], schema: pyarrow.Schema) -> None:
+        """Let these rows alone count, under another schema, in one commit."""
+        self._commit(lance.LanceOperation.Overwrite(schema, [*fragments]))
+        self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+
+    def complete(self, path: str, windows: int, duration: float) -> None:
+        """Note in one commit how many windows a file has, and its duration in seconds."""
+        facts = {"windows": str(windows), "duration": repr(float(duration))}
+        with explained(self.index):
+            self.dataset.update(facts, where=f"path = {quoted(path)}")
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove every row of these files."""
+        paths = [*paths]
+        with explained(self.index):
+            for start in range(0, len(paths), _DELETED_AT_ONCE):
+                names = ", ".join(map(quoted, paths[start : start + _DELETED_AT_ONCE]))
+                self.dataset.delete(f"path IN ({names})")
+
+    def change(self, **fields: Any) -> None:
+        """Set other fields of the manifest, in one commit."""
+        manifest = dataclasses.replace(self.manifest, **fields)
+        if manifest != self.manifest:
+            with explained(self.index):
+                self.dataset.update_schema_metadata({METADATA.decode(): manifest.to_json()})
+                self.dataset.checkout_latest()
+            self.manifest = manifest
+
+    def compact(self) -> None:
+        """Merge small fragments into larger ones, if there are many."""
+        with explained(self.index):
+            if len(self.dataset.get_fragments()) > _FEW_FRAGMENTS:
+                self.dataset.optimize.compact_files()
+                self.dataset.checkout_latest()
+
+    def bytes(self) -> int:
+        """Return the bytes of the table's files on a local disk."""
+        return sum(path.stat().st_size for path in Path(_uri(self.index)).rglob("*") if path.is_file())
+
+    def damaged(self) -> dict[str, str]:
+        """Return by name why a file of the table is not as it was written."""
+        return self.checksums.damaged(self.file_names()) if self.checksums else {}
+
+    def file_names(self) -> list[str]:
+        """Return the files of the current version, relative to the table, without those of its version log."""
+        rows = self.dataset.tracked_files().read_all()
+        rows = rows.filter(pc.equal(rows["version"], self.dataset.version))
+        return sorted(rows["path"].to_pylist())
+
+    def drop_fragments(self, ids: Iterable[int]) -> None:
+        """Remove these fragments unread, in one commit."""
+        self._commit(lance.LanceOperation.Delete([], [*ids], "false"))
+
+    def _tidy(self) -> None:
+        """Remove files that no version names and older versions, and note checksums of new files."""
+        if self.checksums:  # in object storage, other writers may be about to name theirs
+            self.dataset.cleanup_old_versions(older_than=datetime.timedelta(0), delete_unverified=True)
+            self.checksums.update(self.file_names())
+
+
+def quoted(text: str) -> str:
+    """Return a text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def has_table(index: str | os.PathLike, storage_options: Storage = None) -> bool:
+    """True if an index holds a table with a version; False for one whose making was interrupted."""
+    if is_remote(index):
+        return _latest(index, storage_options) is not None
+    versions = Path(index) / TABLE / "_versions"
+    return versions.is_dir() and any(path.suffix == ".manifest" for path in versions.iterdir())
+
+
+def _uri(index: str | os.PathLike) -> str:
+    return f"{os.fspath(index).rstrip('/')}/{TABLE}"
+
+
+def _latest(index: str | os.PathLike, storage_options: Storage = None) -> int | None:
+    """Return the latest version of a table, None without one."""
+    try:
+        with explained(os.fspath(index)):
+            return lance.dataset(_uri(index), storage_options=storage_options).version
+    except (ValueError, OSError):
+        return None
+
+
+@contextmanager
+def _lock(index: str) -> Iterator[None]:
+    if is_remote(index):
+        yield
+    else:
+        with locked(Path(index) / _LOCK):
+            yield
+
+
+def _refuse_no_index(folder: Path) -> None:
+    if has_table(folder):
+        return
+    refuse_former(folder)
+    raise ValueError(f"{folder} is no index: make one with `wavlink index SOUNDS --model M --out {folder}`")
+
+
+def refuse_former(index: str | os.PathLike) -> None:
+    """Raise a ValueError for an index of parquet files, which earlier versions made and `push` makes."""
+    if not is_remote(index) and (Path(index) / _FORMER).is_file():
+        raise ValueError(f"{index} is an index of an earlier version: `wavlink pull {index} --out NEW` converts it")
+
+
+def _is_foreign(path: Path) -> bool:
+    """True if a process that was killed before the first version cannot have left this."""
+    return path.name != TABLE and not path.name.startswith(".")
+
+
+def _added(file: KnownFile | None, facts: dict[str, Any]) -> KnownFile:
+    """Add rows of a file in one batch to those of the batches before; `rows` of -1 do not fit together."""
+    error = facts["error_max"]
+    rows = 0 if error else facts["window_count"]
+    first, last = facts["window_min"], facts["window_max"]
+    fits = error or last - first + 1 == rows
+    fits = fits and facts["size_min"] == facts["size_max"] and facts["version_min"] == facts["version_max"]
+    made = KnownFile(facts["size_max"], facts["version_max"], rows, facts["windows_min"], error)
+    if file:
+        fits = fits and file.version != _UNKNOWN and file[:2] == made[:2] and first == file.rows and not error
+        made = made._replace(rows=file.rows + rows, windows=min(file.windows, made.windows))
+    elif not error:
+        fits = fits and first == 0
+    return made if fits else made._replace(version=_UNKNOWN)
+
+
+def _fitting(file: KnownFile) -> int | None:
+    return _UNKNOWN if 0 <= file.windows < file.rows else file.version

@@ -1,0 +1,66 @@
+"""Errors of Lance as this package raises them: an OSError of the disk, or a ValueError that names the index."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pyarrow
+
+if TYPE_CHECKING:
+    from .table import Table
+
+_SOURCE = re.compile(r",? ?/[^\s,]*\.rs:\d+(:\d+)?")  # lines of Lance's source code
+_DISK = {
+    "No space left on device": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "Permission denied": errno.EACCES,
+    "Read-only file system": errno.EROFS,
+    "File too large": errno.EFBIG,
+    "Too many open files": errno.EMFILE,
+}
+REPAIR = "`verify INDEX --drop` forgets what is damaged, and `index` then embeds it anew"
+
+
+@contextmanager
+def explained(index: str, table: "Table | None" = None) -> Iterator[None]:
+    """Raise errors of Lance as this package's own.
+
+    Args:
+        table: is verified after an error, to name the damaged file.
+
+    Raises:
+        ValueError: a damaged table, or whatever else Lance refuses.
+        OSError: the disk is full, or there is no right to read or write.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException, NotImplementedError) as error:
+        if not _is_of_lance(error):
+            raise
+        raise _explained(error, index, table) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust; it derives from BaseException
+            raise
+        raise _explained(error, index, table) from error
+
+
+def _is_of_lance(error: BaseException) -> bool:
+    return bool(_SOURCE.search(str(error))) or "LanceError" in str(error) or isinstance(error, pyarrow.ArrowException)
+
+
+def _explained(error: BaseException, index: str, table: "Table | None") -> Exception:
+    text = _SOURCE.sub("", str(error)).strip()
+    for words, number in _DISK.items():
+        if words in text:
+            return OSError(number, os.strerror(number), index)
+    damaged = table.damaged() if table else {}
+    if damaged:
+        return ValueError("; ".join(damaged.values()))
+    if "Not found" in text or "not found" in text:
+        return ValueError(f"{index} lacks a file ({text[:300]}): {REPAIR}")
+    return ValueError(f"{index} cannot be read or written: {text[:300]}")
