@@ -36,11 +36,8 @@ class Checksums:
 
     def update(self, names: Sequence[str]) -> None:
         """Note the checksums of new files, and forget those of files that are gone."""
-        try:
-            known = self.read()
-        except ValueError:
-            raise
-        kept = {name: known.get(name) or _digest(self.table / name) for name in names}
+        known = self.read()
+        kept = {name: known.get(name) or sha256_of(self.table / name) for name in names}
         if kept != known:
             lines = [json.dumps({"file": name, "sha256": digest}) for name, digest in kept.items()]
             write_text(self.folder / _FILE, "".join(f"{line}\n" for line in lines))
@@ -55,7 +52,7 @@ class Checksums:
         for name in names:
             path = self.table / name
             try:
-                digest = _digest(path)
+                digest = sha256_of(path)
             except FileNotFoundError:
                 errors[name] = f"{path} is missing from the index: {REPAIR}"
             except OSError as error:
@@ -66,7 +63,8 @@ class Checksums:
         return errors
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ):

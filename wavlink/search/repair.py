@@ -3,7 +3,7 @@
 import os
 from contextlib import suppress
 
-from .table import Table
+from .table import Table, quoted
 from .vector_index import drop as drop_vector_index
 
 
@@ -21,22 +21,24 @@ def verified(index: str | os.PathLike, drop: bool = False) -> tuple[Table, dict[
     """
     table = Table.unverified(index)
     if not drop:
-        damaged = table.damaged()
-        if damaged:
-            raise ValueError("; ".join(damaged.values()))
-        if table.rows(_of_others(table)):
-            raise ValueError(
-                f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
-                "--drop` removes those of others"
-            )
+        refuse_damaged(table)
         return table, {}
     with table.writing():
         return table, _repaired(table)
 
 
-def _of_others(table: Table) -> str:
-    from .table import quoted
+def refuse_damaged(table: Table) -> None:
+    """Raise a ValueError that names damaged files of an index, or says that it has rows of other models."""
+    if damaged := table.damaged():
+        raise ValueError("; ".join(damaged.values()))
+    if table.rows(_of_others(table)):
+        raise ValueError(
+            f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
+            "--drop` removes those of others"
+        )
 
+
+def _of_others(table: Table) -> str:
     return f"revision != {quoted(table.manifest.revision)}"
 
 

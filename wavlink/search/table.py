@@ -110,9 +110,17 @@ class Table:
     @classmethod
     @contextmanager
     def create(
-        cls, index: str | os.PathLike, manifest: Manifest, storage_options: Storage = None
+        cls,
+        index: str | os.PathLike,
+        manifest: Manifest,
+        storage_options: Storage = None,
+        columns: Iterable[pyarrow.Field] = (),
     ) -> Iterator["Table"]:
-        """Create an empty index, and hold it for writing."""
+        """Create an empty index, and hold it for writing.
+
+        Args:
+            columns: that describe the sounds.
+        """
         index = os.fspath(index)
         if not is_remote(index):
             folder = Path(index)
@@ -122,8 +130,9 @@ class Table:
         with _lock(index), explained(index):
             if has_table(index, storage_options):
                 raise ValueError(f"{index} has just become the index of another process: start again")
+            schema = manifest.schema
             dataset = lance.write_dataset(
-                manifest.schema.empty_table(),
+                pyarrow.schema([*schema, *columns], schema.metadata).empty_table(),
                 _uri(index),
                 data_storage_version=_VERSION,
                 enable_v2_manifest_paths=True,
