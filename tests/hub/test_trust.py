@@ -38,8 +38,8 @@ from wavlink.search.build import index_sounds
 from wavlink.search.command import main as search_main
 from wavlink.search.index import Index
 from wavlink.search.manifest import checksum
-from wavlink.search.store import IndexFolder
-from wavlink.search.transfer import without_local_paths
+from wavlink.search.table import Table
+from wavlink.search.copies import without_local_paths
 
 ROOT = Path(__file__).parents[2]
 EVIL = """

@@ -1,7 +1,8 @@
-"""Copy an index on this machine: with fewer dims or another storage, or from tables of its rows."""
+"""Copy an index on this machine: with fewer dims or another storage, to publish it, or from tables of its rows."""
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pyarrow
 
 from wavlink.atomic_files import new_folder
 from wavlink.defaults import STORAGES
+from wavlink.model_names import parse_name
 
 from . import vector_index
 from .manifest import VECTORS, Manifest
 from .repair import refuse_damaged
 from .scoring import truncated, vectors_of
-from .table import Table
+from .table import LOCK, Table
 
 _WRITTEN_AT_ONCE = 1 << 27  # bytes in memory
 _ROWS = 1 << 14
@@ -50,6 +52,36 @@ def _reindexed(source: Table, out: str | os.PathLike, dim: int | None, storage: 
         fill(unfinished, new, metadata_fields(source), rows)
 
 
+def publish(source: str | os.PathLike, out: Path) -> tuple[str, list[str]]:
+    """Copy an index without local paths, and return its root and the paths of its sounds.
+
+    Args:
+        out: a folder, which is replaced.
+
+    Raises:
+        ValueError: no index, or a damaged one.
+    """
+
+    def copied(table: Table) -> tuple[str, list[str]]:
+        refuse_damaged(table)
+        shutil.rmtree(out, ignore_errors=True)  # of a state of the index that has been replaced meanwhile
+        batches = table.scan(table.schema.names, batch_size=_ROWS)
+        rows = (pyarrow.Table.from_batches([batch]) for batch in batches)
+        fill(out, without_local_paths(table.manifest), metadata_fields(table), rows)
+        return table.manifest.root, sorted(path for path, file in table.files().items() if not file.error)
+
+    made = Table.reading(source, copied)
+    (out / LOCK).unlink(missing_ok=True)
+    return made
+
+
+def without_local_paths(manifest: Manifest) -> Manifest:
+    """Return a manifest to publish, without the local paths of the model and the sounds."""
+    source, _ = parse_name(manifest.model)
+    model = manifest.model.replace(source, os.path.basename(source)) if os.path.isabs(source) else manifest.model
+    return dataclasses.replace(unsearched(manifest), model=model, root="")
+
+
 def unsearched(manifest: Manifest) -> Manifest:
     """Return the manifest of a table that has no vector index yet."""
     return dataclasses.replace(manifest, probes=0, recall={})
@@ -60,9 +92,7 @@ def metadata_fields(table: Table) -> list[pyarrow.Field]:
     return [table.schema.field(name) for name in table.metadata_columns]
 
 
-def fill(
-    folder: Path, manifest: Manifest, columns: Iterable[pyarrow.Field], tables: Iterable[pyarrow.Table]
-) -> None:
+def fill(folder: Path, manifest: Manifest, columns: Iterable[pyarrow.Field], tables: Iterable[pyarrow.Table]) -> None:
     """Make an index in a folder, of rows that count all at once.
 
     Args:

@@ -1,8 +1,8 @@
 """Read an index of earlier versions: parquet parts that `index.json` names, in four storages.
 
-    index.json                       model, storage, windows; the parts with their checksums
-    embeddings/part-000003.parquet   a row per window: path, start, end (seconds), embedding
-    files/part-000003.parquet        a row per file: its size and version when it was embedded, or why not
+index.json                       model, storage, windows; the parts with their checksums
+embeddings/part-000003.parquet   a row per window: path, start, end (seconds), embedding
+files/part-000003.parquet        a row per file: its size and version when it was embedded, or why not
 """
 
 import re

@@ -16,11 +16,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from wavlink.atomic_files import new_folder
 from wavlink.hub_errors import reason
 from wavlink.hub_record import CARD, Earlier, card_with_kept, read_earlier, refuse_edited, signed
-from wavlink.model_names import parse_name
 from wavlink.sanitize import escape
 
 from . import former
-from .copies import fill, unsearched
+from .copies import fill, unsearched, without_local_paths
 from .listing import file_of
 from .manifest import Manifest
 from .parquet import MANIFEST_FILE, Copy, Part, export, export_manifest, parts_of, read_export, read_fields
@@ -201,13 +200,6 @@ def _size_and_time(root: str, path: str) -> tuple[int, int]:
     except (OSError, ValueError):  # a path with a null character
         return -1, -1
     return status.st_size, status.st_mtime_ns
-
-
-def without_local_paths(manifest: Manifest) -> Manifest:
-    """Return a manifest to publish, without the local paths of the model and the sounds."""
-    source, _ = parse_name(manifest.model)
-    model = manifest.model.replace(source, os.path.basename(source)) if os.path.isabs(source) else manifest.model
-    return dataclasses.replace(unsearched(manifest), model=model, root="")
 
 
 def _card(manifest: Manifest, parts: list[Part], repo_id: str) -> str:

@@ -31,7 +31,7 @@ from .table_errors import explained
 
 TABLE = "windows.lance"
 _FORMER = "index.json"
-_LOCK = ".lock"
+LOCK = ".lock"
 _VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
 _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
 _READS = 20  # attempts at an index that another process changes meanwhile
@@ -328,7 +328,7 @@ def _lock(index: str) -> Iterator[None]:
     if is_remote(index):
         yield
     else:
-        with locked(Path(index) / _LOCK):
+        with locked(Path(index) / LOCK):
             yield
 
 
