@@ -11,7 +11,7 @@ from modeling_wavlink import WavLinkModel
 from wavlink.embedder import Embedder
 from wavlink.search import build as indexing
 from wavlink.search.build import index_sounds
-from wavlink.search.store import IndexFolder
+from wavlink.search.table import Table
 
 from .conftest import RATE, tone
 
