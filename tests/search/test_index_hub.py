@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from tests import searches
 from tests.former_index import STORAGES, codes_of, sign, write_former
 from tests.hub_server import TOKEN
 from tests.searches import index, write
+from wavlink.cli import build_parser
 from wavlink.hub_record import LINE, signed
 from wavlink.search import copies, parquet
 from wavlink.search import hub as index_hub
@@ -289,9 +291,7 @@ def test_other_columns_are_refused(pushed, tmp_path):
     }
     for message, rows in refused.items():
         resigned(pushed, rows)
-        with pytest.raises(
-            ValueError, match=f"part-000000.parquet is none of this program's: .*{message}"
-        ):
+        with pytest.raises(ValueError, match=f"part-000000.parquet is none of this program's: .*{message}"):
             pull(str(pushed), tmp_path / "pulled")
     resigned(pushed, table, rows=9)
     with pytest.raises(ValueError, match="other columns or rows than the index says"):
@@ -522,3 +522,113 @@ def test_publish_leaves_no_local_path_and_no_history(folder, tmp_path):
     assert rows_of(tmp_path / "published").equals(rows_of(folder))
     shutil.copytree(tmp_path / "published", tmp_path / "elsewhere")
     assert Table.open(tmp_path / "elsewhere").damaged() == {}
+
+
+# --- as commands, in a process with its own caches
+
+PUSH = """
+from modeling_wavlink import search
+search.main(["push", {out!r}, {repo!r}, "--private"])
+search.main(["pull", {repo!r}, "--out", {pulled!r}])
+search.main(["pull", {repo!r}, "--out", {rooted!r}, "--root", {copied!r}])
+import datasets
+print("rows", *datasets.load_dataset({repo!r}, split="train")["path"])
+"""
+
+
+def assert_same_windows(folder, other) -> None:
+    """Of the files without errors."""
+    assert rows_of(folder, "error = ''").equals(rows_of(other, "error = ''"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+def test_push_pull_and_continue(sounds, tmp_path, models, embedder, hub, xet):
+    """By the storage of large files, and by Xet, which is what clients use by default."""
+    if xet:
+        pytest.importorskip("hf_xet")
+    run = partial(hub.run, home=tmp_path / "home", token=TOKEN, HF_HUB_DISABLE_XET=str(int(not xet)))
+    out, pulled, repo = str(tmp_path / "index"), str(tmp_path / "pulled"), f"user/sounds-{xet}"
+    index(sounds, out, str(models["model"]))
+    rooted, copied = str(tmp_path / "rooted"), str(tmp_path / "copied")
+    shutil.copytree(sounds, copied, copy_function=shutil.copyfile)  # with other times of change
+    write(Path(copied, "bell.flac"), 8, 4.0)
+    asked = len(hub.requests)
+    lines = run(PUSH.format(out=out, pulled=pulled, rooted=rooted, copied=copied, repo=repo)).splitlines()
+    assert any(path.startswith("/xet/v1/xorbs") for _, path in hub.requests[asked:]) == xet
+    assert any(path.startswith("/xet/v1/data") for _, path in hub.requests[asked:]) == xet
+    paths = sorted(set(rows_of(out)["path"].to_pylist()))
+    assert lines[0].startswith(f"{hub.endpoint}/datasets/{repo}/commit/")
+    assert lines[-1].split()[0] == "rows" and sorted(set(lines[-1].split()[1:])) == paths
+    assert_same_windows(pulled, out)
+    for path in Path(hub.root / "datasets" / repo).rglob("*.*"):
+        assert str(tmp_path).encode() not in path.read_bytes()  # nor where the sounds and the model are
+
+    message = f"says it was made by '{models['model'].name}'.*name it yourself with --model"
+    with pytest.raises(ValueError, match=message):
+        Index.open(pulled).query("rain")
+    hits = Index.open(pulled, embedder).query("rain")
+    assert [hit.path for hit in hits] == [hit.path for hit in Index.open(out, embedder).query("rain")]
+    assert not any(hit.file or hit.missing or hit.changed for hit in hits)
+
+    hits = Index.open(rooted, embedder).query("rain")
+    assert [hit.path for hit in hits if hit.changed] == ["bell.flac"]
+    assert index(copied, rooted, embedder).unchanged == 4
+
+    write(sounds / "new.wav", 7)
+    with pytest.raises(ValueError, match=message):
+        index(sounds, pulled)
+    assert index(sounds, pulled, str(models["model"])).sounds == 6
+    assert Index.open(pulled).query("rain")  # a name that a user has given is trusted from then on
+    index(sounds, out)
+    again = f"from modeling_wavlink import search\nsearch.main(['push', {out!r}, {repo!r}])"
+    run(again)
+    files = hub.files(repo, kind="datasets")
+    assert files - {".gitattributes"} == {"README.md", "index.json", "data/part-000000.parquet"}
+    assert len(hub.history(repo, "datasets")) == 3  # each push was one commit
+
+    folder = hub.root / "datasets" / repo
+    card = (hub.find("datasets", repo, "main")[1] / "README.md").read_text()
+    hub.commit(folder, "main", {"README.md": f"{card}Mine.\n".encode(), "notes.json": b"{}"})
+    run(again)
+    _, snapshot = hub.find("datasets", repo, "main")
+    assert (snapshot / "README.md").read_text() == f"{card}Mine.\n" and (snapshot / "notes.json").exists()
+    hub.commit(folder, "main", {"README.md": card.replace("# An index", "# My index").encode()})
+    refused = again.replace("\n", "\ntry:\n ") + "\nexcept ValueError as error: print(error)"
+    assert f"README.md of {repo} was edited on the Hub" in run(refused)
+
+
+COMMIT_BETWEEN = """
+from huggingface_hub import CommitOperationAdd, HfApi
+from modeling_wavlink import search
+real = HfApi.create_commit
+def create_commit(self, repo_id, operations, **options):
+    HfApi.create_commit = real
+    theirs = [CommitOperationAdd("theirs.txt", b"theirs")]
+    real(self, repo_id, theirs, commit_message="theirs", repo_type="dataset")
+    return real(self, repo_id, operations, **options)
+HfApi.create_commit = create_commit
+try:
+    search.main(["push", {out!r}, "user/shared"])
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.slow
+def test_a_push_is_refused_where_another_commit_came_between(folder, tmp_path, hub):
+    """What it would delete, and what it would leave, was decided by another commit."""
+    out = str(folder)
+    assert "refused: the push to" in hub.run(COMMIT_BETWEEN.format(out=out), tmp_path / "home", TOKEN)
+    assert hub.files("user/shared", kind="datasets") - {".gitattributes"} == {"theirs.txt"}
+    hub.run(f"from modeling_wavlink import search\nsearch.main(['push', {out!r}, 'user/shared'])", tmp_path, TOKEN)
+    assert {"theirs.txt", "index.json"} < hub.files("user/shared", kind="datasets")
+
+
+def test_the_commands_of_a_card_can_be_parsed():
+    manifest = Manifest("user/model", "0" * 40, 24, [24], 24, "fp16", 10.0, 5.0, 16000, "")
+    card = index_hub._card(manifest, [parquet.Part("part-000000.parquet", 7, "")], "user/sounds")
+    commands = [line for line in card.splitlines() if line.startswith("wavlink ")]
+    assert len(commands) == 2 and "\n7 windows of 10 s" in card
+    for command in commands:
+        build_parser().parse_args(shlex.split(command.removeprefix("wavlink ")))
