@@ -236,7 +236,7 @@ class Index:
                 to compare with `min_probability`, or a prior for a model without a calibration.
         """
         self.table.refresh()
-        if not len(self):
+        if not self.table.has_windows():
             raise ValueError("the index holds no sounds yet: index some")
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")

@@ -172,6 +172,10 @@ class Table:
         """Return the number of windows that have a vector."""
         return self.rows("error = ''") if self.rows() else 0
 
+    def has_windows(self) -> bool:
+        """True if there is a window with a vector."""
+        return any(len(batch) for batch in self.scan(["window"], "error = ''", limit=1))
+
     def scan(
         self, columns: Sequence[str], where: str | None = None, batch_size: int = 1 << 16, **options: Any
     ) -> Iterator[pyarrow.RecordBatch]:
