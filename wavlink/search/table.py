@@ -39,7 +39,7 @@ _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 _FILE_FACTS = ["path", "window", "size", "version", "windows", "error"]
-_UNKNOWN = -2  # a version that no file has
+UNKNOWN = -2  # a version that no file has
 _Result = TypeVar("_Result")
 Storage = dict[str, str] | None
 
@@ -350,12 +350,12 @@ def _added(file: KnownFile | None, facts: dict[str, Any]) -> KnownFile:
     fits = fits and facts["size_min"] == facts["size_max"] and facts["version_min"] == facts["version_max"]
     made = KnownFile(facts["size_max"], facts["version_max"], rows, facts["windows_min"], error)
     if file:
-        fits = fits and file.version != _UNKNOWN and file[:2] == made[:2] and first == file.rows and not error
+        fits = fits and file.version != UNKNOWN and file[:2] == made[:2] and first == file.rows and not error
         made = made._replace(rows=file.rows + rows, windows=min(file.windows, made.windows))
     elif not error:
         fits = fits and first == 0
-    return made if fits else made._replace(version=_UNKNOWN)
+    return made if fits else made._replace(version=UNKNOWN)
 
 
 def _fitting(file: KnownFile) -> int | None:
-    return _UNKNOWN if 0 <= file.windows < file.rows else file.version
+    return UNKNOWN if 0 <= file.windows < file.rows else file.version
