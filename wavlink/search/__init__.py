@@ -2,5 +2,6 @@
 
 import os
 
-os.environ.setdefault("LANCE_LOG", "error")  # its warnings are for the authors of this package
-os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # in statistics of a vector index
+# Lance reads these when it is imported: it would warn on stderr of each query.
+os.environ.setdefault("LANCE_LOG", "error")
+os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")

@@ -92,8 +92,8 @@ def candidates(
         "metric": "cosine",
     }
     with explained(table.index, table):
-        options = {"nearest": nearest, "filter": where, "prefilter": True, "disable_scoring_autoprojection": True}
-        return table.dataset.scanner(columns=columns, **options).to_table()
+        options = {"filter": where, "prefilter": True, "disable_scoring_autoprojection": True}
+        return table.dataset.scanner(columns=columns, nearest=nearest, **options).to_table()
 
 
 def _measured(table: Table, texts: np.ndarray | None) -> dict:
