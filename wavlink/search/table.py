@@ -160,6 +160,21 @@ class Table:
                 self.dataset.checkout_latest()
                 self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
+    def latest(self, read: Callable[[], _Result]) -> _Result:
+        """Return `read()` of the table's latest version, repeated where a writer has replaced it meanwhile."""
+        for _ in range(_READS):
+            self.refresh()
+            try:
+                return read()
+            except (ValueError, OSError):
+                before = _identity(self.dataset)
+                with explained(self.index):
+                    self.dataset = lance.dataset(_uri(self.index), storage_options=self.storage_options)
+                if _identity(self.dataset) == before:
+                    raise
+                self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+        raise ValueError(f"{self.index} is changed faster than it can be read: wait until `index` has ended")
+
     @property
     def metadata_columns(self) -> list[str]:
         """The names of columns that describe the sounds."""
@@ -192,6 +207,11 @@ class Table:
             yield from self.dataset.scanner(
                 columns=[*columns], filter=where, batch_size=batch_size, **options
             ).to_batches()
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pyarrow.Table:
+        """Read rows by their numbers, in the order of these."""
+        with explained(self.index, self):
+            return self.dataset.take([*rows], columns=[*columns])
 
     def files(self) -> dict[str, KnownFile]:
         """Add up the rows by path; where they do not fit together, the version is one that no file has."""
@@ -333,6 +353,11 @@ def _state(index: str | os.PathLike, storage_options: Storage = None) -> int | s
             return lance.dataset(_uri(index), storage_options=storage_options).version
     except (ValueError, OSError):
         return None
+
+
+def _identity(dataset: lance.LanceDataset) -> tuple[int, list[str]]:
+    """Return what differs also between tables that were made one after the other in the same place."""
+    return dataset.version, [file.path for each in dataset.get_fragments() for file in each.metadata.files]
 
 
 def _versions(index: str | os.PathLike) -> list[Path]:
