@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow
 
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
@@ -184,13 +185,13 @@ class Index:
         """The number of windows."""
         version = self.table.dataset.version
         if self._windows is None or self._windows[0] != version:
-            self._windows = version, self.table.windows()
+            self._windows = self.table.latest(lambda: (self.table.dataset.version, self.table.windows()))
         return self._windows[1]
 
     @property
     def embedder(self) -> Embedder:
         """The model that the index was made with, loaded when it is first needed."""
-        if self._embedder is None:
+        if self._embedder is None or self._embedder.revision != self.manifest.revision:  # after a migration
             self._embedder = embedder_of(self.manifest, **self._options)
         return self._embedder
 
@@ -264,10 +265,15 @@ class Index:
         model = calibration_of(self.embedder, self._dim, prior)
         if model is not None:
             return model
-        rows = np.arange(0, len(self), -(-len(self) // _SAMPLE))
-        sample = self.table.dataset.take(rows.tolist(), columns=["embedding"])["embedding"].drop_null()
+        sample = self.table.latest(self._sample)
         query = truncated(vector[None], self._dim)[0]
         return background_of(unit(vectors_of(sample)[:, : self._dim]) @ query, len(self))
+
+    def _sample(self) -> pyarrow.ChunkedArray:
+        """Return vectors of windows at even distances."""
+        count = self.table.rows()
+        rows = np.arange(0, count, -(-count // _SAMPLE))
+        return self.table.take(rows.tolist(), ["embedding"])["embedding"].drop_null()
 
     def with_probabilities(
         self, hits: list[Hit], vector: np.ndarray, min_probability: float | None = None, prior: float | None = None
@@ -305,11 +311,13 @@ class Index:
         if not vector[: self._dim].any():
             raise ValueError("what is wanted and what is not cancel out: ask for something else")
         options = {"windows": windows, "where": where, "exact": exact}
-        rows, scores = nearest(self.table, vector, top_k, dim=self._dim, **options)
+        rows, scores = self.table.latest(lambda: nearest(self.table, vector, top_k, dim=self._dim, **options))
         self._refuse_mixed(set(rows["revision"].to_pylist()))
         return [self._hit(row, score) for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)]
 
     def _refuse_mixed(self, revisions: set[str]) -> None:
+        if self._embedder is not None and self._embedder.revision != self.manifest.revision:
+            raise ValueError(f"{self.table.index} has just changed to another model, {self.manifest.model}: ask again")
         if revisions - {self.manifest.revision}:
             raise ValueError(
                 f"{self.table.index} holds vectors of several models, which do not compare: `wavlink verify "

@@ -3,8 +3,9 @@
     INDEX/windows.lance    the table, see `wavlink.search.manifest` for its columns
     INDEX/checksums.jsonl  the SHA-256 of the table's files; only on a local disk
 
-INDEX is a folder, or an address in object storage such as `s3://bucket/index`. Rows count once a commit names them. What
-a killed process leaves behind is in no commit: the next writer removes it. Readers keep the version that they opened.
+INDEX is a folder, or an address in object storage such as `s3://bucket/index`. Rows count once a commit names them.
+What a killed process leaves behind is in no commit: the next writer removes it. A reader whose version is replaced
+meanwhile begins again, see `Table.reading`.
 """
 
 import dataclasses
@@ -37,9 +38,12 @@ _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it
 _READS = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
+_FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")  # that Lance writes
+_HINT = "latest_version_hint.json"
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 _FILE_FACTS = ["path", "window", "size", "version", "windows", "error"]
-_UNKNOWN = -2  # a version that no file has
+UNKNOWN = -2  # a version that no file has
+_LOST = "what rows the table has is lost: put a copy of the index back, or index the sounds into another folder"
 _Result = TypeVar("_Result")
 Storage = dict[str, str] | None
 
@@ -80,10 +84,12 @@ class Table:
 
     @classmethod
     def unverified(cls, index: str | os.PathLike, storage_options: Storage = None) -> "Table":
-        """Open an index without a look at its checksums."""
+        """Open an index without a look at the checksums of its rows."""
         index = os.fspath(index)
         if not is_remote(index):
             _refuse_no_index(Path(index))
+            if damaged := Checksums(Path(index)).damaged_versions():
+                raise ValueError(f"{'; '.join(damaged.values())}: {_LOST}")
         with explained(index):
             return cls(index, lance.dataset(_uri(index), storage_options=storage_options), storage_options)
 
@@ -102,7 +108,7 @@ class Table:
                 table = cls.open(index, storage_options)
                 return read(table)
             except (ValueError, OSError):
-                before, version = version, _latest(index, storage_options)
+                before, version = version, _state(index, storage_options)
                 if version is None or version == before:
                     raise
         raise ValueError(f"{index} is changed faster than it can be read: wait until `index` has ended")
@@ -116,7 +122,8 @@ class Table:
         index = os.fspath(index)
         if not is_remote(index):
             folder = Path(index)
-            if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+            is_free = not folder.exists() or (folder.is_dir() and not any(map(_is_foreign, folder.iterdir())))
+            if not is_free and not has_table(index):
                 raise ValueError(f"{index} is there already and is no index: name a folder that is new or empty")
             folder.mkdir(parents=True, exist_ok=True)
         with _lock(index), explained(index):
@@ -152,6 +159,21 @@ class Table:
             if self.dataset.latest_version != self.dataset.version:
                 self.dataset.checkout_latest()
                 self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+
+    def latest(self, read: Callable[[], _Result]) -> _Result:
+        """Return `read()` of the table's latest version, repeated where a writer has replaced it meanwhile."""
+        for _ in range(_READS):
+            self.refresh()
+            try:
+                return read()
+            except (ValueError, OSError):
+                before = _identity(self.dataset)
+                with explained(self.index):
+                    self.dataset = lance.dataset(_uri(self.index), storage_options=self.storage_options)
+                if _identity(self.dataset) == before:
+                    raise
+                self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+        raise ValueError(f"{self.index} is changed faster than it can be read: wait until `index` has ended")
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -190,6 +212,11 @@ class Table:
                 columns=[*columns], filter=where, batch_size=batch_size, **options
             ).to_batches()
 
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pyarrow.Table:
+        """Read rows by their numbers, in the order of these."""
+        with explained(self.index, self):
+            return self.dataset.take([*rows], columns=[*columns])
+
     def files(self) -> dict[str, KnownFile]:
         """Add up the rows by path; where they do not fit together, the version is one that no file has."""
         known: dict[str, KnownFile] = {}
@@ -198,9 +225,8 @@ class Table:
         for batch in self.scan(_FILE_FACTS):
             table = pyarrow.Table.from_batches([batch])
             grouped = table.group_by("path").aggregate([*sums, *same, ("windows", "min"), ("error", "max")])
-            for row in zip(*(grouped[name].to_pylist() for name in grouped.column_names), strict=True):
-                path, facts = row[grouped.column_names.index("path")], dict(zip(grouped.column_names, row, strict=True))
-                known[path] = _added(known.get(path), facts)
+            for facts in grouped.to_pylist():
+                known[facts["path"]] = _added(known.get(facts["path"]), facts)
         return {path: file._replace(version=_fitting(file)) for path, file in known.items()}
 
     def append(self, rows: pyarrow.Table) -> None:
@@ -285,11 +311,27 @@ class Table:
         """Remove these fragments unread, in one commit."""
         self._commit(lance.LanceOperation.Delete([], [*ids], "false"))
 
+    def rewrite(self) -> None:
+        """Write the list of rows anew, in a commit that changes none."""
+        with explained(self.index):
+            self.dataset.update_schema_metadata({METADATA.decode(): self.manifest.to_json()})
+            self.dataset.checkout_latest()
+
     def _tidy(self) -> None:
         """Remove files that no version names and older versions, and note checksums of new files."""
         if self.checksums:  # in object storage, other writers may be about to name theirs
             self.dataset.cleanup_old_versions(older_than=datetime.timedelta(0), delete_unverified=True)
-            self.checksums.update(self.file_names())
+            names = self.file_names()
+            self._remove_others({*names})
+            self.checksums.update(names)
+
+    def _remove_others(self, names: set[str]) -> None:
+        """Remove temporary files of processes that were killed, which Lance does not clean up."""
+        table = Path(_uri(self.index))
+        for folder in _FOLDERS:
+            for path in (table / folder).rglob("*"):
+                if path.is_file() and path.relative_to(table).as_posix() not in names and path.name != _HINT:
+                    path.unlink(missing_ok=True)
 
 
 def quoted(text: str) -> str:
@@ -299,23 +341,33 @@ def quoted(text: str) -> str:
 
 def has_table(index: str | os.PathLike, storage_options: Storage = None) -> bool:
     """True if an index holds a table with a version; False for one whose making was interrupted."""
-    if is_remote(index):
-        return _latest(index, storage_options) is not None
-    versions = Path(index) / TABLE / "_versions"
-    return versions.is_dir() and any(path.suffix == ".manifest" for path in versions.iterdir())
+    return _state(index, storage_options) is not None
 
 
 def _uri(index: str | os.PathLike) -> str:
     return f"{os.fspath(index).rstrip('/')}/{TABLE}"
 
 
-def _latest(index: str | os.PathLike, storage_options: Storage = None) -> int | None:
-    """Return the latest version of a table, None without one."""
+def _state(index: str | os.PathLike, storage_options: Storage = None) -> int | str | None:
+    """Return what differs between versions of a table, None without one."""
+    if not is_remote(index):
+        return min((path.name for path in _versions(index)), default=None)
     try:
         with explained(os.fspath(index)):
             return lance.dataset(_uri(index), storage_options=storage_options).version
     except (ValueError, OSError):
         return None
+
+
+def _identity(dataset: lance.LanceDataset) -> tuple[int, list[str]]:
+    """Return what differs also between tables that were made one after the other in the same place."""
+    return dataset.version, [file.path for each in dataset.get_fragments() for file in each.metadata.files]
+
+
+def _versions(index: str | os.PathLike) -> list[Path]:
+    """Return the files of a table's versions on a local disk; the first name is that of the latest."""
+    folder = Path(index) / TABLE / "_versions"
+    return sorted(folder.glob("*.manifest")) if folder.is_dir() else []
 
 
 @contextmanager
@@ -354,12 +406,12 @@ def _added(file: KnownFile | None, facts: dict[str, Any]) -> KnownFile:
     fits = fits and facts["size_min"] == facts["size_max"] and facts["version_min"] == facts["version_max"]
     made = KnownFile(facts["size_max"], facts["version_max"], rows, facts["windows_min"], error)
     if file:
-        fits = fits and file.version != _UNKNOWN and file[:2] == made[:2] and first == file.rows and not error
+        fits = fits and file.version != UNKNOWN and file[:2] == made[:2] and first == file.rows and not error
         made = made._replace(rows=file.rows + rows, windows=min(file.windows, made.windows))
     elif not error:
         fits = fits and first == 0
-    return made if fits else made._replace(version=_UNKNOWN)
+    return made if fits else made._replace(version=UNKNOWN)
 
 
 def _fitting(file: KnownFile) -> int | None:
-    return _UNKNOWN if 0 <= file.windows < file.rows else file.version
+    return UNKNOWN if 0 <= file.windows < file.rows else file.version
