@@ -72,8 +72,8 @@ class Index:
     ```
     """
 
-    def __init__(self, table: Table, dim: int, options: dict):
-        self.table, self._dim, self._options = table, dim, options
+    def __init__(self, table: Table, dim: int, options: dict, root: str = ""):
+        self.table, self._dim, self._options, self._root = table, dim, options, root
         self._embedder: Embedder | None = None
         self._windows: tuple[int, int] | None = None  # of a version of the table
         self.skipped: dict[str, str] = {}
@@ -154,6 +154,7 @@ class Index:
         dtype: str = "float32",
         backend: str | None = None,
         precision: str | None = None,
+        root: str | os.PathLike[str] = "",
         storage_options: Storage = None,
     ) -> "Index":
         """Open an index that `Index.build` has made.
@@ -164,6 +165,7 @@ class Index:
                 index (see `embedder_of`); loaded at the first query.
             dim: one of the nested dims, fewer than the index's (default: all that it has).
             device, dtype, backend, precision: see `Embedder`.
+            root: the folder that holds the sounds, where it is not the one in the index.
             storage_options: of an index in object storage, see Lance's `storage_options`.
 
         Raises:
@@ -173,13 +175,12 @@ class Index:
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
         options = {"model": model, **run}
-
         table = Table.reading(folder, lambda table: table, storage_options)
         manifest = table.manifest
         nested = [nested for nested in manifest.matryoshka_dims if nested <= manifest.dim]
         if dim not in (None, *nested):
             raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
-        return cls(table, dim or manifest.dim, options)
+        return cls(table, dim or manifest.dim, options, os.path.abspath(root) if root else "")
 
     def __len__(self) -> int:
         """The number of windows."""
@@ -327,7 +328,7 @@ class Index:
     def _hit(self, row: dict[str, Any], score: float) -> Hit:
         path, times = row["path"], (row["start"], row["end"])
         metadata = {name: row[name] for name in self.table.metadata_columns if row[name] is not None}
-        file = file_of(self.manifest.root, path)
+        file = file_of(self._root or self.manifest.root, path)
         if file is None:
             return Hit(path, score, *times, metadata=metadata)
         try:
@@ -346,7 +347,7 @@ class Index:
     def _sound(self, file) -> np.ndarray:
         manifest = self.manifest
         if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # a path of the results?
-            file = file_of(manifest.root, os.fspath(file)) or file
+            file = file_of(self._root or manifest.root, os.fspath(file)) or file
         windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
         return mean_direction(list(self.embedder.embed_clips(window.samples for window in windows)))
 

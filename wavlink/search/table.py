@@ -32,7 +32,7 @@ from .table_errors import explained
 
 TABLE = "windows.lance"
 _FORMER = "index.json"
-_LOCK = ".lock"
+LOCK = ".lock"
 _VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
 _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
 _READS = 20  # attempts at an index that another process changes meanwhile
@@ -116,9 +116,17 @@ class Table:
     @classmethod
     @contextmanager
     def create(
-        cls, index: str | os.PathLike, manifest: Manifest, storage_options: Storage = None
+        cls,
+        index: str | os.PathLike,
+        manifest: Manifest,
+        storage_options: Storage = None,
+        columns: Iterable[pyarrow.Field] = (),
     ) -> Iterator["Table"]:
-        """Create an empty index, and hold it for writing."""
+        """Create an empty index, and hold it for writing.
+
+        Args:
+            columns: that describe the sounds.
+        """
         index = os.fspath(index)
         if not is_remote(index):
             folder = Path(index)
@@ -129,8 +137,9 @@ class Table:
         with _lock(index), explained(index):
             if has_table(index, storage_options):
                 raise ValueError(f"{index} has just become the index of another process: start again")
+            schema = manifest.schema
             dataset = lance.write_dataset(
-                manifest.schema.empty_table(),
+                pyarrow.schema([*schema, *columns], schema.metadata).empty_table(),
                 _uri(index),
                 data_storage_version=_VERSION,
                 enable_v2_manifest_paths=True,
@@ -375,7 +384,7 @@ def _lock(index: str) -> Iterator[None]:
     if is_remote(index):
         yield
     else:
-        with locked(Path(index) / _LOCK):
+        with locked(Path(index) / LOCK):
             yield
 
 
