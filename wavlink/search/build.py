@@ -25,9 +25,10 @@ from .changes import Changes, Report, Task, compare
 from .index_model import check_window_of, embedder_of, new_embedder, preprocessing_of
 from .listing import Listing, list_sounds
 from . import vector_index
+from .location import is_remote, refuse_former
 from .manifest import Manifest
 from .rows import skipped_row, window_rows
-from .table import Storage, Table, has_table, is_remote, quoted, refuse_former
+from .table import Storage, Table, has_table, quoted
 
 _DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
 _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only

@@ -10,7 +10,6 @@ a killed process leaves behind is in no commit: the next writer removes it. Read
 import dataclasses
 import datetime
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,28 +24,21 @@ from wavlink.locks import locked
 
 from .changes import KnownFile
 from .checksums import Checksums
+from .location import TABLE, holds_table, is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
 from .rows import with_columns_of
 from .table_errors import explained
 
-TABLE = "windows.lance"
-_FORMER = "index.json"
 _LOCK = ".lock"
 _VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
 _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
 _READS = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 _FILE_FACTS = ["path", "window", "size", "version", "windows", "error"]
 UNKNOWN = -2  # a version that no file has
 _Result = TypeVar("_Result")
 Storage = dict[str, str] | None
-
-
-def is_remote(index: str | os.PathLike) -> bool:
-    """True for an address in object storage."""
-    return bool(_REMOTE.match(os.fspath(index)))
 
 
 class Table:
@@ -82,8 +74,7 @@ class Table:
     def unverified(cls, index: str | os.PathLike, storage_options: Storage = None) -> "Table":
         """Open an index without a look at its checksums."""
         index = os.fspath(index)
-        if not is_remote(index):
-            _refuse_no_index(Path(index))
+        refuse_no_index(index)
         with explained(index):
             return cls(index, lance.dataset(_uri(index), storage_options=storage_options), storage_options)
 
@@ -297,8 +288,7 @@ def has_table(index: str | os.PathLike, storage_options: Storage = None) -> bool
     """True if an index holds a table with a version; False for one whose making was interrupted."""
     if is_remote(index):
         return _latest(index, storage_options) is not None
-    versions = Path(index) / TABLE / "_versions"
-    return versions.is_dir() and any(path.suffix == ".manifest" for path in versions.iterdir())
+    return holds_table(index)
 
 
 def _uri(index: str | os.PathLike) -> str:
@@ -321,19 +311,6 @@ def _lock(index: str) -> Iterator[None]:
     else:
         with locked(Path(index) / _LOCK):
             yield
-
-
-def _refuse_no_index(folder: Path) -> None:
-    if has_table(folder):
-        return
-    refuse_former(folder)
-    raise ValueError(f"{folder} is no index: make one with `wavlink index SOUNDS --model M --out {folder}`")
-
-
-def refuse_former(index: str | os.PathLike) -> None:
-    """Raise a ValueError for an index of parquet files, which earlier versions made and `push` makes."""
-    if not is_remote(index) and (Path(index) / _FORMER).is_file():
-        raise ValueError(f"{index} is an index of an earlier version: `wavlink pull {index} --out NEW` converts it")
 
 
 def _is_foreign(path: Path) -> bool:
