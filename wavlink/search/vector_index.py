@@ -92,7 +92,8 @@ def candidates(
         "metric": "cosine",
     }
     with explained(table.index, table):
-        return table.dataset.scanner(columns=columns, nearest=nearest, filter=where, prefilter=True).to_table()
+        options = {"filter": where, "prefilter": True, "disable_scoring_autoprojection": True}
+        return table.dataset.scanner(columns=columns, nearest=nearest, **options).to_table()
 
 
 def _measured(table: Table, texts: np.ndarray | None) -> dict:
