@@ -56,7 +56,10 @@ def found(table: Table, where: str | None, **options) -> list[tuple[str, int]]:
     [
         ("duration < 25", lambda path, number, window: number < 25),
         ("path LIKE 'dogs/%'", lambda path, number, window: path.startswith("dogs/")),
-        ("path = 'dogs/it''s 7.wav' or duration between 100 and 103", lambda path, number, window: number in (7, 101, 102, 103)),
+        (
+            "path = 'dogs/it''s 7.wav' or duration between 100 and 103",
+            lambda path, number, window: number in (7, 101, 102, 103),
+        ),
         ("not (start >= 1.0)", lambda path, number, window: window == 0),
         ("error = '' or error = 'no sound'", lambda path, number, window: True),
         ("duration < 1 or true", lambda path, number, window: True),
@@ -69,7 +72,9 @@ def test_a_filter_holds_for_every_result(table, monkeypatch, path, windows, wher
     assert len(everything) == FILES * 9 // 10 * WINDOWS
     expected = [(path, n) for path, n in everything if holds(path, int(path.split(" ")[1][:-4]), n)]
     if not windows:
-        expected = [next(each for each in expected if each[0] == name) for name in dict.fromkeys(p for p, _ in expected)]
+        expected = [
+            next(each for each in expected if each[0] == name) for name in dict.fromkeys(p for p, _ in expected)
+        ]
     assert found(table, where, windows=windows, exact=path == "exact") == expected
 
 
@@ -103,7 +108,7 @@ def test_a_filter_holds_for_every_result(table, monkeypatch, path, windows, wher
         ("1=1) or (1=1", "no ("),
         ("(duration < 5", "not closed"),
         ("path = 'dog", "has no end"),
-        ('"path" = \'dog\'', "is a text: write the column as path"),
+        ("\"path\" = 'dog'", "is a text: write the column as path"),
         ("cast(path as int) = 1", "Cannot cast"),
         ("path ~ 'dog'", "~"),
         ("duration < 5\0", "NUL"),

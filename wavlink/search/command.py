@@ -9,7 +9,6 @@ The first command again, with the same INDEX, goes on after a kill and follows f
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

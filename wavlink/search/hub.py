@@ -184,7 +184,7 @@ def _use_local_times(index) -> None:
     index.replace(parts())
 
 
-def without_local_paths(manifest) :
+def without_local_paths(manifest):
     """Return a manifest to publish, without the local paths of the model and the sounds."""
     model = os.path.basename(manifest.model) if os.path.isabs(manifest.model) else manifest.model
     return dataclasses.replace(manifest, model=model, root="")

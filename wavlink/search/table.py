@@ -186,7 +186,10 @@ class Table:
             table = pyarrow.Table.from_batches([batch])
             grouped = table.group_by("path").aggregate([*sums, *same, ("windows", "min"), ("error", "max")])
             for row in zip(*(grouped[name].to_pylist() for name in grouped.column_names), strict=True):
-                path, facts = row[grouped.column_names.index("path")], dict(zip(grouped.column_names, row, strict=True))
+                path, facts = (
+                    row[grouped.column_names.index("path")],
+                    dict(zip(grouped.column_names, row, strict=True)),
+                )
                 known[path] = _added(known.get(path), facts)
         return {path: file._replace(version=_fitting(file)) for path, file in known.items()}
 
@@ -229,6 +232,31 @@ class Table:
         facts = {"windows": str(windows), "duration": repr(float(duration))}
         with explained(self.index):
             self.dataset.update(facts, where=f"path = {quoted(path)}")
+
+    def describe(self, rows: pyarrow.Table) -> None:
+        """Set columns of metadata by `path`; sounds that `rows` does not name stay as they are.
+
+        Columns that are new, or of another type than before, are null until all values are set in one commit.
+        """
+        names = rows.schema.names
+        stale = [
+            name
+            for name in self.metadata_columns
+            if name in names and self.schema.field(name) != rows.schema.field(name)
+        ]
+        with explained(self.index):
+            if stale:
+                self.dataset.drop_columns(stale)
+            if new := [field for field in rows.schema if field.name not in self.schema.names]:
+                self.dataset.add_columns(pyarrow.schema(new))
+            fragments, fields = [], set()
+            for fragment in self.dataset.get_fragments() if len(rows) else ():
+                updated, modified = fragment.update_columns(rows, left_on="path", right_on="path")
+                fragments.append(updated)
+                fields |= {*modified}
+        if fragments:
+            options = {"fields_modified": sorted(fields), "update_mode": "rewrite_columns"}
+            self._commit(lance.LanceOperation.Update(updated_fragments=fragments, **options))
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove every row of these files."""
