@@ -96,6 +96,8 @@ class Index:
         hop: float | None = None,
         split: str = "train",
         retry: bool = False,
+        metadata: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        tags: bool = False,
         device: str = "cpu",
         dtype: str = "float32",
         backend: str | None = None,
@@ -113,11 +115,13 @@ class Index:
             model: a folder or Hub id (see `Embedder`), or an `Embedder` (default of a new index: the bundled
                 `wavlink-tiny`).
             dim: one of the nested dims, for a new index (default: the smallest from 48 on).
-            storage: for a new index, see `quantization.STORAGES` (default: int8).
+            storage: for a new index, fp32 or fp16 (default: fp16).
             window: seconds embedded at once, for a new index (default: 10).
             hop: seconds from window to window, for a new index (default: 5).
             split: of a data set.
             retry: embed files too that earlier runs skipped.
+            metadata: CSV files or JSON lines with a column `file_name`; the others become columns of the index.
+            tags: keep title, artist, album, genre, date and comment of the sound files as columns.
             device: such as `"cuda"`.
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
             backend, precision: see `Embedder`.
@@ -130,6 +134,7 @@ class Index:
 
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         options = {"dim": dim, "storage": storage, "window": window, "hop": hop, "split": split, "retry": retry}
+        options |= {"metadata": metadata, "tags": tags}
         report = index_sounds(
             *(sounds, folder, model),
             **options,
@@ -371,7 +376,9 @@ def print_hits(hits: Sequence[Hit], as_json: bool, note: str = "") -> None:
     for hit in hits:
         mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
         match = "" if hit.probability is None else f"{100 * hit.probability:5.1f} %  "
-        print(f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}{_described(hit)}")
+        print(
+            f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}{_described(hit)}"
+        )
 
 
 def _described(hit: Hit) -> str:

@@ -102,7 +102,9 @@ def _measured(table: Table, texts: np.ndarray | None) -> dict:
     stored = table.dataset.take(offsets.tolist(), columns=["embedding"])
     stored = unit(vectors_of(stored.filter(stored["embedding"].is_valid())["embedding"]))
     kinds = {"sound": _apart(stored[:_QUERIES], 0.9, random)}
-    kinds["text"] = unit(texts[:_QUERIES, :dim]) if texts is not None else _apart(stored[_QUERIES:], _TEXT_COSINE, random)
+    kinds["text"] = (
+        unit(texts[:_QUERIES, :dim]) if texts is not None else _apart(stored[_QUERIES:], _TEXT_COSINE, random)
+    )
     found = {name: _exact(table, queries) for name, queries in kinds.items()}
     partitions = table.dataset.stats.index_stats(_NAME)["indices"][0]["num_partitions"]
     probes = min(_FIRST_PROBES, partitions)
