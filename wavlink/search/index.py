@@ -242,8 +242,7 @@ class Index:
             ValueError: an empty index, nothing wanted, a sound that cannot be read, top_k under 1, no probabilities
                 to compare with `min_probability`, or a prior for a model without a calibration.
         """
-        self.table.refresh()
-        if not self.table.has_windows():
+        if not self.table.latest(self.table.has_windows):
             raise ValueError("the index holds no sounds yet: index some")
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
