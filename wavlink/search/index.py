@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow
 
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
@@ -95,6 +96,8 @@ class Index:
         hop: float | None = None,
         split: str = "train",
         retry: bool = False,
+        metadata: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        tags: bool = False,
         device: str = "cpu",
         dtype: str = "float32",
         backend: str | None = None,
@@ -112,11 +115,13 @@ class Index:
             model: a folder or Hub id (see `Embedder`), or an `Embedder` (default of a new index: the bundled
                 `wavlink-tiny`).
             dim: one of the nested dims, for a new index (default: the smallest from 48 on).
-            storage: for a new index, see `quantization.STORAGES` (default: int8).
+            storage: for a new index, fp32 or fp16 (default: fp16).
             window: seconds embedded at once, for a new index (default: 10).
             hop: seconds from window to window, for a new index (default: 5).
             split: of a data set.
             retry: embed files too that earlier runs skipped.
+            metadata: CSV files or JSON lines with a column `file_name`; the others become columns of the index.
+            tags: keep title, artist, album, genre, date and comment of the sound files as columns.
             device: such as `"cuda"`.
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
             backend, precision: see `Embedder`.
@@ -129,6 +134,7 @@ class Index:
 
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         options = {"dim": dim, "storage": storage, "window": window, "hop": hop, "split": split, "retry": retry}
+        options |= {"metadata": metadata, "tags": tags}
         report = index_sounds(
             *(sounds, folder, model),
             **options,
@@ -185,13 +191,13 @@ class Index:
         """The number of windows."""
         version = self.table.dataset.version
         if self._windows is None or self._windows[0] != version:
-            self._windows = version, self.table.windows()
+            self._windows = self.table.latest(lambda: (self.table.dataset.version, self.table.windows()))
         return self._windows[1]
 
     @property
     def embedder(self) -> Embedder:
         """The model that the index was made with, loaded when it is first needed."""
-        if self._embedder is None:
+        if self._embedder is None or self._embedder.revision != self.manifest.revision:  # after a migration
             self._embedder = embedder_of(self.manifest, **self._options)
         return self._embedder
 
@@ -236,8 +242,7 @@ class Index:
             ValueError: an empty index, nothing wanted, a sound that cannot be read, top_k under 1, no probabilities
                 to compare with `min_probability`, or a prior for a model without a calibration.
         """
-        self.table.refresh()
-        if not len(self):
+        if not self.table.latest(self.table.has_windows):
             raise ValueError("the index holds no sounds yet: index some")
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
@@ -265,10 +270,15 @@ class Index:
         model = calibration_of(self.embedder, self._dim, prior)
         if model is not None:
             return model
-        rows = np.arange(0, len(self), -(-len(self) // _SAMPLE))
-        sample = self.table.dataset.take(rows.tolist(), columns=["embedding"])["embedding"].drop_null()
+        sample = self.table.latest(self._sample)
         query = truncated(vector[None], self._dim)[0]
         return background_of(unit(vectors_of(sample)[:, : self._dim]) @ query, len(self))
+
+    def _sample(self) -> pyarrow.ChunkedArray:
+        """Return vectors of windows at even distances."""
+        count = self.table.rows()
+        rows = np.arange(0, count, -(-count // _SAMPLE))
+        return self.table.take(rows.tolist(), ["embedding"])["embedding"].drop_null()
 
     def with_probabilities(
         self, hits: list[Hit], vector: np.ndarray, min_probability: float | None = None, prior: float | None = None
@@ -306,11 +316,13 @@ class Index:
         if not vector[: self._dim].any():
             raise ValueError("what is wanted and what is not cancel out: ask for something else")
         options = {"windows": windows, "where": where, "exact": exact}
-        rows, scores = nearest(self.table, vector, top_k, dim=self._dim, **options)
+        rows, scores = self.table.latest(lambda: nearest(self.table, vector, top_k, dim=self._dim, **options))
         self._refuse_mixed(set(rows["revision"].to_pylist()))
         return [self._hit(row, score) for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)]
 
     def _refuse_mixed(self, revisions: set[str]) -> None:
+        if self._embedder is not None and self._embedder.revision != self.manifest.revision:
+            raise ValueError(f"{self.table.index} has just changed to another model, {self.manifest.model}: ask again")
         if revisions - {self.manifest.revision}:
             raise ValueError(
                 f"{self.table.index} holds vectors of several models, which do not compare: `wavlink verify "
@@ -363,7 +375,9 @@ def print_hits(hits: Sequence[Hit], as_json: bool, note: str = "") -> None:
     for hit in hits:
         mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
         match = "" if hit.probability is None else f"{100 * hit.probability:5.1f} %  "
-        print(f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}{_described(hit)}")
+        print(
+            f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}{_described(hit)}"
+        )
 
 
 def _described(hit: Hit) -> str:
