@@ -29,7 +29,7 @@ from .build import index_sounds
 from .index import Index, print_hits
 from .listing import readable
 from .repair import verified
-from .table import Table
+from .table import Storage, Table, is_remote
 
 _SHOWN = 10  # skipped files that `index` prints
 _INFO_TAKES = (
@@ -77,7 +77,7 @@ def query(
     print_hits(hits, as_json, "" if hits else NO_MATCH.format("index"))
 
 
-def info(folder: str | None, as_json: bool) -> int:
+def info(folder: str | None, as_json: bool, storage_options: Storage = None) -> int:
     """Print what an index holds, or what a model does, or the models that come with the package.
 
     Returns:
@@ -87,8 +87,8 @@ def info(folder: str | None, as_json: bool) -> int:
         return _print_bundled(as_json)
     released = bundled_models.released()
     by_path = bundled_models.name_of(os.path.abspath(folder))
-    if is_index(folder):
-        _print_index(folder, as_json)
+    if is_remote(folder) or is_index(folder):
+        _print_index(folder, as_json, storage_options)
     elif is_model(folder) and by_path not in released:
         _print_model(describe_folder(folder), as_json)
     elif name := next((name for name in (folder, by_path) if name in released), ""):
@@ -102,8 +102,8 @@ def info(folder: str | None, as_json: bool) -> int:
     return 0
 
 
-def _print_index(folder: str, as_json: bool) -> None:
-    table, files = Table.reading(folder, lambda table: (table, table.files()))
+def _print_index(folder: str, as_json: bool, storage_options: Storage) -> None:
+    table, files = Table.reading(folder, lambda table: (table, table.files()), storage_options)
     manifest = table.manifest
     skipped = {path: file.error for path, file in files.items() if file.error}
     names = "model revision backend precision dims dim rescore_dim storage window hop sampling_rate root".split()

@@ -28,7 +28,7 @@ _TEXT_COSINE = 0.5  # of a text with what it describes, where the model is not a
 
 def is_indexed(table: Table) -> bool:
     """True if the table has a vector index."""
-    return any(index["name"] == _NAME for index in table.dataset.list_indices())
+    return any(index.name == _NAME for index in table.dataset.describe_indices())
 
 
 def update(table: Table, texts: Callable[[], np.ndarray] | None = None) -> None:
