@@ -157,7 +157,7 @@ def test_a_number_of_a_fragment_is_not_given_twice(place):
 
 
 def test_writers_in_a_race_add_each_window_once(place):
-    files, count = 12, 4
+    files, count = 6, 3
     tables = writers(place, count)
     errors = []
 
@@ -165,7 +165,7 @@ def test_writers_in_a_race_add_each_window_once(place):
         try:
             for number in np.random.default_rng(seed).permutation(files).tolist():
                 table.append(rows(f"f{number}", 0, 3, 3))
-                if number % 5 == seed:
+                if number % 3 == seed:
                     table.compact()
                     table.change(probes=seed + 1)
         except BaseException as error:
@@ -198,8 +198,9 @@ def test_two_processes_may_make_one_index(place):
         second.append(rows("a", 0, 1, 1))
     assert windows_of(Table.open(address, options)) == once(a=1)
     other = Manifest(**{**vars(MANIFEST), "model": "other"})
-    with pytest.raises(ValueError, match="just become the index of another process"), Table.create(
-        address, other, options
+    with (
+        pytest.raises(ValueError, match="just become the index of another process"),
+        Table.create(address, other, options),
     ):
         pass
 
@@ -257,9 +258,8 @@ WRITER = """
 import sys
 from wavlink.search.build import index_sounds
 *sources, root, out, model, options = sys.argv[1:]
-report = index_sounds(
-    sources, out, model, window=2.0, hop=1.0, root=root, commit_seconds=0, storage_options=eval(options), progress=False
-)
+times = {"window": 2.0, "hop": 1.0, "commit_seconds": 0}
+report = index_sounds(sources, out, model, root=root, storage_options=eval(options), progress=False, **times)
 print(report)
 """
 READER = """

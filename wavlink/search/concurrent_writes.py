@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .table import Table
 
 _TRIES = 200  # of one commit; a try takes less than a second, and each that fails is another writer's success
-_LONGEST_WAIT = 2.0  # seconds between two tries
+_LONGEST_WAIT = 1.0  # seconds between two tries
 _KEYS = ["path", "window", "size", "version", "error"]
 
 

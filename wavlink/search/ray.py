@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -154,7 +155,7 @@ class _Written:
         """
         if "error" in written:
             raise OSError(f"a worker cannot write: {written['error']}")
-        fragments = [FragmentMetadata.from_json(fragment) for fragment in written["fragments"]]
+        fragments = [FragmentMetadata.from_json(json.dumps(fragment)) for fragment in written["fragments"]]
         self._refuse_other_disk(fragments)
         again = self.paths.intersection(written["paths"])  # a task done again
         if again:
@@ -190,7 +191,7 @@ def _quarantine(table: Table, sounds: list[Sound]) -> None:
     """
     if not sounds:
         return
-    if len(sounds) > 1 and not table.rows():
+    if len(sounds) > 1 and not table.windows():
         raise OSError(f"the workers of all {len(sounds)} files have died, such as of {sounds[0].path}: see Ray's logs")
     why = "its worker died again and again; --retry tries again"
     table.append(pyarrow.concat_tables([skipped_row(table.manifest, sound, why) for sound in sounds]))
@@ -201,7 +202,9 @@ def _start(address: str | None) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage reports
     if not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False, **({} if address else {"include_dashboard": False}))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "lance is not fork-safe")  # Ray starts programs in what it forks
+            ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
 
 
 def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[str]:
