@@ -1,15 +1,11 @@
 """Small helpers that several test modules use."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from PIL import Image
-
-from wavlink.search.manifest import checksum
-from wavlink.search.store import IndexFolder
 
 from .conftest import RATE
 
@@ -41,13 +37,6 @@ ROOT = Path(__file__).parents[1]
 
 
 SHIPPED = sorted([*(ROOT / "modeling_wavlink").glob("*_wavlink.py"), *(ROOT / "processing").glob("*_wavlink.py")])
-
-
-def signed(index: IndexFolder, **fields) -> None:
-    """Another manifest, its checksum made right."""
-    path = index.folder / "index.json"
-    told = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"} | fields
-    path.write_text(json.dumps(told | {"sha256": checksum(told)}))
 
 
 # A process whose lock of tqdm is held by a child that was killed: no other bar of tqdm can be made in it.

@@ -1,5 +1,6 @@
 """A folder of sounds, an embedder and an index of them."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 
 from modeling_wavlink import WavLinkModel
 from wavlink.embedder import Embedder
-from wavlink.search import build as indexing
 from wavlink.search.build import index_sounds
-from wavlink.search.store import IndexFolder
+from wavlink.search.scoring import vectors_of
+from wavlink.search.file_facts import UNKNOWN
+from wavlink.search.table import Table
 
 from .conftest import RATE, tone
 
@@ -59,22 +61,24 @@ def index(sounds, out, model="", **options):
 
 
 def rows(folder) -> dict[tuple, np.ndarray]:
-    """Codes by path, start and end; no row appears twice, and `files` agrees with them."""
-    opened, codes = IndexFolder.open(folder), {}
-    for part in opened.manifest.parts:
-        windows = opened.read(part, "embeddings")
-        for row, code in zip(windows.to_pylist(), opened.manifest.codes(windows), strict=True):
+    """Vectors by path, start and end; no row appears twice, and the facts of the files agree with them."""
+    opened, found = Table.open(folder), {}
+    for batch in opened.scan(["path", "start", "end", "embedding"], "error = ''"):
+        vectors = vectors_of(batch["embedding"])
+        for row, vector in zip(batch.select(["path", "start", "end"]).to_pylist(), vectors, strict=True):
             key = row["path"], row["start"], row["end"]
-            assert key not in codes
-            codes[key] = code
-    known = indexing._known(opened)
-    assert {path for path, _, _ in codes} == {path for path, file in known.items() if not file.error}
-    return codes
+            assert key not in found
+            found[key] = vector
+    files = opened.files()
+    counts = Counter(path for path, _, _ in found)
+    assert counts == {path: file.rows for path, file in files.items() if not file.error}
+    assert all(f.windows in (-1, f.rows) and f.version != UNKNOWN for f in files.values() if not f.error)
+    return found
 
 
 def assert_same_rows(folder, other) -> None:
-    """As vectors are to be the same to 1e-5 whatever shares their batch, a code may be the next."""
-    codes, expected = rows(folder), rows(other)
-    assert codes.keys() == expected.keys()
-    for key, code in codes.items():
-        assert np.abs(code.astype(int) - expected[key]).max() <= 1, key
+    """As vectors are to be the same to 1e-5 whatever shares their batch, a number of fp16 may be the next."""
+    found, expected = rows(folder), rows(other)
+    assert found.keys() == expected.keys()
+    for key, vector in found.items():
+        np.testing.assert_allclose(vector, expected[key], atol=1e-3, err_msg=str(key))

@@ -165,7 +165,7 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
 @pytest.mark.parametrize(
     "module, wanted, extra",
     [("gradio", "space", "space"), ("pyarrow", "search", "search"), ("sklearn.manifold", "map", "map")]
-    + [("datasets", "", "data"), ("faiss", "push", "push"), ("torch", "train", ""), ("onnxruntime", "eval", "onnx")],
+    + [("datasets", "", "data"), ("lance", "push", "push"), ("torch", "train", ""), ("onnxruntime", "eval", "onnx")],
 )
 def test_install_hint_names_the_extra_of_the_missing_module(module, wanted, extra, monkeypatch, tmp_path):
     brackets = f"[{extra}]" if extra else ""

@@ -23,7 +23,7 @@ from wavlink.embedder import Embedder  # noqa: E402
 from wavlink.search import ray as ray_embedding  # noqa: E402
 from wavlink.search.build import index_sounds  # noqa: E402
 from wavlink.search.index import Index  # noqa: E402
-from wavlink.search.ray import embed_with_ray, files_of, main  # noqa: E402
+from wavlink.search.ray import embed_with_ray, main  # noqa: E402
 from wavlink.search.ray_actors import FileEmbedder  # noqa: E402
 from wavlink.search.table import Table  # noqa: E402
 
@@ -83,10 +83,10 @@ def check_rows(out: Path, folder: Path, model: Path, options: dict | None = None
 def here(monkeypatch):
     """Replace the cluster: batches are embedded in this process."""
 
-    def embedded(sounds, model, options, actors, batch_size) -> Iterator[str]:
+    def embedded(files, model, options, actors, batch_size) -> Iterator[str]:
         embedder = FileEmbedder(model, **options)
-        for start in range(0, len(sounds), batch_size):
-            taken = files_of(sounds[start : start + batch_size])
+        for start in range(0, len(files), batch_size):
+            taken = files[start : start + batch_size]
             columns = {name: np.empty(len(taken), object) for name in taken[0]}
             for name, column in columns.items():
                 column[:] = [file[name] for file in taken]
@@ -309,19 +309,19 @@ def test_resume_after_kill_between_batches(here, folder, wavlink_folder, tmp_pat
 
 
 def test_a_task_done_again_adds_nothing(here, folder, wavlink_folder, tmp_path, monkeypatch):
-    def twice(sounds, *arguments):
-        results = [*here(sounds, *arguments)]
+    def twice(files, *arguments):
+        results = [*here(files, *arguments)]
         yield from results
         yield from results
-        yield from here(sounds, *arguments[:-1], 5)  # in other batches, of which one has new files too
+        yield from here(files, *arguments[:-1], 5)  # in other batches, of which one has new files too
 
     monkeypatch.setattr(ray_embedding, "_embedded", twice)
     embed(folder, wavlink_folder, tmp_path / "index")
     check_rows(tmp_path / "index", folder, wavlink_folder)
 
-    def overlapping(sounds, *arguments):
-        yield from here(sounds[:4], *arguments[:-1], 4)
-        yield from here(sounds[2:], *arguments[:-1], 8)
+    def overlapping(files, *arguments):
+        yield from here(files[:4], *arguments[:-1], 4)
+        yield from here(files[2:], *arguments[:-1], 8)
 
     monkeypatch.setattr(ray_embedding, "_embedded", overlapping)
     embed(folder, wavlink_folder, tmp_path / "other")
@@ -355,6 +355,17 @@ def test_killed_driver_loses_no_rows(folder, wavlink_folder, tmp_path, start):
     assert int(again.communicate(timeout=300)[0]) >= 1 and again.returncode == 0
     assert 0 < len(left) < len(rows(out)) and {row["path"] for row in left} < {row["path"] for row in rows(out)}
     check_rows(out, folder, wavlink_folder)
+
+
+def test_metadata_of_new_and_of_skipped_files_is_kept(here, folder, wavlink_folder, tmp_path):
+    labels = folder / "labels.csv"
+    labels.write_text("file_name,label,take\na/0.wav,dog,1\nb/ü.wav,cat,2\na/broken.wav,none,3\n", encoding="utf-8")
+    embed(folder, wavlink_folder, tmp_path / "index", metadata=labels)
+    found = {row["path"]: (row["label"], row["take"]) for row in rows(tmp_path / "index")}
+    assert found["a/0.wav"] == ("dog", 1) and found["b/ü.wav"] == ("cat", 2) and found["a/1.wav"] == (None, None)
+    assert found["a/broken.wav"] == ("none", 3)
+    (hit,) = Index.open(tmp_path / "index").query("a low sound", where="label = 'dog'")
+    assert hit.path == "a/0.wav" and hit.metadata == {"label": "dog", "take": 1}
 
 
 def test_a_file_broken_in_its_middle_has_its_error_and_no_rows(here, folder, wavlink_folder, tmp_path):

@@ -16,7 +16,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ from .changes import Report, Task
 from .concurrent_writes import rewritten
 from .index_model import is_commit, new_embedder
 from .listing import Listing, Sound, is_data_set
+from .metadata import Row, with_values
 from .ray_actors import TRIES, FileEmbedder, Journal
 from .rows import skipped_row
-from .table import Table
+from .table import Storage, Table
 
 _FRAGMENTS_AT_ONCE = 1000  # at most, of one commit
 
@@ -53,6 +54,15 @@ def embed_with_ray(
     actors: int = 2,
     batch_size: int = 64,
     address: str | None = None,
+    dim: int | None = None,
+    storage: str | None = None,
+    rescore_dim: int | None = None,
+    window: float | None = None,
+    hop: float | None = None,
+    root: str = "",
+    retry: bool = False,
+    metadata: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    tags: bool = False,
     revision: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
@@ -60,7 +70,7 @@ def embed_with_ray(
     precision: str | None = None,
     commit_seconds: float = 30.0,
     progress: bool = True,
-    **index_options: Any,
+    storage_options: Storage = None,
 ) -> Report:
     """Bring an index up to date on a Ray cluster, or make it, as `index_sounds` does.
 
@@ -74,9 +84,8 @@ def embed_with_ray(
         actors: models in the cluster.
         batch_size: files that an actor takes at a time; their rows are one fragment of the table.
         address: of the cluster, or "auto" (default: RAY_ADDRESS; without it, Ray is started on this machine).
+        dim, storage, rescore_dim, window, hop, root, retry, metadata, tags, storage_options: see `index_sounds`.
         commit_seconds: what the workers have written is committed about this often.
-        index_options: of `index_sounds`: `dim`, `storage`, `rescore_dim`, `window`, `hop`, `root`, `retry` and
-            `storage_options`.
 
     Raises:
         ValueError: wrong options, a data set, or what `index_sounds` raises.
@@ -90,7 +99,7 @@ def embed_with_ray(
             f"{sources[0]} is no file or folder here; workers read files: save a data set's sounds on a shared disk"
         )
     given = {"backend": backend, "precision": precision}
-    run = given
+    run: dict[str, Any] = dict(given)
     if device.partition(":")[0] != "cpu":  # of the workers; this process looks at the model on its CPU
         choose(**given, folder=Path(resolve(model or DEFAULT)), device=device, dtype=dtype)
         run = dict.fromkeys(given)
@@ -98,7 +107,10 @@ def embed_with_ray(
     workers = {"device": device, "dtype": dtype, **given}
     cluster = {"actors": actors, "batch_size": batch_size, "address": address, "workers": workers}
     embed = partial(_embed, **cluster, commit_seconds=commit_seconds, progress=progress)
-    return index_sounds(sources, out, here, **index_options, dtype=dtype, **run, embed=embed)
+    new = {"dim": dim, "storage": storage, "rescore_dim": rescore_dim, "window": window, "hop": hop}
+    files = {"root": root, "retry": retry, "metadata": metadata, "tags": tags}
+    run |= {"dtype": dtype, "storage_options": storage_options}
+    return index_sounds(sources, out, here, **new, **files, **run, embed=embed)
 
 
 def _embed(
@@ -106,6 +118,7 @@ def _embed(
     embedder: Embedder,
     listing: Listing,
     tasks: list[Task],
+    columns: dict[str, Row],
     *,
     actors: int,
     batch_size: int,
@@ -126,10 +139,10 @@ def _embed(
     written = _Written(table, commit_seconds)
     _start(address)
     with Bar(total=len(sounds), desc="sounds", unit="file", disable=not progress) as bar:
-        for result in _embedded(sounds, embedder.name, options, actors, batch_size):
+        for result in _embedded(files_of(sounds, columns), embedder.name, options, actors, batch_size):
             bar.update(written.take(json.loads(result)))
     written.commit()
-    _quarantine(table, [sound for sound in sounds if sound.path not in written.paths])
+    _quarantine(table, [sound for sound in sounds if sound.path not in written.paths], columns)
     return False
 
 
@@ -183,7 +196,7 @@ class _Written:
             )
 
 
-def _quarantine(table: Table, sounds: list[Sound]) -> None:
+def _quarantine(table: Table, sounds: list[Sound], columns: dict[str, Row]) -> None:
     """Write an error for files of which no row has come back.
 
     Raises:
@@ -194,7 +207,8 @@ def _quarantine(table: Table, sounds: list[Sound]) -> None:
     if len(sounds) > 1 and not table.windows():
         raise OSError(f"the workers of all {len(sounds)} files have died, such as of {sounds[0].path}: see Ray's logs")
     why = "its worker died again and again; --retry tries again"
-    table.append(pyarrow.concat_tables([skipped_row(table.manifest, sound, why) for sound in sounds]))
+    rows = pyarrow.concat_tables([skipped_row(table.manifest, sound, why) for sound in sounds])
+    table.append(with_values(rows, columns, table.schema))
 
 
 def _start(address: str | None) -> None:
@@ -207,7 +221,7 @@ def _start(address: str | None) -> None:
             ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
 
 
-def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[str]:
+def _embedded(files: list[dict[str, Any]], model: str, options: dict, actors: int, batch_size: int) -> Iterator[str]:
     """Yield the results of `FileEmbedder`, in the order in which they are ready.
 
     A batch is missing if its workers died more often than its files account for.
@@ -220,22 +234,31 @@ def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
     with ray.data.DataContext.current(context):
-        for results in _batches(sounds, model, options, actors, batch_size):
+        for results in _batches(files, model, options, actors, batch_size):
             yield from results["written"].tolist()
 
 
-def files_of(sounds: Sequence[Sound]) -> list[dict[str, Any]]:
-    """Return sounds as rows of Ray Data, for `FileEmbedder`."""
+def files_of(sounds: Sequence[Sound], columns: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """Return sounds as rows of Ray Data, for `FileEmbedder`.
+
+    Args:
+        columns: of metadata, by path.
+    """
     return [
-        {"path": sound.path, "size": sound.size, "version": sound.version, "source": os.fsencode(str(sound.source))}
+        {
+            "path": sound.path,
+            "size": sound.size,
+            "version": sound.version,
+            "source": os.fsencode(str(sound.source)),
+            "columns": json.dumps(columns.get(sound.path, {})),
+        }
         for sound in sounds
     ]
 
 
-def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
+def _batches(files: list[dict[str, Any]], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
     import ray.data
 
-    files = files_of(sounds)
     blocks = -(-len(files) // batch_size)
     embedded = map_batches(
         ray.data.from_items(files, override_num_blocks=blocks),

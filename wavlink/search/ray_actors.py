@@ -14,6 +14,7 @@ from processing.windows import stream_windows
 from wavlink.embedder import Embedder
 
 from .listing import Sound
+from .metadata import with_values
 from .rows import skipped_row, window_rows
 from .table import Storage, Table
 
@@ -51,7 +52,7 @@ class FileEmbedder(Embedder):
         """Embed a batch of files, and write their rows without a commit.
 
         Args:
-            batch: the fields of `Sound`, with the full path of each file as bytes.
+            batch: the fields of `Sound`, with the full path of each file as bytes, and its metadata as JSON.
 
         Returns:
             `written`, one JSON text: `paths` of the files, and the `fragments` that hold their rows; or the `error`
@@ -59,7 +60,8 @@ class FileEmbedder(Embedder):
         """
         columns = (batch[name].tolist() for name in ("path", "size", "version", "source"))
         sounds = [Sound(*facts, os.fsdecode(file)) for *facts, file in zip(*columns, strict=True)]
-        rows = self._embedded(sounds)
+        metadata = {sound.path: json.loads(text) for sound, text in zip(sounds, batch["columns"], strict=True)}
+        rows = with_values(self._embedded(sounds), metadata, self.table.schema)
         written: dict[str, Any] = {"paths": [sound.path for sound in sounds]}
         try:
             written["fragments"] = [fragment.to_json() for fragment in self.table.write(rows)]

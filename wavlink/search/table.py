@@ -5,13 +5,12 @@
 
 INDEX is a folder, or an address in object storage such as `s3://bucket/index`. Rows count once a commit names them.
 What a killed process leaves behind is in no commit: the next writer removes it (in object storage one that comes seven
-days later). Readers keep the version that they opened.
+days later). A reader whose version is replaced meanwhile begins again, see `Table.reading`.
 """
 
 import dataclasses
 import datetime
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,30 +26,24 @@ from wavlink.locks import locked
 from .changes import KnownFile
 from .checksums import Checksums
 from .concurrent_writes import Others
+from .file_facts import FILE_FACTS, files_of
+from .location import NO_INDEX, TABLE, is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
 from .rows import with_columns_of
 from .table_errors import explained, unless_preempted
 
-TABLE = "windows.lance"
-_FORMER = "index.json"
-_LOCK = ".lock"
+LOCK = ".lock"
 _VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
 _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
 _READS = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
-_NO_INDEX = "{0} is no index: make one with `wavlink index SOUNDS --model M --out {0}`"
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
-_FILE_FACTS = ["path", "window", "size", "version", "windows", "error"]
-_OTHERS_READ = datetime.timedelta(days=1)  # a version, in object storage, for so long
-_UNKNOWN = -2  # a version that no file has
+_OTHERS_READ = datetime.timedelta(days=1)  # an earlier version, in object storage
+_FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")  # that Lance writes
+_HINT = "latest_version_hint.json"
+_LOST = "what rows the table has is lost: put a copy of the index back, or index the sounds into another folder"
 _Result = TypeVar("_Result")
 Storage = dict[str, str] | None
-
-
-def is_remote(index: str | os.PathLike) -> bool:
-    """True for an address in object storage."""
-    return bool(_REMOTE.match(os.fspath(index)))
 
 
 class Table:
@@ -85,16 +78,17 @@ class Table:
 
     @classmethod
     def unverified(cls, index: str | os.PathLike, storage_options: Storage = None) -> "Table":
-        """Open an index without a look at its checksums."""
+        """Open an index without a look at the checksums of its rows."""
         index = os.fspath(index)
-        if not is_remote(index):
-            _refuse_no_index(Path(index))
+        refuse_no_index(index)
+        if not is_remote(index) and (damaged := Checksums(Path(index)).damaged_versions()):
+            raise ValueError(f"{'; '.join(damaged.values())}: {_LOST}")
         with explained(index):
             try:
                 dataset = lance.dataset(_uri(index), storage_options=storage_options)
             except ValueError as error:
                 if is_remote(index) and "was not found" in str(error):
-                    raise ValueError(_NO_INDEX.format(index)) from error
+                    raise ValueError(NO_INDEX.format(index)) from error
                 raise
             return cls(index, dataset, storage_options)
 
@@ -113,7 +107,7 @@ class Table:
                 table = cls.open(index, storage_options)
                 return read(table)
             except (ValueError, OSError):
-                before, version = version, _latest(index, storage_options)
+                before, version = version, _state(index, storage_options)
                 if version is None or version == before:
                     raise
         raise ValueError(f"{index} is changed faster than it can be read: wait until `index` has ended")
@@ -121,17 +115,27 @@ class Table:
     @classmethod
     @contextmanager
     def create(
-        cls, index: str | os.PathLike, manifest: Manifest, storage_options: Storage = None
+        cls,
+        index: str | os.PathLike,
+        manifest: Manifest,
+        storage_options: Storage = None,
+        columns: Iterable[pyarrow.Field] = (),
     ) -> Iterator["Table"]:
-        """Create an empty index, and hold it for writing; in object storage another process may just have made it."""
+        """Create an empty index, and hold it for writing; in object storage another process may just have made it.
+
+        Args:
+            columns: that describe the sounds.
+        """
         index = os.fspath(index)
         if not is_remote(index):
             folder = Path(index)
-            if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+            is_free = not folder.exists() or (folder.is_dir() and not any(map(_is_foreign, folder.iterdir())))
+            if not is_free and not has_table(index):
                 raise ValueError(f"{index} is there already and is no index: name a folder that is new or empty")
             folder.mkdir(parents=True, exist_ok=True)
         with _lock(index), explained(index):
-            table = cls(index, _created(index, manifest, storage_options), storage_options)
+            schema = pyarrow.schema([*manifest.schema, *columns], manifest.schema.metadata)
+            table = cls(index, _created(index, schema, storage_options), storage_options)
             if dataclasses.replace(table.manifest, probes=0, recall={}) != manifest:
                 raise ValueError(f"{index} has just become the index of another process: start again")
             yield from table._held()
@@ -160,6 +164,21 @@ class Table:
                 self.dataset.checkout_latest()
                 self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
+    def latest(self, read: Callable[[], _Result]) -> _Result:
+        """Return `read()` of the table's latest version, repeated where a writer has replaced it meanwhile."""
+        for _ in range(_READS):
+            self.refresh()
+            try:
+                return read()
+            except (ValueError, OSError):
+                before = _identity(self.dataset)
+                with explained(self.index):
+                    self.dataset = lance.dataset(self.uri, storage_options=self.storage_options)
+                if _identity(self.dataset) == before:
+                    raise
+                self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+        raise ValueError(f"{self.index} is changed faster than it can be read: wait until `index` has ended")
+
     @property
     def uri(self) -> str:
         """The address of the table."""
@@ -184,6 +203,10 @@ class Table:
         """Return the number of windows that have a vector."""
         return self.rows("error = ''") if self.rows() else 0
 
+    def has_windows(self) -> bool:
+        """True if there is a window with a vector."""
+        return any(len(batch) for batch in self.scan(["window"], "error = ''", limit=1))
+
     def scan(
         self, columns: Sequence[str], where: str | None = None, batch_size: int = 1 << 16, **options: Any
     ) -> Iterator[pyarrow.RecordBatch]:
@@ -198,21 +221,14 @@ class Table:
                 columns=[*columns], filter=where, batch_size=batch_size, **options
             ).to_batches()
 
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pyarrow.Table:
+        """Read rows by their numbers, in the order of these."""
+        with explained(self.index, self):
+            return self.dataset.take([*rows], columns=[*columns])
+
     def files(self) -> dict[str, KnownFile]:
         """Add up the rows by path; where they do not fit together, the version is one that no file has."""
-        known: dict[str, KnownFile] = {}
-        sums = [("window", "count"), ("window", "max"), ("window", "min")]
-        same = [(name, how) for name in ("size", "version") for how in ("min", "max")]
-        for batch in self.scan(_FILE_FACTS):
-            table = pyarrow.Table.from_batches([batch])
-            grouped = table.group_by("path").aggregate([*sums, *same, ("windows", "min"), ("error", "max")])
-            for row in zip(*(grouped[name].to_pylist() for name in grouped.column_names), strict=True):
-                path, facts = (
-                    row[grouped.column_names.index("path")],
-                    dict(zip(grouped.column_names, row, strict=True)),
-                )
-                known[path] = _added(known.get(path), facts)
-        return {path: file._replace(version=_fitting(file)) for path, file in known.items()}
+        return files_of(self.scan(FILE_FACTS))
 
     def append(self, rows: pyarrow.Table) -> None:
         """Add rows in one commit."""
@@ -255,6 +271,31 @@ class Table:
         with explained(self.index):
             self.dataset.update(facts, where=f"path = {quoted(path)}")
 
+    def describe(self, rows: pyarrow.Table) -> None:
+        """Set columns of metadata by `path`; sounds that `rows` does not name stay as they are.
+
+        Columns that are new, or of another type than before, are null until all values are set in one commit.
+        """
+        names = rows.schema.names
+        stale = [
+            name
+            for name in self.metadata_columns
+            if name in names and self.schema.field(name) != rows.schema.field(name)
+        ]
+        with explained(self.index):
+            if stale:
+                self.dataset.drop_columns(stale)
+            if new := [field for field in rows.schema if field.name not in self.schema.names]:
+                self.dataset.add_columns(pyarrow.schema(new))
+            fragments, fields = [], set()
+            for fragment in self.dataset.get_fragments() if len(rows) else ():
+                updated, modified = fragment.update_columns(rows, left_on="path", right_on="path")
+                fragments.append(updated)
+                fields |= {*modified}
+        if fragments:
+            options = {"fields_modified": sorted(fields), "update_mode": "rewrite_columns"}
+            self._commit(lance.LanceOperation.Update(updated_fragments=fragments, **options))
+
     def remove(self, paths: Iterable[str]) -> None:
         """Remove every row of these files."""
         paths = [*paths]
@@ -271,7 +312,8 @@ class Table:
                 return
             with explained(self.index), unless_preempted(raises=last):
                 self.dataset.update_schema_metadata({METADATA.decode(): manifest.to_json()})
-            self.refresh()
+            self.dataset.checkout_latest()
+            self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
     def compact(self) -> None:
         """Merge small fragments into larger ones, if there are many and no other writer is at work."""
@@ -302,13 +344,29 @@ class Table:
         """Remove these fragments unread, in one commit."""
         self._commit(lance.LanceOperation.Delete([], [*ids], "false"))
 
+    def rewrite(self) -> None:
+        """Write the list of rows anew, in a commit that changes none."""
+        with explained(self.index):
+            self.dataset.update_schema_metadata({METADATA.decode(): self.manifest.to_json()})
+            self.dataset.checkout_latest()
+
     def _tidy(self) -> None:
         """Remove files that no version names and older versions, and note checksums of new files."""
-        if self.checksums:
-            self.dataset.cleanup_old_versions(older_than=datetime.timedelta(0), delete_unverified=True)
-            self.checksums.update(self.file_names())
-        else:  # other writers may be about to name their files: those without a name stay for seven days
+        if self.checksums is None:  # others may be about to name their files: Lance keeps them for seven days
             self.dataset.cleanup_old_versions(older_than=_OTHERS_READ)
+        else:
+            self.dataset.cleanup_old_versions(older_than=datetime.timedelta(0), delete_unverified=True)
+            names = self.file_names()
+            self._remove_others({*names})
+            self.checksums.update(names)
+
+    def _remove_others(self, names: set[str]) -> None:
+        """Remove temporary files of processes that were killed, which Lance does not clean up."""
+        table = Path(self.uri)
+        for folder in _FOLDERS:
+            for path in (table / folder).rglob("*"):
+                if path.is_file() and path.relative_to(table).as_posix() not in names and path.name != _HINT:
+                    path.unlink(missing_ok=True)
 
 
 def quoted(text: str) -> str:
@@ -318,17 +376,14 @@ def quoted(text: str) -> str:
 
 def has_table(index: str | os.PathLike, storage_options: Storage = None) -> bool:
     """True if an index holds a table with a version; False for one whose making was interrupted."""
-    if is_remote(index):
-        return _latest(index, storage_options) is not None
-    versions = Path(index) / TABLE / "_versions"
-    return versions.is_dir() and any(path.suffix == ".manifest" for path in versions.iterdir())
+    return _state(index, storage_options) is not None
 
 
-def _created(index: str, manifest: Manifest, storage_options: Storage) -> lance.LanceDataset:
+def _created(index: str, schema: pyarrow.Schema, storage_options: Storage) -> lance.LanceDataset:
     """Create an empty table; in object storage, return the one that another process has just made."""
     options = {"data_storage_version": _VERSION, "enable_v2_manifest_paths": True, "storage_options": storage_options}
     try:
-        return lance.write_dataset(manifest.schema.empty_table(), _uri(index), **options)
+        return lance.write_dataset(schema.empty_table(), _uri(index), **options)
     except OSError:
         if not has_table(index, storage_options):
             raise
@@ -341,8 +396,10 @@ def _uri(index: str | os.PathLike) -> str:
     return f"{os.fspath(index).rstrip('/')}/{TABLE}"
 
 
-def _latest(index: str | os.PathLike, storage_options: Storage = None) -> int | None:
-    """Return the latest version of a table, None without one."""
+def _state(index: str | os.PathLike, storage_options: Storage = None) -> int | str | None:
+    """Return what differs between versions of a table, None without one."""
+    if not is_remote(index):
+        return min((path.name for path in _versions(index)), default=None)
     try:
         with explained(os.fspath(index)):
             return lance.dataset(_uri(index), storage_options=storage_options).version
@@ -350,48 +407,26 @@ def _latest(index: str | os.PathLike, storage_options: Storage = None) -> int | 
         return None
 
 
+def _identity(dataset: lance.LanceDataset) -> tuple[int, list[str]]:
+    """Return what differs also between tables that were made one after the other in the same place."""
+    return dataset.version, [file.path for each in dataset.get_fragments() for file in each.metadata.files]
+
+
+def _versions(index: str | os.PathLike) -> list[Path]:
+    """Return the files of a table's versions on a local disk; the first name is that of the latest."""
+    folder = Path(index) / TABLE / "_versions"
+    return sorted(folder.glob("*.manifest")) if folder.is_dir() else []
+
+
 @contextmanager
 def _lock(index: str) -> Iterator[None]:
     if is_remote(index):
         yield
     else:
-        with locked(Path(index) / _LOCK):
+        with locked(Path(index) / LOCK):
             yield
-
-
-def _refuse_no_index(folder: Path) -> None:
-    if has_table(folder):
-        return
-    refuse_former(folder)
-    raise ValueError(_NO_INDEX.format(folder))
-
-
-def refuse_former(index: str | os.PathLike) -> None:
-    """Raise a ValueError for an index of parquet files, which earlier versions made and `push` makes."""
-    if not is_remote(index) and (Path(index) / _FORMER).is_file():
-        raise ValueError(f"{index} is an index of an earlier version: `wavlink pull {index} --out NEW` converts it")
 
 
 def _is_foreign(path: Path) -> bool:
     """True if a process that was killed before the first version cannot have left this."""
     return path.name != TABLE and not path.name.startswith(".")
-
-
-def _added(file: KnownFile | None, facts: dict[str, Any]) -> KnownFile:
-    """Add rows of a file in one batch to those of the batches before; `rows` of -1 do not fit together."""
-    error = facts["error_max"]
-    rows = 0 if error else facts["window_count"]
-    first, last = facts["window_min"], facts["window_max"]
-    fits = error or last - first + 1 == rows
-    fits = fits and facts["size_min"] == facts["size_max"] and facts["version_min"] == facts["version_max"]
-    made = KnownFile(facts["size_max"], facts["version_max"], rows, facts["windows_min"], error)
-    if file:
-        fits = fits and file.version != _UNKNOWN and file[:2] == made[:2] and first == file.rows and not error
-        made = made._replace(rows=file.rows + rows, windows=min(file.windows, made.windows))
-    elif not error:
-        fits = fits and first == 0
-    return made if fits else made._replace(version=_UNKNOWN)
-
-
-def _fitting(file: KnownFile) -> int | None:
-    return _UNKNOWN if 0 <= file.windows < file.rows else file.version
