@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -30,6 +30,7 @@ from .manifest import Manifest
 from .metadata import Metadata, Row, bring_up_to_date, with_values
 from .rows import skipped_row, window_rows
 from .table import Storage, Table, has_table, quoted
+from .table_errors import unless_preempted
 
 _DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
 _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only
@@ -58,6 +59,7 @@ def index_sounds(
     progress: bool = True,
     stop: threading.Event | None = None,
     storage_options: Storage = None,
+    embed: Callable[[Table, Embedder, Listing, list[Task], dict[str, Row]], bool] | None = None,
 ) -> Report:
     """Bring an index up to date with `sources`, or make it. After a kill, the same call goes on.
 
@@ -80,6 +82,7 @@ def index_sounds(
         commit_seconds: embedded windows are written to the disk at least this often.
         stop: once it is set, what is embedded is written and the run ends.
         storage_options: of an index in object storage, see Lance's `storage_options`.
+        embed: embeds files and writes their rows, instead of this process, and returns True if it was stopped.
 
     Raises:
         ValueError: no sounds; an index of another model or with other options; none of the sounds can be read.
@@ -111,12 +114,13 @@ def index_sounds(
         stopped, tasks = False, _without_broken(table, changes.tasks, columns)
         if tasks:
             embedder = embedder or embedder_of(table.manifest, **run)
-            stopped = _embed(
-                table, embedder, listing, tasks, columns, commit_seconds, progress, stop or threading.Event()
-            )
+            stop = stop or threading.Event()
+            embed = embed or partial(_embed, commit_seconds=commit_seconds, progress=progress, stop=stop)
+            stopped = embed(table, embedder, listing, tasks, columns)
         if not stopped:
             table.compact()
-            vector_index.update(table, partial(_text_vectors, embedder) if embedder else None)
+            with unless_preempted():
+                vector_index.update(table, partial(_text_vectors, embedder) if embedder else None)
         return _report(table, changes, listing, stopped)
 
 
