@@ -261,6 +261,8 @@ def query(parser: Parser) -> None:
         metavar="FILE",
         help="a sound similar to what is not wanted (repeatable)",
     )
+    text = "more like a sound of the index, named as in the results; needs no model (repeatable)"
+    add("--like", action="append", default=[], metavar="PATH", help=text)
     add("--weight", type=float, default=0.5, help="of what is not wanted")
     add("--top_k", type=int, default=10, help="results")
     min_probability_option(parser, "results")

@@ -22,7 +22,8 @@ from wavlink.sanitize import clean
 
 from . import hub
 from .build import index_sounds
-from .index import Index, print_hits
+from .hits import print_hits
+from .index import Index
 from .information import info, print_skipped
 from .listing import readable
 from .repair import verified
@@ -52,6 +53,7 @@ def query(
     by_sound: Sequence[str],
     without: Sequence[str],
     without_sound: Sequence[str],
+    like: Sequence[str],
     weight: float,
     top_k: int,
     windows: bool,
@@ -64,7 +66,7 @@ def query(
 ) -> None:
     """Search an index, and print the hits; or that none is as probable as `min_probability`."""
     index = Index.open(folder, **options)
-    limits = {"weight": weight, "top_k": top_k, "windows": windows, "where": where, "exact": exact}
+    limits = {"like": like, "weight": weight, "top_k": top_k, "windows": windows, "where": where, "exact": exact}
     probable = {"min_probability": min_probability, "prior": prior}
     hits = index.query(text, by_sound, without, without_sound, **limits, **probable)
     print_hits(hits, as_json, "" if hits else NO_MATCH.format("index"))

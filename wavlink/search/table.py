@@ -137,6 +137,14 @@ class Table:
             yield self
             self._tidy()
 
+    def latest(self) -> "Table":
+        """Return the table at its latest version: itself, or another, so that its readers keep theirs."""
+        with explained(self.index):
+            version = self.dataset.latest_version
+            if version == self.dataset.version:
+                return self
+            return Table(self.index, self.dataset.checkout_version(version), self.storage_options)
+
     def refresh(self) -> None:
         """Go on to the table's latest version."""
         with explained(self.index):
