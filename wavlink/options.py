@@ -310,7 +310,8 @@ def push_index(parser: Parser) -> None:
 def pull(parser: Parser) -> None:
     add = parser.add_argument
     json_option(parser)
-    add("repo_id", metavar="REPO_ID", help="user/name or organisation/name")
+    text = "user/name or organisation/name; or a folder: an index of an earlier version, or a download"
+    add("repo_id", metavar="REPO_ID", help=text)
     add("--out", required=True, metavar="INDEX", help="folder of the index, new")
     add("--model", default="", help="the model it was made by, a folder or Hub id that you trust")
     add("--root", default="", help="folder that holds the sounds here")

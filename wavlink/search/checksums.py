@@ -26,28 +26,35 @@ class Checksums:
             ValueError: the file is damaged.
         """
         path = self.folder / _FILE
-        if not path.exists():
-            return {}
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            *lines, last = path.read_bytes().splitlines(keepends=True)
+            if json.loads(last) != _own(b"".join(lines)):
+                raise ValueError("its checksum is not the one written")
+            rows = [json.loads(line) for line in lines]
             return {str(row["file"]): str(row["sha256"]) for row in rows}
+        except FileNotFoundError:
+            return {}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({error}): {REPAIR}") from error
 
     def update(self, names: Sequence[str]) -> None:
         """Note the checksums of new files, and forget those of files that are gone."""
-        try:
-            known = self.read()
-        except ValueError:
-            raise
-        kept = {name: known.get(name) or _digest(self.table / name) for name in names}
+        known = self.read()
+        kept = {name: known.get(name) or _digest_or_none(self.table / name) for name in names}
+        kept = {name: digest for name, digest in kept.items() if digest}
         if kept != known:
-            lines = [json.dumps({"file": name, "sha256": digest}) for name, digest in kept.items()]
-            write_text(self.folder / _FILE, "".join(f"{line}\n" for line in lines))
+            rows = [{"file": name, "sha256": digest} for name, digest in kept.items()]
+            text = "".join(f"{json.dumps(row)}\n" for row in rows)
+            write_text(self.folder / _FILE, f"{text}{json.dumps(_own(text.encode()))}\n")
 
     def forget(self) -> None:
         """Forget all checksums; `update` notes them anew."""
         (self.folder / _FILE).unlink(missing_ok=True)
+
+    def damaged_versions(self) -> dict[str, str]:
+        """Return by name why a list of the table's rows, which Lance reads first, is not as it was written."""
+        names = [name for name in self.read() if name.startswith("_versions/")]
+        return self.damaged([name for name in names if (self.table / name).exists()])
 
     def damaged(self, names: Sequence[str]) -> dict[str, str]:
         """Return by name why a file is not as it was written."""
@@ -55,7 +62,7 @@ class Checksums:
         for name in names:
             path = self.table / name
             try:
-                digest = _digest(path)
+                digest = sha256_of(path)
             except FileNotFoundError:
                 errors[name] = f"{path} is missing from the index: {REPAIR}"
             except OSError as error:
@@ -66,7 +73,20 @@ class Checksums:
         return errors
 
 
-def _digest(path: Path) -> str:
+def _own(lines: bytes) -> dict[str, str]:
+    """Return the last row of a list of checksums, which is of the rows above."""
+    return {"file": _FILE, "sha256": hashlib.sha256(lines).hexdigest()}
+
+
+def _digest_or_none(path: Path) -> str | None:
+    try:
+        return sha256_of(path)
+    except FileNotFoundError:  # `damaged` names it
+        return None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ):

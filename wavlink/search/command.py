@@ -20,7 +20,7 @@ from wavlink.parsing import Parser
 from wavlink.probability import NO_MATCH
 from wavlink.sanitize import clean
 
-from . import hub
+from . import copies, hub
 from .build import index_sounds
 from .hits import print_hits
 from .index import Index
@@ -108,7 +108,7 @@ def remove(folder: str, paths: Sequence[str], as_json: bool) -> None:
 
 def reindex(folder: str, out: str, as_json: bool, **options: Any) -> None:
     """Copy an index with fewer dims or another storage."""
-    hub.reindex(folder, out, **options)
+    copies.reindex(folder, out, **options)
     _print_windows(out, as_json)
 
 

@@ -30,11 +30,15 @@ class Hit:
     duration: float | None = None  # of the file in seconds; None where that is not known
 
 
-def hit_of(table: Table, row: dict[str, Any], score: float) -> Hit:
-    """Return a row of a table, and its score, as a hit."""
+def hit_of(table: Table, row: dict[str, Any], score: float, root: str = "") -> Hit:
+    """Return a row of a table, and its score, as a hit.
+
+    Args:
+        root: the folder that holds the sounds (default: the one in the index).
+    """
     facts = {"metadata": {name: row[name] for name in table.metadata_columns if row[name] is not None}}
     facts |= {name: row[name] for name in ("path", "start", "end", "duration")}
-    file = file_of(table.manifest.root, row["path"])
+    file = file_of(root or table.manifest.root, row["path"])
     if file is None:
         return Hit(score=score, **facts)
     try:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from .table import Storage, Table
 WEIGHT = 0.5  # of the unwanted direction beside the wanted one
 _READS = 20  # attempts at an index that another process changes meanwhile
 _SAMPLE = 4096  # windows at most, evenly spaced, that a query's background is taken from
+_Result = TypeVar("_Result")
 
 
 class Index:
@@ -57,8 +58,8 @@ class Index:
     ```
     """
 
-    def __init__(self, table: Table, dim: int | None, options: dict):
-        self.table, self._nested, self._options = table, dim, options
+    def __init__(self, table: Table, dim: int | None, options: dict, root: str = ""):
+        self.table, self._nested, self._options, self._root = table, dim, options, root
         self._revision = table.manifest.revision  # of the model that queries' vectors are of
         self._embedder: Embedder | None = None
         self._windows: tuple[int, int] | None = None  # of a version of the table
@@ -145,6 +146,7 @@ class Index:
         dtype: str = "float32",
         backend: str | None = None,
         precision: str | None = None,
+        root: str | os.PathLike[str] = "",
         storage_options: Storage = None,
     ) -> "Index":
         """Open an index that `Index.build` has made.
@@ -155,6 +157,7 @@ class Index:
                 index (see `embedder_of`); loaded at the first query.
             dim: one of the nested dims, fewer than the index's (default: all that it has).
             device, dtype, backend, precision: see `Embedder`.
+            root: the folder that holds the sounds, where it is not the one in the index.
             storage_options: of an index in object storage, see Lance's `storage_options`.
 
         Raises:
@@ -164,14 +167,13 @@ class Index:
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
         options = {"model": model, **run}
-
         table = Table.reading(folder, lambda table: table, storage_options)
         _dim_of(table.manifest, dim)
-        return cls(table, dim, options)
+        return cls(table, dim, options, os.path.abspath(root) if root else "")
 
     def __len__(self) -> int:
         """The number of windows."""
-        return self._count(self.table)
+        return self._reading(self._count)
 
     def _count(self, table: Table) -> int:
         version, known = table.dataset.version, self._windows
@@ -190,16 +192,17 @@ class Index:
             self._revision = manifest.revision
         return self._embedder
 
-    def _reading(self, read: Callable[[Table], list[Hit]]) -> list[Hit]:
-        """Return `read` of the latest version; once more where another process has removed that version meanwhile."""
+    def _reading(self, read: Callable[[Table], _Result]) -> _Result:
+        """Return `read` of the latest version; once more where another process has replaced that version meanwhile."""
         for _ in range(_READS):
-            table = self.table = self.table.latest()
+            table = self.table = self.table.newest()
             try:
                 return read(table)
             except (ValueError, OSError):
-                if table.latest() is table:
+                self.table = table.reopened()
+                if self.table is table:
                     raise
-        return read(self.table.latest())
+        raise ValueError(f"{table.index} is changed faster than it can be read: wait until `index` has ended")
 
     def query(
         self,
@@ -254,7 +257,7 @@ class Index:
         of = {"where": where, "exact": exact, "windows": windows}
 
         def read(table: Table) -> list[Hit]:
-            if not self._count(table):
+            if not table.has_windows():
                 raise ValueError("the index holds no sounds yet: index some")
             if where is not None:
                 checked(table, where)
@@ -284,15 +287,16 @@ class Index:
 
         None if the model has no calibration at the index's dims, and the index has too few windows.
         """
-        return self._calibration(self.table, vector, prior)
+        return self._reading(lambda table: self._calibration(table, vector, prior))
 
     def _calibration(self, table: Table, vector: np.ndarray, prior: float | None) -> Calibration | None:
         dim, count = self._dim_of(table), self._count(table)
         model = calibration_of(self._embedder_of(table.manifest), dim, prior)
         if model is not None:
             return model
-        rows = np.arange(0, count, -(-count // _SAMPLE))
-        sample = table.dataset.take(rows.tolist(), columns=["embedding"])["embedding"].drop_null()
+        rows = table.rows()
+        numbers = range(0, rows, -(-rows // _SAMPLE))
+        sample = table.take(numbers, ["embedding"])["embedding"].drop_null()
         query = truncated(vector[None], dim)[0]
         return background_of(unit(vectors_of(sample)[:, :dim]) @ query, count)
 
@@ -357,7 +361,9 @@ class Index:
                 f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
                 "--drop` removes those of others"
             )
-        return [hit_of(table, row, score) for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)]
+        return [
+            hit_of(table, row, score, self._root) for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)
+        ]
 
     def _dim_of(self, table: Table) -> int:
         return _dim_of(table.manifest, self._nested)
@@ -370,7 +376,7 @@ class Index:
             return []
         embedder = self._embedder_of(manifest)
         vectors = [*embedder.embed_text(texts)] if texts else []
-        return vectors + [_of_sound(embedder, manifest, sound) for sound in sounds]
+        return vectors + [_of_sound(embedder, manifest, self._root or manifest.root, sound) for sound in sounds]
 
 
 def _dim_of(manifest: Manifest, dim: int | None) -> int:
@@ -390,8 +396,8 @@ def _cut(vectors: list[np.ndarray], manifest: Manifest) -> list[np.ndarray]:
     return [truncated(vector[None], manifest.rescore_dim or manifest.dim)[0] for vector in vectors]
 
 
-def _of_sound(embedder: Embedder, manifest: Manifest, file: AudioSource) -> np.ndarray:
+def _of_sound(embedder: Embedder, manifest: Manifest, root: str, file: AudioSource) -> np.ndarray:
     if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # a path of the results?
-        file = file_of(manifest.root, os.fspath(file)) or file
+        file = file_of(root, os.fspath(file)) or file
     windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
     return mean_direction(list(embedder.embed_clips(window.samples for window in windows)))

@@ -107,11 +107,11 @@ def _parse(fields: dict[str, Any]) -> Manifest:
     if written != checksum(fields):
         raise ValueError("its checksum is not the one written")
     manifest = Manifest(**fields)
-    _check_fields(manifest)
+    check_fields(manifest)
     return manifest
 
 
-def _check_fields(manifest: Manifest) -> None:
+def check_fields(manifest: Manifest) -> None:
     """Refuse values that would cause errors later, or be believed. Whoever writes a table can sign it too."""
     numbers = {"window": manifest.window, "hop": manifest.hop, "sampling_rate": manifest.sampling_rate}
     wrong = [name for name, value in numbers.items() if not isinstance(value, int | float) or not 0 < value < 1e6]

@@ -69,7 +69,7 @@ def _by_index(
     column = "rescore" if table.manifest.rescore_dim else "embedding"
     unit_query = truncated(query[None], table.manifest.dim)[0]
     count = k
-    while count <= max(_MOST_CANDIDATES, k):
+    while count <= _MOST_CANDIDATES:
         rows = candidates(table, unit_query, count, table.manifest.probes, [*_columns(table), column], where)
         scores = _scores(rows[column], query)
         order = np.argsort(-scores, kind="stable")

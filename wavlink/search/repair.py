@@ -2,8 +2,10 @@
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
-from .table import Table
+from .checksums import Checksums
+from .table import Table, is_remote, quoted
 from .vector_index import drop as drop_vector_index
 
 
@@ -19,24 +21,40 @@ def verified(index: str | os.PathLike, drop: bool = False) -> tuple[Table, dict[
     Raises:
         ValueError: without `drop`, damaged files or rows of other models; a damaged list of versions.
     """
+    lost = _without_checksums(index) if drop else {}
     table = Table.unverified(index)
     if not drop:
-        damaged = table.damaged()
-        if damaged:
-            raise ValueError("; ".join(damaged.values()))
-        if table.rows(_of_others(table)):
-            raise ValueError(
-                f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
-                "--drop` removes those of others"
-            )
+        refuse_damaged(table)
         return table, {}
     with table.writing():
-        return table, _repaired(table)
+        return table, lost | _repaired(table)
+
+
+def _without_checksums(index: str | os.PathLike) -> dict[str, list[str] | None]:
+    """Forget checksums that are damaged themselves; they are noted anew."""
+    if is_remote(index):
+        return {}
+    checksums = Checksums(Path(index))
+    try:
+        checksums.read()
+    except ValueError:
+        checksums.forget()
+        return {"checksums.jsonl": []}
+    return {}
+
+
+def refuse_damaged(table: Table) -> None:
+    """Raise a ValueError that names damaged files of an index, or says that it has rows of other models."""
+    if damaged := table.damaged():
+        raise ValueError("; ".join(damaged.values()))
+    if table.rows(_of_others(table)):
+        raise ValueError(
+            f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
+            "--drop` removes those of others"
+        )
 
 
 def _of_others(table: Table) -> str:
-    from .table import quoted
-
     return f"revision != {quoted(table.manifest.revision)}"
 
 
@@ -55,6 +73,9 @@ def _repaired(table: Table) -> dict[str, list[str] | None]:
     if any(name.startswith("_indices/") for name in damaged):
         drop_vector_index(table)
         dropped |= {name: [] for name in damaged if name.startswith("_indices/")}
+    if others := sorted(set(table.damaged()) - {*dropped}):  # such as of the last change, which nothing reads
+        table.rewrite()
+        dropped |= {name: [] for name in others}
     others = _of_others(table)
     if table.rows(others):
         paths = sorted({path for batch in table.scan(["path"], others) for path in batch["path"].to_pylist()})

@@ -3,8 +3,9 @@
     INDEX/windows.lance    the table, see `wavlink.search.manifest` for its columns
     INDEX/checksums.jsonl  the SHA-256 of the table's files; only on a local disk
 
-INDEX is a folder, or an address in object storage such as `s3://bucket/index`. Rows count once a commit names them. What
-a killed process leaves behind is in no commit: the next writer removes it. Readers keep the version that they opened.
+INDEX is a folder, or an address in object storage such as `s3://bucket/index`. Rows count once a commit names them.
+What a killed process leaves behind is in no commit: the next writer removes it. A reader whose version is replaced
+meanwhile begins again, see `Table.reading`.
 """
 
 import dataclasses
@@ -24,19 +25,21 @@ from wavlink.locks import locked
 
 from .changes import KnownFile
 from .checksums import Checksums
-from .location import TABLE, holds_table, is_remote, refuse_no_index
+from .file_facts import FILE_FACTS, files_of
+from .location import TABLE, is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
 from .rows import with_columns_of
 from .table_errors import explained
 
-_LOCK = ".lock"
+LOCK = ".lock"
 _VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
 _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
 _READS = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
-_FILE_FACTS = ["path", "window", "size", "version", "windows", "error"]
-UNKNOWN = -2  # a version that no file has
+_FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")  # that Lance writes
+_HINT = "latest_version_hint.json"
+_LOST = "what rows the table has is lost: put a copy of the index back, or index the sounds into another folder"
 _Result = TypeVar("_Result")
 Storage = dict[str, str] | None
 
@@ -72,9 +75,11 @@ class Table:
 
     @classmethod
     def unverified(cls, index: str | os.PathLike, storage_options: Storage = None) -> "Table":
-        """Open an index without a look at its checksums."""
+        """Open an index without a look at the checksums of its rows."""
         index = os.fspath(index)
         refuse_no_index(index)
+        if not is_remote(index) and (damaged := Checksums(Path(index)).damaged_versions()):
+            raise ValueError(f"{'; '.join(damaged.values())}: {_LOST}")
         with explained(index):
             return cls(index, lance.dataset(_uri(index), storage_options=storage_options), storage_options)
 
@@ -93,7 +98,7 @@ class Table:
                 table = cls.open(index, storage_options)
                 return read(table)
             except (ValueError, OSError):
-                before, version = version, _latest(index, storage_options)
+                before, version = version, _state(index, storage_options)
                 if version is None or version == before:
                     raise
         raise ValueError(f"{index} is changed faster than it can be read: wait until `index` has ended")
@@ -101,20 +106,30 @@ class Table:
     @classmethod
     @contextmanager
     def create(
-        cls, index: str | os.PathLike, manifest: Manifest, storage_options: Storage = None
+        cls,
+        index: str | os.PathLike,
+        manifest: Manifest,
+        storage_options: Storage = None,
+        columns: Iterable[pyarrow.Field] = (),
     ) -> Iterator["Table"]:
-        """Create an empty index, and hold it for writing."""
+        """Create an empty index, and hold it for writing.
+
+        Args:
+            columns: that describe the sounds.
+        """
         index = os.fspath(index)
         if not is_remote(index):
             folder = Path(index)
-            if folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+            is_free = not folder.exists() or (folder.is_dir() and not any(map(_is_foreign, folder.iterdir())))
+            if not is_free and not has_table(index):
                 raise ValueError(f"{index} is there already and is no index: name a folder that is new or empty")
             folder.mkdir(parents=True, exist_ok=True)
         with _lock(index), explained(index):
             if has_table(index, storage_options):
                 raise ValueError(f"{index} has just become the index of another process: start again")
+            schema = manifest.schema
             dataset = lance.write_dataset(
-                manifest.schema.empty_table(),
+                pyarrow.schema([*schema, *columns], schema.metadata).empty_table(),
                 _uri(index),
                 data_storage_version=_VERSION,
                 enable_v2_manifest_paths=True,
@@ -137,20 +152,27 @@ class Table:
             yield self
             self._tidy()
 
-    def latest(self) -> "Table":
-        """Return the table at its latest version: itself, or another, so that its readers keep theirs."""
-        with explained(self.index):
-            version = self.dataset.latest_version
-            if version == self.dataset.version:
-                return self
-            return Table(self.index, self.dataset.checkout_version(version), self.storage_options)
-
     def refresh(self) -> None:
         """Go on to the table's latest version."""
         with explained(self.index):
             if self.dataset.latest_version != self.dataset.version:
                 self.dataset.checkout_latest()
                 self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+
+    def newest(self) -> "Table":
+        """Return the table at its latest version: itself, or another one, so that whoever reads this one goes on."""
+        with explained(self.index):
+            version = self.dataset.latest_version
+            if version == self.dataset.version:
+                return self
+            return Table(self.index, self.dataset.checkout_version(version), self.storage_options)
+
+    def reopened(self) -> "Table":
+        """Return the table as it is now: itself, or another one where a writer has replaced this one."""
+        with explained(self.index):
+            dataset = lance.dataset(_uri(self.index), storage_options=self.storage_options)
+        same = _identity(dataset) == _identity(self.dataset)
+        return self if same else Table(self.index, dataset, self.storage_options)
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -171,6 +193,10 @@ class Table:
         """Return the number of windows that have a vector."""
         return self.rows("error = ''") if self.rows() else 0
 
+    def has_windows(self) -> bool:
+        """True if there is a window with a vector."""
+        return any(len(batch) for batch in self.scan(["window"], "error = ''", limit=1))
+
     def scan(
         self, columns: Sequence[str], where: str | None = None, batch_size: int = 1 << 16, **options: Any
     ) -> Iterator[pyarrow.RecordBatch]:
@@ -185,21 +211,14 @@ class Table:
                 columns=[*columns], filter=where, batch_size=batch_size, **options
             ).to_batches()
 
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pyarrow.Table:
+        """Read rows by their numbers, in the order of these."""
+        with explained(self.index, self):
+            return self.dataset.take([*rows], columns=[*columns])
+
     def files(self) -> dict[str, KnownFile]:
         """Add up the rows by path; where they do not fit together, the version is one that no file has."""
-        known: dict[str, KnownFile] = {}
-        sums = [("window", "count"), ("window", "max"), ("window", "min")]
-        same = [(name, how) for name in ("size", "version") for how in ("min", "max")]
-        for batch in self.scan(_FILE_FACTS):
-            table = pyarrow.Table.from_batches([batch])
-            grouped = table.group_by("path").aggregate([*sums, *same, ("windows", "min"), ("error", "max")])
-            for row in zip(*(grouped[name].to_pylist() for name in grouped.column_names), strict=True):
-                path, facts = (
-                    row[grouped.column_names.index("path")],
-                    dict(zip(grouped.column_names, row, strict=True)),
-                )
-                known[path] = _added(known.get(path), facts)
-        return {path: file._replace(version=_fitting(file)) for path, file in known.items()}
+        return files_of(self.scan(FILE_FACTS))
 
     def append(self, rows: pyarrow.Table) -> None:
         """Add rows in one commit."""
@@ -308,11 +327,27 @@ class Table:
         """Remove these fragments unread, in one commit."""
         self._commit(lance.LanceOperation.Delete([], [*ids], "false"))
 
+    def rewrite(self) -> None:
+        """Write the list of rows anew, in a commit that changes none."""
+        with explained(self.index):
+            self.dataset.update_schema_metadata({METADATA.decode(): self.manifest.to_json()})
+            self.dataset.checkout_latest()
+
     def _tidy(self) -> None:
         """Remove files that no version names and older versions, and note checksums of new files."""
         if self.checksums:  # in object storage, other writers may be about to name theirs
             self.dataset.cleanup_old_versions(older_than=datetime.timedelta(0), delete_unverified=True)
-            self.checksums.update(self.file_names())
+            names = self.file_names()
+            self._remove_others({*names})
+            self.checksums.update(names)
+
+    def _remove_others(self, names: set[str]) -> None:
+        """Remove temporary files of processes that were killed, which Lance does not clean up."""
+        table = Path(_uri(self.index))
+        for folder in _FOLDERS:
+            for path in (table / folder).rglob("*"):
+                if path.is_file() and path.relative_to(table).as_posix() not in names and path.name != _HINT:
+                    path.unlink(missing_ok=True)
 
 
 def quoted(text: str) -> str:
@@ -322,17 +357,17 @@ def quoted(text: str) -> str:
 
 def has_table(index: str | os.PathLike, storage_options: Storage = None) -> bool:
     """True if an index holds a table with a version; False for one whose making was interrupted."""
-    if is_remote(index):
-        return _latest(index, storage_options) is not None
-    return holds_table(index)
+    return _state(index, storage_options) is not None
 
 
 def _uri(index: str | os.PathLike) -> str:
     return f"{os.fspath(index).rstrip('/')}/{TABLE}"
 
 
-def _latest(index: str | os.PathLike, storage_options: Storage = None) -> int | None:
-    """Return the latest version of a table, None without one."""
+def _state(index: str | os.PathLike, storage_options: Storage = None) -> int | str | None:
+    """Return what differs between versions of a table, None without one."""
+    if not is_remote(index):
+        return min((path.name for path in _versions(index)), default=None)
     try:
         with explained(os.fspath(index)):
             return lance.dataset(_uri(index), storage_options=storage_options).version
@@ -340,35 +375,26 @@ def _latest(index: str | os.PathLike, storage_options: Storage = None) -> int | 
         return None
 
 
+def _identity(dataset: lance.LanceDataset) -> tuple[int, list[str]]:
+    """Return what differs also between tables that were made one after the other in the same place."""
+    return dataset.version, [file.path for each in dataset.get_fragments() for file in each.metadata.files]
+
+
+def _versions(index: str | os.PathLike) -> list[Path]:
+    """Return the files of a table's versions on a local disk; the first name is that of the latest."""
+    folder = Path(index) / TABLE / "_versions"
+    return sorted(folder.glob("*.manifest")) if folder.is_dir() else []
+
+
 @contextmanager
 def _lock(index: str) -> Iterator[None]:
     if is_remote(index):
         yield
     else:
-        with locked(Path(index) / _LOCK):
+        with locked(Path(index) / LOCK):
             yield
 
 
 def _is_foreign(path: Path) -> bool:
     """True if a process that was killed before the first version cannot have left this."""
     return path.name != TABLE and not path.name.startswith(".")
-
-
-def _added(file: KnownFile | None, facts: dict[str, Any]) -> KnownFile:
-    """Add rows of a file in one batch to those of the batches before; `rows` of -1 do not fit together."""
-    error = facts["error_max"]
-    rows = 0 if error else facts["window_count"]
-    first, last = facts["window_min"], facts["window_max"]
-    fits = error or last - first + 1 == rows
-    fits = fits and facts["size_min"] == facts["size_max"] and facts["version_min"] == facts["version_max"]
-    made = KnownFile(facts["size_max"], facts["version_max"], rows, facts["windows_min"], error)
-    if file:
-        fits = fits and file.version != UNKNOWN and file[:2] == made[:2] and first == file.rows and not error
-        made = made._replace(rows=file.rows + rows, windows=min(file.windows, made.windows))
-    elif not error:
-        fits = fits and first == 0
-    return made if fits else made._replace(version=UNKNOWN)
-
-
-def _fitting(file: KnownFile) -> int | None:
-    return UNKNOWN if 0 <= file.windows < file.rows else file.version
