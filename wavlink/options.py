@@ -228,7 +228,7 @@ def validation_options(parser: Parser, captions: bool = True) -> None:
 def index(parser: Parser) -> None:
     add = parser.add_argument
     json_option(parser)
-    add("sounds", nargs="+", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
+    add("sounds", nargs="*", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
     add("--out", required=True, metavar="INDEX", help="folder of the index, new or not")
     add("--model", default="", help=f"{MODEL} (default: the index's own; of a new index the bundled wavlink-tiny)")
     add("--dim", type=int, help="one of the nested dims (default: the least from 48 on)")
@@ -242,9 +242,26 @@ def index(parser: Parser) -> None:
     text = "CSV or JSON lines with a column file_name; the others become columns of the index (repeatable)"
     add("--metadata", action="append", default=[], metavar="FILE", help=text)
     add("--tags", action="store_true", help="keep title, artist and other tags of the sound files as columns")
+    text = "keep the index up to date until SIGINT or SIGTERM: look for changes every so many seconds (default: 1)"
+    add("--watch", type=seconds, nargs="?", const=1.0, metavar="SECONDS", help=text)
+    text = "embed the sounds of the index by another model while it answers, then switch (default: none)"
+    add("--migrate", default="", metavar="MODEL", help=text)
     add("--commit_seconds", type=seconds, default=30.0, help="seconds of work that an interruption loses at most")
     model_options(parser)
     backend_options(parser)
+    parser.check = check_index
+
+
+def check_index(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
+    """Refuse options of `index` that do not fit together."""
+    if not options.sounds and not options.migrate:
+        parser.error("the following arguments are required: SOUNDS")
+    if options.migrate:
+        others = {"--model": options.model, "--metadata": options.metadata, "--tags": options.tags}
+        others |= {"--retry": options.retry, "--watch": options.watch is not None}
+        if unfit := [name for name, value in others.items() if value]:
+            parser.error(f"{unfit[0]} does not go with --migrate: give it in another run")
+    return options
 
 
 def query(parser: Parser) -> None:
@@ -531,6 +548,10 @@ def ray(parser: Parser) -> None:
     text = "CSV or JSON lines with a column file_name; the others become columns of the index (repeatable)"
     add("--metadata", action="append", default=[], metavar="FILE", help=text)
     add("--tags", action="store_true", help="keep title, artist and other tags of the sound files as columns")
+    text = "keep the index up to date until SIGINT or SIGTERM: look for changes every so many seconds (default: 1)"
+    add("--watch", type=seconds, nargs="?", const=1.0, metavar="SECONDS", help=text)
+    text = "embed the sounds of the index by another model while it answers, then switch (default: none)"
+    add("--migrate", default="", metavar="MODEL", help=text)
 
 
 def lance_load(parser: Parser) -> None:

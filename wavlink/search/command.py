@@ -26,6 +26,7 @@ from .hits import print_hits
 from .index import Index
 from .information import info, print_skipped
 from .listing import readable
+from .migration import migrate as migrated
 from .repair import verified
 from .table import Table
 
@@ -38,10 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     return options.pop("run")(**options) or 0
 
 
-def index(as_json: bool, **options: Any) -> int:
-    """Index sounds."""
+def index(as_json: bool, migrate: str, watch: float | None, **options: Any) -> int:
+    """Index sounds, once or until a signal, or embed an index anew by another model."""
     with StopSignal("stopping: writing what is embedded") as stopped:
-        report = index_sounds(options.pop("sounds"), stop=stopped.event, **options)
+        if migrate:
+            for name in ("model", "metadata", "tags", "retry"):  # which `check_index` refuses
+                del options[name]
+            report = migrated(options.pop("out"), migrate, stop=stopped.event, **options)
+        elif watch is not None:
+            report = watch_sounds(seconds=watch, stop=stopped.event, **options)
+        else:
+            report = index_sounds(options.pop("sounds"), stop=stopped.event, **options)
     print_skipped(report.skipped, most=_SHOWN)
     _print_result(asdict(report), f"{'stopped; ' if report.stopped else ''}{report}", as_json)
     return 128 + stopped.number if stopped.number else 0

@@ -249,9 +249,18 @@ class Table:
             )
             self.dataset.checkout_latest()
 
-    def replace_all(self, fragments: Sequence[FragmentMetadata], schema: pyarrow.Schema) -> None:
-        """Let these rows alone count, under another schema, in one commit."""
-        self._commit(lance.LanceOperation.Overwrite(schema, [*fragments]))
+    def replace_all(self, batches: Iterable[pyarrow.RecordBatch], schema: pyarrow.Schema) -> None:
+        """Let these rows alone count, under another schema and its manifest, in one commit."""
+        with explained(self.index):
+            fragments = write_fragments(
+                pyarrow.RecordBatchReader.from_batches(schema, batches),
+                _uri(self.index),
+                schema=schema,
+                mode="overwrite",
+                data_storage_version=_VERSION,
+                storage_options=self.storage_options,
+            )
+        self._commit(lance.LanceOperation.Overwrite(schema, fragments))
         self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
     def complete(self, path: str, windows: int, duration: float) -> None:
