@@ -164,20 +164,20 @@ class Table:
                 self.dataset.checkout_latest()
                 self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
-    def latest(self, read: Callable[[], _Result]) -> _Result:
-        """Return `read()` of the table's latest version, repeated where a writer has replaced it meanwhile."""
-        for _ in range(_READS):
-            self.refresh()
-            try:
-                return read()
-            except (ValueError, OSError):
-                before = _identity(self.dataset)
-                with explained(self.index):
-                    self.dataset = lance.dataset(self.uri, storage_options=self.storage_options)
-                if _identity(self.dataset) == before:
-                    raise
-                self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
-        raise ValueError(f"{self.index} is changed faster than it can be read: wait until `index` has ended")
+    def newest(self) -> "Table":
+        """Return the table at its latest version: itself, or another one, so that whoever reads this one goes on."""
+        with explained(self.index):
+            version = self.dataset.latest_version
+            if version == self.dataset.version:
+                return self
+            return Table(self.index, self.dataset.checkout_version(version), self.storage_options)
+
+    def reopened(self) -> "Table":
+        """Return the table as it is now: itself, or another one where a writer has replaced this one."""
+        with explained(self.index):
+            dataset = lance.dataset(self.uri, storage_options=self.storage_options)
+        same = _identity(dataset) == _identity(self.dataset)
+        return self if same else Table(self.index, dataset, self.storage_options)
 
     @property
     def uri(self) -> str:
@@ -260,9 +260,18 @@ class Table:
             lance.LanceDataset.commit(self.uri, operation, read_version=version, storage_options=self.storage_options)
             self.dataset.checkout_latest()
 
-    def replace_all(self, fragments: Sequence[FragmentMetadata], schema: pyarrow.Schema) -> None:
-        """Let these rows alone count, under another schema, in one commit."""
-        self._commit(lance.LanceOperation.Overwrite(schema, [*fragments]))
+    def replace_all(self, batches: Iterable[pyarrow.RecordBatch], schema: pyarrow.Schema) -> None:
+        """Let these rows alone count, under another schema and its manifest, in one commit."""
+        with explained(self.index):
+            fragments = write_fragments(
+                pyarrow.RecordBatchReader.from_batches(schema, batches),
+                _uri(self.index),
+                schema=schema,
+                mode="overwrite",
+                data_storage_version=_VERSION,
+                storage_options=self.storage_options,
+            )
+        self._commit(lance.LanceOperation.Overwrite(schema, fragments))
         self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
     def complete(self, path: str, windows: int, duration: float) -> None:
