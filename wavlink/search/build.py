@@ -26,7 +26,7 @@ from .index_model import check_window_of, embedder_of, new_embedder, preprocessi
 from .listing import Listing, list_sounds
 from . import vector_index
 from .manifest import Manifest
-from .rows import skipped_row, window_rows
+from .rows import skipped_row, skipped_rows, window_rows
 from .table import Storage, Table, has_table, is_remote, quoted, refuse_former
 
 _DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
@@ -146,9 +146,8 @@ def _note(table: Table, root: str, model: str) -> None:
 
 def _without_broken(table: Table, tasks: list[Task]) -> list[Task]:
     """Write the errors that are known from the listing, and return the other tasks."""
-    broken = [skipped_row(table.manifest, task.sound, task.sound.error) for task in tasks if task.sound.error]
-    if broken:
-        table.append(pyarrow.concat_tables(broken))
+    broken = [task.sound for task in tasks if task.sound.error]
+    table.append(skipped_rows(table.manifest, broken, [sound.error for sound in broken]))
     return [task for task in tasks if not task.sound.error]
 
 
