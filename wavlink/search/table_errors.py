@@ -58,6 +58,8 @@ def _explained(error: BaseException, index: str, table: "Table | None") -> Excep
     for words, number in _DISK.items():
         if words in text:
             return OSError(number, os.strerror(number), index)
+    if "Invalid user input" in text or "Schema error" in text:
+        return ValueError(f"{index} cannot be searched so: {text[:300]}")
     damaged = table.damaged() if table else {}
     if damaged:
         return ValueError("; ".join(damaged.values()))
