@@ -170,6 +170,10 @@ def _timed(index, vector: np.ndarray, windows: bool) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
+def _shown(value: object) -> object:
+    return _quantiles(value) if isinstance(value, list) and isinstance(value[0], float) else value
+
+
 def _found(hits: list, least: float) -> float:
     return float(np.mean([hit.score >= least - 1e-5 for hit in hits]))
 
@@ -204,7 +208,7 @@ def measured(windows: int, count: int) -> dict:
                 [*words, "--windows", str(windows), "--began", repr(began)], stdout=subprocess.PIPE, check=True
             )
             found |= json.loads(done.stdout)
-            print(step, {name: value for name, value in found.items() if not isinstance(value, list)}, flush=True)
+            print(step, {name: _shown(value) for name, value in json.loads(done.stdout).items()}, flush=True)
         return found
 
 

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain, groupby
-from typing import BinaryIO
+from types import ModuleType
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -52,6 +53,30 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
     Raises:
         ValueError: PyAV is not installed, or the file has another format or no sound.
     """
+    av, container, reader = _container(file, name, error, stack)
+    if not container.streams.audio:
+        raise ValueError(f"{name} has no sound: FFmpeg finds no audio stream in it")
+    if container.streams.audio[0].codec_context is None:
+        raise ValueError(f"{name} holds sound of a codec that is not read: convert it to wav or flac")
+    frames = _frames(container, av, name, _missing(reader))
+    stack.callback(frames.close)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{name} holds no samples")
+    alike = groupby(chain([first], frames), key=lambda frame: (frame[0], frame[1].shape[1]))
+    return first[0], ((rate, (block for _, block in group)) for (rate, _), group in alike)
+
+
+def video_tags(file: BinaryIO, name: str, error: Exception) -> dict[str, str]:
+    """Return the tags of a file and of its first audio stream, such as its title; for the errors, see `open_video`."""
+    with ExitStack() as stack:
+        _, container, _ = _container(file, name, error, stack)
+        streams = container.streams.audio
+        return {**(streams[0].metadata if streams else {}), **container.metadata}
+
+
+def _container(file: BinaryIO, name: str, error: Exception, stack: ExitStack) -> tuple[ModuleType, Any, Reader]:
+    """Return PyAV, the opened file and a reader of its bytes."""
     why = f"cannot read {name} as sound: {getattr(error, 'error_string', error)}"
     try:
         import av
@@ -71,17 +96,7 @@ def open_video(file: BinaryIO, name: str, error: Exception, stack: ExitStack) ->
         container = stack.enter_context(av.open(Pieces(file, [(0, reader.size)]), container_options=allowed))
     except (av.error.FFmpegError, ValueError) as ffmpeg_error:
         raise ValueError(why) from ffmpeg_error
-    if not container.streams.audio:
-        raise ValueError(f"{name} has no sound: FFmpeg finds no audio stream in it")
-    if container.streams.audio[0].codec_context is None:
-        raise ValueError(f"{name} holds sound of a codec that is not read: convert it to wav or flac")
-    frames = _frames(container, av, name, _missing(reader))
-    stack.callback(frames.close)
-    first = next(frames, None)
-    if first is None:
-        raise ValueError(f"{name} holds no samples")
-    alike = groupby(chain([first], frames), key=lambda frame: (frame[0], frame[1].shape[1]))
-    return first[0], ((rate, (block for _, block in group)) for (rate, _), group in alike)
+    return av, container, reader
 
 
 def _packets(reader: Reader) -> int:

@@ -16,6 +16,7 @@ from .compat_argparse import actions_of
 from .console import EXIT_CODES, escape_unwritable, in_results, run_command
 from .installing import install_hint
 from .parsing import Parser
+from .search.location import refuse_no_index
 from .train_options import train as of_train
 
 SHELLS = ("bash", "zsh", "fish")
@@ -30,6 +31,7 @@ class Command(NamedTuple):
         extra: of setup.cfg, that it needs.
         does: one line for the help.
         example: arguments of an example.
+        of_index: its folder must hold an index, which is checked before `module` is imported.
     """
 
     module: str
@@ -38,9 +40,10 @@ class Command(NamedTuple):
     extra: str
     does: str
     example: str
+    of_index: bool = False
 
 
-SEARCH, LANCE = "wavlink.search.command", "wavlink.search.lance"
+SEARCH, INFO, LANCE = "wavlink.search.command", "wavlink.search.information", "wavlink.search.lance"
 COMMANDS = {
     "train": Command(
         *("wavlink.training.command", "run", of_train, "train"),
@@ -81,23 +84,32 @@ COMMANDS = {
         *(SEARCH, "query", of.query, "search"),
         "find sounds in an index",
         'my_index "a dog barks" --without rain',
+        of_index=True,
     ),
-    "info": Command(*(SEARCH, "info", of.info, "search"), "show what an index or a model's folder holds", "my_index"),
+    "info": Command(*(INFO, "info", of.info, "search"), "show what an index or a model's folder holds", "my_index"),
     "verify": Command(
-        *(SEARCH, "verify", of.verify, "search"), "compare an index with its checksums", "my_index --drop"
+        *(SEARCH, "verify", of.verify, "search"),
+        "compare an index with its checksums",
+        "my_index --drop",
+        of_index=True,
     ),
     "remove": Command(
-        *(SEARCH, "remove", of.remove, "search"), "remove sounds from an index", "my_index dogs/old.wav"
+        *(SEARCH, "remove", of.remove, "search"),
+        "remove sounds from an index",
+        "my_index dogs/old.wav",
+        of_index=True,
     ),
     "reindex": Command(
         *(SEARCH, "reindex", of.reindex, "search"),
         "make a smaller copy of an index",
-        "my_index --out small --storage binary",
+        "my_index --out small --dim 16",
+        of_index=True,
     ),
     "map": Command(
         *("wavlink.search.map", "run", of.draw_map, "map"),
         "draw an index as a map to click on",
         "my_index --out map.html",
+        of_index=True,
     ),
     "where": Command(
         *("wavlink.localization", "run", of.where, ""),
@@ -118,6 +130,7 @@ COMMANDS = {
         *(SEARCH, "push", of.push_index, "search"),
         "publish an index as a data set; the sounds stay here",
         "my_index your-name/my-index",
+        of_index=True,
     ),
     "pull": Command(
         *(SEARCH, "pull", of.pull, "search"),
@@ -176,9 +189,11 @@ def main(arguments: Sequence[str] | None = None, wrap_json: bool = True) -> int:
     del options.command
 
     def import_and_run(_) -> int | None:
+        if command.of_index:
+            refuse_no_index(options.folder)
         run = getattr(importlib.import_module(command.module), command.function)
         with importlib.import_module("wavlink.progress").loading_bars_hidden():
-            return run(**vars(options)) if command.module in (SEARCH, LANCE) else run(options)
+            return run(**vars(options)) if command.module in (SEARCH, INFO, LANCE) else run(options)
 
     with in_results() if wrap_json else contextlib.nullcontext():
         return run_command(

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import lance
+    import pyarrow
     import ray.data
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel, Trainer

@@ -239,6 +239,9 @@ def index(parser: Parser) -> None:
     add("--root", default="", help="folder that paths are relative to, or where the sounds have moved to")
     add("--split", default="train", help="of a data set")
     add("--retry", action="store_true", help="retry files skipped by earlier runs")
+    text = "CSV or JSON lines with a column file_name; the others become columns of the index (repeatable)"
+    add("--metadata", action="append", default=[], metavar="FILE", help=text)
+    add("--tags", action="store_true", help="keep title, artist and other tags of the sound files as columns")
     add("--commit_seconds", type=seconds, default=30.0, help="seconds of work that an interruption loses at most")
     model_options(parser)
     backend_options(parser)
@@ -305,7 +308,8 @@ def push_index(parser: Parser) -> None:
 def pull(parser: Parser) -> None:
     add = parser.add_argument
     json_option(parser)
-    add("repo_id", metavar="REPO_ID", help="user/name or organisation/name")
+    text = "user/name or organisation/name; or a folder: an index of an earlier version, or a download"
+    add("repo_id", metavar="REPO_ID", help=text)
     add("--out", required=True, metavar="INDEX", help="folder of the index, new")
     add("--model", default="", help="the model it was made by, a folder or Hub id that you trust")
     add("--root", default="", help="folder that holds the sounds here")
@@ -522,6 +526,9 @@ def ray(parser: Parser) -> None:
     model_options(parser)
     backend_options(parser)
     add("--retry", action="store_true", help="retry files skipped by earlier runs")
+    text = "CSV or JSON lines with a column file_name; the others become columns of the index (repeatable)"
+    add("--metadata", action="append", default=[], metavar="FILE", help=text)
+    add("--tags", action="store_true", help="keep title, artist and other tags of the sound files as columns")
 
 
 def lance_load(parser: Parser) -> None:

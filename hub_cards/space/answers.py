@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
@@ -36,9 +37,11 @@ from wavlink.long_recordings import (
 )
 from wavlink.probability import Logistic, calibration_of
 from wavlink.sanitize import clean, last_part
-from wavlink.search.index import Hit, Index
 from wavlink.vectors import softmax, truncated
 from wavlink.vocabulary import unknown_words
+
+if TYPE_CHECKING:
+    from wavlink.search.index import Hit, Index
 
 SILENCE = 1e-4  # of full scale: 80 dB below it
 MOST_LABELS, MOST_LETTERS = 50, 500
@@ -179,7 +182,7 @@ class Demo:
         unknown = unknown_words(getattr(self.embedder.processor, "tokenizer", None), [text])
         return Sentence(text, self.embedder.embed_text([text])[0], unknown)
 
-    def closest(self, query: Sentence, dim: int) -> tuple[list[Hit], list[Hit]]:
+    def closest(self, query: Sentence, dim: int) -> "tuple[list[Hit], list[Hit]]":
         """Return the nearest sounds at `dim`, or at the index's dims if it has fewer, and those at all its dims."""
         if not self.indexes:
             raise ValueError("This demo has no index of sounds.")
@@ -340,18 +343,16 @@ def _file(model: str, name: str, revision: str | None) -> str | None:
     return cached_file(model, name, revision=revision, **missing)
 
 
-def _opened(index: str, embedder: Embedder, sounds: str) -> dict[int, Index]:
+def _opened(index: str, embedder: Embedder, sounds: str) -> "dict[int, Index]":
     """Open an index at each of its nested dims."""
-    full = Index.open(index, embedder)
+    from wavlink.search.index import Index  # needs the extra `search`
+
+    full = Index.open(index, embedder, root=sounds)
     full.embedder  # noqa: B018 - refuses another model's index now, not at the first query
     if not len(full):
         raise ValueError(f"{index} holds no sounds yet: index some")
     nested = [dim for dim in full.manifest.matryoshka_dims if dim < full.manifest.dim]
-    indexes = {dim: Index.open(index, embedder, dim=dim) for dim in nested} | {full.manifest.dim: full}
-    if sounds:
-        for each in indexes.values():
-            each.manifest = dataclasses.replace(each.manifest, root=os.path.abspath(sounds))
-    return indexes
+    return {dim: Index.open(index, embedder, dim=dim, root=sounds) for dim in nested} | {full.manifest.dim: full}
 
 
 def _cut(vectors: np.ndarray, dim: int) -> np.ndarray:

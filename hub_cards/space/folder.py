@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import SpaceCard
@@ -17,8 +18,6 @@ from wavlink.bundled_models import MODELS
 from wavlink.samples import REAL_SAMPLES, write_real_samples
 from wavlink.sanitize import clean, escape
 from wavlink.search.listing import file_of
-from wavlink.search.store import IndexFolder
-from wavlink.search.transfer import refuse_damaged, without_local_paths
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -29,6 +28,7 @@ LARGEST = 1e9  # bytes that the Hub lets a Space's repository hold
 _APP = '''"""Start the demo, which is in hub_cards/space/app.py."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hub_cards.space.app import main
@@ -117,27 +117,17 @@ def _ship_package(package: str, folder: Path) -> None:
 
 def _ship_index(source: Path, folder: Path) -> None:
     """Copy an index without local paths, and its sounds to `sounds/`, by their paths in the index."""
-    about, files = IndexFolder.reading(source, lambda about: _ship_parts(about, folder / "index"))
-    (folder / "index/index.json").write_text(without_local_paths(about.manifest).to_json(), encoding="utf-8")
+    from wavlink.search.copies import publish  # needs the extra `search`
+
+    root, paths = publish(source, folder / "index")
     (folder / "sounds").mkdir()
-    _ship_sounds(about, files, folder / "sounds")
+    _ship_sounds(root, paths, folder / "sounds")
 
 
-def _ship_parts(about: IndexFolder, folder: Path) -> tuple[IndexFolder, list[dict]]:
-    """Copy the parts; return their index and its rows of files."""
-    refuse_damaged(about)
-    shutil.rmtree(folder, ignore_errors=True)  # of a state of the index that has been replaced meanwhile
-    for part in about.manifest.parts:
-        for kind in part.sha256:
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(about.folder / kind / part.name, folder / kind / part.name)
-    return about, about.files().to_pylist()
-
-
-def _ship_sounds(about: IndexFolder, files: list[dict], folder: Path) -> None:
+def _ship_sounds(root: str, paths: Sequence[str], folder: Path) -> None:
     missing = []
-    for path in sorted({row["path"] for row in files if not row["error"]}):
-        source, target = file_of(about.manifest.root, path), file_of(str(folder.resolve()), path)
+    for path in paths:
+        source, target = file_of(root, path), file_of(str(folder.resolve()), path)
         if not source or not target or not os.path.isfile(source):
             missing.append(path)
             continue

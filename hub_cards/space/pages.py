@@ -10,21 +10,25 @@ import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 
+from wavlink.defaults import STORAGES
 from wavlink.long_recordings import Span, clock
 from wavlink.plots import draw_timeline
 from wavlink.probability import NO_MATCH
-from wavlink.search.index import Hit
-from wavlink.search.quantization import STORAGES, bytes_per_vector
 from wavlink.vocabulary import describe
 
 from .answers import ClassifiedSound, Demo, SearchedRecording, Sentence, part_of
 
+if TYPE_CHECKING:
+    from wavlink.search.index import Hit
+
 _BARS = 72  # of a waveform
 _MATCHES = 0.5  # the probability below which the closest sound is said not to match
+_BYTES = {"fp32": 4, "fp16": 2}  # of a number
 _PLAYED = 30.0  # seconds of a player at most, as its sound is in the page
 
 
@@ -85,8 +89,8 @@ def costs(demo: Demo, dim: int) -> str:
     """Return the table of bytes per vector, for `dim` and for all dims, in each number format."""
     most, cells = demo.dims[-1], []
     for storage in STORAGES:
-        size, full = bytes_per_vector(dim, storage), bytes_per_vector(most, storage)
-        width = 100 * size / bytes_per_vector(most, "fp32")
+        size, full = dim * _BYTES[storage], most * _BYTES[storage]
+        width = 100 * size / (most * _BYTES["fp32"])
         cells.append(
             f'<tr><th scope="row">{storage}</th><td>{size}</td><td>{full}</td>'
             f'<td class="wl-track" aria-hidden="true"><span class="wl-bar" style="width:{width:.1f}%"></span></td>'
@@ -150,7 +154,7 @@ def sounds(demo: Demo, query: Sentence, dim: int) -> str:
     return f'{title}<ol class="wl-hits">{"".join(rows)}</ol>'
 
 
-def _hit(demo: Demo, number: int, hit: Hit, rank: int | None, whole: bool) -> str:
+def _hit(demo: Demo, number: int, hit: "Hit", rank: int | None, whole: bool) -> str:
     rate = demo.embedder.sampling_rate
     clip = part_of(hit.file, hit.start, min(hit.end, hit.start + _PLAYED), rate) if hit.file else None
     name = os.path.splitext(hit.path)[0]
@@ -163,7 +167,7 @@ def _hit(demo: Demo, number: int, hit: Hit, rank: int | None, whole: bool) -> st
     )
 
 
-def _match(hit: Hit) -> str:
+def _match(hit: "Hit") -> str:
     """Return a hit's probability, in words that say what it is from."""
     words = {"model": "match", "index": "stands out from the index"}
     return f", {words[hit.calibration]} {_percent(hit.probability)}" if hit.calibration else ""

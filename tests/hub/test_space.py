@@ -125,7 +125,7 @@ def test_located_spans_are_those_of_the_library_and_no_file_is_left(demo, folder
 
 def test_bytes_of_each_storage(demo):
     cells = re.findall(r"<td>(\d+)</td>", pages.costs(demo, 8))
-    assert cells == ["32", "128", "16", "64", "8", "32", "1", "4"]  # fp32, fp16, int8, binary: 8 dims, then 32
+    assert cells == ["32", "128", "16", "64"]  # fp32, fp16: 8 dims, then 32
 
 
 def test_page_shows_what_was_loaded(demo, folder):

@@ -68,13 +68,21 @@ def test_a_space_is_one_commit_with_code_model_index_and_sounds(hub, here, made,
     files = hub.files("user/demo", kind="spaces")
     expected = {"app.py", "README.md", "requirements.txt", "LICENSE", "model/model.safetensors", "model/README.md"}
     expected |= {f"wavlink/example_sounds/{name}" for name in ("metadata.csv", "CREDITS.md", "cow_moo.ogg")}
-    expected |= {"index/index.json", "sounds/200 hertz.wav", "hub_cards/space/app.py", "hub_cards/space/style.css"}
+    expected |= {"sounds/200 hertz.wav", "hub_cards/space/app.py", "hub_cards/space/style.css"}
+    expected |= {"wavlink/embedder.py", "processing/audio.py", "index/checksums.jsonl"}
+    assert expected <= files
+        "sounds/200 hertz.wav",
+        "hub_cards/space/app.py",
+        "hub_cards/space/style.css",
+    }
     assert expected | {"wavlink/embedder.py", "processing/audio.py"} <= files
     assert not [name for name in files if "__pycache__" in name or name.endswith((".pyc", ".lock"))]
     _, place = hub.find("spaces", "user/demo", "main")
     card = SpaceCard.load(place / "README.md")
     assert (card.data.sdk, card.data.app_file, card.data.title) == ("gradio", "app.py", "demo")
-    assert str(made) not in "".join(path.read_text() for path in (place / "index/index.json", place / "app.py"))
+    published = [place / "app.py", *(path for path in (place / "index").rglob("*") if path.is_file())]
+    assert len(published) > 3 and not any(str(made).encode() in path.read_bytes() for path in published)
+    assert Index.open(place / "index", str(made / "model"))
     settings = json.loads((place.parent / "settings.json").read_text())
     assert settings == {"private": True, "sdk": "gradio"}
 
@@ -82,7 +90,7 @@ def test_a_space_is_one_commit_with_code_model_index_and_sounds(hub, here, made,
 def test_later_push_of_a_space_deletes_only_files_of_older_pushes(hub, here, made, tmp_path):
     old = tmp_path / "old"
     for name in (
-        "index/embeddings/part-000009.parquet",
+        "index/windows.lance/data/0.lance",
         "sounds/gone.wav",
         "processing/gone.py",
         "notes.txt",

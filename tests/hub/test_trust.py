@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from processing import (
 from tests.clap_models import unfused  # noqa: F401
 from tests.clean_process import run_clean
 from tests.conftest import RATE, tone
+from tests.former_index import write_former
 from tests.tone_runs import folder, recipe  # noqa: F401
 from wavlink import classification, localization
 from wavlink.backends import onnx as onnx_export
@@ -36,10 +38,10 @@ from wavlink.search import index_model
 from wavlink.search import map as sound_map
 from wavlink.search.build import index_sounds
 from wavlink.search.command import main as search_main
+from wavlink.search.copies import without_local_paths
+from wavlink.search.hub import pull
 from wavlink.search.index import Index
-from wavlink.search.manifest import checksum
-from wavlink.search.store import IndexFolder
-from wavlink.search.transfer import without_local_paths
+from wavlink.search.table import Table
 
 ROOT = Path(__file__).parents[2]
 EVIL = """
@@ -323,12 +325,17 @@ def test_a_wavlink_is_no_tower(wavlink_folder):
         WavLinkConfig(text_config={"model_type": "wavlink"}, audio_config=config["audio_config"])
 
 
-def renamed(path: Path, model: str, **fields) -> None:
+def renamed(path: Path, model: str) -> None:
     """Writes another model's name into an index, with a checksum that fits, as anybody can."""
-    index = IndexFolder.open(path)
-    written = json.loads(index.manifest.to_json()) | {"model": model} | fields
-    written.pop("sha256")
-    (path / "index.json").write_text(json.dumps(written | {"sha256": checksum(written)}))
+    with Table.open(path).writing() as table:
+        table.change(model=model)
+
+
+def converted(path: Path, **fields) -> None:
+    """Makes it an index of an earlier version, with these fields, and converts that."""
+    former = write_former(path.with_name("former"), Table.open(path), "fp16", **fields)
+    shutil.rmtree(path)
+    pull(str(former), path)
 
 
 @pytest.fixture
@@ -339,26 +346,29 @@ def index(wavlink_folder, wavs, tmp_path) -> Path:
 
 def test_an_index_without_a_model_named_uses_the_one_of_this_machine(index, wavlink_folder, marker):
     assert Index.open(index).query("rain")
-    renamed(index, str(wavlink_folder), foreign=True)  # a field of earlier versions, which decides nothing
+    converted(index, model=str(wavlink_folder), foreign=True)  # a field of earlier versions, which decides nothing
     assert Index.open(index).query("rain")
-    assert "foreign" not in IndexFolder.open(index).manifest.to_json()
+    assert "foreign" not in Table.open(index).manifest.to_json()
 
 
 @pytest.mark.parametrize("named", ["{}", "random:{}", "random:{}@3"])
 def test_an_index_finds_its_folder_from_any_working_folder(named, wavlink_folder, wavs, marker, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     index_sounds(str(wavs), tmp_path / "index", named.format("wavlink"), progress=False)
-    assert IndexFolder.open(tmp_path / "index").manifest.model == named.format(wavlink_folder)
+    assert Table.open(tmp_path / "index").manifest.model == named.format(wavlink_folder)
     monkeypatch.chdir(wavs)
     assert Index.open(tmp_path / "index").query("rain")
 
 
-@pytest.mark.parametrize("foreign", [{}, {"foreign": False}, {"foreign": True}])
+@pytest.mark.parametrize("foreign", [None, {}, {"foreign": False}, {"foreign": True}])
 @pytest.mark.parametrize("command", [["query", "{index}", "rain"], ["index", "{wavs}", "--out", "{index}"]])
 def test_an_index_cannot_have_a_folders_code_run(index, evil, wavs, foreign, command, tmp_path, monkeypatch):
     """Named by a path below the working folder, as one beside the index in an archive would be."""
     monkeypatch.chdir(tmp_path)
-    renamed(index, "evil", **foreign)
+    if foreign is None:
+        renamed(index, "evil")
+    else:
+        converted(index, model="evil", **foreign)
     soundfile.write(wavs / "new.wav", tone(900.0), RATE)
     with pytest.raises(ValueError, match="says it was made by 'evil', .* name it yourself with --model"):
         search_main([word.format(index=index, wavs=wavs) for word in command])
@@ -387,7 +397,7 @@ def test_an_index_with_the_path_of_another_model_is_refused(index, model, proces
 @pytest.mark.parametrize("change", [{"projection_dim": 8, "matryoshka_dims": [8]}, {"matryoshka_dims": [4]}, None])
 def test_an_index_with_the_path_of_a_model_of_other_dims_reads_no_weights(index, change, tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
-    config = json.loads((Path(IndexFolder.open(index).manifest.model) / "config.json").read_text())
+    config = json.loads((Path(Table.open(index).manifest.model) / "config.json").read_text())
     config = config | change if change else {"model_type": "bert"}
     (tmp_path / "other/config.json").write_text(json.dumps(config))
     (tmp_path / "other/model.safetensors").write_bytes(b"not to be read")
@@ -426,6 +436,9 @@ def test_an_index_downloads_no_model(hub, wavlink_folder, wavs, tmp_path):
     assert len([path for _, path in hub.requests if "wavlink" in path]) == asked > 0
 
 
-def test_pushed_index_holds_no_local_paths(index):
-    manifest = without_local_paths(IndexFolder.open(index).manifest)
-    assert not os.path.isabs(manifest.model) and manifest.root == ""
+@pytest.mark.parametrize("named", ["{}", "random:{}", "random:{}@3"])
+def test_pushed_index_holds_no_local_paths(index, named):
+    manifest = Table.open(index).manifest
+    there, name = manifest.model, Path(manifest.model).name
+    published = without_local_paths(replace(manifest, model=named.format(there)))
+    assert published.model == named.format(name) and published.root == ""

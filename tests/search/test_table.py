@@ -23,7 +23,8 @@ from wavlink.search import checksums, rows, table_errors
 from wavlink.search.manifest import METADATA
 from wavlink.search.repair import verified
 from wavlink.search.scoring import truncated, vectors_of
-from wavlink.search.table import TABLE, UNKNOWN, Table
+from wavlink.search.file_facts import UNKNOWN
+from wavlink.search.table import TABLE, Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -290,7 +291,7 @@ def test_memory_error_is_not_treated_as_damage(folder, monkeypatch, error):
     def digest(path):
         raise error
 
-    monkeypatch.setattr(checksums, "_digest", digest)
+    monkeypatch.setattr(checksums, "_digest_or_none", digest)
     with pytest.raises(MemoryError):
         verified(folder, drop=True)
     monkeypatch.undo()

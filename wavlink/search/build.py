@@ -21,13 +21,15 @@ from wavlink.embedder import Embedder
 from wavlink.progress import Bar
 from wavlink.vocabulary import unnamed
 
+from . import vector_index
 from .changes import Changes, Report, Task, compare
 from .index_model import check_window_of, embedder_of, new_embedder, preprocessing_of
 from .listing import Listing, list_sounds
-from . import vector_index
+from .location import is_remote, refuse_former
 from .manifest import Manifest
+from .metadata import Metadata, Row, bring_up_to_date, with_values
 from .rows import skipped_row, skipped_rows, window_rows
-from .table import Storage, Table, has_table, is_remote, quoted, refuse_former
+from .table import Storage, Table, has_table, quoted
 
 _DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
 _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only
@@ -46,6 +48,8 @@ def index_sounds(
     root: str = "",
     split: str = "train",
     retry: bool = False,
+    metadata: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    tags: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     backend: str | None = None,
@@ -70,6 +74,8 @@ def index_sounds(
         rescore_dim: of a new index: keep vectors of so many dims too, and order the candidates by them.
         window, hop: in seconds, of a new index (defaults: 10 and 5).
         retry: embed files too that earlier runs skipped.
+        metadata: CSV files or JSON lines whose columns describe the sounds, see `wavlink.search.metadata`.
+        tags: keep tags in the sound files as columns, also those of later runs' files.
         device, dtype, backend, precision: see `Embedder` (default precision: the index's own).
         commit_seconds: embedded windows are written to the disk at least this often.
         stop: once it is set, what is embedded is written and the run ends.
@@ -82,6 +88,7 @@ def index_sounds(
         check_folder(out)
     options = {"dim": dim, "storage": storage, "rescore_dim": rescore_dim, "window": window, "hop": hop}
     run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
+    described_by = Metadata([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
     sources = [os.fspath(each) for each in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
     if has_table(out, storage_options):
         table, listing = Table.open(out, storage_options), None
@@ -99,11 +106,14 @@ def index_sounds(
         listing = listing or list_sounds(sources, root or table.manifest.root, split)
         _note(table, listing.root, embedder.name if embedder and isinstance(model, str) else "")
         changes = compare(listing, table.files(), retry)
+        columns = bring_up_to_date(table, listing, [task.sound for task in changes.tasks], described_by, tags)
         table.remove(changes.changed + changes.removed)
-        stopped, tasks = False, _without_broken(table, changes.tasks)
+        stopped, tasks = False, _without_broken(table, changes.tasks, columns)
         if tasks:
             embedder = embedder or embedder_of(table.manifest, **run)
-            stopped = _embed(table, embedder, listing, tasks, commit_seconds, progress, stop or threading.Event())
+            stopped = _embed(
+                table, embedder, listing, tasks, columns, commit_seconds, progress, stop or threading.Event()
+            )
         if not stopped:
             table.compact()
             vector_index.update(table, partial(_text_vectors, embedder) if embedder else None)
@@ -144,10 +154,12 @@ def _note(table: Table, root: str, model: str) -> None:
     table.change(root=root, model=model or table.manifest.model)
 
 
-def _without_broken(table: Table, tasks: list[Task]) -> list[Task]:
+def _without_broken(table: Table, tasks: list[Task], columns: dict[str, Row]) -> list[Task]:
     """Write the errors that are known from the listing, and return the other tasks."""
     broken = [task.sound for task in tasks if task.sound.error]
-    table.append(skipped_rows(table.manifest, broken, [sound.error for sound in broken]))
+    if broken:
+        rows = skipped_rows(table.manifest, broken, [sound.error for sound in broken])
+        table.append(with_values(rows, columns, table.schema))
     return [task for task in tasks if not task.sound.error]
 
 
@@ -166,12 +178,14 @@ def _embed(
     embedder: Embedder,
     listing: Listing,
     tasks: list[Task],
+    columns: dict[str, Row],
     commit_seconds: float,
     progress: bool,
     stop: threading.Event,
 ) -> bool:
     """Embed files and write their rows; return True if `stop` was set."""
-    rows = _Rows(table, Bar(total=len(tasks), desc="sounds", unit="file", disable=not progress), commit_seconds)
+    bar = Bar(total=len(tasks), desc="sounds", unit="file", disable=not progress)
+    rows = _Rows(table, columns, bar, commit_seconds)
     clips = _clips(listing, tasks, table.manifest, rows.events, stop)
     with rows.bar, closing(embedder.embed_clips(clips)) as vectors:
         for vector in vectors:
@@ -207,8 +221,8 @@ def _clips(
 class _Rows:
     """Rows that are embedded but not yet in the index, and the file that the run is at."""
 
-    def __init__(self, table: Table, bar: Bar, commit_seconds: float):
-        self.table, self.bar, self.commit_seconds = table, bar, commit_seconds
+    def __init__(self, table: Table, columns: dict[str, Row], bar: Bar, commit_seconds: float):
+        self.table, self.columns, self.bar, self.commit_seconds = table, columns, bar, commit_seconds
         self.events = deque()
         self.windows = 0  # of all files
         self.task, self.error = None, ""  # the current file
@@ -278,7 +292,7 @@ class _Rows:
         if self.task and self.times:
             self._stage()
         if self.ready:
-            self.table.append(pyarrow.concat_tables(self.ready))
+            self.table.append(with_values(pyarrow.concat_tables(self.ready), self.columns, self.table.schema))
         self.ready, self.bytes, self.written = [], 0, time.monotonic()
 
 

@@ -62,7 +62,7 @@ class Checksums:
         for name in names:
             path = self.table / name
             try:
-                digest = _digest(path)
+                digest = sha256_of(path)
             except FileNotFoundError:
                 errors[name] = f"{path} is missing from the index: {REPAIR}"
             except OSError as error:
@@ -80,12 +80,13 @@ def _own(lines: bytes) -> dict[str, str]:
 
 def _digest_or_none(path: Path) -> str | None:
     try:
-        return _digest(path)
+        return sha256_of(path)
     except FileNotFoundError:  # `damaged` names it
         return None
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ):

@@ -72,8 +72,8 @@ class Index:
     ```
     """
 
-    def __init__(self, table: Table, dim: int, options: dict):
-        self.table, self._dim, self._options = table, dim, options
+    def __init__(self, table: Table, dim: int, options: dict, root: str = ""):
+        self.table, self._dim, self._options, self._root = table, dim, options, root
         self._embedder: Embedder | None = None
         self._windows: tuple[int, int] | None = None  # of a version of the table
         self.skipped: dict[str, str] = {}
@@ -96,6 +96,8 @@ class Index:
         hop: float | None = None,
         split: str = "train",
         retry: bool = False,
+        metadata: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        tags: bool = False,
         device: str = "cpu",
         dtype: str = "float32",
         backend: str | None = None,
@@ -113,11 +115,13 @@ class Index:
             model: a folder or Hub id (see `Embedder`), or an `Embedder` (default of a new index: the bundled
                 `wavlink-tiny`).
             dim: one of the nested dims, for a new index (default: the smallest from 48 on).
-            storage: for a new index, see `quantization.STORAGES` (default: int8).
+            storage: for a new index, fp32 or fp16 (default: fp16).
             window: seconds embedded at once, for a new index (default: 10).
             hop: seconds from window to window, for a new index (default: 5).
             split: of a data set.
             retry: embed files too that earlier runs skipped.
+            metadata: CSV files or JSON lines with a column `file_name`; the others become columns of the index.
+            tags: keep title, artist, album, genre, date and comment of the sound files as columns.
             device: such as `"cuda"`.
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
             backend, precision: see `Embedder`.
@@ -130,6 +134,7 @@ class Index:
 
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         options = {"dim": dim, "storage": storage, "window": window, "hop": hop, "split": split, "retry": retry}
+        options |= {"metadata": metadata, "tags": tags}
         report = index_sounds(
             *(sounds, folder, model),
             **options,
@@ -154,6 +159,7 @@ class Index:
         dtype: str = "float32",
         backend: str | None = None,
         precision: str | None = None,
+        root: str | os.PathLike[str] = "",
         storage_options: Storage = None,
     ) -> "Index":
         """Open an index that `Index.build` has made.
@@ -164,6 +170,7 @@ class Index:
                 index (see `embedder_of`); loaded at the first query.
             dim: one of the nested dims, fewer than the index's (default: all that it has).
             device, dtype, backend, precision: see `Embedder`.
+            root: the folder that holds the sounds, where it is not the one in the index.
             storage_options: of an index in object storage, see Lance's `storage_options`.
 
         Raises:
@@ -173,13 +180,12 @@ class Index:
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
         options = {"model": model, **run}
-
         table = Table.reading(folder, lambda table: table, storage_options)
         manifest = table.manifest
         nested = [nested for nested in manifest.matryoshka_dims if nested <= manifest.dim]
         if dim not in (None, *nested):
             raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
-        return cls(table, dim or manifest.dim, options)
+        return cls(table, dim or manifest.dim, options, os.path.abspath(root) if root else "")
 
     def __len__(self) -> int:
         """The number of windows."""
@@ -236,8 +242,7 @@ class Index:
             ValueError: an empty index, nothing wanted, a sound that cannot be read, top_k under 1, no probabilities
                 to compare with `min_probability`, or a prior for a model without a calibration.
         """
-        self.table.refresh()
-        if not len(self):
+        if not self.table.latest(self.table.has_windows):
             raise ValueError("the index holds no sounds yet: index some")
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
@@ -327,7 +332,7 @@ class Index:
     def _hit(self, row: dict[str, Any], score: float) -> Hit:
         path, times = row["path"], (row["start"], row["end"])
         metadata = {name: row[name] for name in self.table.metadata_columns if row[name] is not None}
-        file = file_of(self.manifest.root, path)
+        file = file_of(self._root or self.manifest.root, path)
         if file is None:
             return Hit(path, score, *times, metadata=metadata)
         try:
@@ -346,7 +351,7 @@ class Index:
     def _sound(self, file) -> np.ndarray:
         manifest = self.manifest
         if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # a path of the results?
-            file = file_of(manifest.root, os.fspath(file)) or file
+            file = file_of(self._root or manifest.root, os.fspath(file)) or file
         windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
         return mean_direction(list(self.embedder.embed_clips(window.samples for window in windows)))
 
@@ -370,7 +375,9 @@ def print_hits(hits: Sequence[Hit], as_json: bool, note: str = "") -> None:
     for hit in hits:
         mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
         match = "" if hit.probability is None else f"{100 * hit.probability:5.1f} %  "
-        print(f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}{_described(hit)}")
+        print(
+            f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}{_described(hit)}"
+        )
 
 
 def _described(hit: Hit) -> str:

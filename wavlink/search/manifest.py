@@ -55,6 +55,7 @@ class Manifest:
     rescore_dim: int = 0  # dims of a second vector that orders the candidates; 0 without one
     probes: int = 0  # partitions that a query reads, see `wavlink.search.vector_index`
     recall: dict[str, float] = dataclasses.field(default_factory=dict)  # what was measured with them
+    tags: bool = False  # whether tags in sound files are columns of the table
     format: int = _FORMAT
 
     @property
@@ -106,11 +107,11 @@ def _parse(fields: dict[str, Any]) -> Manifest:
     if written != checksum(fields):
         raise ValueError("its checksum is not the one written")
     manifest = Manifest(**fields)
-    _check_fields(manifest)
+    check_fields(manifest)
     return manifest
 
 
-def _check_fields(manifest: Manifest) -> None:
+def check_fields(manifest: Manifest) -> None:
     """Refuse values that would cause errors later, or be believed. Whoever writes a table can sign it too."""
     numbers = {"window": manifest.window, "hop": manifest.hop, "sampling_rate": manifest.sampling_rate}
     wrong = [name for name, value in numbers.items() if not isinstance(value, int | float) or not 0 < value < 1e6]
@@ -123,6 +124,8 @@ def _check_fields(manifest: Manifest) -> None:
     wrong += [f"the recall {each!r}" for each in recall if not isinstance(each, float) or not math.isfinite(each)]
     if wrong:
         raise ValueError(f"there cannot be {', '.join(wrong[:3])}")
+    if not isinstance(manifest.tags, bool):
+        raise ValueError(f"there cannot be the tags {manifest.tags!r:.40}")
     if manifest.storage not in STORAGES or not 0 < manifest.dim <= manifest.dims:
         raise ValueError(f"there is no storage {manifest.storage!r} of {manifest.dim} dims")
     if manifest.rescore_dim and not manifest.dim < manifest.rescore_dim <= manifest.dims:

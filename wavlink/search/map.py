@@ -26,7 +26,6 @@ import pyarrow
 import pyarrow.compute as pc
 
 from processing.datasets.audiofolder import read_metadata
-from processing.file_names import existing
 from wavlink import options as of
 from wavlink.atomic_files import write_text
 from wavlink.common_sounds import COMMON_SOUNDS
@@ -41,6 +40,7 @@ from .index_model import embedder_of
 from .listing import file_of
 from .manifest import Manifest
 from .map_page import page
+from .metadata import match_rows
 from .scoring import truncated, unit, vectors_of
 from .table import Table
 
@@ -183,16 +183,9 @@ def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: S
     if not rows or column not in rows[0]:
         present = ", ".join(rows[0]) if rows else "no rows"
         raise ValueError(f"{metadata} has no column {column!r} (it has {present}): name one of them by --label_column")
-    folder = os.path.abspath(metadata.parent)
-    by_name = {row["file_name"]: row[column] or "" for row in rows}
-    by_file = {os.path.normpath(existing(os.path.join(folder, name))): label for name, label in by_name.items()}
-    labels = [by_file.get(os.path.normpath(file_of(root, path) or path), by_name.get(path)) for path in paths]
-    if missing := sum(label is None for label in labels):
-        if missing == len(labels):
-            raise ValueError(
-                f"{metadata} names none of the sounds, such as {paths[0]}: put it into the folder that its file_name "
-                f"is relative to, or name sounds as the index does, relative to {root or 'its root'}"
-            )
+    found = match_rows(metadata, rows, root, paths)
+    labels = [found[path][column] if path in found else None for path in paths]
+    if missing := len(paths) - len(found):
         print(f"{missing} of the {len(labels)} sounds are not in {metadata}: {UNLABELLED}", file=sys.stderr)
     return [str(label or "") for label in labels]
 

@@ -5,6 +5,7 @@ import pyarrow
 
 from wavlink.compat import take_rows
 
+from .filters import checked, computed
 from .scoring import truncated, unit, vectors_of
 from .table import Table
 from .table_errors import explained
@@ -32,14 +33,27 @@ def nearest(
         dim: compare the first so many dims (default: all that are searched, and the order is by `rescore` if the
             table has it).
         windows: rank every window.
-        where: an SQL expression that all rows must meet.
+        where: an SQL expression that all rows must meet, see `wavlink.search.filters`.
         exact: score every window, also where there is a vector index.
 
     Returns:
         the rows, without vectors, and their scores `[n]`: cosines in fp32, the largest first; of equal ones the
         earlier row.
+
+    Raises:
+        ValueError: a filter that cannot be used.
     """
     dim = dim or table.manifest.dim
+    if where is None:
+        return _nearest(table, query, k, dim, windows, None, exact)
+    condition = checked(table, where)
+    with computed(table, where):
+        return _nearest(table, query, k, dim, windows, condition, exact)
+
+
+def _nearest(
+    table: Table, query: np.ndarray, k: int, dim: int, windows: bool, where: str | None, exact: bool
+) -> tuple[pyarrow.Table, np.ndarray]:
     indexed = dim == table.manifest.dim and not exact and is_indexed(table)
     if indexed and where:
         indexed = table.rows(where) > _FILTERED_ROWS
@@ -55,7 +69,7 @@ def _by_index(
     column = "rescore" if table.manifest.rescore_dim else "embedding"
     unit_query = truncated(query[None], table.manifest.dim)[0]
     count = k
-    while count <= max(_MOST_CANDIDATES, k):
+    while count <= _MOST_CANDIDATES:
         rows = candidates(table, unit_query, count, table.manifest.probes, [*_columns(table), column], where)
         scores = _scores(rows[column], query)
         order = np.argsort(-scores, kind="stable")
@@ -73,7 +87,7 @@ def _by_scan(
     column = "embedding"
     if table.manifest.rescore_dim and dim == table.manifest.dim:
         column, dim = "rescore", table.manifest.rescore_dim
-    condition = f"({where}) AND {_WITH_VECTOR}" if where else _WITH_VECTOR
+    condition = f"{where} AND {_WITH_VECTOR}" if where else _WITH_VECTOR
     scores, addresses = [np.empty(0, np.float32)], [np.empty(0, np.uint64)]
     unit_query = truncated(query[None], dim)[0]
     for batch in table.scan([column], condition, with_row_id=True):

@@ -24,14 +24,7 @@ def verified(index: str | os.PathLike, drop: bool = False) -> tuple[Table, dict[
     lost = _without_checksums(index) if drop else {}
     table = Table.unverified(index)
     if not drop:
-        damaged = table.damaged()
-        if damaged:
-            raise ValueError("; ".join(damaged.values()))
-        if table.rows(_of_others(table)):
-            raise ValueError(
-                f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
-                "--drop` removes those of others"
-            )
+        refuse_damaged(table)
         return table, {}
     with table.writing():
         return table, lost | _repaired(table)
@@ -48,6 +41,17 @@ def _without_checksums(index: str | os.PathLike) -> dict[str, list[str] | None]:
         checksums.forget()
         return {"checksums.jsonl": []}
     return {}
+
+
+def refuse_damaged(table: Table) -> None:
+    """Raise a ValueError that names damaged files of an index, or says that it has rows of other models."""
+    if damaged := table.damaged():
+        raise ValueError("; ".join(damaged.values()))
+    if table.rows(_of_others(table)):
+        raise ValueError(
+            f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
+            "--drop` removes those of others"
+        )
 
 
 def _of_others(table: Table) -> str:

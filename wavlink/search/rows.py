@@ -93,5 +93,3 @@ def fixed_size_list(vectors: np.ndarray, manifest: Manifest) -> pyarrow.FixedSiz
     kind = manifest.schema.field("embedding").type.value_type
     values = np.ascontiguousarray(vectors, np.float16 if kind == pyarrow.float16() else np.float32)
     return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), vectors.shape[1])
-
-

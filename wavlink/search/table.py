@@ -11,7 +11,6 @@ meanwhile begins again, see `Table.reading`.
 import dataclasses
 import datetime
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +25,13 @@ from wavlink.locks import locked
 
 from .changes import KnownFile
 from .checksums import Checksums
+from .file_facts import FILE_FACTS, files_of
+from .location import TABLE, is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
 from .rows import with_columns_of
 from .table_errors import explained
 
-TABLE = "windows.lance"
-_FORMER = "index.json"
-_LOCK = ".lock"
+LOCK = ".lock"
 _VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
 _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
 _READS = 20  # attempts at an index that another process changes meanwhile
@@ -40,17 +39,9 @@ _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
 _FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")  # that Lance writes
 _HINT = "latest_version_hint.json"
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
-_FILE_FACTS = ["path", "window", "size", "version", "windows", "error"]
-UNKNOWN = -2  # a version that no file has
 _LOST = "what rows the table has is lost: put a copy of the index back, or index the sounds into another folder"
 _Result = TypeVar("_Result")
 Storage = dict[str, str] | None
-
-
-def is_remote(index: str | os.PathLike) -> bool:
-    """True for an address in object storage."""
-    return bool(_REMOTE.match(os.fspath(index)))
 
 
 class Table:
@@ -86,10 +77,9 @@ class Table:
     def unverified(cls, index: str | os.PathLike, storage_options: Storage = None) -> "Table":
         """Open an index without a look at the checksums of its rows."""
         index = os.fspath(index)
-        if not is_remote(index):
-            _refuse_no_index(Path(index))
-            if damaged := Checksums(Path(index)).damaged_versions():
-                raise ValueError(f"{'; '.join(damaged.values())}: {_LOST}")
+        refuse_no_index(index)
+        if not is_remote(index) and (damaged := Checksums(Path(index)).damaged_versions()):
+            raise ValueError(f"{'; '.join(damaged.values())}: {_LOST}")
         with explained(index):
             return cls(index, lance.dataset(_uri(index), storage_options=storage_options), storage_options)
 
@@ -116,9 +106,17 @@ class Table:
     @classmethod
     @contextmanager
     def create(
-        cls, index: str | os.PathLike, manifest: Manifest, storage_options: Storage = None
+        cls,
+        index: str | os.PathLike,
+        manifest: Manifest,
+        storage_options: Storage = None,
+        columns: Iterable[pyarrow.Field] = (),
     ) -> Iterator["Table"]:
-        """Create an empty index, and hold it for writing."""
+        """Create an empty index, and hold it for writing.
+
+        Args:
+            columns: that describe the sounds.
+        """
         index = os.fspath(index)
         if not is_remote(index):
             folder = Path(index)
@@ -129,8 +127,9 @@ class Table:
         with _lock(index), explained(index):
             if has_table(index, storage_options):
                 raise ValueError(f"{index} has just become the index of another process: start again")
+            schema = manifest.schema
             dataset = lance.write_dataset(
-                manifest.schema.empty_table(),
+                pyarrow.schema([*schema, *columns], schema.metadata).empty_table(),
                 _uri(index),
                 data_storage_version=_VERSION,
                 enable_v2_manifest_paths=True,
@@ -194,6 +193,10 @@ class Table:
         """Return the number of windows that have a vector."""
         return self.rows("error = ''") if self.rows() else 0
 
+    def has_windows(self) -> bool:
+        """True if there is a window with a vector."""
+        return any(len(batch) for batch in self.scan(["window"], "error = ''", limit=1))
+
     def scan(
         self, columns: Sequence[str], where: str | None = None, batch_size: int = 1 << 16, **options: Any
     ) -> Iterator[pyarrow.RecordBatch]:
@@ -215,15 +218,7 @@ class Table:
 
     def files(self) -> dict[str, KnownFile]:
         """Add up the rows by path; where they do not fit together, the version is one that no file has."""
-        known: dict[str, KnownFile] = {}
-        sums = [("window", "count"), ("window", "max"), ("window", "min")]
-        same = [(name, how) for name in ("size", "version") for how in ("min", "max")]
-        for batch in self.scan(_FILE_FACTS):
-            table = pyarrow.Table.from_batches([batch])
-            grouped = table.group_by("path").aggregate([*sums, *same, ("windows", "min"), ("error", "max")])
-            for facts in grouped.to_pylist():
-                known[facts["path"]] = _added(known.get(facts["path"]), facts)
-        return {path: file._replace(version=_fitting(file)) for path, file in known.items()}
+        return files_of(self.scan(FILE_FACTS))
 
     def append(self, rows: pyarrow.Table) -> None:
         """Add rows in one commit."""
@@ -264,6 +259,31 @@ class Table:
         facts = {"windows": str(windows), "duration": repr(float(duration))}
         with explained(self.index):
             self.dataset.update(facts, where=f"path = {quoted(path)}")
+
+    def describe(self, rows: pyarrow.Table) -> None:
+        """Set columns of metadata by `path`; sounds that `rows` does not name stay as they are.
+
+        Columns that are new, or of another type than before, are null until all values are set in one commit.
+        """
+        names = rows.schema.names
+        stale = [
+            name
+            for name in self.metadata_columns
+            if name in names and self.schema.field(name) != rows.schema.field(name)
+        ]
+        with explained(self.index):
+            if stale:
+                self.dataset.drop_columns(stale)
+            if new := [field for field in rows.schema if field.name not in self.schema.names]:
+                self.dataset.add_columns(pyarrow.schema(new))
+            fragments, fields = [], set()
+            for fragment in self.dataset.get_fragments() if len(rows) else ():
+                updated, modified = fragment.update_columns(rows, left_on="path", right_on="path")
+                fragments.append(updated)
+                fields |= {*modified}
+        if fragments:
+            options = {"fields_modified": sorted(fields), "update_mode": "rewrite_columns"}
+            self._commit(lance.LanceOperation.Update(updated_fragments=fragments, **options))
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove every row of these files."""
@@ -371,43 +391,10 @@ def _lock(index: str) -> Iterator[None]:
     if is_remote(index):
         yield
     else:
-        with locked(Path(index) / _LOCK):
+        with locked(Path(index) / LOCK):
             yield
-
-
-def _refuse_no_index(folder: Path) -> None:
-    if has_table(folder):
-        return
-    refuse_former(folder)
-    raise ValueError(f"{folder} is no index: make one with `wavlink index SOUNDS --model M --out {folder}`")
-
-
-def refuse_former(index: str | os.PathLike) -> None:
-    """Raise a ValueError for an index of parquet files, which earlier versions made and `push` makes."""
-    if not is_remote(index) and (Path(index) / _FORMER).is_file():
-        raise ValueError(f"{index} is an index of an earlier version: `wavlink pull {index} --out NEW` converts it")
 
 
 def _is_foreign(path: Path) -> bool:
     """True if a process that was killed before the first version cannot have left this."""
     return path.name != TABLE and not path.name.startswith(".")
-
-
-def _added(file: KnownFile | None, facts: dict[str, Any]) -> KnownFile:
-    """Add rows of a file in one batch to those of the batches before; `rows` of -1 do not fit together."""
-    error = facts["error_max"]
-    rows = 0 if error else facts["window_count"]
-    first, last = facts["window_min"], facts["window_max"]
-    fits = error or last - first + 1 == rows
-    fits = fits and facts["size_min"] == facts["size_max"] and facts["version_min"] == facts["version_max"]
-    made = KnownFile(facts["size_max"], facts["version_max"], rows, facts["windows_min"], error)
-    if file:
-        fits = fits and file.version != UNKNOWN and file[:2] == made[:2] and first == file.rows and not error
-        made = made._replace(rows=file.rows + rows, windows=min(file.windows, made.windows))
-    elif not error:
-        fits = fits and first == 0
-    return made if fits else made._replace(version=UNKNOWN)
-
-
-def _fitting(file: KnownFile) -> int | None:
-    return UNKNOWN if 0 <= file.windows < file.rows else file.version

@@ -15,7 +15,7 @@ from .table_errors import explained
 
 LEAST_ROWS = 1 << 17  # up to so many rows, scoring all of them takes some 20 ms
 CANDIDATES = 4  # of each result, that are scored by their stored vectors
-GOAL = 0.98  # of the ten nearest, the share that is to be found
+GOAL = 0.97  # of the ten nearest, the share that is to be found
 _NAME = "embedding_idx"
 _ROWS_A_PARTITION = 4096
 _QUERIES = 128  # of each kind
@@ -44,8 +44,7 @@ def update(table: Table, texts: Callable[[], np.ndarray] | None = None) -> None:
     with explained(table.index):
         if is_indexed(table):
             facts = table.dataset.stats.index_stats(_NAME)
-            trained = sum(part["size"] for part in facts["indices"][0]["partitions"])
-            if rows >= _GROWN * trained:
+            if rows >= _GROWN * _ROWS_A_PARTITION * facts["indices"][0]["num_partitions"]:
                 _train(table, rows)
             elif facts["num_unindexed_rows"] > _UNINDEXED:
                 table.dataset.optimize.optimize_indices(index_names=[_NAME])
@@ -103,7 +102,9 @@ def _measured(table: Table, texts: np.ndarray | None) -> dict:
     stored = table.dataset.take(offsets.tolist(), columns=["embedding"])
     stored = unit(vectors_of(stored.filter(stored["embedding"].is_valid())["embedding"]))
     kinds = {"sound": _apart(stored[:_QUERIES], 0.9, random)}
-    kinds["text"] = unit(texts[:_QUERIES, :dim]) if texts is not None else _apart(stored[_QUERIES:], _TEXT_COSINE, random)
+    kinds["text"] = (
+        unit(texts[:_QUERIES, :dim]) if texts is not None else _apart(stored[_QUERIES:], _TEXT_COSINE, random)
+    )
     found = {name: _exact(table, queries) for name, queries in kinds.items()}
     partitions = table.dataset.stats.index_stats(_NAME)["indices"][0]["num_partitions"]
     probes = min(_FIRST_PROBES, partitions)
@@ -111,7 +112,7 @@ def _measured(table: Table, texts: np.ndarray | None) -> dict:
         recall = {name: _recall(table, queries, found[name], probes) for name, queries in kinds.items()}
         if min(recall.values()) >= GOAL or probes >= partitions:
             return {"probes": probes, "recall": recall}
-        probes = min(partitions, probes + max(probes // 2, 1))
+        probes = min(partitions, probes + max(probes // 4, 1))
 
 
 def _apart(vectors: np.ndarray, cosine: float, random: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,106 @@
+"""What an index holds, or what a model does, or which models come with the package: `wavlink info`."""
+
+import os
+import sys
+from typing import Any
+
+from wavlink import bundled_models
+from wavlink.backends.choice import describe_folder, is_index, is_model
+from wavlink.console import print_json
+from wavlink.sanitize import clean
+
+_INFO_TAKES = (
+    "give the folder of an index or of a model, or a bundled model's name; "
+    "without any, `wavlink info` lists the bundled models"
+)
+
+
+def info(folder: str | None, as_json: bool) -> int:
+    """Print what an index holds, or what a model does, or the models that come with the package.
+
+    Returns:
+        2 if one of these is damaged or missing, else 0.
+    """
+    if folder is None:
+        return _print_bundled(as_json)
+    released = bundled_models.released()
+    by_path = bundled_models.name_of(os.path.abspath(folder))
+    if is_index(folder):
+        _print_index(folder, as_json)
+    elif is_model(folder) and by_path not in released:
+        _print_model(describe_folder(folder), as_json)
+    elif name := next((name for name in (folder, by_path) if name in released), ""):
+        path = bundled_models.bundled(name)
+        _print_model(bundled_models.describe(name) | describe_folder(path), as_json)
+    elif os.path.isdir(folder):
+        raise ValueError(f"{folder} is no index and no model, it has no windows.lance or config.json: {_INFO_TAKES}")
+    else:
+        there = ", ".join(released)
+        raise ValueError(f"{folder!r} is no folder here and no bundled model (there are: {there}): {_INFO_TAKES}")
+    return 0
+
+
+def _print_index(folder: str, as_json: bool) -> None:
+    from .table import Table  # needs pyarrow and Lance, which a model's folder does not
+
+    table, files = Table.reading(folder, lambda table: (table, table.files()))
+    manifest = table.manifest
+    skipped = {path: file.error for path, file in files.items() if file.error}
+    names = "model revision backend precision dims dim rescore_dim storage window hop sampling_rate root".split()
+    facts = {name: getattr(manifest, name) for name in names} | {
+        "columns": ", ".join(table.metadata_columns),
+        "probes": manifest.probes,
+        "recall": ", ".join(f"{name} {value:.3f}" for name, value in manifest.recall.items()),
+        "sounds": len(files) - len(skipped),
+        "windows": sum(file.rows for file in files.values()),
+        "bytes": table.bytes(),
+    }
+    if as_json:
+        print_json(facts | {"columns": table.metadata_columns, "recall": manifest.recall, "skipped": skipped})
+        return
+    for name, value in facts.items():
+        print(f"{name:14} {clean(value, 1000)}")
+    print_skipped(skipped)
+
+
+def _print_model(facts: dict[str, Any], as_json: bool) -> None:
+    """Print which exports a model carries, and what an `Embedder` runs it in; of a bundled one what it is."""
+    if as_json:
+        print_json(facts)
+        return
+    if "name" in facts:
+        _print_facts(facts)
+    for export in facts["exports"]:
+        print(f"{export['backend']:14} {export['precision']}, {export['bytes'] / 1e6:.1f} MB")
+    print(f"{'default':14} {facts['backend']}, {facts['precision']}")
+    print(f"{'installed':14} {', '.join(facts['installed'])}")
+    print(f"{'bf16':14} {'yes' if facts['bf16'] else 'not on this processor'}")
+
+
+def _print_bundled(as_json: bool) -> int:
+    models = bundled_models.describe_all()
+    errors = [str(model["error"]) for model in models if model["error"]]
+    if as_json:
+        print_json({"bundled": models})
+    else:
+        print(f"{len(models)} bundled models")
+        for model in models:
+            _print_facts(model)
+    for error in errors:
+        print(f"wavlink info: {clean(error, 1000)}", file=sys.stderr)
+    return 2 if errors else 0
+
+
+def _print_facts(model: dict[str, Any]) -> None:
+    size, dims = model["bytes"] / 1e6, ", ".join(map(str, model["dims"]))
+    print(f"{model['name']:14} {size:.1f} MB  dims {dims}  {'intact' if model['intact'] else 'damaged'}")
+    print(f"{'':14} {clean(model['path'], 1000)}")
+
+
+def print_skipped(skipped: dict[str, str], most: int | None = None) -> None:
+    """Print all on stdout as a result, or with `most` the first ones on stderr as warnings."""
+    file = sys.stdout if most is None else sys.stderr
+    for path, reason in list(skipped.items())[:most]:
+        print(f"skipped {clean(path, 1000)}: {clean(reason, 1000)}", file=file)
+    if most is not None and len(skipped) > most:
+        print(f"... and {len(skipped) - most} more skipped: `info INDEX` names them all", file=file)

@@ -1,0 +1,37 @@
+"""Where an index lies: a folder, or an address in object storage such as `s3://bucket/index`.
+
+Nothing heavy is imported, so that a command for an index that is not there answers at once.
+"""
+
+import os
+import re
+from pathlib import Path
+
+TABLE = "windows.lance"
+_FORMER = "index.json"
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
+
+
+def is_remote(index: str | os.PathLike) -> bool:
+    """True for an address in object storage."""
+    return bool(_REMOTE.match(os.fspath(index)))
+
+
+def holds_table(folder: str | os.PathLike) -> bool:
+    """True if a folder holds a table with a version; False for one whose making was interrupted."""
+    versions = Path(folder) / TABLE / "_versions"
+    return versions.is_dir() and any(path.suffix == ".manifest" for path in versions.iterdir())
+
+
+def refuse_no_index(index: str | os.PathLike) -> None:
+    """Raise a ValueError for a folder that holds no index."""
+    if is_remote(index) or holds_table(index):
+        return
+    refuse_former(index)
+    raise ValueError(f"{index} is no index: make one with `wavlink index SOUNDS --model M --out {index}`")
+
+
+def refuse_former(index: str | os.PathLike) -> None:
+    """Raise a ValueError for an index of parquet files, which earlier versions made and `push` makes."""
+    if not is_remote(index) and (Path(index) / _FORMER).is_file():
+        raise ValueError(f"{index} is an index of an earlier version: `wavlink pull {index} --out NEW` converts it")
