@@ -28,7 +28,7 @@ from .listing import Listing, list_sounds
 from .location import is_remote, refuse_former
 from .manifest import Manifest
 from .metadata import Metadata, Row, bring_up_to_date, with_values
-from .rows import skipped_row, window_rows
+from .rows import skipped_row, skipped_rows, window_rows
 from .table import Storage, Table, has_table, quoted
 from .table_errors import unless_preempted
 
@@ -162,9 +162,10 @@ def _note(table: Table, root: str, model: str) -> None:
 
 def _without_broken(table: Table, tasks: list[Task], columns: dict[str, Row]) -> list[Task]:
     """Write the errors that are known from the listing, and return the other tasks."""
-    broken = [skipped_row(table.manifest, task.sound, task.sound.error) for task in tasks if task.sound.error]
+    broken = [task.sound for task in tasks if task.sound.error]
     if broken:
-        table.append(with_values(pyarrow.concat_tables(broken), columns, table.schema))
+        rows = skipped_rows(table.manifest, broken, [sound.error for sound in broken])
+        table.append(with_values(rows, columns, table.schema))
     return [task for task in tasks if not task.sound.error]
 
 

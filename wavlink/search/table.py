@@ -21,6 +21,7 @@ import pyarrow
 import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
 
+from processing.file_names import stays_below
 from wavlink.locks import locked
 
 from .changes import KnownFile
@@ -216,6 +217,8 @@ class Table:
             where: an SQL expression over the columns.
             options: of `lance.LanceDataset.scanner`, such as `with_row_id`.
         """
+        if where and "\0" in where:  # which Lance cannot say in an error
+            raise ValueError(f"there is no such condition as {where!r:.200}")
         with explained(self.index, self):
             yield from self.dataset.scanner(
                 columns=[*columns], filter=where, batch_size=batch_size, **options
@@ -345,9 +348,12 @@ class Table:
 
     def file_names(self) -> list[str]:
         """Return the files of the current version, relative to the table, without those of its version log."""
-        rows = self.dataset.tracked_files().read_all()
-        rows = rows.filter(pc.equal(rows["version"], self.dataset.version))
-        return sorted(rows["path"].to_pylist())
+        with explained(self.index):
+            rows = self.dataset.tracked_files().read_all()
+        names = sorted(rows.filter(pc.equal(rows["version"], self.dataset.version))["path"].to_pylist())
+        if wrong := next((name for name in names if not stays_below(name)), None):
+            raise ValueError(f"{self.index} names a file that is none of its own, {wrong!r:.200}: {_LOST}")
+        return names
 
     def drop_fragments(self, ids: Iterable[int]) -> None:
         """Remove these fragments unread, in one commit."""
