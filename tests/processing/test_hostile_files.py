@@ -1,6 +1,5 @@
 """Files that lie, each made here: refused by name, within memory, and never taken for something else."""
 
-import hashlib
 import io
 import json
 import os
@@ -11,8 +10,6 @@ import tracemalloc
 
 import datasets
 import numpy as np
-import pyarrow
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,14 +18,8 @@ from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.datasets.load import load_split
 from processing.datasets.shards import load_stream
 from tests.conftest import RATE, tone
-from tests.helpers import signed
 from tests.sound_bytes import encoded
 from wavlink.embedder import Embedder
-from wavlink.search import parts as index_parts
-from wavlink.search.index import Index
-from wavlink.search.parts import read_part
-from wavlink.search.quantization import encode
-from wavlink.search.store import FILES, IndexFolder, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -160,94 +151,6 @@ def test_a_model_that_gives_no_direction_is_no_embedder(value, model, processor)
     assert isinstance(found, ValueError) and "this sound a vector that is zero or holds NaN" in str(found)
     with pytest.raises(ValueError, match="the model gives the text 'a dog' a vector that is zero or holds NaN"):
         embedder.embed_text(["a dog"])
-
-
-@pytest.fixture
-def index(tmp_path) -> IndexFolder:
-    """Of ten sounds, in one part."""
-    manifest = Manifest("user/model", "0" * 40, 8, [4, 8], 8, "int8", 10.0, 5.0, RATE, str(tmp_path))
-    with IndexFolder.create(tmp_path / "sounds.index", manifest) as index:
-        names = [f"{number}.wav" for number in range(10)]
-        codes = encode(np.random.default_rng(0).standard_normal((10, 8)), 8, "int8")
-        rows = [dict(zip(FILES.names, (name, 1, 1, 0, 1, 1, ""), strict=True)) for name in names]
-        windows = index.manifest.windows(names, np.zeros(10), np.ones(10), codes)
-        index.append(windows, pyarrow.Table.from_pylist(rows, schema=FILES))
-    return index
-
-
-def in_bytes(table: pyarrow.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        *({"window": value} for value in (0, -1, float("nan"), float("inf"), "10", None)),
-        *({"dims": value} for value in (8.0, "8", -8, 2**60, None)),
-        *({"parts": value} for value in ([[]], {}, [{}], None, "x")),
-        *({"root": value} for value in (None, 3, "a\0b")),
-        *({"storage": "../x"}, {"matryoshka_dims": ["8"]}, {"format": "1"}, {"more": 1}, {"next_part": -1}),
-    ],
-    ids=str,
-)
-def test_a_manifest_with_a_right_checksum_and_wrong_values_is_refused(fields, index):
-    signed(index, **fields)
-    with pytest.raises(ValueError, match=r"sounds.index/index.json is damaged \("):
-        Index.open(index.folder)
-
-
-def rows(number: int, **columns) -> pyarrow.Table:
-    """`number` windows, all alike."""
-    manifest = Manifest("m", "0" * 40, 8, [8], 8, "int8", 10.0, 5.0, RATE, "")
-    table = manifest.windows(["a.wav"] * number, np.zeros(number), np.ones(number), np.ones((number, 8), np.int8))
-    for name, values in columns.items():
-        table = table.set_column(table.column_names.index(name), table.schema.field(name), values)
-    return table
-
-
-def test_a_part_that_unpacks_to_more_than_it_may_takes_no_memory(monkeypatch):
-    schema = rows(0).schema
-    small = in_bytes(rows(200_000))
-    assert len(small) < 20_000 and len(read_part(small, schema, 200_000)) == 200_000
-    monkeypatch.setattr(index_parts, "MOST_BYTES", 1 << 20)
-    with pytest.raises(ValueError, match="its 200000 rows are more than 1 MB"):
-        read_part(small, schema, 200_000)
-    long = in_bytes(rows(2000, path=pyarrow.array(["x" * 10_000] * 2000)))
-    before = pyarrow.total_allocated_bytes()
-    with pytest.raises(ValueError, match="its paths are more than 1 MB"):
-        read_part(long, schema, 2000)
-    assert pyarrow.total_allocated_bytes() - before < 1 << 20
-
-
-@pytest.mark.parametrize(
-    ("columns", "why"),
-    [
-        ({"start": pyarrow.array([0.0, None])}, "gaps"),
-        ({"path": pyarrow.array(["a", None])}, "gaps"),
-        ({"start": pyarrow.array([0.0, np.nan])}, "times that are none"),
-        ({"start": pyarrow.array([0.0, 2.0])}, "times that are none"),
-        ({"start": pyarrow.array([0.0, -1.0])}, "times that are none"),
-        ({"embedding": pyarrow.array([[1] * 8, [1] * 7 + [None]], pyarrow.list_(pyarrow.int8(), 8))}, "gaps"),
-    ],
-)
-def test_a_part_with_gaps_or_impossible_times_is_refused(columns, why):
-    table = rows(2, **columns)
-    with pytest.raises(ValueError, match=why):
-        read_part(in_bytes(table), table.schema, 2)
-
-
-@pytest.mark.parametrize("kind", ["embeddings", "files"])
-def test_a_part_that_is_no_parquet_but_has_its_checksum_is_named(kind, index):
-    (part,) = index.manifest.parts
-    path = index.folder / kind / part.name
-    for content in (b"", b"PAR1PAR1", path.read_bytes()[:-400] + bytes(392) + path.read_bytes()[-8:]):
-        path.write_bytes(content)
-        digests = part.sha256 | {kind: hashlib.sha256(content).hexdigest()}
-        signed(index, parts=[vars(part) | {"sha256": digests}])
-        with pytest.raises(ValueError, match=f"{kind}/{part.name} is none of this program's: "):
-            Index.open(index.folder)
 
 
 @pytest.fixture

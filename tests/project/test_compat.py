@@ -5,7 +5,6 @@ import functools
 from pathlib import Path
 from types import SimpleNamespace
 
-import faiss
 import numpy as np
 import pytest
 import torch
@@ -23,7 +22,6 @@ from tests.passt_models import save_passt
 from tests.project_imports import ROOT, imports, modules, parsed
 from wavlink import compat
 from wavlink.backends import torch_cpu as cpu_kernels
-from wavlink.search.quantization import STORAGES, FlatIndex, encode
 from wavlink.training import recipes
 from wavlink.training.finetuning import set_trainable
 from wavlink.training.trainer import WavLinkTrainer
@@ -157,18 +155,6 @@ def test_trainer_without_hooks_refuses_lora_in_place(model, monkeypatch, tmp_pat
     set_trainable(model, "lora")
     with pytest.raises(ValueError, match="would save LoRA in place without its weights: put peft's get_peft_model"):
         WavLinkTrainer(model, args, data_collator=list)
-
-
-@pytest.mark.parametrize("storage", STORAGES)
-def test_index_without_a_memory_view(storage, monkeypatch):
-    vectors = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = FlatIndex(16, storage)
-    index.add(encode(vectors, 16, storage))
-    expected = index.search(vectors[:2], 3)
-    monkeypatch.delattr(faiss, "rev_swig_ptr")
-    for found, same in zip(index.search(vectors[:2], 3), expected, strict=True):
-        np.testing.assert_array_equal(found, same)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
