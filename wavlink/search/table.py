@@ -221,7 +221,12 @@ class Table:
 
     def files(self) -> dict[str, KnownFile]:
         """Add up the rows by path; where they do not fit together, the version is one that no file has."""
-        return files_of(self.scan(FILE_FACTS))
+        return files_of(map(self._without_nulls, self.scan(FILE_FACTS)))
+
+    def _without_nulls(self, batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+        if empty := [name for name, column in zip(batch.schema.names, batch.columns, strict=True) if column.null_count]:
+            raise ValueError(f"{self.index} has rows without {', '.join(empty)}: index the sounds into another folder")
+        return batch
 
     def append(self, rows: pyarrow.Table) -> None:
         """Add rows in one commit."""

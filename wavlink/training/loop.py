@@ -112,7 +112,6 @@ class Run:
         self.average = WeightAverage(trained, recipe.ema_decay) if recipe.ema_decay else None
         self.bank = None
         if recipe.caption_bank:
-            self.accelerator.print("all training captions are embedded once")
             self.bank = CaptionBank(trained, self.processor, self.feed.captions(), self.accelerator.autocast)
         self.facts = self._facts()
         self.step = 0
@@ -244,8 +243,11 @@ class Run:
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
             if self.average is not None:
                 self.average.load(checkpoints[-1])
-            if self.aging_bank is not None:
-                self.aging_bank.load(checkpoints[-1])
+        if self.aging_bank is not None and checkpoints:
+            self.aging_bank.load(checkpoints[-1])
+        elif self.bank is not None:
+            self.accelerator.print("all training captions are embedded once")
+            self.bank.refresh()
 
 
 def _validation_set(recipe: Recipe) -> tuple[datasets.Dataset, list[str]]:
