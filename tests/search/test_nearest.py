@@ -96,7 +96,7 @@ def test_fewer_than_k(table, queries, windows, count):
     """All that there are, and in little work."""
     for k in (count, count + 1, 10**9):
         rows, scores = nearest(table, queries[0], k, windows=windows)
-        assert len(rows) == count and len(set(zip(*(rows[n].to_pylist() for n in ("path", "window"))))) == count
+        assert len(set(zip(rows["path"].to_pylist(), rows["window"].to_pylist(), strict=True))) == len(rows) == count
         assert (np.diff(scores) <= 0).all()
     assert len(nearest(table, queries[0], 10**9, where="path < '00002'")[0]) == 2
     assert len(nearest(table, queries[0], 5, where="path = 'none'")[0]) == 0

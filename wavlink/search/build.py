@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -30,13 +30,14 @@ from .manifest import Manifest
 from .metadata import Metadata, Row, bring_up_to_date, with_values
 from .rows import skipped_row, skipped_rows, window_rows
 from .table import Storage, Table, has_table, quoted
+from .table_errors import unless_preempted
 
 _DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
 _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only
 
 
 def index_sounds(
-    sources: str | Sequence[str],
+    sources: str | Sequence[str] | Listing,
     out: str | os.PathLike,
     model: str | Embedder = "",
     *,
@@ -58,14 +59,15 @@ def index_sounds(
     progress: bool = True,
     stop: threading.Event | None = None,
     storage_options: Storage = None,
+    embed: Callable[[Table, Embedder, Listing, list[Task], dict[str, Row]], bool] | None = None,
 ) -> Report:
     """Bring an index up to date with `sources`, or make it. After a kill, the same call goes on.
 
     A file is recognised by its size and its modification time. Files outside `sources` stay in the index unchanged.
 
     Args:
-        sources: see `wavlink.search.listing.list_sounds`, also for `root` and `split`. Another `root` than that of
-            the index means that its sounds have moved.
+        sources: see `wavlink.search.listing.list_sounds`, also for `root` and `split`; or the sounds already listed.
+            Another `root` than that of the index means that its sounds have moved.
         out: the index's folder, or its address in object storage.
         model: as `Embedder` takes it (default: the bundled one). An existing index names its model: give it only where
             this machine does not have it under that name (see `embedder_of`).
@@ -80,6 +82,7 @@ def index_sounds(
         commit_seconds: embedded windows are written to the disk at least this often.
         stop: once it is set, what is embedded is written and the run ends.
         storage_options: of an index in object storage, see Lance's `storage_options`.
+        embed: embeds files and writes their rows, instead of this process, and returns True if it was stopped.
 
     Raises:
         ValueError: no sounds; an index of another model or with other options; none of the sounds can be read.
@@ -89,9 +92,11 @@ def index_sounds(
     options = {"dim": dim, "storage": storage, "rescore_dim": rescore_dim, "window": window, "hop": hop}
     run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     described_by = Metadata([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
-    sources = [os.fspath(each) for each in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
+    listed = sources if isinstance(sources, Listing) else None
+    sources = [sources] if isinstance(sources, str | os.PathLike) else sources
+    sources = [] if listed else [os.fspath(source) for source in sources]
     if has_table(out, storage_options):
-        table, listing = Table.open(out, storage_options), None
+        table, listing = Table.open(out, storage_options), listed
         _refuse_other_options(table.manifest, options | {"precision": precision})
         if dtype == "float32" and table.manifest.precision in PRECISIONS:
             run["precision"] = table.manifest.precision
@@ -99,7 +104,7 @@ def index_sounds(
         writing = table.writing()
     else:
         refuse_former(out)
-        listing, embedder = list_sounds(sources, root, split), new_embedder(model, **run)
+        listing, embedder = listed or list_sounds(sources, root, split), new_embedder(model, **run)
         writing = Table.create(out, _new_manifest(embedder, listing.root, options), storage_options)
     with writing as table:
         # Sounds are listed after the lock is held: another process may have added some just before.
@@ -111,12 +116,13 @@ def index_sounds(
         stopped, tasks = False, _without_broken(table, changes.tasks, columns)
         if tasks:
             embedder = embedder or embedder_of(table.manifest, **run)
-            stopped = _embed(
-                table, embedder, listing, tasks, columns, commit_seconds, progress, stop or threading.Event()
-            )
+            stop = stop or threading.Event()
+            embed = embed or partial(_embed, commit_seconds=commit_seconds, progress=progress, stop=stop)
+            stopped = embed(table, embedder, listing, tasks, columns)
         if not stopped:
             table.compact()
-            vector_index.update(table, partial(_text_vectors, embedder) if embedder else None)
+            with unless_preempted():
+                vector_index.update(table, partial(text_vectors, embedder) if embedder else None)
         return _report(table, changes, listing, stopped)
 
 
@@ -167,7 +173,7 @@ def _report(table: Table, changes: Changes, listing: Listing, stopped: bool) -> 
     known = table.files()
     report = changes.report(known, listing.unreadable, sum(file.rows for file in known.values()))
     report.stopped = stopped
-    if not report.sounds and not stopped:
+    if known and not report.sounds and not stopped:
         path, file = next(iter(known.items()))
         raise ValueError(f"none of {len(known)} sounds can be read; the first, {path}: {file.error}")
     return report
@@ -296,7 +302,7 @@ class _Rows:
         self.ready, self.bytes, self.written = [], 0, time.monotonic()
 
 
-def _text_vectors(embedder: Embedder) -> np.ndarray:
+def text_vectors(embedder: Embedder) -> np.ndarray:
     """Return vectors `[N, dims]` of sentences to measure a vector index with."""
     with unnamed():
         return embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])

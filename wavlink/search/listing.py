@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DATA_SET = "dataset:"
+DATA_SET = "dataset:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COARSE = 3 * 10**9  # ns: FAT keeps times to 2 s
 _UNKNOWN = -1  # the version of a file that cannot be read now: it is read again each time
@@ -73,8 +73,7 @@ def list_sounds(sources: Sequence[str], root: str = "", split: str = "train") ->
     sources = list(sources)
     if not sources:
         raise ValueError("name what to index: a folder, files, @list.txt or a data set")
-    files = any(os.path.lexists(source) or source.startswith("@") for source in sources)
-    if not files or (len(sources) == 1 and _holds_parquet_alone(sources[0])):
+    if is_data_set(sources):
         listing = _list_data_set(sources, root, split)
     else:
         listing = _list_files([path for source in sources for path in _expanded(source)], root)
@@ -82,6 +81,12 @@ def list_sounds(sources: Sequence[str], root: str = "", split: str = "train") ->
         raise ValueError(_no_sounds(sources, listing))
     listing.sounds.sort()
     return listing
+
+
+def is_data_set(sources: Sequence[str]) -> bool:
+    """True if sources are no files and folders: the name of a data set, or a folder of parquet files alone."""
+    files = any(os.path.lexists(source) or source.startswith("@") for source in sources)
+    return not files or (len(sources) == 1 and _holds_parquet_alone(sources[0]))
 
 
 def file_of(root: str, path: str) -> str | None:
@@ -114,7 +119,7 @@ def _expanded(source: str) -> list[str]:
 
 
 def _list_files(paths: list[str], root: str) -> Listing:
-    if root.startswith(_DATA_SET):
+    if root.startswith(DATA_SET):
         raise ValueError(f"the index is of {root}: index files and folders into another")
     if not paths:
         raise ValueError("the list names no files")
@@ -189,7 +194,7 @@ def _list_data_set(sources: list[str], root: str, split: str) -> Listing:
     source = sources[0]
     if len(sources) > 1 or not (_HUB_ID.fullmatch(source) or os.path.isdir(source)):
         raise ValueError(f"{source} does not exist" + "; give one data set at a time" * (len(sources) > 1))
-    name = f"{_DATA_SET}{os.path.abspath(source) if os.path.isdir(source) else source}@{split}"
+    name = f"{DATA_SET}{os.path.abspath(source) if os.path.isdir(source) else source}@{split}"
     if root not in ("", name):
         raise ValueError(f"the index is of {root}: index {name} into another")
     from processing.datasets.load import load_split  # only a data set needs datasets

@@ -4,8 +4,8 @@
     INDEX/checksums.jsonl  the SHA-256 of the table's files; only on a local disk
 
 INDEX is a folder, or an address in object storage such as `s3://bucket/index`. Rows count once a commit names them.
-What a killed process leaves behind is in no commit: the next writer removes it. A reader whose version is replaced
-meanwhile begins again, see `Table.reading`.
+What a killed process leaves behind is in no commit: the next writer removes it (in object storage one that comes seven
+days later). A reader whose version is replaced meanwhile begins again, see `Table.reading`.
 """
 
 import dataclasses
@@ -26,11 +26,13 @@ from wavlink.locks import locked
 
 from .changes import KnownFile
 from .checksums import Checksums
+from .concurrent_writes import Others
 from .file_facts import FILE_FACTS, files_of
-from .location import TABLE, is_remote, refuse_no_index
+from .location import NO_INDEX, TABLE, is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
 from .rows import with_columns_of
-from .table_errors import explained
+from .short_files import refuse_short_files, short_files
+from .table_errors import REPAIR, explained, unless_preempted
 
 LOCK = ".lock"
 _VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
@@ -38,6 +40,7 @@ _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it
 _READS = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
+_OTHERS_READ = datetime.timedelta(days=1)  # an earlier version, in object storage
 _FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")  # that Lance writes
 _HINT = "latest_version_hint.json"
 _LOST = "what rows the table has is lost: put a copy of the index back, or index the sounds into another folder"
@@ -65,6 +68,7 @@ class Table:
         if any(field not in schema for field in self.manifest.schema):
             raise ValueError(f"{self.index} has other columns than its manifest says: index into another folder")
         self.checksums = None if is_remote(self.index) else Checksums(Path(self.index))
+        self.others: Others | None = None  # other writers, in object storage
 
     @classmethod
     def open(cls, index: str | os.PathLike, storage_options: Storage = None) -> "Table":
@@ -82,7 +86,13 @@ class Table:
         if not is_remote(index) and (damaged := Checksums(Path(index)).damaged_versions()):
             raise ValueError(f"{'; '.join(damaged.values())}: {_LOST}")
         with explained(index):
-            return cls(index, lance.dataset(_uri(index), storage_options=storage_options), storage_options)
+            try:
+                dataset = lance.dataset(_uri(index), storage_options=storage_options)
+            except ValueError as error:
+                if is_remote(index) and "was not found" in str(error):
+                    raise ValueError(NO_INDEX.format(index)) from error
+                raise
+            return cls(index, dataset, storage_options)
 
     @classmethod
     def reading(
@@ -113,7 +123,7 @@ class Table:
         storage_options: Storage = None,
         columns: Iterable[pyarrow.Field] = (),
     ) -> Iterator["Table"]:
-        """Create an empty index, and hold it for writing.
+        """Create an empty index, and hold it for writing; in object storage another process may just have made it.
 
         Args:
             columns: that describe the sounds.
@@ -126,32 +136,28 @@ class Table:
                 raise ValueError(f"{index} is there already and is no index: name a folder that is new or empty")
             folder.mkdir(parents=True, exist_ok=True)
         with _lock(index), explained(index):
-            if has_table(index, storage_options):
+            schema = pyarrow.schema([*manifest.schema, *columns], manifest.schema.metadata)
+            table = cls(index, _created(index, schema, storage_options), storage_options)
+            if dataclasses.replace(table.manifest, probes=0, recall={}) != manifest:
                 raise ValueError(f"{index} has just become the index of another process: start again")
-            schema = manifest.schema
-            dataset = lance.write_dataset(
-                pyarrow.schema([*schema, *columns], schema.metadata).empty_table(),
-                _uri(index),
-                data_storage_version=_VERSION,
-                enable_v2_manifest_paths=True,
-                storage_options=storage_options,
-            )
-            table = cls(index, dataset, storage_options)
-            table._tidy()
-            yield table
-            table._tidy()
+            yield from table._held()
 
     @contextmanager
     def writing(self) -> Iterator["Table"]:
         """Lock the index against other writers, in the state that the last one left; readers may go on reading.
 
-        In object storage there is no lock: rows that are appended at the same time are both kept.
+        In object storage there is no lock: see `wavlink.search.concurrent_writes`.
         """
         with _lock(self.index), explained(self.index):
             self.refresh()
-            self._tidy()
-            yield self
-            self._tidy()
+            yield from self._held()
+
+    def _held(self) -> Iterator["Table"]:
+        """Yield the table between two tidyings."""
+        self._tidy()
+        self.others = Others(self) if is_remote(self.index) else None
+        yield self
+        self._tidy()
 
     def refresh(self) -> None:
         """Go on to the table's latest version."""
@@ -160,20 +166,25 @@ class Table:
                 self.dataset.checkout_latest()
                 self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
-    def latest(self, read: Callable[[], _Result]) -> _Result:
-        """Return `read()` of the table's latest version, repeated where a writer has replaced it meanwhile."""
-        for _ in range(_READS):
-            self.refresh()
-            try:
-                return read()
-            except (ValueError, OSError):
-                before = _identity(self.dataset)
-                with explained(self.index):
-                    self.dataset = lance.dataset(_uri(self.index), storage_options=self.storage_options)
-                if _identity(self.dataset) == before:
-                    raise
-                self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
-        raise ValueError(f"{self.index} is changed faster than it can be read: wait until `index` has ended")
+    def newest(self) -> "Table":
+        """Return the table at its latest version: itself, or another one, so that whoever reads this one goes on."""
+        with explained(self.index):
+            version = self.dataset.latest_version
+            if version == self.dataset.version:
+                return self
+            return Table(self.index, self.dataset.checkout_version(version), self.storage_options)
+
+    def reopened(self) -> "Table":
+        """Return the table as it is now: itself, or another one where a writer has replaced this one."""
+        with explained(self.index):
+            dataset = lance.dataset(self.uri, storage_options=self.storage_options)
+        same = _identity(dataset) == _identity(self.dataset)
+        return self if same else Table(self.index, dataset, self.storage_options)
+
+    @property
+    def uri(self) -> str:
+        """The address of the table."""
+        return _uri(self.index)
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -224,7 +235,9 @@ class Table:
         return files_of(map(self._without_nulls, self.scan(FILE_FACTS)))
 
     def _without_nulls(self, batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-        if empty := [name for name, column in zip(batch.schema.names, batch.columns, strict=True) if column.null_count]:
+        if empty := [
+            name for name, column in zip(batch.schema.names, batch.columns, strict=True) if column.null_count
+        ]:
             raise ValueError(f"{self.index} has rows without {', '.join(empty)}: index the sounds into another folder")
         return batch
 
@@ -238,34 +251,64 @@ class Table:
         with explained(self.index):
             return write_fragments(
                 with_columns_of(self.schema, rows),
-                _uri(self.index),
+                self.uri,
                 schema=self.schema,
                 mode="append",
                 data_storage_version=_VERSION,
                 storage_options=self.storage_options,
             )
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Take a commit back where its files do not fit on the disk."""
+        before = self.dataset.version
+        with explained(self.index):
+            yield
+            self.dataset.checkout_latest()
+            try:
+                self._refuse_short(fragment.metadata for fragment in self.dataset.get_fragments())
+            except OSError:
+                self.dataset.checkout_version(before).restore()
+                self.dataset.checkout_latest()
+                raise
+
+    def _refuse_short(self, fragments: Iterable[FragmentMetadata]) -> None:
+        if self.checksums:
+            refuse_short_files(Path(self.uri), fragments)
+
     def commit(self, fragments: Sequence[FragmentMetadata]) -> None:
-        """Let rows of `write` count, all or none."""
-        self._commit(lance.LanceOperation.Append([*fragments]))
+        """Let rows of `write` count, all or none; in object storage without windows that other writers have added."""
+        self._refuse_short(fragments)
+        if self.others:
+            self.others.append(fragments)
+        else:
+            self._commit(lance.LanceOperation.Append([*fragments]))
 
     def _commit(self, operation: lance.LanceOperation.BaseOperation) -> None:
         with explained(self.index):
             version = self.dataset.version
-            lance.LanceDataset.commit(
-                _uri(self.index), operation, read_version=version, storage_options=self.storage_options
-            )
+            lance.LanceDataset.commit(self.uri, operation, read_version=version, storage_options=self.storage_options)
             self.dataset.checkout_latest()
 
-    def replace_all(self, fragments: Sequence[FragmentMetadata], schema: pyarrow.Schema) -> None:
-        """Let these rows alone count, under another schema, in one commit."""
-        self._commit(lance.LanceOperation.Overwrite(schema, [*fragments]))
+    def replace_all(self, batches: Iterable[pyarrow.RecordBatch], schema: pyarrow.Schema) -> None:
+        """Let these rows alone count, under another schema and its manifest, in one commit."""
+        with explained(self.index):
+            fragments = write_fragments(
+                pyarrow.RecordBatchReader.from_batches(schema, batches),
+                _uri(self.index),
+                schema=schema,
+                mode="overwrite",
+                data_storage_version=_VERSION,
+                storage_options=self.storage_options,
+            )
+        self._refuse_short(fragments)
+        self._commit(lance.LanceOperation.Overwrite(schema, fragments))
         self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
     def complete(self, path: str, windows: int, duration: float) -> None:
         """Note in one commit how many windows a file has, and its duration in seconds."""
         facts = {"windows": str(windows), "duration": repr(float(duration))}
-        with explained(self.index):
+        with self._whole():
             self.dataset.update(facts, where=f"path = {quoted(path)}")
 
     def describe(self, rows: pyarrow.Table) -> None:
@@ -290,6 +333,7 @@ class Table:
                 fragments.append(updated)
                 fields |= {*modified}
         if fragments:
+            self._refuse_short(fragments)
             options = {"fields_modified": sorted(fields), "update_mode": "rewrite_columns"}
             self._commit(lance.LanceOperation.Update(updated_fragments=fragments, **options))
 
@@ -303,27 +347,37 @@ class Table:
 
     def change(self, **fields: Any) -> None:
         """Set other fields of the manifest, in one commit."""
-        manifest = dataclasses.replace(self.manifest, **fields)
-        if manifest != self.manifest:
-            with explained(self.index):
+        for last in (*[False] * _READS, True):
+            manifest = dataclasses.replace(self.manifest, **fields)
+            if manifest == self.manifest:
+                return
+            with explained(self.index), unless_preempted(raises=last):
                 self.dataset.update_schema_metadata({METADATA.decode(): manifest.to_json()})
-                self.dataset.checkout_latest()
-            self.manifest = manifest
+            self.dataset.checkout_latest()
+            self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
     def compact(self) -> None:
-        """Merge small fragments into larger ones, if there are many."""
-        with explained(self.index):
-            if len(self.dataset.get_fragments()) > _FEW_FRAGMENTS:
+        """Merge small fragments into larger ones, if there are many and no other writer is at work."""
+        if len(self.dataset.get_fragments()) > _FEW_FRAGMENTS:
+            with self._whole(), unless_preempted():
                 self.dataset.optimize.compact_files()
-                self.dataset.checkout_latest()
 
     def bytes(self) -> int:
-        """Return the bytes of the table's files on a local disk."""
-        return sum(path.stat().st_size for path in Path(_uri(self.index)).rglob("*") if path.is_file())
+        """Return the bytes of the table's files; in object storage those of its rows alone."""
+        if is_remote(self.index):
+            fragments = [fragment.metadata for fragment in self.dataset.get_fragments()]
+            return sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)
+        return sum(path.stat().st_size for path in Path(self.uri).rglob("*") if path.is_file())
 
     def damaged(self) -> dict[str, str]:
         """Return by name why a file of the table is not as it was written."""
-        return self.checksums.damaged(self.file_names()) if self.checksums else {}
+        if not self.checksums:
+            return {}
+        table = Path(self.uri)
+        with explained(self.index):
+            short = short_files(table, (fragment.metadata for fragment in self.dataset.get_fragments()))
+        damaged = {name: f"{table / name} is damaged, it is shorter than what was written: {REPAIR}" for name in short}
+        return damaged | self.checksums.damaged(self.file_names())
 
     def file_names(self) -> list[str]:
         """Return the files of the current version, relative to the table, without those of its version log."""
@@ -346,7 +400,9 @@ class Table:
 
     def _tidy(self) -> None:
         """Remove files that no version names and older versions, and note checksums of new files."""
-        if self.checksums:  # in object storage, other writers may be about to name theirs
+        if self.checksums is None:  # others may be about to name their files: Lance keeps them for seven days
+            self.dataset.cleanup_old_versions(older_than=_OTHERS_READ)
+        else:
             self.dataset.cleanup_old_versions(older_than=datetime.timedelta(0), delete_unverified=True)
             names = self.file_names()
             self._remove_others({*names})
@@ -354,7 +410,7 @@ class Table:
 
     def _remove_others(self, names: set[str]) -> None:
         """Remove temporary files of processes that were killed, which Lance does not clean up."""
-        table = Path(_uri(self.index))
+        table = Path(self.uri)
         for folder in _FOLDERS:
             for path in (table / folder).rglob("*"):
                 if path.is_file() and path.relative_to(table).as_posix() not in names and path.name != _HINT:
@@ -369,6 +425,19 @@ def quoted(text: str) -> str:
 def has_table(index: str | os.PathLike, storage_options: Storage = None) -> bool:
     """True if an index holds a table with a version; False for one whose making was interrupted."""
     return _state(index, storage_options) is not None
+
+
+def _created(index: str, schema: pyarrow.Schema, storage_options: Storage) -> lance.LanceDataset:
+    """Create an empty table; in object storage, return the one that another process has just made."""
+    options = {"data_storage_version": _VERSION, "enable_v2_manifest_paths": True, "storage_options": storage_options}
+    try:
+        return lance.write_dataset(schema.empty_table(), _uri(index), **options)
+    except OSError:
+        if not has_table(index, storage_options):
+            raise
+        if not is_remote(index):
+            raise ValueError(f"{index} has just become the index of another process: start again") from None
+        return lance.dataset(_uri(index), storage_options=storage_options)
 
 
 def _uri(index: str | os.PathLike) -> str:
