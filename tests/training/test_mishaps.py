@@ -112,10 +112,10 @@ def test_an_index_that_does_not_fit_is_as_it_was_and_goes_on(sounds, tmp_path, e
     before = rows(out)
     for number in range(20, 24):
         write(sounds / f"{number}.wav", number, 2.0)
-    for space in (0, 500, 3000):  # not for the first bytes of rows; for some of them; not for the list of versions
+    for space in (0, 500, 3000):  # also a file whose last bytes alone do not fit
         with full_disk(space), pytest.raises(OSError, match=str(out)) as stopped:
             index(sounds, out, embedder)
-        assert stopped.value.errno == errno.EFBIG
+        assert stopped.value.errno in (errno.EFBIG, errno.ENOSPC)
         assert rows(out).keys() == before.keys() and verified(out)[1] == {}
     assert index(sounds, out, embedder).added == 4
     index(sounds, tmp_path / "unbroken", embedder)
