@@ -2,14 +2,17 @@
 
 import io
 import json
+import math
 import os
 import shutil
 import struct
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,8 +21,11 @@ from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.datasets.load import load_split
 from processing.datasets.shards import load_stream
 from tests.conftest import RATE, tone
+from tests.index_files import make_index, rows_of, signed
 from tests.sound_bytes import encoded
 from wavlink.embedder import Embedder
+from wavlink.search.index import Index
+from wavlink.search.table import Table
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +157,91 @@ def test_a_model_that_gives_no_direction_is_no_embedder(value, model, processor)
     assert isinstance(found, ValueError) and "this sound a vector that is zero or holds NaN" in str(found)
     with pytest.raises(ValueError, match="the model gives the text 'a dog' a vector that is zero or holds NaN"):
         embedder.embed_text(["a dog"])
+
+
+@pytest.fixture
+def index(tmp_path) -> Path:
+    """Of ten sounds, in one commit."""
+    return make_index(tmp_path / "sounds.index", [f"{number}.wav" for number in range(10)], windows=1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"window": value} for value in (0, -1, float("nan"), float("inf"), "10", None)),
+        *({"dims": value} for value in (8.0, "8", -8, 2**60, None)),
+        *({"root": value} for value in (None, 3, "a\0b")),
+        *({"recall": value} for value in (None, [], {"text": "x"}, {"text": float("nan")})),
+        *({"probes": value} for value in (-1, 2**40, 1.5, True)),
+        *({"storage": "../x"}, {"matryoshka_dims": ["8"]}, {"format": "1"}, {"more": 1}, {"rescore_dim": 4}),
+    ],
+    ids=str,
+)
+def test_a_manifest_with_a_right_checksum_and_wrong_values_is_refused(fields, index):
+    signed(index, **fields)
+    with pytest.raises(ValueError, match=r"what .*sounds.index says of its model is damaged \("):
+        Index.open(index)
+
+
+def commit(index: Path, column: str, values: pyarrow.Array) -> None:
+    """Add a file with a right checksum, in which a column holds these values."""
+    with Table.open(index).writing() as table:
+        rows = rows_of(table.manifest, [f"{number}.wav" for number in range(10, 10 + len(values))], windows=1)
+        number = rows.column_names.index(column)
+        table.append(rows.set_column(number, rows.schema.field(column), values))
+
+
+def halves(*vectors) -> pyarrow.Array:
+    return pyarrow.array([[*map(np.float16, vector)] for vector in vectors], pyarrow.list_(pyarrow.float16(), 12))
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("embedding", halves([np.nan] * 12)),
+        ("embedding", halves([np.inf] * 12)),
+        ("embedding", halves([0] * 12)),
+        ("embedding", pyarrow.nulls(1, pyarrow.list_(pyarrow.float16(), 12))),
+        ("start", pyarrow.array([np.nan])),
+        ("start", pyarrow.array([None], pyarrow.float64())),
+        ("path", pyarrow.array([None], pyarrow.string())),
+        ("path", pyarrow.array(["../../../etc/passwd"])),
+        ("path", pyarrow.array(["a\0b"])),
+        ("window", pyarrow.array([2**31 - 1], pyarrow.int32())),
+        ("windows", pyarrow.array([None], pyarrow.int32())),
+        ("error", pyarrow.array([None], pyarrow.string())),
+        ("revision", pyarrow.array([None], pyarrow.string())),
+        ("version", pyarrow.array([None], pyarrow.int64())),
+    ],
+    ids=str,
+)
+def test_impossible_rows_are_refused_or_leave_the_others_right(column, values, index):
+    expected = [(hit.path, hit.score) for hit in Index.open(index).nearest(np.ones(24), 10)]
+    commit(index, column, values)
+    try:
+        opened = Index.open(index)
+        found = opened.nearest(np.ones(24), 11)
+        files = opened.table.files()
+    except ValueError as error:
+        assert "sounds.index" in str(error)
+        return
+    assert all(math.isfinite(hit.score) and abs(hit.score) < 1.001 for hit in found)
+    assert [(hit.path, hit.score) for hit in found if hit.path in dict(expected)] == expected
+    assert all(hit.file is None or Path(hit.file).is_relative_to("/sounds") for hit in found)
+    assert all(isinstance(file.rows, int) for file in files.values())
+
+
+def test_rows_that_unpack_to_far_more_than_the_file_take_little_memory(index):
+    """The same path and vector a million times are 8 MB: a query reads them in steps."""
+    with Table.open(index).writing() as table:
+        one = rows_of(table.manifest, ["x" * 4000], windows=1)
+        for _ in range(2):
+            table.append(one.take(np.zeros(200_000, np.int64)))
+        assert table.bytes() < 20 << 20
+    before = pyarrow.total_allocated_bytes()
+    opened = Index.open(index)
+    assert opened.nearest(np.ones(24), 3)
+    assert pyarrow.total_allocated_bytes() - before < 64 << 20
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 from types import SimpleNamespace
 
+import lance
 import numpy as np
 import pytest
 import torch
@@ -18,10 +19,12 @@ from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from processing.datasets.compat_datasets import files_of
 from tests.clap_models import unfused  # noqa: F401
 from tests.conftest import RATE, tone
+from tests.index_files import make_index
 from tests.passt_models import save_passt
 from tests.project_imports import ROOT, imports, modules, parsed
 from wavlink import compat
 from wavlink.backends import torch_cpu as cpu_kernels
+from wavlink.search.table import Table
 from wavlink.training import recipes
 from wavlink.training.finetuning import set_trainable
 from wavlink.training.trainer import WavLinkTrainer
@@ -155,6 +158,19 @@ def test_trainer_without_hooks_refuses_lora_in_place(model, monkeypatch, tmp_pat
     set_trainable(model, "lora")
     with pytest.raises(ValueError, match="would save LoRA in place without its weights: put peft's get_peft_model"):
         WavLinkTrainer(model, args, data_collator=list)
+
+
+def test_rows_by_their_ids_without_a_private_method(tmp_path, monkeypatch):
+    """By `take`, whose numbers are those of the rows while none was removed; after that, by a scan."""
+    table = Table.open(make_index(tmp_path / "index", "abc", "de"))
+    with table.writing():
+        table.remove(["b"])
+    ids = [row for batch in table.scan(["path"], with_row_id=True) for row in batch["_rowid"].to_pylist()]
+    order = [ids[number] for number in (6, 0, 3, 7)]
+    expected = compat.take_rows(table.dataset, order, ["path", "window"])
+    assert expected["path"].to_pylist() == ["e", "a", "c", "e"]
+    monkeypatch.delattr(lance.LanceDataset, "_take_rows")
+    assert compat.take_rows(table.dataset, order, ["path", "window"]).equals(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

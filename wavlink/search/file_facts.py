@@ -34,7 +34,7 @@ def files_of(batches: Iterable[pyarrow.RecordBatch]) -> dict[str, KnownFile]:
         fits &= files[f"{name}_min"].to_numpy() == files[f"{name}_max"].to_numpy()
     versions = np.where(fits, files["version_max"].to_numpy(), UNKNOWN)
     facts = (files["size_max"], pyarrow.array(versions), pyarrow.array(rows), files["windows"], files["error"])
-    known = map(KnownFile._make, zip(*(column.to_pylist() for column in facts), strict=True))
+    known = (KnownFile(*each) for each in zip(*(column.to_pylist() for column in facts), strict=True))
     return dict(zip(files["path"].to_pylist(), known, strict=True))
 
 

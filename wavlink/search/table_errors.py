@@ -46,7 +46,7 @@ def explained(index: str, table: Verifiable | None = None) -> Iterator[None]:
     except MemoryError:
         raise
     except (OSError, ValueError, RuntimeError, pyarrow.ArrowException, NotImplementedError) as error:
-        if not _is_of_lance(error):
+        if not _is_of_lance(error) or str(error).startswith(index):  # it is explained already
             raise
         raise _explained(error, index, table) from error
     except BaseException as error:
