@@ -156,6 +156,20 @@ def test_a_number_of_a_fragment_is_not_given_twice(place):
     assert len(fragments) == 2 and max(fragments) > 1
 
 
+def test_columns_that_another_writer_has_added_meanwhile_are_null(place):
+    first, second = writers(place)
+    first.append(rows("a", 0, 2, 2))
+    mine = first.write(rows("b", 0, 2, 2))
+    second.refresh()
+    second.describe(pyarrow.table({"path": ["a"], "label": ["dog"]}))
+    first.commit(mine)
+    first.append(rows("c", 0, 1, 1))
+    assert windows_of(second) == once(a=2, b=2, c=1)
+    found = second.dataset.to_table(["path", "label"]).to_pylist()
+    assert {(row["path"], row["label"]) for row in found} == {("a", "dog"), ("b", None), ("c", None)}
+    assert second.rows("label = 'dog'") == 2 and second.rows("label is null") == 3
+
+
 def test_writers_in_a_race_add_each_window_once(place):
     files, count = 6, 3
     tables = writers(place, count)
