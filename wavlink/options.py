@@ -228,13 +228,30 @@ def validation_options(parser: Parser, captions: bool = True) -> None:
 def index(parser: Parser) -> None:
     add = parser.add_argument
     json_option(parser)
-    add("sounds", nargs="+", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
+    add("sounds", nargs="*", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
     add("--out", required=True, metavar="INDEX", help="folder of the index, new or not, or an address such as s3://")
     new_index_options(parser)
+    text = "keep the index up to date until SIGINT or SIGTERM: look for changes every so many seconds (default: 1)"
+    add("--watch", type=seconds, nargs="?", const=1.0, metavar="SECONDS", help=text)
+    text = "embed the sounds of the index by another model while it answers, then switch (default: none)"
+    add("--migrate", default="", metavar="MODEL", help=text)
     add("--split", default="train", help="of a data set")
     model_options(parser)
     backend_options(parser)
     storage_options(parser)
+    parser.check = check_index
+
+
+def check_index(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
+    """Refuse options of `index` that do not fit together."""
+    if not options.sounds and not options.migrate:
+        parser.error("the following arguments are required: SOUNDS")
+    if options.migrate:
+        others = {"--model": options.model, "--metadata": options.metadata, "--tags": options.tags}
+        others |= {"--retry": options.retry, "--watch": options.watch is not None}
+        if unfit := [name for name, value in others.items() if value]:
+            parser.error(f"{unfit[0]} does not go with --migrate: give it in another run")
+    return options
 
 
 def query(parser: Parser) -> None:
@@ -251,6 +268,8 @@ def query(parser: Parser) -> None:
         metavar="FILE",
         help="a sound similar to what is not wanted (repeatable)",
     )
+    text = "more like a sound of the index, named as in the results; needs no model (repeatable)"
+    add("--like", action="append", default=[], metavar="PATH", help=text)
     add("--weight", type=float, default=0.5, help="of what is not wanted")
     add("--top_k", type=int, default=10, help="results")
     min_probability_option(parser, "results")

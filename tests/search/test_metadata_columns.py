@@ -13,7 +13,8 @@ from tests import searches
 from tests.conftest import RATE
 from tests.searches import SECONDS, assert_same_rows, index, rows, write
 from wavlink.search import command as search
-from wavlink.search.index import Index, as_dict
+from wavlink.search.hits import as_dict
+from wavlink.search.index import Index
 from wavlink.search.metadata import described
 from wavlink.search.table import Table
 

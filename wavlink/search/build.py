@@ -28,7 +28,7 @@ from .listing import Listing, list_sounds
 from .location import is_remote, refuse_former
 from .manifest import Manifest
 from .metadata import Metadata, Row, bring_up_to_date, with_values
-from .rows import skipped_row, window_rows
+from .rows import skipped_row, skipped_rows, window_rows
 from .table import Storage, Table, has_table, quoted
 from .table_errors import unless_preempted
 
@@ -37,7 +37,7 @@ _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only
 
 
 def index_sounds(
-    sources: str | Sequence[str],
+    sources: str | Sequence[str] | Listing,
     out: str | os.PathLike,
     model: str | Embedder = "",
     *,
@@ -66,8 +66,8 @@ def index_sounds(
     A file is recognised by its size and its modification time. Files outside `sources` stay in the index unchanged.
 
     Args:
-        sources: see `wavlink.search.listing.list_sounds`, also for `root` and `split`. Another `root` than that of
-            the index means that its sounds have moved.
+        sources: see `wavlink.search.listing.list_sounds`, also for `root` and `split`; or the sounds already listed.
+            Another `root` than that of the index means that its sounds have moved.
         out: the index's folder, or its address in object storage.
         model: as `Embedder` takes it (default: the bundled one). An existing index names its model: give it only where
             this machine does not have it under that name (see `embedder_of`).
@@ -92,9 +92,11 @@ def index_sounds(
     options = {"dim": dim, "storage": storage, "rescore_dim": rescore_dim, "window": window, "hop": hop}
     run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     described_by = Metadata([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
-    sources = [os.fspath(each) for each in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
+    listed = sources if isinstance(sources, Listing) else None
+    sources = [sources] if isinstance(sources, str | os.PathLike) else sources
+    sources = [] if listed else [os.fspath(source) for source in sources]
     if has_table(out, storage_options):
-        table, listing = Table.open(out, storage_options), None
+        table, listing = Table.open(out, storage_options), listed
         _refuse_other_options(table.manifest, options | {"precision": precision})
         if dtype == "float32" and table.manifest.precision in PRECISIONS:
             run["precision"] = table.manifest.precision
@@ -102,7 +104,7 @@ def index_sounds(
         writing = table.writing()
     else:
         refuse_former(out)
-        listing, embedder = list_sounds(sources, root, split), new_embedder(model, **run)
+        listing, embedder = listed or list_sounds(sources, root, split), new_embedder(model, **run)
         writing = Table.create(out, _new_manifest(embedder, listing.root, options), storage_options)
     with writing as table:
         # Sounds are listed after the lock is held: another process may have added some just before.
@@ -120,7 +122,7 @@ def index_sounds(
         if not stopped:
             table.compact()
             with unless_preempted():
-                vector_index.update(table, partial(_text_vectors, embedder) if embedder else None)
+                vector_index.update(table, partial(text_vectors, embedder) if embedder else None)
         return _report(table, changes, listing, stopped)
 
 
@@ -160,9 +162,10 @@ def _note(table: Table, root: str, model: str) -> None:
 
 def _without_broken(table: Table, tasks: list[Task], columns: dict[str, Row]) -> list[Task]:
     """Write the errors that are known from the listing, and return the other tasks."""
-    broken = [skipped_row(table.manifest, task.sound, task.sound.error) for task in tasks if task.sound.error]
+    broken = [task.sound for task in tasks if task.sound.error]
     if broken:
-        table.append(with_values(pyarrow.concat_tables(broken), columns, table.schema))
+        rows = skipped_rows(table.manifest, broken, [sound.error for sound in broken])
+        table.append(with_values(rows, columns, table.schema))
     return [task for task in tasks if not task.sound.error]
 
 
@@ -170,7 +173,7 @@ def _report(table: Table, changes: Changes, listing: Listing, stopped: bool) -> 
     known = table.files()
     report = changes.report(known, listing.unreadable, sum(file.rows for file in known.values()))
     report.stopped = stopped
-    if not report.sounds and not stopped:
+    if known and not report.sounds and not stopped:
         path, file = next(iter(known.items()))
         raise ValueError(f"none of {len(known)} sounds can be read; the first, {path}: {file.error}")
     return report
@@ -299,7 +302,7 @@ class _Rows:
         self.ready, self.bytes, self.written = [], 0, time.monotonic()
 
 
-def _text_vectors(embedder: Embedder) -> np.ndarray:
+def text_vectors(embedder: Embedder) -> np.ndarray:
     """Return vectors `[N, dims]` of sentences to measure a vector index with."""
     with unnamed():
         return embedder.embed_text([PROMPT.replace("{}", name) for name in COMMON_SOUNDS])

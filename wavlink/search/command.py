@@ -22,9 +22,11 @@ from wavlink.sanitize import clean
 
 from . import copies, hub
 from .build import index_sounds
-from .index import Index, print_hits
+from .hits import print_hits
+from .index import Index
 from .information import info, print_skipped
 from .listing import readable
+from .migration import migrate as migrated
 from .repair import verified
 from .table import Table
 
@@ -37,10 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     return options.pop("run")(**options) or 0
 
 
-def index(as_json: bool, **options: Any) -> int:
-    """Index sounds."""
+def index(as_json: bool, migrate: str, watch: float | None, **options: Any) -> int:
+    """Index sounds, once or until a signal, or embed an index anew by another model."""
     with StopSignal("stopping: writing what is embedded") as stopped:
-        report = index_sounds(options.pop("sounds"), stop=stopped.event, **options)
+        if migrate:
+            for name in ("model", "metadata", "tags", "retry"):  # which `check_index` refuses
+                del options[name]
+            report = migrated(options.pop("out"), migrate, stop=stopped.event, **options)
+        elif watch is not None:
+            report = watch_sounds(seconds=watch, stop=stopped.event, **options)
+        else:
+            report = index_sounds(options.pop("sounds"), stop=stopped.event, **options)
     print_skipped(report.skipped, most=_SHOWN)
     _print_result(asdict(report), f"{'stopped; ' if report.stopped else ''}{report}", as_json)
     return 128 + stopped.number if stopped.number else 0
@@ -52,6 +61,7 @@ def query(
     by_sound: Sequence[str],
     without: Sequence[str],
     without_sound: Sequence[str],
+    like: Sequence[str],
     weight: float,
     top_k: int,
     windows: bool,
@@ -64,7 +74,7 @@ def query(
 ) -> None:
     """Search an index, and print the hits; or that none is as probable as `min_probability`."""
     index = Index.open(folder, **options)
-    limits = {"weight": weight, "top_k": top_k, "windows": windows, "where": where, "exact": exact}
+    limits = {"like": like, "weight": weight, "top_k": top_k, "windows": windows, "where": where, "exact": exact}
     probable = {"min_probability": min_probability, "prior": prior}
     hits = index.query(text, by_sound, without, without_sound, **limits, **probable)
     print_hits(hits, as_json, "" if hits else NO_MATCH.format("index"))

@@ -1,47 +1,33 @@
 """Search an index by texts and by similar sounds, and away from unwanted ones."""
 
 import os
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow
 
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
 from processing.windows import stream_windows
-from wavlink.console import print_json
 from wavlink.embedder import Embedder, mean_direction
 from wavlink.probability import Calibration, background_of, calibration_of, check_probability
-from wavlink.sanitize import clean
 
+from .filters import checked
+from .hits import Hit as Hit
+from .hits import hit_of
 from .index_model import embedder_of
 from .listing import file_of
 from .manifest import Manifest
 from .nearest import nearest
 from .scoring import truncated, unit, vectors_of
+from .stored import stored_vector
 from .table import Storage, Table
 
 WEIGHT = 0.5  # of the unwanted direction beside the wanted one
+_READS = 20  # attempts at an index that another process changes meanwhile
 _SAMPLE = 4096  # windows at most, evenly spaced, that a query's background is taken from
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A window of a sound: `score` is the cosine with the query, `start` and `end` are in seconds."""
-
-    path: str  # relative to the index's root
-    score: float
-    start: float
-    end: float
-    file: str | None = None  # the full path; None if the index's root is not known on this machine
-    missing: bool = False  # the file has gone
-    changed: bool = False  # the file is not the one that was embedded: index it again
-    probability: float | None = None  # of a match with a query of one text (see `Index.query`)
-    calibration: str | None = None  # where that is from: "model", or "index", its own cosines
-    metadata: dict[str, Any] = field(default_factory=dict)  # columns of the index that describe the sound
+_Result = TypeVar("_Result")
 
 
 class Index:
@@ -72,8 +58,9 @@ class Index:
     ```
     """
 
-    def __init__(self, table: Table, dim: int, options: dict, root: str = ""):
-        self.table, self._dim, self._options, self._root = table, dim, options, root
+    def __init__(self, table: Table, dim: int | None, options: dict, root: str = ""):
+        self.table, self._nested, self._options, self._root = table, dim, options, root
+        self._revision = table.manifest.revision  # of the model that queries' vectors are of
         self._embedder: Embedder | None = None
         self._windows: tuple[int, int] | None = None  # of a version of the table
         self.skipped: dict[str, str] = {}
@@ -181,25 +168,41 @@ class Index:
         run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
         options = {"model": model, **run}
         table = Table.reading(folder, lambda table: table, storage_options)
-        manifest = table.manifest
-        nested = [nested for nested in manifest.matryoshka_dims if nested <= manifest.dim]
-        if dim not in (None, *nested):
-            raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
-        return cls(table, dim or manifest.dim, options, os.path.abspath(root) if root else "")
+        _dim_of(table.manifest, dim)
+        return cls(table, dim, options, os.path.abspath(root) if root else "")
 
     def __len__(self) -> int:
         """The number of windows."""
-        version = self.table.dataset.version
-        if self._windows is None or self._windows[0] != version:
-            self._windows = self.table.latest(lambda: (self.table.dataset.version, self.table.windows()))
-        return self._windows[1]
+        return self._reading(self._count)
+
+    def _count(self, table: Table) -> int:
+        version, known = table.dataset.version, self._windows
+        if known is None or known[0] != version:
+            known = self._windows = version, table.windows()
+        return known[1]
 
     @property
     def embedder(self) -> Embedder:
         """The model that the index was made with, loaded when it is first needed."""
-        if self._embedder is None or self._embedder.revision != self.manifest.revision:  # after a migration
-            self._embedder = embedder_of(self.manifest, **self._options)
+        return self._embedder_of(self.manifest)
+
+    def _embedder_of(self, manifest: Manifest) -> Embedder:
+        if self._embedder is None or self._revision != manifest.revision:
+            self._embedder = embedder_of(manifest, **self._options)
+            self._revision = manifest.revision
         return self._embedder
+
+    def _reading(self, read: Callable[[Table], _Result]) -> _Result:
+        """Return `read` of the latest version; once more where another process has replaced that version meanwhile."""
+        for _ in range(_READS):
+            table = self.table = self.table.newest()
+            try:
+                return read(table)
+            except (ValueError, OSError):
+                self.table = table.reopened()
+                if self.table is table:
+                    raise
+        raise ValueError(f"{table.index} is changed faster than it can be read: wait until `index` has ended")
 
     def query(
         self,
@@ -208,6 +211,7 @@ class Index:
         without: str | Sequence[str] = (),
         without_sound: AudioSource | Sequence[AudioSource] = (),
         *,
+        like: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         weight: float = WEIGHT,
         top_k: int = 10,
         windows: bool = False,
@@ -229,6 +233,8 @@ class Index:
             text, sound: what is wanted, one or several; sounds are files, paths of the index, or whatever an `audio`
                 column holds (bytes, dicts, decoders).
             without, without_sound: what is not wanted.
+            like: paths of the index, whose stored vectors are wanted; these sounds are not among the results. Where
+                nothing else is asked for, no model is loaded and no sound is read.
             weight: 0 or more.
             top_k: the number of results, fewer if the index has fewer.
             windows: rank every window; otherwise each file appears once, with its best window.
@@ -242,43 +248,57 @@ class Index:
             ValueError: an empty index, nothing wanted, a sound that cannot be read, top_k under 1, no probabilities
                 to compare with `min_probability`, or a prior for a model without a calibration.
         """
-        if not self.table.latest(self.table.has_windows):
-            raise ValueError("the index holds no sounds yet: index some")
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
         if not weight >= 0:
             raise ValueError(f"the weight of what is unwanted must be 0 or more, got {weight}")
         check_probability("min_probability", min_probability)
-        wanted, unwanted = self._embed(text, sound), self._embed(without, without_sound)
-        if not len(wanted):
-            raise ValueError("say what to find: a text, or a similar sound")
-        vector = mean_direction(wanted) - (weight * mean_direction(unwanted) if len(unwanted) else 0)
-        one_text = len(wanted) == 1 and bool(text) and not len(unwanted)
-        if not one_text and (min_probability, prior) != (None, None):
-            raise ValueError(
-                "probabilities are of a query of one text alone: leave the other texts and sounds out, or "
-                "min_probability and prior"
-            )
-        hits = self.nearest(vector, top_k, windows, where=where, exact=exact)
-        return self.with_probabilities(hits, vector, min_probability, prior) if one_text else hits
+        like = [like] if isinstance(like, str | os.PathLike) else like
+        of = {"where": where, "exact": exact, "windows": windows}
+
+        def read(table: Table) -> list[Hit]:
+            if not table.has_windows():
+                raise ValueError("the index holds no sounds yet: index some")
+            if where is not None:
+                checked(table, where)
+            liked = dict(stored_vector(table, path) for path in like)
+            wanted = [*self._embed(table.manifest, text, sound), *(vector for vector, _ in liked.values())]
+            unwanted = self._embed(table.manifest, without, without_sound)
+            if not wanted:
+                raise ValueError("say what to find: a text, or a similar sound")
+            one_text = len(wanted) == 1 and bool(text) and not unwanted
+            if not one_text and (min_probability, prior) != (None, None):
+                raise ValueError(
+                    "probabilities are of a query of one text alone: leave the other texts and sounds out, or "
+                    "min_probability and prior"
+                )
+            if liked:
+                wanted, unwanted = (_cut(vectors, table.manifest) for vectors in (wanted, unwanted))
+            vector = mean_direction(wanted) - (weight * mean_direction(unwanted) if unwanted else 0)
+            more = sum(count for _, count in liked.values()) if windows else len(liked)
+            hits = self._nearest(table, vector, top_k + more, **of)
+            hits = [hit for hit in hits if hit.path not in liked][:top_k]
+            return self._with_probabilities(table, hits, vector, min_probability, prior) if one_text else hits
+
+        return self._reading(read)
 
     def calibration(self, vector: np.ndarray, prior: float | None = None) -> Calibration | None:
         """Return what tells probabilities from the cosines of a text's vector `[dims]`: the model's, or the index's.
 
         None if the model has no calibration at the index's dims, and the index has too few windows.
         """
-        model = calibration_of(self.embedder, self._dim, prior)
+        return self._reading(lambda table: self._calibration(table, vector, prior))
+
+    def _calibration(self, table: Table, vector: np.ndarray, prior: float | None) -> Calibration | None:
+        dim, count = self._dim_of(table), self._count(table)
+        model = calibration_of(self._embedder_of(table.manifest), dim, prior)
         if model is not None:
             return model
-        sample = self.table.latest(self._sample)
-        query = truncated(vector[None], self._dim)[0]
-        return background_of(unit(vectors_of(sample)[:, : self._dim]) @ query, len(self))
-
-    def _sample(self) -> pyarrow.ChunkedArray:
-        """Return vectors of windows at even distances."""
-        count = self.table.rows()
-        rows = np.arange(0, count, -(-count // _SAMPLE))
-        return self.table.take(rows.tolist(), ["embedding"])["embedding"].drop_null()
+        rows = table.rows()
+        numbers = range(0, rows, -(-rows // _SAMPLE))
+        sample = table.take(numbers, ["embedding"])["embedding"].drop_null()
+        query = truncated(vector[None], dim)[0]
+        return background_of(unit(vectors_of(sample)[:, :dim]) @ query, count)
 
     def with_probabilities(
         self, hits: list[Hit], vector: np.ndarray, min_probability: float | None = None, prior: float | None = None
@@ -288,12 +308,17 @@ class Index:
         Raises:
             ValueError: see `query`.
         """
-        calibration = self.calibration(vector, prior)
+        return self._with_probabilities(self.table, hits, vector, min_probability, prior)
+
+    def _with_probabilities(
+        self, table: Table, hits: list[Hit], vector: np.ndarray, min_probability: float | None, prior: float | None
+    ) -> list[Hit]:
+        calibration = self._calibration(table, vector, prior)
         if calibration is None:
             if min_probability is not None:
                 raise ValueError(
-                    f"there are no probabilities: {self.embedder.name} has no calibration (`wavlink calibrate` fits "
-                    f"one), and {len(self)} windows are too few, or too alike, to tell what stands out"
+                    f"there are no probabilities: {table.manifest.model} has no calibration (`wavlink calibrate` fits "
+                    f"one), and {self._count(table)} windows are too few, or too alike, to tell what stands out"
                 )
             return hits
         matches = calibration.probability(np.array([hit.score for hit in hits])).tolist()
@@ -312,74 +337,67 @@ class Index:
         where: str | None = None,
         exact: bool = False,
     ) -> list[Hit]:
-        """Find the sounds nearest to a query's vector `[dims]`, of any norm but zero; see `query`."""
-        if not vector[: self._dim].any():
-            raise ValueError("what is wanted and what is not cancel out: ask for something else")
+        """Find the sounds nearest to a query's vector `[dims]` of `embedder`, of any norm but zero; see `query`.
+
+        Raises:
+            ValueError: the index has another model since `embedder` was loaded.
+        """
         options = {"windows": windows, "where": where, "exact": exact}
-        rows, scores = self.table.latest(lambda: nearest(self.table, vector, top_k, dim=self._dim, **options))
-        self._refuse_mixed(set(rows["revision"].to_pylist()))
-        return [self._hit(row, score) for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)]
 
-    def _refuse_mixed(self, revisions: set[str]) -> None:
-        if self._embedder is not None and self._embedder.revision != self.manifest.revision:
-            raise ValueError(f"{self.table.index} has just changed to another model, {self.manifest.model}: ask again")
-        if revisions - {self.manifest.revision}:
+        def read(table: Table) -> list[Hit]:
+            if table.manifest.revision != self._revision:
+                raise ValueError(f"{table.index} is of another model now, {table.manifest.model}: open it again")
+            return self._nearest(table, vector, top_k, **options)
+
+        return self._reading(read)
+
+    def _nearest(self, table: Table, vector: np.ndarray, top_k: int, **options: Any) -> list[Hit]:
+        dim = self._dim_of(table)
+        if not vector[:dim].any():
+            raise ValueError("what is wanted and what is not cancel out: ask for something else")
+        rows, scores = nearest(table, vector, top_k, dim=dim, **options)
+        if {*rows["revision"].to_pylist()} - {table.manifest.revision}:
             raise ValueError(
-                f"{self.table.index} holds vectors of several models, which do not compare: `wavlink verify "
-                f"{self.table.index} --drop` removes those of others"
+                f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
+                "--drop` removes those of others"
             )
+        return [
+            hit_of(table, row, score, self._root) for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)
+        ]
 
-    def _hit(self, row: dict[str, Any], score: float) -> Hit:
-        path, times = row["path"], (row["start"], row["end"])
-        metadata = {name: row[name] for name in self.table.metadata_columns if row[name] is not None}
-        file = file_of(self._root or self.manifest.root, path)
-        if file is None:
-            return Hit(path, score, *times, metadata=metadata)
-        try:
-            status = os.stat(file)
-        except OSError:
-            return Hit(path, score, *times, file, missing=True, metadata=metadata)
-        changed = [row["size"], row["version"]] != [status.st_size, status.st_mtime_ns]
-        return Hit(path, score, *times, file, changed=changed, metadata=metadata)
+    def _dim_of(self, table: Table) -> int:
+        return _dim_of(table.manifest, self._nested)
 
-    def _embed(self, texts, sounds) -> list[np.ndarray]:
+    def _embed(self, manifest: Manifest, texts, sounds) -> list[np.ndarray]:
         texts, sounds = ([each] if is_source(each) else list(each) for each in (texts, sounds))
         if any(not text.strip() for text in texts):
             raise ValueError("a text to search by is empty")
-        return [*(self.embedder.embed_text(texts) if texts else []), *map(self._sound, sounds)]
-
-    def _sound(self, file) -> np.ndarray:
-        manifest = self.manifest
-        if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # a path of the results?
-            file = file_of(self._root or manifest.root, os.fspath(file)) or file
-        windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
-        return mean_direction(list(self.embedder.embed_clips(window.samples for window in windows)))
+        if not (texts or sounds):
+            return []
+        embedder = self._embedder_of(manifest)
+        vectors = [*embedder.embed_text(texts)] if texts else []
+        return vectors + [_of_sound(embedder, manifest, self._root or manifest.root, sound) for sound in sounds]
 
 
-def as_dict(hit: Hit) -> dict:
-    """Return a hit for JSON, with the marks only where they are true, and a probability only where it has one."""
-    left_out = {"probability", "calibration"} if hit.probability is None else set()
-    left_out |= set() if hit.metadata else {"metadata"}
-    return {name: value for name, value in asdict(hit).items() if value is not False and name not in left_out}
+def _dim_of(manifest: Manifest, dim: int | None) -> int:
+    """Return the dims that are compared.
+
+    Raises:
+        ValueError: the index cannot be searched at `dim`.
+    """
+    nested = [nested for nested in manifest.matryoshka_dims if nested <= manifest.dim]
+    if dim not in (None, *nested):
+        raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
+    return dim or manifest.dim
 
 
-def print_hits(hits: Sequence[Hit], as_json: bool, note: str = "") -> None:
-    """Print hits as JSON or as a table; `note` says why there are none."""
-    if as_json:
-        print_json([as_dict(hit) for hit in hits], **({"note": note} if note else {}))
-        return
-    if note:
-        print(note)
-    if any(hit.calibration == "index" for hit in hits):
-        print("the model has no calibration: % is how surely a result stands out from this index", file=sys.stderr)
-    for hit in hits:
-        mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
-        match = "" if hit.probability is None else f"{100 * hit.probability:5.1f} %  "
-        print(
-            f"{hit.score:6.3f}  {match}{hit.start:8.2f} - {hit.end:8.2f} s  {clean(hit.path, 1000)}{mark}{_described(hit)}"
-        )
+def _cut(vectors: list[np.ndarray], manifest: Manifest) -> list[np.ndarray]:
+    """Return vectors at the dims that an index stores, of norm 1."""
+    return [truncated(vector[None], manifest.rescore_dim or manifest.dim)[0] for vector in vectors]
 
 
-def _described(hit: Hit) -> str:
-    """Return a hit's metadata as text."""
-    return "".join(f"  {clean(name, 80)}={clean(value, 200)}" for name, value in hit.metadata.items())
+def _of_sound(embedder: Embedder, manifest: Manifest, root: str, file: AudioSource) -> np.ndarray:
+    if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # a path of the results?
+        file = file_of(root, os.fspath(file)) or file
+    windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
+    return mean_direction(list(embedder.embed_clips(window.samples for window in windows)))

@@ -15,7 +15,6 @@ from wavlink.model_names import OtherArchitecture, parse_name
 
 from .manifest import Manifest
 
-
 _NAMES = {"auto_map", "processor_class", "feature_extractor_type", "transformers_version", "mel_filters"}
 
 

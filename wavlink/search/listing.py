@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DATA_SET = "dataset:"
+DATA_SET = "dataset:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COARSE = 3 * 10**9  # ns: FAT keeps times to 2 s
 _UNKNOWN = -1  # the version of a file that cannot be read now: it is read again each time
@@ -119,7 +119,7 @@ def _expanded(source: str) -> list[str]:
 
 
 def _list_files(paths: list[str], root: str) -> Listing:
-    if root.startswith(_DATA_SET):
+    if root.startswith(DATA_SET):
         raise ValueError(f"the index is of {root}: index files and folders into another")
     if not paths:
         raise ValueError("the list names no files")
@@ -194,7 +194,7 @@ def _list_data_set(sources: list[str], root: str, split: str) -> Listing:
     source = sources[0]
     if len(sources) > 1 or not (_HUB_ID.fullmatch(source) or os.path.isdir(source)):
         raise ValueError(f"{source} does not exist" + "; give one data set at a time" * (len(sources) > 1))
-    name = f"{_DATA_SET}{os.path.abspath(source) if os.path.isdir(source) else source}@{split}"
+    name = f"{DATA_SET}{os.path.abspath(source) if os.path.isdir(source) else source}@{split}"
     if root not in ("", name):
         raise ValueError(f"the index is of {root}: index {name} into another")
     from processing.datasets.load import load_split  # only a data set needs datasets

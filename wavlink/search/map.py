@@ -22,8 +22,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import pyarrow
-import pyarrow.compute as pc
 
 from processing.datasets.audiofolder import read_metadata
 from wavlink import options as of
@@ -41,7 +39,8 @@ from .listing import file_of
 from .manifest import Manifest
 from .map_page import page
 from .metadata import match_rows
-from .scoring import truncated, unit, vectors_of
+from .scoring import truncated
+from .stored import file_vectors
 from .table import Table
 
 MOST = 20_000  # sounds: with more, browsers and t-SNE are slow
@@ -142,16 +141,6 @@ def _read(table: Table, most: int, seed: int) -> tuple[Manifest, int, list[str],
     if count > most:
         paths = [paths[n] for n in sorted(np.random.default_rng(seed).choice(count, most, replace=False))]
     return table.manifest, count, paths, file_vectors(table, paths)
-
-
-def file_vectors(table: Table, paths: Sequence[str]) -> np.ndarray:
-    """Return `[N, dim]` fp32, L2-normalised: of each file the mean direction of its windows."""
-    files = pyarrow.array(paths, pyarrow.string())
-    sums = np.zeros((len(paths), table.manifest.dim))
-    for batch in table.scan(["path", "embedding"], "error = ''"):
-        kept = batch.filter(pc.is_in(batch["path"], files))
-        np.add.at(sums, pc.index_in(kept["path"], files).to_numpy(), unit(vectors_of(kept["embedding"])))
-    return unit(sums)
 
 
 def layout(vectors: np.ndarray, seed: int) -> np.ndarray:

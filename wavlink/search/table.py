@@ -21,6 +21,7 @@ import pyarrow
 import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
 
+from processing.file_names import stays_below
 from wavlink.locks import locked
 
 from .changes import KnownFile
@@ -164,20 +165,20 @@ class Table:
                 self.dataset.checkout_latest()
                 self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
-    def latest(self, read: Callable[[], _Result]) -> _Result:
-        """Return `read()` of the table's latest version, repeated where a writer has replaced it meanwhile."""
-        for _ in range(_READS):
-            self.refresh()
-            try:
-                return read()
-            except (ValueError, OSError):
-                before = _identity(self.dataset)
-                with explained(self.index):
-                    self.dataset = lance.dataset(self.uri, storage_options=self.storage_options)
-                if _identity(self.dataset) == before:
-                    raise
-                self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
-        raise ValueError(f"{self.index} is changed faster than it can be read: wait until `index` has ended")
+    def newest(self) -> "Table":
+        """Return the table at its latest version: itself, or another one, so that whoever reads this one goes on."""
+        with explained(self.index):
+            version = self.dataset.latest_version
+            if version == self.dataset.version:
+                return self
+            return Table(self.index, self.dataset.checkout_version(version), self.storage_options)
+
+    def reopened(self) -> "Table":
+        """Return the table as it is now: itself, or another one where a writer has replaced this one."""
+        with explained(self.index):
+            dataset = lance.dataset(self.uri, storage_options=self.storage_options)
+        same = _identity(dataset) == _identity(self.dataset)
+        return self if same else Table(self.index, dataset, self.storage_options)
 
     @property
     def uri(self) -> str:
@@ -216,6 +217,8 @@ class Table:
             where: an SQL expression over the columns.
             options: of `lance.LanceDataset.scanner`, such as `with_row_id`.
         """
+        if where and "\0" in where:  # which Lance cannot say in an error
+            raise ValueError(f"there is no such condition as {where!r:.200}")
         with explained(self.index, self):
             yield from self.dataset.scanner(
                 columns=[*columns], filter=where, batch_size=batch_size, **options
@@ -260,9 +263,18 @@ class Table:
             lance.LanceDataset.commit(self.uri, operation, read_version=version, storage_options=self.storage_options)
             self.dataset.checkout_latest()
 
-    def replace_all(self, fragments: Sequence[FragmentMetadata], schema: pyarrow.Schema) -> None:
-        """Let these rows alone count, under another schema, in one commit."""
-        self._commit(lance.LanceOperation.Overwrite(schema, [*fragments]))
+    def replace_all(self, batches: Iterable[pyarrow.RecordBatch], schema: pyarrow.Schema) -> None:
+        """Let these rows alone count, under another schema and its manifest, in one commit."""
+        with explained(self.index):
+            fragments = write_fragments(
+                pyarrow.RecordBatchReader.from_batches(schema, batches),
+                _uri(self.index),
+                schema=schema,
+                mode="overwrite",
+                data_storage_version=_VERSION,
+                storage_options=self.storage_options,
+            )
+        self._commit(lance.LanceOperation.Overwrite(schema, fragments))
         self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
     def complete(self, path: str, windows: int, duration: float) -> None:
@@ -336,9 +348,12 @@ class Table:
 
     def file_names(self) -> list[str]:
         """Return the files of the current version, relative to the table, without those of its version log."""
-        rows = self.dataset.tracked_files().read_all()
-        rows = rows.filter(pc.equal(rows["version"], self.dataset.version))
-        return sorted(rows["path"].to_pylist())
+        with explained(self.index):
+            rows = self.dataset.tracked_files().read_all()
+        names = sorted(rows.filter(pc.equal(rows["version"], self.dataset.version))["path"].to_pylist())
+        if wrong := next((name for name in names if not stays_below(name)), None):
+            raise ValueError(f"{self.index} names a file that is none of its own, {wrong!r:.200}: {_LOST}")
+        return names
 
     def drop_fragments(self, ids: Iterable[int]) -> None:
         """Remove these fragments unread, in one commit."""
