@@ -132,6 +132,17 @@ def test_neither_an_error_nor_another_version_is_added_beside_windows(place):
     assert windows_of(second) == once(a=2) + Counter({("b", -1): 1})
 
 
+def test_what_a_writer_has_removed_may_be_added_again(place):
+    first, second = writers(place)
+    second.append(rows("a", 0, 2))
+    first.append(rows("a", 0, 3))
+    first.remove(["a"])
+    first.append(skipped_row(MANIFEST, Sound("a", 10, 1, "a"), "broken in its middle"))
+    assert windows_of(second) == Counter({("a", -1): 1})
+    second.append(rows("a", 2, 2))
+    assert windows_of(second) == Counter({("a", -1): 1})
+
+
 def test_what_a_writer_finds_when_it_begins_is_its_to_change(place):
     (first,) = writers(place, 1)
     first.append(rows("a", 0, 2, 2))

@@ -75,6 +75,11 @@ class Others:
                 return
         raise ValueError(f"{self.table.index} is changed by other writers again and again: start again later")
 
+    def forget(self, paths: Iterable[str]) -> None:
+        """Note that this writer has removed all rows of these files."""
+        for path in paths:
+            self.added.pop(path, None)
+
     def _look(self) -> None:
         """Note what has been added since the last look."""
         fragments = [each for each in self.table.dataset.get_fragments() if _name(each.metadata) not in self.known]
