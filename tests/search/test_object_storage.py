@@ -344,3 +344,44 @@ def test_a_killed_writer_leaves_whole_windows_and_the_next_goes_on(place, folder
     again = [sys.executable, "-c", code, folder, folder, address, wavlink_folder, str(options)]
     assert int(run_process(again, env=environment, capture_output=True, text=True, check=True).stdout) >= 1
     assert windows_of(Table.open(address, options)) == wanted
+
+
+SIZES = {f"f{number}": 1 + number % 9 for number in range(20)}  # windows of each file
+PARTS = """
+import random, sys
+from tests.search.test_object_storage import SIZES, rows
+from wavlink.search.table import Table
+table = Table.open(sys.argv[1], eval(sys.argv[2]))
+with table.writing():
+    known, paths = table.files(), list(SIZES)
+    random.shuffle(paths)
+    for path in paths:
+        first = known[path].rows if path in known else 0
+        while first < SIZES[path]:
+            count = min(SIZES[path] - first, random.randint(1, 4))
+            table.append(rows(path, first, count))
+            first += count
+        table.complete(path, SIZES[path], 9.0)
+    table.compact()
+"""
+
+
+@pytest.mark.slow
+def test_three_writers_that_are_killed_again_and_again_end_with_each_window_once(place, start):
+    address, options = place
+    with Table.create(address, MANIFEST, options):
+        pass
+    random, kills = np.random.default_rng(0), 0
+    writing = [process(start, PARTS, address, options) for _ in range(3)]
+    while kills < 12:
+        time.sleep(random.uniform(0.5, 3))
+        writer = writing.pop(random.integers(3))
+        kills += writer.poll() is None
+        writer.kill()
+        assert writer.wait() in (0, -signal.SIGKILL)
+        assert max(windows_of(Table.open(address, options)).values(), default=1) == 1
+        writing.append(process(start, PARTS, address, options))
+    assert [writer.wait(200) for writer in writing] == [0] * 3
+    table = Table.open(address, options)
+    assert windows_of(table) == once(**SIZES)
+    assert {path: file.windows for path, file in table.files().items()} == SIZES
