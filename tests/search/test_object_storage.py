@@ -230,7 +230,7 @@ def test_two_processes_may_make_one_index(place):
         pass
 
 
-def test_index_query_and_info(place, folder, wavlink_folder, tmp_path, capsys):
+def test_index_query_info_and_remove(place, folder, wavlink_folder, tmp_path, capsys, monkeypatch):
     address, options = place
     report = index_sounds(str(folder), address, str(wavlink_folder), **TIMES, storage_options=options, progress=False)
     assert (report.added, report.sounds, len(report.skipped)) == (6, 6, 1)
@@ -252,6 +252,11 @@ def test_index_query_and_info(place, folder, wavlink_folder, tmp_path, capsys):
     assert cli.main(["info", address, "--json", *pairs]) == 0
     facts = json.loads(capsys.readouterr().out)["results"]
     assert facts["sounds"] == 6 and facts["bytes"] > 0 and [*facts["skipped"]] == ["b/broken.wav"]
+    for name, value in options.items():
+        monkeypatch.setenv(f"AWS_{name.removeprefix('aws_').upper()}", value)
+    assert cli.main(["remove", address, "a"]) == 0
+    assert capsys.readouterr().out.startswith("3 sounds removed")
+    assert {path for path, _ in windows_of(Table.open(address))} == {f"b/{name}.wav" for name in (1, 3, 5, "broken")}
 
 
 def test_no_index_and_no_bucket_are_named(server, capsys):
