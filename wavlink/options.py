@@ -256,6 +256,8 @@ def check_index(options: argparse.Namespace, parser: Parser) -> argparse.Namespa
     """Refuse options of `index` that do not fit together."""
     if not options.sounds and not options.migrate:
         parser.error("the following arguments are required: SOUNDS")
+    if options.watch is not None and options.split != "train":
+        parser.error("--split does not go with --watch, which follows folders and files")
     if options.migrate:
         others = {"--model": options.model, "--metadata": options.metadata, "--tags": options.tags}
         others |= {"--retry": options.retry, "--watch": options.watch is not None}

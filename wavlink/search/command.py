@@ -9,8 +9,10 @@ The first command again, with the same INDEX, goes on after a kill and follows f
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from processing.file_names import same_letters
@@ -29,6 +31,7 @@ from .listing import readable
 from .migration import migrate as migrated
 from .repair import verified
 from .table import Table
+from .watch import watch_sounds
 
 _SHOWN = 10  # skipped files that `index` prints
 
@@ -47,7 +50,8 @@ def index(as_json: bool, migrate: str, watch: float | None, **options: Any) -> i
                 del options[name]
             report = migrated(options.pop("out"), migrate, stop=stopped.event, **options)
         elif watch is not None:
-            report = watch_sounds(seconds=watch, stop=stopped.event, **options)
+            show = partial(print, flush=True, file=sys.stderr if as_json else sys.stdout)
+            report = watch_sounds(options.pop("sounds"), seconds=watch, stop=stopped.event, show=show, **options)
         else:
             report = index_sounds(options.pop("sounds"), stop=stopped.event, **options)
     print_skipped(report.skipped, most=_SHOWN)
