@@ -288,10 +288,19 @@ def query(parser: Parser) -> None:
     add("--windows", action="store_true", help="rank every window, not each file's best one alone")
     add("--where", metavar="SQL", help="condition that results meet, such as \"label = 'dog' and duration < 5\"")
     add("--exact", action="store_true", help="compare every window, also of a large index")
+    text = "write the results to a file too: .m3u, .m3u8, .csv or .json"
+    add("--playlist", default="", metavar="FILE", help=text)
     add("--model", default="", help=INDEX_MODEL)
     add("--dim", type=int, help="fewer of the nested dims than the index has (default: all that it has)")
     model_options(parser)
     backend_options(parser)
+
+
+def duplicates(parser: Parser) -> None:
+    add = parser.add_argument
+    index_folder(parser)
+    add("--min_score", type=float, default=0.98, help="least cosine of two sounds that are nearly the same")
+    add("--any_duration", action="store_true", help="compare also sounds whose durations differ by more than 10 %%")
 
 
 def info(parser: Parser) -> None:

@@ -129,7 +129,7 @@ class _Watch:
         changed = [path for path in found if path in at_rest and self._indexed.get(path) != found[path]]
         gone = [path for path in self._indexed if path not in found and listing.covers(path)]
         gone_twice = any(path not in before for path in gone)  # not between the two steps of a renaming
-        if self.looks == 1 or not (changed or gone_twice or self._first or described != self._described):
+        if not before or not (changed or gone_twice or self._first or described != self._described):
             return
         listing.sounds = [each for sound in listing.sounds for each in self._settled(sound, at_rest)]
         try:
