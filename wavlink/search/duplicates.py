@@ -65,28 +65,40 @@ def _groups(vectors: np.ndarray, seconds: np.ndarray, min_score: float) -> list[
         last = int(np.searchsorted(seconds[:count], seconds[end - 1] / _SAME_DURATION, side="right"))
         for first in range(start, last, _COLUMNS):
             columns = slice(first, min(first + _COLUMNS, last))
-            near = vectors[start:end] @ vectors[columns].T >= min_score
-            near &= seconds[start:end, None] >= _SAME_DURATION * seconds[None, columns]
-            _join(parents, *np.nonzero(near), start, first)
-    roots = np.array([_root(parents, n) for n in range(len(parents))], np.int64)
+            rows, others = _roots(parents, np.arange(start, end)), _roots(parents, np.arange(first, columns.stop))
+            apart = rows[:, None] != others[None]
+            if apart.any():
+                near = (vectors[start:end] @ vectors[columns].T >= min_score) & apart
+                near &= seconds[start:end, None] >= _SAME_DURATION * seconds[None, columns]
+                _join(parents, *np.nonzero(near), start, first)
+    roots = _roots(parents, np.arange(len(parents)))
     found = np.argsort(roots, kind="stable")
     cuts = np.flatnonzero(np.diff(roots[found])) + 1
     return [group for group in np.split(found, cuts) if len(group) > 1]
 
 
 def _join(parents: np.ndarray, rows: np.ndarray, columns: np.ndarray, start: int, first: int) -> None:
-    """Join the groups of near pairs; most pairs are of groups that were joined before."""
-    pairs = np.stack([parents[rows + start], parents[columns + first]])
-    pairs = np.unique(pairs[:, pairs[0] != pairs[1]], axis=1)
-    for one, other in pairs.T.tolist():
-        one, other = _root(parents, one), _root(parents, other)
-        parents[max(one, other)] = min(one, other)
+    """Join the groups of near pairs: in each round every group with one other, until no pair has two groups."""
+    ones, others = rows + start, columns + first
+    while True:
+        ones, others = _roots(parents, ones), _roots(parents, others)
+        new = ones != others
+        if not new.any():
+            return
+        ones, others = ones[new], others[new]
+        groups, at = np.unique(others, return_index=True)
+        for one, other in zip(ones[at].tolist(), groups.tolist(), strict=True):
+            one, other = (int(_roots(parents, np.array([n]))[0]) for n in (one, other))
+            parents[max(one, other)] = min(one, other)
 
 
-def _root(parents: np.ndarray, number: int) -> int:
-    while (parent := parents[number]) != number:
-        parents[number] = number = parents[parent]
-    return int(number)
+def _roots(parents: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return the number that stands for each one's group, and let it be found at once the next time."""
+    roots = parents[numbers]
+    while ((above := parents[roots]) != roots).any():
+        roots = above
+    parents[numbers] = roots
+    return roots
 
 
 def _rows(table: Table, paths: list[str]) -> dict[str, dict]:
