@@ -239,7 +239,6 @@ def main() -> None:
 
 
 def write_record(options: argparse.Namespace, found: list[dict]) -> None:
-    import records
 
     def milliseconds(values: list[float]) -> dict:
         quantiles = _quantiles(values)
