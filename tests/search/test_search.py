@@ -28,7 +28,7 @@ from wavlink.search import build as indexing
 from wavlink.search import command as search
 from wavlink.search.index import Index
 from wavlink.search.repair import verified
-from wavlink.search.table import TABLE, Table
+from wavlink.search.table import Table
 
 ROOT = Path(__file__).parents[2]
 
