@@ -170,12 +170,14 @@ elif where == "switch":
     real = table.Table._commit
     table.Table._commit = lambda t, operation: kill() if "Overwrite" in repr(type(operation)) else real(t, operation)
 elif where == "after":
-    migration.vector_index.update = lambda t, *_: kill() if "migration" not in t.index else None
+    migration.vector_index.update = lambda t, *_: kill() if "/.migration" not in t.index else None
 migration.migrate(index, model, progress=False)
 """
 
 
-@pytest.mark.parametrize("where", [*("switch", "after"), *(pytest.param(x, marks=SLOW) for x in ("embedding", "before"))])
+@pytest.mark.parametrize(
+    "where", [*("switch", "after"), *(pytest.param(x, marks=SLOW) for x in ("embedding", "before"))]
+)
 def test_a_killed_migration_goes_on_with_the_same_call(sounds, tmp_path, models, embedder, other, where, monkeypatch):
     out = tmp_path / "index"
     index(sounds, out, embedder)

@@ -20,7 +20,7 @@ from .scoring import truncated, vectors_of
 from .table import Table
 from .table_place import LOCK
 
-_WRITTEN_AT_ONCE = 1 << 27  # bytes in memory
+_WRITTEN_AT_ONCE = 1 << 26  # bytes in memory
 _ROWS = 1 << 14
 
 

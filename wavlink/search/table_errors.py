@@ -23,14 +23,15 @@ _DISK = {
 REPAIR = "`verify INDEX --drop` forgets what is damaged, and `index` then embeds it anew"
 
 
-class Table(Protocol):
-    """What is needed of `wavlink.search.table.Table`."""
+class Verifiable(Protocol):
+    """What `wavlink.search.table.Table` does."""
 
-    def damaged(self) -> dict[str, str]: ...
+    def damaged(self) -> dict[str, str]:
+        """Return by name why a file is not as it was written."""
 
 
 @contextmanager
-def explained(index: str, table: Table | None = None) -> Iterator[None]:
+def explained(index: str, table: Verifiable | None = None) -> Iterator[None]:
     """Raise errors of Lance as this package's own.
 
     Args:
@@ -45,7 +46,7 @@ def explained(index: str, table: Table | None = None) -> Iterator[None]:
     except MemoryError:
         raise
     except (OSError, ValueError, RuntimeError, pyarrow.ArrowException, NotImplementedError) as error:
-        if not _is_of_lance(error):
+        if not _is_of_lance(error) or str(error).startswith(index):  # it is explained already
             raise
         raise _explained(error, index, table) from error
     except BaseException as error:
@@ -72,7 +73,7 @@ def _is_of_lance(error: BaseException) -> bool:
     return bool(_SOURCE.search(str(error))) or "LanceError" in str(error) or isinstance(error, pyarrow.ArrowException)
 
 
-def _explained(error: BaseException, index: str, table: Table | None) -> Exception:
+def _explained(error: BaseException, index: str, table: Verifiable | None) -> Exception:
     text = _SOURCE.sub("", str(error)).strip()
     for words, number in _DISK.items():
         if words in text:
