@@ -60,10 +60,10 @@ MUTATIONS = {
         "tests/hub/test_trust.py -k index",
     ),
     "a push of an index goes over another's commit": Mutation(
-        "wavlink/search/transfer.py",
+        "wavlink/search/hub.py",
         ', "parent_commit": earlier.commit}',
         "}",
-        "tests/search/test_search.py -k push",
+        "tests/search/test_index_hub.py -k push",
     ),
     "files are not brought to the disk": Mutation(
         "wavlink/atomic_files.py",
@@ -95,11 +95,23 @@ MUTATIONS = {
         "        if False:\n",
         "tests/processing/test_audio.py tests/processing/test_windows.py",
     ),
-    "an index may unpack to any size": Mutation(
-        "wavlink/search/parts.py",
-        "        if size > _MOST_STEPS * MOST_BYTES:\n",
-        "        if False:\n",
-        "tests/search/test_index_parts.py tests/processing/test_hostile_files.py",
+    "a copy of an index may unpack to any size": Mutation(
+        "wavlink/search/parquet.py",
+        "    if size > MOST_BYTES:\n",
+        "    if False:\n",
+        "tests/search/test_index_hub.py",
+    ),
+    "a damaged index is searched": Mutation(
+        "wavlink/search/checksums.py",
+        "                if digest != known.get(name, digest):\n",
+        "                if False:\n",
+        "tests/search/test_table.py tests/search/test_search.py",
+    ),
+    "a vector index is not asked for enough": Mutation(
+        "wavlink/search/vector_index.py",
+        "        if min(recall.values()) >= GOAL or probes >= partitions:\n",
+        "        if True:\n",
+        "tests/search/test_nearest.py",
     ),
 }
 

@@ -2,16 +2,18 @@
 
 import copy
 import csv
-import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import struct
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
+import lance
 import numpy as np
 import pyarrow
 import soundfile
@@ -23,10 +25,13 @@ from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.collator import CaptionedAudio
 from processing.datasets.load import caption_columns, load_split
 from processing.datasets.shards import load_stream
+from wavlink.search import vector_index
+from wavlink.search.checksums import Checksums
 from wavlink.search.index import Index
-from wavlink.search.manifest import FILES, Manifest, checksum
-from wavlink.search.quantization import encode
-from wavlink.search.store import IndexFolder
+from wavlink.search.listing import Sound
+from wavlink.search.manifest import METADATA, Manifest, checksum
+from wavlink.search.rows import skipped_row, window_rows
+from wavlink.search.table import TABLE, Table
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
@@ -176,24 +181,31 @@ def _loads(folder: Path) -> bool:
     return not error and check_model(model)
 
 
-def make_index(folder: Path) -> IndexFolder:
-    """An index of two parts, of random vectors."""
+def make_index(folder: Path) -> Path:
+    """An index of two commits of random vectors, with a removed file, a skipped one and a vector index."""
     rng, dims = np.random.default_rng(0), [8, 16]
-    manifest = Manifest("someone/model", "0" * 40, 16, dims, 16, "int8", 10.0, 5.0, 16000, str(folder))
-    with IndexFolder.create(folder / "sounds.index", manifest) as index:
+    manifest = Manifest("someone/model", "0" * 40, 16, dims, 16, "fp16", 10.0, 5.0, 16000, str(folder))
+    vector_index.LEAST_ROWS, vector_index._QUERIES = 32, 8
+    with Table.create(folder / "sounds.index", manifest) as table:
         for part in range(2):
-            names = [f"{part}/{number}.wav" for number in range(20)]
-            codes = encode(rng.standard_normal((20, 16)), 16, "int8")
-            windows = index.manifest.windows(names, np.zeros(20), np.full(20, 10.0), codes)
-            rows = [(name, 100, 1, 0, 1, 1, "") for name in names]
-            files = [dict(zip(FILES.names, row, strict=True)) for row in rows]
-            index.append(windows, pyarrow.Table.from_pylist(files, schema=FILES))
-    return index
+            sounds = [Sound(f"{part}/{number}.wav", 100, 1, "") for number in range(20)]
+            vectors = rng.standard_normal((20, 1, 16))
+            rows = [
+                window_rows(manifest, *each, windows=1, duration=10.0)
+                for each in zip(sounds, [[(0.0, 10.0)]] * 20, vectors, strict=True)
+            ]
+            table.append(pyarrow.concat_tables(rows))
+        table.append(skipped_row(manifest, Sound("empty.wav", 0, 1, ""), "it holds no bytes"))
+        vector_index.update(table)
+        table.remove(["0/3.wav"])
+    return folder / "sounds.index"
 
 
 def make_manifest(folder: Path, sounds: str) -> tuple[Callable, Callable]:
+    """What an index says of its model: hostile values, with a checksum that is right."""
     index = make_index(folder)
-    fields = json.loads((index.folder / "index.json").read_text())
+    shutil.copytree(index, folder / "whole")
+    fields = json.loads(Table.open(index).schema.metadata[METADATA])
     fields.pop("sha256")
 
     def draw(rng) -> bytes:
@@ -204,49 +216,84 @@ def make_manifest(folder: Path, sounds: str) -> tuple[Callable, Callable]:
         return json.dumps(changed | digest if digest else changed).encode("utf-8", "surrogatepass")
 
     def read(content: bytes) -> bool:
-        (index.folder / "index.json").write_bytes(content)
-        return _searches(index.folder)
+        shutil.rmtree(index)
+        shutil.copytree(folder / "whole", index)
+        text = content.decode("utf-8", "replace")
+        lance.dataset(f"{index}/{TABLE}").update_schema_metadata({METADATA.decode(): text})
+        return _searches(index)
 
     return draw, read
 
 
-def make_part(folder: Path, sounds: str) -> tuple[Callable, Callable]:
-    """A part's parquet, with a manifest whose checksum is that of the damaged one."""
+def make_damaged(folder: Path, sounds: str) -> tuple[Callable, Callable]:
+    """A file of an index that is no longer as it was written: it is refused, or nothing has changed."""
+    return _files_of_index(folder, sign=False)
+
+
+def make_forged(folder: Path, sounds: str) -> tuple[Callable, Callable]:
+    """A file of an index, whose checksum is that of the damaged one."""
+    return _files_of_index(folder, sign=True)
+
+
+def _files_of_index(folder: Path, sign: bool) -> tuple[Callable, Callable]:
     index = make_index(folder)
-    fields = json.loads((index.folder / "index.json").read_text())
-    name = fields["parts"][0]["name"]
-    seeds = {kind: (index.folder / kind / name).read_bytes() for kind in ("embeddings", "files")}
+    files = sorted(path for path in (index / TABLE).rglob("*") if path.is_file())
+    names = [re.sub("[0-9a-f-]{6,}", "", path.relative_to(index).as_posix()) for path in files]
+    order = sorted(range(len(files)), key=lambda number: (names[number], files[number].stat().st_size))
+    files = [files[number] for number in order]  # the names are random
+    whole = {path: path.read_bytes() for path in files}
+    checksums = (index / "checksums.jsonl").read_bytes()
+    expected = _answers(index)
 
     def draw(rng) -> bytes:
-        kind = rng.choice(list(seeds))
-        content = mutate(rng, [seeds[kind]])
-        if rng.random() < 0.5:  # its metadata is at the end
-            content = mutate(rng, [seeds[kind][::-1]])[::-1]
-        return kind[:1].encode() + content
+        number = int(rng.integers(len(files)))
+        content = mutate(rng, [whole[files[number]]])
+        if rng.random() < 0.5:  # much of what is told of a file is at its end
+            content = mutate(rng, [whole[files[number]][::-1]])[::-1]
+        return bytes([number]) + content
 
     def read(content: bytes) -> bool:
-        kind = "embeddings" if content[:1] == b"e" else "files"
-        for other, seed in seeds.items():
-            (index.folder / other / name).write_bytes(content[1:] if other == kind else seed)
-        fields["parts"][0]["sha256"] = {
-            each: hashlib.sha256((index.folder / each / name).read_bytes()).hexdigest() for each in seeds
-        }
-        unsigned = {key: value for key, value in fields.items() if key != "sha256"}
-        (index.folder / "index.json").write_text(json.dumps(unsigned | {"sha256": checksum(unsigned)}))
-        return _searches(index.folder)
+        path = files[content[0]]
+        path.write_bytes(content[1:])
+        if sign:
+            _sign(index)
+        try:
+            read = _searches(index, "" if sign else expected)
+        finally:
+            path.write_bytes(whole[path])
+            (index / "checksums.jsonl").write_bytes(checksums)
+        return read
 
     return draw, read
 
 
-def _searches(folder: Path) -> bool:
+def _sign(index: Path) -> None:
+    """Note the checksums of all files as they are now."""
+    checksums = Checksums(index)
+    names = [*checksums.read()]
+    checksums.forget()
+    checksums.update(names)
+
+
+def _answers(folder: Path) -> str:
+    index = Index.open(folder)
+    hits = [index.nearest(np.ones(16, np.float32), 5, exact=exact) for exact in (False, True)]
+    return repr((len(index), hits, sorted(index.table.files().items())))
+
+
+def _searches(folder: Path, expected: str = "") -> bool:
+    """Read all that an index holds; what is read is in range, or as `expected`."""
+
     def work():
         index = Index.open(folder)
-        return index, index.nearest(np.ones(16, np.float32), 5) if len(index) else []
+        index.table.files()
+        return index, [index.nearest(np.ones(16, np.float32), 5, exact=exact) for exact in (False, True)]
 
     found, error = attempt(work, folder.name)
-    for hit in found[1] if found else []:
+    for hit in [hit for hits in found[1] for hit in hits] if found else []:
         assert -1.001 <= hit.score <= 1.001
         assert hit.file is None or Path(hit.file).is_relative_to(found[0].manifest.root), "a place outside the root"
+    assert error or not expected or _answers(folder) == expected, "other results"
     return not error
 
 
@@ -336,8 +383,9 @@ def _tar(files: list[tuple[str, bytes]], mode: str) -> bytes:
 TARGETS = {
     "config": make_config,
     "checkpoint": make_checkpoint,
-    "index.json": make_manifest,
-    "index part": make_part,
+    "manifest": make_manifest,
+    "index": make_damaged,
+    "forged index": make_forged,
     "metadata": make_metadata,
     "shard": make_shard,
 }

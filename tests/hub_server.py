@@ -1,7 +1,7 @@
 """A Hub on loopback: what huggingface_hub asks of it to download and to push, with the standard library alone.
 
 Large files are handed in and out, as on the Hub, by another origin, which refuses tokens. Clients read their settings
-at import: run them as processes, with `Hub.environment`.
+at import: run them as processes, with `Hub.environment`, where `HF_HUB_DISABLE_XET="0"` has them use Xet.
 """
 
 import base64
@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .hub_repositories import LARGE, PIECE, Refused, Repositories, describe, digests
+from .hub_xet import XetHandler
 from .processes import SECONDS, run_process
 
 TOKEN = "hf_loopback"  # of `user`, who may write to user/ and team/ and read the private repositories there
@@ -64,7 +65,7 @@ class Hub(Repositories):
         return done.stdout
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(XetHandler, BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -80,6 +81,8 @@ class Handler(BaseHTTPRequestHandler):
             if self.url.path.startswith("/lfs/"):
                 self.hub.storage_log.append(f"{self.requestline}\n{self.headers}")
                 return self.large(self.hub.root / self.url.path.removeprefix("/"))
+            if self.url.path.startswith("/xet/"):
+                return self.xet()
             self.body = b"".join(self.pieces())
             self.route()
         except Refused as refused:
@@ -143,6 +146,7 @@ class Handler(BaseHTTPRequestHandler):
             calls = {None: self.info, "revision": self.info, "tree": self.tree, "paths-info": self.paths_info}
             calls |= {"refs": self.refs, "preupload": self.preupload, "commit": self.commit, "branch": self.branch}
             calls |= {"tag": self.tag, "auth-check": self.auth_check}
+            calls |= {f"xet-{what}-token": self.xet_token for what in ("read", "write")}
             if found["call"] not in calls:
                 raise Refused("EntryNotFound")
             self.readable(found["type"], found["id"])
@@ -260,6 +264,7 @@ class Handler(BaseHTTPRequestHandler):
             if not (self.hub.root / "lfs" / oid).exists():
                 os.link(folder / name, self.hub.root / "lfs" / oid)
         headers |= {"X-Linked-ETag": f'"{oid}"', "X-Linked-Size": line["size"]}
+        headers |= self.xet_headers(kind, repo_id, commit, oid)
         self.send(302, b"", headers | {"Location": f"{self.hub.other_origin}/lfs/{oid}"})
 
     def large(self, path: Path) -> None:

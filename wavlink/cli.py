@@ -43,7 +43,7 @@ class Command(NamedTuple):
     of_index: bool = False
 
 
-SEARCH, INFO, LANCE = "wavlink.search.command", "wavlink.search.information", "wavlink.search.lance"
+SEARCH, INFO = "wavlink.search.command", "wavlink.search.information"
 COMMANDS = {
     "train": Command(
         *("wavlink.training.command", "run", of_train, "train"),
@@ -160,16 +160,8 @@ COMMANDS = {
     ),
     "ray": Command(
         *("wavlink.search.ray", "run", of.ray, "cluster"),
-        "embed a collection on a Ray cluster",
-        "my_sounds --model runs/my/best --out my_rows",
-    ),
-    "lance load": Command(
-        *(LANCE, "load", of.lance_load, "cluster"), "load rows into LanceDB", "my_rows --database my_database"
-    ),
-    "lance query": Command(
-        *(LANCE, "query", of.lance_query, "cluster"),
-        "find windows in LanceDB",
-        '"a dog barks" --database my_database --model runs/my/best',
+        "index a collection on a Ray cluster",
+        "my_sounds --model runs/my/best --out s3://bucket/my_index",
     ),
 }
 
@@ -199,7 +191,7 @@ def main(arguments: Sequence[str] | None = None, wrap_json: bool = True) -> int:
             refuse_no_index(options.folder)
         run = getattr(importlib.import_module(command.module), command.function)
         with importlib.import_module("wavlink.progress").loading_bars_hidden():
-            return run(**vars(options)) if command.module in (SEARCH, INFO, LANCE) else run(options)
+            return run(**vars(options)) if command.module in (SEARCH, INFO) else run(options)
 
     with in_results() if wrap_json else contextlib.nullcontext():
         return run_command(
@@ -231,21 +223,14 @@ def build_parser() -> Parser:
         help="print the completion script of a shell and exit",
     )
     _debug_option(options)
-    lance = None
     for name, command in COMMANDS.items():
-        parent, _, child = name.rpartition(" ")
-        if parent and lance is None:
-            inner = commands.add_parser(
-                parent, help="load rows into LanceDB, and query them", prog=f"wavlink {parent}"
-            )
-            lance = inner.add_commands(title="commands")
-        _add_command(lance if parent else commands, child, name, command)
+        _add_command(commands, name, command)
     return parser
 
 
-def _add_command(commands, child: str, name: str, command: Command) -> None:
+def _add_command(commands, name: str, command: Command) -> None:
     parser = commands.add_parser(
-        child,
+        name,
         prog=f"wavlink {name}",
         help=command.does,
         description=f"{command.does[0].upper()}{command.does[1:]}.",

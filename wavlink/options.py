@@ -229,26 +229,16 @@ def index(parser: Parser) -> None:
     add = parser.add_argument
     json_option(parser)
     add("sounds", nargs="*", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
-    add("--out", required=True, metavar="INDEX", help="folder of the index, new or not")
-    add("--model", default="", help=f"{MODEL} (default: the index's own; of a new index the bundled wavlink-tiny)")
-    add("--dim", type=int, help="one of the nested dims (default: the least from 48 on)")
-    add("--storage", choices=STORAGES, help=f"number format of a new index (default: {STORAGE})")
-    add("--rescore_dim", type=int, help="keep so many dims too, and order the candidates by them (default: none)")
-    add("--window", type=float, help=f"seconds embedded at once, of a new index (default: {WINDOW:g})")
-    add("--hop", type=float, help=f"seconds from window to window, of a new index (default: {HOP:g})")
-    add("--root", default="", help="folder that paths are relative to, or where the sounds have moved to")
-    add("--split", default="train", help="of a data set")
-    add("--retry", action="store_true", help="retry files skipped by earlier runs")
-    text = "CSV or JSON lines with a column file_name; the others become columns of the index (repeatable)"
-    add("--metadata", action="append", default=[], metavar="FILE", help=text)
-    add("--tags", action="store_true", help="keep title, artist and other tags of the sound files as columns")
+    add("--out", required=True, metavar="INDEX", help="folder of the index, new or not, or an address such as s3://")
+    new_index_options(parser)
     text = "keep the index up to date until SIGINT or SIGTERM: look for changes every so many seconds (default: 1)"
     add("--watch", type=seconds, nargs="?", const=1.0, metavar="SECONDS", help=text)
     text = "embed the sounds of the index by another model while it answers, then switch (default: none)"
     add("--migrate", default="", metavar="MODEL", help=text)
-    add("--commit_seconds", type=seconds, default=30.0, help="seconds of work that an interruption loses at most")
+    add("--split", default="train", help="of a data set")
     model_options(parser)
     backend_options(parser)
+    storage_options(parser)
     parser.check = check_index
 
 
@@ -261,6 +251,7 @@ def check_index(options: argparse.Namespace, parser: Parser) -> argparse.Namespa
     if options.migrate:
         others = {"--model": options.model, "--metadata": options.metadata, "--tags": options.tags}
         others |= {"--retry": options.retry, "--watch": options.watch is not None}
+        others |= {"--storage_options": options.storage_options}
         if unfit := [name for name, value in others.items() if value]:
             parser.error(f"{unfit[0]} does not go with --migrate: give it in another run")
     return options
@@ -294,6 +285,7 @@ def query(parser: Parser) -> None:
     add("--dim", type=int, help="fewer of the nested dims than the index has (default: all that it has)")
     model_options(parser)
     backend_options(parser)
+    storage_options(parser)
 
 
 def duplicates(parser: Parser) -> None:
@@ -301,12 +293,14 @@ def duplicates(parser: Parser) -> None:
     index_folder(parser)
     add("--min_score", type=float, default=0.98, help="least cosine of two sounds that are nearly the same")
     add("--any_duration", action="store_true", help="compare also sounds whose durations differ by more than 10 %%")
+    storage_options(parser)
 
 
 def info(parser: Parser) -> None:
     json_option(parser)
     text = "folder of an index or of a model, or a bundled model's name (default: all bundled models)"
     parser.add_argument("folder", nargs="?", metavar="INDEX", help=text)
+    storage_options(parser)
 
 
 def verify(parser: Parser) -> None:
@@ -544,51 +538,38 @@ def serve(parser: Parser) -> None:
 
 def ray(parser: Parser) -> None:
     add = parser.add_argument
-    add("sounds", nargs="+", metavar="SOUNDS", help="folders, files or @list.txt")
-    add("--model", default="", help=f"{MODEL} ({BUNDLED})")
+    add("sounds", nargs="+", metavar="SOUNDS", help="folders, files or @list.txt, the same on all machines")
+    add("--out", required=True, metavar="INDEX", help="a folder that all machines share, or an address such as s3://")
+    new_index_options(parser)
     add("--revision", help=REVISION)
-    add("--out", required=True, metavar="FOLDER", help="folder for the rows")
     add("--actors", type=positive_int, default=2, help="models in the cluster")
     add("--batch_size", type=positive_int, default=64, help="files that an actor takes at a time")
     add("--address", help="of the cluster, or auto (default: RAY_ADDRESS, else one is started on this machine)")
-    add("--window", type=float, default=WINDOW, help="seconds embedded at once")
-    add("--hop", type=float, default=HOP, help="seconds from window to window")
     model_options(parser)
     backend_options(parser)
+    storage_options(parser)
+
+
+def new_index_options(parser: Parser) -> None:
+    """Add what a new index is made by, and how an old one is brought up to date."""
+    add = parser.add_argument
+    add("--model", default="", help=f"{MODEL} (default: the index's own; of a new index the bundled wavlink-tiny)")
+    add("--dim", type=int, help="one of the nested dims (default: the least from 48 on)")
+    add("--storage", choices=STORAGES, help=f"number format of a new index (default: {STORAGE})")
+    add("--rescore_dim", type=int, help="keep so many dims too, and order the candidates by them (default: none)")
+    add("--window", type=float, help=f"seconds embedded at once, of a new index (default: {WINDOW:g})")
+    add("--hop", type=float, help=f"seconds from window to window, of a new index (default: {HOP:g})")
+    add("--root", default="", help="folder that paths are relative to, or where the sounds have moved to")
     add("--retry", action="store_true", help="retry files skipped by earlier runs")
     text = "CSV or JSON lines with a column file_name; the others become columns of the index (repeatable)"
     add("--metadata", action="append", default=[], metavar="FILE", help=text)
     add("--tags", action="store_true", help="keep title, artist and other tags of the sound files as columns")
-    text = "keep the index up to date until SIGINT or SIGTERM: look for changes every so many seconds (default: 1)"
-    add("--watch", type=seconds, nargs="?", const=1.0, metavar="SECONDS", help=text)
-    text = "embed the sounds of the index by another model while it answers, then switch (default: none)"
-    add("--migrate", default="", metavar="MODEL", help=text)
-
-
-def lance_load(parser: Parser) -> None:
-    parser.add_argument("rows", metavar="ROWS", help="a folder that `wavlink ray` has written")
-    parser.add_argument("--dim", type=int, help="one of the model's nested dims (default: all dims)")
-    database(parser)
-
-
-def lance_query(parser: Parser) -> None:
-    add = parser.add_argument
-    add("text", metavar="TEXT", help="what to find, in words")
-    add("--model", default="", help=f"a folder or Hub id, the one that the rows were made by ({BUNDLED})")
-    add("--top_k", type=int, default=10, help="results")
-    add("--under", metavar="PREFIX", help="only sounds whose paths begin so, such as dogs/ (default: all)")
-    json_option(parser)
-    database(parser)
-
-
-def database(parser: Parser) -> None:
-    parser.add_argument("--database", required=True, help="a folder, s3://, gs:// or db:// address")
-    parser.add_argument("--table", default="sounds", help="name of the table")
+    add("--commit_seconds", type=seconds, default=30.0, help="seconds of work that an interruption loses at most")
 
 
 def index_folder(parser: Parser) -> None:
     json_option(parser)
-    parser.add_argument("folder", metavar="INDEX", help="folder of an index")
+    parser.add_argument("folder", metavar="INDEX", help="folder of an index, or its address in object storage")
 
 
 def json_option(parser: Parser, text: str = "one JSON document on stdout, all else on stderr", **options: Any) -> None:
@@ -615,6 +596,22 @@ def backend_options(parser: Parser) -> None:
     parser.add_argument("--backend", choices=BACKENDS, help=text)
     text = "number format of products (default: fp32); int8 needs an export, `wavlink export`"
     parser.add_argument("--precision", choices=PRECISIONS, help=text)
+
+
+class _Pairs(argparse.Action):
+    """Collect KEY=VALUE in a dict."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if wrong := [each for each in values if not all(each.partition("=")[::2])]:
+            parser.error(f"{option_string} takes KEY=VALUE, got {wrong[0].partition('=')[0]!r}")
+        pairs = dict(each.split("=", 1) for each in values)
+        setattr(namespace, self.dest, (getattr(namespace, self.dest) or {}) | pairs)
+
+
+def storage_options(parser: Parser) -> None:
+    """Add --storage_options."""
+    text = "of an index in object storage, such as region=eu-west-1 (default: the environment's, as AWS_REGION)"
+    parser.add_argument("--storage_options", nargs="+", action=_Pairs, metavar="KEY=VALUE", help=text)
 
 
 def device_option(parser: Parser) -> None:

@@ -1,8 +1,15 @@
 """The loopback Hub answers huggingface_hub's own client: files, revisions, errors, and a push that reads back."""
 
+import hashlib
+import http.client
 import json
+import struct
 
-from tests.hub_server import TOKEN
+import numpy as np
+import pytest
+
+from tests.hub_server import READ_TOKEN, TOKEN
+from tests.hub_xet import XET_TOKEN
 
 READ = """
 import json
@@ -62,3 +69,64 @@ def test_what_is_pushed_reads_back_and_old_commits_stay(hub, tmp_path):
     name, now, before, large, large_before = json.loads(hub.run(code, tmp_path / "home", TOKEN))
     assert name == "user" and now == ["deep/large.bin"] and before == ["deep/large.bin", "list.csv"]
     assert (large, large_before) == ("changed", "large one")
+
+
+BY_XET = """
+import json
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+api = HfApi()
+api.create_repo("user/xet", exist_ok=True)
+files = {files!r}
+api.create_commit("user/xet", [CommitOperationAdd(name, path) for name, path in files.items()], commit_message="all")
+def content(path):
+    return open(path, "rb").read()
+same = [content(hf_hub_download("user/xet", name)) == content(path) for name, path in files.items()]
+print(json.dumps(same))
+"""
+
+
+@pytest.mark.slow
+def test_files_go_by_xet_and_come_back(hub, tmp_path):
+    """Random bytes, which are stored as they are; others, in LZ4; numbers, in LZ4 after their bytes were grouped."""
+    pytest.importorskip("hf_xet")
+    random = np.random.default_rng(0)
+    numbers = np.cumsum(random.standard_normal(100_000)).astype(np.float32).tobytes()
+    contents = {
+        "random.bin": random.bytes(200_000),
+        "same.bin": b"abc" * 100_000,
+        "numbers.bin": numbers,
+        "x.bin": b"x",
+    }
+    contents["all.bin"] = b"".join(contents.values())
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    files, before = {name: str(tmp_path / name) for name in contents}, len(hub.requests)
+    code = BY_XET.replace("{files!r}", repr(files))
+    assert json.loads(hub.run(code, tmp_path / "home", TOKEN, HF_HUB_DISABLE_XET="0")) == [True] * len(contents)
+    asked = {path.split("/")[3] for _, path in hub.requests[before:] if path.startswith("/xet/")}
+    assert {"xorbs", "shards", "reconstructions", "data"} <= asked
+    assert not any(path.startswith("/lfs/") or path.endswith("/objects/batch") for _, path in hub.requests[before:])
+    refused = code.replace("api.create_repo", "#").replace("\napi.create_commit", "\ntry: api.create_commit")
+    refused = refused.replace("\ndef", "\nexcept Exception as error: print(type(error).__name__)\ndef")
+    assert "HfHubHTTPError" in hub.run(refused, tmp_path / "home", READ_TOKEN, HF_HUB_DISABLE_XET="0")
+
+
+def test_xet_storage_refuses_content_of_another_sha256_and_a_token_of_the_hub(hub):
+    (hub.root / "xet").mkdir(exist_ok=True)
+    xorb = b"\0\x03\0\0\0\x03\0\0abc"
+    name, digest = "01" * 32, bytes.fromhex("01" * 32)
+    zeros, end = bytes(48), b"\xff" * 32 + bytes(16)
+    entry = digest + struct.pack("<4I", 0, 3, 0, 1)
+    shard = zeros + digest + struct.pack("<2I", 1 << 30, 1) + bytes(8) + entry + b"\2" * 32 + bytes(16) + end
+
+    def post(path: str, content: bytes, token: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", hub.server.server_port)
+        connection.request("POST", path, content, {"Authorization": f"Bearer {token}"})
+        return connection.getresponse().status
+
+    assert post(f"/xet/v1/xorbs/default/{name}", xorb, TOKEN) == 401
+    assert post(f"/xet/v1/xorbs/default/{name}", xorb[:-1], XET_TOKEN) == 400
+    assert post(f"/xet/v1/xorbs/default/{name}", xorb, XET_TOKEN) == 200
+    assert post("/xet/v1/shards", shard, XET_TOKEN) == 400 and not (hub.root / "xet" / f"{name}.json").exists()
+    sha256 = struct.pack(">4Q", *struct.unpack("<4Q", hashlib.sha256(b"abc").digest()))
+    assert post("/xet/v1/shards", shard.replace(b"\2" * 32, sha256), XET_TOKEN) == 200

@@ -28,7 +28,7 @@ from wavlink.search import build as indexing
 from wavlink.search import command as search
 from wavlink.search.index import Index
 from wavlink.search.repair import verified
-from wavlink.search.table import TABLE, Table
+from wavlink.search.table import Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -659,11 +659,11 @@ def test_the_command_line_is_frozen():
     """What users have typed goes on to work: take nothing from here."""
     frozen = {
         "index": "--out --model --device --dtype --dim --storage --window --hop --root --split --retry "
-        "--commit_seconds --rescore_dim --backend --precision --json --metadata --tags --watch --migrate",
+        "--commit_seconds --rescore_dim --backend --precision --json --metadata --tags --watch --migrate --storage_options",
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
-        "--where --exact --min_probability --prior --backend --precision --json --like --playlist",
-        "duplicates": "--min_score --any_duration --json",
-        "info": "--json",
+        "--where --exact --min_probability --prior --backend --precision --json --like --playlist --storage_options",
+        "duplicates": "--min_score --any_duration --json --storage_options",
+        "info": "--json --storage_options",
         "verify": "--drop --json",
         "remove": "--json",
         "reindex": "--out --dim --storage --json",

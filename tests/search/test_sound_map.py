@@ -17,7 +17,10 @@ from tests.conftest import RATE, tone
 from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.embedder import Embedder
 from wavlink.search import map as sound_map
+from wavlink.search import table as index_table
 from wavlink.search.build import index_sounds
+from wavlink.search.listing import Sound
+from wavlink.search.manifest import Manifest
 from wavlink.search.map import (
     GUESSED_GROUPS,
     GUESSED_LABELS,
@@ -28,8 +31,9 @@ from wavlink.search.map import (
     nearest_labels,
 )
 from wavlink.search.map_page import SHOWN, page
-from wavlink.search.quantization import decode, encode
-from wavlink.search.store import FILES, IndexFolder, Manifest
+from wavlink.search.rows import window_rows
+from wavlink.search.scoring import truncated
+from wavlink.search.table import Table
 
 HOSTILE = "</script><script>window.bad=1<!--"
 DIM = 8
@@ -40,15 +44,13 @@ def vectors(count: int, seed: int = 0) -> np.ndarray:
 
 
 def write_index(folder: Path, names: list[str], root: str = "", windows: int = 1, storage: str = "fp32") -> Path:
-    """An index of made vectors, a part a file and window, so that a file's windows are in several."""
+    """An index of made vectors, a commit a window, so that a file's windows are in several fragments."""
     manifest = Manifest("model", "none", DIM, [DIM], DIM, storage, 10.0, 5.0, RATE, root)
-    codes = encode(vectors(len(names) * windows), DIM, storage)
-    with IndexFolder.create(folder, manifest) as index:
-        for number in range(len(codes)):
-            name, first = names[number // windows], number % windows
-            row = {"path": [name], "size": [1], "version": [1], "first": [first], "rows": [1]}
-            files = FILES.empty_table().from_pydict(row | {"windows": [windows], "error": [""]}, schema=FILES)
-            index.append(manifest.windows([name], [5.0 * first], [10.0], codes[number : number + 1]), files)
+    with Table.create(folder, manifest) as table:
+        for number, vector in enumerate(vectors(len(names) * windows)):
+            sound, first = Sound(names[number // windows], 1, 1, ""), number % windows
+            times = [(5.0 * first, 10.0)]
+            table.append(window_rows(manifest, sound, times, vector[None], first=first, windows=windows))
     return folder
 
 
@@ -83,16 +85,18 @@ class Tags(HTMLParser):
 # --- positions
 
 
-def test_a_files_vector_is_the_mean_direction_of_its_windows_over_all_parts(tmp_path):
+def test_a_files_vector_is_the_mean_direction_of_its_windows_over_all_fragments(tmp_path, monkeypatch):
     names = ["b.wav", "a.wav", "c.wav"]
-    index = IndexFolder.open(write_index(tmp_path / "index", names, windows=3, storage="int8"))
-    stored = decode(encode(vectors(9), DIM, "int8"), DIM, "int8").reshape(3, 3, DIM)
+    table = Table.open(write_index(tmp_path / "index", names, windows=3, storage="fp16"))
+    stored = truncated(vectors(9), DIM).reshape(3, 3, DIM)
     expected = stored.sum(1) / np.linalg.norm(stored.sum(1), axis=1, keepdims=True)
-    assert np.allclose(file_vectors(index, ["a.wav", "c.wav"]), expected[[1, 2]], atol=1e-6)
-    with index.writing():
-        index.merge()
-    assert len(index.manifest.parts) == 1
-    assert np.allclose(file_vectors(index, ["a.wav", "c.wav"]), expected[[1, 2]], atol=1e-6)
+    assert len(table.dataset.get_fragments()) == 9
+    assert np.allclose(file_vectors(table, ["a.wav", "c.wav"]), expected[[1, 2]], atol=1e-3)
+    monkeypatch.setattr(index_table, "_FEW_FRAGMENTS", 1)
+    with table.writing():
+        table.compact()
+    assert len(table.dataset.get_fragments()) == 1
+    assert np.allclose(file_vectors(table, ["a.wav", "c.wav"]), expected[[1, 2]], atol=1e-3)
 
 
 def test_near_vectors_are_near_on_the_map():
@@ -177,8 +181,8 @@ def test_labels_from_text_use_the_indexs_model(tmp_path, wavlink_folder):
     index_sounds(str(root), tmp_path / "index", embedder, storage="fp32", progress=False)
     words = ["dog", "bell", "rain"]
     made = sound_map.draw_map(tmp_path / "index", tmp_path / "map.html", labels_from_text=words)
-    index = IndexFolder.open(tmp_path / "index")
-    texts = encode(embedder.embed_text([f"This is a sound of {word}." for word in words]), index.manifest.dim, "fp32")
+    index = Table.open(tmp_path / "index")
+    texts = truncated(embedder.embed_text([f"This is a sound of {word}." for word in words]), index.manifest.dim)
     best = (file_vectors(index, ["1.wav", "2.wav", "3.wav"]) @ texts.T).argmax(1)
     shown = points((tmp_path / "map.html").read_text())
     assert [shown[f"{n}.wav"][0] for n in (1, 2, 3)] == [words[n] for n in best] and made["sounds"] == 3
@@ -314,7 +318,7 @@ def test_player_precedes_the_script_that_uses_it(tmp_path):
 
 def test_bad_input_says_what_to_do(tmp_path):
     empty = tmp_path / "empty"
-    with IndexFolder.create(empty, Manifest("model", "none", DIM, [DIM], DIM, "fp32", 10.0, 5.0, RATE, "")):
+    with Table.create(empty, Manifest("model", "none", DIM, [DIM], DIM, "fp32", 10.0, 5.0, RATE, "")):
         pass
     folder, out = write_index(tmp_path / "index", ["a.wav"]), tmp_path / "map.html"
     (tmp_path / "metadata.csv").write_text("file_name,kind\na.wav,dog\n")

@@ -1,7 +1,6 @@
 """An index as a table on disk: round trips, damage, writers and readers side by side."""
 
 import errno
-import os
 import signal
 import stat
 import subprocess
@@ -20,10 +19,10 @@ from tests.index_files import DIM, contents, data_files, make_index, manifest, r
 from tests.processes import run_process
 from wavlink.defaults import STORAGES
 from wavlink.search import checksums, rows, table_errors
+from wavlink.search.file_facts import UNKNOWN
 from wavlink.search.manifest import METADATA
 from wavlink.search.repair import verified
 from wavlink.search.scoring import truncated, vectors_of
-from wavlink.search.file_facts import UNKNOWN
 from wavlink.search.table import TABLE, Table
 
 ROOT = Path(__file__).parents[2]

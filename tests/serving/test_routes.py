@@ -1,6 +1,8 @@
 """The other routes: what the functions of the library answer, in JSON."""
 
 import re
+from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import wavlink
 from tests.conftest import tone
 from tests.helpers import wav
 from tests.served import audio_item, data_url, form
-from wavlink.search.index import Index
+from wavlink.search.index import Hit, Index
+from wavlink.serving.answers import _hit
+from wavlink.serving.responses import SearchHit
 
 CLIPS = [tone(300, 0.4, 1), tone(900, 0.8, 2)]
 LABELS = ["dog", "bell", "rain"]
@@ -54,6 +58,14 @@ def test_search_finds_what_the_index_finds(client, embedder, index_folder):
         assert all("file" not in row for row in document["data"])  # no paths of the server
     status, document = client.post("/v1/search", {"text": "a dog", "min_probability": 1.0})
     assert status == 200 and document["data"] == [] and document["note"] == "nothing in this index matches"
+
+
+def test_search_shows_columns_about_the_sounds():
+    hit = Hit("0.wav", 0.0, 0.0, 1.0, "/home/0.wav", metadata={"label": "dog", "day": date(2024, 5, 1), "loud": False})
+    shown = {"path": "0.wav", "score": 0.0, "start": 0.0, "end": 1.0}
+    assert _hit(hit) == shown | {"metadata": {"label": "dog", "day": "2024-05-01", "loud": False}}
+    assert SearchHit(**_hit(hit)).metadata["label"] == "dog"
+    assert _hit(replace(hit, metadata={})) == shown
 
 
 def test_a_path_in_a_search_is_not_opened(client, index_folder):

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -29,8 +29,9 @@ from .listing import Listing, list_sounds
 from .location import is_remote, refuse_former
 from .manifest import Manifest
 from .metadata import Metadata, Row, bring_up_to_date, with_values
-from .rows import skipped_row, window_rows
+from .rows import skipped_row, skipped_rows, window_rows
 from .table import Storage, Table, has_table, quoted
+from .table_errors import unless_preempted
 
 _DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
 _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only
@@ -59,6 +60,7 @@ def index_sounds(
     progress: bool = True,
     stop: threading.Event | None = None,
     storage_options: Storage = None,
+    embed: Callable[[Table, Embedder, Listing, list[Task], dict[str, Row]], bool] | None = None,
 ) -> Report:
     """Bring an index up to date with `sources`, or make it. After a kill, the same call goes on.
 
@@ -81,6 +83,7 @@ def index_sounds(
         commit_seconds: embedded windows are written to the disk at least this often.
         stop: once it is set, what is embedded is written and the run ends.
         storage_options: of an index in object storage, see Lance's `storage_options`.
+        embed: embeds files and writes their rows, instead of this process, and returns True if it was stopped.
 
     Raises:
         ValueError: no sounds; an index of another model or with other options; none of the sounds can be read.
@@ -113,12 +116,13 @@ def index_sounds(
         stopped, tasks = False, _without_broken(table, changes.tasks, columns)
         if tasks:
             embedder = embedder or embedder_of(table.manifest, **run)
-            stopped = _embed(
-                table, embedder, listing, tasks, columns, commit_seconds, progress, stop or threading.Event()
-            )
+            stop = stop or threading.Event()
+            embed = embed or partial(_embed, commit_seconds=commit_seconds, progress=progress, stop=stop)
+            stopped = embed(table, embedder, listing, tasks, columns)
         if not stopped:
             table.compact()
-            vector_index.update(table, partial(text_vectors, embedder) if embedder else None)
+            with unless_preempted():
+                vector_index.update(table, partial(text_vectors, embedder) if embedder else None)
         report = _report(table, changes, listing, stopped)
     if not (report.sounds or stopped or listed):
         raise ValueError(none_read(report))
@@ -168,9 +172,10 @@ def _note(table: Table, root: str, model: str) -> None:
 
 def _without_broken(table: Table, tasks: list[Task], columns: dict[str, Row]) -> list[Task]:
     """Write the errors that are known from the listing, and return the other tasks."""
-    broken = [skipped_row(table.manifest, task.sound, task.sound.error) for task in tasks if task.sound.error]
+    broken = [task.sound for task in tasks if task.sound.error]
     if broken:
-        table.append(with_values(pyarrow.concat_tables(broken), columns, table.schema))
+        rows = skipped_rows(table.manifest, broken, [sound.error for sound in broken])
+        table.append(with_values(rows, columns, table.schema))
     return [task for task in tasks if not task.sound.error]
 
 

@@ -9,13 +9,15 @@ from wavlink.backends.choice import describe_folder, is_index, is_model
 from wavlink.console import print_json
 from wavlink.sanitize import clean
 
+from .location import is_remote
+
 _INFO_TAKES = (
     "give the folder of an index or of a model, or a bundled model's name; "
     "without any, `wavlink info` lists the bundled models"
 )
 
 
-def info(folder: str | None, as_json: bool) -> int:
+def info(folder: str | None, as_json: bool, storage_options: dict[str, str] | None = None) -> int:
     """Print what an index holds, or what a model does, or the models that come with the package.
 
     Returns:
@@ -25,8 +27,8 @@ def info(folder: str | None, as_json: bool) -> int:
         return _print_bundled(as_json)
     released = bundled_models.released()
     by_path = bundled_models.name_of(os.path.abspath(folder))
-    if is_index(folder):
-        _print_index(folder, as_json)
+    if is_remote(folder) or is_index(folder):
+        _print_index(folder, as_json, storage_options)
     elif is_model(folder) and by_path not in released:
         _print_model(describe_folder(folder), as_json)
     elif name := next((name for name in (folder, by_path) if name in released), ""):
@@ -40,10 +42,10 @@ def info(folder: str | None, as_json: bool) -> int:
     return 0
 
 
-def _print_index(folder: str, as_json: bool) -> None:
+def _print_index(folder: str, as_json: bool, storage_options: dict[str, str] | None) -> None:
     from .table import Table  # needs pyarrow and Lance, which a model's folder does not
 
-    table, files = Table.reading(folder, lambda table: (table, table.files()))
+    table, files = Table.reading(folder, lambda table: (table, table.files()), storage_options)
     manifest = table.manifest
     skipped = {path: file.error for path, file in files.items() if file.error}
     names = "model revision backend precision dims dim rescore_dim storage window hop sampling_rate root".split()

@@ -73,8 +73,7 @@ def list_sounds(sources: Sequence[str], root: str = "", split: str = "train") ->
     sources = list(sources)
     if not sources:
         raise ValueError("name what to index: a folder, files, @list.txt or a data set")
-    files = any(os.path.lexists(source) or source.startswith("@") for source in sources)
-    if not files or (len(sources) == 1 and _holds_parquet_alone(sources[0])):
+    if is_data_set(sources):
         listing = _list_data_set(sources, root, split)
     else:
         listing = _list_files([path for source in sources for path in _expanded(source)], root)
@@ -82,6 +81,12 @@ def list_sounds(sources: Sequence[str], root: str = "", split: str = "train") ->
         raise ValueError(_no_sounds(sources, listing))
     listing.sounds.sort()
     return listing
+
+
+def is_data_set(sources: Sequence[str]) -> bool:
+    """True if sources are no files and folders: the name of a data set, or a folder of parquet files alone."""
+    files = any(os.path.lexists(source) or source.startswith("@") for source in sources)
+    return not files or (len(sources) == 1 and _holds_parquet_alone(sources[0]))
 
 
 def file_of(root: str, path: str) -> str | None:
@@ -209,9 +214,7 @@ def _row(number: int, audio: dict) -> Sound:
     name = os.path.basename(audio["path"] or "")
     if audio["bytes"] is None:
         return (
-            _file(audio["path"], os.path.dirname(audio["path"]))
-            if name
-            else Sound("", 0, UNKNOWN, number, "no sound")
+            _file(audio["path"], os.path.dirname(audio["path"])) if name else Sound("", 0, UNKNOWN, number, "no sound")
         )
     digest = hashlib.blake2b(audio["bytes"], digest_size=8).digest()
     size = len(audio["bytes"])

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 TABLE = "windows.lance"
+NO_INDEX = "{0} is no index: make one with `wavlink index SOUNDS --model M --out {0}`"
 _FORMER = "index.json"
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 
@@ -28,7 +29,7 @@ def refuse_no_index(index: str | os.PathLike) -> None:
     if is_remote(index) or holds_table(index):
         return
     refuse_former(index)
-    raise ValueError(f"{index} is no index: make one with `wavlink index SOUNDS --model M --out {index}`")
+    raise ValueError(NO_INDEX.format(index))
 
 
 def refuse_former(index: str | os.PathLike) -> None:

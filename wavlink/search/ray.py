@@ -1,150 +1,49 @@
-"""Embed a collection on a Ray cluster: each actor has an `Embedder`, Ray Data distributes files, rows go to parquet.
+"""Index a collection on a Ray cluster: Ray Data distributes files, each actor has an `Embedder` and writes its rows.
 
-    wavlink ray SOUNDS --model your-name/wavlink-base --out FOLDER --address auto
+    wavlink ray SOUNDS --model your-name/wavlink-base --out s3://bucket/index --address auto
 
-The same command again goes on after a kill, and follows files that were added, changed or removed. A file that cannot
-be embedded, because it is broken or because it kills its worker, gets a row with the reason and is skipped from then
-on; `--retry` tries such files again. `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`
-reads the rows; `wavlink lance load FOLDER` loads them into a vector database.
+The index is the one of `wavlink index`, and `wavlink query` searches it. Actors write fragments of Lance's table, of
+complete files; the driver commits many of them at once. What a killed process has written counts for nothing. The same
+command again goes on, and follows files that were added, changed or removed. A file that cannot be embedded, since it
+is broken or kills its worker, is skipped by name from then on; `--retry` tries such files again.
 
-The workers read sounds and model: every machine needs both under the same name (a shared disk, a Hub id), and this
-package. The rows are written on the machine that the command runs on.
+The workers read sounds and model, and write to the index: every machine needs these under the same names (a shared
+disk, object storage, a Hub id), and this package.
 """
 
 import argparse
+import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow
+import pyarrow.compute as pc
+from lance.fragment import FragmentMetadata
 
-from processing.windows import stream_windows
 from wavlink import options as of
 from wavlink.backends.choice import choose
 from wavlink.bundled_models import DEFAULT, resolve
 from wavlink.compat import map_batches
-from wavlink.destinations import check_folder
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
 from wavlink.sanitize import printable
 
-from .build import HOP, WINDOW
-from .changes import Report
-from .embedded_rows import Rows as _Rows
-from .embedded_rows import failed, fixed_size_list, parts_of  # noqa: F401 - for readers of the rows
-from .index_model import check_window_of, portable
-from .listing import Listing, Sound, list_sounds
+from .build import index_sounds
+from .changes import Report, Task
+from .concurrent_writes import rewritten
+from .index_model import is_commit, new_embedder
+from .listing import Listing, Sound, is_data_set
+from .metadata import Row, with_values
+from .ray_actors import TRIES, FileEmbedder, Journal
+from .rows import skipped_row
+from .table import Storage, Table
 
-_TRIES = 2  # how often a worker may die over one file alone
-_FAULTS = (Exception, SystemExit)  # that a file may raise
-
-
-class FileEmbedder(Embedder):
-    """Ray actor that embeds files, and returns a row per window.
-
-    Args:
-        model, revision, device, dtype, backend, precision: of `Embedder`.
-        window, hop: in seconds, see `processing.windows.stream_windows`.
-        expected: the revision that the weights must have on every machine.
-        journal: Ray's handle of a `Journal`, which outlives this process.
-    """
-
-    def __init__(self, model: str, *, window: float, hop: float, expected: str, journal: Any = None, **options: Any):
-        super().__init__(model, **options)
-        self.window, self.hop, self.journal = window, hop, journal
-        if self.revision != expected:
-            raise ValueError(f"{model} is at {self.revision} on this machine, not at {expected}: copy it anew")
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Embed a batch of files.
-
-        Args:
-            batch: `path`, the name of each file in the rows, and `file`, its full path as bytes.
-
-        Returns:
-            `path`, `start` and `end` in seconds, `embedding` `[rows, dims]` fp32, `error`, and `windows`: how many
-            rows the file has. A file that cannot be embedded to its end has one row, of NaN, and the error.
-        """
-        if self._deaths(*batch["path"]) == 0:
-            with suppress(*_FAULTS):
-                return self._rows(batch)
-        files = ({name: column[n : n + 1] for name, column in batch.items()} for n in range(len(batch["path"])))
-        results = [self._alone(file) for file in files]
-        return {name: np.concatenate([rows[name] for rows in results]) for name in results[0]}
-
-    def _alone(self, file: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the rows of a batch of one file, which alone can be the cause of an error."""
-        path = file["path"][0]
-        if self._deaths("alone", path) >= _TRIES:
-            why = f"its worker died {_TRIES} times while it embedded {path} alone; --retry tries again"
-            return failed(path, why, self.dims)
-        try:
-            rows = self._rows(file)
-        except _FAULTS as error:
-            rows = failed(path, _reason(error), self.dims)
-        if self.journal:
-            self.journal.end.remote(("alone", path))
-        return rows
-
-    def _deaths(self, *names: str) -> int:
-        """Return how many workers have died over these files, and note that this one begins with them."""
-        if not self.journal:
-            return 0
-        import ray
-
-        return ray.get(self.journal.begin.remote(names))
-
-    def _rows(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the rows of files that are embedded together; an error of the model is raised."""
-        times, errors = [], {}
-        vectors = list(self.embed_clips(self._windows(batch, times, errors)))
-        for (number, *_), vector in zip(times, vectors, strict=True):
-            if not np.isfinite(vector).all():
-                errors.setdefault(number, f"the model gives {batch['path'][number]} a vector that is not finite")
-        rows = [(*window, vector) for window, vector in zip(times, vectors, strict=True) if window[0] not in errors]
-        rows += [(number, np.nan, np.nan, np.full(self.dims, np.nan, np.float32)) for number in errors]
-        numbers, starts, ends, vectors = zip(*rows, strict=True)
-        return {
-            "path": batch["path"][list(numbers)],
-            "start": np.array(starts, np.float64),
-            "end": np.array(ends, np.float64),
-            "embedding": np.stack(vectors),
-            "error": np.array([errors.get(number, "") for number in numbers], dtype=str),
-            "windows": np.bincount(numbers)[list(numbers)],
-        }
-
-    def _windows(self, batch: dict, times: list, errors: dict) -> Iterator[np.ndarray]:
-        """Yield the samples of each window; append (number of the file in the batch, start, end) to `times`."""
-        for number, (path, file) in enumerate(zip(batch["path"], batch["file"], strict=True)):
-            try:
-                for window in stream_windows(os.fsdecode(file), self.window, self.hop, self.sampling_rate, path):
-                    times.append((number, window.start, window.end))
-                    yield window.samples
-            except _FAULTS as error:
-                errors[number] = _reason(error)
-
-
-class Journal:
-    """Record of the files that workers have begun and not finished: a worker may die over them."""
-
-    def __init__(self) -> None:
-        self.begun = Counter()
-
-    def begin(self, names: tuple[str, ...]) -> int:
-        """Note that a worker begins with these files, and return how many have begun and not finished before."""
-        self.begun[names] += 1
-        return self.begun[names] - 1
-
-    def end(self, names: tuple[str, ...]) -> None:
-        """Note that this worker has finished; deaths of others still count."""
-        self.begun[names] -= 1
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+_FRAGMENTS_AT_ONCE = 1000  # at most, of one commit
 
 
 def embed_with_ray(
@@ -155,8 +54,15 @@ def embed_with_ray(
     actors: int = 2,
     batch_size: int = 64,
     address: str | None = None,
-    window: float = WINDOW,
-    hop: float = HOP,
+    dim: int | None = None,
+    storage: str | None = None,
+    rescore_dim: int | None = None,
+    window: float | None = None,
+    hop: float | None = None,
+    root: str = "",
+    retry: bool = False,
+    metadata: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    tags: bool = False,
     revision: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
@@ -164,68 +70,145 @@ def embed_with_ray(
     precision: str | None = None,
     commit_seconds: float = 30.0,
     progress: bool = True,
-    retry: bool = False,
+    storage_options: Storage = None,
 ) -> Report:
-    """Embed every sound that has no rows in `out` yet or has changed. After a kill, the same call goes on.
+    """Bring an index up to date on a Ray cluster, or make it, as `index_sounds` does.
 
-    A file is recognised by its size and its modification time. The rows of files that have gone are removed. Ray
-    replaces a worker that dies; the next one embeds the files of that batch one by one. A file over which a worker has
-    died twice, embedding this file alone, gets an error.
+    Ray replaces a worker that dies; the next one embeds the files of that batch one by one. A file over which a worker
+    has died twice, embedding this file alone, is skipped.
 
     Args:
-        sources: folders and files, see `list_sounds`; paths in the rows are relative to their common folder.
+        sources: folders and files, see `list_sounds`.
         model, revision, device, dtype, backend, precision: see `Embedder`; on "cuda" each actor has one GPU.
-        out: a folder of this machine, for parquet files of `path`, `start` and `end` (seconds), `embedding` (fp32
-            `[dims]`, L2-normalised) and `error`, which is "" unless the file cannot be read: then it has one row, with
-            null for the times and NaN for the vector.
+        out: the index: a folder that all machines share, or its address in object storage.
         actors: models in the cluster.
-        batch_size: files that an actor takes at a time.
+        batch_size: files that an actor takes at a time; their rows are one fragment of the table.
         address: of the cluster, or "auto" (default: RAY_ADDRESS; without it, Ray is started on this machine).
-        window, hop: in seconds.
-        commit_seconds: rows that have come back are written to the disk about this often.
-        retry: embed files too that earlier runs could not embed.
+        dim, storage, rescore_dim, window, hop, root, retry, metadata, tags, storage_options: see `index_sounds`.
+        commit_seconds: what the workers have written is committed about this often.
 
     Raises:
-        ValueError: wrong options, no sounds, a data set, or a folder with rows of another model or other windows.
-        OSError: the workers of all files die, and no earlier run has written rows.
+        ValueError: wrong options, a data set, or what `index_sounds` raises.
+        OSError: the workers cannot write, or those of all files die, and the index has held no rows before.
     """
     if actors < 1 or batch_size < 1:
         raise ValueError(f"actors and batch_size must be 1 or more, got {actors} and {batch_size}")
-    listing = list_sounds([sources] if isinstance(sources, str | os.PathLike) else sources)
-    if listing.rows is not None:
-        raise ValueError(f"{listing.root} is a data set; workers read files: save its sounds as such on a shared disk")
-    check_folder(out)
-    model = portable(model or DEFAULT)
-    run = {"backend": backend, "precision": precision}
+    sources = [os.fspath(each) for each in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
+    if sources and is_data_set(sources):
+        raise ValueError(
+            f"{sources[0]} is no file or folder here; workers read files: save a data set's sounds on a shared disk"
+        )
+    given = {"backend": backend, "precision": precision}
+    run: dict[str, Any] = dict(given)
     if device.partition(":")[0] != "cpu":  # of the workers; this process looks at the model on its CPU
-        choose(**run, folder=Path(resolve(model)), device=device, dtype=dtype)
-        embedder = Embedder(model, revision=revision, dtype=dtype, fast_kernels=False)
-    else:
-        embedder = Embedder(model, revision=revision, dtype=dtype, fast_kernels=False, **run)
-    check_window_of(embedder, window, hop)
-    options = {"device": device, "dtype": dtype, "window": window, "hop": hop, "expected": embedder.revision, **run}
-    if revision:
+        choose(**given, folder=Path(resolve(model or DEFAULT)), device=device, dtype=dtype)
+        run = dict.fromkeys(given)
+    here: str | Embedder = new_embedder(model, "cpu", dtype, revision, **run) if revision else model
+    workers = {"device": device, "dtype": dtype, **given}
+    cluster = {"actors": actors, "batch_size": batch_size, "address": address, "workers": workers}
+    embed = partial(_embed, **cluster, commit_seconds=commit_seconds, progress=progress)
+    new = {"dim": dim, "storage": storage, "rescore_dim": rescore_dim, "window": window, "hop": hop}
+    files = {"root": root, "retry": retry, "metadata": metadata, "tags": tags}
+    run |= {"dtype": dtype, "storage_options": storage_options}
+    return index_sounds(sources, out, here, **new, **files, **run, embed=embed)
+
+
+def _embed(
+    table: Table,
+    embedder: Embedder,
+    listing: Listing,
+    tasks: list[Task],
+    columns: dict[str, Row],
+    *,
+    actors: int,
+    batch_size: int,
+    address: str | None,
+    workers: dict[str, str | None],
+    commit_seconds: float,
+    progress: bool,
+) -> bool:
+    """Embed files on the cluster, and commit their rows; see `index_sounds`."""
+    table.remove([task.sound.path for task in tasks if task.first])  # workers write complete files
+    options = {**workers, "index": table.index, "storage_options": table.storage_options}
+    options["expected"] = embedder.revision
+    if workers["device"] == "cpu":
+        options |= {"backend": embedder.backend, "precision": embedder.precision}
+    if is_commit(embedder.revision) and not os.path.isdir(embedder.name):
         options["revision"] = embedder.revision  # the commit that a branch was at
-    about = _about(embedder, model, window, hop, listing)
-    if precision not in (None, "fp32"):
-        about["precision"] = precision
-    with _Rows(Path(out), about, commit_seconds) as rows:
-        changes = rows.compare(listing, retry)
-        sounds = [task.sound for task in changes.tasks]
-        if sounds:
-            _start(address)
-            with Bar(total=len(sounds), desc="sounds", unit="file", disable=not progress) as bar:
-                for batch in _embedded(sounds, model, options, actors, batch_size):
-                    bar.update(rows.take(batch))
-            rows.quarantine([sound.path for sound in sounds if sound.path not in rows.known])
-            rows.write()
-        return rows.report(changes, listing)
+    sounds = [task.sound for task in tasks]
+    written = _Written(table, commit_seconds)
+    _start(address)
+    with Bar(total=len(sounds), desc="sounds", unit="file", disable=not progress) as bar:
+        for result in _embedded(files_of(sounds, columns), embedder.name, options, actors, batch_size):
+            bar.update(written.take(json.loads(result)))
+    written.commit()
+    _quarantine(table, [sound for sound in sounds if sound.path not in written.paths], columns)
+    return False
 
 
-def _about(embedder: Embedder, model: str, window: float, hop: float, listing: Listing) -> dict:
-    """Describe how rows are made; rows of one folder must agree in all of it."""
-    about = {"model": model, "revision": embedder.revision, "dims": embedder.dims}
-    return about | {"matryoshka_dims": embedder.matryoshka_dims, "window": window, "hop": hop, "root": listing.root}
+class _Written:
+    """Fragments that workers have written and that are not committed yet.
+
+    Attributes:
+        paths: of all files whose rows have come.
+    """
+
+    def __init__(self, table: Table, commit_seconds: float):
+        self.table, self.commit_seconds = table, commit_seconds
+        self.paths: set[str] = set()
+        self.fragments: list[FragmentMetadata] = []
+        self.committed = time.monotonic()
+
+    def take(self, written: dict[str, Any]) -> int:
+        """Take a result of `FileEmbedder`, and return how many files are complete with it.
+
+        Raises:
+            OSError: the worker could not write.
+            ValueError: it has written to a disk of its own.
+        """
+        if "error" in written:
+            raise OSError(f"a worker cannot write: {written['error']}")
+        fragments = [FragmentMetadata.from_json(json.dumps(fragment)) for fragment in written["fragments"]]
+        self._refuse_other_disk(fragments)
+        again = self.paths.intersection(written["paths"])  # a task done again
+        if again:
+            names = pyarrow.array(sorted(again), pyarrow.string())
+            fragments = rewritten(
+                self.table, fragments, lambda rows: ~pc.is_in(rows["path"], names).to_numpy().astype(bool)
+            )
+        self.paths.update(written["paths"])
+        self.fragments += fragments
+        if len(self.fragments) >= _FRAGMENTS_AT_ONCE or time.monotonic() - self.committed > self.commit_seconds:
+            self.commit()
+        return len(written["paths"]) - len(again)
+
+    def commit(self) -> None:
+        """Let all that has come count, in one commit."""
+        if self.fragments:
+            self.table.commit(self.fragments)
+        self.fragments, self.committed = [], time.monotonic()
+
+    def _refuse_other_disk(self, fragments: list[FragmentMetadata]) -> None:
+        names = [file.path for fragment in fragments for file in fragment.files]
+        if self.table.checksums and not all((Path(self.table.uri) / "data" / name).exists() for name in names):
+            raise ValueError(
+                f"a worker has written to a disk of its own: {self.table.index} must be one that all share"
+            )
+
+
+def _quarantine(table: Table, sounds: list[Sound], columns: dict[str, Row]) -> None:
+    """Write an error for files of which no row has come back.
+
+    Raises:
+        OSError: no file has ever been embedded into this index, so that the files are hardly the cause.
+    """
+    if not sounds:
+        return
+    if len(sounds) > 1 and not table.windows():
+        raise OSError(f"the workers of all {len(sounds)} files have died, such as of {sounds[0].path}: see Ray's logs")
+    why = "its worker died again and again; --retry tries again"
+    rows = pyarrow.concat_tables([skipped_row(table.manifest, sound, why) for sound in sounds])
+    table.append(with_values(rows, columns, table.schema))
 
 
 def _start(address: str | None) -> None:
@@ -233,11 +216,13 @@ def _start(address: str | None) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage reports
     if not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False, **({} if address else {"include_dashboard": False}))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "lance is not fork-safe")  # Ray starts programs in what it forks
+            ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
 
 
-def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
-    """Yield batches of `FileEmbedder`'s rows, in the order in which they are ready.
+def _embedded(files: list[dict[str, Any]], model: str, options: dict, actors: int, batch_size: int) -> Iterator[str]:
+    """Yield the results of `FileEmbedder`, in the order in which they are ready.
 
     A batch is missing if its workers died more often than its files account for.
     """
@@ -249,13 +234,31 @@ def _embedded(sounds: list[Sound], model: str, options: dict, actors: int, batch
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
     with ray.data.DataContext.current(context):
-        yield from _batches(sounds, model, options, actors, batch_size)
+        for results in _batches(files, model, options, actors, batch_size):
+            yield from results["written"].tolist()
 
 
-def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
+def files_of(sounds: Sequence[Sound], columns: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """Return sounds as rows of Ray Data, for `FileEmbedder`.
+
+    Args:
+        columns: of metadata, by path.
+    """
+    return [
+        {
+            "path": sound.path,
+            "size": sound.size,
+            "version": sound.version,
+            "source": os.fsencode(str(sound.source)),
+            "columns": json.dumps(columns.get(sound.path, {})),
+        }
+        for sound in sounds
+    ]
+
+
+def _batches(files: list[dict[str, Any]], model: str, options: dict, actors: int, batch_size: int) -> Iterator[dict]:
     import ray.data
 
-    files = [{"path": sound.path, "file": os.fsencode(sound.source)} for sound in sounds]
     blocks = -(-len(files) // batch_size)
     embedded = map_batches(
         ray.data.from_items(files, override_num_blocks=blocks),
@@ -268,7 +271,7 @@ def _batches(sounds: list[Sound], model: str, options: dict, actors: int, batch_
         num_cpus=1,
         num_gpus=int(options["device"].startswith("cuda")),
         max_restarts=-1,
-        max_task_retries=1 + (_TRIES + 1) * batch_size,
+        max_task_retries=1 + (TRIES + 1) * batch_size,
     )
     return embedded.iter_batches(batch_size=None, batch_format="numpy")
 

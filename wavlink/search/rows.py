@@ -56,9 +56,26 @@ def window_rows(
 
 def skipped_row(manifest: Manifest, sound: Sound, error: str) -> pyarrow.Table:
     """Return the row of a file that was skipped, which has no vector."""
-    row = {name: None for name in manifest.schema.names}
-    row |= {"path": sound.path, "window": -1, "size": sound.size, "version": sound.version, "windows": 0}
-    return pyarrow.Table.from_pylist([row | {"error": error, "revision": manifest.revision}], schema=manifest.schema)
+    return skipped_rows(manifest, [sound], [error])
+
+
+def skipped_rows(manifest: Manifest, sounds: Sequence[Sound], errors: Sequence[str]) -> pyarrow.Table:
+    """Return a row for each file that was skipped, and why."""
+    count, schema = len(sounds), manifest.schema
+    columns = {
+        "path": [sound.path for sound in sounds],
+        "window": [-1] * count,
+        "size": [sound.size for sound in sounds],
+        "version": [sound.version for sound in sounds],
+        "windows": [0] * count,
+        "error": [*errors],
+        "revision": [manifest.revision] * count,
+    }
+    arrays = [
+        pyarrow.array(columns[field.name], field.type) if field.name in columns else pyarrow.nulls(count, field.type)
+        for field in schema
+    ]
+    return pyarrow.Table.from_arrays(arrays, schema=schema)
 
 
 def with_columns_of(schema: pyarrow.Schema, rows: pyarrow.Table) -> pyarrow.Table:

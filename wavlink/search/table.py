@@ -4,8 +4,8 @@
     INDEX/checksums.jsonl  the SHA-256 of the table's files; only on a local disk
 
 INDEX is a folder, or an address in object storage such as `s3://bucket/index`. Rows count once a commit names them.
-What a killed process leaves behind is in no commit: the next writer removes it. A reader whose version is replaced
-meanwhile begins again, see `Table.reading`.
+What a killed process leaves behind is in no commit: the next writer removes it (in object storage one that comes seven
+days later). A reader whose version is replaced meanwhile begins again, see `Table.reading`.
 """
 
 import dataclasses
@@ -21,15 +21,17 @@ import pyarrow
 import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
 
+from processing.file_names import stays_below
 from wavlink.locks import locked
 
 from .changes import KnownFile
 from .checksums import Checksums
+from .concurrent_writes import Others
 from .file_facts import FILE_FACTS, files_of
-from .location import TABLE, is_remote, refuse_no_index
+from .location import NO_INDEX, TABLE, is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
 from .rows import with_columns_of
-from .table_errors import explained
+from .table_errors import explained, unless_preempted
 
 LOCK = ".lock"
 _VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
@@ -37,6 +39,7 @@ _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it
 _READS = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
+_OTHERS_READ = datetime.timedelta(days=1)  # an earlier version, in object storage
 _FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")  # that Lance writes
 _HINT = "latest_version_hint.json"
 _LOST = "what rows the table has is lost: put a copy of the index back, or index the sounds into another folder"
@@ -64,6 +67,7 @@ class Table:
         if any(field not in schema for field in self.manifest.schema):
             raise ValueError(f"{self.index} has other columns than its manifest says: index into another folder")
         self.checksums = None if is_remote(self.index) else Checksums(Path(self.index))
+        self.others: Others | None = None  # other writers, in object storage
 
     @classmethod
     def open(cls, index: str | os.PathLike, storage_options: Storage = None) -> "Table":
@@ -81,7 +85,13 @@ class Table:
         if not is_remote(index) and (damaged := Checksums(Path(index)).damaged_versions()):
             raise ValueError(f"{'; '.join(damaged.values())}: {_LOST}")
         with explained(index):
-            return cls(index, lance.dataset(_uri(index), storage_options=storage_options), storage_options)
+            try:
+                dataset = lance.dataset(_uri(index), storage_options=storage_options)
+            except ValueError as error:
+                if is_remote(index) and "was not found" in str(error):
+                    raise ValueError(NO_INDEX.format(index)) from error
+                raise
+            return cls(index, dataset, storage_options)
 
     @classmethod
     def reading(
@@ -112,7 +122,7 @@ class Table:
         storage_options: Storage = None,
         columns: Iterable[pyarrow.Field] = (),
     ) -> Iterator["Table"]:
-        """Create an empty index, and hold it for writing.
+        """Create an empty index, and hold it for writing; in object storage another process may just have made it.
 
         Args:
             columns: that describe the sounds.
@@ -125,32 +135,28 @@ class Table:
                 raise ValueError(f"{index} is there already and is no index: name a folder that is new or empty")
             folder.mkdir(parents=True, exist_ok=True)
         with _lock(index), explained(index):
-            if has_table(index, storage_options):
+            schema = pyarrow.schema([*manifest.schema, *columns], manifest.schema.metadata)
+            table = cls(index, _created(index, schema, storage_options), storage_options)
+            if dataclasses.replace(table.manifest, probes=0, recall={}) != manifest:
                 raise ValueError(f"{index} has just become the index of another process: start again")
-            schema = manifest.schema
-            dataset = lance.write_dataset(
-                pyarrow.schema([*schema, *columns], schema.metadata).empty_table(),
-                _uri(index),
-                data_storage_version=_VERSION,
-                enable_v2_manifest_paths=True,
-                storage_options=storage_options,
-            )
-            table = cls(index, dataset, storage_options)
-            table._tidy()
-            yield table
-            table._tidy()
+            yield from table._held()
 
     @contextmanager
     def writing(self) -> Iterator["Table"]:
         """Lock the index against other writers, in the state that the last one left; readers may go on reading.
 
-        In object storage there is no lock: rows that are appended at the same time are both kept.
+        In object storage there is no lock: see `wavlink.search.concurrent_writes`.
         """
         with _lock(self.index), explained(self.index):
             self.refresh()
-            self._tidy()
-            yield self
-            self._tidy()
+            yield from self._held()
+
+    def _held(self) -> Iterator["Table"]:
+        """Yield the table between two tidyings."""
+        self._tidy()
+        self.others = Others(self) if is_remote(self.index) else None
+        yield self
+        self._tidy()
 
     def refresh(self) -> None:
         """Go on to the table's latest version."""
@@ -170,9 +176,14 @@ class Table:
     def reopened(self) -> "Table":
         """Return the table as it is now: itself, or another one where a writer has replaced this one."""
         with explained(self.index):
-            dataset = lance.dataset(_uri(self.index), storage_options=self.storage_options)
+            dataset = lance.dataset(self.uri, storage_options=self.storage_options)
         same = _identity(dataset) == _identity(self.dataset)
         return self if same else Table(self.index, dataset, self.storage_options)
+
+    @property
+    def uri(self) -> str:
+        """The address of the table."""
+        return _uri(self.index)
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -206,6 +217,8 @@ class Table:
             where: an SQL expression over the columns.
             options: of `lance.LanceDataset.scanner`, such as `with_row_id`.
         """
+        if where and "\0" in where:  # which Lance cannot say in an error
+            raise ValueError(f"there is no such condition as {where!r:.200}")
         with explained(self.index, self):
             yield from self.dataset.scanner(
                 columns=[*columns], filter=where, batch_size=batch_size, **options
@@ -230,7 +243,7 @@ class Table:
         with explained(self.index):
             return write_fragments(
                 with_columns_of(self.schema, rows),
-                _uri(self.index),
+                self.uri,
                 schema=self.schema,
                 mode="append",
                 data_storage_version=_VERSION,
@@ -238,15 +251,16 @@ class Table:
             )
 
     def commit(self, fragments: Sequence[FragmentMetadata]) -> None:
-        """Let rows of `write` count, all or none."""
-        self._commit(lance.LanceOperation.Append([*fragments]))
+        """Let rows of `write` count, all or none; in object storage without windows that other writers have added."""
+        if self.others:
+            self.others.append(fragments)
+        else:
+            self._commit(lance.LanceOperation.Append([*fragments]))
 
     def _commit(self, operation: lance.LanceOperation.BaseOperation) -> None:
         with explained(self.index):
             version = self.dataset.version
-            lance.LanceDataset.commit(
-                _uri(self.index), operation, read_version=version, storage_options=self.storage_options
-            )
+            lance.LanceDataset.commit(self.uri, operation, read_version=version, storage_options=self.storage_options)
             self.dataset.checkout_latest()
 
     def replace_all(self, batches: Iterable[pyarrow.RecordBatch], schema: pyarrow.Schema) -> None:
@@ -304,23 +318,29 @@ class Table:
 
     def change(self, **fields: Any) -> None:
         """Set other fields of the manifest, in one commit."""
-        manifest = dataclasses.replace(self.manifest, **fields)
-        if manifest != self.manifest:
-            with explained(self.index):
+        for last in (*[False] * _READS, True):
+            manifest = dataclasses.replace(self.manifest, **fields)
+            if manifest == self.manifest:
+                return
+            with explained(self.index), unless_preempted(raises=last):
                 self.dataset.update_schema_metadata({METADATA.decode(): manifest.to_json()})
-                self.dataset.checkout_latest()
-            self.manifest = manifest
+            self.dataset.checkout_latest()
+            self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
     def compact(self) -> None:
-        """Merge small fragments into larger ones, if there are many."""
+        """Merge small fragments into larger ones, if there are many and no other writer is at work."""
         with explained(self.index):
             if len(self.dataset.get_fragments()) > _FEW_FRAGMENTS:
-                self.dataset.optimize.compact_files()
+                with unless_preempted():
+                    self.dataset.optimize.compact_files()
                 self.dataset.checkout_latest()
 
     def bytes(self) -> int:
-        """Return the bytes of the table's files on a local disk."""
-        return sum(path.stat().st_size for path in Path(_uri(self.index)).rglob("*") if path.is_file())
+        """Return the bytes of the table's files; in object storage those of its rows alone."""
+        if is_remote(self.index):
+            fragments = [fragment.metadata for fragment in self.dataset.get_fragments()]
+            return sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)
+        return sum(path.stat().st_size for path in Path(self.uri).rglob("*") if path.is_file())
 
     def damaged(self) -> dict[str, str]:
         """Return by name why a file of the table is not as it was written."""
@@ -328,9 +348,12 @@ class Table:
 
     def file_names(self) -> list[str]:
         """Return the files of the current version, relative to the table, without those of its version log."""
-        rows = self.dataset.tracked_files().read_all()
-        rows = rows.filter(pc.equal(rows["version"], self.dataset.version))
-        return sorted(rows["path"].to_pylist())
+        with explained(self.index):
+            rows = self.dataset.tracked_files().read_all()
+        names = sorted(rows.filter(pc.equal(rows["version"], self.dataset.version))["path"].to_pylist())
+        if wrong := next((name for name in names if not stays_below(name)), None):
+            raise ValueError(f"{self.index} names a file that is none of its own, {wrong!r:.200}: {_LOST}")
+        return names
 
     def drop_fragments(self, ids: Iterable[int]) -> None:
         """Remove these fragments unread, in one commit."""
@@ -344,7 +367,9 @@ class Table:
 
     def _tidy(self) -> None:
         """Remove files that no version names and older versions, and note checksums of new files."""
-        if self.checksums:  # in object storage, other writers may be about to name theirs
+        if self.checksums is None:  # others may be about to name their files: Lance keeps them for seven days
+            self.dataset.cleanup_old_versions(older_than=_OTHERS_READ)
+        else:
             self.dataset.cleanup_old_versions(older_than=datetime.timedelta(0), delete_unverified=True)
             names = self.file_names()
             self._remove_others({*names})
@@ -352,7 +377,7 @@ class Table:
 
     def _remove_others(self, names: set[str]) -> None:
         """Remove temporary files of processes that were killed, which Lance does not clean up."""
-        table = Path(_uri(self.index))
+        table = Path(self.uri)
         for folder in _FOLDERS:
             for path in (table / folder).rglob("*"):
                 if path.is_file() and path.relative_to(table).as_posix() not in names and path.name != _HINT:
@@ -367,6 +392,19 @@ def quoted(text: str) -> str:
 def has_table(index: str | os.PathLike, storage_options: Storage = None) -> bool:
     """True if an index holds a table with a version; False for one whose making was interrupted."""
     return _state(index, storage_options) is not None
+
+
+def _created(index: str, schema: pyarrow.Schema, storage_options: Storage) -> lance.LanceDataset:
+    """Create an empty table; in object storage, return the one that another process has just made."""
+    options = {"data_storage_version": _VERSION, "enable_v2_manifest_paths": True, "storage_options": storage_options}
+    try:
+        return lance.write_dataset(schema.empty_table(), _uri(index), **options)
+    except OSError:
+        if not has_table(index, storage_options):
+            raise
+        if not is_remote(index):
+            raise ValueError(f"{index} has just become the index of another process: start again") from None
+        return lance.dataset(_uri(index), storage_options=storage_options)
 
 
 def _uri(index: str | os.PathLike) -> str:

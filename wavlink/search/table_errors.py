@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .table import Table
 
 _SOURCE = re.compile(r",? ?/[^\s,]*\.rs:\d+(:\d+)?")  # lines of Lance's source code
+_OF_STORAGE = re.compile("<Message>([^<]+)</Message>")  # S3's answer
+_PREEMPTED = ("commit conflict", "incompatible transaction")
 _DISK = {
     "No space left on device": errno.ENOSPC,
     "Disk quota exceeded": errno.EDQUOT,
@@ -49,6 +51,20 @@ def explained(index: str, table: "Table | None" = None) -> Iterator[None]:
         raise _explained(error, index, table) from error
 
 
+@contextmanager
+def unless_preempted(raises: bool = False) -> Iterator[None]:
+    """Give up a commit that another writer's has come before.
+
+    Args:
+        raises: raise Lance's error then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if raises or not any(words in str(error).lower() for words in _PREEMPTED):
+            raise
+
+
 def _is_of_lance(error: BaseException) -> bool:
     return bool(_SOURCE.search(str(error))) or "LanceError" in str(error) or isinstance(error, pyarrow.ArrowException)
 
@@ -58,6 +74,10 @@ def _explained(error: BaseException, index: str, table: "Table | None") -> Excep
     for words, number in _DISK.items():
         if words in text:
             return OSError(number, os.strerror(number), index)
+    if answer := _OF_STORAGE.search(text):
+        return ValueError(f"{index} cannot be read or written: {answer[1]}")
+    if "Invalid user input" in text or "Schema error" in text:
+        return ValueError(f"{index} cannot be searched so: {text[:300]}")
     damaged = table.damaged() if table else {}
     if damaged:
         return ValueError("; ".join(damaged.values()))

@@ -220,5 +220,14 @@ def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
 
 def _hit(hit: Any) -> dict[str, Any]:
     """Return a hit without the paths of this machine, and its marks and its probability only where it has them."""
-    fields = asdict(hit).items()
-    return {name: value for name, value in fields if name != "file" and value is not None and value is not False}
+    fields = asdict(hit)
+    fields["metadata"] = {
+        name: value if isinstance(value, str | bool | int | float) else str(value)  # such as a date
+        for name, value in fields["metadata"].items()
+    }
+    left_out = {"file"} if hit.metadata else {"file", "metadata"}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in left_out and value is not None and value is not False
+    }

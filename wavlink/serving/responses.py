@@ -86,6 +86,7 @@ class SearchHit(Part):
     calibration: str | None = Field(None, description=_CALIBRATION)
     missing: bool = Field(False, description="The file has gone.")
     changed: bool = Field(False, description="The file is not the one that was embedded.")
+    metadata: dict[str, str | bool | int | float] = Field({}, description="Columns of the index about the sound.")
 
 
 class SearchAnswer(Answer):

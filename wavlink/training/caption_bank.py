@@ -48,11 +48,18 @@ class CaptionBank:
         self.ids = torch.tensor(ids, device=model.device)  # (N,), ascending
         self._processor = processor
         self._texts = [distinct[number] for number in ids]
-        self.refresh()
+        self._outputs: Tensor | None = None
+
+    @property
+    def pooled(self) -> Tensor:
+        """The outputs, computed when they are first needed: a resumed run loads them."""
+        if self._outputs is None:
+            self.refresh()
+        return self._outputs
 
     def refresh(self) -> None:
         """Compute the outputs with the tower's present weights."""
-        self.pooled = _pooled(self.model, self._processor, self._texts)
+        self._outputs = _pooled(self.model, self._processor, self._texts)
 
     def save(self, folder: Path) -> None:
         """Write the outputs into a checkpoint."""
@@ -65,9 +72,9 @@ class CaptionBank:
             ValueError: the checkpoint has no bank, or one of other captions.
         """
         saved = load_file(folder / _FILE).get("pooled") if (folder / _FILE).is_file() else None
-        if saved is None or saved.shape != self.pooled.shape:
+        if saved is None or len(saved) != len(self.ids):
             raise ValueError(f"{folder} has no bank of these captions: start anew in another --output_dir")
-        self.pooled = saved.to(self.pooled)
+        self._outputs = saved.to(self.ids.device)
 
     def positives(self, ids: Tensor) -> Tensor:
         """Return the mask `[b, N]` of the captions with `ids`, int64 `[b, K]` of each clip; -1 is padding.

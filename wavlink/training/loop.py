@@ -112,8 +112,10 @@ class Run:
         self.average = WeightAverage(trained, recipe.ema_decay) if recipe.ema_decay else None
         self.bank = None
         if recipe.caption_bank:
-            self.accelerator.print("all training captions are embedded once")
             self.bank = CaptionBank(trained, self.processor, self.feed.captions(), self.accelerator.autocast)
+            if not (recipe.text_learns and self._checkpoints()):  # `resume` loads it
+                self.accelerator.print("all training captions are embedded once")
+                self.bank.refresh()
         self.facts = self._facts()
         self.step = 0
         self.best = -1.0
@@ -234,13 +236,15 @@ class Run:
             for old in sorted(folder.glob("step-*"))[: -self.recipe.checkpoints_kept]:
                 remove(old)
 
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / "checkpoints").glob("step-*"))
+
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one."""
         if self.accelerator.is_main_process:
             for folder in (self.folder, self.folder / "checkpoints"):
                 remove_leftovers(folder)
-        checkpoints = sorted((self.folder / "checkpoints").glob("step-*"))
-        if checkpoints:
+        if checkpoints := self._checkpoints():
             self.load_state_dict(load_state(self.accelerator, checkpoints[-1], self.facts))
             if self.average is not None:
                 self.average.load(checkpoints[-1])

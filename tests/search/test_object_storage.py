@@ -1,0 +1,321 @@
+"""An index in object storage, against an S3 server on loopback: several writers without a lock, several readers."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.conftest import RATE, tone
+from tests.object_storage import s3_server
+from tests.processes import run_process
+
+pytest.importorskip("lance", reason="of the optional extra search")
+pytest.importorskip("moto.server", reason="of the optional extra dev")
+
+import pyarrow  # noqa: E402
+
+from wavlink import cli  # noqa: E402
+from wavlink.search import concurrent_writes  # noqa: E402
+from wavlink.search.build import index_sounds  # noqa: E402
+from wavlink.search.index import Index  # noqa: E402
+from wavlink.search.listing import Sound  # noqa: E402
+from wavlink.search.manifest import Manifest  # noqa: E402
+from wavlink.search.rows import skipped_row, window_rows  # noqa: E402
+from wavlink.search.table import Table, has_table  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"window": 2.0, "hop": 1.0}
+MANIFEST = Manifest("model", "sha256:0", 8, [8], 8, "fp16", 2.0, 1.0, RATE, "/sounds")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as (bucket, options):
+        yield bucket, options
+
+
+@pytest.fixture
+def place(server, tmp_path) -> tuple[str, dict[str, str]]:
+    """The address of an index that does not exist yet, and the options to reach it."""
+    bucket, options = server
+    return f"{bucket}/{tmp_path.name}/index", options
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "sounds"
+    for number in range(6):
+        write(folder / f"{'ab'[number % 2]}/{number}.wav", 1.0 + number, number)
+    (folder / "b/broken.wav").write_bytes(b"RIFF and no more")
+    return folder
+
+
+def write(file: Path, seconds: float, number: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(file, tone(200 + 90 * number, seconds, number), RATE, subtype="FLOAT")
+
+
+def rows(path: str, first: int, count: int, windows: int = -1, version: int = 1) -> pyarrow.Table:
+    """Windows of one file, whose vectors are their numbers."""
+    numbers = np.arange(first, first + count)
+    vectors = np.repeat(numbers[:, None] + 1.0, 8, axis=1)
+    times = [(float(number), number + 2.0) for number in numbers]
+    return window_rows(MANIFEST, Sound(path, 10, version, path), times, vectors, first=first, windows=windows)
+
+
+def windows_of(table: Table) -> Counter:
+    table.refresh()
+    return Counter((row["path"], row["window"]) for row in table.dataset.to_table(["path", "window"]).to_pylist())
+
+
+def once(**files: int) -> Counter:
+    return Counter((path, number) for path, count in files.items() for number in range(count))
+
+
+def writers(place, count: int = 2) -> list[Table]:
+    """Writers of a new index, which have all begun."""
+    address, options = place
+    with Table.create(address, MANIFEST, options):
+        pass
+    held = [Table.open(address, options).writing() for _ in range(count)]
+    return [each.__enter__() for each in held]
+
+
+def test_windows_that_another_writer_has_added_are_left_out(place):
+    first, second = writers(place)
+    mine = second.write(pyarrow.concat_tables([rows("a", 0, 3, 3), rows("b", 0, 2, 2)]))
+    first.append(rows("a", 0, 3, 3))
+    second.commit(mine)
+    assert windows_of(first) == windows_of(second) == once(a=3, b=2)
+    first.append(rows("b", 0, 2, 2))
+    first.append(pyarrow.concat_tables([rows("b", 0, 2, 2), rows("c", 0, 1, 1)]))
+    assert windows_of(second) == once(a=3, b=2, c=1)
+    assert {path: (file.rows, file.windows) for path, file in second.files().items()} == {
+        "a": (3, 3),
+        "b": (2, 2),
+        "c": (1, 1),
+    }
+
+
+def test_parts_of_a_long_file_by_two_writers_make_it_whole(place):
+    first, second = writers(place)
+    first.append(rows("a", 0, 4))
+    second.append(rows("a", 0, 6))
+    first.append(rows("a", 4, 5))
+    second.append(rows("a", 6, 6))
+    first.append(rows("a", 9, 3))
+    second.complete("a", 12, 14.0)
+    first.complete("a", 12, 14.0)
+    assert windows_of(first) == once(a=12)
+    first.compact()
+    assert first.files()["a"][2:] == (12, 12, "")
+    second.append(rows("a", 3, 4))
+    assert windows_of(second) == once(a=12)
+
+
+def test_neither_an_error_nor_another_version_is_added_beside_windows(place):
+    first, second = writers(place)
+    first.append(rows("a", 0, 2, 2))
+    first.append(skipped_row(MANIFEST, Sound("b", 10, 1, "b"), "broken"))
+    second.append(rows("a", 0, 3, 3, version=2))
+    second.append(skipped_row(MANIFEST, Sound("a", 10, 1, "a"), "broken"))
+    second.append(rows("b", 0, 2, 2))
+    second.append(skipped_row(MANIFEST, Sound("b", 10, 1, "b"), "broken"))
+    assert windows_of(second) == once(a=2) + Counter({("b", -1): 1})
+
+
+def test_what_a_writer_finds_when_it_begins_is_its_to_change(place):
+    (first,) = writers(place, 1)
+    first.append(rows("a", 0, 2, 2))
+    second = Table.open(*place)
+    with second.writing():
+        second.remove(["a"])
+        second.append(rows("a", 0, 3, 3, version=2))
+    assert windows_of(first) == once(a=3)
+
+
+def test_a_number_of_a_fragment_is_not_given_twice(place):
+    """A vector index goes on naming fragments that are gone."""
+    first, second = writers(place)
+    first.append(rows("a", 0, 2, 2))
+    first.append(rows("b", 0, 2, 2))
+    first.dataset.create_scalar_index("path", "BTREE")
+    first.remove(["b"])
+    second.append(rows("c", 0, 2, 2))
+    assert windows_of(first) == once(a=2, c=2)
+    assert first.rows("path = 'c'") == 2 and first.rows("path = 'b'") == 0
+    fragments = [fragment.fragment_id for fragment in first.dataset.get_fragments()]
+    assert len(fragments) == 2 and max(fragments) > 1
+
+
+def test_writers_in_a_race_add_each_window_once(place):
+    files, count = 6, 3
+    tables = writers(place, count)
+    errors = []
+
+    def add(table: Table, seed: int) -> None:
+        try:
+            for number in np.random.default_rng(seed).permutation(files).tolist():
+                table.append(rows(f"f{number}", 0, 3, 3))
+                if number % 3 == seed:
+                    table.compact()
+                    table.change(probes=seed + 1)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=add, args=(table, seed)) for seed, table in enumerate(tables)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert windows_of(tables[0]) == once(**{f"f{number}": 3 for number in range(files)})
+
+
+def test_a_writer_that_never_gets_its_turn_says_so(place, monkeypatch):
+    first, second = writers(place)
+    first.append(rows("a", 0, 1, 1))
+    fragments = first.write(rows("b", 0, 1, 1))
+    monkeypatch.setattr(concurrent_writes, "_TRIES", 2)
+    monkeypatch.setattr(first.others, "_look", lambda: second.append(rows(f"c{time.monotonic()}", 0, 1, 1)))
+    with pytest.raises(ValueError, match="changed by other writers again and again"):
+        first.commit(fragments)
+    assert first.rows("path = 'b'") == 0
+
+
+def test_two_processes_may_make_one_index(place):
+    address, options = place
+    with Table.create(address, MANIFEST, options) as first, Table.create(address, MANIFEST, options) as second:
+        first.append(rows("a", 0, 1, 1))
+        second.append(rows("a", 0, 1, 1))
+    assert windows_of(Table.open(address, options)) == once(a=1)
+    other = Manifest(**{**vars(MANIFEST), "model": "other"})
+    with (
+        pytest.raises(ValueError, match="just become the index of another process"),
+        Table.create(address, other, options),
+    ):
+        pass
+
+
+def test_index_query_and_info(place, folder, wavlink_folder, tmp_path, capsys):
+    address, options = place
+    report = index_sounds(str(folder), address, str(wavlink_folder), **TIMES, storage_options=options, progress=False)
+    assert (report.added, report.sounds, len(report.skipped)) == (6, 6, 1)
+    index_sounds(str(folder), str(tmp_path / "local"), str(wavlink_folder), **TIMES, progress=False)
+    local, far = Index.open(tmp_path / "local"), Index.open(address, storage_options=options)
+    columns = [name for name in local.table.schema.names]
+    assert far.table.dataset.to_table(columns) == local.table.dataset.to_table(columns)
+    assert far.query("a low sound") == local.query("a low sound")
+
+    write(folder / "a/new.wav", 2.0, 40)
+    (folder / "a/0.wav").unlink()
+    write(folder / "b/1.wav", 3.0, 41)
+    pairs = ["--storage_options", *(f"{name}={value}" for name, value in options.items())]
+    assert cli.main(["index", str(folder), "--out", address, *pairs]) == 0
+    assert capsys.readouterr().out.startswith("1 added, 1 changed, 1 removed, 4 as they were; 6 sounds")
+    assert cli.main(["query", address, "a low sound", "--json", *pairs]) == 0
+    hits = json.loads(capsys.readouterr().out)["results"]
+    assert {"a/new.wav", "b/1.wav"} < {hit["path"] for hit in hits} and len(hits) == 6
+    assert cli.main(["info", address, "--json", *pairs]) == 0
+    facts = json.loads(capsys.readouterr().out)["results"]
+    assert facts["sounds"] == 6 and facts["bytes"] > 0 and [*facts["skipped"]] == ["b/broken.wav"]
+
+
+def test_no_index_and_no_bucket_are_named(server, capsys):
+    bucket, options = server
+    pairs = ["--storage_options", *(f"{name}={value}" for name, value in options.items())]
+    assert cli.main(["query", f"{bucket}/none", "a dog", *pairs]) == 2
+    assert f"{bucket}/none is no index: make one" in capsys.readouterr().err
+    assert cli.main(["query", "s3://elsewhere/none", "a dog", *pairs]) == 2
+    line = capsys.readouterr().err
+    assert line == (
+        "wavlink query: s3://elsewhere/none cannot be read or written: The specified bucket does not exist\n"
+    )
+    assert not has_table(f"{bucket}/none", options)
+
+
+def test_lancedb_opens_the_same_table(place, tmp_path):
+    lancedb = pytest.importorskip("lancedb", reason="of the optional extra dev")
+    address, options = place
+    for index, how in ((address, options), (str(tmp_path / "index"), None)):
+        with Table.create(index, MANIFEST, how) as table:
+            table.append(rows("a", 0, 3, 3))
+        opened = lancedb.connect(index, storage_options=how).open_table("windows")
+        assert opened.count_rows() == 3
+        (hit,) = opened.search([1.0] * 8, vector_column_name="embedding").where("start > 1").limit(1).to_list()
+        assert (hit["path"], hit["window"]) == ("a", 2)
+
+
+WRITER = """
+import sys
+from wavlink.search.build import index_sounds
+*sources, root, out, model, options = sys.argv[1:]
+times = {"window": 2.0, "hop": 1.0, "commit_seconds": 0}
+report = index_sounds(sources, out, model, root=root, storage_options=eval(options), progress=False, **times)
+print(report)
+"""
+READER = """
+import sys, time
+from wavlink import Index
+address, model, options = sys.argv[1:]
+index, found = Index.open(address, model, storage_options=eval(options)), 0
+while found < 30:
+    hits = index.query("a low sound", top_k=100)
+    assert len({hit.path for hit in hits}) == len(hits) >= found
+    found = len(hits)
+print(found)
+"""
+
+
+def process(start, code: str, *arguments: object, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return start([sys.executable, "-c", code, *map(str, arguments)], env=environment, **options)
+
+
+@pytest.mark.slow
+def test_two_writers_of_overlapping_folders_beside_readers(place, tmp_path, wavlink_folder, start):
+    address, options = place
+    folder = tmp_path / "sounds"
+    for number in range(30):
+        write(folder / f"{'abc'[number % 3]}/{number}.wav", 1.0 + number % 5, number)
+    index_sounds(str(folder), str(tmp_path / "local"), str(wavlink_folder), **TIMES, progress=False)
+    wanted = windows_of(Table.open(tmp_path / "local"))
+    halves = ([folder / "a", folder / "b"], [folder / "b", folder / "c"])
+    indexing = [process(start, WRITER, *half, folder, address, wavlink_folder, options) for half in halves]
+    while not (has_table(address, options) and Table.open(address, options).windows()):
+        assert any(writer.poll() is None for writer in indexing)
+        time.sleep(0.1)
+    reading = [process(start, READER, address, wavlink_folder, options) for _ in range(2)]
+    assert [each.wait(200) for each in (*indexing, *reading)] == [0] * 4
+    assert windows_of(Table.open(address, options)) == wanted
+    files = Table.open(address, options).files()
+    assert all(file.rows == file.windows for file in files.values()) and len(files) == 30
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_whole_windows_and_the_next_goes_on(place, folder, wavlink_folder, tmp_path, start):
+    address, options = place
+    write(folder / "a/long.wav", 60.0, 50)
+    writer = process(start, WRITER, folder, folder, address, wavlink_folder, options)
+    while not (has_table(address, options) and Table.open(address, options).rows() > 3):
+        assert writer.poll() is None
+        time.sleep(0.02)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    index_sounds(str(folder), str(tmp_path / "local"), str(wavlink_folder), **TIMES, progress=False)
+    wanted = windows_of(Table.open(tmp_path / "local"))
+    left = windows_of(Table.open(address, options))
+    assert 0 < left.total() < wanted.total() and left <= wanted
+    code = WRITER.replace("print(report)", "print(report.unchanged)")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    again = [sys.executable, "-c", code, folder, folder, address, wavlink_folder, str(options)]
+    assert int(run_process(again, env=environment, capture_output=True, text=True, check=True).stdout) >= 1
+    assert windows_of(Table.open(address, options)) == wanted
