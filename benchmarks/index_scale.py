@@ -219,7 +219,9 @@ def main() -> None:
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--index", help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--record", nargs="?", const=Path(__file__).with_name("results") / "index_scale.json", type=Path)
+    parser.add_argument(
+        "--record", nargs="?", const=Path(__file__).with_name("results") / "index_scale.json", type=Path
+    )
     options = parser.parse_args()
     steps = {
         "build": lambda: build(options.index, options.windows[0]),
@@ -240,7 +242,11 @@ def write_record(options: argparse.Namespace, found: list[dict]) -> None:
 
     def milliseconds(values: list[float]) -> dict:
         quantiles = _quantiles(values)
-        return {"value": quantiles["p50"], "digits": 1, "unit": "ms"}, {"value": quantiles["p95"], "digits": 1, "unit": "ms"}
+        return {"value": quantiles["p50"], "digits": 1, "unit": "ms"}, {
+            "value": quantiles["p95"],
+            "digits": 1,
+            "unit": "ms",
+        }
 
     building = [
         [

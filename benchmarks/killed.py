@@ -7,7 +7,7 @@ round begins, until there were so many kills. Exits with 1 unless in every round
 
 - train: weights (`best/`, `last/`) and `metrics.jsonl` are those of a run never killed, to the last bit,
 - index: after each kill the index can be read, and in the end it holds each window once, with the vector it has in one
-  never interrupted (a clip may have had other batch-mates: int8 codes may be the next ones),
+  never interrupted (a clip may have had other batch-mates: numbers of fp16 may be the next ones),
 - push: after each kill the Hub, on loopback, has all of the old commit or all of the new one, and in the end one more,
 
 and unless temporary files and unfinished folders are gone with the round's end. A command is a process of its own,
@@ -142,38 +142,49 @@ class Index:
         time.sleep(rng.uniform(0, self.seconds / 2))
 
     def after_kill(self) -> str:
-        if (self.killed / "index.json").exists():
-            finish(rows, [self.killed], self.log)
+        finish(rows_if_any, [self.killed], self.log)
         return ""
 
     def after_end(self) -> str:
         finish(compare_rows, [self.killed, self.whole], self.log)
-        left = hidden(self.killed)
-        return f"left: {left}" if left else ""
+        return ""
+
+
+def rows_if_any(folder: Path) -> None:
+    """Read all that a killed process has left, if there is a first version of the table."""
+    from wavlink.search.location import holds_table
+
+    if holds_table(folder):
+        rows(folder)
 
 
 def rows(folder: Path) -> dict[tuple, np.ndarray]:
-    """Codes by path, start and end. Every part is read, no row is there twice."""
-    from wavlink.search.store import IndexFolder
+    """Vectors by path, start and end. Every file is verified and read, no row is there twice."""
+    from wavlink.search.repair import verified
+    from wavlink.search.scoring import vectors_of
 
-    index, found = IndexFolder.open(folder), {}
-    for part in index.manifest.parts:
-        windows = index.read(part, "embeddings")
-        for row, code in zip(windows.to_pylist(), index.manifest.codes(windows), strict=True):
+    (table, _), found = verified(folder), {}
+    for batch in table.scan(["path", "start", "end", "embedding"], "error = ''"):
+        vectors = vectors_of(batch["embedding"])
+        for row, vector in zip(batch.select(["path", "start", "end"]).to_pylist(), vectors, strict=True):
             key = row["path"], row["start"], row["end"]
             if key in found:
                 raise ValueError(f"{key} is there twice")
-            found[key] = code.astype(int)
+            found[key] = vector
     return found
 
 
 def compare_rows(folder: Path, other: Path) -> None:
+    from tests.index_files import stray_files
+
     found, expected = rows(folder), rows(other)
     if found.keys() != expected.keys():
         raise ValueError(f"not in both: {found.keys() ^ expected.keys()}")
-    worst = max(np.abs(code - expected[key]).max() for key, code in found.items())
-    if worst > 1:
-        raise ValueError(f"codes differ by {worst}")
+    worst = max(np.abs(vector - expected[key]).max() for key, vector in found.items())
+    if worst > 1e-3:
+        raise ValueError(f"vectors differ by {worst}")
+    if left := stray_files(folder):
+        raise ValueError(f"left: {left}")
 
 
 def unverified(*words: str) -> None:

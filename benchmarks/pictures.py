@@ -17,7 +17,6 @@ from matplotlib.ticker import NullLocator
 from speed_report import BASE, BF16, PEER, POOLED
 
 from wavlink.evaluation.retrieval import DIRECTIONS
-from wavlink.search.quantization import STORAGES
 
 
 def draw_speed(record: dict) -> Figure:
@@ -41,7 +40,7 @@ def draw_storage(record: dict) -> Figure:
     recall = record["raw"]["recall"]
     picture, both = _two_axes()
     for axes, (way, words) in zip(both, DIRECTIONS.items(), strict=True):
-        for storage in STORAGES:
+        for storage in dict.fromkeys(row["storage"] for row in recall):
             rows = sorted((row for row in recall if row["storage"] == storage), key=lambda row: row["bytes"])
             sizes = [row["bytes"] for row in rows]
             figures = [row[way]["R@10"] for row in rows]

@@ -11,8 +11,8 @@ import torch
 from modeling_wavlink import WavLinkModel
 from wavlink.embedder import Embedder
 from wavlink.search.build import index_sounds
-from wavlink.search.scoring import vectors_of
 from wavlink.search.file_facts import UNKNOWN
+from wavlink.search.scoring import vectors_of
 from wavlink.search.table import Table
 
 from .conftest import RATE, tone

@@ -155,7 +155,7 @@ def test_the_commands_need_no_model(tiny_bundle, sounds, tmp_path, capsys):
         results = json.loads(capsys.readouterr().out)["results"]
         if name in ("classify", "where"):
             assert results["model"] == "wavlink-tiny"
-    assert json.loads((tmp_path / "index/index.json").read_text())["model"] == "wavlink-tiny"
+    assert Index.open(tmp_path / "index").manifest.model == "wavlink-tiny"
 
 
 def test_where_still_takes_a_model_first(tiny_bundle, wavlink_folder, sounds, capsys):
@@ -169,9 +169,7 @@ def test_an_index_names_the_bundled_model_and_works_in_another_installation(
     tiny_bundle, wavlink_folder, sounds, tmp_path, monkeypatch
 ):
     index = Index.build(sounds, tmp_path / "index", progress=False, window=0.5, hop=0.25)
-    assert (
-        index.manifest.model == "wavlink-tiny" and str(tiny_bundle) not in (tmp_path / "index/index.json").read_text()
-    )
+    assert index.manifest.model == "wavlink-tiny" and str(tiny_bundle) not in index.manifest.to_json()
     hits = index.query("a bell", top_k=2)
     again = Index.build(sounds, tmp_path / "by_path", tiny_bundle, progress=False, window=0.5, hop=0.25)
     assert again.manifest.model == "wavlink-tiny"

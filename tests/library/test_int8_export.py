@@ -21,7 +21,7 @@ from wavlink.backends.int8_search import Int8Search, Split
 from wavlink.embedder import Embedder
 from wavlink.evaluation.evaluate import evaluate
 from wavlink.search.build import index_sounds
-from wavlink.search.store import IndexFolder
+from wavlink.search.table import Table
 
 pytest.importorskip("nncf")
 
@@ -182,7 +182,7 @@ def test_int8_export_is_used(backend, packages, lenient, wavlink_folder, sounds_
     assert (scores["about"]["backend"], scores["about"]["precision"]) == (backend, "int8")
     one = str(sounds_folder / "train" / "0.wav"), tmp_path / "index"
     index_sounds(*one, str(wavlink_folder), backend=backend, precision="int8", progress=False)
-    manifest = IndexFolder.open(tmp_path / "index").manifest
+    manifest = Table.open(tmp_path / "index").manifest
     assert (manifest.backend, manifest.precision) == (backend, "int8")
     index_sounds(str(sounds_folder / "train"), tmp_path / "index", progress=False)  # goes on in int8
     with pytest.raises(ValueError, match="the index has precision=int8, not fp32"):

@@ -14,6 +14,7 @@ from tests.clap_models import save_clap
 from tests.conftest import RATE, tone
 from wavlink import cli
 from wavlink.config_file import write_field
+from wavlink.defaults import STORAGES
 from wavlink.embedder import Embedder
 from wavlink.long_recordings import encode_recording
 from wavlink.probability import Background, Logistic, background_of, calibration_of
@@ -115,7 +116,7 @@ def test_the_classify_command_prints_them(calibrated, plain, sounds, capsys):
     assert code == 0 and found["results"]["calibration"] is None and "match" not in err
 
 
-@pytest.mark.parametrize("storage", ["fp32", "int8", "binary"])
+@pytest.mark.parametrize("storage", STORAGES)
 def test_hits_have_the_models_probabilities_of_their_cosines(calibrated, sounds, tmp_path, storage):
     index_sounds(str(sounds), tmp_path / "index", str(calibrated), dim=32, storage=storage, progress=False)
     for dim in (32, 8):

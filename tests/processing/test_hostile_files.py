@@ -1,18 +1,18 @@
 """Files that lie, each made here: refused by name, within memory, and never taken for something else."""
 
-import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import struct
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,14 +21,11 @@ from modeling_wavlink import WavLinkConfig, WavLinkModel
 from processing.datasets.load import load_split
 from processing.datasets.shards import load_stream
 from tests.conftest import RATE, tone
-from tests.helpers import signed
+from tests.index_files import make_index, rows_of, signed
 from tests.sound_bytes import encoded
 from wavlink.embedder import Embedder
-from wavlink.search import parts as index_parts
 from wavlink.search.index import Index
-from wavlink.search.parts import read_part
-from wavlink.search.quantization import encode
-from wavlink.search.store import FILES, IndexFolder, Manifest
+from wavlink.search.table import Table
 
 
 @pytest.fixture(scope="module")
@@ -163,22 +160,9 @@ def test_a_model_that_gives_no_direction_is_no_embedder(value, model, processor)
 
 
 @pytest.fixture
-def index(tmp_path) -> IndexFolder:
-    """Of ten sounds, in one part."""
-    manifest = Manifest("user/model", "0" * 40, 8, [4, 8], 8, "int8", 10.0, 5.0, RATE, str(tmp_path))
-    with IndexFolder.create(tmp_path / "sounds.index", manifest) as index:
-        names = [f"{number}.wav" for number in range(10)]
-        codes = encode(np.random.default_rng(0).standard_normal((10, 8)), 8, "int8")
-        rows = [dict(zip(FILES.names, (name, 1, 1, 0, 1, 1, ""), strict=True)) for name in names]
-        windows = index.manifest.windows(names, np.zeros(10), np.ones(10), codes)
-        index.append(windows, pyarrow.Table.from_pylist(rows, schema=FILES))
-    return index
-
-
-def in_bytes(table: pyarrow.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+def index(tmp_path) -> Path:
+    """Of ten sounds, in one commit."""
+    return make_index(tmp_path / "sounds.index", [f"{number}.wav" for number in range(10)], windows=1)
 
 
 @pytest.mark.parametrize(
@@ -186,68 +170,78 @@ def in_bytes(table: pyarrow.Table) -> bytes:
     [
         *({"window": value} for value in (0, -1, float("nan"), float("inf"), "10", None)),
         *({"dims": value} for value in (8.0, "8", -8, 2**60, None)),
-        *({"parts": value} for value in ([[]], {}, [{}], None, "x")),
         *({"root": value} for value in (None, 3, "a\0b")),
-        *({"storage": "../x"}, {"matryoshka_dims": ["8"]}, {"format": "1"}, {"more": 1}, {"next_part": -1}),
+        *({"recall": value} for value in (None, [], {"text": "x"}, {"text": float("nan")})),
+        *({"probes": value} for value in (-1, 2**40, 1.5, True)),
+        *({"storage": "../x"}, {"matryoshka_dims": ["8"]}, {"format": "1"}, {"more": 1}, {"rescore_dim": 4}),
     ],
     ids=str,
 )
 def test_a_manifest_with_a_right_checksum_and_wrong_values_is_refused(fields, index):
     signed(index, **fields)
-    with pytest.raises(ValueError, match=r"sounds.index/index.json is damaged \("):
-        Index.open(index.folder)
+    with pytest.raises(ValueError, match=r"what .*sounds.index says of its model is damaged \("):
+        Index.open(index)
 
 
-def rows(number: int, **columns) -> pyarrow.Table:
-    """`number` windows, all alike."""
-    manifest = Manifest("m", "0" * 40, 8, [8], 8, "int8", 10.0, 5.0, RATE, "")
-    table = manifest.windows(["a.wav"] * number, np.zeros(number), np.ones(number), np.ones((number, 8), np.int8))
-    for name, values in columns.items():
-        table = table.set_column(table.column_names.index(name), table.schema.field(name), values)
-    return table
+def commit(index: Path, column: str, values: pyarrow.Array) -> None:
+    """Add a file with a right checksum, in which a column holds these values."""
+    with Table.open(index).writing() as table:
+        rows = rows_of(table.manifest, [f"{number}.wav" for number in range(10, 10 + len(values))], windows=1)
+        number = rows.column_names.index(column)
+        table.append(rows.set_column(number, rows.schema.field(column), values))
 
 
-def test_a_part_that_unpacks_to_more_than_it_may_takes_no_memory(monkeypatch):
-    schema = rows(0).schema
-    small = in_bytes(rows(200_000))
-    assert len(small) < 20_000 and len(read_part(small, schema, 200_000)) == 200_000
-    monkeypatch.setattr(index_parts, "MOST_BYTES", 1 << 20)
-    with pytest.raises(ValueError, match="its 200000 rows are more than 1 MB"):
-        read_part(small, schema, 200_000)
-    long = in_bytes(rows(2000, path=pyarrow.array(["x" * 10_000] * 2000)))
-    before = pyarrow.total_allocated_bytes()
-    with pytest.raises(ValueError, match="its paths are more than 1 MB"):
-        read_part(long, schema, 2000)
-    assert pyarrow.total_allocated_bytes() - before < 1 << 20
+def halves(*vectors) -> pyarrow.Array:
+    return pyarrow.array([[*map(np.float16, vector)] for vector in vectors], pyarrow.list_(pyarrow.float16(), 12))
 
 
 @pytest.mark.parametrize(
-    ("columns", "why"),
+    ("column", "values"),
     [
-        ({"start": pyarrow.array([0.0, None])}, "gaps"),
-        ({"path": pyarrow.array(["a", None])}, "gaps"),
-        ({"start": pyarrow.array([0.0, np.nan])}, "times that are none"),
-        ({"start": pyarrow.array([0.0, 2.0])}, "times that are none"),
-        ({"start": pyarrow.array([0.0, -1.0])}, "times that are none"),
-        ({"embedding": pyarrow.array([[1] * 8, [1] * 7 + [None]], pyarrow.list_(pyarrow.int8(), 8))}, "gaps"),
+        ("embedding", halves([np.nan] * 12)),
+        ("embedding", halves([np.inf] * 12)),
+        ("embedding", halves([0] * 12)),
+        ("embedding", pyarrow.nulls(1, pyarrow.list_(pyarrow.float16(), 12))),
+        ("start", pyarrow.array([np.nan])),
+        ("start", pyarrow.array([None], pyarrow.float64())),
+        ("path", pyarrow.array([None], pyarrow.string())),
+        ("path", pyarrow.array(["../../../etc/passwd"])),
+        ("path", pyarrow.array(["a\0b"])),
+        ("window", pyarrow.array([2**31 - 1], pyarrow.int32())),
+        ("windows", pyarrow.array([None], pyarrow.int32())),
+        ("error", pyarrow.array([None], pyarrow.string())),
+        ("revision", pyarrow.array([None], pyarrow.string())),
+        ("version", pyarrow.array([None], pyarrow.int64())),
     ],
+    ids=str,
 )
-def test_a_part_with_gaps_or_impossible_times_is_refused(columns, why):
-    table = rows(2, **columns)
-    with pytest.raises(ValueError, match=why):
-        read_part(in_bytes(table), table.schema, 2)
+def test_impossible_rows_are_refused_or_leave_the_others_right(column, values, index):
+    expected = [(hit.path, hit.score) for hit in Index.open(index).nearest(np.ones(24), 10)]
+    commit(index, column, values)
+    try:
+        opened = Index.open(index)
+        found = opened.nearest(np.ones(24), 11)
+        files = opened.table.files()
+    except ValueError as error:
+        assert "sounds.index" in str(error)
+        return
+    assert all(math.isfinite(hit.score) and abs(hit.score) < 1.001 for hit in found)
+    assert [(hit.path, hit.score) for hit in found if hit.path in dict(expected)] == expected
+    assert all(hit.file is None or Path(hit.file).is_relative_to("/sounds") for hit in found)
+    assert all(isinstance(file.rows, int) for file in files.values())
 
 
-@pytest.mark.parametrize("kind", ["embeddings", "files"])
-def test_a_part_that_is_no_parquet_but_has_its_checksum_is_named(kind, index):
-    (part,) = index.manifest.parts
-    path = index.folder / kind / part.name
-    for content in (b"", b"PAR1PAR1", path.read_bytes()[:-400] + bytes(392) + path.read_bytes()[-8:]):
-        path.write_bytes(content)
-        digests = part.sha256 | {kind: hashlib.sha256(content).hexdigest()}
-        signed(index, parts=[vars(part) | {"sha256": digests}])
-        with pytest.raises(ValueError, match=f"{kind}/{part.name} is none of this program's: "):
-            Index.open(index.folder)
+def test_rows_that_unpack_to_far_more_than_the_file_take_little_memory(index):
+    """The same path and vector a million times are 8 MB: a query reads them in steps."""
+    with Table.open(index).writing() as table:
+        one = rows_of(table.manifest, ["x" * 4000], windows=1)
+        for _ in range(2):
+            table.append(one.take(np.zeros(200_000, np.int64)))
+        assert table.bytes() < 20 << 20
+    before = pyarrow.total_allocated_bytes()
+    opened = Index.open(index)
+    assert opened.nearest(np.ones(24), 3)
+    assert pyarrow.total_allocated_bytes() - before < 64 << 20
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 from types import SimpleNamespace
 
-import faiss
+import lance
 import numpy as np
 import pytest
 import torch
@@ -19,11 +19,12 @@ from processing import WavLinkClapFeatureExtractor, WavLinkFeatureExtractor
 from processing.datasets.compat_datasets import files_of
 from tests.clap_models import unfused  # noqa: F401
 from tests.conftest import RATE, tone
+from tests.index_files import make_index
 from tests.passt_models import save_passt
 from tests.project_imports import ROOT, imports, modules, parsed
 from wavlink import compat
 from wavlink.backends import torch_cpu as cpu_kernels
-from wavlink.search.quantization import STORAGES, FlatIndex, encode
+from wavlink.search.table import Table
 from wavlink.training import recipes
 from wavlink.training.finetuning import set_trainable
 from wavlink.training.trainer import WavLinkTrainer
@@ -159,16 +160,17 @@ def test_trainer_without_hooks_refuses_lora_in_place(model, monkeypatch, tmp_pat
         WavLinkTrainer(model, args, data_collator=list)
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-def test_index_without_a_memory_view(storage, monkeypatch):
-    vectors = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = FlatIndex(16, storage)
-    index.add(encode(vectors, 16, storage))
-    expected = index.search(vectors[:2], 3)
-    monkeypatch.delattr(faiss, "rev_swig_ptr")
-    for found, same in zip(index.search(vectors[:2], 3), expected, strict=True):
-        np.testing.assert_array_equal(found, same)
+def test_rows_by_their_ids_without_a_private_method(tmp_path, monkeypatch):
+    """By `take`, whose numbers are those of the rows while none was removed; after that, by a scan."""
+    table = Table.open(make_index(tmp_path / "index", "abc", "de"))
+    with table.writing():
+        table.remove(["b"])
+    ids = [row for batch in table.scan(["path"], with_row_id=True) for row in batch["_rowid"].to_pylist()]
+    order = [ids[number] for number in (6, 0, 3, 7)]
+    expected = compat.take_rows(table.dataset, order, ["path", "window"])
+    assert expected["path"].to_pylist() == ["e", "a", "c", "e"]
+    monkeypatch.delattr(lance.LanceDataset, "_take_rows")
+    assert compat.take_rows(table.dataset, order, ["path", "window"]).equals(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

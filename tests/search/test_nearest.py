@@ -96,7 +96,7 @@ def test_fewer_than_k(table, queries, windows, count):
     """All that there are, and in little work."""
     for k in (count, count + 1, 10**9):
         rows, scores = nearest(table, queries[0], k, windows=windows)
-        assert len(rows) == count and len(set(zip(*(rows[n].to_pylist() for n in ("path", "window"))))) == count
+        assert len(set(zip(rows["path"].to_pylist(), rows["window"].to_pylist(), strict=True))) == len(rows) == count
         assert (np.diff(scores) <= 0).all()
     assert len(nearest(table, queries[0], 10**9, where="path < '00002'")[0]) == 2
     assert len(nearest(table, queries[0], 5, where="path = 'none'")[0]) == 0
@@ -155,9 +155,6 @@ def test_conditions_are_met(table, queries):
 
 @pytest.mark.parametrize("where", ["nonsense = 1", "path = ", "1; DROP TABLE x", "path", "", "size / 0 = 1", "'a'"])
 def test_conditions_that_are_none_are_a_value_error(table, queries, where):
-    if not where:
-        assert len(nearest(table, queries[0], 3, where=where)[0]) == 3
-        return
     with pytest.raises(ValueError) as caught:
         nearest(table, queries[0], 3, where=where)
     assert ".rs" not in str(caught.value) and len(str(caught.value)) < 1000

@@ -1,6 +1,6 @@
 """An index as a table on disk: round trips, damage, writers and readers side by side."""
 
-import errno
+import os
 import signal
 import stat
 import subprocess
@@ -514,27 +514,59 @@ def test_killed_writer_leaves_a_state_between_two_commits(tmp_path):
 
 FULL = """
 import resource, signal, sys
-from tests.index_files import rows_of
+from tests.index_files import contents, rows_of
 from wavlink.search.table import Table
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 table = Table.open(sys.argv[1])
-try:
-    with table.writing():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-        table.append(rows_of(table.manifest, ["new.wav"], 200))
-except OSError as error:
-    print(error.errno)
+changes = {
+    "append": lambda: table.append(rows_of(table.manifest, ["new.wav"], 200)),
+    "complete": lambda: table.complete("a", 2, 15.0),
+    "remove": lambda: table.remove(["a"]),
+    "compact": table.compact,
+    "change": lambda: table.change(root="/moved"),
+}
+wanted, hard = changes[sys.argv[2]], resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+before = contents(sys.argv[1])
+for limit in range(0, 1 << 20, int(sys.argv[3])):
+    try:
+        with table.writing():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            wanted()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        print("enough")
+        break
+    except OSError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert error.errno in (27, 28), error
+        assert contents(sys.argv[1]) == before
+        print("full")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [0, 100, 1500, 4000])
-def test_full_disk_is_an_oserror_and_the_state_before_counts(folder, limit):
+@pytest.mark.parametrize(
+    ("change", "step"), [("append", 700), ("complete", 100), ("remove", 100), ("compact", 400), ("change", 200)]
+)
+def test_full_disk_is_an_oserror_and_the_state_before_counts(tmp_path, change, step):
+    """No file may grow beyond a limit: also one that cuts off the last bytes of a file alone."""
+    folder = make_index(tmp_path / "index", *"abcdefghijklmnopqr")
     before = contents(folder)
-    command = [sys.executable, "-c", FULL, str(folder), str(limit)]
-    done = run_process(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == f"{errno.EFBIG}\n", done.stderr
-    assert contents(folder) == before
-    with Table.open(folder).writing() as table:
-        table.append(rows_of(table.manifest, ["new.wav"], 200))
-    assert set(contents(folder)) == {*before, "new.wav"} and stray_files(folder) == []
+    command = [sys.executable, "-c", FULL, str(folder), change, str(step)]
+    done = run_process(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    *full, enough = done.stdout.split()
+    assert {*full} == {"full"} and len(full) > 9 and enough == "enough"
+    expected = {*before, "new.wav"} if change == "append" else {*before} - {"a"} if change == "remove" else {*before}
+    assert set(contents(folder)) == expected and verified(folder)[1] == {} and stray_files(folder) == []
+
+
+def test_a_file_that_is_shorter_than_its_commit_says_is_damaged(folder):
+    """Also where its checksum was noted after it was cut off."""
+    before = contents(folder)
+    path = data_files(folder)[1]
+    os.truncate(path, path.stat().st_size - 1)
+    (folder / "checksums.jsonl").unlink()
+    with pytest.raises(ValueError, match=f"{path.name} is damaged, it is shorter than what was written"):
+        Table.open(folder)
+    assert list(verified(folder, drop=True)[1]) == [f"data/{path.name}"]
+    assert contents(folder) == {name: before[name] for name in "abd"}

@@ -1,5 +1,6 @@
 """A dead worker, a full disk, a changed clock: a clear error, nothing half-written, and resumption."""
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -14,12 +15,14 @@ import pytest
 
 import train
 from tests.captioned_folders import folder as five  # noqa: F401
-from tests.searches import assert_same_rows, embedder, index, models, sounds, write  # noqa: F401
+from tests.index_files import stray_files
+from tests.searches import assert_same_rows, embedder, index, models, rows, sounds, write  # noqa: F401
 from tests.tone_runs import folder, recipe  # noqa: F401
 from wavlink.atomic_files import write_text
 from wavlink.evaluation import command as evaluation
 from wavlink.plots import draw_loss
-from wavlink.search.store import IndexFolder
+from wavlink.search.repair import verified
+from wavlink.search.table import Table
 from wavlink.training import loop
 
 DAY = 86400.0
@@ -106,17 +109,18 @@ def test_a_file_that_does_not_fit_is_named_and_the_older_one_stays(tmp_path):
 def test_an_index_that_does_not_fit_is_as_it_was_and_goes_on(sounds, tmp_path, embedder):  # noqa: F811
     out = tmp_path / "index"
     index(sounds, out, embedder)
-    before = (out / "index.json").read_bytes()
+    before = rows(out)
     for number in range(20, 24):
         write(sounds / f"{number}.wav", number, 2.0)
-    for space in (0, 1000):  # not for a part; for its rows of files but not for its vectors
-        with full_disk(space), pytest.raises(OSError, match=r"index/(embeddings|files)/part-\d+\.parquet"):
+    for space in (0, 500, 3000):  # also a file whose last bytes alone do not fit
+        with full_disk(space), pytest.raises(OSError, match=str(out)) as stopped:
             index(sounds, out, embedder)
-        assert (out / "index.json").read_bytes() == before and not IndexFolder.open(out).damaged()
+        assert stopped.value.errno in (errno.EFBIG, errno.ENOSPC)
+        assert rows(out).keys() == before.keys() and verified(out)[1] == {}
     assert index(sounds, out, embedder).added == 4
     index(sounds, tmp_path / "unbroken", embedder)
     assert_same_rows(out, tmp_path / "unbroken")
-    assert not list(out.rglob("*unfinished")) and len(list(out.rglob("part-*"))) == 2
+    assert stray_files(out) == []
 
 
 def test_scores_that_do_not_fit_are_named_and_the_same_command_goes_on(wavlink_folder, five, tmp_path, capsys):  # noqa: F811
@@ -168,8 +172,8 @@ def test_a_moving_clock_changes_nothing_of_a_run(folder, tmp_path, monkeypatch, 
 
 
 def test_a_moving_clock_commits_an_index_no_sooner(sounds, tmp_path, embedder, monkeypatch, moving_clock):  # noqa: F811
-    written, append = [], IndexFolder.append
-    monkeypatch.setattr(IndexFolder, "append", lambda self, *tables: (written.append(1), append(self, *tables)))
+    written, append = [], Table.append
+    monkeypatch.setattr(Table, "append", lambda self, rows: (written.append(1), append(self, rows)))
     index(sounds, tmp_path / "index", embedder, commit_seconds=DAY / 2)
     assert len(written) == 1
     index(sounds, tmp_path / "other", embedder, commit_seconds=0)

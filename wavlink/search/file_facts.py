@@ -34,7 +34,7 @@ def files_of(batches: Iterable[pyarrow.RecordBatch]) -> dict[str, KnownFile]:
         fits &= files[f"{name}_min"].to_numpy() == files[f"{name}_max"].to_numpy()
     versions = np.where(fits, files["version_max"].to_numpy(), UNKNOWN)
     facts = (files["size_max"], pyarrow.array(versions), pyarrow.array(rows), files["windows"], files["error"])
-    known = map(KnownFile._make, zip(*(column.to_pylist() for column in facts), strict=True))
+    known = (KnownFile(*each) for each in zip(*(column.to_pylist() for column in facts), strict=True))
     return dict(zip(files["path"].to_pylist(), known, strict=True))
 
 
@@ -49,7 +49,14 @@ def _grouped(table: pyarrow.Table) -> pyarrow.Table:
 
 def _grouped_again(groups: pyarrow.Table) -> pyarrow.Table:
     """Return a row per path of the rows of several batches."""
-    hows = {"rows": "sum", "window_sum": "sum", "window_min": "min", "window_max": "max", "windows": "min", "error": "max"}
+    hows = {
+        "rows": "sum",
+        "window_sum": "sum",
+        "window_min": "min",
+        "window_max": "max",
+        "windows": "min",
+        "error": "max",
+    }
     hows |= {f"{name}_{how}": how for name in _SAME for how in ("min", "max")}
     grouped = groups.group_by("path").aggregate([*hows.items()])
     names = {f"{name}_{how}": name for name, how in hows.items()}

@@ -13,6 +13,8 @@ from .vector_index import candidates, is_indexed
 
 _FILTERED_ROWS = 200_000  # up to so many rows that a filter leaves, all are scored
 _MOST_CANDIDATES = 4096  # more are found by scoring all rows
+_FOUND = ("path", "window", "start", "end", "size", "version", "revision")
+_NOT_OURS = "this program writes none; put a copy of the index back, or index the sounds into another folder"
 _WITH_VECTOR = "error = ''"
 
 
@@ -71,11 +73,11 @@ def _by_index(
     count = k
     while count <= _MOST_CANDIDATES:
         rows = candidates(table, unit_query, count, table.manifest.probes, [*_columns(table), column], where)
-        scores = _scores(rows[column], query)
+        scores = _finite(table, _scores(rows[column], query))
         order = np.argsort(-scores, kind="stable")
         best = order if windows else _firsts(rows["path"].take(order), order)
         if len(best) >= k or len(rows) < count:
-            return _taken(rows.drop_columns([column]), scores, best[:k])
+            return _taken(table, rows.drop_columns([column]), scores, best[:k])
         count *= 4
     return None
 
@@ -93,14 +95,14 @@ def _by_scan(
     for batch in table.scan([column], condition, with_row_id=True):
         scores.append(unit(vectors_of(batch[column])[:, :dim]) @ unit_query)
         addresses.append(batch["_rowid"].to_numpy())
-    all_scores, ids = np.concatenate(scores), np.concatenate(addresses)
+    all_scores, ids = _finite(table, np.concatenate(scores)), np.concatenate(addresses)
     count = min(k, len(ids))
     while True:
         order = _largest(all_scores, count)
         rows = _rows(table, ids[order])
         best = np.arange(count) if windows else _firsts(rows["path"], np.arange(count))
         if len(best) >= k or count == len(ids):
-            return _taken(rows, all_scores[order], best[:k])
+            return _taken(table, rows, all_scores[order], best[:k])
         count = len(ids) if count >= _MOST_CANDIDATES else min(len(ids), 8 * count)
 
 
@@ -131,9 +133,20 @@ def _largest(scores: np.ndarray, count: int) -> np.ndarray:
 
 def _firsts(paths: pyarrow.ChunkedArray, rows: np.ndarray) -> np.ndarray:
     """Return those of `rows` whose path is not that of an earlier one."""
-    codes = paths.combine_chunks().dictionary_encode().indices.to_numpy()
+    codes = paths.combine_chunks().fill_null("").dictionary_encode().indices.to_numpy()
     return rows[np.sort(np.unique(codes, return_index=True)[1])]
 
 
-def _taken(rows: pyarrow.Table, scores: np.ndarray, positions: np.ndarray) -> tuple[pyarrow.Table, np.ndarray]:
-    return rows.take(positions), scores[positions]
+def _finite(table: Table, scores: np.ndarray) -> np.ndarray:
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{table.index} holds vectors with NaN or infinite values: {_NOT_OURS}")
+    return scores
+
+
+def _taken(
+    table: Table, rows: pyarrow.Table, scores: np.ndarray, positions: np.ndarray
+) -> tuple[pyarrow.Table, np.ndarray]:
+    found = rows.take(positions)
+    if empty := [name for name in _FOUND if found[name].null_count]:
+        raise ValueError(f"{table.index} holds windows without {', '.join(empty)}: {_NOT_OURS}")
+    return found, scores[positions]

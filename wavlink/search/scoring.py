@@ -13,9 +13,10 @@ def vectors_of(column: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors `[N, dim]` L2-normalised, in fp32."""
+    """Return vectors `[N, dim]` L2-normalised, in fp32; NaN where one holds NaN or infinite values."""
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]
-    return (vectors / np.maximum(norms, 1e-30)).astype(np.float32, copy=False)
+    with np.errstate(invalid="ignore"):
+        return (vectors / np.maximum(norms, 1e-30)).astype(np.float32, copy=False)
 
 
 def truncated(vectors: np.ndarray, dim: int) -> np.ndarray:

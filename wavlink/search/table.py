@@ -31,7 +31,8 @@ from .file_facts import FILE_FACTS, files_of
 from .location import NO_INDEX, TABLE, is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
 from .rows import with_columns_of
-from .table_errors import explained, unless_preempted
+from .short_files import refuse_short_files, short_files
+from .table_errors import REPAIR, explained, unless_preempted
 
 LOCK = ".lock"
 _VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
@@ -231,7 +232,14 @@ class Table:
 
     def files(self) -> dict[str, KnownFile]:
         """Add up the rows by path; where they do not fit together, the version is one that no file has."""
-        return files_of(self.scan(FILE_FACTS))
+        return files_of(map(self._without_nulls, self.scan(FILE_FACTS)))
+
+    def _without_nulls(self, batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+        if empty := [
+            name for name, column in zip(batch.schema.names, batch.columns, strict=True) if column.null_count
+        ]:
+            raise ValueError(f"{self.index} has rows without {', '.join(empty)}: index the sounds into another folder")
+        return batch
 
     def append(self, rows: pyarrow.Table) -> None:
         """Add rows in one commit."""
@@ -250,8 +258,27 @@ class Table:
                 storage_options=self.storage_options,
             )
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Take a commit back where its files do not fit on the disk."""
+        before = self.dataset.version
+        with explained(self.index):
+            yield
+            self.dataset.checkout_latest()
+            try:
+                self._refuse_short(fragment.metadata for fragment in self.dataset.get_fragments())
+            except OSError:
+                self.dataset.checkout_version(before).restore()
+                self.dataset.checkout_latest()
+                raise
+
+    def _refuse_short(self, fragments: Iterable[FragmentMetadata]) -> None:
+        if self.checksums:
+            refuse_short_files(Path(self.uri), fragments)
+
     def commit(self, fragments: Sequence[FragmentMetadata]) -> None:
         """Let rows of `write` count, all or none; in object storage without windows that other writers have added."""
+        self._refuse_short(fragments)
         if self.others:
             self.others.append(fragments)
         else:
@@ -268,19 +295,20 @@ class Table:
         with explained(self.index):
             fragments = write_fragments(
                 pyarrow.RecordBatchReader.from_batches(schema, batches),
-                _uri(self.index),
+                self.uri,
                 schema=schema,
                 mode="overwrite",
                 data_storage_version=_VERSION,
                 storage_options=self.storage_options,
             )
+        self._refuse_short(fragments)
         self._commit(lance.LanceOperation.Overwrite(schema, fragments))
         self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
     def complete(self, path: str, windows: int, duration: float) -> None:
         """Note in one commit how many windows a file has, and its duration in seconds."""
         facts = {"windows": str(windows), "duration": repr(float(duration))}
-        with explained(self.index):
+        with self._whole():
             self.dataset.update(facts, where=f"path = {quoted(path)}")
 
     def describe(self, rows: pyarrow.Table) -> None:
@@ -305,6 +333,7 @@ class Table:
                 fragments.append(updated)
                 fields |= {*modified}
         if fragments:
+            self._refuse_short(fragments)
             options = {"fields_modified": sorted(fields), "update_mode": "rewrite_columns"}
             self._commit(lance.LanceOperation.Update(updated_fragments=fragments, **options))
 
@@ -315,6 +344,8 @@ class Table:
             for start in range(0, len(paths), _DELETED_AT_ONCE):
                 names = ", ".join(map(quoted, paths[start : start + _DELETED_AT_ONCE]))
                 self.dataset.delete(f"path IN ({names})")
+        if self.others:
+            self.others.forget(paths)
 
     def change(self, **fields: Any) -> None:
         """Set other fields of the manifest, in one commit."""
@@ -329,11 +360,9 @@ class Table:
 
     def compact(self) -> None:
         """Merge small fragments into larger ones, if there are many and no other writer is at work."""
-        with explained(self.index):
-            if len(self.dataset.get_fragments()) > _FEW_FRAGMENTS:
-                with unless_preempted():
-                    self.dataset.optimize.compact_files()
-                self.dataset.checkout_latest()
+        if len(self.dataset.get_fragments()) > _FEW_FRAGMENTS:
+            with self._whole(), unless_preempted():
+                self.dataset.optimize.compact_files()
 
     def bytes(self) -> int:
         """Return the bytes of the table's files; in object storage those of its rows alone."""
@@ -344,7 +373,13 @@ class Table:
 
     def damaged(self) -> dict[str, str]:
         """Return by name why a file of the table is not as it was written."""
-        return self.checksums.damaged(self.file_names()) if self.checksums else {}
+        if not self.checksums:
+            return {}
+        table = Path(self.uri)
+        with explained(self.index):
+            short = short_files(table, (fragment.metadata for fragment in self.dataset.get_fragments()))
+        damaged = {name: f"{table / name} is damaged, it is shorter than what was written: {REPAIR}" for name in short}
+        return damaged | self.checksums.damaged(self.file_names())
 
     def file_names(self) -> list[str]:
         """Return the files of the current version, relative to the table, without those of its version log."""

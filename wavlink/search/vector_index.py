@@ -86,7 +86,7 @@ def candidates(
         "column": "embedding",
         "q": query.astype(np.float16 if table.manifest.storage == "fp16" else np.float32),
         "k": count,
-        "minimum_nprobes": probes,
+        "minimum_nprobes": max(1, probes),
         "refine_factor": CANDIDATES,
         "metric": "cosine",
     }
