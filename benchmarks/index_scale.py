@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import records
 
 DIM, WINDOWS_A_FILE, FILES_AT_ONCE, K = 48, 12, 20_000, 10
 KINDS, FILE_SPREAD, WINDOW_SPREAD, TEXT_SPREAD, GAP = 2000, 0.7, 0.35, 0.8, 4.0
@@ -238,7 +239,6 @@ def main() -> None:
 
 
 def write_record(options: argparse.Namespace, found: list[dict]) -> None:
-    import records
 
     def milliseconds(values: list[float]) -> dict:
         quantiles = _quantiles(values)

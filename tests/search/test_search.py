@@ -659,11 +659,12 @@ def test_the_command_line_is_frozen():
     """What users have typed goes on to work: take nothing from here."""
     frozen = {
         "index": "--out --model --device --dtype --dim --storage --window --hop --root --split --retry "
-        "--commit_seconds --rescore_dim --backend --precision --metadata --tags --watch --migrate --storage_options "
-        "--json",
+        "--commit_seconds --rescore_dim --metadata --tags --watch --migrate --backend --precision "
+        "--storage_options --json",
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
-        "--where --exact --min_probability --prior --backend --precision --json --like --playlist --storage_options",
-        "duplicates": "--min_score --any_duration --json --storage_options",
+        "--where --exact --min_probability --prior --backend --precision --json --like --playlist "
+        "--storage_options",
+        "duplicates": "--min_score --any_duration --storage_options --json",
         "info": "--json --storage_options",
         "verify": "--drop --json",
         "remove": "--json",
