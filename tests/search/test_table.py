@@ -20,10 +20,11 @@ from tests.processes import run_process
 from wavlink.defaults import STORAGES
 from wavlink.search import checksums, rows, table_errors
 from wavlink.search.file_facts import UNKNOWN
+from wavlink.search.location import TABLE
 from wavlink.search.manifest import METADATA
 from wavlink.search.repair import verified
 from wavlink.search.scoring import truncated, vectors_of
-from wavlink.search.table import TABLE, Table
+from wavlink.search.table import Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -468,7 +469,8 @@ def test_no_index_is_refused(tmp_path, make):
 WRITER = """
 import sys
 from tests.index_files import manifest, rows_of
-from wavlink.search.table import Table, has_table
+from wavlink.search.table import Table
+from wavlink.search.table_place import has_table
 folder = sys.argv[1]
 print("begin", flush=True)
 while True:
