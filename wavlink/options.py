@@ -293,6 +293,7 @@ def duplicates(parser: Parser) -> None:
     index_folder(parser)
     add("--min_score", type=float, default=0.98, help="least cosine of two sounds that are nearly the same")
     add("--any_duration", action="store_true", help="compare also sounds whose durations differ by more than 10 %%")
+    storage_options(parser)
 
 
 def info(parser: Parser) -> None:

@@ -175,9 +175,7 @@ migration.migrate(index, model, progress=False)
 """
 
 
-@pytest.mark.parametrize(
-    "where", [*("switch", "after"), *(pytest.param(x, marks=SLOW) for x in ("embedding", "before"))]
-)
+@pytest.mark.parametrize("where", ["switch", *(pytest.param(x, marks=SLOW) for x in ("embedding", "before", "after"))])
 def test_a_killed_migration_goes_on_with_the_same_call(sounds, tmp_path, models, embedder, other, where, monkeypatch):
     out = tmp_path / "index"
     index(sounds, out, embedder)

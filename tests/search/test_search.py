@@ -664,7 +664,7 @@ def test_the_command_line_is_frozen():
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
         "--where --exact --min_probability --prior --backend --precision --json --like --playlist "
         "--storage_options",
-        "duplicates": "--min_score --any_duration --json",
+        "duplicates": "--min_score --any_duration --storage_options --json",
         "info": "--json --storage_options",
         "verify": "--drop --json",
         "remove": "--json",

@@ -90,9 +90,9 @@ def query(
     print_hits(hits, as_json, "" if hits else NO_MATCH.format("index"))
 
 
-def duplicates(folder: str, min_score: float, any_duration: bool, as_json: bool) -> None:
+def duplicates(folder: str, min_score: float, any_duration: bool, as_json: bool, **options: Any) -> None:
     """Print groups of sounds that are nearly the same."""
-    groups = Index.open(folder).duplicates(min_score, any_duration=any_duration)
+    groups = Index.open(folder, **options).duplicates(min_score, any_duration=any_duration)
     if as_json:
         print_json([[as_dict(hit) for hit in group] for group in groups])
         return

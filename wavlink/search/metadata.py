@@ -60,11 +60,11 @@ class Metadata:
         found: dict[str, Row] = {}
         for file, rows in self._files.items():
             of_file = match_rows(file, rows, root, paths)
-            if len(of_file) < len(paths):
-                logger.warning(f"{len(paths) - len(of_file)} of the {len(paths)} sounds are not in {file}")
             for path, row in of_file.items():
                 values = {name: value for name, value in row.items() if name != NAME and value is not None}
                 found[path] = {**found.get(path, {}), **values}
+        if len(found) < len(paths):
+            logger.warning(f"{len(paths) - len(found)} of the {len(paths)} sounds are in no metadata file")
         return found
 
 
