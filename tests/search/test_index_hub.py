@@ -28,7 +28,7 @@ from wavlink.search.copies import publish, reindex
 from wavlink.search.hub import pull, push
 from wavlink.search.index import Index
 from wavlink.search.listing import Sound
-from wavlink.search.manifest import Manifest
+from wavlink.search.manifest import Manifest, checksum
 from wavlink.search.rows import skipped_row, window_rows
 from wavlink.search.scoring import truncated, vectors_of
 from wavlink.search.table import Table
@@ -346,6 +346,24 @@ def test_files_that_are_no_parquet_or_not_the_ones_named_are_refused(pushed, tmp
 def test_an_index_json_with_a_right_checksum_and_wrong_values_is_refused(pushed, tmp_path, fields):
     sign(pushed, **fields)
     with pytest.raises(ValueError, match="index.json"):
+        pull(str(pushed), tmp_path / "pulled")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"window": value} for value in (0, -1, float("nan"), float("inf"), "10", None)),
+        *({"dims": value} for value in (24.0, "24", -24, 2**60, None)),
+        *({"root": value} for value in (None, 3, "a\0b")),
+        *({"storage": "../x"}, {"storage": "int8"}, {"matryoshka_dims": ["8"]}, {"format": "1"}, {"more": 1}),
+    ],
+    ids=str,
+)
+def test_wrong_values_of_the_model_are_refused(pushed, tmp_path, fields):
+    told = json.loads((pushed / "index.json").read_text())["manifest"] | fields
+    del told["sha256"]
+    sign(pushed, manifest=told | {"sha256": checksum(told)})
+    with pytest.raises(ValueError, match=r"pushed/index\.json is damaged \("):
         pull(str(pushed), tmp_path / "pulled")
 
 

@@ -19,7 +19,7 @@ from .repair import refuse_damaged
 from .scoring import truncated, vectors_of
 from .table import LOCK, Table
 
-_WRITTEN_AT_ONCE = 1 << 27  # bytes in memory
+_WRITTEN_AT_ONCE = 1 << 26  # bytes in memory
 _ROWS = 1 << 14
 
 

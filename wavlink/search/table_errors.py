@@ -5,12 +5,9 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import pyarrow
-
-if TYPE_CHECKING:
-    from .table import Table
 
 _SOURCE = re.compile(r",? ?/[^\s,]*\.rs:\d+(:\d+)?")  # lines of Lance's source code
 _OF_STORAGE = re.compile("<Message>([^<]+)</Message>")  # S3's answer
@@ -26,8 +23,15 @@ _DISK = {
 REPAIR = "`verify INDEX --drop` forgets what is damaged, and `index` then embeds it anew"
 
 
+class Verifiable(Protocol):
+    """What `wavlink.search.table.Table` does."""
+
+    def damaged(self) -> dict[str, str]:
+        """Return by name why a file is not as it was written."""
+
+
 @contextmanager
-def explained(index: str, table: "Table | None" = None) -> Iterator[None]:
+def explained(index: str, table: Verifiable | None = None) -> Iterator[None]:
     """Raise errors of Lance as this package's own.
 
     Args:
@@ -69,7 +73,7 @@ def _is_of_lance(error: BaseException) -> bool:
     return bool(_SOURCE.search(str(error))) or "LanceError" in str(error) or isinstance(error, pyarrow.ArrowException)
 
 
-def _explained(error: BaseException, index: str, table: "Table | None") -> Exception:
+def _explained(error: BaseException, index: str, table: Verifiable | None) -> Exception:
     text = _SOURCE.sub("", str(error)).strip()
     for words, number in _DISK.items():
         if words in text:

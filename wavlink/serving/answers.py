@@ -225,9 +225,5 @@ def _hit(hit: Any) -> dict[str, Any]:
         name: value if isinstance(value, str | bool | int | float) else str(value)  # such as a date
         for name, value in fields["metadata"].items()
     }
-    left_out = {"file"} if hit.metadata else {"file", "metadata"}
-    return {
-        name: value
-        for name, value in fields.items()
-        if name not in left_out and value is not None and value is not False
-    }
+    absent = {name for name, value in fields.items() if value is None or value is False or value == {}}
+    return {name: value for name, value in fields.items() if name not in absent | {"file", "duration"}}
