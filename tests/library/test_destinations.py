@@ -14,8 +14,8 @@ from tests.captioned_folders import folder as five  # noqa: F401
 from tests.tone_runs import folder, recipe  # noqa: F401
 from wavlink.atomic_files import only_writer
 from wavlink.evaluation import command as evaluation
-from wavlink.search import map as sound_map
 from wavlink.search import hub as index_copies
+from wavlink.search import map as sound_map
 
 ROOT = Path(__file__).parents[2]
 

@@ -659,10 +659,10 @@ def test_the_command_line_is_frozen():
     """What users have typed goes on to work: take nothing from here."""
     frozen = {
         "index": "--out --model --device --dtype --dim --storage --window --hop --root --split --retry "
-        "--commit_seconds --rescore_dim --metadata --tags --backend --precision --json",
+        "--commit_seconds --rescore_dim --metadata --tags --migrate --watch --storage_options --backend --precision --json",
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
-        "--where --exact --min_probability --prior --backend --precision --json",
-        "info": "--json",
+        "--where --exact --like --storage_options --min_probability --prior --backend --precision --json",
+        "info": "--storage_options --json",
         "verify": "--drop --json",
         "remove": "--json",
         "reindex": "--out --dim --storage --json",
