@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import records
 
 DIM, WINDOWS_A_FILE, FILES_AT_ONCE, K = 48, 12, 20_000, 10
 KINDS, FILE_SPREAD, WINDOW_SPREAD, TEXT_SPREAD, GAP = 2000, 0.7, 0.35, 0.8, 4.0
@@ -219,7 +220,9 @@ def main() -> None:
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--index", help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--record", nargs="?", const=Path(__file__).with_name("results") / "index_scale.json", type=Path)
+    parser.add_argument(
+        "--record", nargs="?", const=Path(__file__).with_name("results") / "index_scale.json", type=Path
+    )
     options = parser.parse_args()
     steps = {
         "build": lambda: build(options.index, options.windows[0]),
@@ -236,11 +239,14 @@ def main() -> None:
 
 
 def write_record(options: argparse.Namespace, found: list[dict]) -> None:
-    import records
 
     def milliseconds(values: list[float]) -> dict:
         quantiles = _quantiles(values)
-        return {"value": quantiles["p50"], "digits": 1, "unit": "ms"}, {"value": quantiles["p95"], "digits": 1, "unit": "ms"}
+        return {"value": quantiles["p50"], "digits": 1, "unit": "ms"}, {
+            "value": quantiles["p95"],
+            "digits": 1,
+            "unit": "ms",
+        }
 
     building = [
         [

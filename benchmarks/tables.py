@@ -30,7 +30,7 @@ _BLOCK = re.compile(
     r"(?P<later>, once recorded)? -->)\n(?P<old>.*?)^<!-- /table -->$",
     re.DOTALL | re.MULTILINE,
 )
-_NAMED = ("torch", "transformers", "faiss-cpu", "lancedb")  # versions that stand below a table
+_NAMED = ("torch", "transformers", "faiss-cpu")  # versions that stand below a table
 _MARK = re.compile(r"^[ \t]*<!-- /?table\b.*$", re.MULTILINE)
 
 

@@ -86,6 +86,12 @@ COMMANDS = {
         'my_index "a dog barks" --without rain',
         of_index=True,
     ),
+    "duplicates": Command(
+        *(SEARCH, "duplicates", of.duplicates, "search"),
+        "find sounds of an index that are nearly the same",
+        "my_index",
+        of_index=True,
+    ),
     "info": Command(*(INFO, "info", of.info, "search"), "show what an index or a model's folder holds", "my_index"),
     "verify": Command(
         *(SEARCH, "verify", of.verify, "search"),

@@ -15,6 +15,10 @@ except ImportError:  # Windows
 _LOCK = ".lock"
 
 
+class Locked(ValueError):
+    """Another process holds a lock."""
+
+
 @contextmanager
 def locked(path: Path, remove: bool = False) -> Iterator[None]:
     """Hold a lock file, which stands for the folder that it lies in.
@@ -23,13 +27,13 @@ def locked(path: Path, remove: bool = False) -> Iterator[None]:
         remove: whether the file is removed in the end.
 
     Raises:
-        ValueError: another process holds it.
+        Locked: another process holds it.
     """
     lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise ValueError(f"another process is writing to {path.parent}: wait until it has ended") from error
+        raise Locked(f"another process is writing to {path.parent}: wait until it has ended") from error
     try:
         yield
     finally:

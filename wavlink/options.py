@@ -246,9 +246,12 @@ def check_index(options: argparse.Namespace, parser: Parser) -> argparse.Namespa
     """Refuse options of `index` that do not fit together."""
     if not options.sounds and not options.migrate:
         parser.error("the following arguments are required: SOUNDS")
+    if options.watch is not None and options.split != "train":
+        parser.error("--split does not go with --watch, which follows folders and files")
     if options.migrate:
         others = {"--model": options.model, "--metadata": options.metadata, "--tags": options.tags}
         others |= {"--retry": options.retry, "--watch": options.watch is not None}
+        others |= {"--storage_options": options.storage_options}
         if unfit := [name for name, value in others.items() if value]:
             parser.error(f"{unfit[0]} does not go with --migrate: give it in another run")
     return options
@@ -276,11 +279,20 @@ def query(parser: Parser) -> None:
     add("--windows", action="store_true", help="rank every window, not each file's best one alone")
     add("--where", metavar="SQL", help="condition that results meet, such as \"label = 'dog' and duration < 5\"")
     add("--exact", action="store_true", help="compare every window, also of a large index")
+    text = "write the results to a file too: .m3u, .m3u8, .csv or .json"
+    add("--playlist", default="", metavar="FILE", help=text)
     add("--model", default="", help=INDEX_MODEL)
     add("--dim", type=int, help="fewer of the nested dims than the index has (default: all that it has)")
     model_options(parser)
     backend_options(parser)
     storage_options(parser)
+
+
+def duplicates(parser: Parser) -> None:
+    add = parser.add_argument
+    index_folder(parser)
+    add("--min_score", type=float, default=0.98, help="least cosine of two sounds that are nearly the same")
+    add("--any_duration", action="store_true", help="compare also sounds whose durations differ by more than 10 %%")
 
 
 def info(parser: Parser) -> None:

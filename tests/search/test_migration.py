@@ -170,7 +170,7 @@ elif where == "switch":
     real = table.Table._commit
     table.Table._commit = lambda t, operation: kill() if "Overwrite" in repr(type(operation)) else real(t, operation)
 elif where == "after":
-    migration.vector_index.update = lambda t, *_: kill() if "migration" not in t.index else None
+    migration.vector_index.update = lambda t, *_: kill() if "/.migration" not in t.index else None
 migration.migrate(index, model, progress=False)
 """
 

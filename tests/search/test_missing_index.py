@@ -21,6 +21,7 @@ sys.exit(code)
 """
 ARGUMENTS = {
     "query": ["a dog"],
+    "duplicates": [],
     "info": [],
     "verify": ["--drop"],
     "remove": ["dog.wav"],

@@ -132,6 +132,17 @@ def test_neither_an_error_nor_another_version_is_added_beside_windows(place):
     assert windows_of(second) == once(a=2) + Counter({("b", -1): 1})
 
 
+def test_what_a_writer_has_removed_may_be_added_again(place):
+    first, second = writers(place)
+    second.append(rows("a", 0, 2))
+    first.append(rows("a", 0, 3))
+    first.remove(["a"])
+    first.append(skipped_row(MANIFEST, Sound("a", 10, 1, "a"), "broken in its middle"))
+    assert windows_of(second) == Counter({("a", -1): 1})
+    second.append(rows("a", 2, 2))
+    assert windows_of(second) == Counter({("a", -1): 1})
+
+
 def test_what_a_writer_finds_when_it_begins_is_its_to_change(place):
     (first,) = writers(place, 1)
     first.append(rows("a", 0, 2, 2))
@@ -154,6 +165,20 @@ def test_a_number_of_a_fragment_is_not_given_twice(place):
     assert first.rows("path = 'c'") == 2 and first.rows("path = 'b'") == 0
     fragments = [fragment.fragment_id for fragment in first.dataset.get_fragments()]
     assert len(fragments) == 2 and max(fragments) > 1
+
+
+def test_columns_that_another_writer_has_added_meanwhile_are_null(place):
+    first, second = writers(place)
+    first.append(rows("a", 0, 2, 2))
+    mine = first.write(rows("b", 0, 2, 2))
+    second.refresh()
+    second.describe(pyarrow.table({"path": ["a"], "label": ["dog"]}))
+    first.commit(mine)
+    first.append(rows("c", 0, 1, 1))
+    assert windows_of(second) == once(a=2, b=2, c=1)
+    found = second.dataset.to_table(["path", "label"]).to_pylist()
+    assert {(row["path"], row["label"]) for row in found} == {("a", "dog"), ("b", None), ("c", None)}
+    assert second.rows("label = 'dog'") == 2 and second.rows("label is null") == 3
 
 
 def test_writers_in_a_race_add_each_window_once(place):
@@ -205,7 +230,7 @@ def test_two_processes_may_make_one_index(place):
         pass
 
 
-def test_index_query_and_info(place, folder, wavlink_folder, tmp_path, capsys):
+def test_index_query_info_and_remove(place, folder, wavlink_folder, tmp_path, capsys, monkeypatch):
     address, options = place
     report = index_sounds(str(folder), address, str(wavlink_folder), **TIMES, storage_options=options, progress=False)
     assert (report.added, report.sounds, len(report.skipped)) == (6, 6, 1)
@@ -227,6 +252,11 @@ def test_index_query_and_info(place, folder, wavlink_folder, tmp_path, capsys):
     assert cli.main(["info", address, "--json", *pairs]) == 0
     facts = json.loads(capsys.readouterr().out)["results"]
     assert facts["sounds"] == 6 and facts["bytes"] > 0 and [*facts["skipped"]] == ["b/broken.wav"]
+    for name, value in options.items():
+        monkeypatch.setenv(f"AWS_{name.removeprefix('aws_').upper()}", value)
+    assert cli.main(["remove", address, "a"]) == 0
+    assert capsys.readouterr().out.startswith("3 sounds removed")
+    assert {path for path, _ in windows_of(Table.open(address))} == {f"b/{name}.wav" for name in (1, 3, 5, "broken")}
 
 
 def test_no_index_and_no_bucket_are_named(server, capsys):
@@ -319,3 +349,44 @@ def test_a_killed_writer_leaves_whole_windows_and_the_next_goes_on(place, folder
     again = [sys.executable, "-c", code, folder, folder, address, wavlink_folder, str(options)]
     assert int(run_process(again, env=environment, capture_output=True, text=True, check=True).stdout) >= 1
     assert windows_of(Table.open(address, options)) == wanted
+
+
+SIZES = {f"f{number}": 1 + number % 9 for number in range(20)}  # windows of each file
+PARTS = """
+import random, sys
+from tests.search.test_object_storage import SIZES, rows
+from wavlink.search.table import Table
+table = Table.open(sys.argv[1], eval(sys.argv[2]))
+with table.writing():
+    known, paths = table.files(), list(SIZES)
+    random.shuffle(paths)
+    for path in paths:
+        first = known[path].rows if path in known else 0
+        while first < SIZES[path]:
+            count = min(SIZES[path] - first, random.randint(1, 4))
+            table.append(rows(path, first, count))
+            first += count
+        table.complete(path, SIZES[path], 9.0)
+    table.compact()
+"""
+
+
+@pytest.mark.slow
+def test_three_writers_that_are_killed_again_and_again_end_with_each_window_once(place, start):
+    address, options = place
+    with Table.create(address, MANIFEST, options):
+        pass
+    random, kills = np.random.default_rng(0), 0
+    writing = [process(start, PARTS, address, options) for _ in range(3)]
+    while kills < 12:
+        time.sleep(random.uniform(0.5, 3))
+        writer = writing.pop(random.integers(3))
+        kills += writer.poll() is None
+        writer.kill()
+        assert writer.wait() in (0, -signal.SIGKILL)
+        assert max(windows_of(Table.open(address, options)).values(), default=1) == 1
+        writing.append(process(start, PARTS, address, options))
+    assert [writer.wait(200) for writer in writing] == [0] * 3
+    table = Table.open(address, options)
+    assert windows_of(table) == once(**SIZES)
+    assert {path: file.windows for path, file in table.files().items()} == SIZES

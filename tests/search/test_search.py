@@ -659,10 +659,13 @@ def test_the_command_line_is_frozen():
     """What users have typed goes on to work: take nothing from here."""
     frozen = {
         "index": "--out --model --device --dtype --dim --storage --window --hop --root --split --retry "
-        "--commit_seconds --rescore_dim --metadata --tags --migrate --watch --storage_options --backend --precision --json",
+        "--commit_seconds --rescore_dim --metadata --tags --watch --migrate --backend --precision "
+        "--storage_options --json",
         "query": "--model --device --dtype --dim --by_sound --without --without_sound --weight --top_k --windows "
-        "--where --exact --like --storage_options --min_probability --prior --backend --precision --json",
-        "info": "--storage_options --json",
+        "--where --exact --min_probability --prior --backend --precision --json --like --playlist "
+        "--storage_options",
+        "duplicates": "--min_score --any_duration --json",
+        "info": "--json --storage_options",
         "verify": "--drop --json",
         "remove": "--json",
         "reindex": "--out --dim --storage --json",

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -98,8 +99,7 @@ def index_sounds(
     if has_table(out, storage_options):
         table, listing = Table.open(out, storage_options), listed
         _refuse_other_options(table.manifest, options | {"precision": precision})
-        if dtype == "float32" and table.manifest.precision in PRECISIONS:
-            run["precision"] = table.manifest.precision
+        run = own_precision(table.manifest, run)
         embedder = embedder_of(table.manifest, model, **run) if model else None
         writing = table.writing()
     else:
@@ -123,7 +123,17 @@ def index_sounds(
             table.compact()
             with unless_preempted():
                 vector_index.update(table, partial(text_vectors, embedder) if embedder else None)
-        return _report(table, changes, listing, stopped)
+        report = _report(table, changes, listing, stopped)
+    if not (report.sounds or stopped or listed):
+        raise ValueError(none_read(report))
+    return report
+
+
+def own_precision(manifest: Manifest, run: dict[str, Any]) -> dict[str, Any]:
+    """Return how an index's model is run, in the precision of the index unless a `dtype` says otherwise."""
+    if run["dtype"] == "float32" and manifest.precision in PRECISIONS:
+        return run | {"precision": manifest.precision}
+    return run
 
 
 def _new_manifest(embedder: Embedder, root: str, options: dict):
@@ -173,10 +183,13 @@ def _report(table: Table, changes: Changes, listing: Listing, stopped: bool) -> 
     known = table.files()
     report = changes.report(known, listing.unreadable, sum(file.rows for file in known.values()))
     report.stopped = stopped
-    if known and not report.sounds and not stopped:
-        path, file = next(iter(known.items()))
-        raise ValueError(f"none of {len(known)} sounds can be read; the first, {path}: {file.error}")
     return report
+
+
+def none_read(report: Report) -> str:
+    """Return the words of an error for an index without any sound."""
+    path, error = next(iter(report.skipped.items()))
+    return f"none of {len(report.skipped)} sounds can be read; the first, {path}: {error}"
 
 
 def _embed(

@@ -9,8 +9,10 @@ The first command again, with the same INDEX, goes on after a kill and follows f
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from processing.file_names import same_letters
@@ -22,13 +24,15 @@ from wavlink.sanitize import clean
 
 from . import copies, hub
 from .build import index_sounds
-from .hits import print_hits
+from .hits import as_dict, print_hits
 from .index import Index
 from .information import info, print_skipped
 from .listing import readable
 from .migration import migrate as migrated
+from .playlist import check_playlist, write_playlist
 from .repair import verified
 from .table import Table
+from .watch import watch_sounds
 
 _SHOWN = 10  # skipped files that `index` prints
 
@@ -43,11 +47,12 @@ def index(as_json: bool, migrate: str, watch: float | None, **options: Any) -> i
     """Index sounds, once or until a signal, or embed an index anew by another model."""
     with StopSignal("stopping: writing what is embedded") as stopped:
         if migrate:
-            for name in ("model", "metadata", "tags", "retry"):  # which `check_index` refuses
+            for name in ("model", "metadata", "tags", "retry", "storage_options"):  # which `check_index` refuses
                 del options[name]
             report = migrated(options.pop("out"), migrate, stop=stopped.event, **options)
         elif watch is not None:
-            report = watch_sounds(seconds=watch, stop=stopped.event, **options)
+            show = partial(print, flush=True, file=sys.stderr if as_json else sys.stdout)
+            report = watch_sounds(options.pop("sounds"), seconds=watch, stop=stopped.event, show=show, **options)
         else:
             report = index_sounds(options.pop("sounds"), stop=stopped.event, **options)
     print_skipped(report.skipped, most=_SHOWN)
@@ -69,15 +74,31 @@ def query(
     exact: bool,
     min_probability: float | None,
     prior: float | None,
+    playlist: str,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Search an index, and print the hits; or that none is as probable as `min_probability`."""
+    if playlist:
+        check_playlist(playlist)
     index = Index.open(folder, **options)
     limits = {"like": like, "weight": weight, "top_k": top_k, "windows": windows, "where": where, "exact": exact}
     probable = {"min_probability": min_probability, "prior": prior}
     hits = index.query(text, by_sound, without, without_sound, **limits, **probable)
+    if playlist:
+        write_playlist(playlist, hits)
     print_hits(hits, as_json, "" if hits else NO_MATCH.format("index"))
+
+
+def duplicates(folder: str, min_score: float, any_duration: bool, as_json: bool) -> None:
+    """Print groups of sounds that are nearly the same."""
+    groups = Index.open(folder).duplicates(min_score, any_duration=any_duration)
+    if as_json:
+        print_json([[as_dict(hit) for hit in group] for group in groups])
+        return
+    for group in groups:
+        print("\n".join(f"{hit.score:6.3f}  {clean(hit.path, 1000)}" for hit in group), end="\n\n")
+    print(f"{sum(map(len, groups))} sounds in {len(groups)} groups")
 
 
 def verify(folder: str, drop: bool, as_json: bool) -> None:
@@ -150,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (run, add_options) in {
         "index": (index, of.index),
         "query": (query, of.query),
+        "duplicates": (duplicates, of.duplicates),
         "info": (info, of.info),
         "verify": (verify, of.verify),
         "remove": (remove, of.remove),

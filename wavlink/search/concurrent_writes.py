@@ -8,8 +8,8 @@ writer has added are taken out, and the commit is tried again: each window is in
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import lance
 import numpy as np
@@ -19,12 +19,26 @@ from lance.commit import CommitConflictError
 from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata
 
-if TYPE_CHECKING:
-    from .table import Table
-
 _TRIES = 200  # of one commit; a try takes less than a second, and each that fails is another writer's success
 _LONGEST_WAIT = 1.0  # seconds between two tries
 _KEYS = ["path", "window", "size", "version", "error"]
+
+
+class Table(Protocol):
+    """What is needed of `wavlink.search.table.Table`."""
+
+    index: str
+    dataset: lance.LanceDataset
+    storage_options: dict[str, str] | None
+
+    @property
+    def uri(self) -> str: ...
+
+    def refresh(self) -> None: ...
+
+    def scan(self, columns: Sequence[str], **options: Any) -> Iterator[pyarrow.RecordBatch]: ...
+
+    def write(self, rows: pyarrow.Table) -> list[FragmentMetadata]: ...
 
 
 class Others:
@@ -34,7 +48,7 @@ class Others:
         table: in the version that this writer's work is planned by, or an earlier one.
     """
 
-    def __init__(self, table: "Table"):
+    def __init__(self, table: Table):
         self.table = table
         self.known = set(map(_name, _fragments(table)))  # data files; a fragment's number may come again
         self.added = defaultdict(list)  # by path: (size, version, has an error, first window, last window)
@@ -60,6 +74,11 @@ class Others:
                 self.table.refresh()
                 return
         raise ValueError(f"{self.table.index} is changed by other writers again and again: start again later")
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Note that this writer has removed all rows of these files."""
+        for path in paths:
+            self.added.pop(path, None)
 
     def _look(self) -> None:
         """Note what has been added since the last look."""
@@ -106,7 +125,7 @@ class Others:
 
 
 def rewritten(
-    table: "Table", fragments: Iterable[FragmentMetadata], keep: Callable[[pyarrow.Table], np.ndarray]
+    table: Table, fragments: Iterable[FragmentMetadata], keep: Callable[[pyarrow.Table], np.ndarray]
 ) -> list[FragmentMetadata]:
     """Return fragments that are not committed without some of their rows; those that lose rows are written anew.
 
@@ -125,7 +144,7 @@ def rewritten(
     return kept
 
 
-def _fragments(table: "Table") -> list[FragmentMetadata]:
+def _fragments(table: Table) -> list[FragmentMetadata]:
     return [fragment.metadata for fragment in table.dataset.get_fragments()]
 
 

@@ -49,7 +49,14 @@ def _grouped(table: pyarrow.Table) -> pyarrow.Table:
 
 def _grouped_again(groups: pyarrow.Table) -> pyarrow.Table:
     """Return a row per path of the rows of several batches."""
-    hows = {"rows": "sum", "window_sum": "sum", "window_min": "min", "window_max": "max", "windows": "min", "error": "max"}
+    hows = {
+        "rows": "sum",
+        "window_sum": "sum",
+        "window_min": "min",
+        "window_max": "max",
+        "windows": "min",
+        "error": "max",
+    }
     hows |= {f"{name}_{how}": how for name in _SAME for how in ("min", "max")}
     grouped = groups.group_by("path").aggregate([*hows.items()])
     names = {f"{name}_{how}": name for name, how in hows.items()}

@@ -13,6 +13,7 @@ from processing.windows import stream_windows
 from wavlink.embedder import Embedder, mean_direction
 from wavlink.probability import Calibration, background_of, calibration_of, check_probability
 
+from .duplicates import MIN_SCORE, duplicates
 from .filters import checked
 from .hits import Hit as Hit
 from .hits import hit_of
@@ -281,6 +282,21 @@ class Index:
             return self._with_probabilities(table, hits, vector, min_probability, prior) if one_text else hits
 
         return self._reading(read)
+
+    def duplicates(self, min_score: float = MIN_SCORE, *, any_duration: bool = False) -> list[list[Hit]]:
+        """Find groups of files that are nearly the same, the largest first; no model is loaded.
+
+        Args:
+            min_score: the least cosine of two files' vectors.
+            any_duration: compare also files whose durations differ by more than 10 %.
+
+        Returns:
+            Of each group its files in the order of their paths, with the cosine with the first as the score.
+
+        Raises:
+            ValueError: `min_score` is not from -1 to 1.
+        """
+        return self._reading(lambda table: duplicates(table, min_score, any_duration, self._root))
 
     def calibration(self, vector: np.ndarray, prior: float | None = None) -> Calibration | None:
         """Return what tells probabilities from the cosines of a text's vector `[dims]`: the model's, or the index's.

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 DATA_SET = "dataset:"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COARSE = 3 * 10**9  # ns: FAT keeps times to 2 s
-_UNKNOWN = -1  # the version of a file that cannot be read now: it is read again each time
+UNKNOWN = -1  # the version of a file that cannot be read now: it is read again each time
 
 
 class Sound(NamedTuple):
@@ -168,7 +168,7 @@ def readable(name: str) -> str:
 def _file(path: str, root: str) -> Sound:
     name = _name(root, path)
     if not stays_below(name):
-        return Sound(ascii(name), 0, _UNKNOWN, path, "its name is a path on Windows: rename it")
+        return Sound(ascii(name), 0, UNKNOWN, path, "its name is a path on Windows: rename it")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -176,7 +176,7 @@ def _file(path: str, root: str) -> Sound:
         if not os.access(path, os.R_OK):
             raise PermissionError(0, "there is no right to read it")
     except OSError as error:
-        return Sound(name, 0, _UNKNOWN, path, f"{error.strerror}")
+        return Sound(name, 0, UNKNOWN, path, f"{error.strerror}")
     return Sound(name, status.st_size, _version(status), path, "" if status.st_size else "it holds no bytes")
 
 
@@ -187,7 +187,7 @@ def _version(status: os.stat_result) -> int:
     version is unknown, so that it is read again.
     """
     new = abs(time.time_ns() - status.st_mtime_ns) < _COARSE and status.st_mtime_ns % 10**9 == 0
-    return _UNKNOWN if new else status.st_mtime_ns
+    return UNKNOWN if new else status.st_mtime_ns
 
 
 def _list_data_set(sources: list[str], root: str, split: str) -> Listing:
@@ -214,9 +214,7 @@ def _row(number: int, audio: dict) -> Sound:
     name = os.path.basename(audio["path"] or "")
     if audio["bytes"] is None:
         return (
-            _file(audio["path"], os.path.dirname(audio["path"]))
-            if name
-            else Sound("", 0, _UNKNOWN, number, "no sound")
+            _file(audio["path"], os.path.dirname(audio["path"])) if name else Sound("", 0, UNKNOWN, number, "no sound")
         )
     digest = hashlib.blake2b(audio["bytes"], digest_size=8).digest()
     size = len(audio["bytes"])

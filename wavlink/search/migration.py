@@ -20,7 +20,7 @@ from wavlink.embedder import Embedder
 from wavlink.temporary_paths import remove_path
 
 from . import vector_index
-from .build import index_sounds, text_vectors
+from .build import index_sounds, none_read, text_vectors
 from .changes import Report
 from .index_model import new_embedder, preprocessing_of
 from .listing import DATA_SET, Listing, list_sounds
@@ -91,6 +91,8 @@ def migrate(
         report = index_sounds(_listed(table, sounds, root, split), staged, embedder, **run)
         if report.stopped:
             return report
+        if not report.sounds:
+            raise ValueError(none_read(report))
         gone = {*table.files()} - _switch(table, Table.open(staged), embedder.name)
         vector_index.update(table, partial(text_vectors, embedder))
         remove_path(staged)

@@ -12,6 +12,7 @@ from .table_errors import explained
 from .vector_index import candidates, is_indexed
 
 _FILTERED_ROWS = 200_000  # up to so many rows that a filter leaves, all are scored
+_WINDOWS_A_FILE = 4  # among the nearest windows, at first
 _MOST_CANDIDATES = 4096  # more are found by scoring all rows
 _FOUND = ("path", "window", "start", "end", "size", "version", "revision")
 _NOT_OURS = "this program writes none; put a copy of the index back, or index the sounds into another folder"
@@ -70,7 +71,7 @@ def _by_index(
     """Search by the vector index; None if it would take too many candidates to find enough files."""
     column = "rescore" if table.manifest.rescore_dim else "embedding"
     unit_query = truncated(query[None], table.manifest.dim)[0]
-    count = k
+    count = k if windows else _WINDOWS_A_FILE * k
     while count <= _MOST_CANDIDATES:
         rows = candidates(table, unit_query, count, table.manifest.probes, [*_columns(table), column], where)
         scores = _finite(table, _scores(rows[column], query))

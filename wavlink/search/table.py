@@ -295,7 +295,7 @@ class Table:
         with explained(self.index):
             fragments = write_fragments(
                 pyarrow.RecordBatchReader.from_batches(schema, batches),
-                _uri(self.index),
+                self.uri,
                 schema=schema,
                 mode="overwrite",
                 data_storage_version=_VERSION,
@@ -344,6 +344,8 @@ class Table:
             for start in range(0, len(paths), _DELETED_AT_ONCE):
                 names = ", ".join(map(quoted, paths[start : start + _DELETED_AT_ONCE]))
                 self.dataset.delete(f"path IN ({names})")
+        if self.others:
+            self.others.forget(paths)
 
     def change(self, **fields: Any) -> None:
         """Set other fields of the manifest, in one commit."""
