@@ -29,9 +29,10 @@ from wavlink.search import vector_index
 from wavlink.search.checksums import Checksums
 from wavlink.search.index import Index
 from wavlink.search.listing import Sound
+from wavlink.search.location import TABLE
 from wavlink.search.manifest import METADATA, Manifest, checksum
 from wavlink.search.rows import skipped_row, window_rows
-from wavlink.search.table import TABLE, Table
+from wavlink.search.table import Table
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()

@@ -10,10 +10,11 @@ import pyarrow
 import pytest
 
 from wavlink.search.listing import Sound
+from wavlink.search.location import TABLE
 from wavlink.search.manifest import METADATA, Manifest, checksum
 from wavlink.search.rows import window_rows
 from wavlink.search.scoring import vectors_of
-from wavlink.search.table import TABLE, Table
+from wavlink.search.table import Table
 
 DIM = 12
 

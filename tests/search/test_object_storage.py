@@ -29,7 +29,8 @@ from wavlink.search.index import Index  # noqa: E402
 from wavlink.search.listing import Sound  # noqa: E402
 from wavlink.search.manifest import Manifest  # noqa: E402
 from wavlink.search.rows import skipped_row, window_rows  # noqa: E402
-from wavlink.search.table import Table, has_table  # noqa: E402
+from wavlink.search.table import Table  # noqa: E402
+from wavlink.search.table_place import has_table  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"window": 2.0, "hop": 1.0}

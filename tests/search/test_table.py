@@ -13,9 +13,10 @@ from tests.index_files import DIM, contents, data_files, make_index, manifest, r
 from wavlink.defaults import STORAGES
 from wavlink.search import rows
 from wavlink.search.file_facts import UNKNOWN
+from wavlink.search.location import TABLE
 from wavlink.search.repair import verified
 from wavlink.search.scoring import truncated, vectors_of
-from wavlink.search.table import TABLE, Table
+from wavlink.search.table import Table
 
 ROOT = Path(__file__).parents[2]
 

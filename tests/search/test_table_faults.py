@@ -16,9 +16,10 @@ from tests import index_files
 from tests.index_files import contents, data_files, make_index, manifest, rows_of, signed, stray_files
 from tests.processes import run_process
 from wavlink.search import checksums, table_errors
+from wavlink.search.location import TABLE
 from wavlink.search.manifest import METADATA
 from wavlink.search.repair import verified
-from wavlink.search.table import TABLE, Table
+from wavlink.search.table import Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -168,7 +169,8 @@ def test_memory_error_is_not_treated_as_damage(folder, monkeypatch, error):
 WRITER = """
 import sys
 from tests.index_files import manifest, rows_of
-from wavlink.search.table import Table, has_table
+from wavlink.search.table import Table
+from wavlink.search.table_place import has_table
 folder = sys.argv[1]
 print("begin", flush=True)
 while True:

@@ -30,8 +30,9 @@ from .location import is_remote, refuse_former
 from .manifest import Manifest
 from .metadata import Metadata, Row, bring_up_to_date, with_values
 from .rows import skipped_row, skipped_rows, window_rows
-from .table import Storage, Table, has_table, quoted
+from .table import Table, quoted
 from .table_errors import unless_preempted
+from .table_place import Storage, has_table
 
 _DIM = 48  # the smallest nested dim that is kept by default: fewer dims lower recall
 _BYTES_AT_ONCE = 1 << 26  # of vectors that are in memory only

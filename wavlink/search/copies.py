@@ -17,7 +17,8 @@ from . import vector_index
 from .manifest import VECTORS, Manifest
 from .repair import refuse_damaged
 from .scoring import truncated, vectors_of
-from .table import LOCK, Table
+from .table import Table
+from .table_place import LOCK
 
 _WRITTEN_AT_ONCE = 1 << 26  # bytes in memory
 _ROWS = 1 << 14

@@ -24,7 +24,8 @@ from .listing import file_of
 from .manifest import Manifest
 from .parquet import MANIFEST_FILE, Copy, Part, export, export_manifest, parts_of, read_export, read_fields
 from .repair import refuse_damaged
-from .table import Table, has_table
+from .table import Table
+from .table_place import has_table
 
 _PATTERNS = [MANIFEST_FILE, "data/part-*.parquet", *(f"{kind}/part-*.parquet" for kind in former.KINDS)]
 _DOWNLOAD = ".download"

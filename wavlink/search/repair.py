@@ -5,7 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from .checksums import Checksums
-from .table import Table, is_remote, quoted
+from .location import is_remote
+from .table import Table, quoted
 from .vector_index import drop as drop_vector_index
 
 

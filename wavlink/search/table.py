@@ -22,20 +22,29 @@ import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
 
 from processing.file_names import stays_below
-from wavlink.locks import locked
 
 from .changes import KnownFile
 from .checksums import Checksums
 from .concurrent_writes import Others
 from .file_facts import FILE_FACTS, files_of
-from .location import NO_INDEX, TABLE, is_remote, refuse_no_index
+from .location import is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
 from .rows import with_columns_of
 from .short_files import refuse_short_files, short_files
 from .table_errors import REPAIR, explained, unless_preempted
+from .table_place import (
+    VERSION,
+    Storage,
+    create_table,
+    has_table,
+    identity_of,
+    is_foreign,
+    lock_of,
+    open_table,
+    state_of,
+    uri_of,
+)
 
-LOCK = ".lock"
-_VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
 _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
 _READS = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
@@ -45,7 +54,6 @@ _FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")  # t
 _HINT = "latest_version_hint.json"
 _LOST = "what rows the table has is lost: put a copy of the index back, or index the sounds into another folder"
 _Result = TypeVar("_Result")
-Storage = dict[str, str] | None
 
 
 class Table:
@@ -86,13 +94,7 @@ class Table:
         if not is_remote(index) and (damaged := Checksums(Path(index)).damaged_versions()):
             raise ValueError(f"{'; '.join(damaged.values())}: {_LOST}")
         with explained(index):
-            try:
-                dataset = lance.dataset(_uri(index), storage_options=storage_options)
-            except ValueError as error:
-                if is_remote(index) and "was not found" in str(error):
-                    raise ValueError(NO_INDEX.format(index)) from error
-                raise
-            return cls(index, dataset, storage_options)
+            return cls(index, open_table(index, storage_options), storage_options)
 
     @classmethod
     def reading(
@@ -109,7 +111,7 @@ class Table:
                 table = cls.open(index, storage_options)
                 return read(table)
             except (ValueError, OSError):
-                before, version = version, _state(index, storage_options)
+                before, version = version, state_of(index, storage_options)
                 if version is None or version == before:
                     raise
         raise ValueError(f"{index} is changed faster than it can be read: wait until `index` has ended")
@@ -131,13 +133,13 @@ class Table:
         index = os.fspath(index)
         if not is_remote(index):
             folder = Path(index)
-            is_free = not folder.exists() or (folder.is_dir() and not any(map(_is_foreign, folder.iterdir())))
+            is_free = not folder.exists() or (folder.is_dir() and not any(map(is_foreign, folder.iterdir())))
             if not is_free and not has_table(index):
                 raise ValueError(f"{index} is there already and is no index: name a folder that is new or empty")
             folder.mkdir(parents=True, exist_ok=True)
-        with _lock(index), explained(index):
+        with lock_of(index), explained(index):
             schema = pyarrow.schema([*manifest.schema, *columns], manifest.schema.metadata)
-            table = cls(index, _created(index, schema, storage_options), storage_options)
+            table = cls(index, create_table(index, schema, storage_options), storage_options)
             if dataclasses.replace(table.manifest, probes=0, recall={}) != manifest:
                 raise ValueError(f"{index} has just become the index of another process: start again")
             yield from table._held()
@@ -148,7 +150,7 @@ class Table:
 
         In object storage there is no lock: see `wavlink.search.concurrent_writes`.
         """
-        with _lock(self.index), explained(self.index):
+        with lock_of(self.index), explained(self.index):
             self.refresh()
             yield from self._held()
 
@@ -178,13 +180,13 @@ class Table:
         """Return the table as it is now: itself, or another one where a writer has replaced this one."""
         with explained(self.index):
             dataset = lance.dataset(self.uri, storage_options=self.storage_options)
-        same = _identity(dataset) == _identity(self.dataset)
+        same = identity_of(dataset) == identity_of(self.dataset)
         return self if same else Table(self.index, dataset, self.storage_options)
 
     @property
     def uri(self) -> str:
         """The address of the table."""
-        return _uri(self.index)
+        return uri_of(self.index)
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -254,7 +256,7 @@ class Table:
                 self.uri,
                 schema=self.schema,
                 mode="append",
-                data_storage_version=_VERSION,
+                data_storage_version=VERSION,
                 storage_options=self.storage_options,
             )
 
@@ -298,7 +300,7 @@ class Table:
                 self.uri,
                 schema=schema,
                 mode="overwrite",
-                data_storage_version=_VERSION,
+                data_storage_version=VERSION,
                 storage_options=self.storage_options,
             )
         self._refuse_short(fragments)
@@ -422,61 +424,3 @@ class Table:
 def quoted(text: str) -> str:
     """Return a text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def has_table(index: str | os.PathLike, storage_options: Storage = None) -> bool:
-    """True if an index holds a table with a version; False for one whose making was interrupted."""
-    return _state(index, storage_options) is not None
-
-
-def _created(index: str, schema: pyarrow.Schema, storage_options: Storage) -> lance.LanceDataset:
-    """Create an empty table; in object storage, return the one that another process has just made."""
-    options = {"data_storage_version": _VERSION, "enable_v2_manifest_paths": True, "storage_options": storage_options}
-    try:
-        return lance.write_dataset(schema.empty_table(), _uri(index), **options)
-    except OSError:
-        if not has_table(index, storage_options):
-            raise
-        if not is_remote(index):
-            raise ValueError(f"{index} has just become the index of another process: start again") from None
-        return lance.dataset(_uri(index), storage_options=storage_options)
-
-
-def _uri(index: str | os.PathLike) -> str:
-    return f"{os.fspath(index).rstrip('/')}/{TABLE}"
-
-
-def _state(index: str | os.PathLike, storage_options: Storage = None) -> int | str | None:
-    """Return what differs between versions of a table, None without one."""
-    if not is_remote(index):
-        return min((path.name for path in _versions(index)), default=None)
-    try:
-        with explained(os.fspath(index)):
-            return lance.dataset(_uri(index), storage_options=storage_options).version
-    except (ValueError, OSError):
-        return None
-
-
-def _identity(dataset: lance.LanceDataset) -> tuple[int, list[str]]:
-    """Return what differs also between tables that were made one after the other in the same place."""
-    return dataset.version, [file.path for each in dataset.get_fragments() for file in each.metadata.files]
-
-
-def _versions(index: str | os.PathLike) -> list[Path]:
-    """Return the files of a table's versions on a local disk; the first name is that of the latest."""
-    folder = Path(index) / TABLE / "_versions"
-    return sorted(folder.glob("*.manifest")) if folder.is_dir() else []
-
-
-@contextmanager
-def _lock(index: str) -> Iterator[None]:
-    if is_remote(index):
-        yield
-    else:
-        with locked(Path(index) / LOCK):
-            yield
-
-
-def _is_foreign(path: Path) -> bool:
-    """True if a process that was killed before the first version cannot have left this."""
-    return path.name != TABLE and not path.name.startswith(".")

@@ -16,7 +16,8 @@ from .build import index_sounds, own_precision
 from .changes import Report
 from .index_model import embedder_of, new_embedder
 from .listing import UNKNOWN, Listing, Sound, list_sounds
-from .table import Storage, Table, has_table
+from .table import Table
+from .table_place import Storage, has_table
 
 Signature = tuple[int, int, str]  # of a file: its size, its version (see `Sound`), and why it cannot be read
 _IDLE = 4  # times as long as a look has taken, at least, until the next one

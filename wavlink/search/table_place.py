@@ -1,0 +1,92 @@
+"""The place of an index's table: whether it is there, its making, and the lock on it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lance
+import pyarrow
+
+from wavlink.locks import locked
+
+from .location import NO_INDEX, TABLE, is_remote
+from .table_errors import explained
+
+LOCK = ".lock"
+VERSION = "2.2"  # of Lance's files: the first that stores repeated values once
+Storage = dict[str, str] | None
+
+
+def has_table(index: str | os.PathLike, storage_options: Storage = None) -> bool:
+    """True if an index holds a table with a version; False for one whose making was interrupted."""
+    return state_of(index, storage_options) is not None
+
+
+def open_table(index: str, storage_options: Storage) -> lance.LanceDataset:
+    """Open the table of an index.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return lance.dataset(uri_of(index), storage_options=storage_options)
+    except ValueError as error:
+        if is_remote(index) and "was not found" in str(error):
+            raise ValueError(NO_INDEX.format(index)) from error
+        raise
+
+
+def create_table(index: str, schema: pyarrow.Schema, storage_options: Storage) -> lance.LanceDataset:
+    """Create an empty table; in object storage, return the one that another process has just made."""
+    options = {"data_storage_version": VERSION, "enable_v2_manifest_paths": True, "storage_options": storage_options}
+    try:
+        return lance.write_dataset(schema.empty_table(), uri_of(index), **options)
+    except OSError:
+        if not has_table(index, storage_options):
+            raise
+        if not is_remote(index):
+            raise ValueError(f"{index} has just become the index of another process: start again") from None
+        return lance.dataset(uri_of(index), storage_options=storage_options)
+
+
+def uri_of(index: str | os.PathLike) -> str:
+    """Return the address of an index's table."""
+    return f"{os.fspath(index).rstrip('/')}/{TABLE}"
+
+
+def state_of(index: str | os.PathLike, storage_options: Storage = None) -> int | str | None:
+    """Return what differs between versions of a table, None without one."""
+    if not is_remote(index):
+        return min((path.name for path in _versions(index)), default=None)
+    try:
+        with explained(os.fspath(index)):
+            return lance.dataset(uri_of(index), storage_options=storage_options).version
+    except (ValueError, OSError):
+        return None
+
+
+def identity_of(dataset: lance.LanceDataset) -> tuple[int, list[str]]:
+    """Return what differs also between tables that were made one after the other in the same place."""
+    return dataset.version, [file.path for each in dataset.get_fragments() for file in each.metadata.files]
+
+
+def _versions(index: str | os.PathLike) -> list[Path]:
+    """Return the files of a table's versions on a local disk; the first name is that of the latest."""
+    folder = Path(index) / TABLE / "_versions"
+    return sorted(folder.glob("*.manifest")) if folder.is_dir() else []
+
+
+@contextmanager
+def lock_of(index: str) -> Iterator[None]:
+    """Hold an index against other writers; in object storage there is no lock."""
+    if is_remote(index):
+        yield
+    else:
+        with locked(Path(index) / LOCK):
+            yield
+
+
+def is_foreign(path: Path) -> bool:
+    """True if a process that was killed before the first version cannot have left this."""
+    return path.name != TABLE and not path.name.startswith(".")
