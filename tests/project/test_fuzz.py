@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-INPUTS = {"config": 25, "checkpoint": 60, "shard": 40, "metadata": 60, "index.json": 60, "index part": 60}  # else 100
+INPUTS = {"config": 25, "checkpoint": 60, "shard": 40, "metadata": 60, "manifest": 60, "index": 80}  # else 100
 TARGETS = ["wav", "flac", "ogg", "opus", "mp3", "other", "video", *INPUTS]
 
 
@@ -20,7 +20,7 @@ def fuzz(monkeypatch):
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_is_damaged_is_refused_by_name_or_read_rightly(target, fuzz, tmp_path):
     targets = fuzz.load_targets(["fuzz_audio", "fuzz_files"])
-    assert sorted(targets) == sorted(TARGETS)
+    assert sorted(targets) == sorted([*TARGETS, "forged index"])
     if target == "video":
         pytest.importorskip("av")
     draw, read = targets[target](tmp_path, "")
@@ -29,6 +29,14 @@ def test_what_is_damaged_is_refused_by_name_or_read_rightly(target, fuzz, tmp_pa
         error = fuzz.read_one(read, draw(fuzz.generator(1, target, number)), tally)
         assert not error, f"{target}, seed 1, number {number}: {error}"
     assert tally.refused > 5 and (tally.decoded or target == "checkpoint")  # of those few in a hundred are read
+
+
+@pytest.mark.slow
+def test_a_forged_index_is_refused_or_read_in_a_process_of_its_own(fuzz, tmp_path, capsys):
+    """Its checksums are right. Lance itself may abort at what it reads: of some thousand inputs at one or two."""
+    options = ["--targets", "forged index", "--inputs", "60", "--seed", "1", "--failures", str(tmp_path)]
+    assert fuzz.main(options) == 0, capsys.readouterr().out
+    assert int(capsys.readouterr().out.splitlines()[-1].split("|")[3]) > 20
 
 
 KINDS = ("refused", "decoded", "exception", "abort", "hang", "memory", "segment", "prints")

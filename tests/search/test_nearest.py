@@ -210,6 +210,7 @@ def test_recall_and_probes_are_measured_and_stored(tmp_path, small, storage):
     assert recall(table, far, exact=True) == 1
 
 
+@pytest.mark.slow
 def test_texts_are_measured_by_those_given(tmp_path, small):
     table = make(tmp_path / "index", collection(2000))
     texts = np.random.default_rng(4).normal(size=(30, 24)).astype(np.float32)
@@ -240,6 +241,7 @@ def test_indexed_search_meets_conditions_and_fills_up(tmp_path, small, queries):
         assert len(nearest(table, queries[0], k)[0]) == 500  # the files that there are
 
 
+@pytest.mark.slow
 def test_rows_added_later_are_found_without_training(tmp_path, small, monkeypatch):
     table = indexed(tmp_path / "index", collection(2000))
     trained, real = [], vector_index._train

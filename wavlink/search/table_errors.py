@@ -80,8 +80,6 @@ def _explained(error: BaseException, index: str, table: Verifiable | None) -> Ex
             return OSError(number, os.strerror(number), index)
     if answer := _OF_STORAGE.search(text):
         return ValueError(f"{index} cannot be read or written: {answer[1]}")
-    if "Invalid user input" in text or "Schema error" in text:
-        return ValueError(f"{index} cannot be searched so: {text[:300]}")
     damaged = table.damaged() if table else {}
     if damaged:
         return ValueError("; ".join(damaged.values()))
