@@ -39,16 +39,16 @@ def embedder_of(
         embedder = new_embedder(model, device, dtype, manifest.revision if pinned else None, **run)
     else:
         embedder = _local(manifest, device, dtype, run)
+    if embedder.revision != manifest.revision:
+        raise ValueError(
+            f"the index was made by {manifest.model} at {manifest.revision}, but {embedder.name} is at "
+            f"{embedder.revision}: their vectors do not compare; give that model, or index into another folder"
+        )
     made_by = preprocessing_of(embedder)
     if made_by and manifest.preprocessing and made_by != manifest.preprocessing:
         raise ValueError(
             f"the index was made by {manifest.model} with another preprocessing of sounds than {embedder.name} has: "
             "give that model, or index into another folder"
-        )
-    if embedder.revision != manifest.revision:
-        raise ValueError(
-            f"the index was made by {manifest.model} at {manifest.revision}, but {embedder.name} is at "
-            f"{embedder.revision}: their vectors do not compare; give that model, or index into another folder"
         )
     return embedder
 
