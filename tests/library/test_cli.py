@@ -111,9 +111,9 @@ def test_a_command_ends_without_a_search_for_cycles():
 
 
 def test_missing_own_module_is_raised_without_an_install_hint(monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "map", cli.COMMANDS["map"]._replace(module="modeling_wavlink.nowhere"))
+    monkeypatch.setitem(cli.COMMANDS, "eval", cli.COMMANDS["eval"]._replace(module="modeling_wavlink.nowhere"))
     with pytest.raises(ModuleNotFoundError):
-        cli.main(MAP)
+        cli.main(EVAL)
 
 
 def test_internal_error_keeps_its_traceback(monkeypatch):
@@ -123,9 +123,9 @@ def test_internal_error_keeps_its_traceback(monkeypatch):
 
 
 def test_missing_module_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(cli.COMMANDS, "map", cli.COMMANDS["map"]._replace(module="a_module_nobody_has"))
-    assert cli.main(MAP) == 2
-    assert "wavlink map: a_module_nobody_has is not installed: pip install" in capsys.readouterr().err
+    monkeypatch.setitem(cli.COMMANDS, "eval", cli.COMMANDS["eval"]._replace(module="a_module_nobody_has"))
+    assert cli.main(EVAL) == 2
+    assert "wavlink eval: a_module_nobody_has is not installed: pip install" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", range(2))
@@ -245,6 +245,6 @@ def test_scores_and_reports_are_one_json(files, wavlink_folder, tmp_path, capsys
         assert cli.main([*words, "--json"]) == 0
         return json.loads(capsys.readouterr().out)["results"]
 
-    assert json_of("verify", index) == {"parts": 1, "windows": 3, "forgotten": []}
+    assert json_of("verify", index) == {"files": 3, "windows": 3, "forgotten": []}
     assert json_of("reindex", index, "--out", small, "--storage", "binary") == {"index": small, "windows": 3}
     assert json_of("remove", index, "0.wav") == {"removed": ["0.wav"]}

@@ -156,12 +156,12 @@ def test_search_finds_the_like_and_leaves_out_the_unlike(sharp_folder, tones, tm
     first, *_ = search([*command, "--like", str(tones / "test/dog_0.wav")])
     assert first.path == "dog_0.wav" and first.score > 0.99
     assert "12 windows, 0 files skipped" in capsys.readouterr().out
-    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "index/embeddings").iterdir()}
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "index/windows.lance/data").iterdir()}
     every = [*command, "--top_k", "12"]
     every += ["--text", "a dog barks"]
     texts = search(every), search([*every, "--without", "a cat meows"])
     # unchanged sounds are not embedded again
-    assert parts == {path: path.stat().st_mtime_ns for path in (tmp_path / "index/embeddings").iterdir()}
+    assert parts == {path: path.stat().st_mtime_ns for path in (tmp_path / "index/windows.lance/data").iterdir()}
     assert [hit.path for hit in texts[0]] != [hit.path for hit in texts[1]]
 
 
