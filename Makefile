@@ -14,7 +14,7 @@ test_files = $(foreach name,$(1),$(wildcard tests/*/test_$(name).py))
 # out is what is numpy and torch alone (losses, metrics, pooling, sweeps), compilation, and the README's own commands.
 AT_MINIMUM := $(call test_files,configuration modeling modeling_weights feature_extraction processing \
 	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
-	run_folder embedding evaluation evaluate_modules audio containers downmix windows embedder vectors index_folder \
+	run_folder embedding evaluation evaluate_modules audio containers downmix windows embedder scoring nearest table \
 	sound_map hostile_files constraints cpu_kernels)
 
 # The oldest matplotlib and plotly call what newer neighbours of theirs have deprecated.

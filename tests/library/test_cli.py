@@ -21,7 +21,7 @@ from wavlink.classification import classify
 from wavlink.embedder import Embedder
 from wavlink.evaluation import command as evaluation
 
-EVAL, MAP = ["eval", "--model", "m", "--benchmark", "esc50"], ["map", "my_index", "--out", "map.html"]
+EVAL = ["eval", "--model", "m", "--benchmark", "esc50"]
 LABELS = ["low_tone", "high tone", "noise"]
 
 
@@ -246,5 +246,5 @@ def test_scores_and_reports_are_one_json(files, wavlink_folder, tmp_path, capsys
         return json.loads(capsys.readouterr().out)["results"]
 
     assert json_of("verify", index) == {"files": 3, "windows": 3, "forgotten": []}
-    assert json_of("reindex", index, "--out", small, "--storage", "binary") == {"index": small, "windows": 3}
+    assert json_of("reindex", index, "--out", small, "--storage", "fp32") == {"index": small, "windows": 3}
     assert json_of("remove", index, "0.wav") == {"removed": ["0.wav"]}
