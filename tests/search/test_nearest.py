@@ -287,3 +287,16 @@ def test_dropped_index_is_made_again(tmp_path, small, queries):
 
 def test_a_small_table_has_no_vector_index(tmp_path, small):
     assert not vector_index.is_indexed(indexed(tmp_path / "index", collection(400)))
+
+
+def test_an_index_whose_probes_were_not_measured_is_not_used(tmp_path, small, queries, monkeypatch):
+    """As after a kill between its training and the measurement."""
+    vectors = collection(2000)
+    with monkeypatch.context() as patch:
+        patch.setattr(vector_index, "_measured", lambda *_: {})
+        table = indexed(tmp_path / "index", vectors)
+    assert vector_index.is_indexed(table) and not vector_index.is_ready(table)
+    assert recall(table, queries) == 1
+    with table.writing():
+        vector_index.update(table)
+    assert vector_index.is_ready(Table.open(tmp_path / "index"))

@@ -9,7 +9,7 @@ from .filters import checked, computed
 from .scoring import truncated, unit, vectors_of
 from .table import Table
 from .table_errors import explained
-from .vector_index import candidates, is_indexed
+from .vector_index import candidates, is_ready
 
 _FILTERED_ROWS = 200_000  # up to so many rows that a filter leaves, all are scored
 _WINDOWS_A_FILE = 4  # among the nearest windows, at first
@@ -57,7 +57,7 @@ def nearest(
 def _nearest(
     table: Table, query: np.ndarray, k: int, dim: int, windows: bool, where: str | None, exact: bool
 ) -> tuple[pyarrow.Table, np.ndarray]:
-    indexed = dim == table.manifest.dim and not exact and is_indexed(table)
+    indexed = dim == table.manifest.dim and not exact and is_ready(table)
     if indexed and where:
         indexed = table.rows(where) > _FILTERED_ROWS
     if indexed and (found := _by_index(table, query, k, windows, where)):

@@ -26,6 +26,11 @@ _UNINDEXED = 1 << 16  # rows that a query may score beside the index
 _TEXT_COSINE = 0.5  # of a text with what it describes, where the model is not at hand
 
 
+def is_ready(table: Table) -> bool:
+    """True if the table has a vector index, and it is known how many partitions a query reads."""
+    return table.manifest.probes > 0 and is_indexed(table)
+
+
 def is_indexed(table: Table) -> bool:
     """True if the table has a vector index."""
     return any(index.name == _NAME for index in table.dataset.describe_indices())
@@ -48,7 +53,7 @@ def update(table: Table, texts: Callable[[], np.ndarray] | None = None) -> None:
                 _train(table, rows)
             elif facts["num_unindexed_rows"] > _UNINDEXED:
                 table.dataset.optimize.optimize_indices(index_names=[_NAME])
-            else:
+            elif table.manifest.probes:
                 return
         elif rows >= LEAST_ROWS:
             _train(table, rows)
@@ -59,6 +64,7 @@ def update(table: Table, texts: Callable[[], np.ndarray] | None = None) -> None:
 
 
 def _train(table: Table, rows: int) -> None:
+    table.change(probes=0, recall={})  # until they are measured; whoever is killed before leaves it so
     partitions = max(1, rows // _ROWS_A_PARTITION)
     options = {"metric": "cosine", "num_partitions": partitions, "name": _NAME, "replace": True}
     table.dataset.create_index("embedding", "IVF_SQ", **options)
@@ -70,6 +76,7 @@ def drop(table: Table) -> None:
         with explained(table.index):
             table.dataset.drop_index(_NAME)
             table.dataset.checkout_latest()
+            table.change(probes=0, recall={})
 
 
 def candidates(
@@ -86,7 +93,7 @@ def candidates(
         "column": "embedding",
         "q": query.astype(np.float16 if table.manifest.storage == "fp16" else np.float32),
         "k": count,
-        "minimum_nprobes": max(1, probes),
+        "minimum_nprobes": probes,
         "refine_factor": CANDIDATES,
         "metric": "cosine",
     }
