@@ -678,3 +678,13 @@ def test_the_command_line_is_frozen():
         for name, command in commands.choices.items()
     }
     assert results == {name: set(options.split()) for name, options in frozen.items()}
+
+
+def test_index_build_keeps_vectors_to_rescore_by(sounds, tmp_path, embedder):
+    options = {"dim": 8, "rescore_dim": 32, "progress": False}
+    index = Index.build(sounds, tmp_path / "index", embedder, **options)
+    assert (index.manifest.dim, index.manifest.rescore_dim) == (8, 32)
+    full = Index.build(sounds, tmp_path / "full", embedder, dim=32, progress=False)
+    found, expected = (each.query(sound=sounds / "bell.flac", top_k=5) for each in (index, full))
+    assert [hit.path for hit in found] == [hit.path for hit in expected]
+    np.testing.assert_allclose([hit.score for hit in found], [hit.score for hit in expected], atol=1e-6)

@@ -80,6 +80,7 @@ class Index:
         *,
         dim: int | None = None,
         storage: str | None = None,
+        rescore_dim: int | None = None,
         window: float | None = None,
         hop: float | None = None,
         split: str = "train",
@@ -91,6 +92,7 @@ class Index:
         backend: str | None = None,
         precision: str | None = None,
         progress: bool = True,
+        storage_options: Storage = None,
     ) -> "Index":
         """Bring an index up to date with `sounds`, or make it, and open it. After a kill, the same call goes on.
 
@@ -99,11 +101,12 @@ class Index:
 
         Args:
             sounds: folders, files, `@list.txt` or one data set (a Hub id).
-            folder: of the index.
+            folder: of the index, or its address in object storage.
             model: a folder or Hub id (see `Embedder`), or an `Embedder` (default of a new index: the bundled
                 `wavlink-tiny`).
             dim: one of the nested dims, for a new index (default: the smallest from 48 on).
             storage: for a new index, fp32 or fp16 (default: fp16).
+            rescore_dim: for a new index, nested dims of a second vector that orders the candidates (default: none).
             window: seconds embedded at once, for a new index (default: 10).
             hop: seconds from window to window, for a new index (default: 5).
             split: of a data set.
@@ -114,6 +117,7 @@ class Index:
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
             backend, precision: see `Embedder`.
             progress: show a progress bar.
+            storage_options: of an index in object storage, see Lance's `storage_options`.
 
         Raises:
             ValueError: no sounds, none that can be read, an index of another model or with other options.
@@ -122,17 +126,10 @@ class Index:
 
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         options = {"dim": dim, "storage": storage, "window": window, "hop": hop, "split": split, "retry": retry}
-        options |= {"metadata": metadata, "tags": tags}
-        report = index_sounds(
-            *(sounds, folder, model),
-            **options,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            precision=precision,
-            progress=progress,
-        )
-        index = cls.open(folder, model, device=device, dtype=dtype, backend=backend, precision=precision)
+        run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
+        options |= {"metadata": metadata, "tags": tags, "rescore_dim": rescore_dim, "storage_options": storage_options}
+        report = index_sounds(sounds, folder, model, **options, **run, progress=progress)
+        index = cls.open(folder, model, **run, storage_options=storage_options)
         index.skipped = report.skipped
         return index
 
