@@ -131,6 +131,9 @@ def read_metadata(path: Path) -> list[dict]:
         lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
         try:
             rows = list(lines)
+            header = [name for name in getattr(lines, "fieldnames", None) or () if name]
+            if twice := next((name for name in header if header.count(name) > 1), None):
+                raise ValueError(f"it has several columns named {twice!r}: rename or remove one")
             for row in rows:
                 _check_row(row)
         except (ValueError, RecursionError, csv.Error) as error:

@@ -130,6 +130,13 @@ def test_hits_have_the_models_probabilities_of_their_cosines(calibrated, sounds,
     assert {hit.calibration for hit in Index.open(tmp_path / "index", dim=16).query("a dog barks")} == {"index"}
 
 
+def test_rescored_hits_have_the_probabilities_of_the_dims_that_score_them(calibrated, sounds, tmp_path):
+    index_sounds(str(sounds), tmp_path / "index", str(calibrated), dim=8, rescore_dim=32, progress=False)
+    hits = Index.open(tmp_path / "index").query("a dog barks")
+    assert {hit.calibration for hit in hits} == {"model"}
+    assert [hit.probability for hit in hits] == pytest.approx([probability(hit.score, "32") for hit in hits])
+
+
 def test_an_index_of_a_model_without_a_calibration_is_its_own_background(plain, sounds, tmp_path, capsys):
     index_sounds(str(sounds), tmp_path / "index", str(plain), dim=32, storage="fp32", progress=False)
     index = Index.open(tmp_path / "index")

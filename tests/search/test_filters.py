@@ -107,6 +107,7 @@ def test_a_filter_holds_for_every_result(table, monkeypatch, path, windows, wher
         ("duration < 5; drop", ";"),
         ("1=1) or (1=1", "no ("),
         ("(duration < 5", "not closed"),
+        ("path = $1", "it holds $"),
         ("path = 'dog", "has no end"),
         ("\"path\" = 'dog'", "is a text: write the column as path"),
         ("cast(path as int) = 1", "Cannot cast"),

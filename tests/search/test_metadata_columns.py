@@ -170,6 +170,7 @@ def test_a_file_that_is_skipped_has_columns_too(sounds, tmp_path, embedder):
         ("m.csv", "file_name,\nbell.flac,3\n", "a column named ''"),
         ("m.csv", "file_name,a`b\nbell.flac,3\n", "a`b"),
         ("m.csv", "file_name,Label,label\nbell.flac,3,4\n", "in large or small letters"),
+        ("m.csv", "file_name,label,label\nbell.flac,3,4\n", "several columns named 'label'"),
         ("m.csv", "name,label\nbell.flac,3\n", "no column 'file_name'"),
         ("m.csv", "file_name,label\n", "has no rows"),
         ("m.csv", "file_name,label\nother.wav,3\n", "names none of the sounds"),
@@ -191,6 +192,20 @@ def test_metadata_that_cannot_be_columns_is_refused_before_the_index_changes(
     assert version(tmp_path / "index") == before
     with pytest.raises(ValueError, match="cannot read .*missing.csv: No such file"):
         index(sounds, tmp_path / "index", embedder, metadata=tmp_path / "missing.csv")
+
+
+def test_columns_that_differ_in_case_alone_are_refused(sounds, tmp_path, embedder):
+    """A filter without backticks would not reach the one with the large letter."""
+    for name, column in (("a.csv", "label"), ("b.csv", "Label")):
+        (sounds / name).write_text(f"file_name,{column}\nbell.flac,x\n")
+    with pytest.raises(ValueError, match="b.csv has a column 'Label' beside 'label'.*rename"):
+        index(sounds, tmp_path / "index", embedder, metadata=[sounds / "a.csv", sounds / "b.csv"])
+    assert not (tmp_path / "index").exists()
+    index(sounds, tmp_path / "index", embedder, metadata=sounds / "a.csv")
+    before = version(tmp_path / "index")
+    with pytest.raises(ValueError, match="b.csv has a column 'Label' beside 'label'.*rename"):
+        index(sounds, tmp_path / "index", embedder, metadata=sounds / "b.csv")
+    assert version(tmp_path / "index") == before
 
 
 def tagged(path, **tags) -> None:

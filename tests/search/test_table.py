@@ -118,6 +118,15 @@ def test_files_of_any_name_are_found_completed_and_removed(tmp_path):
         assert contents(tmp_path / "index") == before
 
 
+@pytest.mark.parametrize("name", ["file:x", "memory:", "s3:bucket", "a%20b", "a#b?c", "x/", "."])
+def test_an_index_in_a_folder_of_any_name_is_in_that_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with Table.create(name, manifest()) as table:
+        table.append(rows_of(table.manifest, "xy"))
+    assert (tmp_path / name / TABLE / "data").is_dir()
+    assert Table.open(name).windows() == Table.open(tmp_path / name).windows() == 4
+
+
 def test_many_files_are_removed_at_once(tmp_path):
     names = [f"{number}.wav" for number in range(2500)]
     make_index(tmp_path / "index", names, windows=1)

@@ -103,6 +103,22 @@ def test_a_file_that_is_being_written_waits(sounds, tmp_path, models, embedder):
     assert files["long.wav"].rows == 3 and "bell.flac" in files
 
 
+def test_a_long_update_does_not_delay_the_next_look(sounds, tmp_path, models, monkeypatch):
+    real, waits = watch.index_sounds, []
+
+    def slow(*arguments, **options):
+        time.sleep(5)
+        waits.append(time.monotonic())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(watch, "index_sounds", slow)
+    with watched(sounds, tmp_path / "index", models["model"]) as line:
+        line("5 added")
+        write(sounds / "new.wav", 7)
+        line("added new.wav")
+    assert waits[1] - waits[0] < 15  # the second update takes 5 s itself; of the first one, 20 s would be waited
+
+
 def test_another_process_may_index_and_lock_it(sounds, tmp_path, models, embedder):
     out = tmp_path / "index"
     with watched(sounds, out, models["model"]) as line:

@@ -100,6 +100,7 @@ def index_sounds(
     if has_table(out, storage_options):
         table, listing = Table.open(out, storage_options), listed
         _refuse_other_options(table.manifest, options | {"precision": precision})
+        described_by.check_case(table.metadata_columns)
         run = own_precision(table.manifest, run)
         embedder = embedder_of(table.manifest, model, **run) if model else None
         writing = table.writing()

@@ -54,7 +54,8 @@ class Checksums:
     def damaged_versions(self) -> dict[str, str]:
         """Return by name why a list of the table's rows, which Lance reads first, is not as it was written."""
         names = [name for name in self.read() if name.startswith("_versions/")]
-        return self.damaged([name for name in names if (self.table / name).exists()])
+        damaged = self.damaged([name for name in names if (self.table / name).exists()])
+        return {name: error.removesuffix(f": {REPAIR}") for name, error in damaged.items()}  # which repairs no list
 
     def damaged(self, names: Sequence[str]) -> dict[str, str]:
         """Return by name why a file is not as it was written."""

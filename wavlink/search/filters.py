@@ -14,7 +14,7 @@ _SHOWN = 30  # columns that an error names
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 _TOKEN = re.compile(
     r"""(?P<text>'(?:[^']|'')*')|(?P<double>"(?:[^"]|"")*")|(?P<quoted>`[^`]*`)|(?P<name>[^\W\d]\w*)"""
-    r"""|(?P<refused>--|/\*|;|'|"|`)|(?P<other>.)""",
+    r"""|(?P<refused>--|/\*|;|\$|'|"|`)|(?P<other>.)""",
     re.DOTALL,
 )
 _REASON = re.compile(r"^(?:Invalid user input|Error during planning|Schema error|Not supported|Execution error): ")

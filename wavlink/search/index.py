@@ -20,7 +20,7 @@ from .hits import hit_of
 from .index_model import embedder_of
 from .listing import file_of
 from .manifest import Manifest
-from .nearest import nearest
+from .nearest import nearest, scored_by
 from .scoring import truncated, unit, vectors_of
 from .stored import stored_vector
 from .table import Storage, Table
@@ -303,13 +303,13 @@ class Index:
         return self._reading(lambda table: self._calibration(table, vector, prior))
 
     def _calibration(self, table: Table, vector: np.ndarray, prior: float | None) -> Calibration | None:
-        dim, count = self._dim_of(table), self._count(table)
+        (column, dim), count = scored_by(table, self._dim_of(table)), self._count(table)
         model = calibration_of(self._embedder_of(table.manifest), dim, prior)
         if model is not None:
             return model
         rows = table.rows()
         numbers = range(0, rows, -(-rows // _SAMPLE))
-        sample = table.take(numbers, ["embedding"])["embedding"].drop_null()
+        sample = table.take(numbers, [column])[column].drop_null()
         query = truncated(vector[None], dim)[0]
         return background_of(unit(vectors_of(sample)[:, :dim]) @ query, count)
 

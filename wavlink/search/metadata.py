@@ -50,6 +50,19 @@ class Metadata:
         self._files = {Path(file): _rows(Path(file)) for file in files}
         self.columns = list(dict.fromkeys(name for rows in self._files.values() for row in rows for name in row))
         self.columns = [name for name in self.columns if name != NAME]
+        self.check_case(())
+
+    def check_case(self, known: Iterable[str]) -> None:
+        """Refuse a column that differs from another one, or one of `known`, in large and small letters alone.
+
+        Raises:
+            ValueError: there is one.
+        """
+        spelled = {name.lower(): name for name in known}
+        for file, rows in self._files.items():
+            for name in rows[0]:
+                if (other := spelled.setdefault(name.lower(), name)) != name:
+                    raise ValueError(f"{file} has a column {name!r} beside {other!r}: rename it to that")
 
     def by_path(self, root: str, paths: Sequence[str]) -> dict[str, Row]:
         """Return the rows of those paths of an index that have one.

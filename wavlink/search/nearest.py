@@ -54,6 +54,13 @@ def nearest(
         return _nearest(table, query, k, dim, windows, condition, exact)
 
 
+def scored_by(table: Table, dim: int) -> tuple[str, int]:
+    """Return the column that scores of a search at `dim` are of, and its number of dims."""
+    if table.manifest.rescore_dim and dim == table.manifest.dim:
+        return "rescore", table.manifest.rescore_dim
+    return "embedding", dim
+
+
 def _nearest(
     table: Table, query: np.ndarray, k: int, dim: int, windows: bool, where: str | None, exact: bool
 ) -> tuple[pyarrow.Table, np.ndarray]:
@@ -69,7 +76,7 @@ def _by_index(
     table: Table, query: np.ndarray, k: int, windows: bool, where: str | None
 ) -> tuple[pyarrow.Table, np.ndarray] | None:
     """Search by the vector index; None if it would take too many candidates to find enough files."""
-    column = "rescore" if table.manifest.rescore_dim else "embedding"
+    column, _ = scored_by(table, table.manifest.dim)
     unit_query = truncated(query[None], table.manifest.dim)[0]
     count = k if windows else _WINDOWS_A_FILE * k
     while count <= _MOST_CANDIDATES:
@@ -87,9 +94,7 @@ def _by_scan(
     table: Table, query: np.ndarray, k: int, dim: int, windows: bool, where: str | None
 ) -> tuple[pyarrow.Table, np.ndarray]:
     """Score every row."""
-    column = "embedding"
-    if table.manifest.rescore_dim and dim == table.manifest.dim:
-        column, dim = "rescore", table.manifest.rescore_dim
+    column, dim = scored_by(table, dim)
     condition = f"{where} AND {_WITH_VECTOR}" if where else _WITH_VECTOR
     scores, addresses = [np.empty(0, np.float32)], [np.empty(0, np.uint64)]
     unit_query = truncated(query[None], dim)[0]

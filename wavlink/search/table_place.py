@@ -51,8 +51,9 @@ def create_table(index: str, schema: pyarrow.Schema, storage_options: Storage) -
 
 
 def uri_of(index: str | os.PathLike) -> str:
-    """Return the address of an index's table."""
-    return f"{os.fspath(index).rstrip('/')}/{TABLE}"
+    """Return the address of an index's table; of a folder absolute, since Lance takes `memory:x` for an address."""
+    place = os.fspath(index) if is_remote(index) else os.path.abspath(index)
+    return f"{place.rstrip('/')}/{TABLE}"
 
 
 def state_of(index: str | os.PathLike, storage_options: Storage = None) -> int | str | None:

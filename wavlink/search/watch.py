@@ -81,11 +81,10 @@ def watch_sounds(
 
     watch = _Watch(list_now, update, metadata, known, show)
     while not stop.is_set():
-        start = time.monotonic()
         if not watch.looks and not all(map(os.path.lexists, (source.removeprefix("@") for source in sources))):
             list_now()  # raises the error
         watch.look()
-        stop.wait(max(seconds, _IDLE * (time.monotonic() - start)))
+        stop.wait(max(seconds, _IDLE * watch.seconds))
     return replace(watch.report, stopped=True)
 
 
@@ -94,6 +93,7 @@ class _Watch:
 
     Attributes:
         looks: how many there were.
+        seconds: that the last one has taken, without the update after it.
         report: on all changes.
     """
 
@@ -110,17 +110,20 @@ class _Watch:
         self._seen: dict[str, Signature] = {}
         self._described: list = []  # signatures of the metadata files that are in the index
         self._first, self._told = True, ""
-        self.looks, self.report = 0, Report()
+        self.looks, self.seconds, self.report = 0, 0.0, Report()
 
     def look(self) -> None:
         """Look for changes, and bring the index up to date with those that have come to rest."""
         self.looks += 1
+        start = time.monotonic()
         try:
             with without_foreign_output() if self.looks > 1 else nullcontext():
                 listing = self._list()
         except ValueError as error:  # no sounds yet, or their folder is gone
             self._tell(str(error))
             return
+        finally:
+            self.seconds = time.monotonic() - start
         if listing.rows is not None:
             raise ValueError(f"{listing.root} cannot be watched: name folders or files, or leave --watch out")
         found = {sound.path: _signature(sound) for sound in listing.sounds}
