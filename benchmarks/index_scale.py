@@ -25,7 +25,7 @@ DIM, WINDOWS_A_FILE, FILES_AT_ONCE, K = 48, 12, 20_000, 10
 KINDS, FILE_SPREAD, WINDOW_SPREAD, TEXT_SPREAD, GAP = 2000, 0.7, 0.35, 0.8, 4.0
 SCALE = np.arange(1, DIM + 1, dtype=np.float32) ** -0.5
 TEXTS = np.full(DIM, DIM**-0.5, np.float32)  # the direction that texts alone have
-ADDED = 1000
+ADDED, BILLION = 1000, 10**9
 PROBES = (10, 20, 40, 80, 160, 320)
 
 
@@ -284,6 +284,17 @@ def write_record(options: argparse.Namespace, found: list[dict]) -> None:
         for row in found
         for curve in row["curves"]
     ]
+    last = found[-1]
+    shards = -(-BILLION // last["windows"])
+    seconds = last["write_seconds"] + last["index_seconds"]
+    slowest = max(_quantiles(last[f"{kind}_windows_ms"])["p50"] for kind in ("sound", "text"))
+    paper = [
+        ["indexes", records.number(shards, 0)],
+        ["all on disk", records.number(BILLION * last["bytes_a_window"] / 1e9, 0, "GB")],
+        ["made by one machine like this", records.number(shards * seconds / 3600, 1, "hours")],
+        ["memory to make one", records.number(last["build_rss_mb"], 0, "MB")],
+        ["processor time of a query", records.number(shards * slowest / 1000, 1, "s")],
+    ]
     names = ["windows", "bytes a window", "write", "vector index", "peak memory", "first answer", "its memory"]
     tables = {
         "index_scale": records.table([*names, f"add {ADDED:,}"], building),
@@ -291,6 +302,7 @@ def write_record(options: argparse.Namespace, found: list[dict]) -> None:
             ["windows", "query", "probes", "windows p50", "p95", "files p50", "p95 ", "recall@10"], asking
         ),
         "index_scale_probes": records.table(["windows", "query", "probes", "recall@10", "p50"], curves),
+        "index_scale_billion": records.table([f"a billion windows, by {last['windows']:,}", ""], paper),
     }
     records.write(
         options.record,
