@@ -287,6 +287,7 @@ def write_record(options: argparse.Namespace, found: list[dict]) -> None:
     last = found[-1]
     shards = -(-BILLION // last["windows"])
     seconds = last["write_seconds"] + last["index_seconds"]
+    size = last["windows"] * last["bytes_a_window"]
     slowest = max(_quantiles(last[f"{kind}_windows_ms"])["p50"] for kind in ("sound", "text"))
     paper = [
         ["indexes", records.number(shards, 0)],
@@ -294,6 +295,8 @@ def write_record(options: argparse.Namespace, found: list[dict]) -> None:
         ["made by one machine like this", records.number(shards * seconds / 3600, 1, "hours")],
         ["memory to make one", records.number(last["build_rss_mb"], 0, "MB")],
         ["processor time of a query", records.number(shards * slowest / 1000, 1, "s")],
+        ["machines of 16 cores, an index to a core", records.number(-(-shards // 16), 0)],
+        ["memory of each that holds all its files", records.number(16 * size / 1e9, 0, "GB")],
     ]
     names = ["windows", "bytes a window", "write", "vector index", "peak memory", "first answer", "its memory"]
     tables = {
