@@ -200,6 +200,9 @@ def test_columns_that_differ_in_case_alone_are_refused(sounds, tmp_path, embedde
         (sounds / name).write_text(f"file_name,{column}\nbell.flac,x\n")
     with pytest.raises(ValueError, match="b.csv has a column 'Label' beside 'label'.*rename"):
         index(sounds, tmp_path / "index", embedder, metadata=[sounds / "a.csv", sounds / "b.csv"])
+    (sounds / "c.csv").write_text("file_name,Title\nbell.flac,x\n")
+    with pytest.raises(ValueError, match="c.csv has a column 'Title' beside 'title'.*rename"):
+        index(sounds, tmp_path / "index", embedder, metadata=sounds / "c.csv", tags=True)
     assert not (tmp_path / "index").exists()
     index(sounds, tmp_path / "index", embedder, metadata=sounds / "a.csv")
     before = version(tmp_path / "index")

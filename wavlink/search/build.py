@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 
+from processing.sound_tags import TAGS
 from processing.windows import stream_windows
 from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.defaults import HOP, PRECISIONS, PROMPT, STORAGE, STORAGES, WINDOW
@@ -94,6 +95,7 @@ def index_sounds(
     options = {"dim": dim, "storage": storage, "rescore_dim": rescore_dim, "window": window, "hop": hop}
     run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
     described_by = Metadata([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
+    described_by.check_case(TAGS if tags else ())
     listed = sources if isinstance(sources, Listing) else None
     sources = [sources] if isinstance(sources, str | os.PathLike) else sources
     sources = [] if listed else [os.fspath(source) for source in sources]
