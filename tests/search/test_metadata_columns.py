@@ -11,11 +11,12 @@ import soundfile
 from processing.sound_tags import TAGS, read_tags
 from tests import searches
 from tests.conftest import RATE
+from tests.index_files import make_index
 from tests.searches import SECONDS, assert_same_rows, index, rows, write
 from wavlink.search import command as search
 from wavlink.search.hits import as_dict
 from wavlink.search.index import Index
-from wavlink.search.metadata import described
+from wavlink.search.metadata import described, update
 from wavlink.search.table import Table
 
 models, embedder, sounds = searches.models, searches.embedder, searches.sounds
@@ -301,3 +302,25 @@ def test_columns_survive_a_removal_and_a_verification(sounds, tmp_path, embedder
     index(sounds, out, embedder)
     assert columns(out) == {path: values for path, values in VALUES.items() if not path.startswith("dog/")}
     search.main(["verify", str(out)])
+
+
+def test_a_kill_while_a_column_changes_its_type_loses_no_value(tmp_path, monkeypatch):
+    folder = make_index(tmp_path / "index", "abc")
+    with Table.open(folder).writing() as table:
+        update(table, {name: {"n": number} for number, name in enumerate("abc")}, ["n"])
+    before = described(Table.open(folder))
+    vectors = Table.open(folder).dataset.to_table(columns=["path", "window", "embedding"])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "_commit", killed)
+        with pytest.raises(KeyboardInterrupt), Table.open(folder).writing() as table:
+            update(table, {"a": {"n": "text"}}, ["n"])
+    assert described(Table.open(folder)) == before
+    with Table.open(folder).writing() as table:
+        update(table, {"a": {"n": "text"}}, ["n"])
+    table = Table.open(folder)
+    assert described(table) == {"a": {"n": "text"}, "b": {"n": "1"}, "c": {"n": "2"}}
+    assert table.dataset.to_table(columns=["path", "window", "embedding"]).equals(vectors)

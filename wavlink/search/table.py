@@ -314,19 +314,16 @@ class Table:
             self.dataset.update(facts, where=f"path = {quoted(path)}")
 
     def describe(self, rows: pyarrow.Table) -> None:
-        """Set columns of metadata by `path`; sounds that `rows` does not name stay as they are.
+        """Set columns of metadata by `path`, all in one commit; sounds that `rows` does not name stay as they are.
 
-        Columns that are new, or of another type than before, are null until all values are set in one commit.
+        New columns are null until then. Where a column changes its type, all rows are written anew, and `rows` names
+        every sound; a vector index must be made again.
         """
-        names = rows.schema.names
-        stale = [
-            name
-            for name in self.metadata_columns
-            if name in names and self.schema.field(name) != rows.schema.field(name)
-        ]
+        before = {name: self.schema.field(name) for name in self.metadata_columns}
+        if any(before.get(field.name, field) != field for field in rows.schema):
+            self._retype(rows)
+            return
         with explained(self.index):
-            if stale:
-                self.dataset.drop_columns(stale)
             if new := [field for field in rows.schema if field.name not in self.schema.names]:
                 self.dataset.add_columns(pyarrow.schema(new))
             fragments, fields = [], set()
@@ -338,6 +335,22 @@ class Table:
             self._refuse_short(fragments)
             options = {"fields_modified": sorted(fields), "update_mode": "rewrite_columns"}
             self._commit(lance.LanceOperation.Update(updated_fragments=fragments, **options))
+
+    def _retype(self, values: pyarrow.Table) -> None:
+        fields = {field.name: field for field in (*self.schema, *values.schema)} | {"path": self.schema.field("path")}
+        manifest = dataclasses.replace(self.manifest, probes=0, recall={})
+        schema = pyarrow.schema([*fields.values()], {METADATA: manifest.to_json()})
+        values = values.combine_chunks()
+
+        def batches() -> Iterator[pyarrow.RecordBatch]:
+            for batch in self.scan(self.schema.names):
+                rows = pc.index_in(batch["path"], values["path"])
+                columns = {name: batch[name] for name in batch.schema.names}
+                columns |= {name: values[name].take(rows) for name in values.column_names if name != "path"}
+                arrays = [columns[name] for name in schema.names]
+                yield from pyarrow.Table.from_arrays(arrays, schema=schema).to_batches()
+
+        self.replace_all(batches(), schema)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove every row of these files."""
