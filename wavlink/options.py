@@ -280,7 +280,7 @@ def query(parser: Parser) -> None:
     add("--where", metavar="SQL", help="condition that results meet, such as \"label = 'dog' and duration < 5\"")
     add("--exact", action="store_true", help="compare every window, also of a large index")
     text = "write the results to a file too: .m3u, .m3u8, .csv or .json"
-    add("--playlist", default="", metavar="FILE", help=text)
+    add("--playlist", metavar="FILE", help=text)
     add("--model", default="", help=INDEX_MODEL)
     add("--dim", type=int, help="fewer of the nested dims than the index has (default: all that it has)")
     model_options(parser)

@@ -245,6 +245,6 @@ def test_scores_and_reports_are_one_json(files, wavlink_folder, tmp_path, capsys
         assert cli.main([*words, "--json"]) == 0
         return json.loads(capsys.readouterr().out)["results"]
 
-    assert json_of("verify", index) == {"files": 3, "windows": 3, "forgotten": []}
+    assert json_of("verify", index) == {"files": 3, "windows": 3, "forgotten": [], "without_checksum": 0}
     assert json_of("reindex", index, "--out", small, "--storage", "fp32") == {"index": small, "windows": 3}
     assert json_of("remove", index, "0.wav") == {"removed": ["0.wav"]}

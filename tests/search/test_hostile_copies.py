@@ -92,7 +92,7 @@ def test_files_that_unpack_to_more_than_they_may_are_refused(pushed, tmp_path, m
         with pytest.raises(ValueError, match="pushed/data/part-000000.parquet .*unpacks to more than 10 MB"):
             pull(str(pushed), tmp_path / "pulled")
         assert pyarrow.total_allocated_bytes() - before < 1 << 20
-    resigned(pushed, long.take([0] * 5000))  # 5 MB
+    resigned(pushed, changed(long.take([0] * 5000), "window", [*range(5000)]))  # 5 MB
     pull(str(pushed), tmp_path / "pulled")
     assert Table.open(tmp_path / "pulled").rows() == 5000
 
@@ -158,3 +158,11 @@ def test_a_truncated_or_changed_index_json_is_refused(pushed, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"index\.json is damaged"):
             pull(str(pushed), tmp_path / "pulled")
+
+
+def test_windows_that_are_there_twice_are_refused(pushed, tmp_path):
+    table = pq.read_table(pushed / "data/part-000000.parquet")
+    resigned(pushed, pyarrow.concat_tables([table, table]))
+    with pytest.raises(ValueError, match="pushed holds windows of .* twice: take another copy"):
+        pull(str(pushed), tmp_path / "pulled")
+    assert not (tmp_path / "pulled").exists()

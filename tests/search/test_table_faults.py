@@ -1,6 +1,7 @@
 """A table that is damaged, forged, stopped at any moment, or on a full disk."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests import index_files
 from tests.index_files import contents, data_files, make_index, manifest, rows_of, signed, stray_files
 from tests.processes import run_process
 from wavlink.search import checksums, table_errors
+from wavlink.search import command as search
 from wavlink.search.location import TABLE
 from wavlink.search.manifest import METADATA
 from wavlink.search.repair import verified
@@ -273,3 +275,13 @@ def test_a_file_that_is_shorter_than_its_commit_says_is_damaged(folder):
         Table.open(folder)
     assert list(verified(folder, drop=True)[1]) == [f"data/{path.name}"]
     assert contents(folder) == {name: before[name] for name in "abd"}
+
+
+def test_verify_says_of_how_many_files_no_checksum_is_noted(folder, capsys):
+    (folder / "checksums.jsonl").unlink()
+    search.main(["verify", str(folder)])
+    assert re.search(r"of [1-9]\d* of these files no checksum is noted", capsys.readouterr().out)
+    with Table.open(folder).writing():
+        pass
+    search.main(["verify", str(folder)])
+    assert "no checksum" not in capsys.readouterr().out

@@ -74,18 +74,18 @@ def query(
     exact: bool,
     min_probability: float | None,
     prior: float | None,
-    playlist: str,
+    playlist: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Search an index, and print the hits; or that none is as probable as `min_probability`."""
-    if playlist:
+    if playlist is not None:
         check_playlist(playlist)
     index = Index.open(folder, **options)
     limits = {"like": like, "weight": weight, "top_k": top_k, "windows": windows, "where": where, "exact": exact}
     probable = {"min_probability": min_probability, "prior": prior}
     hits = index.query(text, by_sound, without, without_sound, **limits, **probable)
-    if playlist:
+    if playlist is not None:
         write_playlist(playlist, hits)
     print_hits(hits, as_json, "" if hits else NO_MATCH.format("index"))
 
@@ -105,6 +105,7 @@ def verify(folder: str, drop: bool, as_json: bool) -> None:
     """Verify the checksums of an index, and with `drop` repair it."""
     table, dropped = verified(folder, drop)
     facts = {"files": len(table.file_names()), "windows": table.windows(), "forgotten": [*dropped]}
+    facts["without_checksum"] = len(table.without_checksum())
     if drop:
         facts["sounds"] = sorted({path for paths in dropped.values() for path in paths or ()})
     if as_json:
@@ -116,6 +117,8 @@ def verify(folder: str, drop: bool, as_json: bool) -> None:
             print(f"  {clean(path, 1000)}")
     intact = f"{facts['files']} files with {facts['windows']} windows are as they were written"
     print("`index` embeds the forgotten sounds anew" if dropped else intact)
+    if facts["without_checksum"]:
+        print(f"of {facts['without_checksum']} of these files no checksum is noted: the next `index` notes it")
 
 
 def remove(folder: str, paths: Sequence[str], as_json: bool) -> None:

@@ -38,6 +38,20 @@ def files_of(batches: Iterable[pyarrow.RecordBatch]) -> dict[str, KnownFile]:
     return dict(zip(files["path"].to_pylist(), known, strict=True))
 
 
+def doubled(batches: Iterable[pyarrow.RecordBatch]) -> list[str]:
+    """Return the paths of files that have more rows than numbers of windows.
+
+    Args:
+        batches: of `FILE_FACTS`.
+    """
+    groups = [_grouped(pyarrow.Table.from_batches([batch])) for batch in batches]
+    if not groups:
+        return []
+    files = _grouped_again(pyarrow.concat_tables(groups))
+    span = pc.add(pc.subtract(files["window_max"], files["window_min"]), 1)
+    return files.filter(pc.greater(files["rows"], span))["path"].to_pylist()
+
+
 def _grouped(table: pyarrow.Table) -> pyarrow.Table:
     """Return a row per path of a batch."""
     sums = [("window", how) for how in ("count", "sum", "min", "max")]

@@ -16,10 +16,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from wavlink.atomic_files import new_folder
 from wavlink.hub_errors import reason
 from wavlink.hub_record import CARD, Earlier, card_with_kept, read_earlier, refuse_edited, signed
-from wavlink.sanitize import escape
+from wavlink.sanitize import clean, escape
 
 from . import former
 from .copies import fill, unsearched, without_local_paths
+from .file_facts import FILE_FACTS, doubled
 from .listing import file_of
 from .manifest import Manifest
 from .parquet import MANIFEST_FILE, Copy, Part, export, export_manifest, parts_of, read_export, read_fields
@@ -160,7 +161,14 @@ def pull(
             manifest = dataclasses.replace(unsearched(copy.manifest), **changes)
             tables = _with_local_times(copy, manifest.root) if root else copy.tables
             fill(unfinished, manifest, copy.columns, tables)
+            _refuse_doubled(unfinished, source)
         shutil.rmtree(unfinished / _DOWNLOAD, ignore_errors=True)
+
+
+def _refuse_doubled(made: Path, source: Path) -> None:
+    """Raise a ValueError for files of which a copy holds a window twice."""
+    if paths := doubled(Table.open(made).scan(FILE_FACTS)):
+        raise ValueError(f"{source} holds windows of {clean(paths[0], 300)} twice: take another copy of the index")
 
 
 def _downloaded(repo_id: str, folder: Path, revision: str | None) -> Path:

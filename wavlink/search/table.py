@@ -396,6 +396,11 @@ class Table:
         damaged = {name: f"{table / name} is damaged, it is shorter than what was written: {REPAIR}" for name in short}
         return damaged | self.checksums.damaged(self.file_names())
 
+    def without_checksum(self) -> list[str]:
+        """Return the files, of a table on a local disk, of which no checksum is noted: their damage is not seen."""
+        known = self.checksums.read() if self.checksums else {}
+        return [name for name in self.file_names() if name not in known] if self.checksums else []
+
     def file_names(self) -> list[str]:
         """Return the files of the current version, relative to the table, without those of its version log."""
         with explained(self.index):
