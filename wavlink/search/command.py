@@ -115,7 +115,9 @@ def verify(folder: str, drop: bool, as_json: bool) -> None:
         for path in paths or ():
             print(f"  {clean(path, 1000)}")
     intact = f"{facts['files']} files with {facts['windows']} windows are as they were written"
-    print("`index` embeds the forgotten sounds anew" if dropped else intact)
+    anew = "`index` embeds the forgotten sounds anew"
+    anew += ", and --metadata gives them their columns again" * bool(table.metadata_columns)
+    print(anew if dropped else intact)
 
 
 def remove(folder: str, paths: Sequence[str], as_json: bool) -> None:
