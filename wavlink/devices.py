@@ -2,12 +2,14 @@
 
 import torch
 
+from .backends.choice import UnavailableDevice
+
 
 def check_device(device: str | torch.device) -> None:
     """Check that torch can compute on a device of this machine.
 
     Raises:
-        ValueError: it cannot, or there is no such device.
+        UnavailableDevice: it cannot, or there is no such device.
     """
     try:
         if torch.device(device).type == "meta":
@@ -15,4 +17,6 @@ def check_device(device: str | torch.device) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).strip().splitlines()[0][:200]
-        raise ValueError(f"device={str(device)!r} cannot be used here ({why}): give cpu, or leave it out") from error
+        raise UnavailableDevice(
+            f"device={str(device)!r} cannot be used here ({why}): give cpu, or leave it out"
+        ) from error

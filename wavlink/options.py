@@ -228,7 +228,8 @@ def validation_options(parser: Parser, captions: bool = True) -> None:
 def index(parser: Parser) -> None:
     add = parser.add_argument
     json_option(parser)
-    add("sounds", nargs="*", metavar="SOUNDS", help="folders, files, @list.txt, or one data set (a Hub id)")
+    text = "folders, files, @list.txt (a path a line), or one data set (a Hub id)"
+    add("sounds", nargs="*", metavar="SOUNDS", help=text)
     add("--out", required=True, metavar="INDEX", help="folder of the index, new or not, or an address such as s3://")
     new_index_options(parser)
     text = "keep the index up to date until SIGINT or SIGTERM: look for changes every so many seconds (default: 1)"
@@ -277,7 +278,7 @@ def query(parser: Parser) -> None:
     add("--top_k", type=int, default=10, help="results")
     min_probability_option(parser, "results")
     add("--windows", action="store_true", help="rank every window, not each file's best one alone")
-    add("--where", metavar="SQL", help="condition that results meet, such as \"label = 'dog' and duration < 5\"")
+    add("--where", metavar="SQL", help="condition that results meet, such as \"path like 'dog%%' and duration < 5\"")
     add("--exact", action="store_true", help="compare every window, also of a large index")
     text = "write the results to a file too: .m3u, .m3u8, .csv or .json"
     add("--playlist", metavar="FILE", help=text)
@@ -319,7 +320,7 @@ def reindex(parser: Parser) -> None:
     index_folder(parser)
     add = parser.add_argument
     add("--out", required=True, metavar="OTHER", help="folder of the new index")
-    add("--dim", type=int, help="one of the nested dims (default: the index's own)")
+    add("--dim", type=int, help="one of the nested dims, no more than the index has (default: as many)")
     add("--storage", choices=STORAGES, help="number format (default: the index's own)")
 
 

@@ -496,6 +496,7 @@ def test_invalid_queries_are_refused(sounds, tmp_path, embedder):
         ({"text": "rain", "weight": -1.0}, "must be 0 or more"),
         ({"text": "rain", "without": "rain", "weight": 1.0}, "cancel out"),
         ({"sound": sounds / "none.wav"}, "does not exist"),
+        ({"sound": "none.wav"}, "^none.wav does not exist"),
     ):
         with pytest.raises(ValueError, match=message):
             opened.query(**query)
@@ -628,7 +629,11 @@ def test_the_command(sounds, tmp_path, models, capsys):
     assert facts["skipped"] == {"empty\x1b[31m.wav": "it holds no bytes"}
     assert facts["model"] == str(models["model"]) and (facts["dim"], facts["storage"]) == (32, "fp16")
     search.main(["info", out])
-    assert "\x1b" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    facts = dict(line.split(maxsplit=1) for line in shown.splitlines())
+    assert "\x1b" not in shown and "rescore_dim" not in facts and facts["dim"] in facts["matryoshka_dims"].split(", ")
+    with pytest.raises(ValueError, match="^device='foo' cannot be used here"):
+        search.main(["query", out, "rain", "--device", "foo"])
     with pytest.raises(ValueError, match=r"the index has no dog: paths are relative to .*sounds"):
         search.main(["remove", out, "dog"])
     with pytest.raises(SystemExit):

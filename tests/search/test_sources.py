@@ -166,6 +166,8 @@ def test_a_data_set_by_the_names_of_its_files_or_by_rows(tmp_path):
         list_sounds([str(tmp_path / "alike")], root=listing.root)
     with pytest.raises(ValueError, match="the index is of dataset:"):
         list_sounds([str(tmp_path / "0.wav")], root=listing.root)
+    with pytest.raises(ValueError, match="^gone is no file or folder here; the index is of "):
+        list_sounds(["gone"], root=str(tmp_path))
 
 
 def test_invalid_sources_are_refused(sounds, tmp_path):

@@ -33,6 +33,10 @@ class UnavailableBackend(ValueError):
     """A backend or precision that a model, an installation or a machine does not have; the model itself is there."""
 
 
+class UnavailableDevice(ValueError):
+    """A device that torch cannot compute on here; the model itself may be there."""
+
+
 @contextmanager
 def as_unavailable() -> Iterator[None]:
     """Raise each ValueError of choosing a backend, or of running a model in it, as an `UnavailableBackend`."""

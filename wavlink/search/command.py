@@ -116,7 +116,9 @@ def verify(folder: str, drop: bool, as_json: bool) -> None:
         for path in paths or ():
             print(f"  {clean(path, 1000)}")
     intact = f"{facts['files']} files with {facts['windows']} windows are as they were written"
-    print("`index` embeds the forgotten sounds anew" if dropped else intact)
+    anew = "`index` embeds the forgotten sounds anew"
+    anew += ", and --metadata gives them their columns again" * bool(table.metadata_columns)
+    print(anew if dropped else intact)
     if facts["without_checksum"]:
         print(f"of {facts['without_checksum']} of these files no checksum is noted: the next `index` notes it")
 

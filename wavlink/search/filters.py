@@ -91,5 +91,5 @@ def _refused(table: Table, where: str, reason: str) -> ValueError:
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return ValueError(
         f"the filter {clean(where, 200)!r} cannot be used ({clean(reason, 300).rstrip('.')}): write one such as "
-        f"\"label = 'dog' and duration < 5\", with texts in single quotes; the columns are {clean(shown, 1000)}"
+        f"\"path like 'dog%' and duration < 5\", with texts in single quotes; the columns are {clean(shown, 1000)}"
     )

@@ -150,7 +150,7 @@ class Index:
         """Open an index that `Index.build` has made.
 
         Args:
-            folder: of the index.
+            folder: of the index, or an address in object storage.
             model: the model that the index was made with, where this machine does not have it under the name in the
                 index (see `embedder_of`); loaded at the first query.
             dim: one of the nested dims, fewer than the index's (default: all that it has).
@@ -241,6 +241,11 @@ class Index:
             exact: score every window, also of an index that is large enough for a vector index.
             min_probability: drop hits of a lower probability, so that none may be left; of a query of one text.
             prior: the share of windows that a text matches (default: the one that the model was calibrated at).
+
+        Returns:
+            Hits with the attributes `path` and `file`, `score` (the cosine), `start` and `end` of the window and
+            `duration` of the file in seconds, `probability` and `calibration` (see above, otherwise None), `metadata`
+            (columns of the index by name), and `missing` or `changed`, true of a file that is not as it was indexed.
 
         Raises:
             ValueError: an empty index, nothing wanted, a sound that cannot be read, top_k under 1, no probabilities
@@ -411,6 +416,7 @@ def _cut(vectors: list[np.ndarray], manifest: Manifest) -> list[np.ndarray]:
 
 def _of_sound(embedder: Embedder, manifest: Manifest, root: str, file: AudioSource) -> np.ndarray:
     if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # a path of the results?
-        file = file_of(root, os.fspath(file)) or file
+        stored = file_of(root, os.fspath(file))
+        file = stored if stored and os.path.exists(stored) else file
     windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
     return mean_direction(list(embedder.embed_clips(window.samples for window in windows)))

@@ -8,7 +8,7 @@ from typing import Any
 from modeling_wavlink.config_checks_wavlink import one_line
 from processing.windows import check_window
 from wavlink.backends import standalone
-from wavlink.backends.choice import UnavailableBackend, installed
+from wavlink.backends.choice import UnavailableBackend, UnavailableDevice, installed
 from wavlink.bundled_models import bundled, name_of, names, stands_for_bundled
 from wavlink.embedder import Embedder
 from wavlink.model_names import OtherArchitecture, parse_name
@@ -32,6 +32,7 @@ def embedder_of(
 
     Raises:
         UnavailableBackend: the model does not run in the backend or precision.
+        UnavailableDevice: torch cannot compute on the device.
         ValueError: `model` has other weights; or without `model`, this machine does not have the index's model.
     """
     if model:
@@ -72,6 +73,8 @@ def _local(manifest: Manifest, device: str, dtype: str, run: dict[str, str | Non
         return new_embedder(name, device, dtype, **pinned, **run)
     except UnavailableBackend as error:
         raise UnavailableBackend(f"{error}; a folder other than the index's is given by --model") from error
+    except UnavailableDevice:
+        raise
     except ValueError as error:
         raise ValueError(
             f"the index says it was made by {name!r}, which this machine does not have ({one_line(error)}): name it "

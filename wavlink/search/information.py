@@ -11,6 +11,9 @@ from wavlink.sanitize import clean
 
 from .location import is_remote
 
+_COUNTS = ("sounds", "windows", "bytes")  # printed of an empty index too
+_HOW = "model revision backend precision dims matryoshka_dims dim rescore_dim".split()  # it was made
+_HOW += "storage window hop sampling_rate root".split()
 _INFO_TAKES = (
     "give the folder of an index or of a model, or a bundled model's name; "
     "without any, `wavlink info` lists the bundled models"
@@ -48,8 +51,7 @@ def _print_index(folder: str, as_json: bool, storage_options: dict[str, str] | N
     table, files = Table.reading(folder, lambda table: (table, table.files()), storage_options)
     manifest = table.manifest
     skipped = {path: file.error for path, file in files.items() if file.error}
-    names = "model revision backend precision dims dim rescore_dim storage window hop sampling_rate root".split()
-    facts = {name: getattr(manifest, name) for name in names} | {
+    facts = {name: getattr(manifest, name) for name in _HOW} | {
         "columns": ", ".join(table.metadata_columns),
         "probes": manifest.probes,
         "recall": ", ".join(f"{name} {value:.3f}" for name, value in manifest.recall.items()),
@@ -60,8 +62,10 @@ def _print_index(folder: str, as_json: bool, storage_options: dict[str, str] | N
     if as_json:
         print_json(facts | {"columns": table.metadata_columns, "recall": manifest.recall, "skipped": skipped})
         return
+    facts["matryoshka_dims"] = ", ".join(map(str, manifest.matryoshka_dims))
     for name, value in facts.items():
-        print(f"{name:14} {clean(value, 1000)}")
+        if name in _COUNTS or value not in ("", 0):
+            print(f"{name:15} {clean(value, 1000)}")
     print_skipped(skipped)
 
 

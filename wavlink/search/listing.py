@@ -197,7 +197,8 @@ def _list_data_set(sources: list[str], root: str, split: str) -> Listing:
         raise ValueError(f"{source} does not exist" + "; give one data set at a time" * (len(sources) > 1))
     name = f"{DATA_SET}{os.path.abspath(source) if os.path.isdir(source) else source}@{split}"
     if root not in ("", name):
-        raise ValueError(f"the index is of {root}: index {name} into another")
+        there = "" if os.path.isdir(source) or root.startswith(DATA_SET) else f"{source} is no file or folder here; "
+        raise ValueError(f"{there}the index is of {root}: index {name} into another")
     from processing.datasets.load import load_split  # only a data set needs datasets
 
     try:

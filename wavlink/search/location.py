@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 TABLE = "windows.lance"
-NO_INDEX = "{0} is no index: make one with `wavlink index SOUNDS --model M --out {0}`"
+NO_INDEX = "{0} is no index: make one with `wavlink index SOUNDS --out {0}`"
 _FORMER = "index.json"
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 

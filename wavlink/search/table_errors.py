@@ -20,7 +20,7 @@ _DISK = {
     "File too large": errno.EFBIG,
     "Too many open files": errno.EMFILE,
 }
-REPAIR = "`verify INDEX --drop` forgets what is damaged, and `index` then embeds it anew"
+REPAIR = "`wavlink verify INDEX --drop` forgets what is damaged, and `wavlink index` then embeds it anew"
 
 
 class Verifiable(Protocol):
