@@ -311,13 +311,15 @@ class Index:
         return self._reading(lambda table: self._calibration(table, vector, prior))
 
     def _calibration(self, table: Table, vector: np.ndarray, prior: float | None) -> Calibration | None:
-        dim, count = self._dim_of(table), self._count(table)
+        dim, column, count = self._dim_of(table), "embedding", self._count(table)
+        if table.manifest.rescore_dim and dim == table.manifest.dim:  # as `nearest` scores
+            dim, column = table.manifest.rescore_dim, "rescore"
         model = calibration_of(self._embedder_of(table.manifest), dim, prior)
         if model is not None:
             return model
         rows = table.rows()
         numbers = range(0, rows, -(-rows // _SAMPLE))
-        sample = table.take(numbers, ["embedding"])["embedding"].drop_null()
+        sample = table.take(numbers, [column])[column].drop_null()
         query = truncated(vector[None], dim)[0]
         return background_of(unit(vectors_of(sample)[:, :dim]) @ query, count)
 

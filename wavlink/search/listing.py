@@ -130,7 +130,8 @@ def _list_files(paths: list[str], root: str) -> Listing:
     for path in dict.fromkeys(paths):
         if path != listing.root and not path.startswith(os.path.join(listing.root, "")):
             raise ValueError(
-                f"{path} is not below {listing.root}, which the index's paths are relative to: index it separately"
+                f"{path} is not below {listing.root}, which the index's paths are relative to: index it separately, "
+                "or if the sounds have moved there, name their folder with --root"
             )
         for sound in _walk(path, listing) if path in folders else [_file(path, listing.root)]:
             sounds.setdefault(sound.path, sound)
