@@ -3,7 +3,7 @@
     python examples/search_folder.py wavlink-tiny examples/sounds --text "a cow moos"
     python examples/search_folder.py runs/sounds/best FOLDER --like dog.wav --without "a person talks"
 
-The first search embeds the folder into --index (48 numbers of one byte for every 10 s); later ones embed new files.
+The first search embeds the folder into --index (48 numbers of two bytes for every window); later ones embed new files.
 """
 
 import argparse

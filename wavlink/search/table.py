@@ -11,6 +11,7 @@ days later). A reader whose version is replaced meanwhile begins again, see `Tab
 import dataclasses
 import datetime
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,7 @@ from .table_place import (
 )
 
 _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
+_SAME, _PAUSE = 2, 0.05  # errors of one and the same version that count; seconds between two attempts
 _READS = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
@@ -105,15 +107,17 @@ class Table:
         Raises:
             ValueError: whatever `read` raises of an index that no process changes.
         """
-        version = None
+        version, same = None, 0
         for _ in range(_READS):
             try:
                 table = cls.open(index, storage_options)
                 return read(table)
             except (ValueError, OSError):
                 before, version = version, state_of(index, storage_options)
-                if version is None or version == before:
+                same = same + 1 if version == before else 0
+                if version is None or same == _SAME:
                     raise
+                time.sleep(_PAUSE * same)  # a writer may be between two steps
         raise ValueError(f"{index} is changed faster than it can be read: wait until `index` has ended")
 
     @classmethod
