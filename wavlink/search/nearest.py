@@ -80,12 +80,13 @@ def _by_index(
     unit_query = truncated(query[None], table.manifest.dim)[0]
     count = k if windows else _WINDOWS_A_FILE * k
     while count <= _MOST_CANDIDATES:
-        rows = candidates(table, unit_query, count, table.manifest.probes, [*_columns(table), column], where)
+        # The other columns are read of the results alone: that takes less than half the time.
+        rows = candidates(table, unit_query, count, table.manifest.probes, ["path", column], where)
         scores = _finite(table, _scores(rows[column], query))
         order = np.argsort(-scores, kind="stable")
         best = order if windows else _firsts(rows["path"].take(order), order)
         if len(best) >= k or len(rows) < count:
-            return _taken(table, rows.drop_columns([column]), scores, best[:k])
+            return _rows(table, rows["_rowid"].to_numpy()[best[:k]]), scores[best[:k]]
         count *= 4
     return None
 
@@ -108,7 +109,7 @@ def _by_scan(
         rows = _rows(table, ids[order])
         best = np.arange(count) if windows else _firsts(rows["path"], np.arange(count))
         if len(best) >= k or count == len(ids):
-            return _taken(table, rows, all_scores[order], best[:k])
+            return rows.take(best[:k]), all_scores[order][best[:k]]
         count = len(ids) if count >= _MOST_CANDIDATES else min(len(ids), 8 * count)
 
 
@@ -118,7 +119,10 @@ def _columns(table: Table) -> list[str]:
 
 def _rows(table: Table, ids: np.ndarray) -> pyarrow.Table:
     with explained(table.index, table):
-        return take_rows(table.dataset, ids.tolist(), _columns(table))
+        rows = take_rows(table.dataset, ids.tolist(), _columns(table))
+    if empty := [name for name in _FOUND if rows[name].null_count]:
+        raise ValueError(f"{table.index} holds windows without {', '.join(empty)}: {_NOT_OURS}")
+    return rows
 
 
 def _scores(column: pyarrow.ChunkedArray, query: np.ndarray) -> np.ndarray:
@@ -147,12 +151,3 @@ def _finite(table: Table, scores: np.ndarray) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise ValueError(f"{table.index} holds vectors with NaN or infinite values: {_NOT_OURS}")
     return scores
-
-
-def _taken(
-    table: Table, rows: pyarrow.Table, scores: np.ndarray, positions: np.ndarray
-) -> tuple[pyarrow.Table, np.ndarray]:
-    found = rows.take(positions)
-    if empty := [name for name in _FOUND if found[name].null_count]:
-        raise ValueError(f"{table.index} holds windows without {', '.join(empty)}: {_NOT_OURS}")
-    return found, scores[positions]

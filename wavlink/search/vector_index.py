@@ -82,7 +82,7 @@ def drop(table: Table) -> None:
 def candidates(
     table: Table, query: np.ndarray, count: int, probes: int, columns: list[str], where: str | None = None
 ) -> pyarrow.Table:
-    """Return rows `columns` of about the `count` nearest windows, as a table of arrow.
+    """Return the columns, and the row ids as `_rowid`, of about the `count` nearest windows.
 
     Args:
         query: `[dim]` fp32.
@@ -98,7 +98,7 @@ def candidates(
         "metric": "cosine",
     }
     with explained(table.index, table):
-        options = {"filter": where, "prefilter": True, "disable_scoring_autoprojection": True}
+        options = {"filter": where, "prefilter": True, "disable_scoring_autoprojection": True, "with_row_id": True}
         return table.dataset.scanner(columns=columns, nearest=nearest, **options).to_table()
 
 
