@@ -77,7 +77,7 @@ def rows(manifest, vectors: np.ndarray, first: int):
     start = np.tile(np.arange(WINDOWS_A_FILE) * 5.0, files)
     of_files = {
         "path": np.array(names, object),
-        "duration": np.full(files, 65.0),
+        "duration": random.uniform(60, 65, files),
         "size": random.integers(10**5, 10**7, files),
         "version": random.integers(16 * 10**17, 17 * 10**17, files),
         "windows": np.full(files, WINDOWS_A_FILE, np.int32),

@@ -21,6 +21,7 @@ from .index_model import embedder_of
 from .listing import file_of
 from .manifest import Manifest
 from .nearest import nearest, scored_by
+from .repair import refuse_mixed
 from .scoring import truncated, unit, vectors_of
 from .stored import stored_vector
 from .table import Storage, Table
@@ -64,6 +65,7 @@ class Index:
         self._revision = table.manifest.revision  # of the model that queries' vectors are of
         self._embedder: Embedder | None = None
         self._windows: tuple[int, int] | None = None  # of a version of the table
+        self._unmixed: tuple[Table, int] | None = None  # the version whose rows are known to be of one model
         self.skipped: dict[str, str] = {}
 
     @property
@@ -373,12 +375,10 @@ class Index:
         dim = self._dim_of(table)
         if not vector[:dim].any():
             raise ValueError("what is wanted and what is not cancel out: ask for something else")
+        if self._unmixed != (table, table.dataset.version):
+            refuse_mixed(table)
+            self._unmixed = table, table.dataset.version
         rows, scores = nearest(table, vector, top_k, dim=dim, **options)
-        if {*rows["revision"].to_pylist()} - {table.manifest.revision}:
-            raise ValueError(
-                f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
-                "--drop` removes those of others"
-            )
         return [
             hit_of(table, row, score, self._root) for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)
         ]

@@ -14,7 +14,7 @@ from .vector_index import candidates, is_ready
 _FILTERED_ROWS = 200_000  # up to so many rows that a filter leaves, all are scored
 _WINDOWS_A_FILE = 4  # among the nearest windows, at first
 _MOST_CANDIDATES = 4096  # more are found by scoring all rows
-_FOUND = ("path", "window", "start", "end", "size", "version", "revision")
+_FOUND = ("path", "window", "start", "end", "size", "version")  # and the duration, which may be unknown
 _NOT_OURS = "this program writes none; put a copy of the index back, or index the sounds into another folder"
 _WITH_VECTOR = "error = ''"
 
@@ -40,8 +40,8 @@ def nearest(
         exact: score every window, also where there is a vector index.
 
     Returns:
-        the rows, without vectors, and their scores `[n]`: cosines in fp32, the largest first; of equal ones the
-        earlier row.
+        the rows, with path, times, facts of the file and metadata, and their scores `[n]`: cosines in fp32, the
+        largest first; of equal ones the earlier row.
 
     Raises:
         ValueError: a filter that cannot be used.
@@ -114,7 +114,8 @@ def _by_scan(
 
 
 def _columns(table: Table) -> list[str]:
-    return [name for name in table.schema.names if name not in ("embedding", "rescore")]
+    """Return the columns of a result; each of the others would take a query about a millisecond."""
+    return [*_FOUND, "duration", *table.metadata_columns]
 
 
 def _rows(table: Table, ids: np.ndarray) -> pyarrow.Table:

@@ -48,6 +48,11 @@ def refuse_damaged(table: Table) -> None:
     """Raise a ValueError that names damaged files of an index, or says that it has rows of other models."""
     if damaged := table.damaged():
         raise ValueError("; ".join(damaged.values()))
+    refuse_mixed(table)
+
+
+def refuse_mixed(table: Table) -> None:
+    """Raise a ValueError for rows of other models."""
     if table.rows(_of_others(table)):
         raise ValueError(
             f"{table.index} holds vectors of several models, which do not compare: `wavlink verify {table.index} "
@@ -56,7 +61,7 @@ def refuse_damaged(table: Table) -> None:
 
 
 def _of_others(table: Table) -> str:
-    return f"revision != {quoted(table.manifest.revision)}"
+    return f"revision IS NULL OR revision != {quoted(table.manifest.revision)}"
 
 
 def _repaired(table: Table) -> dict[str, list[str] | None]:
