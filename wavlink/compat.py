@@ -147,7 +147,7 @@ def map_batches(
 
 def take_rows(dataset: "lance.LanceDataset", ids: list[int], columns: list[str]) -> "pyarrow.Table":
     """Return rows by their ids, in the order of these."""
-    if hasattr(dataset, "_take_rows"):  # pylance 13 and 14
+    if hasattr(dataset, "_take_rows"):  # pylance 14
         return dataset._take_rows(ids, columns=columns)
     wanted = f"_rowid IN ({', '.join(map(str, ids))})" if ids else "false"
     rows = dataset.scanner(columns=columns, filter=wanted, with_row_id=True).to_table()

@@ -5,6 +5,7 @@ import http.client
 import json
 import struct
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -89,6 +90,8 @@ print(json.dumps(same))
 def test_files_go_by_xet_and_come_back(hub, tmp_path):
     """Random bytes, which are stored as they are; others, in LZ4; numbers, in LZ4 after their bytes were grouped."""
     pytest.importorskip("hf_xet")
+    if int(huggingface_hub.__version__.split(".")[0]) < 2:
+        pytest.skip("clients before 2.0 choose Xet by other answers of the Hub than the loopback one gives")
     random = np.random.default_rng(0)
     numbers = np.cumsum(random.standard_normal(100_000)).astype(np.float32).tobytes()
     contents = {
