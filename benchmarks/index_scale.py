@@ -239,14 +239,8 @@ def main() -> None:
 
 
 def write_record(options: argparse.Namespace, found: list[dict]) -> None:
-
-    def milliseconds(values: list[float]) -> dict:
-        quantiles = _quantiles(values)
-        return {"value": quantiles["p50"], "digits": 1, "unit": "ms"}, {
-            "value": quantiles["p95"],
-            "digits": 1,
-            "unit": "ms",
-        }
+    def milliseconds(values: list[float]) -> list[dict]:
+        return [records.number(value, 1, "ms") for value in _quantiles(values).values()]
 
     building = [
         [

@@ -1,7 +1,6 @@
 """Scores of exactly the weights that are pushed, from the evaluation's JSON files."""
 
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import torch
 from huggingface_hub import HfApi
 
 from modeling_wavlink import WavLinkModel
+from wavlink.bundled_models import digest_of
 from wavlink.loading import revision
 
 from .source import commit_of
@@ -101,11 +101,4 @@ def _weights_on_hub(repo_id: str, commit: str | None) -> dict[str, str]:
 
 
 def _weights_in(folder: Path) -> dict[str, str]:
-    names = {}
-    for path in folder.glob("*.safetensors"):
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        names[path.name] = digest.hexdigest()
-    return names
+    return {path.name: digest_of(path) for path in folder.glob("*.safetensors")}

@@ -11,8 +11,8 @@ import pytest
 from tests import pushed_index
 from tests.former_index import sign
 from tests.pushed_index import DIM, changed
+from wavlink.bundled_models import digest_of
 from wavlink.search import parquet
-from wavlink.search.checksums import sha256_of
 from wavlink.search.hub import pull
 from wavlink.search.manifest import checksum
 from wavlink.search.table import Table
@@ -26,7 +26,7 @@ def resigned(pushed: Path, table: pyarrow.Table, rows: int | None = None, **opti
     """Other rows in the first part, with a checksum and a number that are right, as anybody can."""
     path = pushed / "data/part-000000.parquet"
     pq.write_table(table, path, compression="zstd", **options)
-    part = {"name": path.name, "rows": len(table) if rows is None else rows, "sha256": sha256_of(path)}
+    part = {"name": path.name, "rows": len(table) if rows is None else rows, "sha256": digest_of(path)}
     sign(pushed, parts=[part])
 
 
@@ -104,7 +104,7 @@ def test_files_that_are_no_parquet_or_not_the_ones_named_are_refused(pushed, tmp
         path.write_bytes(content)
         with pytest.raises(ValueError, match="part-000000.parquet is damaged, its checksum"):
             pull(str(pushed), tmp_path / "pulled")
-        sign(pushed, parts=[{"name": path.name, "rows": 8, "sha256": sha256_of(path)}])
+        sign(pushed, parts=[{"name": path.name, "rows": 8, "sha256": digest_of(path)}])
         with pytest.raises(ValueError, match="part-000000.parquet is none of this program's"):
             pull(str(pushed), tmp_path / "pulled")
         (pushed / "index.json").write_bytes(told)

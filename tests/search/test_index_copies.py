@@ -13,7 +13,7 @@ from tests import pushed_index, searches
 from tests.former_index import STORAGES, codes_of, sign, write_former
 from tests.pushed_index import DIM, changed, made, rows_of
 from tests.searches import index, write
-from wavlink.search.checksums import sha256_of
+from wavlink.bundled_models import digest_of
 from wavlink.search.copies import publish, reindex
 from wavlink.search.hub import pull, push
 from wavlink.search.index import Index
@@ -99,7 +99,7 @@ def test_damaged_and_hostile_indexes_of_earlier_versions_are_refused(folder, tmp
     ):
         path = former / "embeddings/part-000000.parquet"
         pq.write_table(changed(windows, name, values), path)
-        digests = parts[0]["sha256"] | {"embeddings": sha256_of(path)}
+        digests = parts[0]["sha256"] | {"embeddings": digest_of(path)}
         sign(former, parts=[parts[0] | {"sha256": digests}, *parts[1:]])
         refused(f"embeddings/part-000000.parquet is none of this program's: .*{message}")
 

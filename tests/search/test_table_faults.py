@@ -158,7 +158,7 @@ def test_memory_error_is_not_treated_as_damage(folder, monkeypatch, error):
     def digest(path):
         raise error
 
-    monkeypatch.setattr(checksums, "sha256_of", digest)
+    monkeypatch.setattr(checksums, "digest_of", digest)
     with pytest.raises(MemoryError):
         verified(folder, drop=True)
     monkeypatch.undo()

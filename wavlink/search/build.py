@@ -140,7 +140,7 @@ def own_precision(manifest: Manifest, run: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
-def _new_manifest(embedder: Embedder, root: str, options: dict):
+def _new_manifest(embedder: Embedder, root: str, options: dict) -> Manifest:
     nested = sorted(embedder.matryoshka_dims)
     dim = options["dim"] or next((dim for dim in nested if dim >= _DIM), nested[-1])
     if dim not in nested:

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wavlink.atomic_files import write_text
+from wavlink.bundled_models import digest_of
 
+from .location import TABLE
 from .table_errors import REPAIR
 
 _FILE = "checksums.jsonl"
-_READ = 1 << 20
 
 
 class Checksums:
     """The checksums of an index on a local disk, in `INDEX/checksums.jsonl`."""
 
     def __init__(self, folder: Path):
-        self.folder, self.table = folder, folder / "windows.lance"
+        self.folder, self.table = folder, folder / TABLE
 
     def read(self) -> dict[str, str]:
         """Return the checksums by name.
@@ -63,7 +64,7 @@ class Checksums:
         for name in names:
             path = self.table / name
             try:
-                digest = sha256_of(path)
+                digest = digest_of(path)
             except FileNotFoundError:
                 errors[name] = f"{path} is missing from the index: {REPAIR}"
             except OSError as error:
@@ -81,15 +82,6 @@ def _own(lines: bytes) -> dict[str, str]:
 
 def _digest_or_none(path: Path) -> str | None:
     try:
-        return sha256_of(path)
+        return digest_of(path)
     except FileNotFoundError:  # `damaged` names it
         return None
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ):
-            digest.update(block)
-    return digest.hexdigest()

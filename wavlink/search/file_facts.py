@@ -19,10 +19,9 @@ def files_of(batches: Iterable[pyarrow.RecordBatch]) -> dict[str, KnownFile]:
     Args:
         batches: of `FILE_FACTS`.
     """
-    groups = [_grouped(pyarrow.Table.from_batches([batch])) for batch in batches]
-    if not groups:
+    files = _by_path(batches)
+    if files is None:
         return {}
-    files = _grouped_again(pyarrow.concat_tables(groups))
     skipped = pc.not_equal(files["error"], "").to_numpy()
     rows = np.where(skipped, 0, files["rows"].to_numpy())
     windows, last = files["windows"].to_numpy(), files["window_max"].to_numpy()
@@ -44,12 +43,17 @@ def doubled(batches: Iterable[pyarrow.RecordBatch]) -> list[str]:
     Args:
         batches: of `FILE_FACTS`.
     """
-    groups = [_grouped(pyarrow.Table.from_batches([batch])) for batch in batches]
-    if not groups:
+    files = _by_path(batches)
+    if files is None:
         return []
-    files = _grouped_again(pyarrow.concat_tables(groups))
     span = pc.add(pc.subtract(files["window_max"], files["window_min"]), 1)
     return files.filter(pc.greater(files["rows"], span))["path"].to_pylist()
+
+
+def _by_path(batches: Iterable[pyarrow.RecordBatch]) -> pyarrow.Table | None:
+    """Return a row per path, None without any."""
+    groups = [_grouped(pyarrow.Table.from_batches([batch])) for batch in batches]
+    return _grouped_again(pyarrow.concat_tables(groups)) if groups else None
 
 
 def _grouped(table: pyarrow.Table) -> pyarrow.Table:

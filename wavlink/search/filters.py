@@ -8,6 +8,7 @@ from wavlink.sanitize import clean
 
 from .manifest import VECTORS
 from .table import Table
+from .table_errors import without_source
 
 _LONGEST = 10_000  # characters
 _SHOWN = 30  # columns that an error names
@@ -19,7 +20,6 @@ _TOKEN = re.compile(
 )
 _REASON = re.compile(r"^(?:Invalid user input|Error during planning|Schema error|Not supported|Execution error): ")
 _LIST = re.compile(r"\s*Valid fields are .*", re.DOTALL)
-_SOURCE = re.compile(r",? ?/[^\s,]*\.rs:\d+(:\d+)?")
 
 
 def checked(table: Table, where: str) -> str:
@@ -78,7 +78,7 @@ def _refuse_tokens(table: Table, where: str) -> None:
 
 
 def _reason(text: str) -> str:
-    text = _LIST.sub("", _SOURCE.sub("", text)).strip()
+    text = _LIST.sub("", without_source(text)).strip()
     if (at := text.find("sql parser error: ")) >= 0:
         return text[at + len("sql parser error: ") :].removesuffix(")")
     while (shorter := _REASON.sub("", text)) != text:

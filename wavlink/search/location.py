@@ -20,8 +20,13 @@ def is_remote(index: str | os.PathLike) -> bool:
 
 def holds_table(folder: str | os.PathLike) -> bool:
     """True if a folder holds a table with a version; False for one whose making was interrupted."""
+    return bool(versions_of(folder))
+
+
+def versions_of(folder: str | os.PathLike) -> list[str]:
+    """Return the names of the files of a table's versions on a local disk; the first is that of the latest."""
     versions = Path(folder) / TABLE / "_versions"
-    return versions.is_dir() and any(path.suffix == ".manifest" for path in versions.iterdir())
+    return sorted(path.name for path in versions.glob("*.manifest")) if versions.is_dir() else []
 
 
 def refuse_no_index(index: str | os.PathLike) -> None:

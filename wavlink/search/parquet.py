@@ -21,7 +21,8 @@ import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .checksums import sha256_of
+from wavlink.bundled_models import digest_of
+
 from .manifest import COLUMNS, METADATA, RESERVED, VECTORS, Manifest, checksum, read_manifest
 from .scoring import vectors_of
 from .table import Table
@@ -80,7 +81,7 @@ def export(table: Table, folder: Path) -> list[Part]:
             while batch is not None and (not rows or size + batch.nbytes <= PART_BYTES):
                 writer.write_table(batch)
                 rows, size, batch = rows + len(batch), size + batch.nbytes, next(batches, None)
-        parts.append(Part(path.name, rows, sha256_of(path)))
+        parts.append(Part(path.name, rows, digest_of(path)))
     return parts
 
 
@@ -182,7 +183,7 @@ def verified(path: Path, sha256: str) -> Iterator[None]:
     """Verify a file's checksum, and raise what else is wrong with it as a ValueError that names it."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: take another copy of the index")
-    if sha256_of(path) != sha256:
+    if digest_of(path) != sha256:
         raise ValueError(f"{path} is damaged, its checksum is not the one written: take another copy of the index")
     with _naming(str(path)):
         yield

@@ -69,12 +69,17 @@ def unless_preempted(raises: bool = False) -> Iterator[None]:
             raise
 
 
+def without_source(text: str) -> str:
+    """Return an error of Lance without the lines of its source code that it names."""
+    return _SOURCE.sub("", text)
+
+
 def _is_of_lance(error: BaseException) -> bool:
     return bool(_SOURCE.search(str(error))) or "LanceError" in str(error) or isinstance(error, pyarrow.ArrowException)
 
 
 def _explained(error: BaseException, index: str, table: Verifiable | None) -> Exception:
-    text = _SOURCE.sub("", str(error)).strip()
+    text = without_source(str(error)).strip()
     for words, number in _DISK.items():
         if words in text:
             return OSError(number, os.strerror(number), index)

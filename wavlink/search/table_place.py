@@ -10,7 +10,7 @@ import pyarrow
 
 from wavlink.locks import locked
 
-from .location import NO_INDEX, TABLE, is_remote
+from .location import NO_INDEX, TABLE, is_remote, versions_of
 from .table_errors import explained
 
 LOCK = ".lock"
@@ -59,7 +59,7 @@ def uri_of(index: str | os.PathLike) -> str:
 def state_of(index: str | os.PathLike, storage_options: Storage = None) -> int | str | None:
     """Return what differs between versions of a table, None without one."""
     if not is_remote(index):
-        return min((path.name for path in _versions(index)), default=None)
+        return next(iter(versions_of(index)), None)
     try:
         with explained(os.fspath(index)):
             return lance.dataset(uri_of(index), storage_options=storage_options).version
@@ -70,12 +70,6 @@ def state_of(index: str | os.PathLike, storage_options: Storage = None) -> int |
 def identity_of(dataset: lance.LanceDataset) -> tuple[int, list[str]]:
     """Return what differs also between tables that were made one after the other in the same place."""
     return dataset.version, [file.path for each in dataset.get_fragments() for file in each.metadata.files]
-
-
-def _versions(index: str | os.PathLike) -> list[Path]:
-    """Return the files of a table's versions on a local disk; the first name is that of the latest."""
-    folder = Path(index) / TABLE / "_versions"
-    return sorted(folder.glob("*.manifest")) if folder.is_dir() else []
 
 
 @contextmanager

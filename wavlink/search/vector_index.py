@@ -106,7 +106,7 @@ def _measured(table: Table, texts: np.ndarray | None) -> dict:
     """Return the fewest probes that reach the goal for every kind of query, and the recall with them."""
     dim, random = table.manifest.dim, np.random.default_rng(0)
     offsets = np.sort(random.choice(table.rows(), min(2 * _QUERIES, table.rows()), replace=False))
-    stored = table.dataset.take(offsets.tolist(), columns=["embedding"])
+    stored = table.take(offsets.tolist(), ["embedding"])
     stored = unit(vectors_of(stored.filter(stored["embedding"].is_valid())["embedding"]))
     kinds = {"sound": _apart(stored[:_QUERIES], 0.9, random)}
     kinds["text"] = (
