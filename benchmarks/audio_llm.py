@@ -13,8 +13,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import records
 import torch
+
+try:
+    from benchmarks import records
+except ModuleNotFoundError:  # run as a script
+    import records
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import audio_rag
@@ -24,8 +28,6 @@ from wavlink.training.sentence_encoder import load_teacher
 
 NAMES = {"nothing": "no input", "text": "retrieval", "token": "token", "text + token": "retrieval and token"}
 DIFFERENCES = (("text + token", "text"), ("text + token", "token"), ("text", "nothing"), ("token", "text"))
-DIGITS = {"loss": 3}
-SIGNED = {"signed": True}
 
 
 def rouge_l(written: str, captions: list[str]) -> float:

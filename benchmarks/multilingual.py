@@ -20,12 +20,16 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import records
 
 import wavlink
 from processing.datasets.load import caption_columns, captions_of, label_names, load_split
 from wavlink.training.multilingual_distillation import distill_multilingual
 from wavlink.training.text_distillation import Distillation
+
+try:
+    from benchmarks import records
+except ModuleNotFoundError:  # run as a script
+    import records
 
 TEACHER = "wavlink-tiny"
 TABLE = Path(__file__).with_name("translated_captions.tsv")

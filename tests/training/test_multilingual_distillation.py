@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import datasets
 import pytest
 import soundfile
 import torch
@@ -15,6 +16,7 @@ from processing import WavLinkProcessor
 from tests.conftest import RATE, tone
 from tests.wordpiece_models import write_teacher
 from wavlink import cli
+from wavlink.training import translations
 from wavlink.training.multilingual_distillation import distill_multilingual
 from wavlink.training.multilingual_students import TextTower, fit_projection, published_student
 from wavlink.training.text_distillation import Distillation, train_student
@@ -148,6 +150,20 @@ def test_tables_without_translations_are_refused(name, text, why, tmp_path):
         load_translations([str(tmp_path / name)], "en")
     with pytest.raises(ValueError, match="neither a folder here nor a Hub id"):
         load_translations(["no table"], "en")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"translation": {"en": "dog", "de": "Hund"}}, {"translation": {"en": "cat", "de": None}}],
+        [{"id": 1, "en": "dog", "de": "Hund"}, {"id": 2, "en": None, "de": "Katze"}],
+    ],
+)
+def test_data_sets_of_the_hub_hold_translations_in_two_forms(rows, monkeypatch):
+    asked = []
+    monkeypatch.setattr(translations, "needs_cache", lambda *given, **options: asked.append(given[0]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows))
+    assert load_translations(["owner/pairs"], "en") == [("dog", "de", "Hund")] and asked == ["owner/pairs"]
 
 
 def test_a_held_out_text_is_trained_on_in_no_language_and_under_no_other_source():
