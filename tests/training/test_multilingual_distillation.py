@@ -199,6 +199,9 @@ def test_the_wavlink_has_the_teachers_audio_tower_and_a_new_text_tower(teacher, 
         scores["texts"] == 4 and 0 <= scores["accuracy"]["value"] <= 1 and "teacher_accuracy" in scores
     )  # of 6 in 24 tokens
     assert record["similarity"]["captions"]["texts"] == 2 and "/" not in json.dumps(record)
+    tower = TextTower(new.eval(), processor.tokenizer)
+    texts = ["der Hund", "leiser Regen"]
+    torch.testing.assert_close(tower.embed(tower.tokenize(texts)), vectors(tmp_path / "out", texts))
     assert AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).config.projection_dim == 16
 
 

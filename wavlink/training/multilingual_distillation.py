@@ -9,7 +9,7 @@ The student learns to give a text and its translations the vector that the teach
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,12 +55,12 @@ def distill_multilingual(task: Distillation, say: Callable[[str], None] = print)
     student = _student(teacher, task, [text for _, text in pairs])
     say(f"{len(training)} translations into {len({pair.language for pair in training})} languages, {len(own)} texts")
     tokens, targets = _targets(student, teacher, pairs)
+    captions = _targets(student, teacher, [(text, text) for text in texts.held_out_captions])
     if task.student:
         fit_projection(student, tokens, targets, task.seed)
     train_student(student, tokens, targets, task, say)
-    captions = _embedded(student, teacher, [(text, text) for text in texts.held_out_captions])
-    scores = {"captions": similarity(*captions)}
-    scores["by_language"] = {name: _language_scores(student, teacher, rows) for name, rows in measured.items()}
+    scores: dict[str, Any] = {"captions": similarity(student.embed(captions[0]), captions[1])}
+    scores["by_language"] = _language_scores(student, teacher, measured)
     record = _record(task, student, teacher, training) | {"similarity": scores}
     record["texts"] = {"own": len(own), "too_long": len(pairs) - len(tokens)}
     with new_folder(task.out) as folder:
@@ -117,26 +117,30 @@ def _targets(student: TextTower, teacher: TextTower, pairs: Sequence[tuple[str, 
     return [ids for _, ids in fitting], vectors[[row[source] for source, _ in fitting]]
 
 
-def _embedded(student: TextTower, teacher: TextTower, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-    """Return the student's vectors of texts and the teacher's of their sources, each `[texts, D]`."""
-    tokens, targets = _targets(student, teacher, pairs)
-    return student.embed(tokens), targets
-
-
-def _language_scores(student: TextTower, teacher: TextTower, pairs: Sequence[Translation]) -> dict[str, Any]:
-    """Return `similarity`, and how often a translation's vector is nearest to its source's of all held-out sources.
+def _language_scores(
+    student: TextTower, teacher: TextTower, measured: Mapping[str, Sequence[Translation]]
+) -> dict[str, dict[str, Any]]:
+    """Return how near translations are to their sources, by language; none where no text fits.
 
     Returns:
-        Also `accuracy`, and for comparison `teacher_accuracy`, of the teacher's vectors of the translations.
+        Of each language `similarity`, and `accuracy`: how often the vector of a translation is nearer to its own
+        source's than to those of all other held-out sources. `teacher_accuracy` is that of the teacher's vectors.
     """
-    texts = [(pair.source, pair.text) for pair in pairs]
-    vectors, targets = _embedded(student, teacher, texts)
-    before, known = _embedded(teacher, teacher, texts)
-    return {
-        **similarity(vectors, targets),
-        "accuracy": _accuracy(vectors, targets),
-        "teacher_accuracy": _accuracy(before, known),
-    }
+    scores = {}
+    for language, rows in measured.items():
+        pairs = [(pair.source, pair.text) for pair in rows]
+        try:
+            tokens, targets = _targets(student, teacher, pairs)
+            before, known = _targets(teacher, teacher, pairs)
+        except ValueError:
+            continue
+        vectors = student.embed(tokens)
+        scores[language] = {
+            **similarity(vectors, targets),
+            "accuracy": _accuracy(vectors, targets),
+            "teacher_accuracy": _accuracy(teacher.embed(before), known),
+        }
+    return scores
 
 
 def _accuracy(vectors: Tensor, targets: Tensor) -> dict[str, Any]:
