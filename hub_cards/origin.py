@@ -16,6 +16,7 @@ from modeling_wavlink.compat_wavlink import optional_file
 from wavlink import bundled_models
 
 from . import training
+from .distilled import distillation_of
 from .exports import exports_section, with_exports
 from .metadata import write_eval_results
 from .sources import SOURCES, Counts, read_counts
@@ -107,6 +108,8 @@ def _starts(source: str, run: Path | None) -> Iterator[str]:
     """Yield the folders, and names of bundled models, that a model was trained from."""
     if adapter := optional_file(source, "adapter_config.json"):
         yield json.loads(Path(adapter).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    if distilled := distillation_of(source):
+        yield distilled.get("teacher") or ""
     for stage in training.stages(run)[:1]:
         yield stage.recipe.get("init") or ""
 

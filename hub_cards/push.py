@@ -14,6 +14,7 @@ It names a model of the Hub by its commit, and holds any other model, and an ind
 
 import argparse
 import gc
+import json
 import sys
 import tempfile
 import warnings
@@ -35,6 +36,7 @@ from wavlink.progress import loading_bars_hidden
 from wavlink.system_errors import explained
 
 from .card import write_card
+from .distilled import RECORD, distillation_of, language_limit
 from .exports import write_exports
 from .origin import Origin, origin_of, write_copy
 from .scores import read_scores, scores_of
@@ -128,6 +130,7 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
     expected = vectors(model, processor)
     model = merged(model)
     origin = None if options.init else origin_of(options.folder, run_of(source))
+    distilled = None if options.init else distillation_of(options.folder)
     if origin and origin.unchanged:
         _refuse_other_card(options, origin)
     measured = scores_of(model, source, scores)
@@ -153,7 +156,10 @@ def prepare(options: argparse.Namespace, folder: Path, scores: dict[str, list[di
             tokenizer=processor.tokenizer,
             origin=origin,
             exports=exports,
+            notes=[language_limit(distilled)] if distilled else (),
         )
+        if distilled:
+            (folder / RECORD).write_text(json.dumps(distilled, indent=2) + "\n", encoding="utf-8")
     except ValueError:
         raise
     except Exception as error:  # for a full disk safetensors, tokenizers and the system each have another

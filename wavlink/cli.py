@@ -66,8 +66,8 @@ COMMANDS = {
         "runs/my/best --data my_sounds --store",
     ),
     "distill": Command(
-        *("wavlink.training.text_distillation", "run", of.distill, "train"),
-        "make a smaller text tower out of a sentence encoder",
+        *("wavlink.training.distillation", "run", of.distill, "train"),
+        "make a smaller text tower, or one of more languages",
         "sentence-transformers/all-MiniLM-L6-v2 --data my_sounds --out runs/text",
     ),
     "classify": Command(

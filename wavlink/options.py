@@ -150,17 +150,48 @@ def prompts(parser: Parser) -> None:
 
 def distill(parser: Parser) -> None:
     add = parser.add_argument
-    add("teacher", metavar="TEACHER", help="a folder or a Hub id of a sentence encoder, a BERT with WordPiece")
+    add(
+        "teacher",
+        metavar="TEACHER",
+        help="a folder or a Hub id of a sentence encoder, a BERT with WordPiece; with --translations a WavLink",
+    )
     add("--data", required=True, help="an audiofolder, or a Hub data set, with captions")
-    add("--out", required=True, metavar="DIR", help="folder to write, new or empty, for --text_model of a recipe")
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder to write, new or empty: a text tower for --text_model of a recipe; with --translations a WavLink",
+    )
+    add(
+        "--translations",
+        nargs="+",
+        default=[],
+        metavar="TABLE",
+        help="texts by language, a column each: CSV or TSV files, or Hub data sets; makes a multilingual WavLink, "
+        "whose audio tower stays the teacher's",
+    )
+    add("--language", default="en", metavar="COLUMN", help="of --translations: the texts that the teacher knows")
+    add(
+        "--student",
+        default="",
+        metavar="ENCODER",
+        help="with --translations: a folder or a Hub id of a multilingual sentence encoder (default: a new one, "
+        "out of the teacher's layers)",
+    )
     add(
         "--layers",
         type=numbers,
         default=(),
         metavar="N,N",
-        help="of the teacher, from 0, such as 0,2,4,5 (default: every second one, and the last)",
+        help="of the teacher, from 0, such as 0,2,4,5 (default: every second one, and the last; with --translations "
+        "all)",
     )
-    add("--vocabulary", type=int, default=10_600, help="tokens that are left; those of --data always are")
+    add(
+        "--vocabulary",
+        type=int,
+        default=10_600,
+        help="tokens that are left; those of --data always are. With --translations, tokens of the new vocabulary",
+    )
     add("--max_length", type=int, default=128, help="tokens of a text")
     add("--steps", type=int, default=3000, help="of the training")
     add("--batch_size", type=int, default=192, help="texts of a step")

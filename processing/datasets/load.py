@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 SYNTHETIC = "synthetic"
 SYNTHETIC_CLIPS_PER_KIND = {"train": 60, "validation": 5, "test": 10}
 _CAPTION_COLUMN = re.compile(r"captions?(_?\d+)?|text")
+_LANGUAGE_COLUMN = re.compile(r"(?:captions?|text)_([a-z]{2,3}(?:[-_][A-Za-z]{2,4})?)(?:_\d+)?")
 
 
 def load_split(data: str, split: str, audio: str = "") -> datasets.Dataset:
@@ -112,6 +113,15 @@ def named_like_captions(dataset: datasets.Dataset | datasets.IterableDataset) ->
 def is_caption_column(name: str) -> bool:
     """Return whether a column is named like `caption`, `caption_2` or `text`."""
     return _CAPTION_COLUMN.fullmatch(name) is not None
+
+
+def columns_by_language(columns: Iterable[str]) -> dict[str, list[str]]:
+    """Return the columns whose name states a language, such as `caption_de`, `captions_pt_BR` or `caption_fr_2`."""
+    languages: dict[str, list[str]] = {}
+    for name in columns:
+        if found := _LANGUAGE_COLUMN.fullmatch(name):
+            languages.setdefault(found[1], []).append(name)
+    return languages
 
 
 def captions_of(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import wavlink
 from hub_cards import push
@@ -255,3 +255,17 @@ def test_a_copy_of_a_bundled_model_is_pushed_with_the_exports_that_were_added(li
 
 def test_a_model_without_exports_has_no_such_section(wavlink_folder, tmp_path):
     assert "Exports" not in (pushed(wavlink_folder, tmp_path / "out") / "README.md").read_text()
+
+
+def test_a_multilingual_model_states_its_languages_and_where_it_comes_from(tmp_path):
+    source = shutil.copytree(FOLDER, tmp_path / "multilingual", ignore=shutil.ignore_patterns("README.md", "scores"))
+    weights = load_file(source / "model.safetensors")
+    weights["text_projection.weight"] = weights["text_projection.weight"] * 2
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    record = {"teacher": NAME, "language": "en", "languages": {"de": 1234, "fr": 5}}
+    (source / "distillation.json").write_text(json.dumps(record), encoding="utf-8")
+    out = pushed(source, tmp_path / "out")
+    card = ModelCard.load(out / "README.md").content
+    assert "translations learned from: de (1,234), fr (5)" in card and "the vectors of wavlink-tiny" in card
+    assert "| started from wavlink-tiny, a model that comes with the Python package wavlink |" in card
+    assert json.loads((out / "distillation.json").read_text(encoding="utf-8")) == record

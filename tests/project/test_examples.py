@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -21,6 +22,7 @@ from tests.bundled_folders import write_bundle
 from tests.conftest import RATE, tone
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.append(str(EXAMPLES))  # where a script finds its neighbours
 PITCHES = {"dog": 200, "cat": 700, "bell": 2500, "rain": 5000}
 SCRIPTS = ("demo", "finetune_lora", "search_folder", "audio_rag", "multilingual")
 

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from modeling_wavlink.losses_wavlink import gather
 from processing.audio import clip_name
 from processing.collator import caption_key
-from processing.datasets.load import captions_of, durations
+from processing.datasets.load import captions_of, columns_by_language, durations
 from wavlink.atomic_files import atomic_file, write_text
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
@@ -241,6 +241,7 @@ class Embedded:
     correspondence: Correspondence  # [clips, texts]
     rows: list[int]  # of the split, of the readable clips
     sounds: EmbeddedAudio
+    languages: dict[str, list[list[int]]] = field(default_factory=dict)  # the texts of each clip, by index
 
 
 def embed_dataset(
@@ -257,7 +258,8 @@ def embed_dataset(
     """Embed clips and their captions.
 
     Args:
-        columns: with captions; without any, no texts are embedded.
+        columns: with captions; without any, no texts are embedded. Those whose name states a language (see
+            `columns_by_language`) are also kept apart.
         shared, store: see `embed_audio`.
         share_captions: equal captions (by `caption_key`, as in training) are one text, in its first spelling, whose
             hits are all clips that have it. False, the protocol of AudioCaps and Clotho: every caption is a separate
@@ -266,8 +268,12 @@ def embed_dataset(
     was_training = model.training
     model.eval()
     sounds = embed_audio(model, processor, dataset, durations(dataset), batch_size, progress, shared, store)
-    captions = [captions_of(row, columns) for row in dataset.select(sounds.rows).remove_columns("audio")]
+    clips = dataset.select(sounds.rows).remove_columns("audio")
+    captions = [captions_of(row, columns) for row in clips]
     texts, answers = _texts(captions, share_captions)
+    languages = {
+        language: _texts_of(clips, named, texts, answers) for language, named in columns_by_language(columns).items()
+    }
     captions = [[texts[index] for index in row] for row in answers]
     distinct = sorted({*texts})
     text = torch.empty(0, sounds.vectors.shape[1])
@@ -275,7 +281,19 @@ def embed_dataset(
         position = {text: index for index, text in enumerate(distinct)}
         text = embed_text(model, processor, distinct)[[position[text] for text in texts]]
     model.train(was_training)
-    return Embedded(sounds.vectors, text, captions, texts, Correspondence(answers, len(texts)), sounds.rows, sounds)
+    correspondence = Correspondence(answers, len(texts))
+    return Embedded(sounds.vectors, text, captions, texts, correspondence, sounds.rows, sounds, languages)
+
+
+def _texts_of(
+    clips: datasets.Dataset, columns: Sequence[str], texts: Sequence[str], answers: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Of the texts of each clip, those that some columns hold."""
+    keys = [{caption_key(text) for text in captions_of(row, columns)} for row in clips.select_columns(columns)]
+    return [
+        [index for index in row if caption_key(texts[index]) in known]
+        for row, known in zip(answers, keys, strict=True)
+    ]
 
 
 def _texts(captions: Iterable[list[str]], share_captions: bool) -> tuple[list[str], list[list[int]]]:

@@ -66,9 +66,9 @@ def evaluate(
 
     Returns:
         The scores that `wavlink eval --json` prints: `model`, `benchmark`, `split`, `data`, `about`, `protocol`,
-        `versions`, and of `text_to_audio`, `audio_to_text`, `calibration`, `zero_shot` and `multiple_choice` those
-        that the split allows, for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in
-        [0, 1].
+        `versions`, and of `text_to_audio`, `audio_to_text`, `by_language` (where the names of caption columns state
+        languages; at the largest dim), `calibration`, `zero_shot` and `multiple_choice` those that the split allows,
+        for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in [0, 1].
 
     Raises:
         ValueError: no such model, benchmark or split, or a split that has nothing to be scored by.

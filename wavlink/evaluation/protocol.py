@@ -28,7 +28,7 @@ from .questions import (
     questions_of,
     text_reader,
 )
-from .retrieval import retrieval_scores
+from .retrieval import language_scores, retrieval_scores
 from .zero_shot import checked_prompts, label_texts, zero_shot_scores
 
 logger = logging.get_logger(__name__)
@@ -212,6 +212,8 @@ def scores_of(
     if not no_retrieval:
         pairs = embedded.audio, embedded.text, embedded.correspondence, dims
         scores |= retrieval_scores(*pairs, embedded_groups)
+        if by_language := language_scores(embedded.audio, embedded.text, embedded.languages, dims[0]):
+            scores["by_language"] = by_language
         if protocol.calibration:
             fit, embedded_labels = checked_calibration(model.config), [labels[n] for n in embedded.rows]
             if (calibration := calibration_scores(*pairs, fit, embedded_labels)) is not None:

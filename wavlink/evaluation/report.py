@@ -59,6 +59,8 @@ def evaluation_report(scores: Mapping) -> str:
         lines.append(f"{scores['windowed']} clips are over the model's window: the mean of their windows is scored")
     if "text_to_audio" in scores:
         lines.append(retrieval_report(scores))
+    if "by_language" in scores:
+        lines.append(language_report(scores["by_language"]))
     if "calibration" in scores:
         lines.append(calibration_report(scores["calibration"]))
     if "zero_shot" in scores:
@@ -100,6 +102,17 @@ def retrieval_report(scores: Mapping) -> str:
             rows.append([f"{small} minus {large} dims", *cells])
         rows += [[group, *_retrieval_cells(ways[way])] for group, ways in scores.get("groups", {}).items()]
     return str(Table(["", *RANKED, "median rank"], rows))
+
+
+def language_report(scores: Mapping) -> str:
+    """Render the scores of `language_scores`: a row for each language and direction."""
+    rows = [
+        [f"{words:15}{language}", str(row["captions"]), f"{100 * row['chance'][way]['R@10']:.1f}"]
+        + _retrieval_cells(row[way])
+        for way, words in DIRECTIONS.items()
+        for language, row in scores.items()
+    ]
+    return str(Table(["by language", "captions", "chance R@10", *RANKED, "median rank"], rows))
 
 
 def _retrieval_cells(row: Mapping[str, dict]) -> list[str]:

@@ -1,6 +1,6 @@
 """Retrieval in both directions, at every nested dim, with confidence intervals over clips."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -73,6 +73,37 @@ def retrieval_scores(
             for name, members in members_of(groups).items()
             if correspondence.counts[members].any()
         }
+    return scores
+
+
+def language_scores(
+    audio_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    languages: Mapping[str, Sequence[Sequence[int]]],
+    dim: int,
+) -> dict[str, dict]:
+    """Compute `retrieval_scores` in each language, with its texts alone, among all clips.
+
+    Args:
+        audio_embeds: `[clips, D]`; text_embeds: `[texts, D]`.
+        languages: the texts of each clip, by index.
+        dim: of the vectors, which are cut and normalised again.
+
+    Returns:
+        For each language `{"clips": int, "captions": int, "text_to_audio": {"R@1": figure, ...}, "audio_to_text": ...,
+        "chance": ...}`; none for a language with fewer than two clips or texts.
+    """
+    scores = {}
+    for language, answers in sorted(languages.items()):
+        chosen = sorted({index for row in answers for index in row})
+        clips = sum(map(bool, answers))
+        if clips < 2 or len(chosen) < 2:
+            continue
+        position = {index: number for number, index in enumerate(chosen)}
+        correspondence = Correspondence([[position[index] for index in row] for row in answers], len(chosen))
+        found = retrieval_scores(audio_embeds, text_embeds[chosen], correspondence, [dim])
+        ways = {way: found[way][str(dim)] for way in DIRECTIONS}
+        scores[language] = {"clips": clips, "captions": len(chosen), **ways, "chance": found["chance"]}
     return scores
 
 

@@ -1,8 +1,8 @@
-"""Sentence encoders: a BERT with its tokenizer and pooling, and a smaller one made out of its parts."""
+"""Sentence encoders: a text model with its tokenizer and pooling, and a smaller BERT made out of another's parts."""
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,27 +17,41 @@ from processing.hub_names import needs_cache
 
 from .tokenizer_pruning import WordPiece
 
+_EMBEDDINGS = "embeddings.word_embeddings.weight"
 _MODULES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}  # folders by class
 
 
 class SentenceEncoder:
-    """A text model with its tokenizer and pooling; its vectors have length 1."""
+    """A text model with its tokenizer and pooling; its vectors have length 1.
+
+    Attributes:
+        dims: of its vectors, the largest first; of nested ones each prefix, normalised again, is a vector too.
+    """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pooling: str):
         self.model, self.tokenizer, self.pooling = model, tokenizer, pooling
+        self.dims = [model.config.hidden_size]
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return the weights that learn: all but those of a pooler, which nothing uses."""
+        return [weight for name, weight in self.model.named_parameters() if not name.startswith("pooler.")]
 
     def tokenize(self, texts: Sequence[str]) -> list[Tensor]:
         """Return the ids of each text, special tokens included; nothing is truncated."""
         return [torch.tensor(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
 
-    def __call__(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Embed a batch of `B` tokenized texts, to `[B, D]`."""
+    def pooled(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Pool the last states of a batch of `B` tokenized texts, to `[B, hidden_size]`."""
         input_ids = pad_sequence(list(tokens), batch_first=True, padding_value=self.tokenizer.pad_token_id or 0)
         lengths = torch.tensor([len(ids) for ids in tokens])
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         input_ids, mask = input_ids.to(self.model.device), mask.to(self.model.device)
         states = self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return F.normalize(pool_text(states, input_ids, mask, self.pooling, self.model.config), dim=-1)
+        return pool_text(states, input_ids, mask, self.pooling, self.model.config)
+
+    def __call__(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Embed a batch of `B` tokenized texts, to `[B, D]`."""
+        return F.normalize(self.pooled(tokens), dim=-1)
 
     def save(self, folder: Path) -> None:
         """Write what AutoModel and AutoTokenizer load, and sentence-transformers with the pooling."""
@@ -62,7 +76,7 @@ class SentenceEncoder:
     def embed(self, tokens: Sequence[Tensor], batch_size: int = 256) -> Tensor:
         """Embed tokenized texts in batches of similar length, to `[texts, D]` on the CPU."""
         order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
-        vectors = torch.zeros(len(tokens), self.model.config.hidden_size)
+        vectors = torch.zeros(len(tokens), self.dims[0])
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             vectors[rows] = self([tokens[row] for row in rows]).cpu()
@@ -127,16 +141,22 @@ def make_student(
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0  # as it is trained here
     with torch.random.fork_rng([]):  # its weights are replaced
         model = AutoModel.from_config(config)
+    weights[_EMBEDDINGS] = weights[_EMBEDDINGS][list(kept)]
+    model.load_state_dict(taken_weights(model, weights, layers, max_length))
+    return SentenceEncoder(model.float().eval().to(teacher.model.device), tokenizer, teacher.pooling)
+
+
+def taken_weights(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], layers: Sequence[int], max_length: int
+) -> dict[str, Tensor]:
+    """Return a BERT's weights as those of a smaller one, `model`: some of its layers, and its first positions."""
     taken = {}
     for name in model.state_dict():
-        if name == "embeddings.word_embeddings.weight":
-            taken[name] = weights[name][list(kept)]
-        elif name == "embeddings.position_embeddings.weight":
+        if name == "embeddings.position_embeddings.weight":
             taken[name] = weights[name][:max_length]
         elif name.startswith("encoder.layer."):
             number, rest = name.removeprefix("encoder.layer.").split(".", 1)
             taken[name] = weights[f"encoder.layer.{layers[int(number)]}.{rest}"]
         else:
             taken[name] = weights[name]
-    model.load_state_dict(taken)
-    return SentenceEncoder(model.float().eval().to(teacher.model.device), tokenizer, teacher.pooling)
+    return taken

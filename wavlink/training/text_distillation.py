@@ -1,12 +1,9 @@
-"""The command `wavlink distill`: a smaller text tower, made out of a sentence encoder.
-
-    wavlink distill sentence-transformers/all-MiniLM-L6-v2 --data my_sounds --out runs/text
+"""A smaller text tower, made out of a sentence encoder.
 
 The student has some of the teacher's layers and a part of its vocabulary, and learns to give a text the teacher's
-vector. DIR is what `--text_model` of a recipe takes.
+vector.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wavlink import options as of
+from modeling_wavlink.losses_wavlink import truncate_embeddings
 from wavlink.atomic_files import new_folder
-from wavlink.console import stdout_for
 from wavlink.destinations import folder_destination
 from wavlink.evaluation.calibrate import data_name
 from wavlink.evaluation.metrics import bootstrap
@@ -41,7 +37,7 @@ class Distillation:
     """What is distilled, and how.
 
     Attributes:
-        teacher: folder or Hub id of a BERT with a WordPiece tokenizer.
+        teacher: folder or Hub id of a BERT with a WordPiece tokenizer; with `translations` of a WavLink.
         data: folder or Hub id of a data set with captions.
         out: folder to write, new or empty.
         layers: of the teacher, from 0, in their order; empty: every second one and the last.
@@ -51,6 +47,10 @@ class Distillation:
         split: whose captions are trained on.
         held_out: splits whose captions measure the student.
         caption_columns: default: every column named like a caption.
+        translations: tables of texts by language, or Hub ids of such data sets; with them the teacher is a WavLink
+            (see `multilingual_distillation`).
+        language: the column of the texts that the teacher knows.
+        student: with translations, a folder or Hub id of a multilingual sentence encoder; empty: a new one.
         device: such as cpu or cuda; on a CPU, equal seeds give equal weights.
 
     Raises:
@@ -70,6 +70,9 @@ class Distillation:
     split: str = "train"
     held_out: Sequence[str] = ("validation",)
     caption_columns: Sequence[str] = ()
+    translations: Sequence[str] = ()
+    language: str = "en"
+    student: str = ""
     device: str = "cpu"
 
     def __post_init__(self):
@@ -80,6 +83,10 @@ class Distillation:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.split in self.held_out:
             raise ValueError(f"the split {self.split!r} is trained on: name another held-out split")
+        if self.student and not self.translations:
+            raise ValueError("a student is taught by translations: give --translations too, or leave --student out")
+        if self.student and self.layers:
+            raise ValueError("layers are the teacher's, of which a student is made: leave out --layers or --student")
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -90,6 +97,12 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     apart = 1 - (student * teacher).sum(-1).mean()
     return apart + 2 * (student @ student.T - teacher @ teacher.T).square().mean()
+
+
+def _nested_loss(student: Tensor, teacher: Tensor, dims: Sequence[int]) -> Tensor:
+    """Compute the mean of `distillation_loss` over nested dims, the largest first."""
+    cut = [(truncate_embeddings(student, dim), truncate_embeddings(teacher, dim)) for dim in dims[1:]]
+    return torch.stack([distillation_loss(*pair) for pair in [(student, teacher), *cut]]).mean()
 
 
 def batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
@@ -120,7 +133,7 @@ def train_student(
     Raises:
         ValueError: the loss is not finite.
     """
-    parameters = [weight for name, weight in student.model.named_parameters() if not name.startswith("pooler.")]
+    parameters = student.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=task.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / _WARM_UP) * (1 + math.cos(math.pi * step / task.steps)) / 2
@@ -129,7 +142,7 @@ def train_student(
     for step in range(1, task.steps + 1):
         batch = next(rows)
         vectors = student([tokens[row] for row in batch])
-        loss = distillation_loss(vectors, targets[batch].to(vectors.device))
+        loss = _nested_loss(vectors, targets[batch].to(vectors.device), student.dims)
         if not torch.isfinite(loss):
             raise ValueError(f"the loss of step {step} is {loss.item()}: lower the learning_rate")
         optimizer.zero_grad()
@@ -236,29 +249,18 @@ def _record(
     }
 
 
-def run(options: argparse.Namespace) -> None:
-    """Distill with parsed options, and print the similarity to the teacher."""
-    given = dict(vars(options))
-    with stdout_for(given.pop("as_json", False)) as print_json:
-        record = distill(Distillation(**given))
-        print(report(record))
-        print(f"written to {options.out}")
-        print_json(record)
-
-
 def report(record: dict[str, Any]) -> str:
     """Render the similarity of a student to its teacher."""
     rows = [
-        [f"{scores['texts']} held-out {name}", *(_cosine(scores[figure]) for figure in ("mean", "quantile_5"))]
+        [f"{scores['texts']} held-out {name}", *(cosine(scores[figure]) for figure in ("mean", "quantile_5"))]
         for name, scores in record["similarity"].items()
+        if "mean" in scores
     ]
     counts = f"{record['parameters']:,} of its {record['teacher_parameters']:,} parameters"
     head = f"cosine to {printable(record['teacher'])}, {counts}"
     return f"{head}\n{Table(['', 'mean', '5 % quantile'], rows)}"
 
 
-def _cosine(figure: dict[str, Any]) -> str:
+def cosine(figure: dict[str, Any]) -> str:
+    """Format a cosine with its interval."""
     return "{:.3f} [{:.3f}, {:.3f}]".format(figure["value"], *figure["interval"])
-
-
-main = of.main_of("wavlink distill", of.distill, run)
