@@ -5,21 +5,18 @@ mteb's tasks run as they are, on parquet folders that stand for the Hub's data s
 """
 
 import dataclasses
-import importlib.util
 import json
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, config
 from sklearn.metrics import f1_score
 
 from modeling_wavlink.losses_wavlink import truncate_embeddings
 from tests import index_files
 from tests.conftest import RATE, WORDS, tone
+from tests.mteb_tasks import pointed, sound, surroundings  # noqa: F401
 from wavlink.evaluation.metrics import mean_average_precision, recall_at_k, zero_shot_accuracy
 from wavlink.search.listing import Sound
 from wavlink.search.nearest import nearest
@@ -34,16 +31,7 @@ CLIPS, CAPTIONS = 14, 2  # captions of each clip
 LABELS = ["a dog", "the cat", "bell rings", "rain falls", "low sound"]
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path):
-    """A data set cache of the test's own, and torchaudio.
-
-    mteb imports torchaudio before it looks whether there is anything to resample. Here there is not, so where it is
-    not installed an empty module does.
-    """
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    if importlib.util.find_spec("torchaudio") is None:
-        monkeypatch.setitem(sys.modules, "torchaudio", types.ModuleType("torchaudio"))
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture
@@ -74,22 +62,6 @@ def wrapped(folder: Path, kind=SentenceTransformerEncoderWrapper, **options) -> 
     return encoder
 
 
-def sound(clip: np.ndarray) -> dict:
-    return {"array": clip, "sampling_rate": RATE}
-
-
-def pointed(name: str, folder: Path, split: str, **configs: list[dict]):
-    """mteb's task, its data from `folder` rather than the Hub."""
-    for config_name, rows in configs.items():
-        (folder / config_name).mkdir(parents=True)
-        Dataset.from_list(rows).to_parquet(folder / config_name / f"{split}.parquet")
-    lines = [f"- config_name: {c}\n  data_files:\n  - split: {split}\n    path: {c}/{split}.parquet" for c in configs]
-    (folder / "README.md").write_text("\n".join(["---", "configs:", *lines, "---"]) + "\n")
-    task = mteb.get_task(name)
-    task.metadata = task.metadata.model_copy(update={"dataset": {"path": str(folder), "revision": "main"}})
-    return task
-
-
 def retrieval_task(name: str, folder: Path, clips: list[np.ndarray], texts: list[str]):
     """AudioCaps both ways, in the schema it has on the Hub: corpus, queries, qrels."""
     sounds = [{"id": f"clip-{i}", "audio": sound(clip)} for i, clip in enumerate(clips)]
@@ -99,7 +71,7 @@ def retrieval_task(name: str, folder: Path, clips: list[np.ndarray], texts: list
     queries, corpus = (captions, sounds) if "T2A" in name else (sounds, captions)
     pairs = pairs if "T2A" in name else [pair[::-1] for pair in pairs]
     qrels = [{"query-id": query, "corpus-id": answer, "score": 1} for query, answer in pairs]
-    return pointed(name, folder, "test", corpus=corpus, queries=queries, qrels=qrels)
+    return pointed(name, folder, corpus={"test": corpus}, queries={"test": queries}, qrels={"test": qrels})
 
 
 def run(encoder, task, tmp_path, precision: str | None = None, **options) -> tuple[dict, dict | list]:
@@ -165,7 +137,7 @@ def test_zero_shot_scores_are_ours(folder, sharp_model, processor, clips, tmp_pa
         np.arange(CLIPS) % 3, best, np.arange(CLIPS) % len(LABELS)
     )  # random weights, but right and wrong
     rows = [{"audio": sound(clip), "target": int(target)} for clip, target in zip(clips, targets, strict=True)]
-    task = pointed("ESC50_Zeroshot", tmp_path / "data", "train", default=rows)
+    task = pointed("ESC50_Zeroshot", tmp_path / "data", default={"train": rows})
     monkeypatch.setattr(task, "get_candidate_labels", lambda: LABELS)
     scores, found = run(wrapped(folder), task, tmp_path)
     np.testing.assert_allclose(found, similarities, atol=1e-5)
