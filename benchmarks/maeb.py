@@ -6,9 +6,9 @@
     python benchmarks/maeb.py wavlink-tiny --sounds FOLDER --record                     # tasks of an audiofolder
 
 MODEL is what `Embedder` takes. The same command goes on after a kill: finished tasks are kept, and of a task with
-several subsets the finished ones. Results of another revision of the data, and files that a kill left half written, are
-made again. A task that cannot be run, for want of a network or of a package, is named with the reason; the exit code is
-then 1.
+several subsets the finished ones. Results of another revision of the data, and files that a kill left half written,
+are made again. A task that cannot be run, for want of a network or of a package, is named with the reason; the exit
+code is then 1.
 
 `--sounds` runs a task of every class in MAEB on an audiofolder (see `maeb_sounds.py`), and compares mteb's figures
 with those of `wavlink eval` where both exist.

@@ -18,8 +18,8 @@ from mteb.abstasks import (
     AbsTaskPairClassification,
     AbsTaskRetrieval,
     AbsTaskZeroShotClassification,
-    TaskMetadata,
 )
+from mteb.abstasks.task_metadata import TaskMetadata
 from sklearn.linear_model import LogisticRegression
 from sklearn.multioutput import MultiOutputClassifier
 
@@ -60,12 +60,15 @@ def sound_tasks(folder: str, seed: int = 0) -> list[AbsTask]:
 
 
 def _labelled(split: datasets.Dataset, labels: Sequence[str | None], kept: list[str]) -> datasets.Dataset:
-    """The rows of some labels, with the columns `audio`, `label`, `group` and `labels`, which has both."""
+    """The rows of some labels: `audio`, the numbers of its `label` and `group`, and `labels`, which has both."""
     rows = [row for row, label in enumerate(labels) if label in kept]
-    split = split.select(rows).select_columns(["audio", "group"])
-    split = split.add_column("label", [labels[row] for row in rows])
-    both = [[label, group] for label, group in zip(split["label"], split["group"], strict=True)]
-    return split.add_column("labels", both)
+    groups = [split["group"][row] or "" for row in rows]
+    names = sorted({*groups})
+    numbers = [[kept.index(labels[row]), names.index(group)] for row, group in zip(rows, groups, strict=True)]
+    split = split.select(rows).select_columns("audio")
+    split = split.add_column("label", [label for label, _ in numbers])
+    split = split.add_column("group", [group for _, group in numbers])
+    return split.add_column("labels", [[label, len(kept) + group] for label, group in numbers])
 
 
 def _task(kind: type, name: str, type_: str, category: str, score: str, data: dict, **attributes) -> AbsTask:
