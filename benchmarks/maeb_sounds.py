@@ -41,15 +41,17 @@ def sound_tasks(folder: str, seed: int = 0) -> list[AbsTask]:
         ValueError: the folder has no such splits or columns, or too few clips of a label.
     """
     test, train = load_split(folder, SPLIT), load_split(folder, TRAIN)
-    for name, split in {SPLIT: test, TRAIN: train}.items():
+    splits = {SPLIT: test, TRAIN: train}
+    for name, split in splits.items():
         if missing := {"label", "group"} - {*split.column_names}:
             raise ValueError(f"the {name} split of {folder} has no column {', '.join(sorted(missing))}")
-    labels = {name: label_names(split) for name, split in {SPLIT: test, TRAIN: train}.items()}
+    labels = {name: label_names(split) for name, split in splits.items()}
     counts = [Counter(names) for names in labels.values()]
     kept = sorted(name for name in counts[0] if name and all(count[name] >= LEAST for count in counts))
     if len(kept) < 2:
         raise ValueError(f"{folder} has {len(kept)} labels with {LEAST} clips or more in both splits, of two or more")
-    known, taught = (_labelled(split, labels[name], kept) for name, split in {SPLIT: test, TRAIN: train}.items())
+    groups = sorted({*test["group"], *train["group"]}, key=str)
+    known, taught = (_labelled(split, labels[name], kept, groups) for name, split in splits.items())
     rng = np.random.default_rng(seed)
     tasks = [*_captions(test), _zero_shot(test, labels[SPLIT]), *_classified(known, taught)]
     tasks += [_same_label(known), _pairs(known, rng), _reranked(known, rng)]
@@ -59,16 +61,18 @@ def sound_tasks(folder: str, seed: int = 0) -> list[AbsTask]:
     return tasks
 
 
-def _labelled(split: datasets.Dataset, labels: Sequence[str | None], kept: list[str]) -> datasets.Dataset:
+def _labelled(
+    split: datasets.Dataset, labels: Sequence[str | None], kept: list[str], groups: list
+) -> datasets.Dataset:
     """The rows of some labels: `audio`, the numbers of its `label` and `group`, and `labels`, which has both."""
     rows = [row for row, label in enumerate(labels) if label in kept]
-    groups = [split["group"][row] or "" for row in rows]
-    names = sorted({*groups})
-    numbers = [[kept.index(labels[row]), names.index(group)] for row, group in zip(rows, groups, strict=True)]
-    split = split.select(rows).select_columns("audio")
-    split = split.add_column("label", [label for label, _ in numbers])
-    split = split.add_column("group", [group for _, group in numbers])
-    return split.add_column("labels", [[label, len(kept) + group] for label, group in numbers])
+    split = split.select(rows)
+    columns = {"label": [kept.index(labels[row]) for row in rows], "group": [*map(groups.index, split["group"])]}
+    columns["labels"] = [[label, len(kept) + group] for label, group in zip(*columns.values(), strict=True)]
+    split = split.select_columns("audio")
+    for name, numbers in columns.items():
+        split = split.add_column(name, numbers)
+    return split
 
 
 def _task(kind: type, name: str, type_: str, category: str, score: str, data: dict, **attributes) -> AbsTask:

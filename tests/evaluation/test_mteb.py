@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sklearn.metrics import f1_score
+from torch.utils.data import DataLoader
 
 from modeling_wavlink.losses_wavlink import truncate_embeddings
-from tests import index_files
+from tests import index_files, snippets
 from tests.conftest import RATE, WORDS, tone
 from tests.mteb_tasks import pointed, sound, surroundings  # noqa: F401
+from wavlink import Embedder, WavLinkConfig, WavLinkModel
+from wavlink.evaluation import mteb_models
 from wavlink.evaluation.metrics import mean_average_precision, recall_at_k, zero_shot_accuracy
 from wavlink.search.listing import Sound
 from wavlink.search.nearest import nearest
@@ -164,6 +168,31 @@ def test_mteb_must_be_given_the_audio_modality(folder, clips, texts, tmp_path):
     encoder = SentenceTransformerEncoderWrapper(str(folder), trust_remote_code=True, device="cpu")
     with pytest.raises(ValueError, match=r"supports \['text'\]"):
         run(encoder, task, tmp_path)
+
+
+def test_the_draft_of_a_file_for_mteb_gives_our_vectors(folder, clips, texts, tmp_path):
+    """docs/maeb.md's `wavlink_models.py`, of long clips too."""
+    page = (Path(__file__).parents[2] / "docs/maeb.md").read_text(encoding="utf-8")
+    (code,) = (code for code in snippets.blocks(page, "python") if "class WavLinkWrapper" in code)
+    draft = {"__name__": "wavlink_models"}
+    exec(code, draft)
+    encoder = draft["WavLinkWrapper"](str(folder), device="cpu", embed_dim=16)
+    ours = Embedder(folder)
+    sounds = [*clips[:3], np.concatenate([clips[4], tone(900, 61.0)])]
+    about = {"task_metadata": mteb.get_task("AudioCapsT2ARetrieval").metadata, "hf_split": "test", "hf_subset": "x"}
+    for rows, expected in {
+        "audio": np.stack([*ours.embed_files([sound(clip) for clip in sounds])]),
+        "text": ours.embed_text(texts[:4]),
+    }.items():
+        dataset = Dataset.from_dict({rows: [*map(sound, sounds)] if rows == "audio" else texts[:4]})
+        found = encoder.encode(DataLoader(dataset, batch_size=2), show_progress_bar=False, **about)
+        np.testing.assert_allclose(found, truncate_embeddings(torch.tensor(expected), 16), atol=1e-5)
+    meta = draft["wavlink_base"]
+    config = WavLinkConfig.for_size("base")
+    with torch.device("meta"):
+        assert meta.n_parameters == WavLinkModel(config).num_parameters()
+    assert meta.embed_dim == config.matryoshka_dims and meta.max_tokens == config.text_config.max_position_embeddings
+    assert meta.citation == mteb_models.model_meta(str(folder), "me/tiny").citation
 
 
 def similarities_of(found: dict) -> np.ndarray:

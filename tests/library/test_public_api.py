@@ -24,7 +24,7 @@ from wavlink.evaluation import command as evaluation
 ROOT = Path(__file__).parents[2]
 NAMES = (
     "WavLinkConfig WavLinkModel WavLinkProcessor WavLinkFeatureExtractor WavLinkTrainer Embedder Index classify "
-    "locate evaluate train load_audio load_recipe bundled"
+    "locate evaluate train load_audio load_recipe bundled register_mteb"
 ).split()
 FUNCTIONS = [name for name in NAMES if name.islower()]
 LABELS = ["a low sound", "a high sound"]

@@ -143,7 +143,7 @@ def test_a_task_that_cannot_be_loaded_is_named_and_the_others_run(folder, tmp_pa
         "1 of 2 tasks have a score" in printed
         and "| VehicleSoundClustering | AudioClustering | v_measure |" in printed
     )
-    assert "no score: CREMADPairClassification (DatasetNotFoundError: " in printed
+    assert "no score: CREMADPairClassification (FileNotFoundError: " in printed
     assert records.read(record)["note"].endswith("No score: CREMADPairClassification.")
 
 

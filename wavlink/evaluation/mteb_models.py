@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 _BYTES_OF_FP32 = 4
 _NO_LIMIT = 1 << 20  # tokens; tokenizers without a limit state a huge one
-_CITATION = """@inproceedings{kumar2026wavlink,
+_CITATION = """
+@inproceedings{kumar2026wavlink,
   archiveprefix = {arXiv},
   author = {Kumar, G. K. and Lepauloux, L. and Hacid, H.},
   booktitle = {ICASSP},
   eprint = {2601.15118},
   title = {WavLink: Compact Audio-Text Embeddings with a Global Whisper Token},
   year = {2026},
-}"""
+}
+"""
 
 
 def register_mteb(
