@@ -173,7 +173,7 @@ def test_mteb_must_be_given_the_audio_modality(folder, clips, texts, tmp_path):
 def test_the_draft_of_a_file_for_mteb_gives_our_vectors(folder, clips, texts, tmp_path):
     """docs/maeb.md's `wavlink_models.py`, of long clips too."""
     page = (Path(__file__).parents[2] / "docs/maeb.md").read_text(encoding="utf-8")
-    (code,) = (code for code in snippets.blocks(page, "python") if "class WavLinkWrapper" in code)
+    (code,) = (code for code in snippets.blocks(page, "text") if "class WavLinkWrapper" in code)
     draft = {"__name__": "wavlink_models"}
     exec(code, draft)
     encoder = draft["WavLinkWrapper"](str(folder), device="cpu", embed_dim=16)

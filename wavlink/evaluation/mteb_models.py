@@ -56,7 +56,7 @@ def register_mteb(
     >>> from wavlink import register_mteb
     >>> meta = register_mteb(model_folder, "me/my-model", languages=["eng-Latn"])
     >>> meta.name, meta.embed_dim, meta.modalities
-    ('me/my-model', [32, 16, 8], ['audio', 'text'])
+    ('me/my-model', [32, 16, 8, 4], ['audio', 'text'])
 
     ```
     """
