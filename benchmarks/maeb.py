@@ -24,6 +24,7 @@ from pathlib import Path
 import mteb
 from mteb.abstasks import AbsTask
 from mteb.cache import ResultCache
+from mteb.models import ModelMeta
 
 from processing.prompts import PROMPT
 from wavlink import evaluate
@@ -41,6 +42,7 @@ except ModuleNotFoundError:  # run as a script
 
 BENCHMARK = "MAEB(v1)"
 COMPARED = {"text_to_audio": "SoundsT2ARetrieval", "audio_to_text": "SoundsA2TRetrieval"}
+ZERO_SHOT = "SoundsZeroshot"
 
 
 @dataclass
@@ -72,7 +74,7 @@ def run(encoder: WavLinkEncoder, task: AbsTask, cache: ResultCache) -> Done:
     except Exception as error:  # of one task: the others go on
         return Done(task, error=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
     if not found.task_results:
-        return Done(task, error="; ".join(error.exception for error in found.exceptions or ()))
+        return Done(task, error="; ".join(error.exception for error in found.exceptions or ()) or "mteb gave none")
     result = found.task_results[0]
     scores = next(iter(result.scores.values()))[0]
     return Done(task, result.get_score(), scores, kept=finished, seconds=time.monotonic() - start)
@@ -119,20 +121,20 @@ def summary(runs: Sequence[Done]) -> dict:
 
 
 def agreement(encoder: WavLinkEncoder, runs: Sequence[Done], folder: str) -> dict:
-    """What mteb and `wavlink eval` say of the same vectors."""
+    """What mteb and `wavlink eval` say of the same clips and texts; {} if mteb says nothing of these."""
     scores = {done.task.metadata.name: done.scores for done in runs if done.scores}
+    if not scores.keys() & {*COMPARED.values(), ZERO_SHOT}:
+        return {}
     ours, dim = evaluate(encoder.model, folder, prompts=PROMPT, choices=0), str(encoder.embed_dim)
-    rows = []
-    for way, name in COMPARED.items():
-        for k in KS if name in scores else ():
-            cells = (
-                records.number(100 * scores[name][f"hit_rate_at_{k}"], 1),
-                records.percent(ours[way][dim][f"R@{k}"]),
-            )
-            rows.append([f"{DIRECTIONS[way]} R@{k}", *cells])
-    if found := scores.get("SoundsZeroshot"):
-        accuracy = records.percent(ours["zero_shot"][dim]["accuracy"])
-        rows.append(["zero-shot accuracy", records.number(100 * found["accuracy"], 1), accuracy])
+    figures = {
+        f"{DIRECTIONS[way]} R@{k}": (scores[name][f"hit_rate_at_{k}"], ours[way][dim][f"R@{k}"])
+        for way, name in COMPARED.items()
+        if name in scores
+        for k in KS
+    }
+    if found := scores.get(ZERO_SHOT):
+        figures["zero-shot accuracy"] = found["accuracy"], ours["zero_shot"][dim]["accuracy"]
+    rows = [[name, records.number(100 * mteb_s, 1), records.percent(own)] for name, (mteb_s, own) in figures.items()]
     return records.table(["", "mteb, %", "`wavlink eval`, %"], rows)
 
 
@@ -147,14 +149,30 @@ def report(runs: Sequence[Done], values: dict) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def write(options: argparse.Namespace, meta: ModelMeta, runs: Sequence[Done], values: dict) -> None:
+    """Write the record, if one is wanted."""
+    errors = {done.task.metadata.name: done.error for done in runs if done.score is None}
+    kept = [done.task.metadata.name for done in runs if done.kept]
+    note = {"windows": "Clips over 30 s in windows.", "first": "The first 30 s of clips."}[options.long_clips]
+    note += f" No score: {', '.join(errors)}." if errors else ""
+    note += f" Scored by an earlier run: {', '.join(kept)}." if kept else ""
+    records.write(
+        options.record,
+        title=f"{meta.name} on tasks of mteb",
+        seed=options.seed,
+        note=note,
+        values=values,
+        raw={"revision": meta.revision, "data": {x.task.metadata.name: x.task.metadata.revision for x in runs}},
+        packages=["mteb"],
+    )
+
+
+def parsed(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", metavar="MODEL")
     add(
-        "--name",
-        default="",
-        help="of the model in mteb, owner/name (default: the Hub id, wavlink/NAME or local/FOLDER)",
+        "--name", default="", help="of the model in mteb, owner/name (default: the Hub id, wavlink/NAME, local/FOLDER)"
     )
     add("--revision", help="of a Hub id")
     add("--benchmark", default=BENCHMARK, help="of mteb (%(default)s)")
@@ -162,13 +180,15 @@ def main(arguments: list[str] | None = None) -> int:
     add("--sounds", default="", metavar="FOLDER", help="the tasks of an audiofolder in place of a benchmark")
     add("--output", default="maeb", type=Path, metavar="FOLDER", help="for mteb's result folder (%(default)s)")
     add("--dim", type=int, help="one of the nested dims (default: all dims)")
-    add(
-        "--long_clips", choices=LONG_CLIPS, default=LONG_CLIPS[0], help="of clips over the model's limit (%(default)s)"
-    )
+    add("--long_clips", choices=LONG_CLIPS, default="windows", help="what is taken of clips over the model's limit")
     add("--device", help="default: a GPU where there is one")
     add("--seed", type=int, default=0, help="of the pairs and candidates of --sounds (%(default)s)")
     records.add_option(parser, "maeb")
-    options = parser.parse_args(arguments)
+    return parser, parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser, options = parsed(arguments)
     try:
         tasks = chosen(options)
         meta = register_mteb(options.model, options.name, revision=options.revision)
@@ -177,36 +197,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     cache = ResultCache(options.output)
     runs = [run(encoder, task, cache) for task in tasks]
-    values = {"tasks": summary(runs)} if any(done.score is not None for done in runs) else {}
-    if values and options.sounds and (compared := agreement(encoder, runs, options.sounds))["rows"]:
+    values = {"tasks": summary(runs)} if any(done.scores for done in runs) else {}
+    if options.sounds and (compared := agreement(encoder, runs, options.sounds)):
         values["agreement"] = compared
     print(report(runs, values))
     if values:
         write(options, meta, runs, values)
-    return int(any(done.score is None for done in runs))
-
-
-def write(options: argparse.Namespace, meta, runs: Sequence[Done], values: dict) -> None:
-    """Write the record, if one is wanted."""
-    missing = {done.task.metadata.name: done.error for done in runs if done.score is None}
-    notes = {
-        "windows": "Clips over 30 s are covered by windows, whose mean is taken.",
-        "first": "The first 30 s of clips.",
-    }
-    note = notes[options.long_clips] + (f" No score: {', '.join(missing)}." if missing else "")
-    records.write(
-        options.record,
-        title=f"{meta.name} on tasks of mteb",
-        seed=options.seed,
-        note=note,
-        values=values,
-        raw={
-            "revision": meta.revision,
-            "scores": {done.task.metadata.name: done.scores for done in runs},
-            "errors": missing,
-        },
-        packages=["mteb"],
-    )
+    return int(any(done.error for done in runs))
 
 
 if __name__ == "__main__":

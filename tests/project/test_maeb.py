@@ -61,11 +61,6 @@ def embedded(monkeypatch) -> list:
     return calls
 
 
-@pytest.fixture
-def without_agreement(monkeypatch):
-    monkeypatch.setattr(maeb, "agreement", lambda *about: {"rows": []})
-
-
 def run(*words) -> int:
     return maeb.main([str(word) for word in words])
 
@@ -95,7 +90,6 @@ def test_tasks_of_every_class_on_an_audiofolder(folder, sounds, tmp_path, capsys
     assert not embedded
 
 
-@pytest.mark.usefixtures("without_agreement")
 def test_a_killed_run_goes_on(folder, sounds, tmp_path, capsys, embedded, monkeypatch):
     words = [folder, "--sounds", sounds, "--tasks", FIRST, SECOND, "--output", tmp_path / "out"]
     embed = Embedder.embed_files
@@ -121,7 +115,6 @@ def test_a_killed_run_goes_on(folder, sounds, tmp_path, capsys, embedded, monkey
     assert "2 of 2 tasks have a score, 0 of them from an earlier run" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("without_agreement")
 def test_options_that_change_vectors_have_results_of_their_own(folder, sounds, tmp_path, capsys):
     words = [folder, "--sounds", sounds, "--tasks", SECOND, "--output", tmp_path / "out"]
     assert [run(*words), run(*words, "--dim", 8), run(*words, "--long_clips", "first")] == [0, 0, 0]

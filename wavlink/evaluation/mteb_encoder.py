@@ -10,7 +10,6 @@ from datasets import Audio
 from mteb.models.abs_encoder import AbsEncoder
 
 from processing.audio import load_column
-from wavlink.bundled_models import resolve
 from wavlink.embedder import Embedder
 from wavlink.progress import Bar
 from wavlink.vectors import normalized, truncated
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 LONG_CLIPS = ("windows", "first")
+_DIGEST = "sha256-"  # of weights that are not the Hub's
 
 
 class WavLinkEncoder(AbsEncoder):
@@ -32,7 +32,7 @@ class WavLinkEncoder(AbsEncoder):
 
     Args:
         name: the model's name in mteb.
-        revision: of the weights; other weights are refused.
+        revision: of the weights, as `register_mteb` states it; other weights are refused.
         device: default: a GPU where there is one.
         source: what `Embedder` takes as a model.
         embed_dim: one of the nested dims (default: all dims).
@@ -63,7 +63,7 @@ class WavLinkEncoder(AbsEncoder):
             raise ValueError(f"long_clips must be one of {', '.join(LONG_CLIPS)}, got {long_clips!r}")
         self.model_prompts = self.validate_task_to_prompt_name(model_prompts)
         source = os.fspath(source or "") or name
-        hub = {} if os.path.isdir(resolve(source)) else {"revision": revision}
+        hub = {"revision": revision} if revision and not revision.startswith(_DIGEST) else {}
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Embedder(source, device=device, **hub, **options)
         if revision not in (None, revision_name(self.model)):
@@ -129,5 +129,5 @@ class WavLinkEncoder(AbsEncoder):
 
 
 def revision_name(embedder: Embedder) -> str:
-    """Return a model's revision as a name of a folder, which mteb makes of it."""
-    return str(embedder.revision).replace(":", "-")
+    """Return a model's revision as the name of a folder, which mteb makes of it: a commit, or a digest."""
+    return str(embedder.revision).replace("sha256:", _DIGEST)
