@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         encoder = load_encoder(meta, options.device, embed_dim=options.dim, long_clips=options.long_clips)
     except ValueError as error:
         parser.error(str(error))
-    cache = ResultCache(options.output)
+    encoder.kept, cache = {}, ResultCache(options.output)  # tasks share sounds
     runs = [run(encoder, task, cache) for task in tasks]
     values = {"tasks": summary(runs)} if any(done.scores for done in runs) else {}
     if options.sounds and (compared := agreement(encoder, runs, options.sounds)):

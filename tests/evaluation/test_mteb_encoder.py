@@ -270,6 +270,26 @@ def test_sounds_are_those_of_embedder_at_any_rate(encoder, ours, clips):
     np.testing.assert_allclose(encode(encoder, dataset), ours(arrays), atol=1e-5)
 
 
+def test_a_sound_is_encoded_once(encoder, ours, clips, monkeypatch):
+    """In a call, and where vectors are kept in several."""
+    given, embed = [], Embedder.embed_files
+
+    def counted(self, files):
+        files = [*files]
+        given.append(len(files))
+        return embed(self, files)
+
+    order = [0, 1, 0, 2, 1, 3]
+    dataset, expected = Dataset.from_list([{"audio": clips.files[row]} for row in order]), ours(clips.files[:4])
+    monkeypatch.setattr(Embedder, "embed_files", counted)
+    for kept, times in ((None, [4, 4]), ({}, [4])):
+        encoder.kept = kept
+        given.clear()
+        for _ in range(2):
+            np.testing.assert_allclose(encode(encoder, dataset), expected[order], atol=1e-5)
+        assert given == times
+
+
 def test_long_clips_are_covered_by_windows_or_cut(meta, encoder, ours):
     clips = [tone(300, 1.0), np.concatenate([tone(300, 30.0), tone(2500, 10.0)])]
     dataset = Dataset.from_list([{"audio": file(clip)} for clip in clips])

@@ -1,7 +1,7 @@
 """The encoder that mteb's tasks ask for vectors: an `Embedder` behind mteb's protocol."""
 
+import hashlib
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,10 +42,17 @@ class WavLinkEncoder(AbsEncoder):
             Sounds have no prompts.
         options: of `Embedder`, such as `backend`.
 
+    Attributes:
+        model: the `Embedder`.
+        kept: vectors of sounds in memory, so that what several tasks have is encoded once; None, the default, keeps
+            those of one call only.
+
     Raises:
         ValueError: `Embedder`'s, another value of an option, or weights of another revision.
         KeyError: a prompt for something that mteb does not know.
     """
+
+    kept: dict[bytes, np.ndarray] | None = None
 
     def __init__(
         self,
@@ -96,25 +103,32 @@ class WavLinkEncoder(AbsEncoder):
             prompt = (self.model_prompts or {}).get(name or "", "")
             parts.append(self.model.embed_text([prompt + text for text in dataset["text"]]))
         if "audio" in dataset.features:
-            with Bar(total=len(dataset), desc=where, disable=not kwargs.get("show_progress_bar", True)) as bar:
-                parts.append(np.stack([*self._sounds(dataset, where, bar)]))
+            parts.append(self._sounds(dataset, where, kwargs.get("show_progress_bar", True)))
         if not parts:
             raise ValueError(f"{where} has neither sounds nor texts, but {', '.join(dataset.features) or 'nothing'}")
         return truncated(parts[0] if len(parts) == 1 else normalized(sum(parts)), self.embed_dim)
 
-    def _sounds(self, dataset: "Dataset", where: str, bar: Bar) -> Iterator[np.ndarray]:
-        """Yield the vector of each row's sound, `[D]`."""
+    def _sounds(self, dataset: "Dataset", where: str, progress: bool) -> np.ndarray:
+        """Return the vector of each row's sound, `[rows, D]`."""
         dataset = dataset.select_columns("audio")
         if isinstance(dataset.features["audio"], Audio):
             dataset = dataset.cast_column("audio", Audio(decode=False))
-        clips = (self._clip(row["audio"], f"{where}: the sound of row {number}") for number, row in enumerate(dataset))
-        for number, vector in enumerate(self.model.embed_files(clips)):
-            if isinstance(vector, ValueError):
-                raise ValueError(f"{where}: the sound of row {number}: {vector}") from vector
-            bar.update()
-            yield vector
+        known = {} if self.kept is None else self.kept
+        keys = [_key_of(row["audio"]) for row in dataset]
+        first = {key: row for row, key in reversed([*enumerate(keys)]) if key not in known}
+        rows = sorted(first.values())
+        clips = (
+            self._clip(row["audio"], where, number) for number, row in zip(rows, dataset.select(rows), strict=True)
+        )
+        with Bar(total=len(rows), desc=where, disable=not progress) as bar:
+            for number, vector in zip(rows, self.model.embed_files(clips) if rows else (), strict=True):
+                if isinstance(vector, ValueError):
+                    raise ValueError(f"{where}: the sound of row {number}: {vector}") from vector
+                known[keys[number]] = vector
+                bar.update()
+        return np.stack([known[key] for key in keys])
 
-    def _clip(self, value: Any, row: str) -> Any:
+    def _clip(self, value: Any, where: str, row: int) -> Any:
         """Return a sound as `Embedder` takes it."""
         if isinstance(value, dict) and isinstance(value.get("array"), list):
             value = {**value, "array": np.asarray(value["array"], np.float32)}
@@ -124,8 +138,19 @@ class WavLinkEncoder(AbsEncoder):
         try:
             samples = load_column(value, rate)
         except ValueError as error:
-            raise ValueError(f"{row}: {error}") from error
+            raise ValueError(f"{where}: the sound of row {row}: {error}") from error
         return {"array": samples[: round(self.model.max_seconds * rate)], "sampling_rate": rate}
+
+
+def _key_of(value: Any) -> bytes:
+    """Return what tells a sound from others: a digest of its content, or of its path where that is all there is."""
+    if isinstance(value, dict) and value.get("array") is not None:
+        content = np.asarray(value["array"], np.float32).tobytes() + str(value.get("sampling_rate")).encode()
+    elif isinstance(value, dict):
+        content = value.get("bytes") or str(value.get("path")).encode()
+    else:
+        content = value if isinstance(value, bytes) else str(value).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def revision_name(embedder: Embedder) -> str:
