@@ -21,7 +21,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mteb
+try:
+    import mteb
+except ModuleNotFoundError as missing:
+    from wavlink.installing import install_hint
+
+    raise SystemExit(install_hint(missing.name or "mteb", "maeb")) from missing
 from mteb.abstasks import AbsTask
 from mteb.cache import ResultCache
 from mteb.models import ModelMeta

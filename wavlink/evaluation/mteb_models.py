@@ -131,7 +131,9 @@ def load_encoder(meta: "ModelMeta", device: str | None = None, **options: Any) -
         options: of `WavLinkEncoder`; None and the default are no options. Results with others are kept apart.
     """
     changed = {name: value for name, value in options.items() if value not in (None, meta.loader_kwargs.get(name))}
-    encoder = meta.loader(meta.name, revision=meta.revision, device=device, **meta.loader_kwargs | changed)
+    encoder: WavLinkEncoder = meta.loader(
+        meta.name, revision=meta.revision, device=device, **meta.loader_kwargs | changed
+    )
     facts = {"loader_kwargs": meta.loader_kwargs | changed, "experiment_kwargs": changed or None}
     facts |= {"embed_dim": changed["embed_dim"]} if "embed_dim" in changed else {}
     encoder.mteb_model_meta = meta.model_copy(update=facts)
