@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from processing.feature_extraction_wavlink import WavLinkFeatureExtractor
     from processing.processing_wavlink import WavLinkProcessor
     from wavlink.evaluation.evaluate import evaluate
+    from wavlink.evaluation.mteb_models import register_mteb
     from wavlink.search.index import Index
     from wavlink.training.loop import train
     from wavlink.training.recipes import load_recipe
@@ -46,6 +47,7 @@ __all__ = [
     "load_audio",
     "load_recipe",
     "bundled",
+    "register_mteb",
 ]
 # Where each name lives, and the extra that brings what its module imports.
 _HOMES = {
@@ -63,6 +65,7 @@ _HOMES = {
     "load_audio": ("processing.audio", ""),
     "load_recipe": ("wavlink.training.recipes", ""),
     "bundled": ("wavlink.bundled_models", ""),
+    "register_mteb": ("wavlink.evaluation.mteb_models", ""),
 }
 
 

@@ -14,6 +14,7 @@ EXTRA_OF = {
     **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"), "serve"),
     **dict.fromkeys(("plotly", "sklearn", "threadpoolctl"), "map"),
     **{"av": "formats", "evaluate": "eval", "lance": "search", "gradio": "space", "shtab": "completion"},
+    "mteb": "maeb",
     "sentence_transformers": "models",
 }
 # The extras that an extra brings along.
@@ -21,6 +22,7 @@ BRINGS = {
     "data": (),
     "train": ("data",),
     "eval": ("data",),
+    "maeb": ("data",),
     "search": ("data",),
     "onnx": ("data",),
     "fast": ("data",),

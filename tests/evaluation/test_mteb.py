@@ -5,21 +5,22 @@ mteb's tasks run as they are, on parquet folders that stand for the Hub's data s
 """
 
 import dataclasses
-import importlib.util
 import json
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, config
+from datasets import Dataset
 from sklearn.metrics import f1_score
+from torch.utils.data import DataLoader
 
 from modeling_wavlink.losses_wavlink import truncate_embeddings
-from tests import index_files
+from tests import index_files, snippets
 from tests.conftest import RATE, WORDS, tone
+from tests.mteb_tasks import pointed, sound, surroundings  # noqa: F401
+from wavlink import Embedder, WavLinkConfig, WavLinkModel
+from wavlink.evaluation import mteb_models
 from wavlink.evaluation.metrics import mean_average_precision, recall_at_k, zero_shot_accuracy
 from wavlink.search.listing import Sound
 from wavlink.search.nearest import nearest
@@ -34,16 +35,7 @@ CLIPS, CAPTIONS = 14, 2  # captions of each clip
 LABELS = ["a dog", "the cat", "bell rings", "rain falls", "low sound"]
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path):
-    """A data set cache of the test's own, and torchaudio.
-
-    mteb imports torchaudio before it looks whether there is anything to resample. Here there is not, so where it is
-    not installed an empty module does.
-    """
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    if importlib.util.find_spec("torchaudio") is None:
-        monkeypatch.setitem(sys.modules, "torchaudio", types.ModuleType("torchaudio"))
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture
@@ -74,22 +66,6 @@ def wrapped(folder: Path, kind=SentenceTransformerEncoderWrapper, **options) -> 
     return encoder
 
 
-def sound(clip: np.ndarray) -> dict:
-    return {"array": clip, "sampling_rate": RATE}
-
-
-def pointed(name: str, folder: Path, split: str, **configs: list[dict]):
-    """mteb's task, its data from `folder` rather than the Hub."""
-    for config_name, rows in configs.items():
-        (folder / config_name).mkdir(parents=True)
-        Dataset.from_list(rows).to_parquet(folder / config_name / f"{split}.parquet")
-    lines = [f"- config_name: {c}\n  data_files:\n  - split: {split}\n    path: {c}/{split}.parquet" for c in configs]
-    (folder / "README.md").write_text("\n".join(["---", "configs:", *lines, "---"]) + "\n")
-    task = mteb.get_task(name)
-    task.metadata = task.metadata.model_copy(update={"dataset": {"path": str(folder), "revision": "main"}})
-    return task
-
-
 def retrieval_task(name: str, folder: Path, clips: list[np.ndarray], texts: list[str]):
     """AudioCaps both ways, in the schema it has on the Hub: corpus, queries, qrels."""
     sounds = [{"id": f"clip-{i}", "audio": sound(clip)} for i, clip in enumerate(clips)]
@@ -99,7 +75,7 @@ def retrieval_task(name: str, folder: Path, clips: list[np.ndarray], texts: list
     queries, corpus = (captions, sounds) if "T2A" in name else (sounds, captions)
     pairs = pairs if "T2A" in name else [pair[::-1] for pair in pairs]
     qrels = [{"query-id": query, "corpus-id": answer, "score": 1} for query, answer in pairs]
-    return pointed(name, folder, "test", corpus=corpus, queries=queries, qrels=qrels)
+    return pointed(name, folder, corpus={"test": corpus}, queries={"test": queries}, qrels={"test": qrels})
 
 
 def run(encoder, task, tmp_path, precision: str | None = None, **options) -> tuple[dict, dict | list]:
@@ -165,7 +141,7 @@ def test_zero_shot_scores_are_ours(folder, sharp_model, processor, clips, tmp_pa
         np.arange(CLIPS) % 3, best, np.arange(CLIPS) % len(LABELS)
     )  # random weights, but right and wrong
     rows = [{"audio": sound(clip), "target": int(target)} for clip, target in zip(clips, targets, strict=True)]
-    task = pointed("ESC50_Zeroshot", tmp_path / "data", "train", default=rows)
+    task = pointed("ESC50_Zeroshot", tmp_path / "data", default={"train": rows})
     monkeypatch.setattr(task, "get_candidate_labels", lambda: LABELS)
     scores, found = run(wrapped(folder), task, tmp_path)
     np.testing.assert_allclose(found, similarities, atol=1e-5)
@@ -192,6 +168,31 @@ def test_mteb_must_be_given_the_audio_modality(folder, clips, texts, tmp_path):
     encoder = SentenceTransformerEncoderWrapper(str(folder), trust_remote_code=True, device="cpu")
     with pytest.raises(ValueError, match=r"supports \['text'\]"):
         run(encoder, task, tmp_path)
+
+
+def test_the_draft_of_a_file_for_mteb_gives_our_vectors(folder, clips, texts, tmp_path):
+    """docs/maeb.md's `wavlink_models.py`, of long clips too."""
+    page = (Path(__file__).parents[2] / "docs/maeb.md").read_text(encoding="utf-8")
+    (code,) = (code for code in snippets.blocks(page, "text") if "class WavLinkWrapper" in code)
+    draft = {"__name__": "wavlink_models"}
+    exec(code, draft)
+    encoder = draft["WavLinkWrapper"](str(folder), device="cpu", embed_dim=16)
+    ours = Embedder(folder)
+    sounds = [*clips[:3], np.concatenate([clips[4], tone(900, 61.0)])]
+    about = {"task_metadata": mteb.get_task("AudioCapsT2ARetrieval").metadata, "hf_split": "test", "hf_subset": "x"}
+    for rows, expected in {
+        "audio": np.stack([*ours.embed_files([sound(clip) for clip in sounds])]),
+        "text": ours.embed_text(texts[:4]),
+    }.items():
+        dataset = Dataset.from_dict({rows: [*map(sound, sounds)] if rows == "audio" else texts[:4]})
+        found = encoder.encode(DataLoader(dataset, batch_size=2), show_progress_bar=False, **about)
+        np.testing.assert_allclose(found, truncate_embeddings(torch.tensor(expected), 16), atol=1e-5)
+    meta = draft["wavlink_base"]
+    config = WavLinkConfig.for_size("base")
+    with torch.device("meta"):
+        assert meta.n_parameters == WavLinkModel(config).num_parameters()
+    assert meta.embed_dim == config.matryoshka_dims and meta.max_tokens == config.text_config.max_position_embeddings
+    assert meta.citation == mteb_models.model_meta(str(folder), "me/tiny").citation
 
 
 def similarities_of(found: dict) -> np.ndarray:

@@ -24,7 +24,7 @@ from wavlink.evaluation import command as evaluation
 ROOT = Path(__file__).parents[2]
 NAMES = (
     "WavLinkConfig WavLinkModel WavLinkProcessor WavLinkFeatureExtractor WavLinkTrainer Embedder Index classify "
-    "locate evaluate train load_audio load_recipe bundled"
+    "locate evaluate train load_audio load_recipe bundled register_mteb"
 ).split()
 FUNCTIONS = [name for name in NAMES if name.islower()]
 LABELS = ["a low sound", "a high sound"]
@@ -104,6 +104,8 @@ def test_docstring_begins_with_a_summary_and_ends_with_an_example(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_example_runs(name, namespace):
+    if name == "register_mteb":
+        pytest.importorskip("mteb", reason="mteb, of the extras maeb and dev, is not installed")
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     test = doctest.DocTestParser().get_doctest(getattr(wavlink, name).__doc__, namespace, name, None, 0)
     said = []

@@ -27,6 +27,7 @@ LAZY |= {
     "av": "formats",
     "lance": "search",
     "shtab": "completion",
+    "mteb": "maeb",
     "sentence_transformers": "models",
     **dict.fromkeys(("openvino", "nncf"), "fast"),
     **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
