@@ -6,8 +6,9 @@
 
 A file is what `wavlink eval --output` has written of one model, or a run's `metrics.jsonl`, of which the last
 validation is taken. Files of the same name are seeds of one row: their mean and range. One file alone keeps its 95 %
-intervals. Prints the tables; `--note` should hold the command that trained the models. `--text` takes the
-`distillation.json` of the text tower, if `wavlink distill` made it.
+intervals. Of the first file there are tables of changed sounds and queries too, if `--robustness` was given. Prints
+the tables; `--note` should hold the command that trained the models. `--text` takes the `distillation.json` of the
+text tower, if `wavlink distill` made it.
 """
 
 import argparse
@@ -98,6 +99,33 @@ def calibrations(models: dict[str, list[dict]]) -> dict:
     return records.table(["", *names], rows)
 
 
+def robustness(scores: dict) -> dict[str, dict]:
+    """What changed sounds and queries cost, and where excluded sounds are ranked; no tables if that was not scored."""
+    found = scores.get("robustness", {"changes": {}})
+    rows = {kind: [] for kind in ("sounds", "queries", "excluded")}
+    for name, row in found["changes"].items():
+        rows[row["kind"]].append(
+            [name, row["text_to_audio"]["queries"], *_changed_cells(row, found["falls"].get(name, ()))]
+        )
+        if "excluded" in row:
+            top = row["excluded"]["top"]
+            figures = top["unchanged"], top["changed"], row["excluded"]["lower"]
+            rows["excluded"].append([name, *map(records.percent, figures)])
+    words = [f"{way}{part}" for way in DIRECTIONS.values() for part in (", unchanged", ", changed", ", difference")]
+    limit = 100 * found.get("limit", 0)
+    columns = {kind: ["", "texts", *words, f"falls by more than {limit:g} points"] for kind in ("sounds", "queries")}
+    columns["excluded"] = ["", "a Y in the first 10 of X alone", "a Y in the first 10", "the best Y is lower"]
+    return {kind: records.table(columns[kind], lines) for kind, lines in rows.items() if lines}
+
+
+def _changed_cells(row: dict, fallen: Sequence[str]) -> list:
+    cells = []
+    for way in DIRECTIONS:
+        cells += [records.number(100 * row[way][name]["value"], 1) for name in ("unchanged", "changed")]
+        cells.append(records.percent(row[way]["difference"], signed=True))
+    return [*cells, ", ".join(DIRECTIONS[way] for way in fallen)]
+
+
 def text_tower(distillation: dict) -> dict:
     """The cosines of a smaller text tower with its teacher."""
     kinds = {"captions": "held-out captions", "sentences": "sentences with words of the teacher's vocabulary"}
@@ -127,6 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     values = {"summary": summary(models), "dims": by_dims(next(iter(models.values())))}
     if (table := calibrations(models))["rows"]:
         values["calibration"] = table
+    values |= robustness(next(iter(models.values()))[0])
     if options.text:
         values["text"] = text_tower(json.loads(options.text.read_text(encoding="utf-8")))
     print("\n\n".join(map(tables.markdown, values.values())))

@@ -20,11 +20,11 @@ from wavlink.sanitize import escape, last_part, without_paths
 
 from . import training
 from .exports import exports_section
-from .limits import vocabulary_limits
+from .limits import robustness_limits, vocabulary_limits
 from .metadata import card_data, data_name, hub_data, write_eval_results
 from .origin import Origin, expression
 from .published_facts import DATA, PAPER_COLUMNS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, SIZES, TOWER_LICENCES
-from .result_rows import calibration_rows, group_rows, other_rows, retrieval_rows, widths
+from .result_rows import calibration_rows, group_rows, other_rows, retrieval_rows, robustness_rows, widths
 from .sources import Counts, licence_limit, licence_rows, write_counts
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -100,6 +100,7 @@ def write_card(
         paper=_paper(untrained or paper_size(model.config)),
         limits=[
             *(vocabulary_limits(tokenizer, scores) if tokenizer else ()),
+            *robustness_limits(scores),
             *notes,
             *(licence_limit(counts, f"the training clips of {origin.name}") if origin else ()),
         ],
@@ -179,13 +180,15 @@ def _architecture(model: WavLinkModel, extractor) -> list[list[str]]:
 def _result(folder: Path, score: dict, file: str) -> dict:
     """Return the section of a benchmark."""
     retrieval, others, groups = retrieval_rows(score), other_rows(score), group_rows(score)
-    calibrated = calibration_rows(score)
+    calibrated, changed = calibration_rows(score), robustness_rows(score)
     both = [f"{words} R@10" for words in DIRECTIONS.values()]
+    changes = [column for title in both for column in (title, "difference")]
     tables = [
         Table(["direction", "dims", *RANKED, "median rank"], retrieval).markdown() if retrieval else "",
         Table(["task", "dims", "accuracy", "chance"], others).markdown() if others else "",
         Table(["group", *both, "zero-shot"], groups).markdown() if groups else "",
         Table(["dims", *CALIBRATION_TITLES.values()], calibrated).markdown() if calibrated else "",
+        Table(["changed sounds or queries", *changes], changed).markdown() if changed else "",
     ]
     known = hub_data(score)
     name = escape(data_name(score))

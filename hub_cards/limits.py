@@ -1,9 +1,10 @@
-"""A card's words about a model's vocabulary: its size, and which labels of its benchmarks it lacks words of."""
+"""A card's words about what a model cannot: words that its vocabulary lacks, changes of sounds and queries."""
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from wavlink.evaluation.report import excluded_lines, robustness_falls
 from wavlink.sanitize import escape
 from wavlink.vocabulary import unknown_words
 
@@ -35,4 +36,25 @@ def vocabulary_limits(tokenizer: PreTrainedTokenizerBase, scores: Sequence[dict]
                 f"{len(lacking)} hold words that it lacks: {named}" if lacking else "none holds a word that it lacks"
             )
             sentences.append(f"Of the {len(labels)} labels of {escape(data_name(score))}, {which}.")
+    return sentences
+
+
+def robustness_limits(scores: Sequence[dict]) -> list[str]:
+    """Return sentences about the changes of sounds and queries that cost recall, and about exclusions.
+
+    Args:
+        scores: as `wavlink eval` writes them; those with `robustness` are named.
+    """
+    sentences = []
+    for score in scores:
+        if not (found := score.get("robustness")):
+            continue
+        found = found | {
+            part: {escape(name): row for name, row in found[part].items()} for part in ("changes", "falls")
+        }
+        recall = f"R@{found['k']:d} falls by more than {100 * found['limit']:g} points"
+        falls = "; ".join(robustness_falls(found))
+        which = f"with: {falls}" if falls else "with none of the changed sounds and queries above"
+        sentences.append(f"On {escape(data_name(score))}, {recall} {which}.")
+        sentences += [f"{line}." for line in excluded_lines(found)]
     return sentences

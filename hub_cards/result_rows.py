@@ -50,6 +50,15 @@ def calibration_rows(score: dict) -> list[list[str]]:
     ]
 
 
+def robustness_rows(score: dict) -> list[list[str]]:
+    """Return the rows of changed sounds and queries: R@10 and its difference, in both directions."""
+    rows = []
+    for name, row in score.get("robustness", {}).get("changes", {}).items():
+        ways = [(f"{100 * row[way]['changed']['value']:.1f}", row[way]["difference"]) for way in DIRECTIONS]
+        rows.append([escape(name), *(x for value, points in ways for x in (value, percent(points, signed=True)))])
+    return rows
+
+
 def group_rows(score: dict) -> list[list[str]]:
     """Return the rows of groups of clips: R@10 in both directions and zero-shot accuracy, with all dims."""
     groups, zero_shot = score.get("groups", {}), score.get("zero_shot", {})

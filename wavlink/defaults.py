@@ -11,5 +11,6 @@ PROMPT = "This is a sound of {}."  # a copy of `processing.prompts.PROMPT`, whos
 PRIOR = 0.01  # the share of matching pairs: a sentence describes one sound of a hundred
 QUESTION = "What is this sound?"
 CHOICE_TEXT = "{question} {choice}"
+WEIGHT = 0.5  # of the unwanted direction beside the wanted one, in a search
 WINDOW, HOP = 10.0, 5.0  # seconds
 SHORT, SHORT_WINDOW, SHORT_HOP = 120.0, 4.0, 1.0  # seconds: recordings of up to `SHORT` take the other two

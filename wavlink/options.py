@@ -25,6 +25,7 @@ from .defaults import (
     SIZES,
     STORAGE,
     STORAGES,
+    WEIGHT,
     WINDOW,
 )
 from .parsing import Parser
@@ -115,7 +116,8 @@ def evaluate(parser: Parser) -> None:
     add("--choices", type=natural, default=4, help="choices of a question made from labels; 0: no questions")
     add("--question", default=QUESTION, help="question made from labels")
     add("--choice_text", default=CHOICE_TEXT, help="question and choice as one text")
-    add("--seed", type=natural, default=0, help="of the choices that are drawn")
+    add("--seed", type=natural, default=0, help="of the choices that are drawn, and of what --robustness draws")
+    add("--robustness", action="store_true", help="score also changed sounds and queries (about 15 times as long)")
     add("--batch_size", type=positive_int, default=32, help="clips and texts that are embedded at once")
     backend_options(parser)
     add("--output", metavar="SCORES.json", help="a JSON file for the scores; plots go beside it (default: none)")
@@ -305,7 +307,7 @@ def query(parser: Parser) -> None:
     )
     text = "more like a sound of the index, named as in the results; needs no model (repeatable)"
     add("--like", action="append", default=[], metavar="PATH", help=text)
-    add("--weight", type=float, default=0.5, help="of what is not wanted")
+    add("--weight", type=float, default=WEIGHT, help="of what is not wanted")
     add("--top_k", type=int, default=10, help="results")
     min_probability_option(parser, "results")
     add("--windows", action="store_true", help="rank every window, not each file's best one alone")

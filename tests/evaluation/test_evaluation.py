@@ -18,6 +18,8 @@ from tests.clap_models import save_clap
 from tests.conftest import RATE, tone
 from tests.helpers import by_sorting, wav
 from wavlink import embedder
+from wavlink.cli import build_parser
+from wavlink.compat_argparse import actions_of
 from wavlink.evaluation import embed_split as embedding
 from wavlink.evaluation.command import main
 from wavlink.evaluation.protocol import Protocol, evaluate_dataset
@@ -97,6 +99,15 @@ def command(model, benchmark, output=None, *more) -> dict:
     arguments = ["--model", *map(str, model if isinstance(model, list) else [model]), "--benchmark", str(benchmark)]
     main([*arguments, *(["--output", str(output)] if output else []), *more])
     return json.loads(output.read_text(encoding="utf-8")) if output else {}
+
+
+def test_the_command_line_is_frozen():
+    """What users have typed goes on to work: take nothing from here."""
+    options = """--model --benchmark --split --data --caption_columns --prompt --clean_up --renames --candidates
+    --group_column --choices --question --choice_text --seed --robustness --batch_size --backend --precision --output
+    --json""".split()
+    results = {name for action in actions_of(build_parser().commands["eval"]) for name in action.option_strings}
+    assert results - {"-h", "--help", "--debug"} == set(options)
 
 
 def test_the_command_writes_and_prints_the_scores(wavlink_folder, model, processor, folder, tmp_path, capsys):

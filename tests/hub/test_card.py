@@ -176,6 +176,42 @@ def test_probabilities_of_matches_are_those_of_the_config_and_of_the_json(write,
     assert json.loads((folder / "scores/mine.json").read_text())["calibration"] == part
 
 
+def robustness(**falls) -> dict:
+    """What `wavlink eval --robustness` writes, of two changes."""
+    values = iter(np.linspace(0.1234, 0.8765, 16).tolist())
+
+    def row() -> dict:
+        ways = ("text_to_audio", "audio_to_text")
+        return {
+            way: {"queries": 9, **{name: figure(next(values)) for name in ("unchanged", "changed", "difference")}}
+            for way in ways
+        }
+
+    excluded = {"lower": figure(0.0321), "top": {name: figure(next(values)) for name in ("unchanged", "changed")}}
+    changes = {"noise at 0 dB": row(), "X <b>without</b> Y": row() | {"excluded": excluded}}
+    return {"dims": 32, "k": 10, "limit": 0.05, "seed": 0, "changes": changes, "falls": falls}
+
+
+def test_changed_sounds_and_queries_are_in_results_and_falls_in_the_limits(write):
+    falls = {"noise at 0 dB": {"text_to_audio": -0.2468, "audio_to_text": -0.1357}}
+    part = robustness(**falls)
+    card, folder = write(scores=[score(robustness=part)], score_files=["mine.json"])
+    results, limits = section(card.text, "Results"), section(card.text, "Limits")
+    row = part["changes"]["noise at 0 dB"]["text_to_audio"]
+    low, high = (f"{100 * bound:+.1f}" for bound in row["difference"]["interval"])
+    change = f"{100 * row['difference']['value']:+.1f} [{low}, {high}]"
+    assert f"| noise at 0 dB | {100 * row['changed']['value']:.1f} | {change} |" in results
+    assert "with: noise at 0 dB (text → audio -24.7, audio → text -13.6)." in limits
+    assert "3.2 [-1.9, 9.3] % of the queries" in limits and "<b>" not in card.text
+    assert json.loads((folder / "scores/mine.json").read_text())["robustness"] == part
+
+
+def test_a_model_that_no_change_costs_recall_says_so_and_one_unmeasured_says_nothing(write):
+    calm = write(scores=[score(robustness=robustness())], score_files=["mine.json"])[0].text
+    assert "On my_sounds, R@10 falls by more than 5 points with none of the changed" in calm
+    assert "falls by more than" not in write(scores=[score()], score_files=["mine.json"])[0].text
+
+
 def test_a_nested_dim_costs_what_the_difference_says(write):
     mine = score()
     mine["difference"]["text_to_audio"]["R@10"] = {"value": -0.0123, "interval": [-0.02, 0.0314]}

@@ -200,7 +200,7 @@ def test_defaults_and_choices_are_those_of_the_library():
     assert recipes.CHOICES["pooling"] == ("", *configuration_wavlink.POOLINGS)
     parsers = leaves()
     protocol = Protocol()
-    for name in "clean_up group_column choices question choice_text seed".split():
+    for name in "clean_up group_column choices question choice_text seed robustness".split():
         assert parsers["eval"].get_default(name) == getattr(protocol, name)
     assert tuple(parsers["eval"].get_default("prompt")) == protocol.prompts
     assert parsers["query"].get_default("weight") == querying.WEIGHT

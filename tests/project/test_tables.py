@@ -192,6 +192,30 @@ def test_scores_of_several_seeds_become_a_record(tmp_path, monkeypatch, capsys):
     assert len(records.read(path)["values"]["dims"]["rows"]) == 4
 
 
+def test_changed_sounds_and_queries_become_tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(records.RESULTS.parent))
+    robustness = runpy.run_path(str(records.RESULTS.with_name("scores.py")))["robustness"]
+
+    def way(change: float) -> dict:
+        values = {"unchanged": 0.5, "changed": 0.5 + change, "difference": change}
+        return {"queries": 9} | {name: {"value": x, "interval": [x - 0.1, x + 0.1]} for name, x in values.items()}
+
+    row = {"text_to_audio": way(-0.2), "audio_to_text": way(0.1)}
+    excluded = {"excluded": {"top": way(0.3), "lower": {"value": 0.25, "interval": [0.1, 0.4]}}}
+    changes = {"noise": row | {"kind": "sounds"}, "X, no Y": row | excluded | {"kind": "queries"}}
+    found = robustness(
+        {"robustness": {"limit": 0.05, "changes": changes, "falls": {"noise": {"text_to_audio": -0.2}}}}
+    )
+    assert tables.markdown(found["sounds"]).splitlines()[-1] == (
+        "| noise | 9 | 50.0 | 30.0 | -20.0 [-30.0, -10.0] | 50.0 | 60.0 | +10.0 [+0.0, +20.0] | text → audio |"
+    )
+    assert found["sounds"]["columns"][-1] == "falls by more than 5 points" and len(found["queries"]["rows"]) == 1
+    assert tables.markdown(found["excluded"]).splitlines()[-1] == (
+        "| X, no Y | 50.0 [40.0, 60.0] | 80.0 [70.0, 90.0] | 25.0 [10.0, 40.0] |"
+    )
+    assert robustness({"text_to_audio": {}}) == {}
+
+
 ROWS = ("CLAP", "WavLink Base", "WavLink Base, pooled by 2 after layers 1 and 3", "WavLink Base, torch's kernels")
 
 

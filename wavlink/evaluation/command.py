@@ -262,6 +262,7 @@ def _protocol(options: argparse.Namespace) -> Protocol:
         question=options.question,
         choice_text=options.choice_text,
         seed=options.seed,
+        robustness=options.robustness,
     )
 
 

@@ -205,11 +205,13 @@ def open_store(folder: Path, key: dict) -> Path:
 
 
 def remove_store(folder: Path) -> None:
-    """Remove the parts of a store, and its folder if it holds nothing else."""
-    for path in (*folder.glob("part-*.safetensors"), *folder.glob(".*.unfinished"), folder / "key.json"):
-        path.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
+    """Remove the parts of a store, also of changed sounds, and its folders if they hold nothing else."""
+    changed = [path for path in folder.glob("changed-*") if path.is_dir()]
+    for part in (*changed, folder):
+        for path in (*part.glob("part-*.safetensors"), *part.glob(".*.unfinished"), part / "key.json"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.rmdir()
 
 
 def fingerprint(dataset: Iterable[dict]) -> str:

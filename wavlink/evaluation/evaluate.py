@@ -31,6 +31,7 @@ def evaluate(
     question: str = QUESTION,
     choice_text: str = TEXT,
     seed: int = 0,
+    robustness: bool = False,
     batch_size: int = 32,
     backend: str | None = None,
     precision: str | None = None,
@@ -59,7 +60,10 @@ def evaluate(
         choices: of a question made from labels; 0 makes none.
         question: the words of such a question.
         choice_text: how a question and a choice become one text.
-        seed: of the choices drawn.
+        seed: of the choices drawn, and of what `robustness` draws.
+        robustness: whether R@10 is scored also with the sounds changed (level, compression, rooms, noise, cuts, speed)
+            and with the queries changed (keywords, paraphrases, typing errors, exclusions, other languages). That
+            takes about fifteen times as long.
         batch_size: clips encoded at once.
         backend, precision: of a model by name, see `Embedder`.
         output: a JSON file for the scores, with plots beside it. After a kill, the same call goes on where it stopped.
@@ -68,10 +72,12 @@ def evaluate(
         The scores that `wavlink eval --json` prints: `model`, `benchmark`, `split`, `data`, `about`, `protocol`,
         `versions`, and of `text_to_audio`, `audio_to_text`, `by_language` (where the names of caption columns state
         languages; at the largest dim), `calibration`, `zero_shot` and `multiple_choice` those that the split allows,
-        for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in [0, 1].
+        for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in [0, 1];
+        with `robustness` also that (see `wavlink.evaluation.robustness.robustness_scores`).
 
     Raises:
-        ValueError: no such model, benchmark or split, or a split that has nothing to be scored by.
+        ValueError: no such model, benchmark or split, or a split that has nothing to be scored by, or with
+            `robustness` no captions.
 
     Example:
 
@@ -95,6 +101,7 @@ def evaluate(
         question=question,
         choice_text=choice_text,
         seed=seed,
+        robustness=robustness,
     )
     named = isinstance(model, str | os.PathLike | None) and processor is None
     return evaluate_models(

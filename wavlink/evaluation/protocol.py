@@ -29,6 +29,7 @@ from .questions import (
     text_reader,
 )
 from .retrieval import language_scores, retrieval_scores
+from .robustness import robustness_scores
 from .zero_shot import checked_prompts, label_texts, zero_shot_scores
 
 logger = logging.get_logger(__name__)
@@ -48,8 +49,9 @@ class Protocol:
         group_column: clips are also scored by the values of this column, if the split has it.
         choices: of a multiple-choice question made from labels; 0 makes none.
         question, choice_text: its words, and how a question and a choice become one text.
-        seed: of the choices drawn.
+        seed: of the choices drawn, and of what robustness draws.
         calibration: whether probabilities of matches are scored (see `calibration_scores`).
+        robustness: whether retrieval is scored with changed sounds and queries as well (see `robustness_scores`).
     """
 
     prompts: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class Protocol:
     choice_text: str = TEXT
     seed: int = 0
     calibration: bool = True
+    robustness: bool = False
 
     def with_prompts_of(self, model: PreTrainedModel) -> "Protocol":
         """Return the protocol with the prompts that a model brings, if it has none of its own."""
@@ -103,15 +106,21 @@ def evaluate_dataset(
         batch_size=batch_size,
         store=store,
     )
-    return scores_of(embedded, model, processor, clips, protocol, questions)
+    scores = scores_of(embedded, model, processor, clips, protocol, questions)
+    if protocol.robustness:
+        labels, _ = labels_to_score(clips, protocol)
+        settings = {"clean_up": protocol.clean_up, "renames": protocol.renames, "seed": protocol.seed}
+        work = {"batch_size": batch_size, "progress": progress, "store": store}
+        scores["robustness"] = robustness_scores(embedded, model, processor, clips, labels, **settings, **work)
+    return scores
 
 
 def refuse_unscorable(dataset: datasets.Dataset, columns: Sequence[str] = (), protocol: Protocol = Protocol()) -> None:
     """Refuse a split that has nothing to score by, or that every model scores 100 % on.
 
     Raises:
-        ValueError: no clips, a prompt or `choice_text` that cannot be filled in, or neither questions, nor two clips
-            with different captions, nor two different labels.
+        ValueError: no clips, a prompt or `choice_text` that cannot be filled in, neither questions, nor two clips
+            with different captions, nor two different labels, or robustness without two clips with such captions.
     """
     if not len(dataset):
         raise ValueError("the split is empty: name another --split")
@@ -121,6 +130,8 @@ def refuse_unscorable(dataset: datasets.Dataset, columns: Sequence[str] = (), pr
     no_retrieval, (_, no_zero_shot) = why_no_retrieval(captions), labels_to_score(dataset, protocol)
     if no_retrieval and no_zero_shot and "question" not in dataset.column_names:
         raise ValueError(f"there is nothing to score: {no_retrieval}; {no_zero_shot}")
+    if protocol.robustness and no_retrieval:
+        raise ValueError(f"robustness is that of retrieval, and {no_retrieval}: leave it out")
 
 
 def refuse_unsearchable(dataset: datasets.Dataset, columns: Sequence[str], split: str) -> None:

@@ -67,6 +67,8 @@ def evaluation_report(scores: Mapping) -> str:
         lines.append(zero_shot_report(scores["zero_shot"]))
     if "multiple_choice" in scores:
         lines.append(multiple_choice_report(scores["multiple_choice"]))
+    if "robustness" in scores:
+        lines.append(robustness_report(scores["robustness"]))
     return "\n".join(lines)
 
 
@@ -178,6 +180,47 @@ def multiple_choice_report(scores: Mapping) -> str:
     if scores["unknown_tasks"]:
         lines.append(f"tasks in no group: {', '.join(scores['unknown_tasks'])}")
     return "\n".join(lines)
+
+
+def robustness_report(scores: Mapping) -> str:
+    """Render the scores of `robustness_scores`: R@10 unchanged and changed, the difference, and what falls."""
+    columns = [column for words in DIRECTIONS.values() for column in (words, "unchanged", "changed", "difference")]
+    rows = [[name, *_robustness_cells(row)] for name, row in scores["changes"].items()]
+    lines = [
+        f"robustness: R@{scores['k']} at {scores['dims']} dims, queries of each",
+        str(Table(["", *columns], rows)),
+    ]
+    lines += [f"falls by more than {100 * scores['limit']:g} points: {fall}" for fall in robustness_falls(scores)]
+    if scores["falls"]:
+        lines.append("each is an item for training, or for the limits in the model's card")
+    return "\n".join([*lines, *excluded_lines(scores)])
+
+
+def _robustness_cells(row: Mapping) -> list[str]:
+    cells = []
+    for way in DIRECTIONS:
+        shares = [f"{100 * row[way][name]['value']:.1f}" for name in ("unchanged", "changed")]
+        cells += [str(row[way]["queries"]), *shares, percent(row[way]["difference"], signed=True)]
+    return cells
+
+
+def robustness_falls(scores: Mapping) -> list[str]:
+    """Return what falls by more than the limit, in words, such as `noise at 0 dB (text → audio -20.1)`."""
+    return [
+        f"{name} ({', '.join(f'{DIRECTIONS[way]} {100 * points:+.1f}' for way, points in fallen.items())})"
+        for name, fallen in scores["falls"].items()
+    ]
+
+
+def excluded_lines(scores: Mapping) -> list[str]:
+    """Return how often each way of an exclusion ranks the excluded sound lower than the query without it."""
+    return [
+        f"“{name}” ranks the best Y lower than X alone does for {percent(row['excluded']['lower'])} % of the queries; "
+        f"a Y is among the first {scores['k']} of {percent(row['excluded']['top']['changed'])} %, with X alone of "
+        f"{percent(row['excluded']['top']['unchanged'])} %"
+        for name, row in scores["changes"].items()
+        if "excluded" in row
+    ]
 
 
 def _choice_row(scores: Mapping, dims: Sequence[str], kind: str, name: str, about: dict, title: str = "") -> list[str]:

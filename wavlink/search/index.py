@@ -10,6 +10,7 @@ import numpy as np
 from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
 from processing.windows import stream_windows
+from wavlink.defaults import WEIGHT as WEIGHT
 from wavlink.embedder import Embedder, mean_direction
 from wavlink.probability import Calibration, background_of, calibration_of, check_probability
 
@@ -26,7 +27,6 @@ from .scoring import truncated, unit, vectors_of
 from .stored import stored_vector
 from .table import Storage, Table
 
-WEIGHT = 0.5  # of the unwanted direction beside the wanted one
 _READS = 20  # attempts at an index that another process changes meanwhile
 _SAMPLE = 4096  # windows at most, evenly spaced, that a query's background is taken from
 _Result = TypeVar("_Result")
