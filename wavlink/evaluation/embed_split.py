@@ -206,7 +206,8 @@ def open_store(folder: Path, key: dict) -> Path:
 
 def remove_store(folder: Path) -> None:
     """Remove the parts of a store, and its folder if it holds nothing else."""
-    for path in (*folder.glob("part-*.safetensors"), *folder.glob(".*.unfinished"), folder / "key.json"):
+    parts = (path for kind in ("safetensors", "json") for path in folder.glob(f"part-*.{kind}"))
+    for path in (*parts, *folder.glob(".*.unfinished"), folder / "key.json"):
         path.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .metrics import KS, percent
+from .moment_metrics import FIGURES
 from .questions import AIR_BENCH_TASKS
 from .retrieval import DIRECTIONS, RANKED
 
@@ -65,6 +66,8 @@ def evaluation_report(scores: Mapping) -> str:
         lines.append(zero_shot_report(scores["zero_shot"]))
     if "multiple_choice" in scores:
         lines.append(multiple_choice_report(scores["multiple_choice"]))
+    if "moments" in scores:
+        lines.append(moment_report(scores["moments"]))
     return "\n".join(lines)
 
 
@@ -85,6 +88,8 @@ def _main_figures(scores: Mapping) -> dict[str, dict]:
         figures["zero-shot"] = scores["zero_shot"][dim]["accuracy"]
     if "multiple_choice" in scores:
         figures["multiple choice"] = scores["multiple_choice"][dim]["total"]
+    if "moments" in scores:
+        figures |= scores["moments"][dim]
     return figures
 
 
@@ -165,6 +170,13 @@ def multiple_choice_report(scores: Mapping) -> str:
     if scores["unknown_tasks"]:
         lines.append(f"tasks in no group: {', '.join(scores['unknown_tasks'])}")
     return "\n".join(lines)
+
+
+def moment_report(scores: Mapping) -> str:
+    """Render the scores of `moment_scores`: a line for each dim."""
+    windows = ", ".join(f"{name} s in {count} recordings" for name, count in scores["windows"].items())
+    rows = [[f"{dim} dims", *(percent(scores[dim][name]) for name in FIGURES)] for dim in _dims(scores)]
+    return f"moments by windows of {windows}\n{Table(['', *FIGURES], rows)}"
 
 
 def _choice_row(scores: Mapping, dims: Sequence[str], kind: str, name: str, about: dict, title: str = "") -> list[str]:
