@@ -1,10 +1,11 @@
 """Where in a recording is this sound? Recordings made of real clips at known times, asked for each of them.
 
-    python benchmarks/where.py MODEL FOLDER [--windows 10/5 5/2.5 4/2] [--count 40] [--minutes 5] [--record]
+    python benchmarks/where.py MODEL [MODEL ...] FOLDER [--windows frames 10/5 4/2] [--seeds 0 1 2] [--record]
 
-FOLDER is an audiofolder whose metadata has `caption` and `label`; its test split is used. A recording is a background
-of clips end to end, and over it, in every quarter of a minute, one clip of up to 12 s at a random place, `--snr` dB
-louder. No two of these have the same label or caption, and none in the background has theirs. Each is asked for by its
+FOLDER is an audiofolder whose metadata has `caption` and `label`; its test split is used. `frames` are the steps of a
+model's frame head. Each seed has its own recordings, and its own model if as many are given. A recording is a
+background of clips end to end, and over it, in every quarter of a minute, one clip of up to 12 s at a random place,
+`--snr` dB louder. No two of these have the same label or caption, and none in the background has theirs. Each is asked for by its
 caption, by its label in the zero-shot prompt, and by another clip of its label.
 
 A span hits if its middle is inside the clip or the clip's middle is inside it. `error` is the median distance of the
@@ -30,9 +31,11 @@ from wavlink.embedder import Embedder
 from wavlink.evaluation.metrics import Correspondence, figure
 from wavlink.evaluation.zero_shot import PROMPT, label_texts
 from wavlink.long_recordings import Recording, Span, encode_recording, locate
+from wavlink.span_search import frame_head_of, steps_of
 
 SLOT, LONGEST, SHORTEST = 15.0, 12.0, 0.5  # seconds
 TOP_K = 5
+FRAMES = "frames"
 FIGURES = ("hit@1", "hit@5", "iou", "error")
 
 
@@ -134,9 +137,8 @@ def turned(spans: Sequence[Span], duration: float, rng: np.random.Generator) -> 
     return [Span(start, start + span.end - span.start, span.score) for start, span in zip(starts, spans, strict=True)]
 
 
-def ask(recording: Recording, planted: list[Planted], queries: dict, number: int, seed: int) -> list[dict]:
+def ask(recording: Recording, planted: list[Planted], queries: dict, number: int, rng) -> list[dict]:
     """A row of scores for each question of recording `number`, and beside them those of the random baseline."""
-    rng = np.random.default_rng([seed, number, 1])
     rows = []
     for kind, vectors in queries.items():
         for clip, vector in zip(planted, vectors, strict=True):
@@ -161,20 +163,33 @@ def summary(rows: list[dict]) -> dict:
     return result
 
 
-def measure(embedder: Embedder, rows, options: argparse.Namespace) -> dict:
-    """window/hop -> `summary`."""
+def measure(embedders: list[Embedder], rows, options: argparse.Namespace) -> dict:
+    """window/hop, or `frames` -> `summary`, over the recordings of all seeds."""
     asked = defaultdict(list)
-    for number in tqdm(range(options.count), desc="recordings"):
-        rng = np.random.default_rng([options.seed, number])
-        samples, planted = compose(rows, options.minutes, options.snr, rng, embedder.sampling_rate)
-        queries = questions(embedder, rows, planted)
-        file = io.BytesIO()
-        soundfile.write(file, samples, embedder.sampling_rate, format="WAV", subtype="FLOAT")
-        for windows in options.windows:
-            window, hop = map(float, windows.split("/"))
-            recording = encode_recording(embedder, file.getvalue(), window, hop)
-            asked[windows] += ask(recording, planted, queries, number, options.seed)
+    progress = tqdm(total=len(options.seeds) * options.count, desc="recordings")
+    for place, (seed, embedder) in enumerate(zip(options.seeds, embedders, strict=True)):
+        for number in range(options.count):
+            rng = np.random.default_rng([seed, number])
+            samples, planted = compose(rows, options.minutes, options.snr, rng, embedder.sampling_rate)
+            queries = questions(embedder, rows, planted)
+            file = io.BytesIO()
+            soundfile.write(file, samples, embedder.sampling_rate, format="WAV", subtype="FLOAT")
+            for windows in options.windows:
+                recording = encode(embedder, file.getvalue(), windows)
+                turn = np.random.default_rng([seed, number, 1])
+                asked[windows] += ask(recording, planted, queries, place * options.count + number, turn)
+            progress.update(1)
     return {windows: summary(found) for windows, found in asked.items()}
+
+
+def encode(embedder: Embedder, sound: bytes, windows: str) -> Recording:
+    """A recording in windows (`10/5`) or, for `frames`, in the steps of the model's frame head."""
+    if windows != FRAMES:
+        return encode_recording(embedder, sound, *map(float, windows.split("/")))
+    fitted = frame_head_of(embedder)
+    if fitted is None:
+        raise ValueError(f"{embedder.name} has no frame head: `wavlink train-frames` makes one")
+    return steps_of(embedder, fitted, sound)
 
 
 def as_values(results: dict) -> dict:
@@ -199,30 +214,35 @@ def as_values(results: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a folder or Hub id")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="folders or Hub ids: one, or one for each seed")
     parser.add_argument("folder", help="an audiofolder with a test split")
-    parser.add_argument("--windows", nargs="+", default=["10/5", "5/2.5", "4/2"], help="window/hop, in seconds")
-    parser.add_argument("--count", type=int, default=40, help="recordings")
+    parser.add_argument("--windows", nargs="+", default=["10/5", "4/2", "2/0.5"], help="window/hop in s, or frames")
+    parser.add_argument("--split", default="test", help="of the folder")
+    parser.add_argument("--count", type=int, default=40, help="recordings of each seed")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each")
     parser.add_argument("--snr", type=float, default=10.0, help="dB by which a planted clip is louder")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the recordings")
     records.add_option(parser, "where")
     options = parser.parse_args()
-    rows = load_split(options.folder, "test")
+    if len(options.models) not in (1, len(options.seeds)):
+        parser.error(f"{len(options.models)} models for {len(options.seeds)} seeds: give one, or one for each")
+    rows = load_split(options.folder, options.split)
     if missing := {"caption", "label", "duration"} - set(rows.column_names):
         parser.error(f"{options.folder} has no column {', '.join(sorted(missing))}")
-    embedder = Embedder(options.model)
-    results = measure(embedder, rows, options)
+    embedders = [Embedder(model) for model in options.models]
+    embedders *= len(options.seeds) // len(embedders)
+    results = measure(embedders, rows, options)
     values = as_values(results)
     print(tables.markdown(values["spans"]))
     records.write(
         options.record,
         title="Spans found in recordings made of known clips",
-        seed=options.seed,
-        note=f"{options.count} recordings of {options.minutes:g} minutes, {options.snr:g} dB over the background; "
+        seed=options.seeds[0],
+        note=f"{options.count} recordings of {options.minutes:g} minutes for each of the seeds "
+        f"{', '.join(map(str, options.seeds))}, {options.snr:g} dB over the background, of the split {options.split}; "
         "percent, with 95 % bootstrap intervals over recordings.",
         values=values,
-        raw={"model": embedder.name, "revision": embedder.revision, "results": results},
+        raw={"models": [[each.name, each.revision] for each in embedders], "results": results},
     )
 
 

@@ -12,4 +12,5 @@ PRIOR = 0.01  # the share of matching pairs: a sentence describes one sound of a
 QUESTION = "What is this sound?"
 CHOICE_TEXT = "{question} {choice}"
 WINDOW, HOP = 10.0, 5.0  # seconds
+FRAME_HEAD = "frame_head.safetensors"  # beside a model's weights
 SHORT, SHORT_WINDOW, SHORT_HOP = 120.0, 4.0, 1.0  # seconds: recordings of up to `SHORT` take the other two

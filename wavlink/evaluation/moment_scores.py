@@ -11,9 +11,10 @@ from transformers.utils import logging
 
 from wavlink.atomic_files import write_text
 from wavlink.embedder import Embedder
+from wavlink.frame_head import Fitted
 from wavlink.long_recordings import encode_recording, locate
 from wavlink.progress import Bar
-from wavlink.span_search import windows_of
+from wavlink.span_search import frame_head_of, steps_of, windows_of
 
 from .moment_metrics import FOUND, moment_figures
 
@@ -30,15 +31,16 @@ def moment_scores(
 ) -> dict:
     """Score a split of `processing.datasets.moments.load_moments`.
 
-    Each query's spans, up to `FOUND` of any score, are those of `wavlink.locate` with its default windows.
+    Each query's spans, up to `FOUND` of any score, are those of `wavlink.locate` with its defaults: at full width by
+    the model's frame head, if it has one, else in windows.
 
     Args:
         dims: nested dims to score.
         store: a folder for the spans of finished recordings, from which the same call goes on; the caller removes it.
 
     Returns:
-        `{"clips", "captions", "unreadable", "windowed", "moments": {"windows": {"10/5": recordings}, dim: figures}}`
-        with the figures of `moment_figures`; fit for JSON.
+        `{"clips", "captions", "unreadable", "windowed", "moments": {"windows": {"10/5": recordings}, "frames":
+        whether there is a frame head, dim: figures}}` with the figures of `moment_figures`; fit for JSON.
 
     Raises:
         ValueError: no recording can be read, or the model gives NaN or infinite values.
@@ -46,6 +48,7 @@ def moment_scores(
     was_training = model.training
     model.eval()
     embedder = Embedder.borrowing(model, processor)
+    fitted = frame_head_of(embedder)
     texts = sorted({moment["query"] for moments in dataset["moments"] for moment in moments})
     vectors = dict(zip(texts, embedder.embed_text(texts), strict=True))
     results = []
@@ -55,20 +58,26 @@ def moment_scores(
             if path and path.is_file():
                 results.append(json.loads(path.read_text(encoding="utf-8")))
             else:
-                results.append(_find(embedder, row, vectors, dims))
+                results.append(_find(embedder, fitted, row, vectors, dims))
                 if path:
                     write_text(path, json.dumps(results[-1]))
             bar.update(1)
     model.train(was_training)
-    return _scores(dataset, results, dims)
+    scores = _scores(dataset, results, dims)
+    scores["moments"]["frames"] = fitted is not None
+    return scores
 
 
-def _find(embedder: Embedder, row: Mapping, vectors: Mapping[str, np.ndarray], dims: Sequence[int]) -> dict:
+def _find(
+    embedder: Embedder, fitted: Fitted | None, row: Mapping, vectors: Mapping[str, np.ndarray], dims: Sequence[int]
+) -> dict:
     """The windows and, of each dim and query, the spans of a recording; or the error why it cannot be read."""
     sound = row["audio"]["bytes"] or row["audio"]["path"]
     try:
         window, hop = windows_of(embedder, sound, None, None)
-        recording = encode_recording(embedder, sound, window, hop)
+        recordings = dict.fromkeys(dims, encode_recording(embedder, sound, window, hop))
+        if fitted is not None:
+            recordings[embedder.dims] = steps_of(embedder, fitted, sound)
     except ValueError as error:
         return {"error": str(error)}
     spans = {
@@ -76,7 +85,7 @@ def _find(embedder: Embedder, row: Mapping, vectors: Mapping[str, np.ndarray], d
             [(span.start, span.end) for span in locate(recording, vectors[moment["query"]], FOUND, dim)]
             for moment in row["moments"]
         ]
-        for dim in dims
+        for dim, recording in recordings.items()
     }
     return {"windows": f"{window:g}/{hop:g}", "spans": spans}
 

@@ -176,7 +176,8 @@ def moment_report(scores: Mapping) -> str:
     """Render the scores of `moment_scores`: a line for each dim."""
     windows = ", ".join(f"{name} s in {count} recordings" for name, count in scores["windows"].items())
     rows = [[f"{dim} dims", *(percent(scores[dim][name]) for name in FIGURES)] for dim in _dims(scores)]
-    return f"moments by windows of {windows}\n{Table(['', *FIGURES], rows)}"
+    frames = ", at full width by frames" if scores["frames"] else ""
+    return f"moments by windows of {windows}{frames}\n{Table(['', *FIGURES], rows)}"
 
 
 def _choice_row(scores: Mapping, dims: Sequence[str], kind: str, name: str, about: dict, title: str = "") -> list[str]:
