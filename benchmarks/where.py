@@ -5,8 +5,8 @@
 FOLDER is an audiofolder whose metadata has `caption` and `label`; its test split is used. `frames` are the steps of a
 model's frame head. Each seed has its own recordings, and its own model if as many are given. A recording is a
 background of clips end to end, and over it, in every quarter of a minute, one clip of up to 12 s at a random place,
-`--snr` dB louder. No two of these have the same label or caption, and none in the background has theirs. Each is asked for by its
-caption, by its label in the zero-shot prompt, and by another clip of its label.
+`--snr` dB louder. No two of these have the same label or caption, and none in the background has theirs. Each is asked
+for by its caption, by its label in the zero-shot prompt, and by another clip of its label.
 
 A span hits if its middle is inside the clip or the clip's middle is inside it. `error` is the median distance of the
 middles of the best span and the clip, `iou` how much the two share. The random baseline is the same spans, turned
@@ -17,7 +17,9 @@ import argparse
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 import records
@@ -36,6 +38,7 @@ from wavlink.span_search import frame_head_of, steps_of
 SLOT, LONGEST, SHORTEST = 15.0, 12.0, 0.5  # seconds
 TOP_K = 5
 FRAMES = "frames"
+_STATE: dict = {}  # of a process that measures recordings
 FIGURES = ("hit@1", "hit@5", "iou", "error")
 
 
@@ -163,23 +166,45 @@ def summary(rows: list[dict]) -> dict:
     return result
 
 
-def measure(embedders: list[Embedder], rows, options: argparse.Namespace) -> dict:
-    """window/hop, or `frames` -> `summary`, over the recordings of all seeds."""
-    asked = defaultdict(list)
-    progress = tqdm(total=len(options.seeds) * options.count, desc="recordings")
-    for place, (seed, embedder) in enumerate(zip(options.seeds, embedders, strict=True)):
-        for number in range(options.count):
-            rng = np.random.default_rng([seed, number])
-            samples, planted = compose(rows, options.minutes, options.snr, rng, embedder.sampling_rate)
-            queries = questions(embedder, rows, planted)
-            file = io.BytesIO()
-            soundfile.write(file, samples, embedder.sampling_rate, format="WAV", subtype="FLOAT")
-            for windows in options.windows:
-                recording = encode(embedder, file.getvalue(), windows)
-                turn = np.random.default_rng([seed, number, 1])
-                asked[windows] += ask(recording, planted, queries, place * options.count + number, turn)
-            progress.update(1)
-    return {windows: summary(found) for windows, found in asked.items()}
+def measure(options: argparse.Namespace) -> tuple[dict, list]:
+    """window/hop, or `frames` -> `summary` over the recordings of all seeds; and the model and revision of each."""
+    models = options.models * (len(options.seeds) // len(options.models))
+    jobs = [
+        (place * options.count + number, seed, number, model)
+        for place, (seed, model) in enumerate(zip(options.seeds, models, strict=True))
+        for number in range(options.count)
+    ]
+    asked, named = defaultdict(list), {}
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), _open, (options,)) as pool:
+        for job, (about, rows) in zip(jobs, tqdm(pool.map(_measure_one, jobs), total=len(jobs)), strict=True):
+            named[job[1]] = about
+            for windows, found in rows.items():
+                asked[windows] += found
+    return {windows: summary(found) for windows, found in asked.items()}, [named[seed] for seed in options.seeds]
+
+
+def _open(options: argparse.Namespace) -> None:
+    """Load what every recording of this process needs."""
+    _STATE.update(options=options, rows=load_split(options.folder, options.split), embedders={})
+
+
+def _measure_one(job: tuple[int, int, int, str]) -> tuple[tuple[str, str], dict]:
+    """Compose one recording and ask for what is planted in it, in each of the windows."""
+    place, seed, number, model = job
+    options, rows = _STATE["options"], _STATE["rows"]
+    if model not in _STATE["embedders"]:
+        _STATE["embedders"][model] = Embedder(model)
+    embedder = _STATE["embedders"][model]
+    rng = np.random.default_rng([seed, number])
+    samples, planted = compose(rows, options.minutes, options.snr, rng, embedder.sampling_rate)
+    queries = questions(embedder, rows, planted)
+    file = io.BytesIO()
+    soundfile.write(file, samples, embedder.sampling_rate, format="WAV", subtype="FLOAT")
+    found = {}
+    for windows in options.windows:
+        recording = encode(embedder, file.getvalue(), windows)
+        found[windows] = ask(recording, planted, queries, place, np.random.default_rng([seed, number, 1]))
+    return (embedder.name, embedder.revision), found
 
 
 def encode(embedder: Embedder, sound: bytes, windows: str) -> Recording:
@@ -221,6 +246,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="recordings of each seed")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each")
     parser.add_argument("--snr", type=float, default=10.0, help="dB by which a planted clip is louder")
+    parser.add_argument("--processes", type=int, default=1, help="that measure recordings side by side")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the recordings")
     records.add_option(parser, "where")
     options = parser.parse_args()
@@ -229,9 +255,7 @@ def main() -> None:
     rows = load_split(options.folder, options.split)
     if missing := {"caption", "label", "duration"} - set(rows.column_names):
         parser.error(f"{options.folder} has no column {', '.join(sorted(missing))}")
-    embedders = [Embedder(model) for model in options.models]
-    embedders *= len(options.seeds) // len(embedders)
-    results = measure(embedders, rows, options)
+    results, models = measure(options)
     values = as_values(results)
     print(tables.markdown(values["spans"]))
     records.write(
@@ -242,7 +266,7 @@ def main() -> None:
         f"{', '.join(map(str, options.seeds))}, {options.snr:g} dB over the background, of the split {options.split}; "
         "percent, with 95 % bootstrap intervals over recordings.",
         values=values,
-        raw={"models": [[each.name, each.revision] for each in embedders], "results": results},
+        raw={"models": models, "results": results},
     )
 
 

@@ -189,8 +189,8 @@ def train_frames(parser: Parser) -> None:
     add(
         "--caption_columns", nargs="*", default=[], metavar="COLUMN", help="default: every column named like a caption"
     )
-    add("--mixtures", type=positive_int, default=4000, help="of 10 s, encoded once")
-    add("--epochs", type=positive_int, default=12, help="over the mixtures")
+    add("--mixtures", type=positive_int, default=2400, help="of 10 s, encoded once")
+    add("--epochs", type=positive_int, default=14, help="over the mixtures")
     add("--learning_rate", type=positive, default=2e-3, help="at its highest")
     add("--seed", type=natural, default=0, help="of the mixtures and the training")
     json_option(parser)

@@ -42,8 +42,8 @@ class Training:
     data: str
     split: str = "train"
     caption_columns: tuple[str, ...] = ()
-    mixtures: int = 4000
-    epochs: int = 12
+    mixtures: int = 2400
+    epochs: int = 14
     learning_rate: float = 2e-3
     seed: int = 0
 
