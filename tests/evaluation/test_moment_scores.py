@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 
 from processing.datasets.moments import load_moments
-from wavlink import locate
+from wavlink import Embedder, locate
 from wavlink.evaluation import moment_scores
 from wavlink.evaluation.command import main
 from wavlink.evaluation.moment_metrics import moment_figures
 from wavlink.evaluation.protocol import evaluate_dataset
+from wavlink.frame_head import Fitted, FrameHead, step_states, write_frame_head
+from wavlink.loading import load_for_evaluation
+from wavlink.probability import Logistic
 
+from ..conftest import tone
 from ..moment_folders import castella_folder, clotho_moment_folder
 
 
@@ -35,16 +39,34 @@ def test_the_command_scores_moments_and_counts_bad_rows(wavlink_folder, tmp_path
     assert not output.with_name("scores.json.parts").exists()
 
 
-def test_scores_are_those_of_locate(wavlink_folder, model, processor, dataset):
-    scores = evaluate_dataset(model, processor, dataset, progress=False)
-    found, relevant, recordings = [], [], []
+def by_locate(folder, dataset, **options) -> dict:
+    found, relevant, recordings, embedder = [], [], [], Embedder(str(folder))
     for number, row in enumerate(dataset):
         for moment in row["moments"]:
-            spans = locate(str(wavlink_folder), row["audio"]["path"], moment["query"], top_k=10, min_score=-1, dim=16)
+            spans = locate(embedder, row["audio"]["path"], moment["query"], top_k=10, min_score=-1, **options)
             found.append(np.array([(span.start, span.end) for span in spans]))
             relevant.append(moment["windows"])
             recordings.append(number)
-    assert scores["moments"]["16"] == moment_figures(found, relevant, recordings)
+    return moment_figures(found, relevant, recordings)
+
+
+def test_scores_are_those_of_locate(wavlink_folder, model, processor, dataset):
+    scores = evaluate_dataset(model, processor, dataset, progress=False)
+    assert scores["moments"]["16"] == by_locate(wavlink_folder, dataset, dim=16)
+    assert not scores["moments"]["frames"]
+
+
+def test_a_frame_head_finds_moments_at_full_width(wavlink_folder, dataset, monkeypatch):
+    embedder = Embedder(str(wavlink_folder))
+    head = FrameHead(step_states(embedder, [tone(440, 1.0)]).shape[-1], embedder.dims, hidden=8)
+    write_frame_head(wavlink_folder, Fitted(head, Logistic(10.0, -3.0, 0.01)), embedder.revision)
+    model, processor = load_for_evaluation(str(wavlink_folder))
+    used, steps_of = [], moment_scores.steps_of
+    monkeypatch.setattr(moment_scores, "steps_of", lambda *given: used.append(given) or steps_of(*given))
+    scores = evaluate_dataset(model, processor, dataset, progress=False)
+    assert scores["moments"]["frames"] and scores["moments"]["32"] == by_locate(wavlink_folder, dataset)
+    assert scores["moments"]["16"] == by_locate(wavlink_folder, dataset, dim=16)
+    assert len(used) == len(dataset)
 
 
 def test_a_killed_evaluation_goes_on(model, processor, dataset, tmp_path, monkeypatch):
