@@ -123,7 +123,8 @@ def frame_head_of(embedder: Embedder) -> "Fitted | None":
         ValueError: that of `read_frame_head`.
     """
     folder = getattr(getattr(embedder, "model", None), "name_or_path", "")
-    if getattr(embedder, "backend", "") != "torch" or not os.path.isfile(os.path.join(folder, FRAME_HEAD)):
+    in_torch = getattr(embedder, "backend", "") == "torch"
+    if not (folder and in_torch and os.path.isfile(os.path.join(folder, FRAME_HEAD))):
         return None
     from .frame_head import read_frame_head
 

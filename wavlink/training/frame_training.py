@@ -155,17 +155,34 @@ class _Texts:
         return self.vectors[texts]
 
 
+class _Objective(nn.Module):
+    """A head with the scale and the bias of its cosines, which learn with it."""
+
+    def __init__(self, states: int, dims: int):
+        super().__init__()
+        self.head = FrameHead(states, dims)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_START_SCALE)))
+        self.bias = nn.Parameter(torch.tensor(_START_BIAS))
+
+    def forward(self, states: Tensor, texts: Tensor, targets: Targets) -> Tensor:
+        """Compute the loss of a batch: `[B, S, D]`, `[Q, dims]` -> `[]`."""
+        vectors = self.head(states + _NOISE * torch.randn_like(states))
+        scores = self.log_scale.exp() * torch.einsum("qd,bsd->qbs", texts, vectors)
+        return frame_loss(scores, self.bias, targets.matches, targets.ignored)
+
+    def calibration(self, prior: float) -> Logistic:
+        """Return the logistic that the binary cross-entropy has fitted, at its share of matches."""
+        return Logistic(float(self.log_scale.detach().exp()), float(self.bias.detach()), prior)
+
+
 def fit(
     embedder: Embedder, clips: Clips, encoded: Encoded, epochs: int, rate: float, seed: int, progress: bool = True
 ) -> tuple[Fitted, list[float]]:
     """Train a head on encoded mixtures; return it with the mean loss of each epoch."""
     torch.manual_seed(seed)
     rng, texts = np.random.default_rng(seed), _Texts(embedder, clips)
-    head = FrameHead(encoded.states.shape[-1], embedder.dims)
-    log_scale = nn.Parameter(torch.tensor(math.log(_START_SCALE)))
-    bias = nn.Parameter(torch.tensor(_START_BIAS))
-    parameters = [*head.parameters(), log_scale, bias]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
+    objective = _Objective(encoded.states.shape[-1], embedder.dims)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
     batch = min(_BATCH, len(encoded.loud))
     total = epochs * (len(encoded.loud) // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, total))
@@ -176,21 +193,17 @@ def fit(
             for start in range(0, len(order) - batch + 1, batch):
                 rows = np.sort(order[start : start + batch])
                 targets = Targets(clips, encoded.loud[rows], encoded.quiet[rows])
-                states = encoded.states[rows].float()
-                vectors = head(states + _NOISE * torch.randn_like(states))
-                scores = log_scale.exp() * torch.einsum("qd,bsd->qbs", texts.draw(targets.queries, rng), vectors)
-                loss = frame_loss(scores, bias, targets.matches, targets.ignored)
+                loss = objective(encoded.states[rows].float(), texts.draw(targets.queries, rng), targets)
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
+                nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
                 of_epoch.append(float(loss.detach()))
                 matching, pairs = matching + int(targets.matches.sum()), pairs + int((~targets.ignored).sum())
                 bar.update(1)
             losses.append(float(np.mean(of_epoch)))
-    calibration = Logistic(float(log_scale.detach().exp()), float(bias.detach()), matching / pairs)
-    return Fitted(head.eval(), calibration), losses
+    return Fitted(objective.head.eval(), objective.calibration(matching / pairs)), losses
 
 
 def _share(step: int, total: int) -> float:
