@@ -1,11 +1,12 @@
 """Where in a recording is this sound? Recordings made of real clips at known times, asked for each of them.
 
-    python benchmarks/where.py MODEL FOLDER [--windows 10/5 5/2.5 4/2] [--count 40] [--minutes 5] [--record]
+    python benchmarks/where.py MODEL [MODEL ...] FOLDER [--windows frames 10/5 4/2] [--seeds 0 1 2] [--record]
 
-FOLDER is an audiofolder whose metadata has `caption` and `label`; its test split is used. A recording is a background
-of clips end to end, and over it, in every quarter of a minute, one clip of up to 12 s at a random place, `--snr` dB
-louder. No two of these have the same label or caption, and none in the background has theirs. Each is asked for by its
-caption, by its label in the zero-shot prompt, and by another clip of its label.
+FOLDER is an audiofolder whose metadata has `caption` and `label`; its test split is used. `frames` are the steps of a
+model's frame head. Each seed has its own recordings, and its own model if as many are given. A recording is a
+background of clips end to end, and over it, in every quarter of a minute, one clip of up to 12 s at a random place,
+`--snr` dB louder. No two of these have the same label or caption, and none in the background has theirs. Each is asked
+for by its caption, by its label in the zero-shot prompt, and by another clip of its label.
 
 A span hits if its middle is inside the clip or the clip's middle is inside it. `error` is the median distance of the
 middles of the best span and the clip, `iou` how much the two share. The random baseline is the same spans, turned
@@ -16,7 +17,9 @@ import argparse
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 import records
@@ -30,9 +33,12 @@ from wavlink.embedder import Embedder
 from wavlink.evaluation.metrics import Correspondence, figure
 from wavlink.evaluation.zero_shot import PROMPT, label_texts
 from wavlink.long_recordings import Recording, Span, encode_recording, locate
+from wavlink.span_search import frame_head_of, steps_of
 
 SLOT, LONGEST, SHORTEST = 15.0, 12.0, 0.5  # seconds
 TOP_K = 5
+FRAMES = "frames"
+_STATE: dict = {}  # of a process that measures recordings
 FIGURES = ("hit@1", "hit@5", "iou", "error")
 
 
@@ -134,9 +140,8 @@ def turned(spans: Sequence[Span], duration: float, rng: np.random.Generator) -> 
     return [Span(start, start + span.end - span.start, span.score) for start, span in zip(starts, spans, strict=True)]
 
 
-def ask(recording: Recording, planted: list[Planted], queries: dict, number: int, seed: int) -> list[dict]:
+def ask(recording: Recording, planted: list[Planted], queries: dict, number: int, rng) -> list[dict]:
     """A row of scores for each question of recording `number`, and beside them those of the random baseline."""
-    rng = np.random.default_rng([seed, number, 1])
     rows = []
     for kind, vectors in queries.items():
         for clip, vector in zip(planted, vectors, strict=True):
@@ -161,20 +166,55 @@ def summary(rows: list[dict]) -> dict:
     return result
 
 
-def measure(embedder: Embedder, rows, options: argparse.Namespace) -> dict:
-    """window/hop -> `summary`."""
-    asked = defaultdict(list)
-    for number in tqdm(range(options.count), desc="recordings"):
-        rng = np.random.default_rng([options.seed, number])
-        samples, planted = compose(rows, options.minutes, options.snr, rng, embedder.sampling_rate)
-        queries = questions(embedder, rows, planted)
-        file = io.BytesIO()
-        soundfile.write(file, samples, embedder.sampling_rate, format="WAV", subtype="FLOAT")
-        for windows in options.windows:
-            window, hop = map(float, windows.split("/"))
-            recording = encode_recording(embedder, file.getvalue(), window, hop)
-            asked[windows] += ask(recording, planted, queries, number, options.seed)
-    return {windows: summary(found) for windows, found in asked.items()}
+def measure(options: argparse.Namespace) -> tuple[dict, list]:
+    """window/hop, or `frames` -> `summary` over the recordings of all seeds; and the model and revision of each."""
+    models = options.models * (len(options.seeds) // len(options.models))
+    jobs = [
+        (place * options.count + number, seed, number, model)
+        for place, (seed, model) in enumerate(zip(options.seeds, models, strict=True))
+        for number in range(options.count)
+    ]
+    asked, named = defaultdict(list), {}
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), _open, (options,)) as pool:
+        for job, (about, rows) in zip(jobs, tqdm(pool.map(_measure_one, jobs), total=len(jobs)), strict=True):
+            named[job[1]] = about
+            for windows, found in rows.items():
+                asked[windows] += found
+    return {windows: summary(found) for windows, found in asked.items()}, [named[seed] for seed in options.seeds]
+
+
+def _open(options: argparse.Namespace) -> None:
+    """Load what every recording of this process needs."""
+    _STATE.update(options=options, rows=load_split(options.folder, options.split), embedders={})
+
+
+def _measure_one(job: tuple[int, int, int, str]) -> tuple[tuple[str, str], dict]:
+    """Compose one recording and ask for what is planted in it, in each of the windows."""
+    place, seed, number, model = job
+    options, rows = _STATE["options"], _STATE["rows"]
+    if model not in _STATE["embedders"]:
+        _STATE["embedders"][model] = Embedder(model)
+    embedder = _STATE["embedders"][model]
+    rng = np.random.default_rng([seed, number])
+    samples, planted = compose(rows, options.minutes, options.snr, rng, embedder.sampling_rate)
+    queries = questions(embedder, rows, planted)
+    file = io.BytesIO()
+    soundfile.write(file, samples, embedder.sampling_rate, format="WAV", subtype="FLOAT")
+    found = {}
+    for windows in options.windows:
+        recording = encode(embedder, file.getvalue(), windows)
+        found[windows] = ask(recording, planted, queries, place, np.random.default_rng([seed, number, 1]))
+    return (embedder.name, embedder.revision), found
+
+
+def encode(embedder: Embedder, sound: bytes, windows: str) -> Recording:
+    """A recording in windows (`10/5`) or, for `frames`, in the steps of the model's frame head."""
+    if windows != FRAMES:
+        return encode_recording(embedder, sound, *map(float, windows.split("/")))
+    fitted = frame_head_of(embedder)
+    if fitted is None:
+        raise ValueError(f"{embedder.name} has no frame head: `wavlink train-frames` makes one")
+    return steps_of(embedder, fitted, sound)
 
 
 def as_values(results: dict) -> dict:
@@ -199,30 +239,34 @@ def as_values(results: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a folder or Hub id")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="folders or Hub ids: one, or one for each seed")
     parser.add_argument("folder", help="an audiofolder with a test split")
-    parser.add_argument("--windows", nargs="+", default=["10/5", "5/2.5", "4/2"], help="window/hop, in seconds")
-    parser.add_argument("--count", type=int, default=40, help="recordings")
+    parser.add_argument("--windows", nargs="+", default=["10/5", "4/2", "2/0.5"], help="window/hop in s, or frames")
+    parser.add_argument("--split", default="test", help="of the folder")
+    parser.add_argument("--count", type=int, default=40, help="recordings of each seed")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each")
     parser.add_argument("--snr", type=float, default=10.0, help="dB by which a planted clip is louder")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="that measure recordings side by side")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the recordings")
     records.add_option(parser, "where")
     options = parser.parse_args()
-    rows = load_split(options.folder, "test")
+    if len(options.models) not in (1, len(options.seeds)):
+        parser.error(f"{len(options.models)} models for {len(options.seeds)} seeds: give one, or one for each")
+    rows = load_split(options.folder, options.split)
     if missing := {"caption", "label", "duration"} - set(rows.column_names):
         parser.error(f"{options.folder} has no column {', '.join(sorted(missing))}")
-    embedder = Embedder(options.model)
-    results = measure(embedder, rows, options)
+    results, models = measure(options)
     values = as_values(results)
     print(tables.markdown(values["spans"]))
     records.write(
         options.record,
         title="Spans found in recordings made of known clips",
-        seed=options.seed,
-        note=f"{options.count} recordings of {options.minutes:g} minutes, {options.snr:g} dB over the background; "
+        seed=options.seeds[0],
+        note=f"{options.count} recordings of {options.minutes:g} minutes for each of the seeds "
+        f"{', '.join(map(str, options.seeds))}, {options.snr:g} dB over the background, of the split {options.split}; "
         "percent, with 95 % bootstrap intervals over recordings.",
         values=values,
-        raw={"model": embedder.name, "revision": embedder.revision, "results": results},
+        raw={"models": models, "results": results},
     )
 
 

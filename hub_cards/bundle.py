@@ -5,6 +5,10 @@
 The folder goes to `wavlink/models/NAME`, its hashes to `wavlink/models/SHA256SUMS.json`. `wavlink push NAME REPO_ID`
 uploads its files, and a card that names the repository. Before the folder is renamed to its place, it is loaded in a
 process with transformers and torch alone, and its vectors are compared with those of the run.
+
+    python -m hub_cards.bundle --frame_head my_copy --name wavlink-tiny
+
+adds the frame head that `wavlink train-frames my_copy` has trained on a copy of a bundled model.
 """
 
 import argparse
@@ -21,9 +25,11 @@ import numpy as np
 
 from modeling_wavlink import WavLinkModel
 from wavlink import bundled_models
-from wavlink.atomic_files import new_folder, replaced_folder, write_text
+from wavlink.atomic_files import new_folder, replaced_folder, write_bytes, write_text
 from wavlink.console import run_command
+from wavlink.defaults import FRAME_HEAD
 from wavlink.embedder import Embedder
+from wavlink.frame_head import read_frame_head
 
 from .card import write_card
 from .push import own_lines_alone
@@ -105,6 +111,24 @@ def bundle(
         sums = bundled_models.sums_of(unfinished)
     write_text(Path(models) / bundled_models.SUMS, json.dumps(known | {name: sums}, indent=2, sort_keys=True) + "\n")
     return {"folder": str(folder), "bytes": size, "cosine_distance": distance}
+
+
+def add_frame_head(source: str, name: str, models: Path = bundled_models.MODELS) -> Path:
+    """Add the frame head in a copy of a bundled model to `models/name`, and its hash.
+
+    Raises:
+        ValueError: there is no such bundled model, or no head in the copy, or one of other weights.
+    """
+    known, folder = bundled_models.known_sums(models), models / name
+    if name not in known:
+        raise ValueError(f"{name} is no bundled model: bundle it first")
+    if not (Path(source) / FRAME_HEAD).is_file():
+        raise ValueError(f"{source} has no {FRAME_HEAD}: `wavlink train-frames {source} --data SOUNDS` makes one")
+    read_frame_head(Path(source), Embedder(*open_checkpoint(str(folder))))
+    write_bytes(folder / FRAME_HEAD, (Path(source) / FRAME_HEAD).read_bytes())
+    sums = known | {name: bundled_models.sums_of(folder)}
+    write_text(models / bundled_models.SUMS, json.dumps(sums, indent=2, sort_keys=True) + "\n")
+    return folder / FRAME_HEAD
 
 
 def _destination(models: Path, name: str, replace: bool) -> Path:
@@ -204,7 +228,7 @@ def _scores_of_either(original: WavLinkModel, rounded: WavLinkModel, source: str
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the bundled model, and print its size and how far its vectors are from the run's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="folder of the trained model, such as runs/my/best")
+    parser.add_argument("source", nargs="?", help="folder of the trained model, such as runs/my/best")
     parser.add_argument("--name", default=bundled_models.DEFAULT)
     parser.add_argument("--models", type=Path, default=bundled_models.MODELS, help="folder of all bundled models")
     parser.add_argument("--sounds", default="", help="folder of the training data, for its packages and licences")
@@ -214,7 +238,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--note", dest="notes", nargs="+", default=[], metavar="TEXT", help="further sentences for the card's limits"
     )
     parser.add_argument("--replace", action="store_true", help="replace a model of that name")
+    parser.add_argument("--frame_head", metavar="FOLDER", help="copy of a bundled model with a head to add to it")
     options = vars(parser.parse_args(argv))
+    frame_head = options.pop("frame_head")
+    if (options["source"] is None) == (frame_head is None):
+        parser.error("give either the folder of a trained model, or --frame_head")
+    if frame_head is not None:
+        print(add_frame_head(frame_head, options["name"], options["models"]))
+        return 0
 
     with own_lines_alone():
         made = bundle(**options)

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 
 from modeling_wavlink import WavLinkModel
 from wavlink.bundled_models import digest_of
+from wavlink.defaults import FRAME_HEAD
 from wavlink.loading import revision
 
 from .source import commit_of
@@ -97,8 +98,13 @@ def _is_of(row: dict, digest: str, source: str) -> bool:
 def _weights_on_hub(repo_id: str, commit: str | None) -> dict[str, str]:
     """Return the sha256 of the weights' files in a commit, without a download."""
     files = HfApi().list_repo_tree(repo_id, revision=commit)
-    return {file.path: file.lfs.sha256 for file in files if file.path.endswith(".safetensors") and file.lfs}
+    return {file.path: file.lfs.sha256 for file in files if _are_weights(file.path) and file.lfs}
 
 
 def _weights_in(folder: Path) -> dict[str, str]:
-    return {path.name: digest_of(path) for path in folder.glob("*.safetensors")}
+    return {path.name: digest_of(path) for path in folder.iterdir() if _are_weights(path.name)}
+
+
+def _are_weights(name: str) -> bool:
+    """Whether a file decides a clip's and a text's vector; a frame head does not."""
+    return name.endswith(".safetensors") and name != FRAME_HEAD

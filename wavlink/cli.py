@@ -70,6 +70,11 @@ COMMANDS = {
         "make a smaller text tower, or one of more languages",
         "sentence-transformers/all-MiniLM-L6-v2 --data my_sounds --out runs/text",
     ),
+    "train-frames": Command(
+        *("wavlink.training.frame_training", "run", of.train_frames, "train"),
+        "train the head that finds texts in a recording's frames",
+        "runs/my/best --data my_sounds",
+    ),
     "classify": Command(
         *("wavlink.classification", "run", of.classify, ""),
         "name sounds",

@@ -149,6 +149,7 @@ class Embedder:
         loaded, self.processor = torch_model.load(model, processor, *hub)
         self.name = name_of(getattr(loaded, "name_or_path", "")) or type(loaded).__name__
         self.revision, self.parameters = revision_of(loaded), parameter_count(loaded)
+        loaded.source_revision = self.revision  # packing changes the weights that it is a digest of
         if backend != "torch":
             from .backends.compiled_model import compile_model
 

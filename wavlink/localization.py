@@ -93,7 +93,9 @@ def locate(
 ) -> list[Span] | list[list[Span]]:
     """Find the parts of a recording of any length that match a text, or a sound.
 
-    The recording is encoded in overlapping windows while it is decoded, so that a day of sound needs little memory.
+    The recording is encoded in overlapping windows while it is decoded, so that a day of sound needs little memory. A
+    model with a frame head beside it (`wavlink train-frames`) finds them in steps of 0.2 s instead, where none of
+    `window`, `hop` and `dim` is given.
 
     Args:
         model: a folder or Hub id (see `Embedder`; None: the bundled `wavlink-tiny`), a loaded model (with `processor`)
@@ -103,7 +105,8 @@ def locate(
         query: a text, or a list of texts.
         by_sound: sounds to look for, one or several, given as `recording` is.
         processor: of a loaded model.
-        window: length of a window in seconds, at most the model's 30 s (default: 10; of up to 120 s 4).
+        window: length of a window in seconds, at most the model's 30 s (default without a frame head: 10; of up to
+            120 s 4).
         hop: seconds from the start of one window to that of the next, at most `window` (default: half of a given
             `window`; else 5, or 1 for a recording of up to 120 s).
         top_k: the most spans for each query.
@@ -118,9 +121,10 @@ def locate(
 
     Returns:
         For one text, its spans, best first; they do not overlap and have `start` and `end` in seconds, `score`, a
-        cosine, and `probability`, that the span matches: by the model's calibration; of a model without one, and with
-        `min_probability`, that it stands out from the recording (see `wavlink.probability.Background`); else None, as
-        for a sound. For a list of texts or with `by_sound`, a list of spans for each text, then for each sound.
+        cosine, and `probability`, that the span matches: by the head's or the model's calibration; of a model without
+        one, and with `min_probability`, that it stands out from the recording (see `wavlink.probability.Background`);
+        else None, as for a sound. For a list of texts or with `by_sound`, a list of spans for each text, then for each
+        sound.
 
     Raises:
         ValueError: nothing to look for, a sound that cannot be read, a window or hop that cannot be, no such `dim`, or

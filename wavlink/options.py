@@ -214,6 +214,21 @@ def distill(parser: Parser) -> None:
     json_option(parser)
 
 
+def train_frames(parser: Parser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of a WavLink with a Whisper, which gets the trained head")
+    add("--data", required=True, help="an audiofolder, or a Hub data set, with captions")
+    add("--split", default="train", help="whose clips the mixtures are made of")
+    add(
+        "--caption_columns", nargs="*", default=[], metavar="COLUMN", help="default: every column named like a caption"
+    )
+    add("--mixtures", type=positive_int, default=2400, help="of 10 s, encoded once")
+    add("--epochs", type=positive_int, default=14, help="over the mixtures")
+    add("--learning_rate", type=positive, default=2e-3, help="at its highest")
+    add("--seed", type=natural, default=0, help="of the mixtures and the training")
+    json_option(parser)
+
+
 def _number(kind: Callable, words: str, fits: Callable[[Any], bool]) -> Callable[[str], Any]:
     """Return a parser of numbers for `add_argument`, whose errors name the option and say what it takes."""
 

@@ -1,18 +1,23 @@
 """The spans of a recording that match texts and sounds, and the probabilities of those of texts."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from processing.audio import AudioSource
 
 from . import long_recordings
-from .defaults import WINDOW
+from .defaults import FRAME_HEAD, PRIOR, WINDOW
 from .embedder import Embedder
 from .long_recordings import ProbableSpan, Recording, Span, check_score, encode_recording, noise_score, windows_for
-from .probability import Calibration, background_of, calibration_of, check_probability
+from .probability import Calibration, background_of, calibration_of, check_prior, check_probability
+
+if TYPE_CHECKING:
+    from .frame_head import Fitted
 
 
 class Limits(NamedTuple):
@@ -24,8 +29,12 @@ class Limits(NamedTuple):
     min_probability: float | None = None
     prior: float | None = None
 
-    def check(self, embedder: Embedder, sounds: Sequence[AudioSource]) -> None:
-        """Raise a ValueError for values out of range, or probabilities of `sounds`, which there are none of."""
+    def check(self, embedder: Embedder, sounds: Sequence[AudioSource], fitted: "Fitted | None" = None) -> None:
+        """Raise a ValueError for values out of range, or probabilities of `sounds`, which there are none of.
+
+        Args:
+            fitted: the frame head that gives the probabilities, if there is one.
+        """
         check_score(self.min_score)
         check_probability("min_probability", self.min_probability)
         dims = sorted({*embedder.matryoshka_dims, embedder.dims})
@@ -35,7 +44,10 @@ class Limits(NamedTuple):
             raise ValueError(
                 "probabilities are of texts: look for sounds in a call of its own, without min_probability and prior"
             )
-        calibration_of(embedder, self.dim, self.prior)
+        if fitted is None:
+            calibration_of(embedder, self.dim, self.prior)
+        elif self.prior is not None:
+            check_prior(self.prior)
 
 
 class Match(NamedTuple):
@@ -72,37 +84,70 @@ def find_spans(
 
     Args:
         source, sounds: as for `encode_recording`; each sound is encoded as a whole.
-        window, hop: in seconds; None: as `windows_for` chooses, and half of a given window.
+        window, hop: in seconds; None: as `windows_for` chooses, and half of a given window. With neither of them and
+            no `dim`, a model that has a frame head (`frame_head_of`) finds the spans in steps of 0.2 s.
         limits: with neither `min_score` nor `min_probability`, spans reach the recording's `noise_score`.
 
     Raises:
         ValueError: that of `encode_recording`, limits out of range, or an empty text.
     """
-    limits.check(embedder, sounds)
+    fitted = frame_head_of(embedder) if window is None and hop is None and limits.dim is None else None
+    limits.check(embedder, sounds, fitted)
     dim, least = limits.dim, limits.min_score
     vectors = [*(embedder.embed_text(texts) if texts else [])]
     for sound in sounds:
         windows = windows_of(embedder, sound, WINDOW if window is None else window, hop)
         vectors.append(encode_recording(embedder, sound, *windows).whole)
     # last: it may take an hour
-    recording = encode_recording(embedder, source, *windows_of(embedder, source, window, hop))
+    if fitted is None:
+        recording = encode_recording(embedder, source, *windows_of(embedder, source, window, hop))
+    else:
+        recording = steps_of(embedder, fitted, source)
     if least is None:
         least = noise_score(embedder, recording, dim) if limits.min_probability is None else -1.0
     matches = []
     for number, (query, vector) in enumerate(zip([*texts, *sounds], vectors, strict=True)):
         spans, calibration = long_recordings.locate(recording, vector, limits.top_k, dim), None
         if number < len(texts):
-            calibration = _calibration(embedder, recording, vector, limits)
+            calibration = _calibration(embedder, recording, vector, limits, fitted)
             spans = [_probable(span, calibration) for span in spans]
         kept = [span for span in spans if span.score >= least and _passes(span, limits.min_probability)]
         matches.append(Match(query, vector, kept, spans[0], calibration))
     return Matches(recording, least, matches)
 
 
+def frame_head_of(embedder: Embedder) -> "Fitted | None":
+    """Return the head that lies beside a model in its folder (`wavlink train-frames`); None without one.
+
+    Raises:
+        ValueError: that of `read_frame_head`.
+    """
+    folder = getattr(getattr(embedder, "model", None), "name_or_path", "")
+    in_torch = getattr(embedder, "backend", "") == "torch"
+    if not (folder and in_torch and os.path.isfile(os.path.join(folder, FRAME_HEAD))):
+        return None
+    from .frame_head import read_frame_head
+
+    return read_frame_head(Path(folder), embedder)
+
+
+def steps_of(embedder: Embedder, fitted: "Fitted", source: AudioSource) -> Recording:
+    """Encode a recording in steps by a frame head (see `wavlink.frame_head.encode_steps`)."""
+    from .frame_head import encode_steps
+
+    return encode_steps(embedder, fitted.head, source)
+
+
 def _calibration(
-    embedder: Embedder, recording: Recording, vector: "np.ndarray[Any, Any]", limits: Limits
+    embedder: Embedder,
+    recording: Recording,
+    vector: "np.ndarray[Any, Any]",
+    limits: Limits,
+    fitted: "Fitted | None",
 ) -> Calibration | None:
-    """Return the model's calibration, or where probabilities are asked for what a text's scores stand out from."""
+    """Return the head's or the model's calibration, or if probabilities are asked for what scores stand out from."""
+    if fitted is not None:
+        return fitted.calibration.at_prior(limits.prior or PRIOR)
     calibration: Calibration | None = calibration_of(embedder, limits.dim, limits.prior)
     if calibration is not None or limits.min_probability is None:
         return calibration

@@ -31,9 +31,9 @@ class Report:
     too_long: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def note(self, fault: str, name: str) -> None:
-        """Count one more case of a fault, a field of this report, and keep its name among the first."""
-        setattr(self, fault, getattr(self, fault) + 1)
+    def note(self, fault: str, name: str, cases: int = 1) -> None:
+        """Count one more case (or several) of a fault, a field of this report, and keep its name among the first."""
+        setattr(self, fault, getattr(self, fault) + cases)
         self.add_examples(fault, [name])
 
     def add_examples(self, fault: str, names: Iterable[str]) -> None:
@@ -43,6 +43,13 @@ class Report:
     def counts(self) -> dict[str, int]:
         """Return all numbers, for JSON."""
         return {name: value for name, value in asdict(self).items() if type(value) is int}
+
+    def faults(self) -> str:
+        """Return all counts of faults that are not zero, with their first names, and that of missing clips."""
+        counts = {name: count for name, count in self.counts().items() if count} | {"missing": self.missing}
+        kept = ("rows", "questions", "queries", "clips")
+        named = {name: count for name, count in counts.items() if name not in kept}
+        return "; ".join(f"{count} {name.replace('_', ' ')}{self.such_as(name)}" for name, count in named.items())
 
     def such_as(self, fault: str) -> str:
         """Return the first names of a fault for a message, or ""."""
@@ -116,9 +123,32 @@ class AirBenchReport(Report):
     no_fourth_choice: int = 0
 
     def __str__(self) -> str:
-        faults = {name: count for name, count in self.counts().items() if count} | {"missing": self.missing}
-        for name in ("rows", "questions", "clips"):
-            faults.pop(name, None)
-        descriptions = [f"{count} {name.replace('_', ' ')}{self.such_as(name)}" for name, count in faults.items()]
         kept = f"{self.questions} of {self.rows} questions on {self.clips} clips"
-        return f"{self.source} {self.split}: {kept}; {'; '.join(descriptions)}"
+        return f"{self.source} {self.split}: {kept}; {self.faults()}"
+
+
+@dataclass
+class MomentReport(Report):
+    """A `Report` of sentences about windows of recordings. `rows` are the sentences that were read.
+
+    Args:
+        queries: sentences in the data set.
+        malformed: rows without an id, a sentence or windows of two numbers.
+        repeated: rows whose id an earlier one has.
+        bad_windows: windows that are empty or end over a second after their recording; the others of a row stay.
+        without_windows: rows with no window left.
+        without_sound: sentences on recordings that are missing or broken.
+        other_length: recordings whose sound is over a second shorter or longer than annotated; they stay.
+    """
+
+    queries: int = 0
+    malformed: int = 0
+    repeated: int = 0
+    bad_windows: int = 0
+    without_windows: int = 0
+    without_sound: int = 0
+    other_length: int = 0
+
+    def __str__(self) -> str:
+        kept = f"{self.queries} of {self.rows} queries on {self.clips} recordings"
+        return f"{self.source} {self.split}: {kept}; {self.faults()}"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,12 @@ import wavlink
 from hub_cards import bundle as making
 from hub_cards.bundle import bundle
 from hub_cards.scores import fingerprint
+from tests.bundled_folders import write_bundle
 from tests.conftest import RATE, tone
 from wavlink import bundled_models
+from wavlink.defaults import FRAME_HEAD
+from wavlink.frame_head import Fitted, FrameHead, step_states, write_frame_head
+from wavlink.probability import Logistic
 
 
 @pytest.fixture
@@ -104,3 +109,24 @@ def test_a_weight_that_fp16_cannot_hold_is_refused(model):
         large.audio_projection.weight[0, 0] = 1e6
     with pytest.raises(ValueError, match="audio_projection.weight holds a number"):
         making.in_half_precision(large)
+
+
+def test_a_frame_head_is_added_to_a_bundled_model(no_bundle, wavlink_folder, tmp_path):
+    folder = write_bundle(no_bundle, wavlink_folder)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    with pytest.raises(ValueError, match=r"no frame_head.safetensors: `wavlink train-frames"):
+        making.add_frame_head(str(copy), "wavlink-tiny", no_bundle)
+    embedder = wavlink.Embedder(str(copy))
+    head = FrameHead(step_states(embedder, [tone(440, 1.0)]).shape[-1], embedder.dims, hidden=8)
+    fitted = Fitted(head, Logistic(10.0, -3.0, 0.01))
+    write_frame_head(copy, fitted, "sha256:0123456789abcdef")
+    with pytest.raises(ValueError, match="belongs to other weights"):
+        making.main(["--frame_head", str(copy), "--models", str(no_bundle)])
+    assert not (folder / FRAME_HEAD).exists()
+    write_frame_head(copy, fitted, embedder.revision)
+    assert making.main(["--frame_head", str(copy), "--models", str(no_bundle)]) == 0
+    assert (folder / FRAME_HEAD).read_bytes() == (copy / FRAME_HEAD).read_bytes()
+    assert wavlink.bundled() == str(folder)  # by its hashes
+    with pytest.raises(ValueError, match="bundle it first"):
+        making.add_frame_head(str(copy), "other", no_bundle)

@@ -1,7 +1,7 @@
 """The command `wavlink eval`: every score of the paper, for one model or several side by side.
 
     wavlink eval --model M [M ...] --output SCORES.json \\
-        --benchmark audiocaps|clotho|esc50|us8k|vggsound|airbench|synthetic|FOLDER
+        --benchmark audiocaps|clotho|esc50|us8k|vggsound|airbench|clotho-moment|castella|synthetic|FOLDER
 
 A model is a folder or a Hub id of any that `Embedder` takes, or `random:M`, M's architecture with new weights. FOLDER
 is any audiofolder or Hub data set with captions, labels or both. After a kill, the same command goes on where it was.
@@ -24,6 +24,7 @@ import torch
 
 from processing.datasets.benchmarks import BENCHMARKS, load_benchmark
 from processing.datasets.load import SYNTHETIC, caption_columns, load_split, named_like_captions
+from processing.datasets.moments import MOMENTS, load_moments
 from processing.datasets.paper import load_paper_data
 from wavlink import options as of
 from wavlink.atomic_files import only_writer, write_text
@@ -47,7 +48,7 @@ from .retrieval import compute_metrics as compute_metrics
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "soundfile", "soxr")
 _OF_CAPTIONS = ("audiocaps", "clotho")
-_NAMES = (*_OF_CAPTIONS, *BENCHMARKS, SYNTHETIC)
+_NAMES = (*_OF_CAPTIONS, *BENCHMARKS, *MOMENTS, SYNTHETIC)
 
 
 def load(
@@ -58,11 +59,13 @@ def load(
     Args:
         benchmark: a name, a folder or a Hub id.
         split: default: the one that the benchmark is scored on; of a folder, `test`.
-        data: of a benchmark by name, the copy to read (see `load_benchmark` and `load_paper_data`).
+        data: of a benchmark by name, the copy to read (see `load_benchmark`, `load_paper_data`, `load_moments`).
         say: called with a report of the rows left out (default: print it).
     """
     if benchmark in BENCHMARKS:
         dataset, report = load_benchmark(benchmark, split, data)
+    elif benchmark in MOMENTS:
+        dataset, report = load_moments(benchmark, split, data)
     elif benchmark in _OF_CAPTIONS:
         dataset, report = load_paper_data(benchmark, split or "test", data, max_seconds=None)
     elif data:
@@ -242,7 +245,7 @@ def _score_models(
 
 def _columns(dataset, wanted: Sequence[str]) -> list[str]:
     """Return the columns with captions; there may be none if the split has other columns to score by."""
-    others = {"label", "question"} & set(dataset.column_names)
+    others = {"label", "question", "moments"} & set(dataset.column_names)
     if wanted or named_like_captions(dataset) or not others:
         return caption_columns(dataset, wanted)
     return []

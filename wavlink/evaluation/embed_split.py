@@ -208,7 +208,8 @@ def remove_store(folder: Path) -> None:
     """Remove the parts of a store, also of changed sounds, and its folders if they hold nothing else."""
     changed = [path for path in folder.glob("changed-*") if path.is_dir()]
     for part in (*changed, folder):
-        for path in (*part.glob("part-*.safetensors"), *part.glob(".*.unfinished"), part / "key.json"):
+        parts = (path for kind in ("safetensors", "json") for path in part.glob(f"part-*.{kind}"))
+        for path in (*parts, *part.glob(".*.unfinished"), part / "key.json"):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             part.rmdir()

@@ -37,7 +37,7 @@ def evaluate(
     precision: str | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model on a benchmark: retrieval, zero-shot classification and multiple choice.
+    """Evaluate a model on a benchmark: retrieval, zero-shot classification, multiple choice and moment retrieval.
 
     The columns of a split decide what is scored: captions, `label`, or `question`, `choices` and `answer`.
 
@@ -45,8 +45,8 @@ def evaluate(
         model: a folder or Hub id (see `Embedder`; None: the bundled `wavlink-tiny`), `random:NAME` for one with new
             weights, a loaded model (with `processor`), or an `Embedder`, which is scored as it computes. A model given
             by name is scored on a GPU where there is one.
-        benchmark: `"audiocaps"`, `"clotho"`, `"esc50"`, `"us8k"`, `"vggsound"`, `"airbench"`, `"synthetic"`, the
-            folder of an audiofolder, or a Hub data set.
+        benchmark: `"audiocaps"`, `"clotho"`, `"esc50"`, `"us8k"`, `"vggsound"`, `"airbench"`,
+            `"clotho-moment"`, `"castella"`, `"synthetic"`, the folder of an audiofolder, or a Hub data set.
         processor: of a loaded model.
         split: default: the one that the benchmark is scored on; of a folder, `test`.
         data: of a benchmark by name, the copy to read: a folder or a Hub id.
@@ -71,8 +71,8 @@ def evaluate(
     Returns:
         The scores that `wavlink eval --json` prints: `model`, `benchmark`, `split`, `data`, `about`, `protocol`,
         `versions`, and of `text_to_audio`, `audio_to_text`, `by_language` (where the names of caption columns state
-        languages; at the largest dim), `calibration`, `zero_shot` and `multiple_choice` those that the split allows,
-        for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in [0, 1];
+        languages; at the largest dim), `calibration`, `zero_shot`, `multiple_choice` and `moments` those that the split
+        allows, for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in [0, 1];
         with `robustness` also that (see `wavlink.evaluation.robustness.robustness_scores`).
 
     Raises:

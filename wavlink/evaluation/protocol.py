@@ -18,6 +18,7 @@ from wavlink.probability import checked_calibration
 
 from .calibration_scores import calibration_scores
 from .embed_split import Embedded, embed_dataset, embed_text
+from .moment_scores import moment_scores
 from .multiple_choice import multiple_choice_scores
 from .questions import (
     AIR_BENCH_GROUPS,
@@ -36,6 +37,7 @@ logger = logging.get_logger(__name__)
 
 QUESTION = "What is this sound?"
 NO_LABELS = "the split has no labels"
+MOMENTS = "moments"  # column of the queries of recordings
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ def evaluate_dataset(
     batch_size: int = 32,
     store: Path | None = None,
 ) -> dict:
-    """Compute every score that the split has the columns for: captions, `label`, or `question`, `choices`, `answer`.
+    """Compute every score that the split has the columns for.
+
+    They are captions, `label`, `question` with `choices` and `answer`, or `moments` (see `moment_scores`) alone.
 
     Args:
         columns: with captions.
@@ -92,6 +96,8 @@ def evaluate_dataset(
         ValueError: there is nothing to score (see `refuse_unscorable`); this is checked before anything is embedded.
     """
     refuse_unscorable(dataset, columns, protocol)
+    if MOMENTS in dataset.column_names:
+        return moment_scores(model, processor, dataset, _dims(model), progress, store)
     questions, clips = [], dataset
     if "question" in dataset.column_names:
         questions, rows = questions_of(dataset)
@@ -128,7 +134,7 @@ def refuse_unscorable(dataset: datasets.Dataset, columns: Sequence[str] = (), pr
     checked_choice_text(protocol.choice_text)
     captions = [captions_of(row, columns) for row in dataset.select_columns(list(columns))] if columns else []
     no_retrieval, (_, no_zero_shot) = why_no_retrieval(captions), labels_to_score(dataset, protocol)
-    if no_retrieval and no_zero_shot and "question" not in dataset.column_names:
+    if no_retrieval and no_zero_shot and not {"question", MOMENTS} & {*dataset.column_names}:
         raise ValueError(f"there is nothing to score: {no_retrieval}; {no_zero_shot}")
     if protocol.robustness and no_retrieval:
         raise ValueError(f"robustness is that of retrieval, and {no_retrieval}: leave it out")
@@ -205,7 +211,7 @@ def scores_of(
     protocol = protocol.with_prompts_of(model)
     was_training = model.training
     model.eval()
-    dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
+    dims = _dims(model)
     names = {clip_name(clips[row]["audio"], row): why for row, why in embedded.sounds.unreadable.items()}
     scores = {
         "clips": len(embedded.rows),
@@ -249,6 +255,10 @@ def scores_of(
         )
     model.train(was_training)
     return scores
+
+
+def _dims(model: PreTrainedModel) -> list[int]:
+    return sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
 
 
 def _zero_shot(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .metrics import KS, percent
+from .moment_metrics import FIGURES
 from .questions import AIR_BENCH_TASKS
 from .retrieval import DIRECTIONS, RANKED
 
@@ -69,6 +70,8 @@ def evaluation_report(scores: Mapping) -> str:
         lines.append(multiple_choice_report(scores["multiple_choice"]))
     if "robustness" in scores:
         lines.append(robustness_report(scores["robustness"]))
+    if "moments" in scores:
+        lines.append(moment_report(scores["moments"]))
     return "\n".join(lines)
 
 
@@ -89,6 +92,8 @@ def _main_figures(scores: Mapping) -> dict[str, dict]:
         figures["zero-shot"] = scores["zero_shot"][dim]["accuracy"]
     if "multiple_choice" in scores:
         figures["multiple choice"] = scores["multiple_choice"][dim]["total"]
+    if "moments" in scores:
+        figures |= scores["moments"][dim]
     return figures
 
 
@@ -221,6 +226,14 @@ def excluded_lines(scores: Mapping) -> list[str]:
         for name, row in scores["changes"].items()
         if "excluded" in row
     ]
+
+
+def moment_report(scores: Mapping) -> str:
+    """Render the scores of `moment_scores`: a line for each dim."""
+    windows = ", ".join(f"{name} s in {count} recordings" for name, count in scores["windows"].items())
+    rows = [[f"{dim} dims", *(percent(scores[dim][name]) for name in FIGURES)] for dim in _dims(scores)]
+    frames = ", at full width by frames" if scores["frames"] else ""
+    return f"moments by windows of {windows}{frames}\n{Table(['', *FIGURES], rows)}"
 
 
 def _choice_row(scores: Mapping, dims: Sequence[str], kind: str, name: str, about: dict, title: str = "") -> list[str]:
