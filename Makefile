@@ -24,11 +24,14 @@ OLD_WARNINGS := -W default::DeprecationWarning -W default::PendingDeprecationWar
 INPUTS ?= 2000
 SEED ?= 0
 
+# Of `make reproduce`: what all commands together may take.
+HOURS ?= 3
+
 # The two speeds of test: what CONTRIBUTING.md calls fast, and all else that runs without gigabytes of memory.
 FAST := not (slow or real or browser or big)
 SLOW := (slow or real or browser) and not big
 
-.PHONY: help demo space test test-slow test-minimum test-common test-wheel test-space coverage lint fuzz bench docs tables
+.PHONY: help demo space test test-slow test-minimum test-common test-wheel test-space coverage lint fuzz bench docs tables reproduce
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -120,3 +123,6 @@ docs: $(VENV)/.docs  ## the documentation, into site/; a broken link or referenc
 
 tables: $(VENV)/.installed  ## the tables of README and docs, from benchmarks/results
 	$(RUN) benchmarks/tables.py
+
+reproduce: $(VENV)/.installed  ## measure again what fits into 3 hours, and compare with benchmarks/results: SOUNDS=FOLDER HOURS=3
+	$(RUN) benchmarks/reproduce.py --sounds $(or $(SOUNDS),$(error name an audiofolder: make reproduce SOUNDS=FOLDER)) --hours $(HOURS)

@@ -81,10 +81,15 @@ def finish_and_preload(words: list, log: Path) -> float:
     """As `finish`; what it has imported, much of it only where it was needed, is imported from then on."""
     names = log.with_name("modules")
     seconds = finish(noting_modules, [names, *words], log)
+    preload(names)
+    return seconds
+
+
+def preload(names: Path) -> None:
+    """Import what `noting_modules` has noted."""
     for name in names.read_text(encoding="utf-8").split():
         with suppress(Exception):
             importlib.import_module(name)
-    return seconds
 
 
 def fail(why: str, log: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,6 +29,22 @@ FORMATS = {  # target: of (container, codec)
         *(("IRCAM", "PCM_16"), ("MAT4", "PCM_16"), ("MAT5", "PCM_16"), ("PVF", "PCM_16"), ("XI", "DPCM_16")),
         *(("HTK", "PCM_16"), ("SDS", "PCM_16"), ("AVR", "PCM_16"), ("MPC2K", "PCM_16"), ("AIFF", "IMA_ADPCM")),
     ],
+}
+PACKED = {  # of those that PyAV reads: (container, codec)
+    "m4a": (
+        *(("ipod", "aac"), ("ipod", "alac"), ("mp4", "aac"), ("mp4", "libopus"), ("3gp", "libopencore_amrnb")),
+        *(("mov", "pcm_s16le"), ("mov", "adpcm_ima_qt")),
+    ),
+    "webm": (
+        *(("webm", "libopus"), ("webm", "vorbis"), ("matroska", "flac"), ("matroska", "pcm_s16le")),
+        *(("matroska", "ac3"), ("matroska", "alac")),
+    ),
+    "wma": (("asf", "wmav2"), ("asf", "wmav1")),
+    "video": (
+        *(("adts", "aac"), ("avi", "libmp3lame"), ("avi", "pcm_s16le"), ("avi", "adpcm_ms"), ("flv", "libmp3lame")),
+        *(("flv", "aac"), ("flv", "nellymoser"), ("mpegts", "aac"), ("mpegts", "mp2"), ("mpeg", "mp2")),
+        *(("amr", "libopencore_amrnb"), ("ac3", "ac3"), ("eac3", "eac3"), ("ogg", "flac"), ("caf", "alac")),
+    ),
 }
 _REAL = 6  # files of a folder of sounds, of the smallest
 _INTERESTING = (0, 1, 2, 7, 8, 15, 16, 24, 32, 63, 64, 127, 128, 255, 256, 1023, 1024, 4096, 32767, 32768, 65535)
@@ -201,15 +218,10 @@ def check(clip: np.ndarray, parts: list) -> None:
         np.testing.assert_allclose(part.samples, expected, rtol=0, atol=1e-5 * max(1, abs(clip).max()))
 
 
-def make_video(folder: Path, sounds: str) -> tuple[Callable, Callable]:
+def make_packed(folder: Path, sounds: str, name: str) -> tuple[Callable, Callable]:
     """The same of what PyAV reads; FFmpeg may end a damaged file at another sample each time, so one door is tried."""
-    seeds = [
-        packed(container, codec, clip.T, rate)
-        for container, codec in (("ipod", "aac"), ("adts", "aac"), ("webm", "libopus"), ("matroska", "flac"))
-        for clip, rate in [*_tones(), *_real_clips(sounds)]
-        if codec != "libopus" or rate in (8000, 16000, 48000)
-    ]
-    path = folder / "fuzzed.video"
+    seeds = packed_files(name, sounds)
+    path = folder / f"fuzzed.{name}"
 
     def read(content: bytes) -> bool:
         path.write_bytes(content)
@@ -221,13 +233,29 @@ def make_video(folder: Path, sounds: str) -> tuple[Callable, Callable]:
     return lambda rng: mutate(rng, seeds), read
 
 
+def packed_files(name: str, sounds: str = "") -> list[bytes]:
+    """Files of one of `PACKED`. Codecs and rates that a build of FFmpeg does not write are left out."""
+    import av
+
+    files = []
+    for container, codec in PACKED[name]:
+        for clip, rate in [*_tones(), *_real_clips(sounds)]:
+            with suppress(av.error.FFmpegError, ValueError):  # the latter also of an unknown codec
+                files.append(packed(container, codec, clip.T, rate))
+    if not files:
+        raise ValueError(f"FFmpeg writes no {name}")
+    return files
+
+
 def packed(container: str, codec: str, clip: np.ndarray, rate: int) -> bytes:
     """A file of a clip `[channels, samples]`, by PyAV."""
     import av
 
     file, layout = io.BytesIO(), "mono" if len(clip) == 1 else "stereo"
     with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, layout=layout)
+        stream = output.add_stream(codec, rate=rate, layout=layout, options={"strict": "experimental"})
+        if codec.startswith("wma"):
+            stream.bit_rate = 64000
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip, np.float32), format="fltp", layout=layout)
         frame.sample_rate, frame.pts = rate, 0
         output.mux(stream.encode(frame))
@@ -235,4 +263,6 @@ def packed(container: str, codec: str, clip: np.ndarray, rate: int) -> bytes:
     return file.getvalue()
 
 
-TARGETS = {name: partial(make, name=name) for name in FORMATS} | {"video": make_video}
+TARGETS = {name: partial(make, name=name) for name in FORMATS}
+TARGETS |= {name: partial(make_packed, name=name) for name in PACKED}
+INPUTS = 20_000  # of each

@@ -221,7 +221,7 @@ def make_manifest(folder: Path, sounds: str) -> tuple[Callable, Callable]:
         shutil.copytree(folder / "whole", index)
         text = content.decode("utf-8", "replace")
         lance.dataset(f"{index}/{TABLE}").update_schema_metadata({METADATA.decode(): text})
-        return _searches(index)
+        return searches(index)
 
     return draw, read
 
@@ -244,7 +244,7 @@ def _files_of_index(folder: Path, sign: bool) -> tuple[Callable, Callable]:
     files = [files[number] for number in order]  # the names are random
     whole = {path: path.read_bytes() for path in files}
     checksums = (index / "checksums.jsonl").read_bytes()
-    expected = _answers(index)
+    expected = answers_of(index)
 
     def draw(rng) -> bytes:
         number = int(rng.integers(len(files)))
@@ -259,7 +259,7 @@ def _files_of_index(folder: Path, sign: bool) -> tuple[Callable, Callable]:
         if sign:
             _sign(index)
         try:
-            read = _searches(index, "" if sign else expected)
+            read = searches(index, "" if sign else expected)
         finally:
             path.write_bytes(whole[path])
             (index / "checksums.jsonl").write_bytes(checksums)
@@ -276,13 +276,13 @@ def _sign(index: Path) -> None:
     checksums.update(names)
 
 
-def _answers(folder: Path) -> str:
+def answers_of(folder: Path) -> str:
     index = Index.open(folder)
     hits = [index.nearest(np.ones(16, np.float32), 5, exact=exact) for exact in (False, True)]
     return repr((len(index), hits, sorted(index.table.files().items())))
 
 
-def _searches(folder: Path, expected: str = "") -> bool:
+def searches(folder: Path, expected: str = "") -> bool:
     """Read all that an index holds; what is read is in range, or as `expected`."""
 
     def work():
@@ -294,7 +294,7 @@ def _searches(folder: Path, expected: str = "") -> bool:
     for hit in [hit for hits in found[1] for hit in hits] if found else []:
         assert -1.001 <= hit.score <= 1.001
         assert hit.file is None or Path(hit.file).is_relative_to(found[0].manifest.root), "a place outside the root"
-    assert error or not expected or _answers(folder) == expected, "other results"
+    assert error or not expected or answers_of(folder) == expected, "other results"
     return not error
 
 
@@ -390,3 +390,4 @@ TARGETS = {
     "metadata": make_metadata,
     "shard": make_shard,
 }
+INPUTS = 2000  # of each

@@ -11,6 +11,7 @@ A record holds:
     source    where a figure comes from that was not measured here, such as a paper; then there is no command
     commit    of the code, with "-dirty" where files had changed
     time, seed
+    seconds   that the script took until it wrote the record, by the clock
     machine   platform, processor, cpus, threads, devices, and load: processes that wanted a core in the last minute
     versions  of Python and of the packages that matter
     note      what a reader must know to judge the values
@@ -32,6 +33,7 @@ import os
 import platform
 import re
 import shlex
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from numbers import Number
@@ -40,8 +42,9 @@ from pathlib import Path
 RESULTS = Path(__file__).with_name("results")
 _TEXTS = ("name", "title", "note")
 _MEASURED = ("command", "commit", "time", "machine", "versions")
-_KNOWN = {*_TEXTS, *_MEASURED, "source", "seed", "values", "raw"}
+_KNOWN = {*_TEXTS, *_MEASURED, "source", "seed", "seconds", "values", "raw"}
 _MACHINE = ("platform", "processor", "cpus", "threads", "devices")
+_BEGUN = time.monotonic()
 _OF_RECORD = {"--record", "--title", "--note"}  # options that say only where a record goes and what it is
 _FOLDERS = re.compile(r"(?<![\w./])/(?!/)\S*/")  # of an absolute path, also behind `random:`
 _CELL = {"value", "interval", "range", "digits", "unit", "signed"}
@@ -104,6 +107,7 @@ def write(
         "commit": facts["commit"],
         "time": facts["time"],
         "seed": seed,
+        "seconds": round(time.monotonic() - _BEGUN, 1),
         "machine": {name: facts[name] for name in _MACHINE} | {"processor": processor()} | load,
         "versions": versions,
         "note": note,

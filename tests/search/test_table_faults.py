@@ -44,6 +44,24 @@ def damage(path, how: str) -> None:
 DAMAGE = ["truncated", "emptied", "flipped", "missing"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_what_reads_without_end_is_refused(folder, what):
+    """Files of rows and of versions, checksums and what no index has: reading them would never end."""
+    version = next((folder / TABLE / "_versions").glob("*.manifest"))
+    for path in (version, data_files(folder)[1], folder / "checksums.jsonl", folder / TABLE / "other"):
+        kept = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        os.mkfifo(path) if what == "pipe" else path.symlink_to("/dev/zero")
+        for read in (Table.open, verified):
+            with pytest.raises(ValueError, match=f"{re.escape(str(path))} is no file but a pipe"):
+                read(folder)
+        path.unlink()
+        if kept is not None:
+            path.write_bytes(kept)
+    assert [*contents(folder)]
+
+
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damaged_rows_are_named_and_can_be_dropped(folder, how):
     before = contents(folder)

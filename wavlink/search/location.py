@@ -5,6 +5,7 @@ Nothing heavy is imported, so that a command for an index that is not there answ
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 TABLE = "windows.lance"
@@ -31,10 +32,25 @@ def versions_of(folder: str | os.PathLike) -> list[str]:
 
 def refuse_no_index(index: str | os.PathLike) -> None:
     """Raise a ValueError for a folder that holds no index."""
-    if is_remote(index) or holds_table(index):
+    if is_remote(index):
+        return
+    if holds_table(index):
+        refuse_special(index)
         return
     refuse_former(index)
     raise ValueError(NO_INDEX.format(index))
+
+
+def refuse_special(folder: str | os.PathLike) -> None:
+    """Raise a ValueError for what would be read without end: a pipe, a device or a socket, also behind a link."""
+    folders = [os.fspath(folder)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:  # a writer may remove a folder meanwhile
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not (entry.is_file() or entry.is_dir()) and os.path.exists(entry.path):
+                    raise ValueError(f"{entry.path} is no file but a pipe, a device or a socket: remove it")
 
 
 def refuse_former(index: str | os.PathLike) -> None:
