@@ -30,7 +30,7 @@ from processing.datasets.load import caption_columns, captions_of, load_split
 WIDTH, LAYERS, HEADS = 256, 4, 4
 SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
 MAX_TOKENS = 32
-STEPS, BATCH_SIZE, LEARNING_RATE = 400, 128, 1e-3
+LEARNING_RATE = 1e-3
 
 
 def captions(data: str, split: str) -> list[str]:
@@ -93,15 +93,15 @@ def students(options) -> dict[str, tuple]:
     }
 
 
-def teach(tower, encode, tokenizer, texts: list[str], targets: torch.Tensor, seed: int) -> None:
+def teach(tower, encode, tokenizer, texts: list[str], targets: torch.Tensor, options: argparse.Namespace) -> None:
     """The student's similarities within a batch become the teacher's: squared error, no head needed."""
     optimizer = torch.optim.AdamW(tower.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS)
-    generator = torch.Generator().manual_seed(seed)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, options.steps)
+    generator = torch.Generator().manual_seed(options.seed)
     tower.train()
-    bar = trange(STEPS, desc=type(tower).__name__)
+    bar = trange(options.steps, desc=type(tower).__name__)
     for _ in bar:
-        rows = torch.randint(len(texts), (BATCH_SIZE,), generator=generator)
+        rows = torch.randint(len(texts), (options.batch_size,), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             embeds = encode(tokenize(tokenizer, [texts[row] for row in rows]))
         embeds = F.normalize(embeds.float(), dim=-1)
@@ -121,6 +121,9 @@ def main() -> None:
     parser.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--clip_tokenizer", default="openai/clip-vit-base-patch32")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--only", choices=("clip", "modernbert"), help="teach this one alone")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     records.add_option(parser, "text_towers")
     options = parser.parse_args()
@@ -134,7 +137,9 @@ def main() -> None:
     set_seed(options.seed)
     rows = []
     for name, (tokenizer, tower, encode) in students(options).items():
-        teach(tower, encode, tokenizer, texts, targets, options.seed)
+        if options.only not in (None, name):
+            continue
+        teach(tower, encode, tokenizer, texts, targets, options)
         embeds = embed(encode, tokenizer, unseen)
         kept = torch.corrcoef(torch.stack([(x @ x.T)[pairs] for x in (embeds, unseen_targets)]))[0, 1]
         size = sum(p.numel() for p in tower.parameters()) / 1e6
