@@ -189,7 +189,13 @@ def settings(options: argparse.Namespace) -> dict:
 
 
 def record(options: argparse.Namespace, runs: Runs) -> None:
-    """Print the table, and write the record with all runs, from which the same command goes on."""
+    """Print the table, and write the record with all runs, from which the same command goes on.
+
+    Raises:
+        ValueError: no run has been scored.
+    """
+    if "answers" not in runs.common:
+        raise ValueError(f"no run has been scored: {len(runs.runs)} of the search are finished, give more --minutes")
     answers = claims_report.from_text(runs.common["answers"])
     scored = {
         arm: {seed: claims_report.unpacked(row["test"], answers) for seed, row in sorted(runs.tested(arm).items())}
@@ -199,20 +205,13 @@ def record(options: argparse.Namespace, runs: Runs) -> None:
     found = claims_report.pairs(ARMS, scored, answers)
     table = claims_report.as_table(ARMS, runs, scored, found)
     print(tables.markdown(table))
-    common = runs.common["settings"]
+    by_name = {f"{ARMS[arm].words} against {ARMS[arm].instead_of}": gaps for arm, gaps in found.items()}
     missing = [
         f"{ARMS[arm].words} ({len(scored.get(arm, ()))} of {len(options.seeds)} seeds)"
         for arm in ARMS
         if len(scored.get(arm, ())) < len(options.seeds)
     ]
-    note = claims_report.paragraph(ARMS, found)
-    note += (
-        f" R@10 in percent on {answers.shape[0]} clips and {answers.shape[1]} texts of at most "
-        f"{common['max_seconds']:g} s, the mean of both directions where there is one figure; {common['steps']} steps "
-        f"of {common['batch_size']} clips for every arm. In brackets 95 % intervals by bootstrap over clips of the "
-        "mean of seeds, in parentheses the range of seeds, which share weights, order and crops within a pair. Ahead "
-        "or behind is what the interval and every seed agree on."
-    )
+    note = claims_report.note(ARMS, found, answers, runs.common["settings"])
     note += f" Not finished: {', '.join(missing)}." if missing else ""
     records.write(
         options.record,
@@ -220,7 +219,7 @@ def record(options: argparse.Namespace, runs: Runs) -> None:
         seed=options.seeds[0],
         note=note,
         values={"arms": table},
-        raw={"common": runs.common, "runs": list(runs.runs.values())},
+        raw={"common": runs.common, "pairs": by_name, "runs": list(runs.runs.values())},
     )
 
 

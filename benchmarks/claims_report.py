@@ -159,8 +159,8 @@ def _spread(shares: Sequence[float], signed: bool = False) -> dict:
     return cell | ({"signed": True} if signed else {})
 
 
-def paragraph(arms: Mapping, found: Mapping[str, dict]) -> str:
-    """The verdicts of all pairs in words, each with its difference and interval."""
+def note(arms: Mapping, found: Mapping[str, dict], answers: Correspondence, settings: Mapping) -> str:
+    """The verdicts in words, each with its difference and interval, and how they were reached."""
     kinds = {
         "ahead": "Ahead are",
         "behind": "Behind are",
@@ -172,4 +172,18 @@ def paragraph(arms: Mapping, found: Mapping[str, dict]) -> str:
         full = gaps["R@10"]
         value, low, high = (f"{100 * figure:+.1f}" for figure in (full["value"], *full["interval"]))
         words[verdict(full)].append(f"{arms[arm].words} against {arms[arm].instead_of} ({value} [{low}, {high}])")
-    return " ".join(f"{kinds[kind]} {', '.join(those)}." for kind, those in words.items() if those)
+    verdicts = " ".join(f"{kinds[kind]} {', '.join(those)}." for kind, those in words.items() if those)
+    return (
+        f"{verdicts} Points of R@10, the mean of both directions, on {answers.shape[0]} clips of at most "
+        f"{settings['max_seconds']:g} s and their {answers.shape[1]} texts, after {settings['steps']} steps of "
+        f"{settings['batch_size']} clips{_other_budgets(arms)}. In brackets 95 % intervals by bootstrap over clips of "
+        "the mean of the seeds; in parentheses the range of the seeds, under each of which both arms of a pair take "
+        "the same clips in the same order. Ahead or behind is what the interval and every seed agree on."
+    )
+
+
+def _other_budgets(arms: Mapping) -> str:
+    budgets = {
+        (arm.changes["max_steps"], arm.changes["batch_size"]) for arm in arms.values() if "max_steps" in arm.changes
+    }
+    return "".join(f", from random weights {steps} of {clips}" for steps, clips in budgets)

@@ -65,7 +65,7 @@ def test_arms_are_searched_scored_recorded_and_continued_from_the_record_alone(
     assert ahead["range"][0] == ahead["range"][1] == ahead["value"]
     assert "Under one seed so far are SigLIP's loss against InfoNCE (" in record["note"]
     assert "LoRA (0 of 1 seeds)" in record["note"] and "SigLIP's loss (" not in record["note"].split("Not finished")[1]
-    assert "on 8 clips and 12 texts of at most 0.5 s" in record["note"]
+    assert "on 8 clips of at most 0.5 s and their 12 texts, after 2 steps of 4 clips" in record["note"]
 
     before = len(started)
     shutil.rmtree(tmp_path / "work")  # as on another machine, with the record alone
