@@ -121,8 +121,9 @@ bench: $(VENV)/.installed  ## speed of embedding and of training
 docs: $(VENV)/.docs  ## the documentation, into site/; a broken link or reference fails
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
-tables: $(VENV)/.installed  ## the tables of README and docs, from benchmarks/results
+tables: $(VENV)/.installed  ## the tables and plots of README and docs, from benchmarks/results
 	$(RUN) benchmarks/tables.py
+	$(RUN) benchmarks/pictures.py
 
 reproduce: $(VENV)/.installed  ## measure again what fits into 3 hours, and compare with benchmarks/results: SOUNDS=FOLDER HOURS=3
 	$(RUN) benchmarks/reproduce.py --sounds $(or $(SOUNDS),$(error name an audiofolder: make reproduce SOUNDS=FOLDER)) --hours $(HOURS)

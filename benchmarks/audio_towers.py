@@ -48,18 +48,27 @@ TOWERS = {
     "htsat": {"model_type": "clap_audio_model", **HTSAT, "num_mel_bins": 64},
     "passt": {"model_type": "passt", **PASST, "num_mel_bins": 128},
 }
+# A third as wide; new weights have the standard deviation 1 / sqrt(128), since 0.02 starts narrow towers asleep.
+SMALL_WHISPER = {"d_model": 128, "encoder_layers": 4, "encoder_attention_heads": 2, "encoder_ffn_dim": 512}
+SMALL_WHISPER |= {**DECODER, "decoder_attention_heads": 2, "init_std": 0.088}
+SMALL_HTSAT = {"patch_embeds_hidden_size": 16, "hidden_size": 128, "depths": [2, 2, 8, 2]}
+SMALL_HTSAT |= {"num_attention_heads": [1, 2, 4, 8], "initializer_factor": 8**0.5}
+SMALL_PASST = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 512}
+SMALL_PASST |= {"initializer_range": 0.088}
 
 
-def save_towers(folder: Path) -> None:
-    WhisperModel(WhisperConfig(**WHISPER, **DECODER)).save_pretrained(folder / "whisper")
+def save_towers(folder: Path, small: bool = False) -> None:
+    """Write the three towers with new weights; the small ones have about a million parameters each."""
+    whisper = SMALL_WHISPER if small else {**WHISPER, **DECODER}
+    WhisperModel(WhisperConfig(**whisper)).save_pretrained(folder / "whisper")
     WhisperFeatureExtractor().save_pretrained(folder / "whisper")
-    tower = ClapAudioModel(ClapAudioConfig(**HTSAT))
+    tower = ClapAudioModel(ClapAudioConfig(**(SMALL_HTSAT if small else HTSAT)))
     norm = tower.audio_encoder.batch_norm  # statistics of log-mels in dB, which training keeps as they are
     norm.running_mean.fill_(-50.0)
     norm.running_var.fill_(25.0**2)
     tower.save_pretrained(folder / "htsat")
     ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(folder / "htsat")
-    config = WavLinkPasstConfig(**PASST)
+    config = WavLinkPasstConfig(**(SMALL_PASST if small else PASST))
     WavLinkPasstModel(config).save_pretrained(folder / "passt")
     WavLinkPasstFeatureExtractor.from_passt(config).save_pretrained(folder / "passt")
 

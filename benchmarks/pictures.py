@@ -1,6 +1,6 @@
-"""Draw the pictures of docs/ from the records of speed.py and storage.py.
+"""Draw the pictures of docs/ from the records of speed.py, storage.py and claims.py.
 
-    python benchmarks/pictures.py [--out docs/images]
+    python benchmarks/pictures.py [--out docs/images]      # or, with the tables: make tables
 
 Each picture has the name of its record in `benchmarks/results`; one without a record is left out.
 """
@@ -55,6 +55,31 @@ def draw_storage(record: dict) -> Figure:
     return _with_legend(picture, both[0])
 
 
+def draw_claims(record: dict) -> Figure:
+    """How far each choice is ahead of its alternative in R@10: intervals over clips, and a dot a seed."""
+    pairs = record["raw"]["pairs"]
+    picture = Figure(figsize=(9, 1.8 + 0.42 * len(pairs)), layout="constrained")
+    axes = picture.subplots()
+    rows = np.arange(len(pairs))
+    for (name, words), offset, color in zip(
+        {"R@10": "all dims", "R@10 small": "the first eighth of the dims"}.items(),
+        (-0.15, 0.15),
+        ("tab:blue", "tab:orange"),
+        strict=True,
+    ):
+        gaps = [pair[name] for pair in pairs.values()]
+        values, low, high = 100 * np.array([[gap["value"], *gap["interval"]] for gap in gaps]).T
+        bars = np.maximum([values - low, high - values], 0)
+        axes.errorbar(values, rows + offset, xerr=bars, fmt="o", color=color, capsize=3, label=words)
+        dots = [(100 * seed, row + offset) for row, gap in enumerate(gaps) for seed in gap["seeds"]]
+        axes.plot(*zip(*dots, strict=True), "|", color="black", markersize=5, label="" if offset > 0 else "a seed")
+    axes.axvline(0, color="tab:gray", linewidth=1)
+    axes.set_yticks(rows, list(pairs))
+    axes.invert_yaxis()
+    axes.set(xlabel="points of R@10 ahead, the mean of both directions")
+    return _with_legend(picture, axes)
+
+
 def _two_axes() -> tuple[Figure, tuple[Axes, Axes]]:
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     return figure, figure.subplots(1, 2)
@@ -71,7 +96,7 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-PICTURES = {"speed": draw_speed, "storage": draw_storage}
+PICTURES = {"speed": draw_speed, "storage": draw_storage, "claims": draw_claims}
 
 
 def main() -> None:

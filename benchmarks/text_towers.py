@@ -3,8 +3,8 @@
     python benchmarks/text_towers.py FOLDER --teacher ALL_MINILM_L6_V2 --clip_tokenizer CLIP_TOKENIZER --out TOWERS
 
 Neither architecture is published at the size of Whisper-tiny. Both students learn the teacher's sentence embeddings
-of the training captions alone (no sound), with the same steps, so that a sweep over them compares architectures and
-not what they were pretrained on. Writes TOWERS/clip and TOWERS/modernbert: folders that `--text_model` takes.
+of the training captions alone (no sound), so that a sweep over them compares architectures and not what they were
+pretrained on. Writes TOWERS/clip and TOWERS/modernbert: folders that `--text_model` takes.
 About 5 minutes on 2 cores; prints how well each student keeps the teacher's similarities of validation captions.
 """
 
@@ -30,7 +30,7 @@ from processing.datasets.load import caption_columns, captions_of, load_split
 WIDTH, LAYERS, HEADS = 256, 4, 4
 SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
 MAX_TOKENS = 32
-STEPS, BATCH_SIZE, LEARNING_RATE = 400, 128, 1e-3
+LEARNING_RATE = 1e-3
 
 
 def captions(data: str, split: str) -> list[str]:
@@ -93,15 +93,15 @@ def students(options) -> dict[str, tuple]:
     }
 
 
-def teach(tower, encode, tokenizer, texts: list[str], targets: torch.Tensor, seed: int) -> None:
+def teach(tower, encode, tokenizer, texts: list[str], targets: torch.Tensor, steps: int, options) -> None:
     """The student's similarities within a batch become the teacher's: squared error, no head needed."""
     optimizer = torch.optim.AdamW(tower.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS)
-    generator = torch.Generator().manual_seed(seed)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
+    generator = torch.Generator().manual_seed(options.seed)
     tower.train()
-    bar = trange(STEPS, desc=type(tower).__name__)
+    bar = trange(steps, desc=type(tower).__name__)
     for _ in bar:
-        rows = torch.randint(len(texts), (BATCH_SIZE,), generator=generator)
+        rows = torch.randint(len(texts), (options.batch_size,), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             embeds = encode(tokenize(tokenizer, [texts[row] for row in rows]))
         embeds = F.normalize(embeds.float(), dim=-1)
@@ -121,20 +121,23 @@ def main() -> None:
     parser.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--clip_tokenizer", default="openai/clip-vit-base-patch32")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--steps", type=int, nargs=2, default=[400, 400], metavar=("CLIP", "MODERNBERT"))
+    parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     records.add_option(parser, "text_towers")
     options = parser.parse_args()
     teacher_tokenizer = AutoTokenizer.from_pretrained(options.teacher)
     teacher = AutoModel.from_pretrained(options.teacher).eval()
-    texts, unseen = captions(options.data, "train"), captions(options.data, "validation")
+    texts = captions(options.data, "train")
+    unseen = sorted({*captions(options.data, "validation")} - {*texts})
     targets, unseen_targets = (
         embed(lambda tokens: mean_state(teacher, tokens), teacher_tokenizer, x) for x in (texts, unseen)
     )
     pairs = torch.triu_indices(len(unseen), len(unseen), 1).unbind()
     set_seed(options.seed)
     rows = []
-    for name, (tokenizer, tower, encode) in students(options).items():
-        teach(tower, encode, tokenizer, texts, targets, options.seed)
+    for (name, (tokenizer, tower, encode)), steps in zip(students(options).items(), options.steps, strict=True):
+        teach(tower, encode, tokenizer, texts, targets, steps, options)
         embeds = embed(encode, tokenizer, unseen)
         kept = torch.corrcoef(torch.stack([(x @ x.T)[pairs] for x in (embeds, unseen_targets)]))[0, 1]
         size = sum(p.numel() for p in tower.parameters()) / 1e6
@@ -142,7 +145,7 @@ def main() -> None:
             f"{name}: {size:.1f} M parameters, correlation with the teacher's similarities {kept:.3f} "
             f"on {len(unseen)} captions"
         )
-        rows.append([name, records.number(size, 1, "M"), records.number(float(kept), 3)])
+        rows.append([name, records.number(size, 1, "M"), steps, records.number(float(kept), 3)])
         tower.save_pretrained(Path(options.out) / name)
         tokenizer.save_pretrained(Path(options.out) / name)
     records.write(
@@ -150,7 +153,7 @@ def main() -> None:
         title="Small text towers taught a sentence model's similarities",
         seed=options.seed,
         note=f"On {len(unseen)} captions that no tower has learned from.",
-        values={"towers": records.table(["tower", "parameters", "correlation with the teacher"], rows)},
+        values={"towers": records.table(["tower", "parameters", "steps", "correlation with the teacher"], rows)},
     )
 
 

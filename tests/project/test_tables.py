@@ -284,9 +284,16 @@ def test_no_legend_of_a_picture_covers_its_curves(benchmark_modules):
         for dim in (8, 16)
         for storage in ("fp32", "fp16", "int8", "binary")
     ]
-    for draw, raw in ((pictures.draw_speed, speed_figures()), (pictures.draw_storage, {"recall": recall})):
+    gap = {"value": 0.1, "interval": [0.05, 0.15], "seeds": [0.08, 0.12]}
+    pairs = {f"one against another {number}": {"R@10": gap, "R@10 small": gap} for number in range(9)}
+    drawn = {
+        pictures.draw_speed: speed_figures(),
+        pictures.draw_storage: {"recall": recall},
+        pictures.draw_claims: {"pairs": pairs},
+    }
+    for draw, raw in drawn.items():
         picture = draw({"raw": raw})
         picture.canvas.draw()
         box = picture.legends[0].get_window_extent()
         parts = [part.get_window_extent() for axes in picture.axes for part in (axes, axes.xaxis.label)]
-        assert len(parts) == 4 and not any(box.overlaps(part) for part in parts)
+        assert len(parts) == 2 * len(picture.axes) and not any(box.overlaps(part) for part in parts)

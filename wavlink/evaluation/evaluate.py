@@ -71,8 +71,8 @@ def evaluate(
     Returns:
         The scores that `wavlink eval --json` prints: `model`, `benchmark`, `split`, `data`, `about`, `protocol`,
         `versions`, and of `text_to_audio`, `audio_to_text`, `by_language` (where the names of caption columns state
-        languages; at the largest dim), `calibration`, `zero_shot`, `multiple_choice` and `moments` those that the split
-        allows, for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in [0, 1];
+        languages; at the largest dim), `calibration`, `zero_shot`, `multiple_choice` and `moments` those that the
+        split allows, for each nested dim, every figure as `{"value": float, "interval": [low, high], ...}` in [0, 1];
         with `robustness` also that (see `wavlink.evaluation.robustness.robustness_scores`).
 
     Raises:
