@@ -315,7 +315,7 @@ def test_a_kill_while_a_column_changes_its_type_loses_no_value(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Table, "_commit", killed)
+        patch.setattr(Table, "commit_operation", killed)
         with pytest.raises(KeyboardInterrupt), Table.open(folder).writing() as table:
             update(table, {"a": {"n": "text"}}, ["n"])
     assert described(Table.open(folder)) == before

@@ -25,6 +25,7 @@ import pyarrow  # noqa: E402
 from wavlink import cli  # noqa: E402
 from wavlink.search import concurrent_writes  # noqa: E402
 from wavlink.search.build import index_sounds  # noqa: E402
+from wavlink.search.column_updates import describe  # noqa: E402
 from wavlink.search.index import Index  # noqa: E402
 from wavlink.search.listing import Sound  # noqa: E402
 from wavlink.search.manifest import Manifest  # noqa: E402
@@ -173,7 +174,7 @@ def test_columns_that_another_writer_has_added_meanwhile_are_null(place):
     first.append(rows("a", 0, 2, 2))
     mine = first.write(rows("b", 0, 2, 2))
     second.refresh()
-    second.describe(pyarrow.table({"path": ["a"], "label": ["dog"]}))
+    describe(second, pyarrow.table({"path": ["a"], "label": ["dog"]}))
     first.commit(mine)
     first.append(rows("c", 0, 1, 1))
     assert windows_of(second) == once(a=2, b=2, c=1)

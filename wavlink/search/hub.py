@@ -21,7 +21,7 @@ from wavlink.sanitize import clean, escape
 from . import former
 from .copies import fill, unsearched, without_local_paths
 from .file_facts import FILE_FACTS, doubled
-from .listing import file_of
+from .listing import size_and_time
 from .manifest import Manifest
 from .parquet import MANIFEST_FILE, Copy, Part, export, export_manifest, parts_of, read_export, read_fields
 from .repair import refuse_damaged
@@ -195,20 +195,11 @@ def _with_local_times(copy: Copy, root: str) -> Iterator[pyarrow.Table]:
     """Yield the rows with each file's modification time on this machine, if its size is the same."""
     for table in copy.tables:
         files = table["path"].combine_chunks().dictionary_encode()
-        status = [_size_and_time(root, path) for path in files.dictionary.to_pylist()]
+        status = [size_and_time(root, path) for path in files.dictionary.to_pylist()]
         size, time = np.array(status, np.int64).reshape(-1, 2)[files.indices.to_numpy()].T
         version = np.where(size == table["size"].to_numpy(), time, table["version"].to_numpy())
         number = table.column_names.index("version")
         yield table.set_column(number, table.schema.field(number), pyarrow.array(version))
-
-
-def _size_and_time(root: str, path: str) -> tuple[int, int]:
-    """Return a file's size, -1 without it, and its modification time in ns."""
-    try:
-        status = os.stat(file_of(root, path) or "")
-    except (OSError, ValueError):  # a path with a null character
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _card(manifest: Manifest, parts: list[Part], repo_id: str) -> str:

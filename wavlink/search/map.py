@@ -172,7 +172,7 @@ def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: S
     if not rows or column not in rows[0]:
         present = ", ".join(rows[0]) if rows else "no rows"
         raise ValueError(f"{metadata} has no column {column!r} (it has {present}): name one of them by --label_column")
-    found = match_rows(metadata, rows, root, paths)
+    found, _ = match_rows(metadata, rows, root, paths)
     labels = [found[path][column] if path in found else None for path in paths]
     if missing := len(paths) - len(found):
         print(f"{missing} of the {len(labels)} sounds are not in {metadata}: {UNLABELLED}", file=sys.stderr)
