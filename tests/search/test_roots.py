@@ -37,7 +37,8 @@ def test_a_root_above_gives_new_paths_in_one_commit_without_embedding(sounds, tm
         assert version(out) == was + 1
     after = rows(out)
     assert after.keys() == {(f"sounds/{path}", *times) for path, *times in before}
-    assert all((after[f"sounds/{path}", *times] == vector).all() for (path, *times), vector in before.items())
+    for (path, start, end), vector in before.items():
+        assert (after[f"sounds/{path}", start, end] == vector).all()
     assert Table.open(out).manifest.root == str(tmp_path)
     assert described(Table.open(out))["sounds/bell.flac"] == {"label": "bell"}
     assert not any(hit.missing or hit.changed for hit in Index.open(out, embedder).query("a dog"))

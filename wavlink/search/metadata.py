@@ -149,9 +149,8 @@ def bring_up_to_date(
         read = tags_of(listing, sounds if table.manifest.tags else listing.sounds)
         update(table, read, TAGS, TAGS)
         table.change(tags=True)
-        reports += (
-            [Described("tags", [*TAGS], sum(map(bool, read.values())), len(read))] if read or metadata.tags else []
-        )
+        if read or metadata.tags:
+            reports.append(Described("tags", [*TAGS], sum(map(bool, read.values())), len(read)))
     named: dict[str, Row] = {}
     if metadata.columns:
         paths = [sound.path for sound in listing.sounds]

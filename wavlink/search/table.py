@@ -274,10 +274,16 @@ class Table(TableFiles):
             self.commit_operation(lance.LanceOperation.Append([*fragments]))
 
     def commit_operation(self, operation: lance.LanceOperation.BaseOperation) -> None:
-        """Commit an operation of Lance on this version of the table."""
+        """Commit an operation of Lance on this version of the table.
+
+        Raises:
+            ValueError: another writer's commit has come before, and the two do not go together.
+        """
+        options = {"read_version": self.dataset.version, "storage_options": self.storage_options}
+        if isinstance(operation, lance.LanceOperation.Overwrite):
+            options["max_retries"] = 0  # otherwise Lance drops what has come before
         with explained(self.index):
-            version = self.dataset.version
-            lance.LanceDataset.commit(self.uri, operation, read_version=version, storage_options=self.storage_options)
+            lance.LanceDataset.commit(self.uri, operation, **options)
             self.dataset.checkout_latest()
 
     def replace_all(self, batches: Iterable[pyarrow.RecordBatch], schema: pyarrow.Schema) -> None:
