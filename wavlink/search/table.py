@@ -225,9 +225,10 @@ class Table(TableFiles):
 
     def files(self) -> dict[str, KnownFile]:
         """Add up the rows by path; where they do not fit together, the version is one that no file has."""
-        return files_of(map(self._without_nulls, self.scan(FILE_FACTS)))
+        return files_of(map(self.without_nulls, self.scan(FILE_FACTS)))
 
-    def _without_nulls(self, batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    def without_nulls(self, batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+        """Return a batch of rows, or raise a ValueError where a value is missing."""
         if empty := [
             name for name, column in zip(batch.schema.names, batch.columns, strict=True) if column.null_count
         ]:
