@@ -239,10 +239,28 @@ def main() -> None:
 
 
 def write_record(options: argparse.Namespace, found: list[dict]) -> None:
-    def milliseconds(values: list[float]) -> list[dict]:
-        return [records.number(value, 1, "ms") for value in _quantiles(values).values()]
+    last = found[-1]
+    tables = {
+        "index_scale": building(found),
+        "index_scale_queries": asking(found),
+        "index_scale_probes": curves(found),
+        "index_scale_billion": records.table([f"a billion windows, by {last['windows']:,}", ""], billion(last)),
+    }
+    records.write(
+        options.record,
+        title="An index of millions of windows",
+        seed=0,
+        note=f"Generated vectors of {DIM} dims in fp16, {options.queries} queries of each kind, one at a time, in one "
+        "process. The first answer is from the start of a Python process to the first result, without a model.",
+        packages=("pylance",),
+        values=tables,
+        raw=found,
+    )
 
-    building = [
+
+def building(found: list[dict]) -> dict:
+    names = ["windows", "bytes a window", "write", "vector index", "peak memory", "first answer", "its memory"]
+    rows = [
         [
             f"{row['windows']:,}",
             records.number(row["bytes_a_window"], 0),
@@ -255,7 +273,14 @@ def write_record(options: argparse.Namespace, found: list[dict]) -> None:
         ]
         for row in found
     ]
-    asking = [
+    return records.table([*names, f"add {ADDED:,}"], rows)
+
+
+def asking(found: list[dict]) -> dict:
+    def milliseconds(values: list[float]) -> list[dict]:
+        return [records.number(value, 1, "ms") for value in _quantiles(values).values()]
+
+    rows = [
         [
             f"{row['windows']:,}",
             kind,
@@ -267,7 +292,11 @@ def write_record(options: argparse.Namespace, found: list[dict]) -> None:
         for row in found
         for kind in ("sound", "text")
     ]
-    curves = [
+    return records.table(["windows", "query", "probes", "windows p50", "p95", "files p50", "p95 ", "recall@10"], rows)
+
+
+def curves(found: list[dict]) -> dict:
+    rows = [
         [
             f"{row['windows']:,}",
             curve["kind"],
@@ -278,12 +307,16 @@ def write_record(options: argparse.Namespace, found: list[dict]) -> None:
         for row in found
         for curve in row["curves"]
     ]
-    last = found[-1]
+    return records.table(["windows", "query", "probes", "recall@10", "p50"], rows)
+
+
+def billion(last: dict) -> list[list]:
+    """What a billion windows take, as indexes of the largest size that was measured."""
     shards = -(-BILLION // last["windows"])
     seconds = last["write_seconds"] + last["index_seconds"]
     size = last["windows"] * last["bytes_a_window"]
     slowest = max(_quantiles(last[f"{kind}_windows_ms"])["p50"] for kind in ("sound", "text"))
-    paper = [
+    return [
         ["indexes", records.number(shards, 0)],
         ["all on disk", records.number(BILLION * last["bytes_a_window"] / 1e9, 0, "GB")],
         ["made by one machine like this", records.number(shards * seconds / 3600, 1, "hours")],
@@ -292,25 +325,6 @@ def write_record(options: argparse.Namespace, found: list[dict]) -> None:
         ["machines of 16 cores, an index to a core", records.number(-(-shards // 16), 0)],
         ["memory of each that holds all its files", records.number(16 * size / 1e9, 0, "GB")],
     ]
-    names = ["windows", "bytes a window", "write", "vector index", "peak memory", "first answer", "its memory"]
-    tables = {
-        "index_scale": records.table([*names, f"add {ADDED:,}"], building),
-        "index_scale_queries": records.table(
-            ["windows", "query", "probes", "windows p50", "p95", "files p50", "p95 ", "recall@10"], asking
-        ),
-        "index_scale_probes": records.table(["windows", "query", "probes", "recall@10", "p50"], curves),
-        "index_scale_billion": records.table([f"a billion windows, by {last['windows']:,}", ""], paper),
-    }
-    records.write(
-        options.record,
-        title="An index of millions of windows",
-        seed=0,
-        note=f"Generated vectors of {DIM} dims in fp16, {options.queries} queries of each kind, one at a time, in one "
-        "process. The first answer is from the start of a Python process to the first result, without a model.",
-        packages=("pylance",),
-        values=tables,
-        raw=found,
-    )
 
 
 if __name__ == "__main__":

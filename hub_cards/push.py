@@ -191,7 +191,7 @@ def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, l
     name = options.folder if commit else Path(options.folder).resolve().name
     step("writing the Space")
     try:
-        write_space(folder, options.repo_id, name, commit, options.index)
+        write_space(folder, options.repo_id, name, commit, options.index, options.storage_options)
     except OSError as error:
         raise OSError(f"could not write {folder}: {': '.join(explained(error))}; nothing was uploaded") from error
     step("starting the Space once in a clean process")

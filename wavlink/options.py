@@ -334,7 +334,6 @@ def query(parser: Parser) -> None:
     add("--dim", type=int, help="fewer of the nested dims than the index has (default: all that it has)")
     model_options(parser)
     backend_options(parser)
-    storage_options(parser)
 
 
 def duplicates(parser: Parser) -> None:
@@ -342,7 +341,6 @@ def duplicates(parser: Parser) -> None:
     index_folder(parser)
     add("--min_score", type=float, default=0.98, help="least cosine of two sounds that are nearly the same")
     add("--any_duration", action="store_true", help="compare also sounds whose durations differ by more than 10 %%")
-    storage_options(parser)
 
 
 def info(parser: Parser) -> None:
@@ -370,6 +368,8 @@ def reindex(parser: Parser) -> None:
     add("--out", required=True, metavar="OTHER", help="folder of the new index")
     add("--dim", type=int, help="one of the nested dims, no more than the index has (default: as many)")
     add("--storage", choices=STORAGES, help="number format (default: the index's own)")
+    text = "dims of a second vector that orders the candidates (default: the index's own, but none with a new --dim)"
+    add("--rescore_dim", type=int, help=text)
 
 
 def push_index(parser: Parser) -> None:
@@ -391,7 +391,7 @@ def pull(parser: Parser) -> None:
 
 def draw_map(parser: Parser) -> None:
     add = parser.add_argument
-    add("folder", metavar="INDEX", help="folder of an index")
+    index_folder(parser)
     add("--out", required=True, metavar="HTML", help="file to write")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--labels", default="", metavar="CSV", help="metadata with file_name and label")
@@ -414,7 +414,6 @@ def draw_map(parser: Parser) -> None:
     )
     add("--most", type=int, default=20_000, help="sounds; of more, a random sample is drawn")
     add("--seed", type=int, default=0, help="of the sample and of t-SNE")
-    json_option(parser)
     add("--model", default="", help=INDEX_MODEL)
     model_options(parser)
     backend_options(parser)
@@ -512,6 +511,7 @@ def push(parser: Parser) -> None:
     add("--overwrite_card", action="store_true", help="also where the card was edited on the Hub, above its line")
     add("--space", action="store_true", help="push a demo of the model, not the model; REPO_ID is the Space's")
     add("--index", default="", help="with --space, an index whose sounds everyone may play")
+    storage_options(parser)
 
 
 def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
@@ -522,6 +522,7 @@ def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespac
         parser.error("--space shows a trained model: leave --init and --scores out")
     if options.index and not options.space:
         parser.error("--index goes with --space; alone it is pushed by `wavlink push-index`")
+    _check_storage(options, parser)
     if options.dry_run and not options.output_dir:
         parser.error("--dry_run needs --output_dir, or nothing would be left to look at")
     return options
@@ -537,6 +538,7 @@ def space(parser: Parser) -> None:
         default="",
         help="an index of sounds; or `synthetic` or `real`, of sounds written at the start",
     )
+    storage_options(parser)
     add("--sounds", default="", metavar="FOLDER", help="holds the index's sounds now (default: where they were)")
     add("--port", type=port_number, help="default: the first that is free from 7860 on, or GRADIO_SERVER_PORT")
     device_option(parser)
@@ -557,6 +559,7 @@ def check_space(options: argparse.Namespace, parser: Parser) -> argparse.Namespa
     """Refuse options of `space` that do not go together."""
     if options.static != bool(options.out):
         parser.error("--static and --out FOLDER need each other")
+    _check_storage(options, parser)
     if options.npm_packages and not options.static:
         parser.error("--npm_packages goes with --static")
     served = [name for name in ("index", "sounds", "port", "check", "backend", "precision") if getattr(options, name)]
@@ -566,10 +569,12 @@ def check_space(options: argparse.Namespace, parser: Parser) -> argparse.Namespa
 
 
 def serve(parser: Parser) -> None:
+    parser.check = _check_storage
     add = parser.add_argument
     add("model", nargs="?", default="", metavar="MODEL", help=f"{MODEL} (default: the index's own, else wavlink-tiny)")
     add("--revision", help=REVISION)
     add("--index", default="", help="an index of sounds that /v1/search finds")
+    storage_options(parser)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine")
     add("--port", type=port_number, default=8000, help="0: any that is free")
     add("--name", default="", help="the model's id in requests (default: its Hub id or the last part of its path)")
@@ -617,8 +622,10 @@ def new_index_options(parser: Parser) -> None:
 
 
 def index_folder(parser: Parser) -> None:
+    """Add --json, INDEX and --storage_options."""
     json_option(parser)
     parser.add_argument("folder", metavar="INDEX", help="folder of an index, or its address in object storage")
+    storage_options(parser)
 
 
 def json_option(parser: Parser, text: str = "one JSON document on stdout, all else on stderr", **options: Any) -> None:
@@ -655,6 +662,13 @@ class _Pairs(argparse.Action):
             parser.error(f"{option_string} takes KEY=VALUE, got {wrong[0].partition('=')[0]!r}")
         pairs = dict(each.split("=", 1) for each in values)
         setattr(namespace, self.dest, (getattr(namespace, self.dest) or {}) | pairs)
+
+
+def _check_storage(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
+    """Refuse --storage_options without --index."""
+    if options.storage_options and not options.index:
+        parser.error("--storage_options goes with --index")
+    return options
 
 
 def storage_options(parser: Parser) -> None:

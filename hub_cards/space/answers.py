@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
@@ -137,21 +137,28 @@ class Demo:
 
     Args:
         embedder: of any model that `Embedder` takes.
-        index: a folder that the same model has made (see `wavlink.search.command`).
+        index: a folder that the same model has made, or its address in object storage (see `wavlink.search.command`).
         sounds: the folder with the index's sounds (default: the one the index names).
         limits: of one visitor.
         trained: what the model was trained on, in words (see `trained_on`).
+        storage_options: of an index in object storage, see Lance's `storage_options`.
 
     Raises:
         ValueError: the index is none, is damaged or was made by another model.
     """
 
     def __init__(
-        self, embedder: Embedder, index: str = "", sounds: str = "", limits: Limits | None = None, trained: str = ""
+        self,
+        embedder: Embedder,
+        index: str = "",
+        sounds: str = "",
+        limits: Limits | None = None,
+        trained: str = "",
+        storage_options: dict[str, str] | None = None,
     ):
         self.embedder, self.limits, self.trained = embedder, limits or Limits(), trained
         self.dims = sorted({*embedder.matryoshka_dims, embedder.dims})
-        self.indexes = _opened(index, embedder, sounds) if index else {}
+        self.indexes = _opened(index, embedder, {"root": sounds, "storage_options": storage_options}) if index else {}
         self.prompts = prompts_of(embedder.model.config)
         fits = {dim: calibration_of(embedder, dim) for dim in self.dims}
         self.calibrations = {dim: fit for dim, fit in fits.items() if fit is not None}
@@ -343,16 +350,16 @@ def _file(model: str, name: str, revision: str | None) -> str | None:
     return cached_file(model, name, revision=revision, **missing)
 
 
-def _opened(index: str, embedder: Embedder, sounds: str) -> "dict[int, Index]":
+def _opened(index: str, embedder: Embedder, where: dict[str, Any]) -> "dict[int, Index]":
     """Open an index at each of its nested dims."""
     from wavlink.search.index import Index  # needs the extra `search`
 
-    full = Index.open(index, embedder, root=sounds)
+    full = Index.open(index, embedder, **where)
     full.embedder  # noqa: B018 - refuses another model's index now, not at the first query
     if not len(full):
         raise ValueError(f"{index} holds no sounds yet: index some")
     nested = [dim for dim in full.manifest.matryoshka_dims if dim < full.manifest.dim]
-    return {dim: Index.open(index, embedder, dim=dim, root=sounds) for dim in nested} | {full.manifest.dim: full}
+    return {dim: Index.open(index, embedder, dim=dim, **where) for dim in nested} | {full.manifest.dim: full}
 
 
 def _cut(vectors: np.ndarray, dim: int) -> np.ndarray:

@@ -228,7 +228,8 @@ def _demo(options: argparse.Namespace, folder: Path) -> Demo:
     index = options.index
     if index in ("synthetic", "real"):
         index = _index_of_samples(embedder, folder, index)
-    return Demo(embedder, index, options.sounds, limits, trained_on(options.model, options.revision))
+    trained = trained_on(options.model, options.revision)
+    return Demo(embedder, index, options.sounds, limits, trained, options.storage_options)
 
 
 def _index_of_samples(embedder: Embedder, folder: Path, kind: str) -> str:

@@ -43,21 +43,29 @@ if __name__ == "__main__":
 '''
 
 
-def write_space(folder: Path, repo_id: str, model: str, revision: str = "", index: str = "") -> None:
+def write_space(
+    folder: Path,
+    repo_id: str,
+    model: str,
+    revision: str = "",
+    index: str = "",
+    storage_options: dict[str, str] | None = None,
+) -> None:
     """Write a Space without `folder/model`, which must exist already if the model is not on the Hub.
 
     Args:
         repo_id: of the Space.
         model: named on its card: a Hub id, or the name of a folder.
         revision: the commit of a Hub id; "": the model is `folder/model`.
-        index: a folder that this model has made; its sounds are published with it.
+        index: a folder that this model has made, or its address in object storage; its sounds are published with it.
+        storage_options: of an index in object storage, see Lance's `storage_options`.
 
     Raises:
         ValueError: an index that is none, is damaged, or without its sounds; more than a Space holds.
     """
     options = [f'"--model={model}"', f'"--revision={revision}"'] if revision else ['f"--model={HERE}/model"']
     if index:
-        _ship_index(Path(index), folder)
+        _ship_index(index, folder, storage_options)
         options += ['f"--index={HERE}/index"', 'f"--sounds={HERE}/sounds"']
     for package in PACKAGES:
         _ship_package(package, folder)
@@ -115,11 +123,11 @@ def _ship_package(package: str, folder: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def _ship_index(source: Path, folder: Path) -> None:
+def _ship_index(source: str, folder: Path, storage_options: dict[str, str] | None) -> None:
     """Copy an index without local paths, and its sounds to `sounds/`, by their paths in the index."""
     from wavlink.search.copies import publish  # needs the extra `search`
 
-    root, paths = publish(source, folder / "index")
+    root, paths = publish(source, folder / "index", storage_options)
     (folder / "sounds").mkdir()
     _ship_sounds(root, paths, folder / "sounds")
 

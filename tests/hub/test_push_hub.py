@@ -103,6 +103,22 @@ def test_the_whole_command_makes_one_private_verified_tagged_commit(hub, wavlink
         HfApi(endpoint=hub.endpoint, token=False).model_info("user/name")
 
 
+@pytest.mark.slow
+def test_a_model_goes_by_xet_in_one_commit_and_comes_back(hub, wavlink_folder, tmp_path):
+    """As clients do by default: the weights go to the other storage, which never sees the Hub's token."""
+    pytest.importorskip("hf_xet")
+    before = len(hub.requests)
+    done = command(hub, tmp_path, wavlink_folder, "user/by-xet", HF_HUB_DISABLE_XET="0")
+    assert done.returncode == 0, done.stderr
+    asked = {path.split("/")[3] for _, path in hub.requests[before:] if path.startswith("/xet/")}
+    assert {"xorbs", "shards"} <= asked and not any("PUT /lfs/" in text for text in hub.storage_log)
+    assert titles(hub, "user/by-xet") == ["initial commit", "WavLink"] and FILES <= hub.files("user/by-xet")
+    code = "from huggingface_hub import hf_hub_download as get; print(get('user/by-xet', 'model.safetensors'))"
+    path = hub.run(code, tmp_path / "reader", TOKEN, HF_HUB_DISABLE_XET="0").strip()
+    assert Path(path).read_bytes() == (wavlink_folder / "model.safetensors").read_bytes()
+    assert any(path.startswith("/xet/v1/data") for _, path in hub.requests[before:])
+
+
 def test_push_to_an_existing_repository_removes_files_of_older_pushes(hub, here, wavlink_folder, tmp_path):
     old = tmp_path / "old"
     leavings = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]

@@ -113,6 +113,17 @@ def test_example_runs(name, namespace):
     assert runner.tries
 
 
+@pytest.mark.parametrize("name", ["remove", "info"])
+def test_example_of_a_method_runs(name, namespace):
+    method = getattr(wavlink.Index, name)
+    text = inspect.cleandoc(method.__doc__)
+    assert text.splitlines()[0].endswith(".") and text.endswith("```")
+    test = doctest.DocTestParser().get_doctest(method.__doc__, namespace, name, None, 0)
+    said = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    assert runner.run(test, out=said.append).failed == 0 and runner.tries, "".join(said)
+
+
 def test_example_of_the_package_runs(namespace):
     test = doctest.DocTestParser().get_doctest(wavlink.__doc__, namespace, "wavlink", None, 0)
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0
@@ -121,7 +132,13 @@ def test_example_of_the_package_runs(namespace):
 @pytest.mark.parametrize("name", NAMES)
 def test_signature_is_annotated(name):
     value = getattr(wavlink, name)
-    functions = [value] if name in FUNCTIONS else [value.build, value.open, value.query] if name == "Index" else []
+    functions = (
+        [value]
+        if name in FUNCTIONS
+        else [value.build, value.open, value.query, value.remove, value.info]
+        if name == "Index"
+        else []
+    )
     functions += [value.__init__, value.embed_files, value.embed_clips, value.embed_text] if name == "Embedder" else []
     for function in functions:
         for parameter in inspect.signature(function).parameters.values():

@@ -54,16 +54,24 @@ def expected(vectors: np.ndarray, seconds: np.ndarray, min_score: float, any_dur
     return groups
 
 
+@pytest.fixture(params=[4096, 0], ids=["all", "centres"])
+def compared(request, monkeypatch):
+    """In small blocks: all files with each other, and those of near centres alone."""
+    monkeypatch.setattr(finding, "_MANY", 11)
+    monkeypatch.setattr(finding, "_FEW", 7)
+    monkeypatch.setattr(finding, "_A_CENTRE", 6)
+    monkeypatch.setattr(finding, "_COMPARED", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("any_duration", [False, True])
-def test_groups_are_those_of_all_pairs(tmp_path, monkeypatch, any_duration):
-    monkeypatch.setattr(finding, "_ROWS", 7)
-    monkeypatch.setattr(finding, "_COLUMNS", 11)
+def test_groups_are_those_of_all_pairs(tmp_path, any_duration, compared):
     random = np.random.default_rng(0)
     centres = random.standard_normal((60, DIM))
     vectors = centres[random.integers(0, 60, 300)] + 0.08 * random.standard_normal((300, DIM))
     seconds = np.round(random.uniform(1, 3, 300), 2)
     table = table_of(tmp_path / "index", vectors, seconds)
-    for min_score in (0.9, 0.98, 0.995):
+    for min_score in (0.8, 0.9, 0.98, 0.995):
         groups = expected(vectors, seconds, min_score, any_duration)
         found = duplicates(table, min_score, any_duration)
         assert {frozenset(int(hit.path[:5]) for hit in group) for group in found} == groups and groups
@@ -89,7 +97,35 @@ def test_copies_are_found_and_other_durations_are_not(sounds, tmp_path, embedder
     assert opened._embedder is None  # no model is loaded
 
 
-def test_many_equal_files(tmp_path):
+def test_few_pairs_are_compared_where_few_are_near():
+    random = np.random.default_rng(0)
+    kinds = random.standard_normal((60, 48))
+    vectors = (kinds[random.integers(0, 60, 6000)] + 0.3 * random.standard_normal((6000, 48))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[1::2] = vectors[::2]
+    compared = {0.98: 0, 0.5: 0}
+    for min_score in compared:
+        compared[min_score] = sum(len(ones) * len(others) for ones, others in finding._compared(vectors, min_score))
+    assert compared[0.98] < 6000**2 / 8 < 6000**2 / 4 < compared[0.5] <= 6000**2
+    assert len(finding._groups(vectors, None, 0.98)) == 3000
+
+
+def test_windows_of_a_file_may_lie_anywhere_in_the_table(tmp_path):
+    """Also those of a file whose duration is not known, which has no near-duplicate but of any duration."""
+    vectors = np.random.default_rng(1).standard_normal((2, DIM))
+    with Table.create(tmp_path / "index", MANIFEST) as table:
+        for first in (1, 0):
+            for name in ("a", "b", "c"):
+                facts = {"first": first, "windows": 2, "duration": None if name == "c" else 3.0}
+                times = [(first, first + 2.0)]
+                table.append(window_rows(MANIFEST, Sound(name, 1, 1, ""), times, vectors[None, first], **facts))
+    (group,) = duplicates(table)
+    assert [(hit.path, hit.start, hit.end) for hit in group] == [("a", 0, 3), ("b", 0, 3)]
+    (group,) = duplicates(table, any_duration=True)
+    assert [(hit.path, hit.start, hit.end) for hit in group] == [("a", 0, 3), ("b", 0, 3), ("c", 0, 2)]
+
+
+def test_many_equal_files(tmp_path, compared):
     vectors = np.ones((1200, DIM)) + np.eye(DIM)[0]
     (group,) = duplicates(table_of(tmp_path / "index", vectors, np.full(1200, 2.0)))
     assert len(group) == 1200

@@ -118,13 +118,49 @@ def test_reindex_keeps_everything_but_the_vectors(tmp_path, dim, storage, rescor
     reindex(tmp_path / "index", tmp_path / "copy", dim=dim, storage=storage)
     old, new = rows_of(tmp_path / "index"), rows_of(tmp_path / "copy")
     vectors = ["embedding", "rescore"] if rescore_dim else ["embedding"]
-    assert new.drop_columns(vectors).equals(old.drop_columns(vectors)) and new.column_names == old.column_names
+    kept = rescore_dim if not dim else 0
+    assert new.column_names == [name for name in old.column_names if kept or name != "rescore"]
+    assert new.drop_columns(vectors[: 1 + bool(kept)]).equals(old.drop_columns(vectors))
     assert new["embedding"].is_null().to_pylist() == [False] * 8 + [True]
     expected = truncated(vectors_of(old["embedding"]), dim or DIM)
     np.testing.assert_allclose(vectors_of(new["embedding"]), expected, atol=0 if storage == "fp32" and dim else 5e-4)
     manifest = Table.open(tmp_path / "copy").manifest
     assert (manifest.dim, manifest.storage) == (dim or DIM, storage or "fp16")
-    assert manifest.rescore_dim == rescore_dim
+    assert manifest.rescore_dim == kept
+
+
+@pytest.mark.parametrize("rescore_dim", [0, 24])
+def test_reindex_makes_and_drops_the_vectors_to_rescore_by(tmp_path, caplog, rescore_dim):
+    made(tmp_path / "index", rescore_dim=rescore_dim)
+    old = rows_of(tmp_path / "index")
+    for name, options, expected in (
+        ("kept", {"dim": 6, "rescore_dim": 24}, 24),
+        ("cut", {"dim": 6, "rescore_dim": 12}, 12),
+        ("dropped", {"rescore_dim": 0}, 0),
+    ):
+        if expected == 24 and not rescore_dim:
+            with pytest.raises(ValueError, match="rescore_dim=24 must be one of the dims over 6 .* stores: 12$"):
+                reindex(tmp_path / "index", tmp_path / name, **options)
+            continue
+        reindex(tmp_path / "index", tmp_path / name, **options)
+        new, manifest = rows_of(tmp_path / name), Table.open(tmp_path / name).manifest
+        assert (manifest.dim, manifest.rescore_dim) == (options.get("dim", DIM), expected)
+        assert ("rescore" in new.column_names) == bool(expected) and not caplog.records
+        if expected:
+            of = vectors_of(old["rescore" if rescore_dim else "embedding"])
+            np.testing.assert_allclose(vectors_of(new["rescore"]), truncated(of, expected), atol=5e-4)
+            assert new["rescore"].is_null().to_pylist() == [False] * 8 + [True]
+    reindex(tmp_path / "index", tmp_path / "fewer", dim=6)
+    assert [record.message for record in caplog.records] == [
+        "results are ordered by 6 dims alone: the vectors of 24 dims that ordered them are left out; --rescore_dim 24 "
+        "keeps them"
+    ] * bool(rescore_dim)
+    for wrong in (7, 6, 4):
+        with pytest.raises(ValueError, match=f"rescore_dim={wrong} must be one of the dims over 6"):
+            reindex(tmp_path / "index", tmp_path / "wrong", dim=6, rescore_dim=wrong)
+    for copy in (reindex, lambda source, out: pull(str(source), out)):
+        with pytest.raises(ValueError, match="s3://bucket/copy is in object storage: name a folder here"):
+            copy(tmp_path / "index", "s3://bucket/copy")
 
 
 def test_reindex_equals_an_index_made_directly(sounds, tmp_path, embedder):

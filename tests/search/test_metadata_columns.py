@@ -272,11 +272,55 @@ def test_tags_of_a_container(tmp_path):
     assert read_tags(tmp_path / "a.m4a") == {"title": "Lied", "artist": "Ä", "genre": "folk"}
 
 
+def test_a_run_says_what_it_sets_and_names_rows_without_a_sound(sounds, tmp_path, embedder, capsys):
+    """Each form of a name; of two rows for one file the later counts, and neither is without a sound."""
+    (sounds / "a.csv").write_text(
+        "file_name,label,n\nbell.flac,bell,1\n./bell.flac,chime,2\ndog/far.wav,dog,3\ngone.wav,x,4\n../up.wav,y,5\n"
+    )
+    (tmp_path / "b.jsonl").write_text('{"file_name": "rain.wav", "wet": 1}\n{"file_name": "cat.ogg", "dry": 2}\n')
+    tagged(sounds / "song.flac", title="Song")
+    out, files = tmp_path / "index", [sounds / "a.csv", tmp_path / "b.jsonl"]
+    report = index(sounds, out, embedder, metadata=files, tags=True)
+    assert [vars(each) for each in report.described] == [
+        {"source": "tags", "columns": [*TAGS], "sounds": 1, "rows": 6, "unmatched": []},
+        {"source": str(files[0]), "columns": ["label", "n"], "sounds": 2, "rows": 5}
+        | {"unmatched": ["gone.wav", "../up.wav"]},
+        {"source": str(files[1]), "columns": ["wet", "dry"], "sounds": 2, "rows": 2, "unmatched": []},
+    ]
+    assert str(report).splitlines()[1:] == [
+        f"tags ({', '.join(TAGS)}) of 1 of the 6 sounds that were read for them",
+        f"{files[0]}: label, n of 2 sounds; 2 of its 5 rows name no sound of this run: gone.wav, ../up.wav",
+        f"{files[1]}: wet, dry of 2 sounds",
+    ]
+    names = [f"{number}.wav" for number in range(20)]
+    (sounds / "a.csv").write_text("".join(f"{name},x\n" for name in ["file_name", "bell.flac", "\x1b[31m", *names]))
+    report = index(sounds, out, metadata=files[0])
+    assert len(report.described[-1].unmatched) == 21
+    line = str(report).splitlines()[-1]
+    assert line.endswith("1.wav, 2.wav, 3.wav, 4.wav, 5.wav, 6.wav, 7.wav, 8.wav and 11 more") and "\x1b" not in line
+
+
+def test_a_run_without_new_sounds_reads_no_tags(sounds, tmp_path, embedder):
+    out = tmp_path / "index"
+    index(sounds, out, embedder, tags=True)
+    assert index(sounds, out).described == []
+    assert str(index(sounds, out, tags=True)).endswith("of 0 of the 0 sounds that were read for them")
+
+
 def test_command_line(sounds, tmp_path, models, metadata, capsys):
     out = str(tmp_path / "index")
     arguments = ["index", str(sounds), "--out", out, "--model", str(models["model"]), "--metadata", str(metadata)]
+    metadata.write_text(f"{CSV}gone.wav,dog,,,,\n", encoding="utf-8")
     assert search.main([*arguments, "--tags"]) == 0
-    capsys.readouterr()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("5 added") and printed[1].startswith("tags (title, artist,")
+    assert (
+        printed[2]
+        == f"{metadata}: {', '.join(NAMES)} of 4 sounds; 1 of its 5 rows name no sound of this run: gone.wav"
+    )
+    assert search.main([*arguments, "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)["described"]
+    assert (facts["source"], facts["sounds"], facts["unmatched"]) == (str(metadata), 4, ["gone.wav"])
     search.main(["info", out, "--json"])
     assert json.loads(capsys.readouterr().out)["columns"] == [*TAGS, *NAMES]
     search.main(["info", out])
@@ -315,7 +359,7 @@ def test_a_kill_while_a_column_changes_its_type_loses_no_value(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Table, "_commit", killed)
+        patch.setattr(Table, "commit_operation", killed)
         with pytest.raises(KeyboardInterrupt), Table.open(folder).writing() as table:
             update(table, {"a": {"n": "text"}}, ["n"])
     assert described(Table.open(folder)) == before

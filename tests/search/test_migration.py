@@ -167,8 +167,8 @@ if where == "embedding":
 elif where == "before":
     migration._switch = kill
 elif where == "switch":
-    real = table.Table._commit
-    table.Table._commit = lambda t, operation: kill() if "Overwrite" in repr(type(operation)) else real(t, operation)
+    real = table.Table.commit_operation
+    table.Table.commit_operation = lambda t, made: kill() if "Overwrite" in repr(type(made)) else real(t, made)
 elif where == "after":
     migration.vector_index.update = lambda t, *_: kill() if "/.migration" not in t.index else None
 migration.migrate(index, model, progress=False)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests import pushed_index
 from tests.conftest import RATE, tone
 from tests.object_storage import s3_server
 from tests.processes import run_process
@@ -21,17 +22,24 @@ pytest.importorskip("lance", reason="of the optional extra search")
 pytest.importorskip("moto.server", reason="of the optional extra dev")
 
 import pyarrow  # noqa: E402
+from pyarrow.fs import S3FileSystem  # noqa: E402
 
 from wavlink import cli  # noqa: E402
 from wavlink.search import concurrent_writes  # noqa: E402
 from wavlink.search.build import index_sounds  # noqa: E402
+from wavlink.search.column_updates import describe  # noqa: E402
+from wavlink.search.copies import publish  # noqa: E402
 from wavlink.search.index import Index  # noqa: E402
 from wavlink.search.listing import Sound  # noqa: E402
 from wavlink.search.manifest import Manifest  # noqa: E402
+from wavlink.search.metadata import update  # noqa: E402
+from wavlink.search.repair import verified  # noqa: E402
+from wavlink.search.roots import change_root  # noqa: E402
 from wavlink.search.rows import skipped_row, window_rows  # noqa: E402
 from wavlink.search.table import Table  # noqa: E402
 from wavlink.search.table_place import has_table  # noqa: E402
 
+here = pushed_index.here
 ROOT = Path(__file__).parents[2]
 TIMES = {"window": 2.0, "hop": 1.0}
 MANIFEST = Manifest("model", "sha256:0", 8, [8], 8, "fp16", 2.0, 1.0, RATE, "/sounds")
@@ -173,13 +181,56 @@ def test_columns_that_another_writer_has_added_meanwhile_are_null(place):
     first.append(rows("a", 0, 2, 2))
     mine = first.write(rows("b", 0, 2, 2))
     second.refresh()
-    second.describe(pyarrow.table({"path": ["a"], "label": ["dog"]}))
+    describe(second, pyarrow.table({"path": ["a"], "label": ["dog"]}))
     first.commit(mine)
     first.append(rows("c", 0, 1, 1))
     assert windows_of(second) == once(a=2, b=2, c=1)
     found = second.dataset.to_table(["path", "label"]).to_pylist()
     assert {(row["path"], row["label"]) for row in found} == {("a", "dog"), ("b", None), ("c", None)}
     assert second.rows("label = 'dog'") == 2 and second.rows("label is null") == 3
+
+
+@pytest.mark.parametrize("column", ["label", "new", "number"])
+def test_columns_are_set_beside_another_writer_again_and_again(place, monkeypatch, column):
+    """Its commit comes before the one that sets a known column, a new one, or one of another type."""
+    first, second = writers(place)
+    first.append(rows("a", 0, 2, 2))
+    second.refresh()
+    update(second, {"a": {"label": "dog", "number": 1}}, ["label", "number"])
+    real, left = Table.commit_operation, [3]
+
+    def commit_operation(table, operation):
+        if table is second and left[0]:
+            left[0] -= 1
+            first.append(rows(f"b{left[0]}", 0, 1, 1))
+        real(table, operation)
+
+    monkeypatch.setattr(Table, "commit_operation", commit_operation)
+    update(second, {"a": {column: "cat"}}, [column])
+    assert left == [0] and windows_of(second) == once(a=2, b0=1, b1=1, b2=1)
+    found = {row["path"]: row[column] for row in second.dataset.to_table(["path", column]).to_pylist()}
+    assert found == {"a": "cat", "b0": None, "b1": None, "b2": None}
+
+
+def test_another_root_beside_another_writer(place, tmp_path, monkeypatch):
+    first, second = writers(place)
+    for name in "ab":
+        (tmp_path / "sounds").mkdir(exist_ok=True)
+        (tmp_path / "sounds" / name).write_bytes(b"x" * 10)
+    first.append(rows("a", 0, 2, 2))
+    second.change(root=str(tmp_path / "sounds"))
+    real, left = Table.commit_operation, [1]
+
+    def commit_operation(table, operation):
+        if table is second and left[0]:
+            left[0] -= 1
+            first.append(rows("b", 0, 1, 1))
+        real(table, operation)
+
+    monkeypatch.setattr(Table, "commit_operation", commit_operation)
+    change_root(second, str(tmp_path))
+    found = second.dataset.to_table(["path"])["path"].to_pylist()
+    assert sorted(found) == ["sounds/a", "sounds/a", "sounds/b"] and second.manifest.root == str(tmp_path)
 
 
 def test_writers_in_a_race_add_each_window_once(place):
@@ -253,11 +304,50 @@ def test_index_query_info_and_remove(place, folder, wavlink_folder, tmp_path, ca
     assert cli.main(["info", address, "--json", *pairs]) == 0
     facts = json.loads(capsys.readouterr().out)["results"]
     assert facts["sounds"] == 6 and facts["bytes"] > 0 and [*facts["skipped"]] == ["b/broken.wav"]
+    assert cli.main(["remove", address, "a/new.wav", *pairs]) == 0
+    assert capsys.readouterr().out.startswith("1 sounds removed")
     for name, value in options.items():
         monkeypatch.setenv(f"AWS_{name.removeprefix('aws_').upper()}", value)
     assert cli.main(["remove", address, "a"]) == 0
-    assert capsys.readouterr().out.startswith("3 sounds removed")
+    assert capsys.readouterr().out.startswith("2 sounds removed")
     assert {path for path, _ in windows_of(Table.open(address))} == {f"b/{name}.wav" for name in (1, 3, 5, "broken")}
+
+
+def test_every_command_that_opens_an_index_takes_storage_options(place, tmp_path, capsys, here):
+    address, options = place
+    with Table.create(address, MANIFEST, options) as table:
+        table.append(pyarrow.concat_tables([rows("a", 0, 2, 2), rows("b", 0, 1, 1)]))
+    pairs = ["--storage_options", *(f"{name}={value}" for name, value in options.items())]
+    copy = str(tmp_path / "copy")
+    for arguments, printed in (
+        (["verify", address], "3 windows can be read; object storage keeps no checksums here"),
+        (["reindex", address, "--out", copy, "--storage", "fp32"], "copy holds 3 windows"),
+        (["duplicates", address, "--any_duration"], "2 sounds in 1 groups"),
+        (["push-index", address, "user/from-storage"], "user/from-storage"),
+        (["map", address, "--out", str(tmp_path / "map.html")], "map.html: 2 sounds"),
+    ):
+        assert cli.main([*arguments, *pairs]) == 0, capsys.readouterr().err
+        assert printed in capsys.readouterr().out
+    assert Table.open(copy).manifest.storage == "fp32" and here.files("user/from-storage", kind="datasets")
+    assert publish(address, tmp_path / "published", options) == ("/sounds", ["a", "b"])
+    names = {"query", "duplicates", "info", "verify", "remove", "reindex", "map", "push-index", "push"}
+    names |= {"space", "serve", "index", "ray"}
+    parsers = cli.build_parser().commands
+    assert names == {name for name, parser in parsers.items() if "--storage_options" in parser.format_help()}
+
+
+def test_a_file_that_is_gone_from_object_storage_is_found_by_verify(place):
+    address, options = place
+    with Table.create(address, MANIFEST, options) as table:
+        table.append(rows("a", 0, 2, 2))
+        table.append(rows("b", 0, 2, 2))
+    assert verified(address, storage_options=options)[1] == {}
+    name = table.dataset.get_fragments()[1].metadata.files[0].path
+    keys = {"access_key": options["aws_access_key_id"], "secret_key": options["aws_secret_access_key"]}
+    place = {"endpoint_override": options["aws_endpoint"].partition("//")[2], "scheme": "http", "region": "us-east-1"}
+    S3FileSystem(**keys, **place).delete_file(f"{address.removeprefix('s3://')}/windows.lance/data/{name}")
+    with pytest.raises(ValueError, match="lacks a file"):
+        verified(address, storage_options=options)
 
 
 def test_no_index_and_no_bucket_are_named(server, capsys):

@@ -614,7 +614,8 @@ def test_the_command(sounds, tmp_path, models, capsys):
 
     search.main(["query", out, "a dog barks", "--top_k", "3", "--json"])
     results = json.loads(capsys.readouterr().out)
-    assert [set(hit) for hit in results] == [{"path", "score", "start", "end", "file"}] * 3
+    assert [set(hit) for hit in results] == [{"path", "score", "start", "end", "file", "duration"}] * 3
+    assert [hit["duration"] for hit in results] == [SECONDS[hit["path"]] for hit in results]
     search.main(["query", out, "a dog barks", "--top_k", "3"])
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in table] == [hit["path"] for hit in results]
@@ -671,10 +672,10 @@ def test_the_command_line_is_frozen():
         "--storage_options",
         "duplicates": "--min_score --any_duration --storage_options --json",
         "info": "--json --storage_options",
-        "verify": "--drop --json",
-        "remove": "--json",
-        "reindex": "--out --dim --storage --json",
-        "push": "--private --json",
+        "verify": "--drop --json --storage_options",
+        "remove": "--json --storage_options",
+        "reindex": "--out --dim --storage --json --rescore_dim --storage_options",
+        "push": "--private --json --storage_options",
         "pull": "--out --model --root --revision --json",
     }
     (commands,) = (action for action in search._parser()._actions if action.choices)

@@ -87,7 +87,7 @@ LOADED = {"revision": None, "device": "cpu", "dtype": "float32", "backend": None
 
 def test_the_index_names_its_model(embedder, index_folder, wavlink_folder, monkeypatch):
     options = Namespace(model="", index=str(index_folder), **LOADED)
-    monkeypatch.setattr("wavlink.search.index.embedder_of", lambda *_, **__: embedder)
+    monkeypatch.setattr("wavlink.search.open_index.embedder_of", lambda *_, **__: embedder)
     loaded, open_index = command._load(options)
     assert loaded is embedder and len(open_index(embedder)) == 8
 

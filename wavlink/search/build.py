@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 
-from processing.sound_tags import TAGS
 from processing.windows import stream_windows
 from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.defaults import HOP, PRECISIONS, PROMPT, STORAGE, STORAGES, WINDOW
@@ -24,12 +23,13 @@ from wavlink.progress import Bar
 from wavlink.vocabulary import unnamed
 
 from . import vector_index
-from .changes import Changes, Report, Task, compare
+from .changes import Report, Task, compare
 from .index_model import check_window_of, embedder_of, new_embedder, preprocessing_of
 from .listing import Listing, list_sounds
 from .location import is_remote, refuse_former
 from .manifest import Manifest
 from .metadata import Metadata, Row, bring_up_to_date, with_values
+from .roots import change_root
 from .rows import skipped_row, skipped_rows, window_rows
 from .table import Table, quoted
 from .table_errors import unless_preempted
@@ -68,23 +68,11 @@ def index_sounds(
 
     A file is recognised by its size and its modification time. Files outside `sources` stay in the index unchanged.
 
-    Args:
-        sources: see `wavlink.search.listing.list_sounds`, also for `root` and `split`; or the sounds already listed.
-            Another `root` than that of the index means that its sounds have moved.
-        out: the index's folder, or its address in object storage.
-        model: as `Embedder` takes it (default: the bundled one). An existing index names its model: give it only where
-            this machine does not have it under that name (see `embedder_of`).
-        dim: one of the nested dims, of a new index (default: the smallest from 48 on).
-        storage: of a new index, fp32 or fp16 (default: fp16).
-        rescore_dim: of a new index: keep vectors of so many dims too, and order the candidates by them.
-        window, hop: in seconds, of a new index (defaults: 10 and 5).
-        retry: embed files too that earlier runs skipped.
-        metadata: CSV files or JSON lines whose columns describe the sounds, see `wavlink.search.metadata`.
-        tags: keep tags in the sound files as columns, also those of later runs' files.
-        device, dtype, backend, precision: see `Embedder` (default precision: the index's own).
+    Args: those of `wavlink.Index.build`, and
+        sources: see `list_sounds`, also for `root` and `split`; or the sounds already listed.
+        root: another one than that of the index changes the paths of its sounds, see `change_root`.
         commit_seconds: embedded windows are written to the disk at least this often.
         stop: once it is set, what is embedded is written and the run ends.
-        storage_options: of an index in object storage, see Lance's `storage_options`.
         embed: embeds files and writes their rows, instead of this process, and returns True if it was stopped.
 
     Raises:
@@ -92,44 +80,78 @@ def index_sounds(
     """
     if not is_remote(out):
         check_folder(out)
-    options = {"dim": dim, "storage": storage, "rescore_dim": rescore_dim, "window": window, "hop": hop}
+    making = {"dim": dim, "storage": storage, "rescore_dim": rescore_dim, "window": window, "hop": hop}
     run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
-    described_by = Metadata([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
-    described_by.check_case(TAGS if tags else ())
-    listed = sources if isinstance(sources, Listing) else None
-    sources = [sources] if isinstance(sources, str | os.PathLike) else sources
-    sources = [] if listed else [os.fspath(source) for source in sources]
-    if has_table(out, storage_options):
-        table, listing = Table.open(out, storage_options), listed
-        _refuse_other_options(table.manifest, options | {"precision": precision})
-        described_by.check_case(table.metadata_columns)
-        run = own_precision(table.manifest, run)
-        embedder = embedder_of(table.manifest, model, **run) if model else None
-        writing = table.writing()
-    else:
-        refuse_former(out)
-        listing, embedder = listed or list_sounds(sources, root, split), new_embedder(model, **run)
-        writing = Table.create(out, _new_manifest(embedder, listing.root, options), storage_options)
+    described_by = Metadata([metadata] if isinstance(metadata, str | os.PathLike) else metadata, tags)
+    list_now = partial(_listed, sources, root, split)
+    writing, embedder, listing = _begun(out, model, list_now, described_by, making, run, storage_options)
+    embed = embed or partial(_embed, commit_seconds=commit_seconds, progress=progress, stop=stop or threading.Event())
     with writing as table:
         # Sounds are listed after the lock is held: another process may have added some just before.
-        listing = listing or list_sounds(sources, root or table.manifest.root, split)
-        _note(table, listing.root, embedder.name if embedder and isinstance(model, str) else "")
-        changes = compare(listing, table.files(), retry)
-        columns = bring_up_to_date(table, listing, [task.sound for task in changes.tasks], described_by, tags)
-        table.remove(changes.changed + changes.removed)
-        stopped, tasks = False, _without_broken(table, changes.tasks, columns)
-        if tasks:
-            embedder = embedder or embedder_of(table.manifest, **run)
-            stop = stop or threading.Event()
-            embed = embed or partial(_embed, commit_seconds=commit_seconds, progress=progress, stop=stop)
-            stopped = embed(table, embedder, listing, tasks, columns)
-        if not stopped:
-            table.compact()
-            with unless_preempted():
-                vector_index.update(table, partial(text_vectors, embedder) if embedder else None)
-        report = _report(table, changes, listing, stopped)
-    if not (report.sounds or stopped or listed):
+        listing = listing or list_now(table.manifest.root)
+        change_root(table, listing.root)
+        if embedder and isinstance(model, str):  # where a user has named it
+            table.change(model=embedder.name)
+        report = _update(table, listing, embedder, retry, described_by, run, embed)
+    if not (report.sounds or report.stopped or isinstance(sources, Listing)):
         raise ValueError(none_read(report))
+    return report
+
+
+def _listed(sources: str | Sequence[str] | Listing, root: str, split: str, own: str = "") -> Listing:
+    """List the sounds; `own` is the root of the index, if there is one."""
+    if isinstance(sources, Listing):
+        return sources
+    sources = [sources] if isinstance(sources, str | os.PathLike) else sources
+    return list_sounds([os.fspath(source) for source in sources], root or own, split)
+
+
+def _begun(
+    out: str | os.PathLike,
+    model: str | Embedder,
+    list_now: Callable[[], Listing],
+    metadata: Metadata,
+    making: dict[str, Any],
+    run: dict[str, Any],
+    storage_options: Storage,
+) -> tuple[AbstractContextManager[Table], Embedder | None, Listing | None]:
+    """Open the index or plan a new one: how it is held, the model and the sounds as far as they are loaded."""
+    if not has_table(out, storage_options):
+        refuse_former(out)
+        listing, embedder = list_now(), new_embedder(model, **run)
+        manifest = _new_manifest(embedder, listing.root, making)
+        return Table.create(out, manifest, storage_options), embedder, listing
+    table = Table.open(out, storage_options)
+    _refuse_other_options(table.manifest, making | {"precision": run["precision"]})
+    metadata.check_case(table.metadata_columns)
+    run = own_precision(table.manifest, run)
+    return table.writing(), embedder_of(table.manifest, model, **run) if model else None, None
+
+
+def _update(
+    table: Table,
+    listing: Listing,
+    embedder: Embedder | None,
+    retry: bool,
+    metadata: Metadata,
+    run: dict[str, Any],
+    embed: Callable[[Table, Embedder, Listing, list[Task], dict[str, Row]], bool],
+) -> Report:
+    """Write what the listing has that the table lacks, and remove what has gone."""
+    changes = compare(listing, table.files(), retry)
+    columns, described = bring_up_to_date(table, listing, [task.sound for task in changes.tasks], metadata)
+    table.remove(changes.changed + changes.removed)
+    stopped, tasks = False, _without_broken(table, changes.tasks, columns)
+    if tasks:
+        embedder = embedder or embedder_of(table.manifest, **own_precision(table.manifest, run))
+        stopped = embed(table, embedder, listing, tasks, columns)
+    if not stopped:
+        table.compact()
+        with unless_preempted():
+            vector_index.update(table, partial(text_vectors, embedder) if embedder else None)
+    known = table.files()
+    report = changes.report(known, listing.unreadable, sum(file.rows for file in known.values()))
+    report.stopped, report.described = stopped, described
     return report
 
 
@@ -169,11 +191,6 @@ def _refuse_other_options(manifest: Manifest, options: dict) -> None:
             )
 
 
-def _note(table: Table, root: str, model: str) -> None:
-    """Write to the manifest where the sounds are and, if a user has named it, the model."""
-    table.change(root=root, model=model or table.manifest.model)
-
-
 def _without_broken(table: Table, tasks: list[Task], columns: dict[str, Row]) -> list[Task]:
     """Write the errors that are known from the listing, and return the other tasks."""
     broken = [task.sound for task in tasks if task.sound.error]
@@ -181,13 +198,6 @@ def _without_broken(table: Table, tasks: list[Task], columns: dict[str, Row]) ->
         rows = skipped_rows(table.manifest, broken, [sound.error for sound in broken])
         table.append(with_values(rows, columns, table.schema))
     return [task for task in tasks if not task.sound.error]
-
-
-def _report(table: Table, changes: Changes, listing: Listing, stopped: bool) -> Report:
-    known = table.files()
-    report = changes.report(known, listing.unreadable, sum(file.rows for file in known.values()))
-    report.stopped = stopped
-    return report
 
 
 def none_read(report: Report) -> str:

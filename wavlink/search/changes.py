@@ -4,7 +4,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from wavlink.sanitize import clean
+
 from .listing import Listing, Sound
+
+_NAMED = 10  # rows of a metadata file without a sound, in a report as text
+
+
+@dataclass
+class Described:
+    """What a metadata file, or the tags in sound files, say of the sounds of a run.
+
+    Attributes:
+        source: the file, or "tags".
+        columns: of the index, that it sets.
+        sounds: how many it describes.
+        rows: that it has; of tags the sounds that they were read of.
+        unmatched: the names in its rows that are of none of the run's sounds.
+    """
+
+    source: str
+    columns: list[str]
+    sounds: int
+    rows: int
+    unmatched: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        names = clean(", ".join(self.columns), 1000)
+        if self.source == "tags":
+            return f"tags ({names}) of {self.sounds} of the {self.rows} sounds that were read for them"
+        line = f"{clean(self.source, 1000)}: {names} of {self.sounds} sounds"
+        if self.unmatched:
+            shown = clean(", ".join(self.unmatched[:_NAMED]), 1000)
+            more = f" and {len(self.unmatched) - _NAMED} more" * (len(self.unmatched) > _NAMED)
+            line += f"; {len(self.unmatched)} of its {self.rows} rows name no sound of this run: {shown}{more}"
+        return line
 
 
 @dataclass
@@ -20,6 +54,7 @@ class Report:
         windows: their vectors.
         skipped: why a file or folder has no vectors, by path; of all runs.
         stopped: the run was stopped before its end.
+        described: what metadata files and tags say of the sounds.
     """
 
     added: int = 0
@@ -30,10 +65,12 @@ class Report:
     windows: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
+    described: list[Described] = field(default_factory=list)
 
     def __str__(self) -> str:
         counts = f"{self.added} added, {self.changed} changed, {self.removed} removed, {self.unchanged} as they were"
-        return f"{counts}; {self.sounds} sounds in {self.windows} windows, {len(self.skipped)} skipped"
+        line = f"{counts}; {self.sounds} sounds in {self.windows} windows, {len(self.skipped)} skipped"
+        return "\n".join([line, *map(str, self.described)])
 
 
 class KnownFile(NamedTuple):

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from processing.file_names import same_letters
 from wavlink import options as of
 from wavlink.console import StopSignal, print_json
 from wavlink.parsing import Parser
@@ -27,11 +26,11 @@ from .build import index_sounds
 from .hits import as_dict, print_hits
 from .index import Index
 from .information import info, print_skipped
-from .listing import readable
 from .migration import migrate as migrated
 from .playlist import check_playlist, write_playlist
+from .removal import remove_sounds
 from .repair import verified
-from .table import Table
+from .table import Storage, Table
 from .watch import watch_sounds
 
 _SHOWN = 10  # skipped files that `index` prints
@@ -101,9 +100,9 @@ def duplicates(folder: str, min_score: float, any_duration: bool, as_json: bool,
     print(f"{sum(map(len, groups))} sounds in {len(groups)} groups")
 
 
-def verify(folder: str, drop: bool, as_json: bool) -> None:
+def verify(folder: str, drop: bool, as_json: bool, storage_options: Storage) -> None:
     """Verify the checksums of an index, and with `drop` repair it."""
-    table, dropped = verified(folder, drop)
+    table, dropped = verified(folder, drop, storage_options)
     facts = {"files": len(table.file_names()), "windows": table.windows(), "forgotten": [*dropped]}
     facts["without_checksum"] = len(table.without_checksum())
     if drop:
@@ -115,7 +114,8 @@ def verify(folder: str, drop: bool, as_json: bool) -> None:
         print(f"forgotten: {name}" + ", which held sounds whose names are lost too" * (paths is None))
         for path in paths or ():
             print(f"  {clean(path, 1000)}")
-    intact = f"{facts['files']} files with {facts['windows']} windows are as they were written"
+    state = "are as they were written" if table.checksums else "can be read; object storage keeps no checksums here"
+    intact = f"{facts['files']} files with {facts['windows']} windows {state}"
     anew = "`index` embeds the forgotten sounds anew"
     anew += ", and --metadata gives them their columns again" * bool(table.metadata_columns)
     print(anew if dropped else intact)
@@ -123,19 +123,10 @@ def verify(folder: str, drop: bool, as_json: bool) -> None:
         print(f"of {facts['without_checksum']} of these files no checksum is noted: the next `index` notes it")
 
 
-def remove(folder: str, paths: Sequence[str], as_json: bool) -> None:
+def remove(folder: str, paths: Sequence[str], as_json: bool, storage_options: Storage) -> None:
     """Remove sounds, or folders of them, from an index."""
-    with Table.open(folder).writing() as table:
-        known = set(table.files())
-        folders = {path[:end] for path in known for end, letter in enumerate(path) if letter == "/"}
-        names = [(name, same_letters(readable(name).rstrip("/"), known | folders)) for name in paths]
-        unknown = [name for name, indexed in names if indexed is None]
-        if unknown:
-            raise ValueError(
-                f"the index has no {clean(', '.join(unknown), 1000)}: paths are relative to {table.manifest.root}"
-            )
-        removed = sorted({path for path in known for _, name in names if f"{path}/".startswith(f"{name}/")})
-        table.remove(removed)
+    with Table.open(folder, storage_options).writing() as table:
+        removed = remove_sounds(table, paths)
     line = f"{len(removed)} sounds removed; where their files stay, the next `index` adds them again"
     _print_result({"removed": removed}, line, as_json)
 
@@ -146,9 +137,9 @@ def reindex(folder: str, out: str, as_json: bool, **options: Any) -> None:
     _print_windows(out, as_json)
 
 
-def push(folder: str, repo_id: str, private: bool, as_json: bool) -> None:
+def push(folder: str, repo_id: str, private: bool, as_json: bool, storage_options: Storage) -> None:
     """Push an index to the Hub."""
-    url = hub.push(folder, repo_id, private)
+    url = hub.push(folder, repo_id, private, storage_options)
     _print_result({"repo_id": repo_id, "where": url}, url, as_json)
 
 

@@ -51,7 +51,7 @@ def hit_of(table: Table, row: dict[str, Any], score: float, root: str = "") -> H
 
 def as_dict(hit: Hit) -> dict:
     """Return a hit for JSON, with the marks only where they are true, and a probability only where it has one."""
-    left_out = {"duration"} | ({"probability", "calibration"} if hit.probability is None else set())
+    left_out = {"probability", "calibration"} if hit.probability is None else set()
     left_out |= set() if hit.metadata else {"metadata"}
     return {name: value for name, value in asdict(hit).items() if value is not False and name not in left_out}
 

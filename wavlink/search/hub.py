@@ -21,12 +21,13 @@ from wavlink.sanitize import clean, escape
 from . import former
 from .copies import fill, unsearched, without_local_paths
 from .file_facts import FILE_FACTS, doubled
-from .listing import file_of
+from .listing import size_and_time
+from .location import refuse_remote
 from .manifest import Manifest
 from .parquet import MANIFEST_FILE, Copy, Part, export, export_manifest, parts_of, read_export, read_fields
 from .repair import refuse_damaged
 from .table import Table
-from .table_place import has_table
+from .table_place import Storage, has_table
 
 _PATTERNS = [MANIFEST_FILE, "data/part-*.parquet", *(f"{kind}/part-*.parquet" for kind in former.KINDS)]
 _DOWNLOAD = ".download"
@@ -57,7 +58,7 @@ wavlink query INDEX "a dog barks far away"
 """
 
 
-def push(index: str | os.PathLike, repo_id: str, private: bool = False) -> str:
+def push(index: str | os.PathLike, repo_id: str, private: bool = False, storage_options: Storage = None) -> str:
     """Push an index to the Hub in one commit, which replaces an earlier push; return the commit's URL.
 
     The paths of its sounds are pushed, but neither the root nor the local path of the model. Text that people have
@@ -71,7 +72,7 @@ def push(index: str | os.PathLike, repo_id: str, private: bool = False) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ValueError(f"the repository must be user/name or organisation/name, got {repo_id!r}")
     with tempfile.TemporaryDirectory(prefix="wavlink-push-") as scratch:
-        with Table.unverified(index).writing() as table:
+        with Table.unverified(index, storage_options).writing() as table:
             refuse_damaged(table)
             manifest, parts = without_local_paths(table.manifest), export(table, Path(scratch))
         contents: dict[str, bytes | str] = {
@@ -144,6 +145,7 @@ def pull(
         ValueError: there is no index, it is damaged, `out` exists, or `root` is no folder.
         OSError: the Hub refuses, or does not answer.
     """
+    refuse_remote(out)
     if root and not os.path.isdir(root):
         raise ValueError(f"{root} is not a folder: name the one that holds the sounds")
     local = os.path.isdir(repo_id)
@@ -195,20 +197,11 @@ def _with_local_times(copy: Copy, root: str) -> Iterator[pyarrow.Table]:
     """Yield the rows with each file's modification time on this machine, if its size is the same."""
     for table in copy.tables:
         files = table["path"].combine_chunks().dictionary_encode()
-        status = [_size_and_time(root, path) for path in files.dictionary.to_pylist()]
+        status = [size_and_time(root, path) for path in files.dictionary.to_pylist()]
         size, time = np.array(status, np.int64).reshape(-1, 2)[files.indices.to_numpy()].T
         version = np.where(size == table["size"].to_numpy(), time, table["version"].to_numpy())
         number = table.column_names.index("version")
         yield table.set_column(number, table.schema.field(number), pyarrow.array(version))
-
-
-def _size_and_time(root: str, path: str) -> tuple[int, int]:
-    """Return a file's size, -1 without it, and its modification time in ns."""
-    try:
-        status = os.stat(file_of(root, path) or "")
-    except (OSError, ValueError):  # a path with a null character
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _card(manifest: Manifest, parts: list[Part], repo_id: str) -> str:

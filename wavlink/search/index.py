@@ -1,38 +1,31 @@
 """Search an index by texts and by similar sounds, and away from unwanted ones."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from processing.audio import AudioSource
-from processing.audio_inputs_wavlink import is_source
-from processing.windows import stream_windows
 from wavlink.defaults import WEIGHT as WEIGHT
 from wavlink.embedder import Embedder, mean_direction
-from wavlink.probability import Calibration, background_of, calibration_of, check_probability
+from wavlink.probability import Calibration, check_probability
 
 from .duplicates import MIN_SCORE, duplicates
 from .filters import checked
+from .hit_probabilities import calibration, with_probabilities
 from .hits import Hit as Hit
 from .hits import hit_of
-from .index_model import embedder_of
-from .listing import file_of
 from .manifest import Manifest
-from .nearest import nearest, scored_by
+from .nearest import nearest
+from .open_index import OpenIndex, dim_of
+from .query_vectors import cut, embedded
 from .repair import refuse_mixed
-from .scoring import truncated, unit, vectors_of
 from .stored import stored_vector
 from .table import Storage, Table
 
-_READS = 20  # attempts at an index that another process changes meanwhile
-_SAMPLE = 4096  # windows at most, evenly spaced, that a query's background is taken from
-_Result = TypeVar("_Result")
 
-
-class Index:
+class Index(OpenIndex):
     """Index of sounds, made by `Index.build` or opened by `Index.open`.
 
     `len(index)` is its number of windows. Its sounds are found by text, by similar sounds, or both. Each query sees
@@ -59,19 +52,6 @@ class Index:
 
     ```
     """
-
-    def __init__(self, table: Table, dim: int | None, options: dict, root: str = ""):
-        self.table, self._nested, self._options, self._root = table, dim, options, root
-        self._revision = table.manifest.revision  # of the model that queries' vectors are of
-        self._embedder: Embedder | None = None
-        self._windows: tuple[int, int] | None = None  # of a version of the table
-        self._unmixed: tuple[Table, int] | None = None  # the version whose rows are known to be of one model
-        self.skipped: dict[str, str] = {}
-
-    @property
-    def manifest(self) -> Manifest:
-        """How the index was made."""
-        return self.table.manifest
 
     @classmethod
     def build(
@@ -168,41 +148,8 @@ class Index:
         run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
         options = {"model": model, **run}
         table = Table.reading(folder, lambda table: table, storage_options)
-        _dim_of(table.manifest, dim)
+        dim_of(table.manifest, dim)
         return cls(table, dim, options, os.path.abspath(root) if root else "")
-
-    def __len__(self) -> int:
-        """The number of windows."""
-        return self._reading(self._count)
-
-    def _count(self, table: Table) -> int:
-        version, known = table.dataset.version, self._windows
-        if known is None or known[0] != version:
-            known = self._windows = version, table.windows()
-        return known[1]
-
-    @property
-    def embedder(self) -> Embedder:
-        """The model that the index was made with, loaded when it is first needed."""
-        return self._embedder_of(self.manifest)
-
-    def _embedder_of(self, manifest: Manifest) -> Embedder:
-        if self._embedder is None or self._revision != manifest.revision:
-            self._embedder = embedder_of(manifest, **self._options)
-            self._revision = manifest.revision
-        return self._embedder
-
-    def _reading(self, read: Callable[[Table], _Result]) -> _Result:
-        """Return `read` of the latest version; once more where another process has replaced that version meanwhile."""
-        for _ in range(_READS):
-            table = self.table = self.table.newest()
-            try:
-                return read(table)
-            except (ValueError, OSError):
-                self.table = table.reopened()
-                if self.table is table:
-                    raise
-        raise ValueError(f"{table.index} is changed faster than it can be read: wait until `index` has ended")
 
     def query(
         self,
@@ -278,7 +225,7 @@ class Index:
                     "min_probability and prior"
                 )
             if liked:
-                wanted, unwanted = (_cut(vectors, table.manifest) for vectors in (wanted, unwanted))
+                wanted, unwanted = (cut(vectors, table.manifest) for vectors in (wanted, unwanted))
             vector = mean_direction(wanted) - (weight * mean_direction(unwanted) if unwanted else 0)
             more = sum(count for _, count in liked.values()) if windows else len(liked)
             hits = self._nearest(table, vector, top_k + more, **of)
@@ -310,15 +257,8 @@ class Index:
         return self._reading(lambda table: self._calibration(table, vector, prior))
 
     def _calibration(self, table: Table, vector: np.ndarray, prior: float | None) -> Calibration | None:
-        (column, dim), count = scored_by(table, self._dim_of(table)), self._count(table)
-        model = calibration_of(self._embedder_of(table.manifest), dim, prior)
-        if model is not None:
-            return model
-        rows = table.rows()
-        numbers = range(0, rows, -(-rows // _SAMPLE))
-        sample = table.take(numbers, [column])[column].drop_null()
-        query = truncated(vector[None], dim)[0]
-        return background_of(unit(vectors_of(sample)[:, :dim]) @ query, count)
+        embedder = self._embedder_of(table.manifest)
+        return calibration(table, embedder, vector, self._dim_of(table), self._windows_of(table), prior)
 
     def with_probabilities(
         self, hits: list[Hit], vector: np.ndarray, min_probability: float | None = None, prior: float | None = None
@@ -333,20 +273,8 @@ class Index:
     def _with_probabilities(
         self, table: Table, hits: list[Hit], vector: np.ndarray, min_probability: float | None, prior: float | None
     ) -> list[Hit]:
-        calibration = self._calibration(table, vector, prior)
-        if calibration is None:
-            if min_probability is not None:
-                raise ValueError(
-                    f"there are no probabilities: {table.manifest.model} has no calibration (`wavlink calibrate` fits "
-                    f"one), and {self._count(table)} windows are too few, or too alike, to tell what stands out"
-                )
-            return hits
-        matches = calibration.probability(np.array([hit.score for hit in hits])).tolist()
-        return [
-            replace(hit, probability=match, calibration=calibration.kind)
-            for hit, match in zip(hits, matches, strict=True)
-            if min_probability is None or match >= min_probability
-        ]
+        fit = self._calibration(table, vector, prior)
+        return with_probabilities(hits, fit, min_probability, table.manifest.model, self._windows_of(table))
 
     def nearest(
         self,
@@ -383,40 +311,5 @@ class Index:
             hit_of(table, row, score, self._root) for row, score in zip(rows.to_pylist(), scores.tolist(), strict=True)
         ]
 
-    def _dim_of(self, table: Table) -> int:
-        return _dim_of(table.manifest, self._nested)
-
     def _embed(self, manifest: Manifest, texts, sounds) -> list[np.ndarray]:
-        texts, sounds = ([each] if is_source(each) else list(each) for each in (texts, sounds))
-        if any(not text.strip() for text in texts):
-            raise ValueError("a text to search by is empty")
-        if not (texts or sounds):
-            return []
-        embedder = self._embedder_of(manifest)
-        vectors = [*embedder.embed_text(texts)] if texts else []
-        return vectors + [_of_sound(embedder, manifest, self._root or manifest.root, sound) for sound in sounds]
-
-
-def _dim_of(manifest: Manifest, dim: int | None) -> int:
-    """Return the dims that are compared.
-
-    Raises:
-        ValueError: the index cannot be searched at `dim`.
-    """
-    nested = [nested for nested in manifest.matryoshka_dims if nested <= manifest.dim]
-    if dim not in (None, *nested):
-        raise ValueError(f"dim={dim}: the index can be searched at {', '.join(map(str, nested))}")
-    return dim or manifest.dim
-
-
-def _cut(vectors: list[np.ndarray], manifest: Manifest) -> list[np.ndarray]:
-    """Return vectors at the dims that an index stores, of norm 1."""
-    return [truncated(vector[None], manifest.rescore_dim or manifest.dim)[0] for vector in vectors]
-
-
-def _of_sound(embedder: Embedder, manifest: Manifest, root: str, file: AudioSource) -> np.ndarray:
-    if isinstance(file, str | os.PathLike) and not os.path.exists(file):  # a path of the results?
-        stored = file_of(root, os.fspath(file))
-        file = stored if stored and os.path.exists(stored) else file
-    windows = stream_windows(file, manifest.window, manifest.hop, manifest.sampling_rate)
-    return mean_direction(list(embedder.embed_clips(window.samples for window in windows)))
+        return embedded(manifest, self._root or manifest.root, texts, sounds, lambda: self._embedder_of(manifest))

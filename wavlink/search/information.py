@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wavlink import bundled_models
 from wavlink.backends.choice import describe_folder, is_index, is_model
@@ -10,6 +10,9 @@ from wavlink.console import print_json
 from wavlink.sanitize import clean
 
 from .location import is_remote
+
+if TYPE_CHECKING:
+    from .table import Table
 
 _COUNTS = ("sounds", "windows", "bytes")  # printed of an empty index too
 _HOW = "model revision backend precision dims matryoshka_dims dim rescore_dim".split()  # it was made
@@ -45,24 +48,32 @@ def info(folder: str | None, as_json: bool, storage_options: dict[str, str] | No
     return 0
 
 
-def _print_index(folder: str, as_json: bool, storage_options: dict[str, str] | None) -> None:
-    from .table import Table  # needs pyarrow and Lance, which a model's folder does not
-
-    table, files = Table.reading(folder, lambda table: (table, table.files()), storage_options)
-    manifest = table.manifest
+def facts_of(table: "Table") -> dict[str, Any]:
+    """Return what an index holds, and how it was made."""
+    manifest, files = table.manifest, table.files()
     skipped = {path: file.error for path, file in files.items() if file.error}
-    facts = {name: getattr(manifest, name) for name in _HOW} | {
-        "columns": ", ".join(table.metadata_columns),
+    return {name: getattr(manifest, name) for name in _HOW} | {
+        "columns": table.metadata_columns,
         "probes": manifest.probes,
-        "recall": ", ".join(f"{name} {value:.3f}" for name, value in manifest.recall.items()),
+        "recall": manifest.recall,
         "sounds": len(files) - len(skipped),
         "windows": sum(file.rows for file in files.values()),
         "bytes": table.bytes(),
+        "skipped": skipped,
     }
+
+
+def _print_index(folder: str, as_json: bool, storage_options: dict[str, str] | None) -> None:
+    from .table import Table  # needs pyarrow and Lance, which a model's folder does not
+
+    facts = Table.reading(folder, facts_of, storage_options)
     if as_json:
-        print_json(facts | {"columns": table.metadata_columns, "recall": manifest.recall, "skipped": skipped})
+        print_json(facts)
         return
-    facts["matryoshka_dims"] = ", ".join(map(str, manifest.matryoshka_dims))
+    skipped = facts.pop("skipped")
+    recall = ", ".join(f"{name} {value:.3f}" for name, value in facts["recall"].items())
+    dims = ", ".join(map(str, facts["matryoshka_dims"]))
+    facts |= {"matryoshka_dims": dims, "columns": ", ".join(facts["columns"]), "recall": recall}
     for name, value in facts.items():
         if name in _COUNTS or value not in ("", 0):
             print(f"{name:15} {clean(value, 1000)}")

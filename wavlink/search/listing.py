@@ -101,6 +101,15 @@ def file_of(root: str, path: str) -> str | None:
     return file
 
 
+def size_and_time(root: str, path: str) -> tuple[int, int]:
+    """Return the size of an index's file, -1 without it, and its modification time in ns."""
+    try:
+        status = os.stat(file_of(root, path) or "")
+    except (OSError, ValueError):  # a path with a null character
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def _holds_parquet_alone(folder: str) -> bool:
     """True for a folder such as a copy of a Hub repository."""
     return bool(parquet_files(folder)) and not any(True for _ in SoundFiles(folder))

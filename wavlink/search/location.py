@@ -19,6 +19,12 @@ def is_remote(index: str | os.PathLike) -> bool:
     return bool(_REMOTE.match(os.fspath(index)))
 
 
+def refuse_remote(out: str | os.PathLike) -> None:
+    """Raise a ValueError for a copy of an index that is to be in object storage."""
+    if is_remote(out):
+        raise ValueError(f"{out} is in object storage: name a folder here, and copy its {TABLE} there")
+
+
 def holds_table(folder: str | os.PathLike) -> bool:
     """True if a folder holds a table with a version; False for one whose making was interrupted."""
     return bool(versions_of(folder))

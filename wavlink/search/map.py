@@ -41,7 +41,7 @@ from .map_page import page
 from .metadata import match_rows
 from .scoring import truncated
 from .stored import file_vectors
-from .table import Table
+from .table import Storage, Table
 
 MOST = 20_000  # sounds: with more, browsers and t-SNE are slow
 EMBEDDED_BYTES = 200_000  # of `--embed_audio` without a number
@@ -80,6 +80,7 @@ def draw_map(
     dtype: str = "float32",
     backend: str | None = None,
     precision: str | None = None,
+    storage_options: Storage = None,
 ) -> dict:
     """Write a map, and return its `file`, the number of `sounds`, and the number of sounds of each of the `labels`.
 
@@ -94,6 +95,7 @@ def draw_map(
         most: the number of sounds that are drawn; of more, a random sample is.
         seed: of the sample and of t-SNE. The same index, options and versions give the same file.
         model, device, dtype, backend, precision: as for `Index.open`; used only where the model names sounds.
+        storage_options: of an index in object storage, see Lance's `storage_options`.
 
     Raises:
         ValueError: an empty or damaged index, labels that cannot be read, too much sound to embed.
@@ -107,7 +109,7 @@ def draw_map(
         raise ValueError(
             f"most={most} must be 1 or more, embed_audio={embed_audio} 0 or more, seed={seed} 0 to 2^32 - 1"
         )
-    manifest, count, paths, vectors = Table.reading(folder, lambda table: _read(table, most, seed))
+    manifest, count, paths, vectors = Table.reading(folder, lambda table: _read(table, most, seed), storage_options)
     if len(paths) < count:
         print(f"{most} of the {count} sounds are drawn, chosen by seed {seed}; --most takes more", file=sys.stderr)
     names, guessed = _from_metadata(labels, label_column, manifest.root, paths) if labels else [], ""
@@ -172,7 +174,7 @@ def _from_metadata(metadata: str | os.PathLike, column: str, root: str, paths: S
     if not rows or column not in rows[0]:
         present = ", ".join(rows[0]) if rows else "no rows"
         raise ValueError(f"{metadata} has no column {column!r} (it has {present}): name one of them by --label_column")
-    found = match_rows(metadata, rows, root, paths)
+    found, _ = match_rows(metadata, rows, root, paths)
     labels = [found[path][column] if path in found else None for path in paths]
     if missing := len(paths) - len(found):
         print(f"{missing} of the {len(labels)} sounds are not in {metadata}: {UNLABELLED}", file=sys.stderr)

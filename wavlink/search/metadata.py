@@ -17,6 +17,8 @@ from processing.file_names import existing
 from processing.sound_tags import TAGS, read_tags
 from wavlink.sanitize import clean
 
+from .changes import Described
+from .column_updates import describe
 from .listing import Listing, Sound, file_of
 from .manifest import RESERVED
 from .table import Table
@@ -38,6 +40,7 @@ class Metadata:
     Args:
         files: each with a column `file_name`, which is relative to the file's folder or to the index's root. Of two
             values for one sound and column, that of the later file counts.
+        tags: describe sounds by their tags too.
 
     Attributes:
         columns: the names of the columns, without `file_name`.
@@ -46,11 +49,12 @@ class Metadata:
         ValueError: a file that cannot be read, with several rows for a sound, or a column that an index cannot have.
     """
 
-    def __init__(self, files: Sequence[str | os.PathLike] = ()):
+    def __init__(self, files: Sequence[str | os.PathLike] = (), tags: bool = False):
+        self.tags = tags
         self._files = {Path(file): _rows(Path(file)) for file in files}
         self.columns = list(dict.fromkeys(name for rows in self._files.values() for row in rows for name in row))
         self.columns = [name for name in self.columns if name != NAME]
-        self.check_case(())
+        self.check_case(TAGS if tags else ())
 
     def check_case(self, known: Iterable[str]) -> None:
         """Refuse a column that differs from another one, or one of `known`, in large and small letters alone.
@@ -64,40 +68,50 @@ class Metadata:
                 if (other := spelled.setdefault(name.lower(), name)) != name:
                     raise ValueError(f"{file} has a column {name!r} beside {other!r}: rename it to that")
 
-    def by_path(self, root: str, paths: Sequence[str]) -> dict[str, Row]:
-        """Return the rows of those paths of an index that have one.
+    def by_path(self, root: str, paths: Sequence[str]) -> tuple[dict[str, Row], list[Described]]:
+        """Return the rows of those paths of an index that have one, and what each file describes of them.
 
         Raises:
             ValueError: a file names none of the sounds.
         """
         found: dict[str, Row] = {}
+        reports = []
         for file, rows in self._files.items():
-            of_file = match_rows(file, rows, root, paths)
+            of_file, unmatched = match_rows(file, rows, root, paths)
+            columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != NAME]
+            reports.append(Described(os.fspath(file), columns, len(of_file), len(rows), unmatched))
             for path, row in of_file.items():
                 values = {name: value for name, value in row.items() if name != NAME and value is not None}
                 found[path] = {**found.get(path, {}), **values}
         if len(found) < len(paths):
             logger.warning(f"{len(paths) - len(found)} of the {len(paths)} sounds are in no metadata file")
-        return found
+        return found, reports
 
 
-def match_rows(metadata: Path, rows: Sequence[Row], root: str, paths: Sequence[str]) -> dict[str, Row]:
-    """Return by path the (last) row of a metadata file. Names are relative to its folder or to the index's root.
+def match_rows(
+    metadata: Path, rows: Sequence[Row], root: str, paths: Sequence[str]
+) -> tuple[dict[str, Row], list[str]]:
+    """Return by path the (last) row of a metadata file, and the names of the rows that are of none of the paths.
+
+    Names are relative to the file's folder or to the index's root.
 
     Raises:
         ValueError: it names none of the sounds.
     """
     folder = os.path.abspath(metadata.parent)
     by_name = {row[NAME]: row for row in rows}
-    by_file = {os.path.normpath(existing(os.path.join(folder, name))): row for name, row in by_name.items()}
-    found = {path: by_file.get(os.path.normpath(file_of(root, path) or path), by_name.get(path)) for path in paths}
+    files = {name: os.path.normpath(existing(os.path.join(folder, name))) for name in by_name}
+    by_file = {file: by_name[name] for name, file in files.items()}
+    sounds = {path: os.path.normpath(file_of(root, path) or path) for path in paths}
+    found = {path: by_file.get(file, by_name.get(path)) for path, file in sounds.items()}
     found = {path: row for path, row in found.items() if row is not None}
     if paths and not found:
         raise ValueError(
             f"{metadata} names none of the sounds, such as {paths[0]}: put it into the folder that its file_name "
             f"is relative to, or name sounds as the index does, relative to {root or 'its root'}"
         )
-    return found
+    known = {*sounds, *sounds.values()}
+    return found, [name for name, file in files.items() if not {name, file} & known]
 
 
 def tags_of(listing: Listing, sounds: Iterable[Sound]) -> dict[str, Row]:
@@ -115,32 +129,39 @@ def described(table: Table) -> dict[str, Row]:
 
 
 def bring_up_to_date(
-    table: Table, listing: Listing, sounds: Sequence[Sound], metadata: Metadata, tags: bool
-) -> dict[str, Row]:
-    """Set the columns of the sounds that an index holds, and return by path those of sounds that will be embedded.
+    table: Table, listing: Listing, sounds: Sequence[Sound], metadata: Metadata
+) -> tuple[dict[str, Row], list[Described]]:
+    """Set the columns of the sounds that an index holds.
 
     Sounds of the listing without a row in the metadata files get nulls; sounds outside the listing stay as they are.
 
     Args:
         listing: of the sounds that exist.
         sounds: those that will be embedded; where the index keeps tags, these are read.
-        tags: keep tags from now on, and read those of every sound of the listing.
+        metadata: if it has `tags`, the index keeps them from now on, and those of every sound of the listing are read.
+
+    Returns:
+        By path the columns of sounds that will be embedded; what was set, and from where.
     """
     read: dict[str, Row] = {}
-    if tags or table.manifest.tags:
-        read = tags_of(listing, listing.sounds if tags and not table.manifest.tags else sounds)
+    reports = []
+    if metadata.tags or table.manifest.tags:
+        read = tags_of(listing, sounds if table.manifest.tags else listing.sounds)
         update(table, read, TAGS, TAGS)
         table.change(tags=True)
+        if read or metadata.tags:
+            reports.append(Described("tags", [*TAGS], sum(map(bool, read.values())), len(read)))
     named: dict[str, Row] = {}
     if metadata.columns:
         paths = [sound.path for sound in listing.sounds]
-        named = dict.fromkeys(paths, {}) | metadata.by_path(table.manifest.root, paths)
+        found, of_files = metadata.by_path(table.manifest.root, paths)
+        named, reports = dict.fromkeys(paths, {}) | found, reports + of_files
         update(table, named, metadata.columns, TAGS if table.manifest.tags else ())
     if not (sounds and table.metadata_columns):
-        return {}
+        return {}, reports
     known = described(table)
     new = {sound.path: read.get(sound.path, {}) | named.get(sound.path, {}) for sound in sounds}
-    return {path: known.get(path, row) for path, row in new.items()}
+    return {path: known.get(path, row) for path, row in new.items()}, reports
 
 
 def update(table: Table, values: Mapping[str, Row], columns: Iterable[str], texts: Iterable[str] = ()) -> None:
@@ -151,7 +172,20 @@ def update(table: Table, values: Mapping[str, Row], columns: Iterable[str], text
         columns: that are set, and made if the table lacks them.
         texts: columns that hold texts, whatever their values look like.
     """
-    columns, before = list(dict.fromkeys(columns)), described(table)
+    columns = list(dict.fromkeys(columns))
+
+    def updated() -> None:
+        if (rows := _rows_to_set(table, values, columns, texts)) is not None:
+            describe(table, rows)
+
+    table.repeated(updated)
+
+
+def _rows_to_set(
+    table: Table, values: Mapping[str, Row], columns: Sequence[str], texts: Iterable[str]
+) -> pyarrow.Table | None:
+    """Return a row of columns for each file that is described anew; None where the table has all values already."""
+    before = described(table)
     rest = {path: row for path, row in before.items() if path not in values}
     kinds = {}
     for name in columns:
@@ -162,13 +196,14 @@ def update(table: Table, values: Mapping[str, Row], columns: Iterable[str], text
     }
     fields = {field.name: field.type for field in table.schema}
     other_types = any(fields.get(name) != kind for name, kind in kinds.items())
-    if other_types or any(before[path][name] != row[name] for path, row in after.items() for name in columns):
-        rows = {**after, **rest} if other_types else after
-        arrays = [pyarrow.array([*rows], _TEXT)]
-        arrays += [
-            pyarrow.array([_as(row.get(name), kind) for row in rows.values()], kind) for name, kind in kinds.items()
-        ]
-        table.describe(pyarrow.Table.from_arrays(arrays, ["path", *columns]))
+    if not (other_types or any(before[path][name] != row[name] for path, row in after.items() for name in columns)):
+        return None
+    rows = {**after, **rest} if other_types else after
+    arrays = [pyarrow.array([*rows], _TEXT)]
+    arrays += [
+        pyarrow.array([_as(row.get(name), kind) for row in rows.values()], kind) for name, kind in kinds.items()
+    ]
+    return pyarrow.Table.from_arrays(arrays, ["path", *columns])
 
 
 def with_values(rows: pyarrow.Table, values: Mapping[str, Row], schema: pyarrow.Schema) -> pyarrow.Table:

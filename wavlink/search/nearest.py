@@ -86,7 +86,7 @@ def _by_index(
         order = np.argsort(-scores, kind="stable")
         best = order if windows else _firsts(rows["path"].take(order), order)
         if len(best) >= k or len(rows) < count:
-            return _rows(table, rows["_rowid"].to_numpy()[best[:k]]), scores[best[:k]]
+            return rows_by_id(table, rows["_rowid"].to_numpy()[best[:k]]), scores[best[:k]]
         count *= 4
     return None
 
@@ -106,7 +106,7 @@ def _by_scan(
     count = min(k, len(ids))
     while True:
         order = _largest(all_scores, count)
-        rows = _rows(table, ids[order])
+        rows = rows_by_id(table, ids[order])
         best = np.arange(count) if windows else _firsts(rows["path"], np.arange(count))
         if len(best) >= k or count == len(ids):
             return rows.take(best[:k]), all_scores[order][best[:k]]
@@ -118,7 +118,8 @@ def _columns(table: Table) -> list[str]:
     return [*_FOUND, "duration", *table.metadata_columns]
 
 
-def _rows(table: Table, ids: np.ndarray) -> pyarrow.Table:
+def rows_by_id(table: Table, ids: np.ndarray) -> pyarrow.Table:
+    """Return the columns of results of rows, by their ids and in the order of these."""
     with explained(table.index, table):
         rows = take_rows(table.dataset, ids.tolist(), _columns(table))
     if empty := [name for name in _FOUND if rows[name].null_count]:

@@ -41,7 +41,7 @@ def write_playlist(path: str | os.PathLike, hits: Sequence[Hit]) -> None:
     if path.suffix.lower() == ".csv":
         content = _csv(hits).encode("utf-8", "backslashreplace")
     elif path.suffix.lower() == ".json":
-        content = (json.dumps([_facts(hit) for hit in hits], indent=2) + "\n").encode()
+        content = (json.dumps([as_dict(hit) for hit in hits], indent=2) + "\n").encode()
     else:
         content = _m3u(hits)
     write_bytes(path, content)
@@ -71,7 +71,3 @@ def _csv(hits: Sequence[Hit]) -> str:
     for hit in hits:
         table.writerow([*(getattr(hit, name) for name in names), *(hit.metadata.get(name) for name in columns)])
     return text.getvalue()
-
-
-def _facts(hit: Hit) -> dict:
-    return as_dict(hit) | {"duration": hit.duration}

@@ -6,12 +6,16 @@ from pathlib import Path
 
 from .checksums import Checksums
 from .location import is_remote
-from .table import Table, quoted
+from .table import Storage, Table, quoted
 from .vector_index import drop as drop_vector_index
 
 
-def verified(index: str | os.PathLike, drop: bool = False) -> tuple[Table, dict[str, list[str] | None]]:
+def verified(
+    index: str | os.PathLike, drop: bool = False, storage_options: Storage = None
+) -> tuple[Table, dict[str, list[str] | None]]:
     """Compare every file of an index with its checksum, and find rows of other models.
+
+    In object storage, where this package keeps no checksums, all rows are read.
 
     Args:
         drop: forget what is damaged; `index` embeds those sounds again.
@@ -23,9 +27,12 @@ def verified(index: str | os.PathLike, drop: bool = False) -> tuple[Table, dict[
         ValueError: without `drop`, damaged files or rows of other models; a damaged list of versions.
     """
     lost = _without_checksums(index) if drop else {}
-    table = Table.unverified(index)
+    table = Table.unverified(index, storage_options)
     if not drop:
         refuse_damaged(table)
+        if not table.checksums:
+            for _ in table.scan(table.schema.names):
+                pass
         return table, {}
     with table.writing():
         return table, lost | _repaired(table)

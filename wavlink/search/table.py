@@ -9,8 +9,8 @@ days later). A reader whose version is replaced meanwhile begins again, see `Tab
 """
 
 import dataclasses
-import datetime
 import os
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +19,7 @@ from typing import Any, TypeVar
 
 import lance
 import pyarrow
-import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
-
-from processing.file_names import stays_below
 
 from .changes import KnownFile
 from .checksums import Checksums
@@ -31,8 +28,8 @@ from .file_facts import FILE_FACTS, files_of
 from .location import is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
 from .rows import with_columns_of
-from .short_files import refuse_short_files, short_files
-from .table_errors import REPAIR, explained, unless_preempted
+from .table_errors import explained, unless_preempted
+from .table_files import LOST, TableFiles
 from .table_place import (
     VERSION,
     Storage,
@@ -43,22 +40,17 @@ from .table_place import (
     lock_of,
     open_table,
     state_of,
-    uri_of,
 )
 
 _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it is opened
 _SAME, _PAUSE = 2, 0.05  # errors of one and the same version that count; seconds between two attempts
-_READS = 20  # attempts at an index that another process changes meanwhile
+_READS = _WRITES = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
 _FEW_FRAGMENTS = 16  # more are compacted
-_OTHERS_READ = datetime.timedelta(days=1)  # an earlier version, in object storage
-_FOLDERS = ("data", "_deletions", "_indices", "_transactions", "_versions")  # that Lance writes
-_HINT = "latest_version_hint.json"
-_LOST = "what rows the table has is lost: put a copy of the index back, or index the sounds into another folder"
 _Result = TypeVar("_Result")
 
 
-class Table:
+class Table(TableFiles):
     """`Table.open(index)`, or a new one by `create`; to change it, `with table.writing(): ...`.
 
     Attributes:
@@ -94,7 +86,7 @@ class Table:
         index = os.fspath(index)
         refuse_no_index(index)
         if not is_remote(index) and (damaged := Checksums(Path(index)).damaged_versions()):
-            raise ValueError(f"{'; '.join(damaged.values())}: {_LOST}")
+            raise ValueError(f"{'; '.join(damaged.values())}: {LOST}")
         with explained(index):
             return cls(index, open_table(index, storage_options), storage_options)
 
@@ -160,10 +152,10 @@ class Table:
 
     def _held(self) -> Iterator["Table"]:
         """Yield the table between two tidyings."""
-        self._tidy()
+        self.tidy()
         self.others = Others(self) if is_remote(self.index) else None
         yield self
-        self._tidy()
+        self.tidy()
 
     def refresh(self) -> None:
         """Go on to the table's latest version."""
@@ -186,11 +178,6 @@ class Table:
             dataset = lance.dataset(self.uri, storage_options=self.storage_options)
         same = identity_of(dataset) == identity_of(self.dataset)
         return self if same else Table(self.index, dataset, self.storage_options)
-
-    @property
-    def uri(self) -> str:
-        """The address of the table."""
-        return uri_of(self.index)
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -238,9 +225,10 @@ class Table:
 
     def files(self) -> dict[str, KnownFile]:
         """Add up the rows by path; where they do not fit together, the version is one that no file has."""
-        return files_of(map(self._without_nulls, self.scan(FILE_FACTS)))
+        return files_of(map(self.without_nulls, self.scan(FILE_FACTS)))
 
-    def _without_nulls(self, batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    def without_nulls(self, batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+        """Return a batch of rows, or raise a ValueError where a value is missing."""
         if empty := [
             name for name, column in zip(batch.schema.names, batch.columns, strict=True) if column.null_count
         ]:
@@ -272,28 +260,31 @@ class Table:
             yield
             self.dataset.checkout_latest()
             try:
-                self._refuse_short(fragment.metadata for fragment in self.dataset.get_fragments())
+                self.refuse_short(fragment.metadata for fragment in self.dataset.get_fragments())
             except OSError:
                 self.dataset.checkout_version(before).restore()
                 self.dataset.checkout_latest()
                 raise
 
-    def _refuse_short(self, fragments: Iterable[FragmentMetadata]) -> None:
-        if self.checksums:
-            refuse_short_files(Path(self.uri), fragments)
-
     def commit(self, fragments: Sequence[FragmentMetadata]) -> None:
         """Let rows of `write` count, all or none; in object storage without windows that other writers have added."""
-        self._refuse_short(fragments)
+        self.refuse_short(fragments)
         if self.others:
             self.others.append(fragments)
         else:
-            self._commit(lance.LanceOperation.Append([*fragments]))
+            self.commit_operation(lance.LanceOperation.Append([*fragments]))
 
-    def _commit(self, operation: lance.LanceOperation.BaseOperation) -> None:
+    def commit_operation(self, operation: lance.LanceOperation.BaseOperation) -> None:
+        """Commit an operation of Lance on this version of the table.
+
+        Raises:
+            ValueError: another writer's commit has come before, and the two do not go together.
+        """
+        options = {"read_version": self.dataset.version, "storage_options": self.storage_options}
+        if isinstance(operation, lance.LanceOperation.Overwrite):
+            options["max_retries"] = 0  # otherwise Lance drops what has come before
         with explained(self.index):
-            version = self.dataset.version
-            lance.LanceDataset.commit(self.uri, operation, read_version=version, storage_options=self.storage_options)
+            lance.LanceDataset.commit(self.uri, operation, **options)
             self.dataset.checkout_latest()
 
     def replace_all(self, batches: Iterable[pyarrow.RecordBatch], schema: pyarrow.Schema) -> None:
@@ -307,8 +298,8 @@ class Table:
                 data_storage_version=VERSION,
                 storage_options=self.storage_options,
             )
-        self._refuse_short(fragments)
-        self._commit(lance.LanceOperation.Overwrite(schema, fragments))
+        self.refuse_short(fragments)
+        self.commit_operation(lance.LanceOperation.Overwrite(schema, fragments))
         self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
 
     def complete(self, path: str, windows: int, duration: float) -> None:
@@ -316,45 +307,6 @@ class Table:
         facts = {"windows": str(windows), "duration": repr(float(duration))}
         with self._whole():
             self.dataset.update(facts, where=f"path = {quoted(path)}")
-
-    def describe(self, rows: pyarrow.Table) -> None:
-        """Set columns of metadata by `path`, all in one commit; sounds that `rows` does not name stay as they are.
-
-        New columns are null until then. Where a column changes its type, all rows are written anew, and `rows` names
-        every sound; a vector index must be made again.
-        """
-        before = {name: self.schema.field(name) for name in self.metadata_columns}
-        if any(before.get(field.name, field) != field for field in rows.schema):
-            self._retype(rows)
-            return
-        with explained(self.index):
-            if new := [field for field in rows.schema if field.name not in self.schema.names]:
-                self.dataset.add_columns(pyarrow.schema(new))
-            fragments, fields = [], set()
-            for fragment in self.dataset.get_fragments() if len(rows) else ():
-                updated, modified = fragment.update_columns(rows, left_on="path", right_on="path")
-                fragments.append(updated)
-                fields |= {*modified}
-        if fragments:
-            self._refuse_short(fragments)
-            options = {"fields_modified": sorted(fields), "update_mode": "rewrite_columns"}
-            self._commit(lance.LanceOperation.Update(updated_fragments=fragments, **options))
-
-    def _retype(self, values: pyarrow.Table) -> None:
-        fields = {field.name: field for field in (*self.schema, *values.schema)} | {"path": self.schema.field("path")}
-        manifest = dataclasses.replace(self.manifest, probes=0, recall={})
-        schema = pyarrow.schema([*fields.values()], {METADATA: manifest.to_json()})
-        values = values.combine_chunks()
-
-        def batches() -> Iterator[pyarrow.RecordBatch]:
-            for batch in self.scan(self.schema.names):
-                rows = pc.index_in(batch["path"], values["path"])
-                columns = {name: batch[name] for name in batch.schema.names}
-                columns |= {name: values[name].take(rows) for name in values.column_names if name != "path"}
-                arrays = [columns[name] for name in schema.names]
-                yield from pyarrow.Table.from_arrays(arrays, schema=schema).to_batches()
-
-        self.replace_all(batches(), schema)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove every row of these files."""
@@ -368,14 +320,28 @@ class Table:
 
     def change(self, **fields: Any) -> None:
         """Set other fields of the manifest, in one commit."""
-        for last in (*[False] * _READS, True):
+
+        def changed() -> None:
             manifest = dataclasses.replace(self.manifest, **fields)
-            if manifest == self.manifest:
-                return
-            with explained(self.index), unless_preempted(raises=last):
+            if manifest != self.manifest:
                 self.dataset.update_schema_metadata({METADATA.decode(): manifest.to_json()})
-            self.dataset.checkout_latest()
-            self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+                self.dataset.checkout_latest()
+                self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+
+        self.repeated(changed)
+
+    def repeated(self, change: Callable[[], _Result]) -> _Result:
+        """Return `change()`, which ends in a commit; once more where another writer's commit has come before.
+
+        Raises:
+            ValueError: whatever `change` raises; other writers were faster again and again.
+        """
+        for _ in range(_WRITES):
+            with explained(self.index), unless_preempted():
+                return change()
+            time.sleep(random.uniform(0, _PAUSE))
+            self.refresh()
+        raise ValueError(f"{self.index} is changed by other writers again and again: start again later")
 
     def compact(self) -> None:
         """Merge small fragments into larger ones, if there are many and no other writer is at work."""
@@ -383,64 +349,15 @@ class Table:
             with self._whole(), unless_preempted():
                 self.dataset.optimize.compact_files()
 
-    def bytes(self) -> int:
-        """Return the bytes of the table's files; in object storage those of its rows alone."""
-        if is_remote(self.index):
-            fragments = [fragment.metadata for fragment in self.dataset.get_fragments()]
-            return sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)
-        return sum(path.stat().st_size for path in Path(self.uri).rglob("*") if path.is_file())
-
-    def damaged(self) -> dict[str, str]:
-        """Return by name why a file of the table is not as it was written."""
-        if not self.checksums:
-            return {}
-        table = Path(self.uri)
-        with explained(self.index):
-            short = short_files(table, (fragment.metadata for fragment in self.dataset.get_fragments()))
-        damaged = {name: f"{table / name} is damaged, it is shorter than what was written: {REPAIR}" for name in short}
-        return damaged | self.checksums.damaged(self.file_names())
-
-    def without_checksum(self) -> list[str]:
-        """Return the files, of a table on a local disk, of which no checksum is noted: their damage is not seen."""
-        known = self.checksums.read() if self.checksums else {}
-        return [name for name in self.file_names() if name not in known] if self.checksums else []
-
-    def file_names(self) -> list[str]:
-        """Return the files of the current version, relative to the table, without those of its version log."""
-        with explained(self.index):
-            rows = self.dataset.tracked_files().read_all()
-        names = sorted(rows.filter(pc.equal(rows["version"], self.dataset.version))["path"].to_pylist())
-        if wrong := next((name for name in names if not stays_below(name)), None):
-            raise ValueError(f"{self.index} names a file that is none of its own, {wrong!r:.200}: {_LOST}")
-        return names
-
     def drop_fragments(self, ids: Iterable[int]) -> None:
         """Remove these fragments unread, in one commit."""
-        self._commit(lance.LanceOperation.Delete([], [*ids], "false"))
+        self.commit_operation(lance.LanceOperation.Delete([], [*ids], "false"))
 
     def rewrite(self) -> None:
         """Write the list of rows anew, in a commit that changes none."""
         with explained(self.index):
             self.dataset.update_schema_metadata({METADATA.decode(): self.manifest.to_json()})
             self.dataset.checkout_latest()
-
-    def _tidy(self) -> None:
-        """Remove files that no version names and older versions, and note checksums of new files."""
-        if self.checksums is None:  # others may be about to name their files: Lance keeps them for seven days
-            self.dataset.cleanup_old_versions(older_than=_OTHERS_READ)
-        else:
-            self.dataset.cleanup_old_versions(older_than=datetime.timedelta(0), delete_unverified=True)
-            names = self.file_names()
-            self._remove_others({*names})
-            self.checksums.update(names)
-
-    def _remove_others(self, names: set[str]) -> None:
-        """Remove temporary files of processes that were killed, which Lance does not clean up."""
-        table = Path(self.uri)
-        for folder in _FOLDERS:
-            for path in (table / folder).rglob("*"):
-                if path.is_file() and path.relative_to(table).as_posix() not in names and path.name != _HINT:
-                    path.unlink(missing_ok=True)
 
 
 def quoted(text: str) -> str:

@@ -174,6 +174,9 @@ class _Watch:
                 self._show(f"{'skipped' if why else word} {clean(path, 1000)}{why}")
             for path in gone:
                 self._show(f"removed {clean(path, 1000)}")
+            for described in report.described:
+                if described.source != "tags" and described not in self.report.described:
+                    self._show(str(described))
         total = {name: getattr(self.report, name) + getattr(report, name) for name in ("added", "changed", "removed")}
         self.report = replace(report, **total)
 

@@ -156,14 +156,16 @@ def _load(options: argparse.Namespace) -> tuple[Embedder, Callable[[Embedder], "
         return Embedder(options.model, revision=options.revision, **computing), None
     from wavlink.search.index import Index
 
+    where = {"storage_options": options.storage_options}
+
     def open_index(embedder: Embedder) -> Index:
-        index = Index.open(options.index, embedder)
+        index = Index.open(options.index, embedder, **where)
         assert index.embedder is embedder  # else the index is of another model, which raises a ValueError
         return index
 
     if options.model:
         return Embedder(options.model, revision=options.revision, **computing), open_index
-    return Index.open(options.index, **computing).embedder, open_index
+    return Index.open(options.index, **computing, **where).embedder, open_index
 
 
 def _id_of(embedder: Embedder) -> str:
