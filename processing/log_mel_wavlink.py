@@ -28,14 +28,14 @@ class MelFilters:
             if end < self.bands and _cost(ranges[first : end + 1]) <= _PRODUCT // _FRAMES:
                 continue
             bins = slice(*_span(ranges[first:end]))
-            part = np.ascontiguousarray(filters[bins, first:end], np.float32)
+            part = np.ascontiguousarray(filters[bins, first:end].T, np.float32)
             self._parts.append((bins, slice(first, end), part))
             first = end
 
     def apply(self, power: np.ndarray, out: np.ndarray) -> None:
-        """Write the mel spectrum `[T, F]` of a power spectrum `[T, n_fft // 2 + 1]` to `out`, both float32."""
+        """Write the mel spectrum `[F, T]` of a power spectrum `[T, n_fft // 2 + 1]` to `out`, both float32."""
         for bins, bands, part in self._parts:
-            np.matmul(power[:, bins], part, out=out[:, bands])
+            np.matmul(part, power[:, bins].T, out=out[bands])
 
 
 def _span(ranges: list[tuple[int, int]]) -> tuple[int, int]:
@@ -68,15 +68,15 @@ def log_mel(
         rfft: of the last axis, float32 `[T, n_fft] -> [T, n_fft // 2 + 1]`.
     """
     frames = _frames(samples, len(window), hop_length)
-    mel = np.empty((len(frames), filters.bands), np.float32)
+    mel = np.empty((filters.bands, len(frames)), np.float32)
     for start in range(0, len(frames), _FRAMES):
         power = np.abs(rfft(frames[start : start + _FRAMES] * window)).astype(np.float32, copy=False)
-        filters.apply(np.square(power, out=power), mel[start : start + _FRAMES])
+        filters.apply(np.square(power, out=power), mel[:, start : start + _FRAMES])
     np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
     np.maximum(mel, mel.max() - 8, out=mel)
     mel += 4
     mel /= 4
-    return mel.T
+    return mel
 
 
 def _frames(samples: np.ndarray, length: int, hop: int) -> np.ndarray:
