@@ -4,12 +4,14 @@
     wavlink push FOLDER REPO_ID --dry_run --output_dir DIR
     wavlink push --init base|small|large REPO_ID
     wavlink push FOLDER SPACE_REPO_ID --space [--index INDEX]
+    wavlink push FOLDER SPACE_REPO_ID --static
 
 FOLDER is a WavLink (RUN/best) or a LoRA adapter of one (RUN/best/adapter), or the Hub id of either. --init builds the
 paper's model of a size from pretrained towers, ready for its first stage of training. The token's right to write is
 checked first. Nothing changes on the Hub before the folder has been loaded in a process with transformers and torch
 alone. --space pushes a demo of the model (hub_cards/space) instead, which has been started in a clean process before.
-It names a model of the Hub by its commit, and holds any other model, and an index with its sounds.
+It names a model of the Hub by its commit, and holds any other model, and an index with its sounds. --static pushes a
+page that runs the model in the visitor's browser (hub_cards/space/static), as a Space that needs no server.
 """
 
 import argparse
@@ -25,13 +27,16 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import HfApi
 
-from hub_cards.space.folder import check_space, write_space
+from hub_cards.space.folder import check_space, refuse_too_large, write_space
+from hub_cards.space.static_folder import write_static_space
 from wavlink import options as of
 from wavlink.atomic_files import new_folder
+from wavlink.backends.export import refuse_missing
 from wavlink.bundled_models import digest_of, resolve
 from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_for, step
 from wavlink.hub_errors import without_token
 from wavlink.hub_upload import Target, check_access, upload
+from wavlink.loading import load_for_evaluation
 from wavlink.progress import loading_bars_hidden
 from wavlink.system_errors import explained
 
@@ -88,9 +93,10 @@ def run(options: argparse.Namespace) -> int:
 
 def push(options: argparse.Namespace) -> str:
     """Check, prepare, verify and upload; return the address of the commit, or with --dry_run the folder."""
-    kind = "space" if options.space else "model"
+    kind = "space" if options.space or options.static else "model"
     names = ("repo_id", "private", "revision", "create_pr", "tag", "overwrite_card")
-    target = Target(kind=kind, **{name: getattr(options, name) for name in names})
+    sdk = "static" if options.static else "gradio"
+    target = Target(kind=kind, sdk=sdk, **{name: getattr(options, name) for name in names})
     scores = read_scores(options.scores)
     api = HfApi()
     if not options.dry_run:
@@ -98,7 +104,9 @@ def push(options: argparse.Namespace) -> str:
         check_access(api, target)
     with own_lines_alone(), working_folder(options.output_dir) as folder:
         options.folder = options.folder and resolve(options.folder)
-        if options.space:
+        if options.static:
+            prepare_static(options, folder)
+        elif options.space:
             prepare_space(options, folder, scores)
         else:
             _verify(folder, prepare(options, folder, scores))
@@ -196,6 +204,21 @@ def prepare_space(options: argparse.Namespace, folder: Path, scores: dict[str, l
         raise OSError(f"could not write {folder}: {': '.join(explained(error))}; nothing was uploaded") from error
     step("starting the Space once in a clean process")
     check_space(folder)
+
+
+def prepare_static(options: argparse.Namespace, folder: Path) -> None:
+    """Write a static Space into `folder`, with the model's towers, whose vectors have been compared with torch's."""
+    refuse_missing("onnx", "fp32")
+    step(f"loading {options.folder}")
+    commit = commit_of(options.folder)
+    loaded = load_for_evaluation(options.folder, revision=commit) if commit else open_checkpoint(options.folder)
+    name = options.folder if commit else Path(options.folder).resolve().name
+    title = options.repo_id.split("/")[1]
+    try:
+        write_static_space(folder, merged(loaded[0]), loaded[1], name, options.npm_packages, step, title)
+    except OSError as error:
+        raise OSError(f"could not write {folder}: {': '.join(explained(error))}; nothing was uploaded") from error
+    refuse_too_large(folder, "take a smaller model")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .log_mel_wavlink import log_mel
+from .log_mel_wavlink import MelFilters, log_mel
 from .whisper_features_wavlink import PADDINGS, WhisperFeatures
 
 _BREAK, _LOG_STEP = 1000.0, 27 / np.log(6.4)  # Slaney's scale: linear up to 1 kHz, 15 mels of 200 / 3 Hz, then log
@@ -51,11 +51,15 @@ class LogMelExtractor(WhisperFeatures):
         return self._features_of(raw_speech, sampling_rate, **options)
 
     def _spectrogram(self, samples: np.ndarray, device: str, exact: bool) -> np.ndarray:
-        filters = mel_filters(self.feature_size, self.n_fft, self.sampling_rate)
+        filters = _filters(self.feature_size, self.n_fft, self.sampling_rate)
         return log_mel(samples, filters, _hann(self.n_fft), self.hop_length)
 
 
 @cache
+def _filters(bands: int, n_fft: int, sampling_rate: int) -> MelFilters:
+    return MelFilters(mel_filters(bands, n_fft, sampling_rate))
+
+
 def mel_filters(bands: int, n_fft: int, sampling_rate: int) -> np.ndarray:
     """Return Whisper's triangular filters, `[n_fft // 2 + 1, bands]` fp32, from 0 Hz to 8 kHz.
 

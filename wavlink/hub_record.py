@@ -20,7 +20,7 @@ from huggingface_hub.hf_api import DatasetInfo, ModelInfo, SpaceInfo
 RECORD = ".wavlink/push.json"
 CARD = "README.md"
 LINE = "<!-- What stands below this line is yours: pushes of WavLink keep it. -->"
-EDITED = (CARD, "app.py", "requirements.txt")  # by people, on the Hub
+EDITED = (CARD, "app.py", "requirements.txt", "index.html", "style.css")  # by people, on the Hub
 _SIGNED = re.compile(r"<!-- The text above was pushed with the sha256 ([0-9a-f]{64}) -->")
 _OURS = ("wavlink", "# An index of sounds", "modeling_wavlink")  # in the cards of versions that left no record
 _FRONT_MATTER = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)

@@ -37,6 +37,7 @@ class Target:
         create_pr: open a pull request instead of writing to main.
         tag: of the new commit; "": none.
         kind: "model" or "space".
+        sdk: of a new Space, "gradio" or "static".
         overwrite_card: replace a card even if it was edited on the Hub.
     """
 
@@ -46,6 +47,7 @@ class Target:
     create_pr: bool = False
     tag: str = ""
     kind: str = "model"
+    sdk: str = "gradio"
     overwrite_card: bool = False
 
     def __post_init__(self):
@@ -149,7 +151,7 @@ def upload(api: HfApi, folder: Path, target: Target) -> str:
     try:
         existed = api.repo_exists(target.repo_id, **of_kind)
         if not existed:
-            sdk = {"space_sdk": "gradio"} if target.kind == "space" else {}
+            sdk = {"space_sdk": target.sdk} if target.kind == "space" else {}
             api.create_repo(target.repo_id, private=target.private or None, exist_ok=True, **of_kind, **sdk)
         if not target.branch.startswith("refs/") and target.branch != constants.DEFAULT_REVISION:
             api.create_branch(target.repo_id, branch=target.branch, exist_ok=True, **of_kind)

@@ -35,6 +35,7 @@ PROMPTS = f'those the model brings, else "{PROMPT}"'
 INDEX_MODEL = "the index's own model, if it is elsewhere now (default: where the index says)"
 BUNDLED = "default: the bundled wavlink-tiny"
 REVISION = "of a Hub id: a branch, tag or commit (default: its main branch)"
+NPM_PACKAGES = "with --static, holds what `npm pack` has written (default: npm downloads onnxruntime-web)"
 
 
 def parser_of(add_options: Callable[[Parser], None], prog: str, description: str | None = None) -> Parser:
@@ -512,6 +513,9 @@ def push(parser: Parser) -> None:
     add("--space", action="store_true", help="push a demo of the model, not the model; REPO_ID is the Space's")
     add("--index", default="", help="with --space, an index whose sounds everyone may play")
     storage_options(parser)
+    text = "push a page that runs the model in the visitor's browser, not the model; REPO_ID is the Space's"
+    add("--static", action="store_true", help=text)
+    add("--npm_packages", default="", metavar="FOLDER", help=NPM_PACKAGES)
 
 
 def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
@@ -520,6 +524,10 @@ def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespac
         parser.error("give either FOLDER and REPO_ID, or --init and REPO_ID")
     if options.space and (options.init or options.scores):
         parser.error("--space shows a trained model: leave --init and --scores out")
+    if options.static and (options.init or options.scores or options.space or options.license):
+        parser.error("--static shows a trained model: leave --init, --scores, --space and --license out")
+    if options.npm_packages and not options.static:
+        parser.error("--npm_packages goes with --static")
     if options.index and not options.space:
         parser.error("--index goes with --space; alone it is pushed by `wavlink push-index`")
     _check_storage(options, parser)
@@ -551,8 +559,7 @@ def space(parser: Parser) -> None:
     text = "serve nothing: write a page that runs the model in the visitor's browser, for a static Space"
     add("--static", action="store_true", help=text)
     add("--out", default="", metavar="FOLDER", help="with --static, the folder to write, new or empty")
-    text = "with --static, holds what `npm pack` has written (default: npm downloads onnxruntime-web)"
-    add("--npm_packages", default="", metavar="FOLDER", help=text)
+    add("--npm_packages", default="", metavar="FOLDER", help=NPM_PACKAGES)
 
 
 def check_space(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:

@@ -76,7 +76,7 @@ def write_space(
         _APP.replace("{options}", "\n".join(f"    {option}," for option in options)), encoding="utf-8"
     )
     _card(repo_id, model, revision).save(folder / "README.md")
-    _refuse_too_large(folder)
+    refuse_too_large(folder)
 
 
 def check_space(folder: Path) -> None:
@@ -158,10 +158,10 @@ def _card(repo_id: str, model: str, revision: str) -> SpaceCard:
     return card
 
 
-def _refuse_too_large(folder: Path) -> None:
+def refuse_too_large(
+    folder: Path, advice: str = "push the model by itself and give its Hub id, or index fewer sounds"
+) -> None:
+    """Raise a ValueError for a folder that holds more than a Space may."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST:
-        raise ValueError(
-            f"the Space would hold {size / 1e9:.1f} GB, and the Hub allows {LARGEST / 1e9:g}: push the model by "
-            "itself and give its Hub id, or index fewer sounds"
-        )
+        raise ValueError(f"the Space would hold {size / 1e9:.1f} GB, and the Hub allows {LARGEST / 1e9:g}: {advice}")

@@ -1,6 +1,8 @@
 """Write the folder of a static Space: a page that runs a model in the visitor's browser, with every file it loads.
 
 wavlink space --static --model runs/quickstart/best --out my_space
+
+`wavlink push runs/quickstart/best your-name/my-space --static` writes and uploads it.
 """
 
 import argparse
@@ -41,6 +43,7 @@ def write_static_space(
     name: str,
     npm_packages: str = "",
     progress: Callable[[str], None] = lambda line: None,
+    title: str = "",
 ) -> dict[str, Any]:
     """Write a static Space, atomically.
 
@@ -51,6 +54,7 @@ def write_static_space(
         name: of the model on the page, a Hub id or a folder's.
         npm_packages: a folder of the tarballs that `npm pack` writes (default: npm downloads them).
         progress: called with a description of each step before it.
+        title: of the Space (default: that of its README.md, WavLink).
 
     Returns:
         `space.json`, which the page reads: `model`, `revision`, `precision`, `opset`, `weights` (by tower,
@@ -88,7 +92,7 @@ def write_static_space(
             "bytes": sum(path.stat().st_size for part in ("npm", "model") for path in (unfinished / part).iterdir()),
         }
         (unfinished / "space.json").write_text(json.dumps(space, indent=2) + "\n", encoding="utf-8")
-        _card(space, model).save(unfinished / "README.md")
+        _card(space, model, title).save(unfinished / "README.md")
     return space
 
 
@@ -127,8 +131,9 @@ def _write_examples(folder: Path) -> list[str]:
     return [f"{row['label']}.flac" for row in clips]
 
 
-def _card(space: dict[str, Any], model: PreTrainedModel) -> SpaceCard:
+def _card(space: dict[str, Any], model: PreTrainedModel, title: str) -> SpaceCard:
     card, on_hub = SpaceCard.load(PAGE / "README.md"), bool(getattr(model, "hub_commit", None))
+    card.data.title = title or card.data.title
     name, stored = space["model"], sorted({weights["stored"] for weights in space["weights"].values()})
     if on_hub:
         card.data.models = [name]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.conftest import tone
+from tests.conftest import RATE, tone
 from tests.served import audio_item, serving
 from wavlink.embedder import Embedder
 from wavlink.serving.batching import Abandoned, BatchedEmbedder, Batcher, stopped_by
@@ -71,6 +71,68 @@ def test_requests_that_arrive_meanwhile_share_the_next_batch(batcher, gated, emb
     for (vectors, tokens), texts in zip(answers, [["rain"], *requests], strict=True):
         np.testing.assert_allclose(vectors, embedder.embed_text(texts), **EXACT)
         assert tokens == sum(len(ids) for ids in embedder.processor.tokenizer(texts)["input_ids"])
+
+
+class OneByOne(Embedder):
+    """An embedder that counts the clips of its calls, and waits for `gate` before each clip's vector, its beginning."""
+
+    def __init__(self, embedder: Embedder):
+        vars(self).update(vars(embedder))
+        self.gate, self.calls = threading.Semaphore(1), []
+
+    def embed_clips(self, clips, lookahead=256):
+        clips = list(clips)
+        self.calls.append(len(clips))
+        for clip in clips:
+            assert self.gate.acquire(timeout=60)
+            if not clip.any():
+                raise RuntimeError("silence")
+            yield clip[:2]
+
+
+def test_the_oldest_request_of_a_batch_is_answered_while_the_others_are_computed(embedder):
+    clips = list(np.random.default_rng(0).normal(size=(32, 10 * RATE)).astype(np.float32))
+    one_by_one, sizes = OneByOne(embedder), []
+    batcher = Batcher(one_by_one, lambda kind, size, seconds: sizes.append((kind, size)))
+    with ThreadPoolExecutor(33) as pool:
+        first = pool.submit(batcher.embed_clips, clips[:1])
+        first.result(60)
+        waiting = pool.submit(batcher.embed_clips, clips[:1])
+        until(lambda: len(one_by_one.calls) == 2)
+        others = []
+        for clip in clips:
+            others.append(pool.submit(batcher.embed_clips, [clip]))
+            until(lambda: batcher.waiting() == len(others))
+        one_by_one.gate.release(2)
+        (vector,) = others[0].result(60)
+        assert waiting.done() and not any(other.done() for other in others[1:]) and one_by_one.calls == [1, 1, 32]
+        one_by_one.gate.release(31)
+        found = [vector, *(other.result(60)[0] for other in others[1:])]
+    batcher.close()
+    np.testing.assert_array_equal(found, [clip[:2] for clip in clips])
+    assert sizes == [("audio", 1), ("audio", 1), ("audio", 32)]
+
+
+def test_an_error_after_the_first_answers_of_a_batch_is_that_of_its_own_request(embedder):
+    clips = [np.full(4000, value, np.float32) for value in (0.1, 0, 0.2)]
+    one_by_one = OneByOne(embedder)
+    batcher = Batcher(one_by_one)
+    with ThreadPoolExecutor(4) as pool:
+        batcher.embed_clips(clips[:1])
+        waiting = pool.submit(batcher.embed_clips, clips[:1])
+        until(lambda: len(one_by_one.calls) == 2)
+        others = []
+        for clip in clips:
+            others.append(pool.submit(batcher.embed_clips, [clip]))
+            until(lambda: batcher.waiting() == len(others))
+        one_by_one.gate.release(9)
+        waiting.result(60)
+        with pytest.raises(RuntimeError, match="silence"):
+            others[1].result(60)
+        found = [others[number].result(60)[0] for number in (0, 2)]
+    batcher.close()
+    assert one_by_one.calls == [1, 1, 3, 1, 1]  # what is answered already is not computed again
+    np.testing.assert_array_equal(found, [clips[0][:2], clips[2][:2]])
 
 
 def test_an_error_is_that_of_its_own_request(batcher, gated, embedder):

@@ -1,8 +1,8 @@
 """Dynamic batches: inputs of several requests are embedded together, by one thread.
 
 While the model computes a batch, requests arrive. The next batch takes all of them, up to a limit, so that a batch is
-as large as the load, and a request to an idle server waits for no other. Whoever shares its batch, a vector is that
-of `Embedder` (fp32: to 1e-5).
+as large as the load, and a request to an idle server waits for no other. Within a batch the oldest request is answered
+first, as soon as its own vectors are there. Whoever shares its batch, a vector is that of `Embedder` (fp32: to 1e-5).
 """
 
 import queue
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from itertools import islice
 from typing import Any
@@ -22,7 +22,7 @@ from wavlink.vocabulary import unnamed
 
 from .errors import RequestError
 
-SOUND_SECONDS, TEXTS = 60.0, 256  # of a batch
+SOUND_SECONDS, TEXTS = 320.0, 256  # of a batch; `Embedder` divides its clips among several runs of the model
 _PART_SECONDS, _PART_TEXTS = 30.0, 64  # of one request in a batch, so that a large request does not stop the others
 _PART_CLIPS = 64
 _UNLIMITED = 10**9  # a tokenizer without a limit has int(1e30)
@@ -133,19 +133,19 @@ class Batcher:
 
     def _compute(self, kind: str, parts: list[_Part]) -> None:
         """Embed parts together; where that fails, each by itself, so that an error is that of its own request."""
-        start = time.perf_counter()
+        start, done = time.perf_counter(), 0
         try:
-            results = self._embed_texts(parts) if kind == "text" else self._embed_clips(parts)
+            for result in self._embed_texts(parts) if kind == "text" else self._embed_clips(parts):
+                if done == len(parts) - 1:
+                    self._observe(kind, sum(len(part.items) for part in parts), time.perf_counter() - start)
+                parts[done].future.set_result(result)
+                done += 1
         except Exception as error:
             if len(parts) == 1:
                 parts[0].future.set_exception(error)
             else:
-                for part in parts:
+                for part in parts[done:]:
                     self._compute(kind, [part])
-            return
-        self._observe(kind, sum(len(part.items) for part in parts), time.perf_counter() - start)
-        for part, result in zip(parts, results, strict=True):
-            part.future.set_result(result)
 
     def _embed_texts(self, parts: list[_Part]) -> list[tuple[np.ndarray, int]]:
         with unnamed():  # a server names no words of its users
@@ -154,9 +154,11 @@ class Batcher:
         ends = np.cumsum([len(part.items) for part in parts])[:-1]
         return list(zip(np.split(vectors, ends), tokens, strict=True))
 
-    def _embed_clips(self, parts: list[_Part]) -> list[list[np.ndarray]]:
-        vectors = iter(list(self.embedder.embed_clips(clip for part in parts for clip in part.items)))
-        return [list(islice(vectors, len(part.items))) for part in parts]
+    def _embed_clips(self, parts: list[_Part]) -> Iterator[list[np.ndarray]]:
+        """Yield the vectors of each part while those of the next are computed."""
+        with closing(self.embedder.embed_clips(clip for part in parts for clip in part.items)) as vectors:
+            for part in parts:
+                yield list(islice(vectors, len(part.items)))
 
 
 class BatchedEmbedder(Embedder):
