@@ -9,6 +9,10 @@ process with transformers and torch alone, and its vectors are compared with tho
     python -m hub_cards.bundle --frame_head my_copy --name wavlink-tiny
 
 adds the frame head that `wavlink train-frames my_copy` has trained on a copy of a bundled model.
+
+    python -m hub_cards.bundle --code --name wavlink-tiny
+
+gives a bundled model the shipped code as it is now.
 """
 
 import argparse
@@ -16,6 +20,8 @@ import copy
 import csv
 import json
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,6 +137,28 @@ def add_frame_head(source: str, name: str, models: Path = bundled_models.MODELS)
     return folder / FRAME_HEAD
 
 
+def refresh_code(name: str, models: Path = bundled_models.MODELS) -> Path:
+    """Replace the code in `models/name` by what ships now, and its hashes; its vectors stay as they are.
+
+    Raises:
+        ValueError: there is no such bundled model, or it does not load or has other vectors with this code.
+    """
+    known, folder = bundled_models.known_sums(models), models / name
+    if name not in known:
+        raise ValueError(f"{name} is no bundled model: bundle it first")
+    model, processor = open_checkpoint(str(folder))
+    with tempfile.TemporaryDirectory() as saved, replaced_folder(folder) as unfinished:
+        model.save_pretrained(saved)
+        processor.save_pretrained(saved)
+        shutil.copytree(folder, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        for path in Path(saved).glob("*.py"):
+            shutil.copy(path, unfinished)
+        verify(unfinished, vectors(model, processor))
+        sums = bundled_models.sums_of(unfinished)
+    write_text(models / bundled_models.SUMS, json.dumps(known | {name: sums}, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
 def _destination(models: Path, name: str, replace: bool) -> Path:
     """Return the folder of a model of that name; a bad name, or one that is taken, is refused."""
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -239,12 +267,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--replace", action="store_true", help="replace a model of that name")
     parser.add_argument("--frame_head", metavar="FOLDER", help="copy of a bundled model with a head to add to it")
+    parser.add_argument("--code", action="store_true", help="give a bundled model the shipped code as it is now")
     options = vars(parser.parse_args(argv))
-    frame_head = options.pop("frame_head")
-    if (options["source"] is None) == (frame_head is None):
-        parser.error("give either the folder of a trained model, or --frame_head")
+    frame_head, code = options.pop("frame_head"), options.pop("code")
+    if [options["source"] is not None, frame_head is not None, code].count(True) != 1:
+        parser.error("give either the folder of a trained model, or --frame_head, or --code")
     if frame_head is not None:
         print(add_frame_head(frame_head, options["name"], options["models"]))
+        return 0
+    if code:
+        with own_lines_alone():
+            folder = refresh_code(options["name"], options["models"])
+        print(folder)
         return 0
 
     with own_lines_alone():

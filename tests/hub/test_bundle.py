@@ -130,3 +130,17 @@ def test_a_frame_head_is_added_to_a_bundled_model(no_bundle, wavlink_folder, tmp
     assert wavlink.bundled() == str(folder)  # by its hashes
     with pytest.raises(ValueError, match="bundle it first"):
         making.add_frame_head(str(copy), "other", no_bundle)
+
+
+def test_a_bundled_model_gets_the_code_that_ships_now(no_bundle, wavlink_folder):
+    folder = write_bundle(no_bundle, wavlink_folder)
+    current, config = (folder / "losses_wavlink.py").read_bytes(), (folder / "config.json").read_bytes()
+    (folder / "losses_wavlink.py").write_text("old = True\n")
+    (folder / "removed_wavlink.py").write_text("older = True\n")
+    assert making.main(["--code", "--models", str(no_bundle)]) == 0
+    assert (folder / "losses_wavlink.py").read_bytes() == current
+    assert not (folder / "removed_wavlink.py").exists()
+    assert (folder / "config.json").read_bytes() == config
+    assert wavlink.bundled() == str(folder)  # by its hashes
+    with pytest.raises(ValueError, match="bundle it first"):
+        making.refresh_code("other", no_bundle)
