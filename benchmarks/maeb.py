@@ -32,10 +32,9 @@ from mteb.cache import ResultCache
 from mteb.models import ModelMeta
 
 from processing.prompts import PROMPT
-from wavlink import evaluate
+from wavlink import evaluate, register_mteb
 from wavlink.evaluation.metrics import KS
 from wavlink.evaluation.mteb_encoder import LONG_CLIPS, WavLinkEncoder
-from wavlink.evaluation.mteb_models import load_encoder, register_mteb
 from wavlink.evaluation.retrieval import DIRECTIONS
 
 try:
@@ -197,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tasks = chosen(options)
         meta = register_mteb(options.model, options.name, revision=options.revision)
-        encoder = load_encoder(meta, options.device, embed_dim=options.dim, long_clips=options.long_clips)
+        encoder = meta.load_model(options.device, embed_dim=options.dim, long_clips=options.long_clips)
     except ValueError as error:
         parser.error(str(error))
     encoder.kept, cache = {}, ResultCache(options.output)  # tasks share sounds

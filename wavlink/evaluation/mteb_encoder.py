@@ -1,4 +1,4 @@
-"""The encoder that mteb's tasks ask for vectors: an `Embedder` behind mteb's protocol."""
+"""The encoder that mteb's tasks ask for vectors, an `Embedder` behind mteb's protocol, and the meta that loads it."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Audio
+from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
 from processing.audio import load_column
@@ -140,6 +141,25 @@ class WavLinkEncoder(AbsEncoder):
         except ValueError as error:
             raise ValueError(f"{where}: the sound of row {row}: {error}") from error
         return {"array": samples[: round(self.model.max_seconds * rate)], "sampling_rate": rate}
+
+
+class WavLinkMeta(ModelMeta):
+    """What mteb states of a model, which loads without torchaudio and torchcodec: `WavLinkEncoder` needs neither."""
+
+    def load_model(self, device: str | None = None, *, embed_dim: int | None = None, **options: Any) -> WavLinkEncoder:
+        """Load the model's encoder; results with options other than the default are kept apart.
+
+        Args:
+            device, embed_dim, options: of `WavLinkEncoder`.
+        """
+        given = {"embed_dim": embed_dim, **options}
+        changed = {name: value for name, value in given.items() if value not in (None, self.loader_kwargs.get(name))}
+        loader_kwargs = {**self.loader_kwargs, **changed}
+        encoder = self.loader(self.name, revision=self.revision, device=device, **loader_kwargs)
+        facts: dict[str, Any] = {"loader_kwargs": loader_kwargs, "experiment_kwargs": changed or None}
+        facts |= {"embed_dim": embed_dim} if embed_dim else {}
+        encoder.mteb_model_meta = self.model_copy(update=facts)
+        return encoder
 
 
 def _key_of(value: Any) -> bytes:

@@ -13,8 +13,6 @@ from wavlink.installing import install_hint
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
 
-    from .mteb_encoder import WavLinkEncoder
-
 _BYTES_OF_FP32 = 4
 _NO_LIMIT = 1 << 20  # tokens; tokenizers without a limit state a huge one
 _CITATION = """
@@ -89,9 +87,7 @@ def model_meta(source: str, name: str, revision: str | None = None, **facts: Any
         source: what `Embedder` takes.
         name, revision, facts: see `register_mteb`.
     """
-    from mteb.models import ModelMeta
-
-    from .mteb_encoder import WavLinkEncoder, revision_name
+    from .mteb_encoder import WavLinkEncoder, WavLinkMeta, revision_name
 
     embedder = Embedder(source, revision=revision) if revision else Embedder(source)
     tokens = getattr(getattr(embedder.processor, "tokenizer", None), "model_max_length", None)
@@ -119,22 +115,4 @@ def model_meta(source: str, name: str, revision: str | None = None, **facts: Any
     }
     if getattr(embedder.model.config, "model_type", "") == "wavlink":
         known["citation"] = _CITATION
-    return ModelMeta(**known | facts)
-
-
-def load_encoder(meta: "ModelMeta", device: str | None = None, **options: Any) -> "WavLinkEncoder":
-    """Load what `mteb.get_model` does, also where mteb's own decoder of sounds is not installed.
-
-    Args:
-        meta: of `register_mteb`.
-        device: default: a GPU where there is one.
-        options: of `WavLinkEncoder`; None and the default are no options. Results with others are kept apart.
-    """
-    changed = {name: value for name, value in options.items() if value not in (None, meta.loader_kwargs.get(name))}
-    encoder: WavLinkEncoder = meta.loader(
-        meta.name, revision=meta.revision, device=device, **meta.loader_kwargs | changed
-    )
-    facts = {"loader_kwargs": meta.loader_kwargs | changed, "experiment_kwargs": changed or None}
-    facts |= {"embed_dim": changed["embed_dim"]} if "embed_dim" in changed else {}
-    encoder.mteb_model_meta = meta.model_copy(update=facts)
-    return encoder
+    return WavLinkMeta(**known | facts)
