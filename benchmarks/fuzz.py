@@ -32,6 +32,8 @@ from pathlib import Path
 import numpy as np
 import records
 
+from wavlink.atomic_files import write_text
+
 _STATE = struct.Struct("<qqqdd")  # the input's number; refused, decoded; slowest in s, peak in MB
 _WALL = 20  # times the processor's seconds: what sleeps is hanging too
 _BLOCK = 2500  # inputs that are kept together
@@ -216,7 +218,7 @@ def run(options: argparse.Namespace, kept: Path) -> dict[str, tuple[Tally, dict[
             break
         start, own = time.time(), argparse.Namespace(**{**vars(options), "modules": [targets[target][0]]})
         tally = fuzz(target, first, last, own)
-        path.write_text(json.dumps({"target": target, "commit": _commit(), **asdict(tally)}), encoding="utf-8")
+        write_text(path, json.dumps({"target": target, "commit": _commit(), **asdict(tally)}))
         print(f"{target}: {first} to {last} in {time.time() - start:.0f} s", *tally.failures, sep="\n  ", flush=True)
     found: dict[str, tuple[Tally, dict[str, int]]] = {name: (Tally(), {}) for name in targets}
     for path in sorted(kept.glob(f"*-{options.seed}-*.json")):

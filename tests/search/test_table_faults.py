@@ -62,6 +62,24 @@ def test_what_reads_without_end_is_refused(folder, what):
     assert [*contents(folder)]
 
 
+@pytest.mark.parametrize("what", ["folder", "loop", "nowhere"])
+def test_a_file_that_is_a_folder_or_a_link_to_no_file_is_refused_by_name_or_not_needed(folder, what):
+    before, files = contents(folder), [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        kept = path.read_bytes()
+        path.unlink()
+        path.mkdir() if what == "folder" else path.symlink_to(path.name if what == "loop" else "nowhere")
+        for read in (contents, verified):
+            try:
+                found = read(folder)
+                assert read != contents or found == before, path
+            except ValueError as error:
+                assert str(folder) in str(error), path
+        path.rmdir() if what == "folder" else path.unlink()
+        path.write_bytes(kept)
+    assert contents(folder) == before
+
+
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damaged_rows_are_named_and_can_be_dropped(folder, how):
     before = contents(folder)

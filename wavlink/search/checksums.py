@@ -24,7 +24,7 @@ class Checksums:
         """Return the checksums by name.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or cannot be read.
         """
         path = self.folder / _FILE
         try:
@@ -35,6 +35,9 @@ class Checksums:
             return {str(row["file"]): str(row["sha256"]) for row in rows}
         except FileNotFoundError:
             return {}
+        except OSError as error:  # a folder, a link to itself, no right to read
+            message = f"{path} cannot be read ({error.strerror}): it must be a file that this user may read"
+            raise ValueError(message) from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({error}): {REPAIR}") from error
 
