@@ -9,7 +9,7 @@ while the best lies at an end. Then it is trained under every seed at that rate,
 test split. Both arms of a pair take the same clips in the same order, and as many steps.
 
 A finished run is one line of `--results`, and `--record` takes all lines into the record. The same command goes on
-from both: it trains what neither holds. `--minutes 0 --record` trains nothing more and records what there is.
+from both: it trains what neither holds. `--stop_after 0 --record` trains nothing more and records what there is.
 """
 
 import argparse
@@ -59,9 +59,7 @@ class Runs:
     def _agree(self, common: dict) -> None:
         for name, value in common.items():
             if self.common.setdefault(name, value) != value:
-                raise ValueError(
-                    f"finished runs have other {name} than {value}: give another --results and another --record"
-                )
+                raise ValueError(f"finished runs have other {name}: give another --results and another --record")
 
     def share(self, **common) -> None:
         """Note what all runs have in common; refuse what finished ones do not have."""
@@ -195,7 +193,9 @@ def record(options: argparse.Namespace, runs: Runs) -> None:
         ValueError: no run has been scored.
     """
     if "answers" not in runs.common:
-        raise ValueError(f"no run has been scored: {len(runs.runs)} of the search are finished, give more --minutes")
+        raise ValueError(
+            f"no run has been scored: {len(runs.runs)} of the search are finished, give a later --stop_after"
+        )
     answers = claims_report.from_text(runs.common["answers"])
     scored = {
         arm: {seed: claims_report.unpacked(row["test"], answers) for seed, row in sorted(runs.tested(arm).items())}
@@ -237,14 +237,14 @@ def main(arguments: list[str] | None = None) -> None:
     add("--max_seconds", type=float, default=2.0, help="longer clips are left out (%(default)s)")
     add("--validation_clips", type=int, default=300, help="(%(default)s)")
     add("--test_clips", type=int, default=700, help="(%(default)s)")
-    add("--minutes", type=float, default=math.inf, help="begin no further run after these; 0: train nothing")
+    add("--stop_after", type=float, default=math.inf, metavar="MINUTES", help="begin no run later; 0: train nothing")
     add("--work", type=Path, default=Path("runs/claims"), help="folder for links and towers (%(default)s)")
     add("--results", type=Path, help="finished runs, a line each (WORK/results.jsonl)")
     records.add_option(parser, "claims")
     options = parser.parse_args(arguments)
-    until = time.monotonic() + 60 * options.minutes
+    until = time.monotonic() + 60 * options.stop_after
     runs = Runs(options.results or options.work / "results.jsonl", options.record)
-    if options.minutes:
+    if options.stop_after:
         most = {"validation": options.validation_clips, "test": options.test_clips}
         options.clips = options.work / "-".join(map(str, ("sounds", options.max_seconds, *most.values())))
         short_clips(options.sounds, options.clips, options.max_seconds, most)

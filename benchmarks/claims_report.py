@@ -172,9 +172,9 @@ def note(arms: Mapping, found: Mapping[str, dict], answers: Correspondence, sett
         full = gaps["R@10"]
         value, low, high = (f"{100 * figure:+.1f}" for figure in (full["value"], *full["interval"]))
         words[verdict(full)].append(f"{arms[arm].words} against {arms[arm].instead_of} ({value} [{low}, {high}])")
-    verdicts = " ".join(f"{kinds[kind]} {', '.join(those)}." for kind, those in words.items() if those)
+    verdicts = "".join(f"{kinds[kind]} {', '.join(those)}. " for kind, those in words.items() if those)
     return (
-        f"{verdicts} Points of R@10, the mean of both directions, on {answers.shape[0]} clips of at most "
+        f"{verdicts}Points of R@10, the mean of both directions, on {answers.shape[0]} clips of at most "
         f"{settings['max_seconds']:g} s and their {answers.shape[1]} texts, after {settings['steps']} steps of "
         f"{settings['batch_size']} clips{_other_budgets(arms)}. In brackets 95 % intervals by bootstrap over clips of "
         "the mean of the seeds; in parentheses the range of the seeds, under each of which both arms of a pair take "

@@ -45,7 +45,8 @@ _MEASURED = ("command", "commit", "time", "machine", "versions")
 _KNOWN = {*_TEXTS, *_MEASURED, "source", "seed", "seconds", "values", "raw"}
 _MACHINE = ("platform", "processor", "cpus", "threads", "devices")
 _BEGUN = time.monotonic()
-_OF_RECORD = {"--record", "--title", "--note"}  # options that say only where a record goes and what it is
+# Options that say only where a record goes, what it is, and when a benchmark that goes on later pauses.
+_OF_RECORD = {"--record", "--title", "--note", "--stop_after"}
 _FOLDERS = re.compile(r"(?<![\w./])/(?!/)\S*/")  # of an absolute path, also behind `random:`
 _CELL = {"value", "interval", "range", "digits", "unit", "signed"}
 
@@ -131,7 +132,7 @@ def processor() -> str:
 def command(arguments: Sequence[str]) -> str:
     """A command line as a reader can give it: this script's path from the checkout, other absolute paths by name.
 
-    Options that say only where the record goes and what it is called are left out.
+    Options that change nothing that is measured are left out.
     """
     root, kept, before = str(RESULTS.parents[1]), [], ""
     for word in map(str, arguments):

@@ -76,7 +76,7 @@ def test_arms_are_searched_scored_recorded_and_continued_from_the_record_alone(
     assert [row[3] for row in grown["values"]["arms"]["rows"]] == [2, 2]
 
     before = len(started)
-    claims.main([*arguments[:-1], "3", "4", "--minutes", "0"])
+    claims.main([*arguments[:-1], "3", "4", "--stop_after", "0"])
     assert len(started) == before and records.read(tmp_path / "claims.json")["values"] == grown["values"]
     with pytest.raises(ValueError, match="finished runs have other settings"):
         claims.main([*arguments, "--steps", "3"])

@@ -151,7 +151,8 @@ def test_a_script_writes_a_record_of_its_own_run(tmp_path, monkeypatch):
     assert parser.parse_args(["--record"]).record == records.RESULTS / "storage.json"
     path = parser.parse_args(["--record", str(tmp_path / "new" / "storage.json")]).record
     script = str(records.RESULTS.with_name("storage.py"))
-    words = [script, str(tmp_path / "best"), "--record", "a.json", "--title", "of two", "--million", "0", "a b"]
+    about_the_record = ["--record", "a.json", "--title", "of two", "--stop_after", "9"]
+    words = [script, str(tmp_path / "best"), *about_the_record, "--million", "0", "a b"]
     monkeypatch.setattr(sys, "argv", words)
     raw = {"folder": tmp_path, "models": [f"random:{tmp_path}/best", "https://a.b/c/d", "audio/text"]}
     records.write(path, title="Storage", seed=0, values=RECORD["values"], raw=raw)
