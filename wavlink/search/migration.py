@@ -2,9 +2,9 @@
 
     INDEX/.migration   an index of the new model, which a killed migration goes on with
 
-The columns of metadata are kept. The vector index of a large table is made anew after the switch. In object storage,
-where other processes may write meanwhile, the switch is tried again once what they have added is embedded too. A writer
-that has begun before the switch ends with an error at its next commit.
+The columns of metadata are kept. The vector index of a large table is made anew after the switch. Other processes may
+write to object storage meanwhile: the switch is tried again once what they have added is embedded too. A writer that has
+begun before it ends with an error at its next commit.
 """
 
 import dataclasses
