@@ -3,8 +3,8 @@
     INDEX/.migration   an index of the new model, which a killed migration goes on with
 
 The columns of metadata are kept. The vector index of a large table is made anew after the switch. Other processes may
-write to object storage meanwhile: the switch is tried again once what they have added is embedded too. A writer that has
-begun before it ends with an error at its next commit.
+write to object storage meanwhile: the switch is tried again once what they have added is embedded too. A writer that
+has begun before it ends with an error at its next commit.
 """
 
 import dataclasses
