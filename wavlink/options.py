@@ -301,7 +301,6 @@ def check_index(options: argparse.Namespace, parser: Parser) -> argparse.Namespa
     if options.migrate:
         others = {"--model": options.model, "--metadata": options.metadata, "--tags": options.tags}
         others |= {"--retry": options.retry, "--watch": options.watch is not None}
-        others |= {"--storage_options": options.storage_options}
         if unfit := [name for name, value in others.items() if value]:
             parser.error(f"{unfit[0]} does not go with --migrate: give it in another run")
     return options

@@ -138,3 +138,12 @@ def test_columns_with_capitals_or_spaces_are_shown_as_a_filter_spells_them(tmp_p
         assert checked(table, "`Album Artist` = 'x' and bpm > 3")
         with pytest.raises(ValueError, match="revision, `Album Artist`, bpm"):
             checked(table, "album = 'x'")
+
+
+def test_a_value_with_a_nul_that_cannot_be_computed_is_an_error(tmp_path):
+    """Where Lance meets it in a scan, it ends the process."""
+    with Table.create(tmp_path / "index", MANIFEST) as table:
+        table.append(window_rows(MANIFEST, Sound("a\0b", 1, 1, ""), [(0.0, 1.0)], np.ones((1, DIM)), windows=1))
+    with pytest.raises(ValueError, match="the filter 'cast.path as int. = 1' cannot be used .*Cannot cast"):
+        nearest(table, QUERY, 5, where="cast(path as int) = 1")
+    assert len(nearest(table, QUERY, 5, where="path like 'a%'")[1]) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from safetensors.torch import load_file, save_file
 
 from tests import pushed_index
 from tests.conftest import RATE, tone
@@ -33,6 +35,7 @@ from wavlink.search.index import Index  # noqa: E402
 from wavlink.search.listing import Sound  # noqa: E402
 from wavlink.search.manifest import Manifest  # noqa: E402
 from wavlink.search.metadata import update  # noqa: E402
+from wavlink.search.migration import migrate  # noqa: E402
 from wavlink.search.repair import verified  # noqa: E402
 from wavlink.search.roots import change_root  # noqa: E402
 from wavlink.search.rows import skipped_row, window_rows  # noqa: E402
@@ -207,9 +210,10 @@ def test_columns_are_set_beside_another_writer_again_and_again(place, monkeypatc
 
     monkeypatch.setattr(Table, "commit_operation", commit_operation)
     update(second, {"a": {column: "cat"}}, [column])
-    assert left == [0] and windows_of(second) == once(a=2, b0=1, b1=1, b2=1)
+    second.append(rows("c", 0, 1, 1))
+    assert left == [0] and windows_of(second) == once(a=2, b0=1, b1=1, b2=1, c=1)
     found = {row["path"]: row[column] for row in second.dataset.to_table(["path", column]).to_pylist()}
-    assert found == {"a": "cat", "b0": None, "b1": None, "b2": None}
+    assert found == {"a": "cat", "b0": None, "b1": None, "b2": None, "c": None}
 
 
 def test_another_root_beside_another_writer(place, tmp_path, monkeypatch):
@@ -348,6 +352,39 @@ def test_a_file_that_is_gone_from_object_storage_is_found_by_verify(place):
     S3FileSystem(**keys, **place).delete_file(f"{address.removeprefix('s3://')}/windows.lance/data/{name}")
     with pytest.raises(ValueError, match="lacks a file"):
         verified(address, storage_options=options)
+
+
+def test_an_index_is_migrated_beside_another_writer(place, folder, wavlink_folder, tmp_path, monkeypatch):
+    """It adds a sound just before the switch, and begins another one, which is of the old model then."""
+    address, options = place
+    run = {"storage_options": options, "progress": False}
+    for name in "ab":
+        shutil.copytree(wavlink_folder, tmp_path / name)
+    weights = load_file(tmp_path / "b/model.safetensors")
+    save_file(
+        {name: value * 1.01 for name, value in weights.items()}, tmp_path / "b/model.safetensors", {"format": "pt"}
+    )
+    index_sounds(str(folder), address, str(tmp_path / "a"), **TIMES, **run)
+    old, writer = Table.open(address, options), Table.open(address, options).writing()
+    late = writer.__enter__()
+    real, left = Table.commit_operation, [1]
+
+    def commit_operation(table, operation):
+        if table.index == address and left[0]:
+            left[0] -= 1
+            write(folder / "a/late.wav", 1.0, 40)
+            index_sounds(str(folder / "a"), address, **run)
+        real(table, operation)
+
+    monkeypatch.setattr(Table, "commit_operation", commit_operation)
+    report = migrate(address, str(tmp_path / "b"), **run)
+    assert (report.sounds, report.changed, left) == (7, 7, [0])
+    index_sounds(str(folder), str(tmp_path / "anew"), str(tmp_path / "b"), **TIMES, progress=False)
+    made, anew = Table.open(address, options), Table.open(tmp_path / "anew")
+    assert windows_of(made) == windows_of(anew) and made.manifest.revision == anew.manifest.revision
+    assert made.manifest.revision != old.manifest.revision and not has_table(f"{address}/.migration", options)
+    with pytest.raises(ValueError, match="another process has changed the model or the columns of .*: start again"):
+        late.append(window_rows(late.manifest, Sound("x", 1, 1, ""), [(0.0, 1.0)], np.ones((1, 64)), windows=1))
 
 
 def test_no_index_and_no_bucket_are_named(server, capsys):

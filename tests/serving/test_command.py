@@ -86,14 +86,14 @@ LOADED = {"revision": None, "device": "cpu", "dtype": "float32", "backend": None
 
 
 def test_the_index_names_its_model(embedder, index_folder, wavlink_folder, monkeypatch):
-    options = Namespace(model="", index=str(index_folder), **LOADED)
+    options = Namespace(model="", index=str(index_folder), storage_options=None, **LOADED)
     monkeypatch.setattr("wavlink.search.open_index.embedder_of", lambda *_, **__: embedder)
     loaded, open_index = command._load(options)
     assert loaded is embedder and len(open_index(embedder)) == 8
 
 
 def test_an_index_of_another_model_is_refused(index_folder, wavlink_folder):
-    options = Namespace(model=str(wavlink_folder), index=str(index_folder), **LOADED)
+    options = Namespace(model=str(wavlink_folder), index=str(index_folder), storage_options=None, **LOADED)
     loaded, open_index = command._load(options)
     loaded.revision = "sha256:0"
     with pytest.raises(ValueError, match="their vectors do not compare"):

@@ -46,7 +46,7 @@ def index(as_json: bool, migrate: str, watch: float | None, **options: Any) -> i
     """Index sounds, once or until a signal, or embed an index anew by another model."""
     with StopSignal("stopping: writing what is embedded") as stopped:
         if migrate:
-            for name in ("model", "metadata", "tags", "retry", "storage_options"):  # which `check_index` refuses
+            for name in ("model", "metadata", "tags", "retry"):  # which `check_index` refuses
                 del options[name]
             report = migrated(options.pop("out"), migrate, stop=stopped.event, **options)
         elif watch is not None:

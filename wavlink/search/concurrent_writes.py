@@ -19,6 +19,8 @@ from lance.commit import CommitConflictError
 from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata
 
+from .manifest import Manifest
+
 _TRIES = 200  # of one commit; a try takes less than a second, and each that fails is another writer's success
 _LONGEST_WAIT = 1.0  # seconds between two tries
 _KEYS = ["path", "window", "size", "version", "error"]
@@ -29,6 +31,7 @@ class Table(Protocol):
 
     index: str
     dataset: lance.LanceDataset
+    manifest: Manifest
     storage_options: dict[str, str] | None
 
     @property
@@ -51,6 +54,7 @@ class Others:
     def __init__(self, table: Table):
         self.table = table
         self.known = set(map(_name, _fragments(table)))  # data files; a fragment's number may come again
+        self.expect_columns()
         self.added = defaultdict(list)  # by path: (size, version, has an error, first window, last window)
 
     def append(self, fragments: Sequence[FragmentMetadata]) -> None:
@@ -61,6 +65,7 @@ class Others:
         """
         for number in range(_TRIES):
             self.table.refresh()
+            self._refuse_other_columns()
             self._look()
             fragments = rewritten(self.table, fragments, self._new) if self.added else fragments
             if not fragments:
@@ -79,6 +84,20 @@ class Others:
         """Note that this writer has removed all rows of these files."""
         for path in paths:
             self.added.pop(path, None)
+
+    def expect_columns(self) -> None:
+        """Note the table's model and types of columns, which this writer's rows have."""
+        self.revision, self.types = self.table.manifest.revision, _types(self.table)
+
+    def _refuse_other_columns(self) -> None:
+        """Refuse to add rows to a table whose model, or types of columns, another process has changed meanwhile."""
+        types = _types(self.table)
+        if self.table.manifest.revision != self.revision or self.types != {
+            name: types.get(name) for name in self.types
+        }:
+            raise ValueError(
+                f"another process has changed the model or the columns of {self.table.index} meanwhile: start again"
+            )
 
     def _look(self) -> None:
         """Note what has been added since the last look."""
@@ -142,6 +161,10 @@ def rewritten(
             rows = LanceFileReader(address, table.storage_options).read_all().to_table()
             kept += table.write(rows.filter(pyarrow.array(stays)))
     return kept
+
+
+def _types(table: Table) -> dict[str, pyarrow.DataType]:
+    return {field.name: field.type for field in table.dataset.schema}
 
 
 def _fragments(table: Table) -> list[FragmentMetadata]:

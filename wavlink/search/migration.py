@@ -2,7 +2,9 @@
 
     INDEX/.migration   an index of the new model, which a killed migration goes on with
 
-The columns of metadata are kept. The vector index of a large table is made anew after the switch.
+The columns of metadata are kept. The vector index of a large table is made anew after the switch. Other processes may
+write to object storage meanwhile: the switch is tried again once what they have added is embedded too. A writer that
+has begun before it ends with an error at its next commit.
 """
 
 import dataclasses
@@ -11,24 +13,22 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow
 
 from wavlink.embedder import Embedder
-from wavlink.temporary_paths import remove_path
 
 from . import vector_index
 from .build import index_sounds, none_read, text_vectors
 from .changes import Report
 from .index_model import new_embedder, preprocessing_of
 from .listing import DATA_SET, Listing, list_sounds
-from .location import is_remote
 from .manifest import Manifest
 from .metadata import Row, described, with_values
 from .rows import with_columns_of
-from .table import Table
+from .table import Storage, Table
+from .table_place import remove_index
 
 FOLDER = ".migration"
 _OPTIONS = ("dim", "storage", "rescore_dim", "window", "hop")
@@ -53,50 +53,54 @@ def migrate(
     commit_seconds: float = 30.0,
     progress: bool = True,
     stop: threading.Event | None = None,
+    storage_options: Storage = None,
 ) -> Report:
     """Embed the sounds of an index by another model, and switch to it. After a kill, the same call goes on.
 
     Args:
-        index: its folder.
+        index: its folder, or its address in object storage.
         model: as `Embedder` takes it.
         sounds: as for `index_sounds` (default: those of the index, below its root).
         dim: one of the new model's nested dims (default: the smallest from 48 on).
         storage, window, hop: default: the index's own.
         rescore_dim: as for `index_sounds`.
-        root, split, device, dtype, backend, precision, commit_seconds, stop: as for `index_sounds`.
+        root, split, device, dtype, backend, precision, commit_seconds, stop, storage_options: as for `index_sounds`.
 
     Returns:
         A report that counts all sounds as changed, and as removed those of the index whose files are gone.
 
     Raises:
-        ValueError: no index, or one in object storage; no sounds; a model that cannot be loaded, or not be used.
+        ValueError: no index; no sounds; a model that cannot be loaded, or not be used.
     """
-    if is_remote(index):
-        raise ValueError(f"{index} is in object storage: index the sounds by the new model into another address")
-    table, staged = Table.open(index), Path(index) / FOLDER
+    table, staged = Table.open(index, storage_options), f"{os.fspath(index).rstrip('/')}/{FOLDER}"
     embedder = new_embedder(model, device, dtype, backend=backend, precision=precision)
     given = {"dim": dim, "rescore_dim": rescore_dim, "storage": storage or table.manifest.storage}
     given |= {"window": window or table.manifest.window, "hop": hop or table.manifest.hop}
-    run = {"commit_seconds": commit_seconds, "progress": progress, "stop": stop}
+    run = {"commit_seconds": commit_seconds, "progress": progress, "stop": stop, "storage_options": storage_options}
     if _is_made_by(table.manifest, embedder, given):
         return _ended(table, staged, embedder)
-    if not _goes_on(staged, embedder, given):
-        remove_path(staged)
-    listing = _listed(table, sounds, root, split)
-    report = index_sounds(listing, staged, embedder, **given, **run)
+    if not _goes_on(staged, embedder, given, storage_options):
+        remove_index(staged, storage_options)
+    list_now = partial(_listed, table, sounds, root, split)
+    report = index_sounds(list_now(), staged, embedder, **given, **run)
     if report.stopped:
         return report
     with table.writing():
-        # Other processes may have indexed sounds meanwhile.
-        report = index_sounds(_listed(table, sounds, root, split), staged, embedder, **run)
-        if report.stopped:
-            return report
-        if not report.sounds:
-            raise ValueError(none_read(report))
-        gone = {*table.files()} - _switch(table, Table.open(staged), embedder.name)
-        vector_index.update(table, partial(text_vectors, embedder))
-        remove_path(staged)
-    report.added, report.unchanged, report.changed, report.removed = 0, 0, report.sounds, len(gone)
+        report = table.repeated(lambda: _switched(table, staged, embedder, list_now(), run))
+        if not report.stopped:
+            vector_index.update(table, partial(text_vectors, embedder))
+            remove_index(staged, storage_options)
+    return report
+
+
+def _switched(table: Table, staged: str, embedder: Embedder, listing: Listing, run: dict[str, Any]) -> Report:
+    """Embed what other processes have indexed meanwhile, and switch."""
+    report = index_sounds(listing, staged, embedder, **run)
+    if not (report.stopped or report.sounds):
+        raise ValueError(none_read(report))
+    if not report.stopped:
+        gone = {*table.files()} - _switch(table, Table.open(staged, table.storage_options), embedder.name)
+        report.added, report.unchanged, report.changed, report.removed = 0, 0, report.sounds, len(gone)
     return report
 
 
@@ -106,18 +110,18 @@ def _is_made_by(manifest: Manifest, embedder: Embedder, given: dict[str, Any]) -
     return made and all(value in (None, getattr(manifest, name)) for name, value in given.items())
 
 
-def _goes_on(staged: Path, embedder: Embedder, given: dict[str, Any]) -> bool:
+def _goes_on(staged: str, embedder: Embedder, given: dict[str, Any], storage_options: Storage) -> bool:
     """True if an interrupted migration was to the same model, with the same options."""
     with suppress(ValueError, OSError):
-        return _is_made_by(Table.open(staged).manifest, embedder, given)
+        return _is_made_by(Table.open(staged, storage_options).manifest, embedder, given)
     return False
 
 
-def _ended(table: Table, staged: Path, embedder: Embedder) -> Report:
+def _ended(table: Table, staged: str, embedder: Embedder) -> Report:
     """End a migration that was killed after its switch, or one to the model that the index has already."""
     with table.writing():
         vector_index.update(table, partial(text_vectors, embedder))
-        remove_path(staged)
+        remove_index(staged, table.storage_options)
     files = table.files()
     skipped = {path: file.error for path, file in files.items() if file.error}
     sounds = len(files) - len(skipped)

@@ -301,6 +301,8 @@ class Table(TableFiles):
         self.refuse_short(fragments)
         self.commit_operation(lance.LanceOperation.Overwrite(schema, fragments))
         self.manifest = read_manifest(self.dataset.schema.metadata, self.index)
+        if self.others:
+            self.others.expect_columns()
 
     def complete(self, path: str, windows: int, duration: float) -> None:
         """Note in one commit how many windows a file has, and its duration in seconds."""

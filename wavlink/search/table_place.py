@@ -9,6 +9,7 @@ import lance
 import pyarrow
 
 from wavlink.locks import locked
+from wavlink.temporary_paths import remove_path
 
 from .location import NO_INDEX, TABLE, is_remote, versions_of
 from .table_errors import explained
@@ -48,6 +49,14 @@ def create_table(index: str, schema: pyarrow.Schema, storage_options: Storage) -
         if not is_remote(index):
             raise ValueError(f"{index} has just become the index of another process: start again") from None
         return lance.dataset(uri_of(index), storage_options=storage_options)
+
+
+def remove_index(index: str, storage_options: Storage) -> None:
+    """Remove an index with all that its folder holds; in object storage its table."""
+    if not is_remote(index):
+        remove_path(Path(index))
+    elif has_table(index, storage_options):
+        lance.LanceDataset.drop(uri_of(index), storage_options=storage_options)
 
 
 def uri_of(index: str | os.PathLike) -> str:
