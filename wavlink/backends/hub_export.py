@@ -12,13 +12,14 @@ from wavlink.installing import install_hint
 
 from .choice import PACKAGES, choose, has_export, is_wavlink, read_record, record_name
 
-_FILES = (
+_FILES = [
     "config.json",
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-)
+]
+_EXPORTS = [(backend, precision) for backend in PACKAGES for precision in ("fp32", "int8")]
 _NEED_TORCH = ("adapter_config.json", "modules.json")  # whose presence says that the export is not all of the model
 
 
