@@ -19,6 +19,7 @@ from wavlink.backends.standalone import open_standalone, why_not
 from . import defaults
 from .batching import cover, cut_batches, mean_direction, refuse_other_samples
 from .bundled_models import name_of, resolve
+from .model_names import is_on_hub
 from .prefetch import prefetch
 from .vectors import normalized
 from .vocabulary import warn_of_unknown_words
@@ -111,21 +112,25 @@ class Embedder:
         model = os.fspath(model or "") if isinstance(model, os.PathLike | None) else model
         self._source = model if isinstance(model, str) else None
         _check_pair(model, processor, revision)
-        folder = resolve(model) if isinstance(model, str) else ""
+        folder, commit = resolve(model) if isinstance(model, str) else "", ""
+        hub = {"revision": revision, "local_files_only": local_files_only}
+        if not installed("torch") and is_on_hub(folder):
+            from .backends.hub_export import download
+
+            folder, commit = download(folder, backend, precision, **hub)
         with as_unavailable():
             backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
         dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
-        hub = {"revision": revision, "local_files_only": local_files_only}
         run = {"backend": backend, "precision": precision if backend != "torch" else None}
         self._arguments = {**hub, **run, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
         self._batch_size, self._keeps_graph, self._pack_text = None, False, None
         alone = open_standalone(folder, backend, precision) if folder and backend != "torch" else None
         if alone is not None:
-            if revision is not None:
+            if revision is not None and not commit:
                 raise ValueError(f"revision={revision!r} is of a Hub id, {folder} is a folder: leave it out")
             self.model, self.processor = alone
-            self.name = name_of(folder)
-            self.revision, self.parameters = self.model.source_revision, self.model.source_parameters
+            self.name = self._source if commit else name_of(folder)
+            self.revision, self.parameters = commit or self.model.source_revision, self.model.source_parameters
         else:
             if not installed("torch"):
                 why = why_not(Path(folder), backend, precision)

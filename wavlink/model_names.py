@@ -1,5 +1,6 @@
 """Names of models, and which models are accepted."""
 
+import os
 import re
 
 ACCEPTED = (
@@ -26,3 +27,8 @@ def parse_name(name: str) -> tuple[str, int | None]:
     if not match:
         raise ValueError(f"{name!r} does not say which model: {ACCEPTED}")
     return match["source"], int(match["seed"] or 0)
+
+
+def is_on_hub(name: str) -> bool:
+    """Return whether a model's name, as `bundled_models.resolve` returns it, is a Hub id."""
+    return bool(name) and not os.path.isdir(name) and parse_name(name)[1] is None

@@ -15,11 +15,13 @@ from packaging.requirements import Requirement
 
 from hub_cards import push
 from hub_cards.space import folder as space_folder
+from hub_cards.space import static_folder
 from tests.hub_faults import FaultyHub
 from tests.hub_server import READ_TOKEN, TOKEN
 from tests.processes import run_process
 from tests.space_demo import write_all, write_index, write_sounds
 from wavlink import hub_upload as upload
+from wavlink.backends import onnx
 from wavlink.search.index import Index
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +157,68 @@ def test_failed_upload_leaves_no_partial_space(hub, here, made):
     assert not hub.files("user/demo", kind="spaces")
 
 
+@pytest.fixture
+def page(monkeypatch, tmp_path):
+    """Without the parts of a page that take long: npm's packages, the export, and the comparison of its weights."""
+
+    def export(model, processor, folder, progress):
+        folder.mkdir()
+        for name in ("audio.onnx", "text.onnx"):
+            (folder / name).write_bytes(name.encode())
+        (folder / "tokenizer.json").write_text('{"model": {"type": "WordPiece"}}')
+        return {"revision": "sha256:0", "precision": "fp32", "opset": 18}
+
+    monkeypatch.setattr(onnx, "export_onnx", export)
+    monkeypatch.setattr(static_folder, "write_packages", lambda folder, packages: folder.mkdir())
+    monkeypatch.setattr(static_folder, "_halve", lambda path, processor: {"stored": "fp16", "distance": 0.0})
+
+
+def test_a_static_space_is_one_commit_whose_page_is_not_overwritten(hub, here, made, page, capsys):
+    here(made / "model", "user/page", "--static", "--private")
+    history = hub.history("user/page", "spaces")
+    assert [commit["title"] for commit in history] == ["initial commit", "WavLink"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"{hub.endpoint}/spaces/user/page/commit/{history[-1]['id']}"
+    files = hub.files("user/page", kind="spaces")
+    expected = {"index.html", "page.js", "wavlink.js", "style.css", "README.md", "LICENSE", "space.json"}
+    expected |= {"model/audio.onnx", "model/text.onnx", "model/wavlink_onnx.json", "sounds/CREDITS.md"}
+    assert expected <= files and not [name for name in files if name.endswith((".py", ".safetensors"))]
+    _, place = hub.find("spaces", "user/page", "main")
+    card = SpaceCard.load(place / "README.md")
+    assert (card.data.sdk, card.data.title) == ("static", "page") and "{" not in card.text
+    assert json.loads((place.parent / "settings.json").read_text()) == {"private": True, "sdk": "static"}
+    api = HfApi(endpoint=hub.endpoint, token=TOKEN)
+    page = (place / "index.html").read_bytes() + b"<!-- mine -->"
+    api.upload_file(path_or_fileobj=page, path_in_repo="index.html", repo_id="user/page", repo_type="space")
+    with pytest.raises(SystemExit, match="index.html of user/page was edited on the Hub"):
+        here(made / "model", "user/page", "--static")
+    here(made / "model", "user/page", "--static", "--overwrite_card")
+    assert b"mine" not in (hub.find("spaces", "user/page", "main")[1] / "index.html").read_bytes()
+
+
+def test_a_page_that_cannot_be_written_is_not_uploaded(hub, here, made, page, monkeypatch):
+    monkeypatch.setattr(space_folder, "LARGEST", 1e4)
+    with pytest.raises(SystemExit, match="the Space would hold 0.* GB, and the Hub allows .*: take a smaller model"):
+        here(made / "model", "user/page", "--static")
+    with pytest.raises(SystemExit, match="neither a config.json nor an adapter_config.json"):
+        here(made / "sounds", "user/page", "--static")
+    assert not [path for method, path in hub.requests if method == "POST" and "/repos/create" in path]
+
+
+@pytest.mark.slow
+def test_a_page_names_its_model_of_the_hub_by_its_commit(hub, made, tmp_path):
+    commit = hub.add_repo("user/model", made / "model", "model")
+    words = ["user/model", "user/page", "--static", "--dry_run", "--output_dir", str(tmp_path / "out")]
+    code = """
+from hub_cards import push
+from wavlink.loading import revision
+def write(folder, model, processor, name, npm_packages, progress, title):
+    print(name, revision(model), title)
+push.write_static_space = write
+"""
+    output = hub.run(f"{code}push.main({words!r})", tmp_path / "home", TOKEN)
+    assert output.splitlines()[0] == f"user/model {commit} page"
+
+
 @pytest.mark.slow
 def test_a_model_on_the_hub_is_named_by_its_commit_and_not_copied(hub, made, tmp_path):
     commit = hub.add_repo("user/model", made / "model", "model")
@@ -212,11 +276,21 @@ def test_a_space_too_large_and_an_index_without_sounds_are_refused(made, tmp_pat
     refused("d", "the Space would hold 0.* GB, and the Hub allows .*push the model by itself")
 
 
-@pytest.mark.parametrize("words", [["--space", "--scores", "a.json"], ["--index", "x"]])
-def test_options_that_do_not_go_together(words, capsys):
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--space", "--scores", "a.json"], "--space"),
+        (["--index", "x"], "--space"),
+        (["--static", "--scores", "a.json"], "--static"),
+        (["--static", "--space"], "--static"),
+        (["--static", "--index", "x"], "--space"),
+        (["--npm_packages", "x"], "--static"),
+    ],
+)
+def test_options_that_do_not_go_together(words, named, capsys):
     with pytest.raises(SystemExit):
         push.main(["folder", "user/name", *words])
-    assert "--space" in capsys.readouterr().err
+    assert named in capsys.readouterr().err
 
 
 def test_versions_of_the_space_are_those_of_the_project():

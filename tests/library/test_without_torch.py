@@ -1,8 +1,10 @@
 """A model's export runs without torch and transformers: vectors, commands, and what is refused."""
 
 import json
+import re
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import datasets
@@ -13,6 +15,7 @@ import soundfile
 import wavlink
 from tests.conftest import RATE, tone
 from tests.exports import REFUSED, change_record, write_export
+from tests.hub_server import Hub
 from tests.processes import run_process
 from wavlink import embedder as embedders
 from wavlink.backends import choice
@@ -20,6 +23,7 @@ from wavlink.backends.standalone import KEY, StandaloneModel
 from wavlink.embedder import Embedder
 
 pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parents[2]
 LENGTHS = [0.1, 1.3, 0.4, 45.0]
 TEXTS = ["a dog barks", "rain"]
 LABELS = ["dog", "rain", "bell"]
@@ -159,6 +163,58 @@ def test_an_export_runs_without_the_weights(exported_folder, no_torch):
     assert found.revision == expected.revision
 
 
+ON_THE_HUB = """
+import numpy as np, wavlink
+from wavlink.cli import main
+
+work, file = %r
+embedder = wavlink.Embedder("user/model", backend="onnx")
+np.savez(f"{work}/found.npz", sounds=np.stack(list(embedder.embed_files([file]))), texts=embedder.embed_text(%r))
+print(embedder.name, embedder.revision, embedder.backend, embedder.precision)
+assert main(["index", file, "--model", "user/model", "--out", f"{work}/index"]) == 0
+for name, options in (
+    ("user/plain", {}), ("user/clap", {}), ("user/none", {}), ("user/model", {"backend": "openvino"}),
+    ("user/model", {"precision": "int8"}), ("user/model", {"revision": "none"}),
+):
+    try:
+        wavlink.Embedder(name, **options)
+    except ValueError as error:
+        print("refused:", error)
+import os
+os.environ["HF_HUB_OFFLINE"] = "1"
+assert main(["query", f"{work}/index", "a dog barks"]) == 0  # the model is looked up in the cache alone
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
+WHY = [
+    "torch is not installed: .* and user/plain carries none: run `wavlink export`",
+    "without torch only a WavLink runs",
+    "'user/none' is neither a folder here nor available on the Hub",
+    "run `wavlink export .* --backend openvino`|openvino is not installed",
+    "carries no int8 export",
+    "'user/model' is neither a folder here nor available on the Hub .*[Rr]evision",
+]
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_downloaded_and_runs_by_its_export(wavlink_folder, sounds, tmp_path):
+    with closing(Hub(tmp_path / "hub")) as hub:
+        hub.add_repo("user/plain", wavlink_folder, "model")
+        (tmp_path / "clap").mkdir()
+        (tmp_path / "clap/config.json").write_text('{"model_type": "clap"}')
+        hub.add_repo("user/clap", tmp_path / "clap", "model")
+        write_export(wavlink_folder)
+        commit = hub.add_repo("user/model", wavlink_folder, "model")
+        code = REFUSED + ON_THE_HUB % ((str(tmp_path), str(sounds / "0.wav")), TEXTS)
+        lines = hub.run(code, tmp_path / "home", PYTHONPATH=str(ROOT)).splitlines()
+        weights = [path for _, path in hub.requests if "user/model" in path and path.endswith(".safetensors")]
+    assert lines[0] == f"user/model {commit} onnx fp32" and not weights
+    refused = [line for line in lines if line.startswith("refused: ")]
+    assert len(refused) == len(WHY) and all(map(re.search, WHY, refused)), refused
+    here, there = Embedder(wavlink_folder, backend="onnx"), np.load(tmp_path / "found.npz")
+    np.testing.assert_allclose(there["texts"], here.embed_text(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(there["sounds"], np.stack(list(here.embed_files([sounds / "0.wav"]))), atol=1e-6)
+
+
 def other_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -205,7 +261,6 @@ def test_without_torch_the_error_says_what_to_do(wavlink_folder, no_torch, tmp_p
             f"torch is not installed: pip install .*run `wavlink export {wavlink_folder} --backend onnx`",
         ),
         ((wavlink_folder, None), "run `wavlink export"),
-        (("user/model",), "torch is not installed: .*without torch only a WavLink runs"),
         (("random:user/model",), "without torch only a WavLink runs"),
     ):
         with pytest.raises(ValueError, match=message):

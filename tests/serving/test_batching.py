@@ -74,7 +74,7 @@ def test_requests_that_arrive_meanwhile_share_the_next_batch(batcher, gated, emb
 
 
 class OneByOne(Embedder):
-    """An embedder that counts the clips of its calls, and waits for `gate` before each clip's vector, its beginning."""
+    """An embedder that keeps the number of clips of each call, and waits for `gate` before each vector."""
 
     def __init__(self, embedder: Embedder):
         vars(self).update(vars(embedder))
