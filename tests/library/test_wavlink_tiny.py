@@ -88,3 +88,16 @@ def test_the_command_line_needs_no_model(tmp_path):
         )
         assert done.returncode == 0, done.stderr
     assert "cow_moo.ogg" in done.stdout
+
+
+def test_it_finds_a_sound_in_a_recording_by_frames(embedder):
+    """Twelve clips end to end, asked for one of them by its caption."""
+    clips = [wavlink.load_audio(path) for path in PATHS]
+    ends = np.cumsum([len(clip) for clip in clips]) / 16000
+    place = [row["file_name"] for row in ROWS].index("violin.ogg")
+    samples = np.concatenate([0.5 * clip / np.abs(clip).max() for clip in clips])
+    span = wavlink.locate(embedder, {"array": samples, "sampling_rate": 16000}, ROWS[place]["caption"])[0]
+    start, end = ends[place] - len(clips[place]) / 16000, ends[place]
+    shared = min(span.end, end) - max(span.start, start)
+    assert shared / (max(span.end, end) - min(span.start, start)) > 0.8
+    assert span.probability > 0.5

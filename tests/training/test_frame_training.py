@@ -62,9 +62,9 @@ def test_a_mixture_has_its_clips_where_it_says(clips):
         mixture = compose(clips, np.random.default_rng(seed))
         assert len(mixture.samples) == 10 * RATE and np.abs(mixture.samples).max() == pytest.approx(0.5)
         assert (mixture.loud >= 0).any() and len(mixture.loud) == len(mixture.quiet) == STEPS
-        heard = np.where(mixture.loud >= 0, mixture.loud, mixture.quiet)
-        assert (heard >= 0).mean() > 0.9
-        for step, clip in zip(mixture.samples.reshape(STEPS, -1), heard, strict=True):
+        present = np.where(mixture.loud >= 0, mixture.loud, mixture.quiet)
+        assert (present >= 0).mean() > 0.9
+        for step, clip in zip(mixture.samples.reshape(STEPS, -1), present, strict=True):
             power = np.abs(np.fft.rfft(step))
             name = clips.captions[clip][0].split()[1]
             total += 1
@@ -89,7 +89,7 @@ def test_queries_match_where_their_clip_is_heard():
     loud = np.array([[-1, 0, 0, -1], [-1, 2, -1, -1]])
     quiet = np.array([[4, 4, 1, 1], [-1, 3, 3, 4]])
     targets = Targets(Alike(), loud, quiet)
-    # 4 and 1 of the first mixture are heard for one step alone, and so is 3 of the second; so is 4 there
+    # 4 and 1 of the first mixture are present for one step alone, and so is 3 of the second; so is 4 there
     assert targets.queries.tolist() == [0, 2]
     assert targets.matches.int().tolist() == [[[0, 1, 1, 0], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 1, 0, 0]]]
     # ignored: 1 has the label of 0; 3 has the caption of 2; no clip is at the second mixture's first step
@@ -135,16 +135,16 @@ def test_a_head_learns_what_is_at_each_step(clips):
     names = np.array([list(HERTZ).index(texts[0].split()[1]) for texts in clips.captions])
     loud = rng.integers(-1, len(clips), (64, STEPS // 5)).repeat(5, axis=1)
     quiet = rng.integers(0, len(clips), (64, STEPS // 5)).repeat(5, axis=1)
-    heard = names[np.where(loud >= 0, loud, quiet)]
+    present = names[np.where(loud >= 0, loud, quiet)]
     directions = rng.normal(size=(3, 24))
-    states = torch.from_numpy(directions[heard] + rng.normal(size=(*heard.shape, 24))).half()
+    states = torch.from_numpy(directions[present] + rng.normal(size=(*present.shape, 24))).half()
     fitted, losses = fit(Texts(), clips, Encoded(states, loud, quiet), epochs=10, rate=5e-3, seed=0, progress=False)
     with torch.no_grad():
         vectors = fitted.head(states.float()).numpy()
-    assert (vectors[..., :3].argmax(-1) == heard).mean() > 0.95
+    assert (vectors[..., :3].argmax(-1) == present).mean() > 0.95
     assert losses[-1] < losses[0] / 2
-    present, absent = (np.take_along_axis(vectors, label[..., None], -1) for label in (heard, (heard + 1) % 3))
-    assert fitted.calibration.probability(present).mean() > 0.5 > 5 * fitted.calibration.probability(absent).mean()
+    right, wrong = (np.take_along_axis(vectors, label[..., None], -1) for label in (present, (present + 1) % 3))
+    assert fitted.calibration.probability(right).mean() > 0.5 > 5 * fitted.calibration.probability(wrong).mean()
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ class Encoded:
 class Targets:
     """The queries of a batch of mixtures and the steps that they match.
 
-    Every clip that is heard alone or above others is a query: the loud ones, and those of the background where no loud
+    Every clip that is audible is a query: the loud ones, and those of the background where no loud
     one covers them for two steps or more. A step that holds another clip with the query's label or caption is ignored,
     and so is one without any clip.
 
@@ -73,20 +73,20 @@ class Targets:
     """
 
     def __init__(self, clips: Clips, loud: np.ndarray, quiet: np.ndarray):
-        heard = np.where(loud >= 0, loud, quiet)
+        present = np.where(loud >= 0, loud, quiet)
         pairs = [
             (number, clip)
             for number in range(len(loud))
-            for clip in dict.fromkeys(heard[number].tolist())
-            if clip in loud[number] or (clip >= 0 and (heard[number] == clip).sum() >= 2)
+            for clip in dict.fromkeys(present[number].tolist())
+            if clip in loud[number] or (clip >= 0 and (present[number] == clip).sum() >= 2)
         ]
         pairs = [(number, clip) for number, clip in pairs if clip >= 0]
         self.queries = np.array([clip for _, clip in pairs])
         matches = np.zeros((len(pairs), *loud.shape), dtype=bool)
         for query, (number, clip) in enumerate(pairs):
-            matches[query, number] = heard[number] == clip
-        alike = _alike(clips, self.queries, heard)
-        ignored = (alike & ~matches) | (_alike(clips, self.queries, quiet) & ~alike) | (heard < 0)
+            matches[query, number] = present[number] == clip
+        alike = _alike(clips, self.queries, present)
+        ignored = (alike & ~matches) | (_alike(clips, self.queries, quiet) & ~alike) | (present < 0)
         self.matches, self.ignored = torch.from_numpy(matches), torch.from_numpy(ignored)
 
 
@@ -99,9 +99,9 @@ def _alike(clips: Clips, queries: np.ndarray, at: np.ndarray) -> np.ndarray:
 def frame_loss(scores: Tensor, bias: Tensor, matches: Tensor, ignored: Tensor) -> Tensor:
     """Compute the loss of a batch: the sum of three, each a mean.
 
-    - of the steps with a match, the cross-entropy over the queries: which of the texts is heard here?
+    - of the steps with a match, the cross-entropy over the queries: which of the texts is at this step?
     - of the queries, the cross-entropy over all steps of the batch, against equal shares of its own steps, less the
-      entropy of these: where is this text heard?
+      entropy of these: at which steps is this text?
     - the binary cross-entropy of all pairs, over the number of matches; it makes `sigmoid(scores + bias)` a
       probability.
 
@@ -113,8 +113,8 @@ def frame_loss(scores: Tensor, bias: Tensor, matches: Tensor, ignored: Tensor) -
     least = torch.finfo(scores.dtype).min / 2
     of_steps = scores.masked_fill(ignored, least)
     right = scores.masked_fill(~matches, least)
-    heard = matches.any(0)
-    which = (of_steps.logsumexp(0) - right.logsumexp(0))[heard].mean()
+    present = matches.any(0)
+    which = (of_steps.logsumexp(0) - right.logsumexp(0))[present].mean()
     flat, shares = of_steps.flatten(1), matches.flatten(1).to(scores.dtype)
     count = shares.sum(1)
     where = (flat.logsumexp(1) - (scores.flatten(1) * shares).sum(1) / count - count.log()).mean()
