@@ -1,6 +1,7 @@
 """Log-mels of checked clips: Whisper's at the clip's own length or the paper's 30 s, and CLAP's in windows of 10 s."""
 
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from .audio_inputs_wavlink import LOUDEST as LOUDEST
 from .checked_clips_wavlink import WindowedClips
 from .compat_features_wavlink import clap_log_mel, whisper_log_mel
 from .downmix_wavlink import mono_blocks as mono_blocks
-from .log_mel_wavlink import log_mel
+from .log_mel_wavlink import MelFilters, log_mel
 from .whisper_features_wavlink import PADDINGS, WhisperFeatures
+
+_FILTERS: WeakKeyDictionary = WeakKeyDictionary()  # of each extractor: its `mel_filters`, and these as `MelFilters`
 
 
 class WavLinkFeatureExtractor(WhisperFeatures, WhisperFeatureExtractor):
@@ -100,7 +103,7 @@ class WavLinkFeatureExtractor(WhisperFeatures, WhisperFeatureExtractor):
     def _spectrogram(self, samples: np.ndarray, device: str, exact: bool) -> np.ndarray:
         if exact or self.dither or torch.device(device).type != "cpu":
             return whisper_log_mel(self, samples, device)
-        return log_mel(samples, self.mel_filters.astype(np.float32), _window(self.n_fft), self.hop_length, _rfft)
+        return log_mel(samples, _filters(self), _window(self.n_fft), self.hop_length, _rfft)
 
 
 class WavLinkClapFeatureExtractor(WindowedClips, ClapFeatureExtractor):
@@ -174,6 +177,15 @@ class WavLinkClapFeatureExtractor(WindowedClips, ClapFeatureExtractor):
         """Compute the windows' log-mels, `[samples] -> [W, T, F]`."""
         windows = [clap_log_mel(self, window) for window in self._windows(clip, self.nb_max_samples)]
         return np.concatenate(windows).astype(np.float32, copy=False)
+
+
+def _filters(extractor: WavLinkFeatureExtractor) -> MelFilters:
+    """Return an extractor's filters, which are kept outside of it, since it saves all its attributes."""
+    known, filters = _FILTERS.get(extractor, (None, None))
+    if filters is None or known is not extractor.mel_filters:
+        filters = MelFilters(extractor.mel_filters)
+        _FILTERS[extractor] = extractor.mel_filters, filters
+    return filters
 
 
 @cache

@@ -4,14 +4,53 @@ from collections.abc import Callable
 
 import numpy as np
 
+_FRAMES = 256  # at once, which stay in the processor's cache from step to step
 # OpenBLAS divides larger products among threads, which takes longer while the model runs beside.
 _PRODUCT = 2**18  # multiplications
-_PRODUCTS = 32  # in a block of frames, which stays in the processor's cache from step to step
+
+
+class MelFilters:
+    """Mel filters, whose products leave out the bins where neighbouring bands are zero.
+
+    Args:
+        filters: `[n_fft // 2 + 1, F]`. Each band has one range of bins, and higher bands have higher ones.
+
+    Attributes:
+        bands: their number, F.
+    """
+
+    def __init__(self, filters: np.ndarray):
+        self.bands = filters.shape[1]
+        ranges = [np.flatnonzero(band) for band in filters.T]
+        ranges = [(int(bins[0]), int(bins[-1]) + 1) if len(bins) else (0, 0) for bins in ranges]
+        self._parts, first = [], 0
+        for end in range(1, self.bands + 1):
+            if end < self.bands and _cost(ranges[first : end + 1]) <= _PRODUCT // _FRAMES:
+                continue
+            bins = slice(*_span(ranges[first:end]))
+            part = np.ascontiguousarray(filters[bins, first:end].T, np.float32)
+            self._parts.append((bins, slice(first, end), part))
+            first = end
+
+    def apply(self, power: np.ndarray, out: np.ndarray) -> None:
+        """Write the mel spectrum `[F, T]` of a power spectrum `[T, n_fft // 2 + 1]` to `out`, both float32."""
+        for bins, bands, part in self._parts:
+            np.matmul(part, power[:, bins].T, out=out[bands])
+
+
+def _span(ranges: list[tuple[int, int]]) -> tuple[int, int]:
+    return min(start for start, _ in ranges), max(stop for _, stop in ranges)
+
+
+def _cost(ranges: list[tuple[int, int]]) -> int:
+    """Return the multiplications of a frame with bands that share the bins of all."""
+    start, stop = _span(ranges)
+    return (stop - start) * len(ranges)
 
 
 def log_mel(
     samples: np.ndarray,
-    filters: np.ndarray,
+    filters: MelFilters,
     window: np.ndarray,
     hop_length: int,
     rfft: Callable[[np.ndarray], np.ndarray] = np.fft.rfft,
@@ -22,26 +61,28 @@ def log_mel(
     rounding shows where a frame has 80 dB less than the loudest one.
 
     Args:
-        samples: float32 `[samples]`.
-        filters: float32 `[n_fft // 2 + 1, F]`.
+        samples: float32 `[samples]`, more than half a window.
+        filters: of `n_fft`.
         window: float32 `[n_fft]`, of Hann.
         hop_length: samples from one frame to the next.
         rfft: of the last axis, float32 `[T, n_fft] -> [T, n_fft // 2 + 1]`.
     """
-    padded = np.pad(samples, len(window) // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, len(window))[::hop_length][:-1]  # (T, n_fft)
-    rows = max(1, _PRODUCT // filters.size)  # of a product
-    block = rows * _PRODUCTS
-    mel = np.empty((-(-len(frames) // block) * _PRODUCTS, rows, filters.shape[1]), np.float32)
-    power = np.zeros((_PRODUCTS, rows, len(filters)), np.float32)
-    for start in range(0, len(frames), block):
-        spectrum = rfft(frames[start : start + block] * window)
-        part = power.reshape(block, -1)[: len(spectrum)]
-        np.square(np.abs(spectrum), out=part, casting="same_kind")
-        np.matmul(power, filters, out=mel[start // rows :][:_PRODUCTS])
-    mel = mel.reshape(-1, filters.shape[1])[: len(frames)]
+    frames = _frames(samples, len(window), hop_length)
+    mel = np.empty((filters.bands, len(frames)), np.float32)
+    for start in range(0, len(frames), _FRAMES):
+        power = np.abs(rfft(frames[start : start + _FRAMES] * window)).astype(np.float32, copy=False)
+        filters.apply(np.square(power, out=power), mel[:, start : start + _FRAMES])
     np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
     np.maximum(mel, mel.max() - 8, out=mel)
     mel += 4
     mel /= 4
-    return mel.T
+    return mel
+
+
+def _frames(samples: np.ndarray, length: int, hop: int) -> np.ndarray:
+    """Return the frames `[samples // hop, length]` of `[samples]`, reflected at both ends; a view of one copy."""
+    half = length // 2
+    padded = np.empty(len(samples) + 2 * half, np.float32)
+    padded[half:-half] = samples
+    padded[:half], padded[-half:] = samples[half:0:-1], samples[-2 : -half - 2 : -1]
+    return np.ndarray((len(samples) // hop, length), np.float32, padded, strides=(hop * 4, 4))
