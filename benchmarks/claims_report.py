@@ -168,11 +168,15 @@ def note(arms: Mapping, found: Mapping[str, dict], answers: Correspondence, sett
         "one seed": "Under one seed so far are",
     }
     words = {kind: [] for kind in kinds}
+    smaller = []  # whose verdict the first eighth of the dims changes
     for arm, gaps in found.items():
-        full = gaps["R@10"]
-        value, low, high = (f"{100 * figure:+.1f}" for figure in (full["value"], *full["interval"]))
-        words[verdict(full)].append(f"{arms[arm].words} against {arms[arm].instead_of} ({value} [{low}, {high}])")
+        full, small = gaps["R@10"], gaps["R@10 small"]
+        pair = f"{arms[arm].words} against {arms[arm].instead_of}"
+        words[verdict(full)].append(f"{pair} ({_figures(full)})")
+        if verdict(small) != verdict(full):
+            smaller.append(f"{pair} is {verdict(small)} ({_figures(small)})")
     verdicts = "".join(f"{kinds[kind]} {', '.join(those)}. " for kind, those in words.items() if those)
+    verdicts += f"At an eighth of the dims {', '.join(smaller)}. " if smaller else ""
     return (
         f"{verdicts}Points of R@10, the mean of both directions, on {answers.shape[0]} clips of at most "
         f"{settings['max_seconds']:g} s and their {answers.shape[1]} texts, after {settings['steps']} steps of "
@@ -180,6 +184,11 @@ def note(arms: Mapping, found: Mapping[str, dict], answers: Correspondence, sett
         "the mean of the seeds; in parentheses the range of the seeds, under each of which both arms of a pair take "
         "the same clips in the same order. Ahead or behind is what the interval and every seed agree on."
     )
+
+
+def _figures(gap: Mapping) -> str:
+    value, low, high = (f"{100 * figure:+.1f}" for figure in (gap["value"], *gap["interval"]))
+    return f"{value} [{low}, {high}]"
 
 
 def _other_budgets(arms: Mapping) -> str:
