@@ -549,6 +549,7 @@ def test_shipped_code_does_what_the_card_says_of_it():
             "re",
             "sys",
             "typing",
+            "weakref",
         }
         harmless |= {"io", "numbers", "os", "soundfile", "soxr"} if path.name == "audio_inputs_wavlink.py" else set()
         assert {name.split(".")[0] for name in names} <= harmless | {"numpy", "torch", "transformers"}

@@ -334,5 +334,5 @@ def test_space_command_reports_errors_and_options(folder, tmp_path, capsys, monk
     assert list(tmp_path.iterdir()) == []
     options = {name for action in of.parser_of(of.space, "wavlink space")._actions for name in action.option_strings}
     expected = "help h model revision index sounds port device max_mb max_seconds max_wait json check".split()
-    expected += "backend precision static out npm_packages".split()
+    expected += "backend precision static out npm_packages storage_options".split()
     assert options == {"-h" if name == "h" else f"--{name}" for name in expected}

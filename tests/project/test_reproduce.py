@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from benchmarks import records
-from tests.project.test_tables import RECORD
+from tests.benchmark_records import RECORD
 
 MADE = """
 import json, pathlib, sys

@@ -10,19 +10,9 @@ import sys
 import pytest
 
 from benchmarks import records, tables
+from tests.benchmark_records import RECORD
 from tests.processes import run_process
 
-RECORD = {
-    "name": "made",
-    "title": "Made by hand",
-    "command": "python benchmarks/made.py",
-    "commit": "abc1234",
-    "time": "2026-01-02T03:04:05+0000",
-    "seed": 0,
-    "machine": {"platform": "Linux", "cpus": 2},
-    "versions": {"python": "3.11", "torch": "2.13.0"},
-    "values": {"recall": {"columns": ["dims", "R@10"], "rows": [[48, {"value": 46.66, "digits": 1}], ["a|b", None]]}},
-}
 PAGE = "# A page\n\n<!-- table: made -->\nstale\n<!-- /table -->\n\nafter\n"
 
 
@@ -120,7 +110,7 @@ def test_the_command_runs_as_a_script():
     [
         ({"commit": ...}, "no commit"),
         ({"seed": ...}, "no seed"),
-        ({"seconds": 3}, "unknown fields seconds"),
+        ({"minutes": 3}, "unknown fields minutes"),
         ({"versions": {"torch": "2.13.0"}}, "versions must name python"),
         ({"values": {}}, "no table"),
         ({"values": {"recall": {"columns": ["a"], "rows": [[1, 2]]}}}, "2 cells under 1 columns"),

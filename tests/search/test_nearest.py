@@ -103,8 +103,8 @@ def test_fewer_than_k(table, queries, windows, count):
 
 
 def test_more_files_than_there_are_do_not_ask_again_and_again(table, queries, monkeypatch):
-    asked, real = [], searching._rows
-    monkeypatch.setattr(searching, "_rows", lambda table, ids: asked.append(len(ids)) or real(table, ids))
+    asked, real = [], searching.rows_by_id
+    monkeypatch.setattr(searching, "rows_by_id", lambda table, ids: asked.append(len(ids)) or real(table, ids))
     nearest(table, queries[0], FILES + 1)
     assert len(asked) <= 3 and asked[-1] == FILES * WINDOWS
 
