@@ -40,10 +40,11 @@ texts = [prompt.replace("{}", label) for label in labels]
 with torch.no_grad():
     outputs = model.eval()(**processor(audio=samples, text=texts, sampling_rate=rate, return_tensors="pt"))
 name = pipeline("zero-shot-audio-classification", model=folder, **trusted)
-first = name(samples, candidate_labels=labels, hypothesis_template=prompt)[0]["label"]
+named = name(samples, candidate_labels=labels, hypothesis_template=prompt)
 assert "wavlink" not in sys.modules
-vector = outputs.audio_embeds[0].tolist()
-print(json.dumps({"model": labels[int(outputs.logits_per_audio.argmax())], "pipeline": first, "vector": vector}))
+model = dict(zip(labels, outputs.logits_per_audio[0].softmax(-1).tolist()))
+scores = {label["label"]: label["score"] for label in named}
+print(json.dumps({"model": model, "pipeline": scores, "vector": outputs.audio_embeds[0].tolist()}))
 """
 
 
@@ -116,15 +117,16 @@ def reload(folder: Path, clip: Path, labels: list[str]) -> str:
     """Load the fine-tuned model in a new process without this package, and compare what it says of a clip."""
     embedder = Embedder(folder)
     (vector,) = embedder.embed_files([clip])
-    (here,) = classify(embedder, clip, labels, prompts=PROMPT, top_k=1)
+    (here,) = classify(embedder, clip, labels, prompts=PROMPT, top_k=len(labels))
     words = [sys.executable, "-c", RELOAD, str(folder.resolve()), str(clip.resolve()), PROMPT, *labels]
     done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=folder)
     there = json.loads(done.stdout.splitlines()[-1])
-    names = {here["labels"][0]["label"], there["model"], there["pipeline"]}
+    scores = {label["label"]: label["score"] for label in here["labels"]}
+    off = max(abs(scores[label] - there[door][label]) for door in ("model", "pipeline") for label in labels)
     difference = float(np.abs(vector - there["vector"]).max())
-    if len(names) > 1 or difference > 1e-4:
-        raise SystemExit(f"a new process answers otherwise: {sorted(names)}, vectors differ by {difference:.1e}")
-    return f"AutoModel and pipeline say {there['model']!r} too, vectors within {difference:.0e}"
+    if off > 1e-3 or difference > 1e-4:
+        raise SystemExit(f"a new process answers otherwise: scores differ by {off:.1e}, vectors by {difference:.1e}")
+    return f"AutoModel and pipeline say {here['labels'][0]['label']!r} too, vectors within {difference:.0e}"
 
 
 def main(argv: list[str] | None = None) -> Table:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.state import AcceleratorState
 
 from benchmarks import records
 from tests.conftest import RATE, tone
@@ -44,7 +45,15 @@ def arguments(tmp_path, whisper_folder, clip_folder):
 
 
 @pytest.fixture
-def started(claims, monkeypatch):
+def fresh_state():
+    """Other tests train in another precision, and a process keeps that of its first training."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.fixture
+def started(claims, fresh_state, monkeypatch):
     """(arm, rate, seed) of each training."""
     calls, trained = [], claims.Bench.trained
     monkeypatch.setattr(claims.Bench, "trained", lambda self, *call: (calls.append(call), trained(self, *call))[1])
