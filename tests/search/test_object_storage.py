@@ -410,6 +410,9 @@ def test_lancedb_opens_the_same_table(place, tmp_path):
         assert opened.count_rows() == 3
         (hit,) = opened.search([1.0] * 8, vector_column_name="embedding").where("start > 1").limit(1).to_list()
         assert (hit["path"], hit["window"]) == ("a", 2)
+        added = opened.to_arrow().slice(0, 1)
+        opened.add(added.set_column(0, added.schema.field("path"), [["b"]]))
+        assert Table.open(index, how).dataset.count_rows() == 4
 
 
 WRITER = """
