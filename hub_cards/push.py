@@ -29,7 +29,6 @@ from huggingface_hub import HfApi
 
 from hub_cards.space.folder import check_space, refuse_too_large, write_space
 from hub_cards.space.static_folder import write_static_space
-from wavlink import options as of
 from wavlink.atomic_files import new_folder
 from wavlink.backends.export import refuse_missing
 from wavlink.bundled_models import digest_of, resolve
@@ -37,6 +36,8 @@ from wavlink.console import code_of, run_command, signals_as_interrupts, stdout_
 from wavlink.hub_errors import without_token
 from wavlink.hub_upload import Target, check_access, upload
 from wavlink.loading import load_for_evaluation
+from wavlink.options import publishing as of
+from wavlink.parsing import parser_of
 from wavlink.progress import loading_bars_hidden
 from wavlink.system_errors import explained
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with the line of an error.
     """
-    options = of.parser_of(of.push, "wavlink push", __doc__).parse_args(argv)
+    options = parser_of(of.push, "wavlink push", __doc__).parse_args(argv)
     try:
         return run(options)
     except (ValueError, OSError) as error:

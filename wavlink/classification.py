@@ -16,10 +16,11 @@ from processing.audio_inputs_wavlink import as_list, is_source
 from processing.prompts import prompts_of
 from processing.sound_files import with_folders_listed
 
-from . import options as of
 from .console import stdout_for
 from .embedder import Embedder, embedder_for
 from .labels import checked_prompts, embed_prompted, ensemble, label_texts
+from .options import models as of
+from .parsing import main_of
 from .probability import Logistic, calibration_of, described
 from .sanitize import clean
 from .vectors import softmax, truncated
@@ -191,4 +192,4 @@ def _line(label: dict[str, Any]) -> str:
     return f"  {100 * label['score']:5.1f} %{match}  {label['cosine']:6.3f}  {clean(label['label'])}"
 
 
-main = of.main_of("wavlink classify", of.classify, run)
+main = main_of("wavlink classify", of.classify, run)

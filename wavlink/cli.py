@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from . import options as of
 from .compat_argparse import actions_of
 from .console import EXIT_CODES, escape_unwritable, in_results, run_command
 from .installing import install_hint
+from .options import indexes, models, publishing, training
 from .parsing import Parser
 from .search.location import refuse_no_index
 from .train_options import train as of_train
@@ -51,120 +51,122 @@ COMMANDS = {
         "sounds --data my_sounds --output_dir runs/my",
     ),
     "eval": Command(
-        *("wavlink.evaluation.command", "run", of.evaluate, "eval"),
+        *("wavlink.evaluation.command", "run", models.evaluate, "eval"),
         "score models on a benchmark",
         "--model runs/my/best --benchmark my_sounds",
     ),
     "calibrate": Command(
-        *("wavlink.evaluation.calibrate", "run", of.calibrate, "eval"),
+        *("wavlink.evaluation.calibrate", "run", models.calibrate, "eval"),
         "fit probabilities of matches, and store them in a model",
         "runs/my/best --data my_sounds",
     ),
     "prompts": Command(
-        *("wavlink.evaluation.prompt_sweep", "run", of.prompts, "eval"),
+        *("wavlink.evaluation.prompt_sweep", "run", models.prompts, "eval"),
         "find the prompts that name sounds best",
         "runs/my/best --data my_sounds --store",
     ),
     "distill": Command(
-        *("wavlink.training.distillation", "run", of.distill, "train"),
+        *("wavlink.training.distillation", "run", training.distill, "train"),
         "make a smaller text tower, or one of more languages",
         "sentence-transformers/all-MiniLM-L6-v2 --data my_sounds --out runs/text",
     ),
     "train-frames": Command(
-        *("wavlink.training.frame_training", "run", of.train_frames, "train"),
+        *("wavlink.training.frame_training", "run", training.train_frames, "train"),
         "train the head that finds texts in a recording's frames",
         "runs/my/best --data my_sounds",
     ),
     "classify": Command(
-        *("wavlink.classification", "run", of.classify, ""),
+        *("wavlink.classification", "run", models.classify, ""),
         "name sounds",
         "dog.wav my_sounds --labels dog rain",
     ),
     "index": Command(
-        *(SEARCH, "index", of.index, "search"),
+        *(SEARCH, "index", indexes.index, "search"),
         "index sounds",
         "my_sounds --out my_index",
     ),
     "query": Command(
-        *(SEARCH, "query", of.query, "search"),
+        *(SEARCH, "query", indexes.query, "search"),
         "find sounds in an index",
         'my_index "a dog barks" --without rain',
         of_index=True,
     ),
     "duplicates": Command(
-        *(SEARCH, "duplicates", of.duplicates, "search"),
+        *(SEARCH, "duplicates", indexes.duplicates, "search"),
         "find sounds of an index that are nearly the same",
         "my_index",
         of_index=True,
     ),
-    "info": Command(*(INFO, "info", of.info, "search"), "show what an index or a model's folder holds", "my_index"),
+    "info": Command(
+        *(INFO, "info", indexes.info, "search"), "show what an index or a model's folder holds", "my_index"
+    ),
     "verify": Command(
-        *(SEARCH, "verify", of.verify, "search"),
+        *(SEARCH, "verify", indexes.verify, "search"),
         "compare an index with its checksums",
         "my_index --drop",
         of_index=True,
     ),
     "remove": Command(
-        *(SEARCH, "remove", of.remove, "search"),
+        *(SEARCH, "remove", indexes.remove, "search"),
         "remove sounds from an index",
         "my_index dogs/old.wav",
         of_index=True,
     ),
     "reindex": Command(
-        *(SEARCH, "reindex", of.reindex, "search"),
+        *(SEARCH, "reindex", indexes.reindex, "search"),
         "make a smaller copy of an index",
         "my_index --out small --dim 16",
         of_index=True,
     ),
     "map": Command(
-        *("wavlink.search.map", "run", of.draw_map, "map"),
+        *("wavlink.search.map", "run", indexes.draw_map, "map"),
         "draw an index as a map to click on",
         "my_index --out map.html",
         of_index=True,
     ),
     "where": Command(
-        *("wavlink.localization", "run", of.where, ""),
+        *("wavlink.localization", "run", models.where, ""),
         "find where in a recording a sound is",
         "runs/my/best night.flac --query siren",
     ),
     "export": Command(
-        *("wavlink.backends.export", "run", of.export, "fast"),
+        *("wavlink.backends.export", "run", publishing.export, "fast"),
         "export both towers for OpenVINO or ONNX",
         "runs/my/best --backend openvino",
     ),
     "push": Command(
-        *("hub_cards.push", "run", of.push, "push"),
+        *("hub_cards.push", "run", publishing.push, "push"),
         "publish a model with its card",
         "runs/my/best your-name/wavlink-my",
     ),
     "push-index": Command(
-        *(SEARCH, "push", of.push_index, "search"),
+        *(SEARCH, "push", indexes.push_index, "search"),
         "publish an index as a data set; the sounds stay here",
         "my_index your-name/my-index",
         of_index=True,
     ),
     "pull": Command(
-        *(SEARCH, "pull", of.pull, "search"),
+        *(SEARCH, "pull", indexes.pull, "search"),
         "download an index from the Hub",
         "your-name/my-index --out my_index --model runs/my/best",
     ),
     "space": Command(
-        *("hub_cards.space.app", "run", of.space, "space"),
+        *("hub_cards.space.app", "run", publishing.space, "space"),
         "serve a demo in the browser",
         "--model runs/my/best --index my_index",
     ),
     "serve": Command(
-        *("wavlink.serving.command", "run", of.serve, "serve"),
+        *("wavlink.serving.command", "run", publishing.serve, "serve"),
         "serve a model over HTTP",
         "runs/my/best --index my_index",
     ),
     "samples": Command(
-        *("wavlink.samples", "run", of.samples, "data"),
+        *("wavlink.samples", "run", training.samples, "data"),
         "write captioned sounds for a first try, made by code or real",
         "my_sounds",
     ),
     "ray": Command(
-        *("wavlink.search.ray", "run", of.ray, "cluster"),
+        *("wavlink.search.ray", "run", indexes.ray, "cluster"),
         "index a collection on a Ray cluster",
         "my_sounds --model runs/my/best --out s3://bucket/my_index",
     ),

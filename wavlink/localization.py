@@ -14,11 +14,12 @@ from processing.audio import AudioSource
 from processing.audio_inputs_wavlink import is_source
 
 from . import long_recordings
-from . import options as of
 from .console import print_json
 from .destinations import file_destination
 from .embedder import Embedder, embedder_for
 from .long_recordings import Span, check_score, clock
+from .options import models as of
+from .parsing import main_of
 from .probability import NO_MATCH, described
 from .sanitize import printable
 from .span_search import Limits, Matches, find_spans
@@ -244,4 +245,4 @@ def _percent(span: Span) -> str:
     return "" if span.probability is None else f" {100 * span.probability:5.1f} %"
 
 
-main = of.main_of("wavlink where", of.where, run)
+main = main_of("wavlink where", of.where, run)

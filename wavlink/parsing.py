@@ -110,3 +110,26 @@ class Parser(argparse.ArgumentParser):
         """Print one line and exit with 2."""
         print_error(self.prog, message, self.as_json)
         self.exit(2)
+
+
+def parser_of(add_options: Callable[[Parser], None], prog: str, description: str | None = None) -> Parser:
+    """Return a parser of one command's options.
+
+    Args:
+        prog: its name in usage and errors.
+        description: the text above its options.
+    """
+    parser = Parser(prog=prog, description=description)
+    add_options(parser)
+    return parser
+
+
+def main_of(
+    prog: str, add_options: Callable[[Parser], None], run: Callable[[argparse.Namespace], int | None]
+) -> Callable[[Sequence[str] | None], int]:
+    """Return the `main` of a command's module: it parses `argv`, by default this process's, and runs the command."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run(parser_of(add_options, prog, sys.modules[run.__module__].__doc__).parse_args(argv)) or 0
+
+    return main

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from wavlink.planning.facts import DEVICES, UTILIZATION
 from wavlink.training.recipes import CHOICES, RECIPES, SWEEP_TEXTS, Recipe
 
-from . import options
+from .options import shared
+from .options.values import numbers
 from .parsing import Parser
 
 SWEEP = {"only": "*", "seeds": "0", **SWEEP_TEXTS}
@@ -41,7 +42,7 @@ def recipe_argument(parser: Parser) -> None:
 
 def json_option(parser: Parser) -> None:
     """Add --json."""
-    options.json_option(parser, default=argparse.SUPPRESS)
+    shared.json_option(parser, default=argparse.SUPPRESS)
 
 
 def plan_options(parser: Parser) -> None:
@@ -116,7 +117,7 @@ def _argument(field: dataclasses.Field) -> dict:
     if field.type == tuple[str, ...]:
         return {"type": _words, "metavar": "A,B"}
     if field.type == tuple[int, ...]:
-        return {"type": options.numbers, "metavar": "N,N"}
+        return {"type": numbers, "metavar": "N,N"}
     return {"type": field.type, "metavar": {str: "TEXT", int: "N", float: "X"}[field.type]}
 
 

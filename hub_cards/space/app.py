@@ -22,9 +22,10 @@ from pathlib import Path
 from hub_cards.space import pages, samples
 from hub_cards.space.answers import Demo, Limits, trained_on
 from wavlink import bundled_models
-from wavlink import options as of
 from wavlink.console import run_command, signals_as_interrupts, stdout_for
 from wavlink.embedder import Embedder
+from wavlink.options import publishing as of
+from wavlink.parsing import main_of
 from wavlink.samples import write_real_samples
 from wavlink.sanitize import clean
 
@@ -197,7 +198,7 @@ def _message(error: Exception) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until it is stopped, and return the exit code."""
-    return run_command("wavlink space", of.main_of("wavlink space", of.space, run), argv, extra="space")
+    return run_command("wavlink space", main_of("wavlink space", of.space, run), argv, extra="space")
 
 
 def run(options: argparse.Namespace) -> int:

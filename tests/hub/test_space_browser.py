@@ -20,7 +20,8 @@ import pytest
 
 from hub_cards.space import app, pages
 from tests.space_demo import demo_in, write_all
-from wavlink import options as of
+from wavlink.options import publishing as of
+from wavlink.parsing import parser_of
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -332,7 +333,7 @@ def test_space_command_reports_errors_and_options(folder, tmp_path, capsys, monk
     assert app.main([*given, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["windows"] == 7
     assert list(tmp_path.iterdir()) == []
-    options = {name for action in of.parser_of(of.space, "wavlink space")._actions for name in action.option_strings}
+    options = {name for action in parser_of(of.space, "wavlink space")._actions for name in action.option_strings}
     expected = "help h model revision index sounds port device max_mb max_seconds max_wait json check".split()
     expected += "backend precision static out npm_packages storage_options".split()
     assert options == {"-h" if name == "h" else f"--{name}" for name in expected}

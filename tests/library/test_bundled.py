@@ -293,9 +293,10 @@ def test_a_model_s_path_that_does_not_exist_lists_what_may_be_given(name, tiny_b
 
 
 def test_a_space_serves_the_bundled_model(tiny_bundle, capsys):
-    from wavlink import options
+    from wavlink.options.publishing import space
+    from wavlink.parsing import parser_of
 
-    parsed = options.parser_of(options.space, "wavlink space").parse_args(["--check", "--json", "--index", "real"])
+    parsed = parser_of(space, "wavlink space").parse_args(["--check", "--json", "--index", "real"])
     assert run_space(parsed) == 0
     loaded = json.loads(capsys.readouterr().out)
     assert loaded["model"] == "wavlink-tiny" and loaded["windows"] == 12

@@ -17,7 +17,6 @@ from tests.helpers import is_picture
 from tests.processes import run_process
 from tests.sound_bytes import encoded
 from wavlink import localization, plots, span_search
-from wavlink import options as of
 from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.embedder import Embedder
 from wavlink.long_recordings import (
@@ -31,6 +30,8 @@ from wavlink.long_recordings import (
     timeline,
     windows_for,
 )
+from wavlink.options import models as of
+from wavlink.parsing import parser_of
 from wavlink.sanitize import printable
 
 ROOT = Path(__file__).parents[2]
@@ -374,7 +375,7 @@ def test_the_command_takes_windows_by_the_recordings_length(command, tmp_path):
     assert windows() == (4, 2)  # as the fixture asks
 
     def chosen(*options: str) -> tuple[float, float]:
-        given = of.parser_of(of.where, "wavlink where").parse_args(["model", "night.wav", *options])
+        given = parser_of(of.where, "wavlink where").parse_args(["model", "night.wav", *options])
         return span_search.windows_of(Bands(), given.file, given.window, given.hop)
 
     assert chosen() == (4, 1) and chosen("--window", "8") == (8, 4) and chosen("--hop", "2") == (4, 2)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wavlink import options as of
 from wavlink.atomic_files import added_files
 from wavlink.config_file import own_folder
 from wavlink.console import stdout_for, step
@@ -25,6 +24,8 @@ from wavlink.evaluation.report import Table
 from wavlink.evaluation.retrieval import DIRECTIONS
 from wavlink.installing import install_hint
 from wavlink.loading import load_for_evaluation
+from wavlink.options import publishing as of
+from wavlink.parsing import main_of
 
 from .choice import read_record, record_name
 from .exported import (
@@ -184,4 +185,4 @@ def report(folder: Path, record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-main = of.main_of("wavlink export", of.export, run)
+main = main_of("wavlink export", of.export, run)

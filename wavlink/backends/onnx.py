@@ -25,10 +25,11 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_wavlink.configuration_wavlink import text_max_length
 from processing.datasets.synthetic import KINDS, render
-from wavlink import options as of
 from wavlink.atomic_files import added_files, interrupted
 from wavlink.console import stdout_for, step, without_foreign_output
 from wavlink.loading import load_for_evaluation, revision
+from wavlink.options import publishing as of
+from wavlink.parsing import main_of
 
 from .graphs import Tower, agreement, batches, exportable, sentence, write_onnx
 from .sessions import INPUTS
@@ -237,4 +238,4 @@ def run_export(options: argparse.Namespace) -> None:
         print_json({"folder": options.folder} | about)
 
 
-main = of.main_of("wavlink export", of.export, run_export)
+main = main_of("wavlink export", of.export, run_export)

@@ -12,11 +12,12 @@ import torch
 
 from modeling_wavlink import WavLinkModel
 from processing.datasets.load import caption_columns, load_split, with_captions
-from wavlink import options as of
 from wavlink.config_file import own_folder, write_field
 from wavlink.console import stdout_for
 from wavlink.defaults import PRIOR
 from wavlink.loading import load_for_evaluation
+from wavlink.options import models as of
+from wavlink.parsing import main_of
 from wavlink.probability import check_prior
 from wavlink.sanitize import clean, last_part
 
@@ -88,4 +89,4 @@ def _even(slope: float, intercept: float) -> str:
     return f"{-intercept / slope:.3f}" if abs(intercept) <= slope else "none"
 
 
-main = of.main_of("wavlink calibrate", of.calibrate, run)
+main = main_of("wavlink calibrate", of.calibrate, run)

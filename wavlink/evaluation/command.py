@@ -26,7 +26,6 @@ from processing.datasets.benchmarks import BENCHMARKS, load_benchmark
 from processing.datasets.load import SYNTHETIC, caption_columns, load_split, named_like_captions
 from processing.datasets.moments import MOMENTS, load_moments
 from processing.datasets.paper import load_paper_data
-from wavlink import options as of
 from wavlink.atomic_files import only_writer, write_text
 from wavlink.backends.choice import PACKAGES as BACKEND_PACKAGES
 from wavlink.backends.choice import choose, precision_of
@@ -35,6 +34,8 @@ from wavlink.console import stdout_for
 from wavlink.destinations import file_destination
 from wavlink.embedder import Embedder
 from wavlink.loading import describe, load_for_evaluation
+from wavlink.options import models as of
+from wavlink.parsing import main_of
 from wavlink.plots import draw_confusion, draw_dims
 from wavlink.sanitize import printable
 
@@ -274,4 +275,4 @@ def _say(lines: str) -> None:
     print("\n".join(map(printable, lines.split("\n"))), flush=True)
 
 
-main = of.main_of("wavlink eval", of.evaluate, run)
+main = main_of("wavlink eval", of.evaluate, run)

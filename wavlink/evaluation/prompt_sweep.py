@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from processing.datasets.load import durations, load_split
 from processing.prompt_templates import TEMPLATES
-from wavlink import options as of
 from wavlink.config_file import own_folder, write_field
 from wavlink.console import stdout_for
 from wavlink.loading import load_for_evaluation
+from wavlink.options import models as of
+from wavlink.parsing import main_of
 from wavlink.sanitize import printable
 
 from .embed_split import embed_audio, embed_text
@@ -130,4 +131,4 @@ def report(result: dict[str, Any]) -> str:
     return f"{head}\n{Table(['', 'top-1'], rows)}"
 
 
-main = of.main_of("wavlink prompts", of.prompts, run)
+main = main_of("wavlink prompts", of.prompts, run)

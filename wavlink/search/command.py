@@ -15,8 +15,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from wavlink import options as of
 from wavlink.console import StopSignal, print_json
+from wavlink.options import indexes as of
 from wavlink.parsing import Parser
 from wavlink.probability import NO_MATCH
 from wavlink.sanitize import clean

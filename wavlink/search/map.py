@@ -24,13 +24,14 @@ from urllib.parse import quote
 import numpy as np
 
 from processing.datasets.audiofolder import read_metadata
-from wavlink import options as of
 from wavlink.atomic_files import write_text
 from wavlink.common_sounds import COMMON_SOUNDS
 from wavlink.console import print_json
 from wavlink.destinations import file_destination
 from wavlink.embedder import Embedder
 from wavlink.labels import PROMPT, label_texts
+from wavlink.options import indexes as of
+from wavlink.parsing import main_of
 from wavlink.sanitize import clean
 from wavlink.vocabulary import unnamed
 
@@ -281,4 +282,4 @@ def _relative(file: str, folder: str) -> str:
         return Path(file).as_uri()
 
 
-main = of.main_of("wavlink map", of.draw_map, run)
+main = main_of("wavlink map", of.draw_map, run)

@@ -25,11 +25,12 @@ import pyarrow
 import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata
 
-from wavlink import options as of
 from wavlink.backends.choice import choose
 from wavlink.bundled_models import DEFAULT, resolve
 from wavlink.compat import map_batches
 from wavlink.embedder import Embedder
+from wavlink.options import indexes as of
+from wavlink.parsing import main_of
 from wavlink.progress import Bar
 from wavlink.sanitize import printable
 
@@ -285,4 +286,4 @@ def run(options: argparse.Namespace) -> None:
         print(f"  {printable(path)}: {printable(error)}")
 
 
-main = of.main_of("wavlink ray", of.ray, run)
+main = main_of("wavlink ray", of.ray, run)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from wavlink import options as of
 from wavlink.console import StopSignal, print_json, step
 from wavlink.embedder import Embedder
+from wavlink.options import publishing as of
+from wavlink.parsing import main_of
 from wavlink.system_errors import explained
 
 from .app import create_app
@@ -184,4 +185,4 @@ def _announce(address: str, options: argparse.Namespace, has_key: bool) -> None:
         print(f"{address}  (documentation: {address}/docs)", flush=True)
 
 
-main = of.main_of("wavlink serve", of.serve, run)
+main = main_of("wavlink serve", of.serve, run)

@@ -8,8 +8,9 @@ The first one makes a sentence encoder for `--text_model` of a recipe, the secon
 
 import argparse
 
-from wavlink import options as of
 from wavlink.console import stdout_for
+from wavlink.options import training as of
+from wavlink.parsing import main_of
 
 from .multilingual_distillation import distill_multilingual, multilingual_report
 from .text_distillation import Distillation, distill, report
@@ -28,4 +29,4 @@ def run(options: argparse.Namespace) -> None:
         print_json(record)
 
 
-main = of.main_of("wavlink distill", of.distill, run)
+main = main_of("wavlink distill", of.distill, run)

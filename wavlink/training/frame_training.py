@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from processing.datasets.load import caption_columns, durations, load_split, with_captions
-from wavlink import options as of
 from wavlink.config_file import own_folder
 from wavlink.console import stdout_for
 from wavlink.embedder import Embedder
 from wavlink.evaluation.calibrate import data_name
 from wavlink.frame_head import Fitted, FrameHead, has_frames, step_states, write_frame_head
+from wavlink.options import training as of
+from wavlink.parsing import main_of
 from wavlink.probability import Logistic
 from wavlink.progress import Bar
 
@@ -262,4 +263,4 @@ def run(options: argparse.Namespace) -> None:
         print_json(record)
 
 
-main = of.main_of("wavlink train-frames", of.train_frames, run)
+main = main_of("wavlink train-frames", of.train_frames, run)
