@@ -6,20 +6,17 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
 from processing.audio import load_column
 from processing.audio_inputs_wavlink import is_source, to_numpy
-from wavlink.backends.choice import DTYPE_OF, as_unavailable, choose, installed, precision_of, without_torch
-from wavlink.backends.standalone import open_standalone, why_not
+from wavlink.backends.choice import precision_of
 
-from . import defaults
 from .batching import cover, cut_batches, mean_direction, refuse_other_samples
-from .bundled_models import name_of, resolve
-from .model_names import is_on_hub
+from .bundled_models import name_of
+from .opening import check_tower, open_model
 from .prefetch import prefetch
 from .vectors import normalized
 from .vocabulary import warn_of_unknown_words
@@ -35,12 +32,6 @@ _BATCHES_AHEAD = 2  # ready for the model
 _BATCHES_SORTED = 10  # the most sound that is sorted at once, however large the lookahead
 
 _PACKING = threading.Lock()  # of a text tower, which the first texts need
-
-_TOWERS = {  # audio towers by their feature extractor
-    "WavLinkFeatureExtractor": "whisper",
-    "WavLinkClapFeatureExtractor": "clap_audio_model",
-    "WavLinkPasstFeatureExtractor": "passt",
-}
 
 
 class Embedder:
@@ -107,61 +98,15 @@ class Embedder:
         dtype: str = "float32",
         fast_kernels: bool = True,
     ):
-        if dtype not in defaults.DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(defaults.DTYPES)}, got {dtype!r}")
         model = os.fspath(model or "") if isinstance(model, os.PathLike | None) else model
-        self._source = model if isinstance(model, str) else None
-        _check_pair(model, processor, revision)
-        folder, commit = resolve(model) if isinstance(model, str) else "", ""
         hub = {"revision": revision, "local_files_only": local_files_only}
-        if not installed("torch") and is_on_hub(folder):
-            from .backends.hub_export import download
-
-            folder, commit = download(folder, backend, precision, **hub)
-        with as_unavailable():
-            backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
-        dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
-        run = {"backend": backend, "precision": precision if backend != "torch" else None}
-        self._arguments = {**hub, **run, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
-        self._batch_size, self._keeps_graph, self._pack_text = None, False, None
-        alone = open_standalone(folder, backend, precision) if folder and backend != "torch" else None
-        if alone is not None:
-            if revision is not None and not commit:
-                raise ValueError(f"revision={revision!r} is of a Hub id, {folder} is a folder: leave it out")
-            self.model, self.processor = alone
-            self.name = self._source if commit else name_of(folder)
-            self.revision, self.parameters = commit or self.model.source_revision, self.model.source_parameters
-        else:
-            if not installed("torch"):
-                why = why_not(Path(folder), backend, precision)
-                raise ValueError(f"{why}{without_torch(Path(folder) if folder else None, precision, backend)}")
-            self._load(model, processor, folder, backend, precision)
+        run = {"backend": backend, "precision": precision, "device": device, "dtype": dtype}
+        opened = open_model(model, processor, **hub, **run, fast_kernels=fast_kernels)
+        self._source, self._arguments = model if isinstance(model, str) else None, opened.arguments
+        self.model, self.processor, self._pack_text = opened.model, opened.processor, opened.pack_text
+        self.name, self.revision, self.parameters = opened.name, opened.revision, opened.parameters
+        self._batch_size, self._keeps_graph = None, False
         self._read_properties()
-
-    def _load(
-        self, model: "str | Model", processor: "Processor | None", folder: str, backend: str, precision: str
-    ) -> None:
-        """Load a model in torch, or convert it."""
-        from .backends import torch_model
-        from .devices import check_device
-        from .loading import parameter_count
-        from .loading import revision as revision_of
-        from .mapped_weights import WeightsFile
-
-        check_device(self._arguments["device"])
-        weights = WeightsFile.of(folder)
-        hub = self._arguments["revision"], self._arguments["local_files_only"]
-        loaded, self.processor = torch_model.load(model, processor, *hub)
-        self.name = name_of(getattr(loaded, "name_or_path", "")) or type(loaded).__name__
-        self.revision, self.parameters = revision_of(loaded), parameter_count(loaded)
-        loaded.source_revision = self.revision  # packing changes the weights that it is a digest of
-        if backend != "torch":
-            from .backends.compiled_model import compile_model
-
-            with as_unavailable():
-                loaded = compile_model(loaded, backend, precision, folder, hub[1])
-        run = [self._arguments[name] for name in ("device", "dtype", "fast_kernels")]
-        self.model, self._pack_text = torch_model.on_device(loaded, *run, weights)
 
     @classmethod
     def borrowing(
@@ -189,12 +134,7 @@ class Embedder:
         extractor, config = self.processor.feature_extractor, self.model.config
         self.backend, self.precision = getattr(self.model, "backend", "torch"), precision_of(self.model)
         self._tensors = getattr(self.model, "tensors", "pt")
-        tower = _TOWERS.get(type(extractor).__name__)
-        if tower and getattr(config, "model_type", None) == "wavlink" and config.audio_config.model_type != tower:
-            raise ValueError(
-                f"{self.name} has a {type(extractor).__name__}, which is for a {tower} tower, not for a "
-                f"{config.audio_config.model_type}: save the processor of its own towers there"
-            )
+        check_tower(self.name, extractor, config)
         self.sampling_rate = extractor.sampling_rate
         self.dims, self.matryoshka_dims = config.projection_dim, list(config.matryoshka_dims)
         self._limit = getattr(self.processor, "max_samples", None) or getattr(extractor, "n_samples", None)
@@ -202,6 +142,7 @@ class Embedder:
         # A processor that borrows numpy's global generator must not run beside the caller's thread.
         self._overlaps = not getattr(self.processor, "seeded", False)
         self.max_seconds = self._limit and self._limit / self.sampling_rate
+        self.kept_head: tuple[int, Any] | None = None  # see `wavlink.span_search.frame_head_of`
         self._loaded = frozenset(vars(self)) | {"_loaded"}
 
     def embed_clips(self, clips: Iterable, lookahead: int = 256) -> Iterator[np.ndarray]:
@@ -432,14 +373,3 @@ def _reopened(kind: type, source: str, arguments: dict) -> Embedder:
     embedder = kind.__new__(kind)
     Embedder.__init__(embedder, source, **arguments)
     return embedder
-
-
-def _check_pair(model: "str | Model", processor: "Processor | None", revision: str | None) -> None:
-    """Raise a ValueError for a processor that is too many or missing, or a revision that nothing has."""
-    if isinstance(model, str):
-        if processor is not None:
-            raise ValueError(f"{model} brings its own processor: leave processor out, or give the loaded model")
-    elif processor is None:
-        raise ValueError("a loaded model needs its processor: Embedder(model, processor)")
-    elif revision is not None:
-        raise ValueError(f"revision={revision!r} is of a Hub id, not of a loaded model")

@@ -119,16 +119,22 @@ def find_spans(
 def frame_head_of(embedder: Embedder) -> "Fitted | None":
     """Return the head that lies beside a model in its folder (`wavlink train-frames`); None without one.
 
+    The embedder keeps it, and it is read again only where its file has been written since.
+
     Raises:
         ValueError: that of `read_frame_head`.
     """
     folder = getattr(getattr(embedder, "model", None), "name_or_path", "")
     in_torch = getattr(embedder, "backend", "") == "torch"
-    if not (folder and in_torch and os.path.isfile(os.path.join(folder, FRAME_HEAD))):
+    path = os.path.join(folder, FRAME_HEAD)
+    if not (folder and in_torch and os.path.isfile(path)):
         return None
-    from .frame_head import read_frame_head
+    written = os.stat(path).st_mtime_ns
+    if embedder.kept_head is None or embedder.kept_head[0] != written:
+        from .frame_head import read_frame_head
 
-    return read_frame_head(Path(folder), embedder)
+        embedder.kept_head = written, read_frame_head(Path(folder), embedder)
+    return embedder.kept_head[1]
 
 
 def steps_of(embedder: Embedder, fitted: "Fitted", source: AudioSource) -> Recording:

@@ -1,5 +1,6 @@
 """The frame head: steps of a recording, the file beside its model, and where `locate` uses it."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -134,6 +135,19 @@ def test_probabilities_are_the_heads(embedder):
 
 def test_a_model_without_a_head_is_searched_in_windows(plain_folder):
     assert frame_head_of(Embedder(str(plain_folder))) is None
+
+
+def test_an_embedder_reads_its_head_once_and_again_where_it_was_written(folder, tmp_path, monkeypatch):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    embedder, read = Embedder(str(copy)), []
+    monkeypatch.setattr(frame_head, "read_frame_head", lambda *given: read.append(1) or read_frame_head(*given))
+    fitted = frame_head_of(embedder)
+    assert frame_head_of(embedder) is fitted and read == [1]
+    assert pickle.loads(pickle.dumps(embedder)).kept_head is None
+    write_frame_head(copy, fitted._replace(calibration=Logistic(5.0, -1.0, 0.01)), embedder.revision)
+    assert frame_head_of(embedder).calibration.slope == 5 and read == [1, 1]
+    (copy / FRAME_HEAD).unlink()
+    assert frame_head_of(embedder) is None
 
 
 def test_a_loaded_model_brings_its_head(folder):

@@ -1,0 +1,126 @@
+"""Open the model of an `Embedder`: by its export alone, in torch, or converted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wavlink.backends.choice import DTYPE_OF, as_unavailable, choose, installed, without_torch
+from wavlink.backends.standalone import open_standalone, why_not
+
+from . import defaults
+from .bundled_models import name_of, resolve
+from .model_names import is_on_hub
+
+if TYPE_CHECKING:
+    from .loading import Model, Processor
+
+_TOWERS = {  # audio towers by their feature extractor
+    "WavLinkFeatureExtractor": "whisper",
+    "WavLinkClapFeatureExtractor": "clap_audio_model",
+    "WavLinkPasstFeatureExtractor": "passt",
+}
+
+
+class Opened(NamedTuple):
+    """A model that is ready to embed, with its processor.
+
+    Attributes:
+        arguments: of `Embedder`, that open the same model in the same way again.
+        pack_text: packs the text tower, which the first texts need; None if nothing does.
+        name, revision, parameters: see `Embedder`.
+    """
+
+    model: Any
+    processor: Any
+    name: str
+    revision: str
+    parameters: int
+    arguments: dict[str, Any]
+    pack_text: Callable[[], None] | None
+
+
+def open_model(
+    model: "str | Model",
+    processor: "Processor | None",
+    *,
+    revision: str | None,
+    local_files_only: bool,
+    backend: str | None,
+    precision: str | None,
+    device: str,
+    dtype: str,
+    fast_kernels: bool,
+) -> Opened:
+    """Open a model by name, or copy a loaded one. All arguments are those of `Embedder`, and so are the errors."""
+    if dtype not in defaults.DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(defaults.DTYPES)}, got {dtype!r}")
+    _check_pair(model, processor, revision)
+    folder, commit = resolve(model) if isinstance(model, str) else "", ""
+    hub = {"revision": revision, "local_files_only": local_files_only}
+    if not installed("torch") and is_on_hub(folder):
+        from .backends.hub_export import download
+
+        folder, commit = download(folder, backend, precision, **hub)
+    with as_unavailable():
+        backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
+    dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
+    run = {"backend": backend, "precision": precision if backend != "torch" else None}
+    arguments = {**hub, **run, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
+    alone = open_standalone(folder, backend, precision) if folder and backend != "torch" else None
+    if alone is None:
+        if not installed("torch"):
+            why = why_not(Path(folder), backend, precision)
+            raise ValueError(f"{why}{without_torch(Path(folder) if folder else None, precision, backend)}")
+        return _load(model, processor, folder, backend, precision, arguments)
+    if revision is not None and not commit:
+        raise ValueError(f"revision={revision!r} is of a Hub id, {folder} is a folder: leave it out")
+    name, loaded = model if commit else name_of(folder), alone[0]
+    return Opened(*alone, name, commit or loaded.source_revision, loaded.source_parameters, arguments, None)
+
+
+def _load(
+    model: "str | Model", processor: "Processor | None", folder: str, backend: str, precision: str, arguments: dict
+) -> Opened:
+    """Load a model in torch, or convert it."""
+    from .backends import torch_model
+    from .devices import check_device
+    from .loading import parameter_count
+    from .loading import revision as revision_of
+    from .mapped_weights import WeightsFile
+
+    check_device(arguments["device"])
+    weights = WeightsFile.of(folder)
+    hub = arguments["revision"], arguments["local_files_only"]
+    loaded, processor = torch_model.load(model, processor, *hub)
+    name = name_of(getattr(loaded, "name_or_path", "")) or type(loaded).__name__
+    revision, parameters = revision_of(loaded), parameter_count(loaded)
+    loaded.source_revision = revision  # packing changes the weights that it is a digest of
+    if backend != "torch":
+        from .backends.compiled_model import compile_model
+
+        with as_unavailable():
+            loaded = compile_model(loaded, backend, precision, folder, hub[1])
+    run = [arguments[name] for name in ("device", "dtype", "fast_kernels")]
+    loaded, pack_text = torch_model.on_device(loaded, *run, weights)
+    return Opened(loaded, processor, name, revision, parameters, arguments, pack_text)
+
+
+def _check_pair(model: "str | Model", processor: "Processor | None", revision: str | None) -> None:
+    """Raise a ValueError for a processor that is too many or missing, or a revision that nothing has."""
+    if isinstance(model, str):
+        if processor is not None:
+            raise ValueError(f"{model} brings its own processor: leave processor out, or give the loaded model")
+    elif processor is None:
+        raise ValueError("a loaded model needs its processor: Embedder(model, processor)")
+    elif revision is not None:
+        raise ValueError(f"revision={revision!r} is of a Hub id, not of a loaded model")
+
+
+def check_tower(name: str, extractor: Any, config: Any) -> None:
+    """Raise a ValueError for the feature extractor of another audio tower than the WavLink `name` has."""
+    tower = _TOWERS.get(type(extractor).__name__)
+    if tower and getattr(config, "model_type", None) == "wavlink" and config.audio_config.model_type != tower:
+        raise ValueError(
+            f"{name} has a {type(extractor).__name__}, which is for a {tower} tower, not for a "
+            f"{config.audio_config.model_type}: save the processor of its own towers there"
+        )
