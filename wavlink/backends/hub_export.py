@@ -19,7 +19,7 @@ _FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
-_EXPORTS = [(backend, precision) for backend in PACKAGES for precision in ("fp32", "int8")]
+_RECORDS = [f"{backend}/{record_name(precision)}" for backend in PACKAGES for precision in ("fp32", "int8")]
 _NEED_TORCH = ("adapter_config.json", "modules.json")  # whose presence says that the export is not all of the model
 
 
@@ -45,8 +45,7 @@ def download(
     try:
         local_files_only = local_files_only or needs_cache(source, revision=revision)
         hub = {"revision": revision, "local_files_only": local_files_only}
-        records = [f"{name}/{record_name(kind)}" for name, kind in _EXPORTS]
-        folder = Path(snapshot_download(source, allow_patterns=[*_FILES, *_NEED_TORCH, *records], **hub))
+        folder = Path(snapshot_download(source, allow_patterns=[*_FILES, *_NEED_TORCH, *_RECORDS], **hub))
         _refuse_without_export(source, folder)
         backend, precision = choose(backend, precision, folder)
         if has_export(folder, backend, precision):
@@ -61,9 +60,7 @@ def download(
 
 
 def _refuse_without_export(source: str, folder: Path) -> None:
-    if is_wavlink(folder) and not any(
-        has_export(folder, name, kind) for name in PACKAGES for kind in ("fp32", "int8")
-    ):
+    if is_wavlink(folder) and not any((folder / record).is_file() for record in _RECORDS):
         raise ValueError(
             f"{install_hint('torch')}; without torch a model runs by the export that it carries, and {source} carries "
             "none: run `wavlink export` on its folder where torch is, and push it again"

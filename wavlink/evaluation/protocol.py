@@ -227,14 +227,7 @@ def scores_of(
     embedded_groups = [groups[row] for row in embedded.rows]
     texts = partial(embed_text, model, processor)
     if not no_retrieval:
-        pairs = embedded.audio, embedded.text, embedded.correspondence, dims
-        scores |= retrieval_scores(*pairs, embedded_groups)
-        if by_language := language_scores(embedded.audio, embedded.text, embedded.languages, dims[0]):
-            scores["by_language"] = by_language
-        if protocol.calibration:
-            fit, embedded_labels = checked_calibration(model.config), [labels[n] for n in embedded.rows]
-            if (calibration := calibration_scores(*pairs, fit, embedded_labels)) is not None:
-                scores["calibration"] = calibration
+        scores |= _retrieval(embedded, labels, dims, embedded_groups, model, protocol)
     elif embedded.texts:
         logger.warning(f"captions are not scored: {no_retrieval}")
     if not no_zero_shot:
@@ -259,6 +252,21 @@ def scores_of(
 
 def _dims(model: PreTrainedModel) -> list[int]:
     return sorted({model.config.projection_dim, *model.config.matryoshka_dims}, reverse=True)
+
+
+def _retrieval(
+    embedded: Embedded, labels: Sequence[str | None], dims: Sequence[int], groups, model, protocol: Protocol
+) -> dict:
+    """Return the scores of retrieval, those by language if there are several, and those of probabilities."""
+    pairs = embedded.audio, embedded.text, embedded.correspondence, dims
+    scores = retrieval_scores(*pairs, groups)
+    if by_language := language_scores(embedded.audio, embedded.text, embedded.languages, dims[0]):
+        scores["by_language"] = by_language
+    if protocol.calibration:
+        fit, embedded_labels = checked_calibration(model.config), [labels[row] for row in embedded.rows]
+        if (calibration := calibration_scores(*pairs, fit, embedded_labels)) is not None:
+            scores["calibration"] = calibration
+    return scores
 
 
 def _zero_shot(

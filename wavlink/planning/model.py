@@ -18,9 +18,8 @@ from transformers import PretrainedConfig
 from modeling_wavlink import WavLinkConfig, WavLinkModel
 from modeling_wavlink.configuration_wavlink import text_max_length
 from modeling_wavlink.passt_configuration_wavlink import patches
-from wavlink.bundled_models import resolve
 from wavlink.compat import fake_tensors
-from wavlink.training.factory import config_of, new_extractor, prepared
+from wavlink.training.factory import FirstStageMissing, config_of, new_extractor, prepared, start_of
 from wavlink.training.recipe_fields import Recipe
 
 from .loss import Loss, loss_of
@@ -54,21 +53,18 @@ def planned_config(recipe: Recipe) -> WavLinkConfig:
     Raises:
         ValueError: the config of a tower, or of `init`, is not here.
     """
-    if recipe.init:
-        folder = local_init(recipe)
-        if folder or not recipe.audio_model:
-            if not folder:
-                raise ValueError(_missing(recipe.init, "--init"))
-            return config_of(dataclasses.replace(recipe, init=folder))
-        recipe = dataclasses.replace(recipe, init="")  # a second stage has the towers of its first
+    if folder := local_init(recipe):
+        return config_of(dataclasses.replace(recipe, init=folder))
     if not recipe.audio_model:
+        if recipe.init:
+            raise ValueError(_missing(recipe.init, "--init"))
         return config_of(recipe)
     with tempfile.TemporaryDirectory() as root:
         towers = {}
         for field in ("audio_model", "text_model"):
             name = getattr(recipe, field)
             towers[field] = _local(name) or _written(name, Path(root, field), f"--{field}")
-        return config_of(dataclasses.replace(recipe, **towers))
+        return config_of(dataclasses.replace(recipe, init="", **towers))  # a second stage has those of its first
 
 
 def local_init(recipe: Recipe) -> str:
@@ -77,14 +73,10 @@ def local_init(recipe: Recipe) -> str:
     Raises:
         ValueError: a bare name that is neither a bundled model nor a local path.
     """
-    if not recipe.init:
-        return ""
     try:
-        return _local(resolve(recipe.init))
-    except ValueError:
-        if "/" not in recipe.init:
-            raise
-        return ""  # a first stage that has not been trained yet
+        return _local(start_of(recipe)) if recipe.init else ""
+    except FirstStageMissing:
+        return ""
 
 
 def _local(name: str) -> str:

@@ -115,16 +115,8 @@ def draw_map(
         print(f"{most} of the {count} sounds are drawn, chosen by seed {seed}; --most takes more", file=sys.stderr)
     names, guessed = _from_metadata(labels, label_column, manifest.root, paths) if labels else [], ""
     links = sound_links(manifest.root, paths, out, embed_audio)
-    if labels_from_text:
-        embedder = embedder_of(manifest, model, **run)
-        names, guessed = nearest_labels(vectors, labels_from_text, embedder.embed_text), GUESSED_LABELS
-    elif not names:
-        names = [_folder_name(manifest.root, path) for path in paths]
-        if len(set(names)) == 1 and len(paths) >= _LEAST_SOUNDS:
-            embedder = _embedder_or_none(manifest, model, run)
-            if embedder:
-                with unnamed():
-                    names, guessed = named_groups(vectors, embedder.embed_text, seed), GUESSED_GROUPS
+    if labels_from_text or not names:
+        names, guessed = _named(manifest, paths, vectors, labels_from_text, seed, model, run)
     names = [clean(label, 80) or UNLABELLED for label in names]
     if len(paths) > _SLOW:
         print(f"laying out {len(paths)} sounds takes some minutes", file=sys.stderr)
@@ -198,6 +190,28 @@ def _cosines(vectors: np.ndarray, names: Sequence[str], embed_text: Callable[[li
     """Return the cosines `[N, names]` of vectors `[N, dim]` with each name in the prompt."""
     texts = embed_text([PROMPT.replace("{}", name) for name in names])
     return vectors @ truncated(texts, vectors.shape[1]).T
+
+
+def _named(
+    manifest: Manifest,
+    paths: Sequence[str],
+    vectors: np.ndarray,
+    labels: Sequence[str],
+    seed: int,
+    model: str,
+    run: dict,
+) -> tuple[list[str], str]:
+    """Return each sound's name by `labels`, its folder or its group (see `draw_map`), and a note on guessed names."""
+    if labels:
+        return nearest_labels(vectors, labels, embedder_of(manifest, model, **run).embed_text), GUESSED_LABELS
+    names = [_folder_name(manifest.root, path) for path in paths]
+    if len(set(names)) > 1 or len(paths) < _LEAST_SOUNDS:
+        return names, ""
+    embedder = _embedder_or_none(manifest, model, run)
+    if embedder is None:
+        return names, ""
+    with unnamed():
+        return named_groups(vectors, embedder.embed_text, seed), GUESSED_GROUPS
 
 
 def _embedder_or_none(manifest: Manifest, model: str, run: dict) -> Embedder | None:

@@ -53,15 +53,29 @@ def config_of(recipe: Recipe) -> WavLinkConfig:
     return WavLinkConfig(audio_config, recipe.text_config, text_pooling="mean", **_fields(recipe))
 
 
-def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
+class FirstStageMissing(ValueError):
+    """The model that a recipe starts from is the result of a first stage, which has not been trained yet."""
+
+
+def start_of(recipe: Recipe) -> str:
+    """Return the folder or the Hub id of the model that a recipe starts from.
+
+    Raises:
+        FirstStageMissing: a path that does not exist.
+        ValueError: a bare name that is neither a bundled model nor a local path.
+    """
     try:
-        init = resolve(recipe.init)
+        return resolve(recipe.init)
     except ValueError as error:
         if "/" not in recipe.init:
             raise
-        raise ValueError(
+        raise FirstStageMissing(
             f"{recipe.name} starts from {recipe.init}, and {error}: train its first stage, or give --init"
         ) from error
+
+
+def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
+    init = start_of(recipe)
     needs_cache(init)
     config = WavLinkConfig.from_pretrained(init)
     refuse_adapter(init)

@@ -30,7 +30,7 @@ from wavlink.loading import revision
 
 from .distillation_texts import gather
 from .multilingual_students import TextTower, fit_projection, new_student, published_student
-from .text_distillation import RECORD, Distillation, cosine, similarity, train_student
+from .text_distillation import RECORD, Distillation, cosine, record_of_training, similarity, train_student
 from .translations import Translation, hold_out, load_translations
 
 _MOST_HELD_OUT = 500  # texts with translations
@@ -169,13 +169,7 @@ def _record(
         "languages": dict(sorted(languages.items())),
         "vocabulary": student.model.config.vocab_size,
         "max_length": student.tokenizer.model_max_length,
-        "pooling": student.pooling,
-        "parameters": student.model.num_parameters(),
-        "teacher_parameters": teacher.model.num_parameters(),
-        "steps": task.steps,
-        "batch_size": task.batch_size,
-        "learning_rate": task.learning_rate,
-        "seed": task.seed,
+        **record_of_training(task, teacher, student),
     }
 
 

@@ -238,14 +238,18 @@ def _record(
         "layers": list(layers),
         "vocabulary": student.model.config.vocab_size,
         "max_length": task.max_length,
+        **record_of_training(task, teacher, student),
+        "texts": {name: len(getattr(texts, name)) for name in ("captions", "labels", "sentences")},
+    }
+
+
+def record_of_training(task: Distillation, teacher: SentenceEncoder, student: SentenceEncoder) -> dict[str, Any]:
+    """Return what every record says of the two models and of the training."""
+    return {
         "pooling": student.pooling,
         "parameters": student.model.num_parameters(),
         "teacher_parameters": teacher.model.num_parameters(),
-        "steps": task.steps,
-        "batch_size": task.batch_size,
-        "learning_rate": task.learning_rate,
-        "seed": task.seed,
-        "texts": {name: len(getattr(texts, name)) for name in ("captions", "labels", "sentences")},
+        **{name: getattr(task, name) for name in ("steps", "batch_size", "learning_rate", "seed")},
     }
 
 
