@@ -141,7 +141,7 @@ def _is_emoji(key: str) -> bool:
 
 def sentence(words: str, stop: bool = True) -> str:
     """Return `words` with a capital and, as asked, a full stop: "a teapot" is "A teapot."."""
-    words = words[:1].upper() + words[1:]
+    words = words[:1].title() + words[1:]  # not upper: a Georgian sentence begins with no capital
     return words + "." if stop and not unicodedata.category(words[-1]).startswith("P") else words
 
 

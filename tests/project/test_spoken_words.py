@@ -70,7 +70,7 @@ def test_an_english_name_becomes_a_meaning_as_captions_write_it(name, meaning):
 
 def test_a_text_has_a_capital_and_one_mark_at_its_end():
     assert spoken_words.sentence("čajník") == "Čajník." and spoken_words.sentence("ano!") == "Ano!"
-    assert spoken_words.sentence("чайник", stop=False) == "Чайник"
+    assert spoken_words.sentence("чайник", stop=False) == "Чайник" and spoken_words.sentence("ვეშაპი") == "ვეშაპი."
 
 
 def test_transcripts_are_what_is_said_in_a_language_each_once_with_its_meaning():
