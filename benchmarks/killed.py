@@ -10,7 +10,8 @@ round begins, until there were so many kills. Exits with 1 unless in every round
   never interrupted (a clip may have had other batch-mates: numbers of fp16 may be the next ones),
 - migrate: after each kill the index holds all rows of the old model or all of the new one, and in the end those of a
   migration that was never killed,
-- push: after each kill the Hub, on loopback, has all of the old commit or all of the new one, and in the end one more,
+- push: after each kill the Hub, on loopback, has all of the old commit or all of the new one, and in the end one more;
+  SIGKILL alone leaves folders among the temporary files,
 - serve: under load, every answer is that of a server that was never killed; what it has accepted before SIGTERM or
   SIGINT is answered; the index, the model and the caches keep every byte,
 
@@ -99,7 +100,7 @@ def start_and_kill(subject, rng: random.Random, number: int, log: Path) -> int:
     interrupted = number == signal.SIGINT and log.read_text(encoding="utf-8").endswith("KeyboardInterrupt\n")
     if process.exitcode not in (0, -number, 128 + number) and not interrupted:
         fail(f"{number.name} made it end with {process.exitcode}", log)
-    if process.exitcode and (wrong := subject.after_kill()):
+    if process.exitcode and (wrong := subject.after_kill(process.exitcode)):
         fail(f"after {number.name}: {wrong}", log)
     return process.exitcode
 

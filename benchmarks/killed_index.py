@@ -33,7 +33,7 @@ class Index(Subject):
     def wait(self, process, rng: random.Random) -> None:
         time.sleep(rng.uniform(0, self.seconds / 2))
 
-    def after_kill(self) -> str:
+    def after_kill(self, code: int) -> str:
         finish(rows_if_any, [self.killed], self.log)
         return ""
 
@@ -69,7 +69,7 @@ class Migrate(Subject):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.5))
 
-    def after_kill(self) -> str:
+    def after_kill(self, code: int) -> str:
         finish(rows_of_either, [self.killed, self.old, self.whole], self.log)
         return ""
 

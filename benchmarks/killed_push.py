@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ class Push(Subject):
         import train  # noqa: F401
 
         write_sounds(place / "sounds")
-        self.words, self.trees = [], []
+        self.words, self.trees, self.left = [], [], 0
         for steps in (1, 2):
             finish(command, train_words(place / "sounds", place / f"run-{steps}", steps), log)
             self.words = ["-m", "hub_cards.push", str(place / f"run-{steps}/last"), self.repo_id]
@@ -75,18 +76,25 @@ class Push(Subject):
         files = (path for path in folder.rglob("*") if path.is_file())
         return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
-    def after_kill(self) -> str:
+    def after_kill(self, code: int) -> str:
+        """Only a process that ends at once leaves its temporary folders, to the system; here they are removed."""
         left = set(self.temporary.iterdir()) - self.there
         half = self.tree() not in self.trees
-        return (
-            f"half a commit: {half}; left: {left}" if half or len(left) > 2 else ""
-        )  # of this one: its own, verify's
+        if half or (left and code >= 0):
+            return f"half a commit: {half}; left: {left}"
+        for path in left:
+            shutil.rmtree(path)
+        self.left += len(left)
+        return ""
 
     def after_end(self) -> str:
         self.commits += 1
         left = set(self.temporary.iterdir()) - self.there
         fits = self.tree() == self.trees[1] and len(self.history()) == self.commits
         return "" if fits and not left else f"commits: {self.history()}, left: {left}"
+
+    def told(self) -> tuple[str, dict]:
+        return super().told()[0], {"temporary folders left by SIGKILL": self.left}
 
 
 def serve(folder: Path, pipe, requests, busy) -> None:

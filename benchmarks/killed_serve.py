@@ -86,7 +86,7 @@ class Serve(Subject):
             if not asked.status:
                 time.sleep(0.02)  # until it listens again
 
-    def after_kill(self) -> str:
+    def after_kill(self, code: int) -> str:
         seconds, code = time.monotonic() - self.killed, self.process.exitcode
         self.over.set()
         for client in self.clients:

@@ -57,7 +57,7 @@ class Subject:
     commands = (command,)
     words: list[str]
 
-    def after_kill(self) -> str:
+    def after_kill(self, code: int) -> str:
         """What is wrong now, `""` if nothing is."""
         return ""
 

@@ -49,7 +49,7 @@ _COMPARED = 64  # clips and captions of each split
 
 
 class Sources(NamedTuple):
-    """Clips of a sounds folder by package and licence; some of its files and captions, to compare vectors on."""
+    """Clips of folders of sounds by package and licence; some of its files and captions, to compare vectors on."""
 
     counts: Counts
     files: list[str]
@@ -61,7 +61,7 @@ def bundle(
     name: str,
     *,
     models: Path = bundled_models.MODELS,
-    sounds: str = "",
+    sounds: Sequence[str] = (),
     scores: Sequence[str] = (),
     licence: str | None = None,
     notes: Sequence[str] = (),
@@ -73,7 +73,8 @@ def bundle(
         source: folder of the trained model, such as `runs/my/best`, or of an adapter of one.
         name: of the bundled model.
         models: folder of all bundled models.
-        sounds: the training data, whose `SPLIT/metadata.csv` have the columns `source_package` and `licence`.
+        sounds: folders of the training data, whose `SPLIT/metadata.csv` have the columns `source_package` and
+            `licence`.
         scores: files of `wavlink eval --output`, of the run's weights or of those in fp16.
         licence: of the weights, as the Hub names it.
         notes: what the card says of the model besides, a sentence or two each.
@@ -193,16 +194,18 @@ def in_half_precision(model: WavLinkModel) -> WavLinkModel:
     return rounded
 
 
-def read_sources(sounds: str) -> Sources:
-    """Read the packages and licences of a sounds folder; without one, nothing.
+def read_sources(sounds: Sequence[str]) -> Sources:
+    """Read the packages and licences of folders of sounds.
 
     Raises:
         ValueError: no `metadata.csv` in a folder of a split, or one without these columns.
     """
     counts, files, captions = Counter(), [], []
-    tables = sorted(Path(sounds).glob("*/metadata.csv")) if sounds else []
-    if sounds and not tables:
-        raise ValueError(f"{sounds} holds no SPLIT/metadata.csv: give the folder that the model was trained on")
+    tables = []
+    for folder in sounds:
+        tables += (found := sorted(Path(folder).glob("*/metadata.csv")))
+        if not found:
+            raise ValueError(f"{folder} holds no SPLIT/metadata.csv: give the folder that the model was trained on")
     for path in tables:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -259,7 +262,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("source", nargs="?", help="folder of the trained model, such as runs/my/best")
     parser.add_argument("--name", default=bundled_models.DEFAULT)
     parser.add_argument("--models", type=Path, default=bundled_models.MODELS, help="folder of all bundled models")
-    parser.add_argument("--sounds", default="", help="folder of the training data, for its packages and licences")
+    parser.add_argument(
+        "--sounds", nargs="+", default=[], help="folders of the training data, for their packages and licences"
+    )
     parser.add_argument("--scores", nargs="+", default=[], metavar="JSON", help="of `wavlink eval --output`")
     parser.add_argument("--license", dest="licence", help="of the weights, as the Hub names it")
     parser.add_argument(

@@ -8,7 +8,6 @@ record. On the card, text below a marked line is kept.
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +64,11 @@ def _names(head: ModelInfo | DatasetInfo | SpaceInfo) -> frozenset[str]:
 
 
 def _read(api: HfApi, repo_id: str, kind: str, commit: str, name: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = api.hf_hub_download(repo_id, name, repo_type=kind, revision=commit, local_dir=folder)
-        except EntryNotFoundError:
-            return ""
-        return Path(path).read_bytes().decode("utf-8", "surrogateescape")
+    try:
+        path = api.hf_hub_download(repo_id, name, repo_type=kind, revision=commit)
+    except EntryNotFoundError:
+        return ""
+    return Path(path).read_bytes().decode("utf-8", "surrogateescape")
 
 
 def _parse(text: str) -> tuple[frozenset[str] | None, dict[str, str]]:

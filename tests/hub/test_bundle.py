@@ -54,7 +54,7 @@ def test_the_bundle_is_complete_small_and_equal(no_bundle, sharp_model, processo
     sharp_model.save_pretrained(run)
     processor.save_pretrained(run)
     scores = scores_json(tmp_path / "scores.json", sharp_model)
-    options = {"sounds": str(sounds), "scores": [scores], "licence": "apache-2.0"}
+    options = {"sounds": [str(sounds)], "scores": [scores], "licence": "apache-2.0"}
     made = bundle(str(run), "wavlink-tiny", models=no_bundle, **options)
     folder = no_bundle / "wavlink-tiny"
     assert made["folder"] == str(folder) == wavlink.bundled()  # by its hashes
@@ -86,8 +86,8 @@ def test_what_cannot_be_bundled_leaves_nothing(no_bundle, wavlink_folder, sharp_
     (sounds / "test/metadata.csv").write_text("file_name,caption\na.ogg,b\n")
     cases = {
         "measured on other weights": {"scores": [other]},
-        "lacks the columns licence, source_package": {"sounds": str(sounds)},
-        "holds no SPLIT/metadata.csv": {"sounds": str(tmp_path)},
+        "lacks the columns licence, source_package": {"sounds": [str(sounds)]},
+        "holds no SPLIT/metadata.csv": {"sounds": [str(tmp_path)]},
     }
     for message, options in cases.items():
         with pytest.raises(ValueError, match=message):

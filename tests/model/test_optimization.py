@@ -170,7 +170,7 @@ def test_the_loop_clamps_the_scale_after_each_step(model, processor, skipped, mo
     if skipped:
         monkeypatch.setattr(optimizer, "step", lambda: None)
     schedule = SimpleNamespace(step=lambda: None)
-    settings = SimpleNamespace(micro_batch_size=0, max_grad_norm=1.0, spec_augment=False, equalization=0.0)
+    settings = SimpleNamespace(micro_batch_size=0, max_grad_norm=1.0, augmented=False)
     accelerator = Accelerator(cpu=True)
     run = SimpleNamespace(accelerator=accelerator, model=model, optimizer=optimizer, schedule=schedule, step=0)
     run.recipe, run.feed = settings, None

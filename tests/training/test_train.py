@@ -24,7 +24,7 @@ frame_pooling_layer token_start regime scope lora_rank lora_alpha lora_targets l
 all_captions padding max_seconds mask_false_negatives batch_size micro_batch_size epochs max_steps learning_rate
 warmup_ratio weight_decay max_grad_norm mixed_precision attn_implementation gradient_checkpointing compile
 num_workers save_steps checkpoints_kept trackers seed output_dir label_prompts label_share caption_bank
-ema_decay cache_features head_learning_rate text_learning_rate spec_augment equalization
+ema_decay cache_features head_learning_rate text_learning_rate spec_augment equalization degraded_share
 """.split()
 
 

@@ -111,16 +111,15 @@ def _made(api: HfApi, repo_id: str, earlier: Earlier) -> set[str]:
     """Return the files of an earlier push, by its manifest: people may have pushed such files too."""
     if MANIFEST_FILE not in earlier.names:
         return set()
-    with tempfile.TemporaryDirectory() as folder:
-        api.hf_hub_download(repo_id, MANIFEST_FILE, repo_type="dataset", revision=earlier.commit, local_dir=folder)
-        try:
-            fields = read_fields(Path(folder))
-            names = former.file_names(fields) if fields["format"] == 1 else _names(parts_of(fields)[1])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{MANIFEST_FILE} of {repo_id} is of no earlier push, or was edited: name another repository, or "
-                "delete it there with its parts"
-            ) from error
+    path = api.hf_hub_download(repo_id, MANIFEST_FILE, repo_type="dataset", revision=earlier.commit)
+    try:
+        fields = read_fields(Path(path).parent)
+        names = former.file_names(fields) if fields["format"] == 1 else _names(parts_of(fields)[1])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{MANIFEST_FILE} of {repo_id} is of no earlier push, or was edited: name another repository, or "
+            "delete it there with its parts"
+        ) from error
     return {MANIFEST_FILE, *names} & earlier.names
 
 

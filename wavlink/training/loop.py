@@ -26,6 +26,7 @@ from wavlink.training import distributed as sharding
 from wavlink.training.augmentation import augment
 from wavlink.training.caption_bank import CaptionBank
 from wavlink.training.checkpoints import load_state, save_state
+from wavlink.training.degradation import degrade
 from wavlink.training.factory import build, refuse_bad_start
 from wavlink.training.finetuning import (
     clamp_scale,
@@ -84,9 +85,9 @@ class Run:
         self.steps = self.feed.steps
         self.validation_set, self.columns = _validation_set(recipe)
         model, self.processor = build(recipe, self.feed.captions)
-        if (recipe.spec_augment or recipe.equalization) and not isinstance(model.audio_model, WavLinkAudioModel):
+        if recipe.augmented and not isinstance(model.audio_model, WavLinkAudioModel):
             raise ValueError(
-                "spec_augment and equalization change Whisper's log-mels, and this audio tower has others"
+                "spec_augment, equalization and degraded_share change Whisper's log-mels; this audio tower has others"
             )
         if recipe.token_start == "mean_frame" and not recipe.init and isinstance(model.audio_model, WavLinkAudioModel):
             model.audio_model.start_token(**self.feed.first_sounds(self.processor))
@@ -147,22 +148,24 @@ class Run:
 
     def learn(self, batch: dict[str, torch.Tensor], stop: bool = False) -> tuple[float, bool]:
         """Take an optimizer step; return the mean loss over processes, and whether one of them has to stop."""
+        recipe = self.recipe
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        if self.recipe.spec_augment or self.recipe.equalization:
-            generator = np.random.default_rng((self.recipe.seed, self.step, self.accelerator.process_index))
-            batch = augment(batch, generator, self.recipe.spec_augment, self.recipe.equalization)
+        if recipe.augmented:
+            generator = np.random.default_rng((recipe.seed, self.step, self.accelerator.process_index))
+            batch = degrade(batch, generator, recipe.degraded_share)
+            batch = augment(batch, generator, recipe.spec_augment, recipe.equalization)
         added_loss = None
         if (bank_ids := batch.pop("bank_ids", None)) is not None:
             added_loss = self.bank.loss_of(bank_ids)
-            if not (self.recipe.all_captions or self.recipe.text_learns):
+            if not (recipe.all_captions or recipe.text_learns):
                 batch = self.bank.with_pooled_texts(batch, bank_ids)
-        loss = backward(self.accelerator, self.model, batch, self.recipe.micro_batch_size, added_loss)
+        loss = backward(self.accelerator, self.model, batch, recipe.micro_batch_size, added_loss)
         value, stops = self.accelerator.reduce(torch.stack([loss, torch.full_like(loss, bool(stop))]), "mean").tolist()
         if not math.isfinite(value):
             raise ValueError(
                 f"the loss is {value} at step {self.step}; its clips: {', '.join(self.feed.names(self.step))}"
             )
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
         clamp_scale(self.accelerator.unwrap_model(self.model))
         self.schedule.step()

@@ -107,6 +107,9 @@ class Recipe:
     equalization: float = _field(
         0.0, "standard deviation, in dB, of a random gain at six frequencies of each clip, such as 1.6"
     )
+    degraded_share: float = _field(
+        0.0, "share of the clips that sound recorded otherwise: level, noise, bandwidth, room, speed and cuts"
+    )
     micro_batch_size: int = _field(
         0, "clips a process embeds at once, with the same gradients; 0: its share of the batch"
     )
@@ -157,6 +160,8 @@ class Recipe:
             self._refuse_bad_bank()
         if self.cache_features and (self.streaming or self.padding != "longest"):
             raise ValueError("cache_features needs a data set held whole (no --streaming) and --padding longest")
+        if not 0 <= self.degraded_share <= 1:
+            raise ValueError(f"degraded_share must be between 0 and 1, got {self.degraded_share}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         for name in ("head_learning_rate", "text_learning_rate", "equalization"):
@@ -180,6 +185,11 @@ class Recipe:
     def prompts(self) -> tuple[str, ...]:
         """The prompts that word a clip's label as a training caption: `label_prompt` and `label_prompts`."""
         return (*filter(None, (self.label_prompt,)), *self.label_prompts)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether the log-mels of training clips are changed."""
+        return bool(self.spec_augment or self.equalization or self.degraded_share)
 
     @property
     def text_learns(self) -> bool:
