@@ -17,7 +17,7 @@ from tests.conftest import RATE, tone
 from tests.exports import REFUSED, change_record, write_export
 from tests.hub_server import Hub
 from tests.processes import run_process
-from wavlink import embedder as embedders
+from wavlink import opening
 from wavlink.backends import choice
 from wavlink.backends.standalone import KEY, StandaloneModel
 from wavlink.embedder import Embedder
@@ -46,7 +46,7 @@ def sounds(tmp_path) -> Path:
 @pytest.fixture
 def no_torch(monkeypatch) -> None:
     """What is installed, without torch."""
-    for module in (choice, embedders):
+    for module in (choice, opening):
         monkeypatch.setattr(module, "installed", lambda backend: backend != "torch")
 
 
