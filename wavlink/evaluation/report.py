@@ -60,18 +60,15 @@ def evaluation_report(scores: Mapping) -> str:
         lines.append(f"{scores['windowed']} clips are over the model's window: the mean of their windows is scored")
     if "text_to_audio" in scores:
         lines.append(retrieval_report(scores))
-    if "by_language" in scores:
-        lines.append(language_report(scores["by_language"]))
-    if "calibration" in scores:
-        lines.append(calibration_report(scores["calibration"]))
-    if "zero_shot" in scores:
-        lines.append(zero_shot_report(scores["zero_shot"]))
-    if "multiple_choice" in scores:
-        lines.append(multiple_choice_report(scores["multiple_choice"]))
-    if "robustness" in scores:
-        lines.append(robustness_report(scores["robustness"]))
-    if "moments" in scores:
-        lines.append(moment_report(scores["moments"]))
+    reports = {
+        "by_language": language_report,
+        "calibration": calibration_report,
+        "zero_shot": zero_shot_report,
+        "multiple_choice": multiple_choice_report,
+        "robustness": robustness_report,
+        "moments": moment_report,
+    }
+    lines += [report(scores[name]) for name, report in reports.items() if name in scores]
     return "\n".join(lines)
 
 

@@ -5,22 +5,13 @@ import argparse
 from wavlink.defaults import HOP, STORAGE, STORAGES, WEIGHT, WINDOW
 from wavlink.parsing import Parser
 
-from .shared import (
-    INDEX_MODEL,
-    MODEL,
-    REVISION,
-    backend_options,
-    json_option,
-    min_probability_option,
-    model_options,
-    storage_options,
-)
+from . import shared
 from .values import positive_int, seconds
 
 
 def index(parser: Parser) -> None:
     add = parser.add_argument
-    json_option(parser)
+    shared.json_option(parser)
     text = "folders, files, @list.txt (a path a line), or one data set (a Hub id)"
     add("sounds", nargs="*", metavar="SOUNDS", help=text)
     add("--out", required=True, metavar="INDEX", help="folder of the index, new or not, or an address such as s3://")
@@ -30,9 +21,9 @@ def index(parser: Parser) -> None:
     text = "embed the sounds of the index by another model while it answers, then switch (default: none)"
     add("--migrate", default="", metavar="MODEL", help=text)
     add("--split", default="train", help="of a data set")
-    model_options(parser)
-    backend_options(parser)
-    storage_options(parser)
+    shared.model_options(parser)
+    shared.backend_options(parser)
+    shared.storage_options(parser)
     parser.check = check_index
 
 
@@ -55,19 +46,20 @@ def ray(parser: Parser) -> None:
     add("sounds", nargs="+", metavar="SOUNDS", help="folders, files or @list.txt, the same on all machines")
     add("--out", required=True, metavar="INDEX", help="a folder that all machines share, or an address such as s3://")
     new_index_options(parser)
-    add("--revision", help=REVISION)
+    add("--revision", help=shared.REVISION)
     add("--actors", type=positive_int, default=2, help="models in the cluster")
     add("--batch_size", type=positive_int, default=64, help="files that an actor takes at a time")
     add("--address", help="of the cluster, or auto (default: RAY_ADDRESS, else one is started on this machine)")
-    model_options(parser)
-    backend_options(parser)
-    storage_options(parser)
+    shared.model_options(parser)
+    shared.backend_options(parser)
+    shared.storage_options(parser)
 
 
 def new_index_options(parser: Parser) -> None:
     """Add what a new index is made by, and how an old one is brought up to date."""
     add = parser.add_argument
-    add("--model", default="", help=f"{MODEL} (default: the index's own; of a new index the bundled wavlink-tiny)")
+    text = f"{shared.MODEL} (default: the index's own; of a new index the bundled wavlink-tiny)"
+    add("--model", default="", help=text)
     add("--dim", type=int, help="one of the nested dims (default: the least from 48 on)")
     add("--storage", choices=STORAGES, help=f"number format of a new index (default: {STORAGE})")
     add("--rescore_dim", type=int, help="keep so many dims too, and order the candidates by them (default: none)")
@@ -94,16 +86,16 @@ def query(parser: Parser) -> None:
     add("--like", action="append", default=[], metavar="PATH", help=text)
     add("--weight", type=float, default=WEIGHT, help="of what is not wanted")
     add("--top_k", type=int, default=10, help="results")
-    min_probability_option(parser, "results")
+    shared.min_probability_option(parser, "results")
     add("--windows", action="store_true", help="rank every window, not each file's best one alone")
     add("--where", metavar="SQL", help="condition that results meet, such as \"path like 'dog%%' and duration < 5\"")
     add("--exact", action="store_true", help="compare every window, also of a large index")
     text = "write the results to a file too: .m3u, .m3u8, .csv or .json"
     add("--playlist", metavar="FILE", help=text)
-    add("--model", default="", help=INDEX_MODEL)
+    add("--model", default="", help=shared.INDEX_MODEL)
     add("--dim", type=int, help="fewer of the nested dims than the index has (default: all that it has)")
-    model_options(parser)
-    backend_options(parser)
+    shared.model_options(parser)
+    shared.backend_options(parser)
 
 
 def duplicates(parser: Parser) -> None:
@@ -114,10 +106,10 @@ def duplicates(parser: Parser) -> None:
 
 
 def info(parser: Parser) -> None:
-    json_option(parser)
+    shared.json_option(parser)
     text = "folder of an index or of a model, or a bundled model's name (default: all bundled models)"
     parser.add_argument("folder", nargs="?", metavar="INDEX", help=text)
-    storage_options(parser)
+    shared.storage_options(parser)
 
 
 def verify(parser: Parser) -> None:
@@ -149,7 +141,7 @@ def push_index(parser: Parser) -> None:
 
 def pull(parser: Parser) -> None:
     add = parser.add_argument
-    json_option(parser)
+    shared.json_option(parser)
     text = "user/name or organisation/name; or a folder: an index of an earlier version, or a download"
     add("repo_id", metavar="REPO_ID", help=text)
     add("--out", required=True, metavar="INDEX", help="folder of the index, new")
@@ -171,13 +163,13 @@ def draw_map(parser: Parser) -> None:
     add("--embed_audio", nargs="?", type=int, const=200_000, default=0, metavar="BYTES", help=text)
     add("--most", type=int, default=20_000, help="sounds; of more, a random sample is drawn")
     add("--seed", type=int, default=0, help="of the sample and of t-SNE")
-    add("--model", default="", help=INDEX_MODEL)
-    model_options(parser)
-    backend_options(parser)
+    add("--model", default="", help=shared.INDEX_MODEL)
+    shared.model_options(parser)
+    shared.backend_options(parser)
 
 
 def index_folder(parser: Parser) -> None:
     """Add --json, INDEX and --storage_options."""
-    json_option(parser)
+    shared.json_option(parser)
     parser.add_argument("folder", metavar="INDEX", help="folder of an index, or its address in object storage")
-    storage_options(parser)
+    shared.storage_options(parser)

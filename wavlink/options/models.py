@@ -3,44 +3,31 @@
 from wavlink.defaults import BENCHMARKS, CHOICE_TEXT, HOP, PRIOR, QUESTION, SHORT, SHORT_HOP, SHORT_WINDOW, WINDOW
 from wavlink.parsing import Parser
 
-from .shared import (
-    BUNDLED,
-    MODEL,
-    PROMPTS,
-    REVISION,
-    backend_options,
-    caption_columns_option,
-    clean_up_option,
-    device_option,
-    json_option,
-    min_probability_option,
-    model_options,
-    prior_option,
-)
+from . import shared
 from .values import natural, positive_int
 
 
 def classify(parser: Parser) -> None:
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="sound files, or folders of them")
-    add("--model", default="", help=f"{MODEL} ({BUNDLED})")
+    add("--model", default="", help=f"{shared.MODEL} ({shared.BUNDLED})")
     add("--labels", required=True, nargs="+", metavar="LABEL", help="labels to choose from, two or more")
-    text = f"texts with {{}} for the label; several are averaged (default: {PROMPTS})"
+    text = f"texts with {{}} for the label; several are averaged (default: {shared.PROMPTS})"
     add("--prompt", nargs="+", default=[], help=text)
-    clean_up_option(parser)
+    shared.clean_up_option(parser)
     add("--dim", type=int, help="one of the nested dims (default: all dims)")
     add("--top_k", type=int, default=5, help="labels printed for each sound")
-    prior_option(parser)
-    json_option(parser)
-    add("--revision", help=REVISION)
-    model_options(parser)
-    backend_options(parser)
+    shared.prior_option(parser)
+    shared.json_option(parser)
+    add("--revision", help=shared.REVISION)
+    shared.model_options(parser)
+    shared.backend_options(parser)
 
 
 def where(parser: Parser) -> None:
     add = parser.add_argument
     parser.intermixed = True
-    add("model", nargs="?", default="", metavar="MODEL", help=f"{MODEL} ({BUNDLED})")
+    add("model", nargs="?", default="", metavar="MODEL", help=f"{shared.MODEL} ({shared.BUNDLED})")
     add("file", metavar="FILE", help="the recording: wav, flac, ogg, opus, mp3, ... of any length")
     add("--query", nargs="+", default=[], metavar="TEXT", help="texts to look for")
     add("--by_sound", nargs="+", default=[], metavar="FILE", help="sounds to look for")
@@ -51,26 +38,26 @@ def where(parser: Parser) -> None:
     add("--top_k", type=int, default=5, help="spans of each query")
     least = "what nine of ten common sounds do not reach in this recording"
     add("--min_score", type=float, help=f"cosine of a span; -1 marks the best, whatever they score (default: {least})")
-    min_probability_option(parser, "spans")
+    shared.min_probability_option(parser, "spans")
     add("--dim", type=int, help="compare the first of the nested dims (default: all dims)")
-    json_option(parser)
+    shared.json_option(parser)
     add("--picture", metavar="PNG", help="plot of the recording over time, with scores and spans (default: none)")
-    add("--revision", help=REVISION)
-    device_option(parser)
-    backend_options(parser)
+    add("--revision", help=shared.REVISION)
+    shared.device_option(parser)
+    shared.backend_options(parser)
 
 
 def evaluate(parser: Parser) -> None:
     add = parser.add_argument
-    text = f"folders, Hub ids, or random:FOLDER_OR_ID for new weights ({BUNDLED})"
+    text = f"folders, Hub ids, or random:FOLDER_OR_ID for new weights ({shared.BUNDLED})"
     add("--model", nargs="+", default=[""], help=text)
     add("--benchmark", required=True, help=f"{', '.join(BENCHMARKS)}, an audiofolder, or a Hub data set")
     add("--split", default="", help="default: what the benchmark is scored on; of a folder, test")
     add("--data", default="", help="a local folder or Hub id to read a benchmark by name from (default: its own)")
-    caption_columns_option(parser)
-    text = f"texts with {{}} for a zero-shot label; several are averaged (default: {PROMPTS})"
+    shared.caption_columns_option(parser)
+    text = f"texts with {{}} for a zero-shot label; several are averaged (default: {shared.PROMPTS})"
     add("--prompt", nargs="+", default=[], help=text)
-    clean_up_option(parser)
+    shared.clean_up_option(parser)
     add("--renames", metavar="JSON", help="a JSON file of {label: words}, for labels that read badly")
     add("--candidates", nargs="+", metavar="LABEL", help="labels to choose from (default: the split's own)")
     add("--group_column", default="group", help="column of groups that are scored separately as well")
@@ -80,9 +67,9 @@ def evaluate(parser: Parser) -> None:
     add("--seed", type=natural, default=0, help="of the choices that are drawn, and of what --robustness draws")
     add("--robustness", action="store_true", help="score also changed sounds and queries (about 15 times as long)")
     add("--batch_size", type=positive_int, default=32, help="clips and texts that are embedded at once")
-    backend_options(parser)
+    shared.backend_options(parser)
     add("--output", metavar="SCORES.json", help="a JSON file for the scores; plots go beside it (default: none)")
-    json_option(parser)
+    shared.json_option(parser)
 
 
 def calibrate(parser: Parser) -> None:
@@ -99,7 +86,7 @@ def prompts(parser: Parser) -> None:
     text = "texts with {} for the label, to choose from (default: 30 that come with the package)"
     add("--prompt", nargs="+", default=[], help=text)
     add("--most", type=int, default=7, help="prompts whose vectors are averaged")
-    clean_up_option(parser)
+    shared.clean_up_option(parser)
     add("--store", action="store_true", help="write the best ones into the model's config.json, as its default")
     validation_options(parser, captions=False)
 
@@ -110,6 +97,6 @@ def validation_options(parser: Parser, captions: bool = True) -> None:
     add("--data", required=True, help="an audiofolder, or a Hub data set")
     add("--split", default="validation", help="one that is not tested on")
     if captions:
-        caption_columns_option(parser)
+        shared.caption_columns_option(parser)
     add("--batch_size", type=positive_int, default=32, help="clips and texts that are embedded at once")
-    json_option(parser)
+    shared.json_option(parser)

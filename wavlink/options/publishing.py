@@ -5,19 +5,7 @@ import argparse
 from wavlink.defaults import BACKENDS, SIZES
 from wavlink.parsing import Parser
 
-from .shared import (
-    BUNDLED,
-    MODEL,
-    NPM_PACKAGES,
-    REVISION,
-    backend_options,
-    caption_columns_option,
-    check_storage,
-    device_option,
-    json_option,
-    model_options,
-    storage_options,
-)
+from . import shared
 from .values import port_number, positive, positive_int
 
 
@@ -35,13 +23,13 @@ def export(parser: Parser) -> None:
     text = "on which int8 must find what fp32 finds (default: --calibration)"
     add("--validation", default="", metavar="DATA", help=text)
     add("--validation_split", default="validation", metavar="SPLIT", help="of --validation")
-    caption_columns_option(parser)
+    shared.caption_columns_option(parser)
     add("--layers_in_fp32", nargs="+", default=[], metavar="LAYER", help="linear layers that int8 leaves out")
     text = "how many more int8 may leave out, the most harmful first, until it finds what fp32 finds"
     add("--max_layers_in_fp32", type=int, default=8, metavar="N", help=text)
     add("--int8", action="store_true", help="with DIR, 8-bit weights; what that costs is measured")
     add("--opset", type=positive_int, help="of ONNX (default: torch's own)")
-    json_option(parser)
+    shared.json_option(parser)
 
 
 def check_export(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
@@ -74,7 +62,7 @@ def push(parser: Parser) -> None:
     add("--scores", nargs="+", default=[], metavar="JSON", help=text)
     add("--license", help="of the weights, as the Hub names it (default: what towers and data allow)")
     add("--output_dir", metavar="DIR", help="an empty or new folder for what is pushed (default: a temporary one)")
-    json_option(parser)
+    shared.json_option(parser)
     add("--dry_run", action="store_true", help="write and verify, upload nothing")
     add("--private", action="store_true", help="a new repository is visible to its owners alone")
     add("--revision", default="", metavar="BRANCH", help="a new branch starts at main (default: main)")
@@ -83,10 +71,10 @@ def push(parser: Parser) -> None:
     add("--overwrite_card", action="store_true", help="also where the card was edited on the Hub, above its line")
     add("--space", action="store_true", help="push a demo of the model, not the model; REPO_ID is the Space's")
     add("--index", default="", help="with --space, an index whose sounds everyone may play")
-    storage_options(parser)
+    shared.storage_options(parser)
     text = "push a page that runs the model in the visitor's browser, not the model; REPO_ID is the Space's"
     add("--static", action="store_true", help=text)
-    add("--npm_packages", default="", metavar="FOLDER", help=NPM_PACKAGES)
+    add("--npm_packages", default="", metavar="FOLDER", help=shared.NPM_PACKAGES)
 
 
 def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
@@ -101,7 +89,7 @@ def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespac
         parser.error("--npm_packages goes with --static")
     if options.index and not options.space:
         parser.error("--index goes with --space; alone it is pushed by `wavlink push-index`")
-    check_storage(options, parser)
+    shared.check_storage(options, parser)
     if options.dry_run and not options.output_dir:
         parser.error("--dry_run needs --output_dir, or nothing would be left to look at")
     return options
@@ -110,30 +98,30 @@ def check_push(options: argparse.Namespace, parser: Parser) -> argparse.Namespac
 def space(parser: Parser) -> None:
     parser.check = check_space
     add = parser.add_argument
-    add("--model", default="", help=f"a WavLink, a folder or a Hub id ({BUNDLED})")
-    add("--revision", help=REVISION)
+    add("--model", default="", help=f"a WavLink, a folder or a Hub id ({shared.BUNDLED})")
+    add("--revision", help=shared.REVISION)
     add("--index", default="", help="an index of sounds; or `synthetic` or `real`, of sounds written at the start")
-    storage_options(parser)
+    shared.storage_options(parser)
     add("--sounds", default="", metavar="FOLDER", help="holds the index's sounds now (default: where they were)")
     add("--port", type=port_number, help="default: the first that is free from 7860 on, or GRADIO_SERVER_PORT")
-    device_option(parser)
-    backend_options(parser)
+    shared.device_option(parser)
+    shared.backend_options(parser)
     add("--max_mb", type=positive, default=25, help="of a visitor's file")
     add("--max_seconds", type=positive, default=600, help="of a visitor's sound")
     add("--max_wait", type=positive, default=60, help="seconds that a visitor waits for earlier ones")
-    json_option(parser, "one JSON document on stdout, with the address once it serves")
+    shared.json_option(parser, "one JSON document on stdout, with the address once it serves")
     add("--check", action="store_true", help="load all, answer one sentence, serve nothing")
     text = "serve nothing: write a page that runs the model in the visitor's browser, for a static Space"
     add("--static", action="store_true", help=text)
     add("--out", default="", metavar="FOLDER", help="with --static, the folder to write, new or empty")
-    add("--npm_packages", default="", metavar="FOLDER", help=NPM_PACKAGES)
+    add("--npm_packages", default="", metavar="FOLDER", help=shared.NPM_PACKAGES)
 
 
 def check_space(options: argparse.Namespace, parser: Parser) -> argparse.Namespace:
     """Refuse options of `space` that do not go together."""
     if options.static != bool(options.out):
         parser.error("--static and --out FOLDER need each other")
-    check_storage(options, parser)
+    shared.check_storage(options, parser)
     if options.npm_packages and not options.static:
         parser.error("--npm_packages goes with --static")
     served = [name for name in ("index", "sounds", "port", "check", "backend", "precision") if getattr(options, name)]
@@ -143,22 +131,23 @@ def check_space(options: argparse.Namespace, parser: Parser) -> argparse.Namespa
 
 
 def serve(parser: Parser) -> None:
-    parser.check = check_storage
+    parser.check = shared.check_storage
     add = parser.add_argument
-    add("model", nargs="?", default="", metavar="MODEL", help=f"{MODEL} (default: the index's own, else wavlink-tiny)")
-    add("--revision", help=REVISION)
+    text = f"{shared.MODEL} (default: the index's own, else wavlink-tiny)"
+    add("model", nargs="?", default="", metavar="MODEL", help=text)
+    add("--revision", help=shared.REVISION)
     add("--index", default="", help="an index of sounds that /v1/search finds")
-    storage_options(parser)
+    shared.storage_options(parser)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every one of this machine")
     add("--port", type=port_number, default=8000, help="0: any that is free")
     add("--name", default="", help="the model's id in requests (default: its Hub id or the last part of its path)")
     text = "a file that holds the key that clients must give (default: WAVLINK_API_KEY of the environment, else none)"
     add("--api_key_file", default="", metavar="FILE", help=text)
-    model_options(parser)
-    backend_options(parser)
+    shared.model_options(parser)
+    shared.backend_options(parser)
     add("--max_mb", type=positive, default=32, help="of a request")
     add("--max_seconds", type=positive, default=600, help="of the sounds of a request")
     add("--max_queue", type=positive_int, default=256, help="requests at once; others are answered with 429")
     add("--max_wait", type=positive, default=60, help="seconds from a request to its answer")
     add("--max_connections", type=positive_int, default=1000, help="open at once; those that wait longest are closed")
-    json_option(parser, "one JSON document on stdout, with the address once it serves")
+    shared.json_option(parser, "one JSON document on stdout, with the address once it serves")

@@ -2,7 +2,7 @@
 
 from wavlink.parsing import Parser
 
-from .shared import caption_columns_option, device_option, json_option
+from . import shared
 from .values import natural, numbers, positive, positive_int
 
 
@@ -11,7 +11,7 @@ def samples(parser: Parser) -> None:
     parser.add_argument("--clips_per_kind", type=int, help="sounds of each of 56 kinds in each split (default: 2)")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of sounds made by code (default: all)")
     parser.add_argument("--real", action="store_true", help="write twelve real clips with their credits instead")
-    json_option(parser)
+    shared.json_option(parser)
 
 
 def distill(parser: Parser) -> None:
@@ -44,9 +44,9 @@ def distill(parser: Parser) -> None:
     add("--split", default="train", help="whose captions and labels are trained on")
     text = "splits whose captions measure the similarity to the teacher (default: validation)"
     add("--held_out", nargs="+", default=["validation"], metavar="SPLIT", help=text)
-    caption_columns_option(parser)
-    device_option(parser)
-    json_option(parser)
+    shared.caption_columns_option(parser)
+    shared.device_option(parser)
+    shared.json_option(parser)
 
 
 def train_frames(parser: Parser) -> None:
@@ -54,9 +54,9 @@ def train_frames(parser: Parser) -> None:
     add("model", metavar="MODEL", help="folder of a WavLink with a Whisper, which gets the trained head")
     add("--data", required=True, help="an audiofolder, or a Hub data set, with captions")
     add("--split", default="train", help="whose clips the mixtures are made of")
-    caption_columns_option(parser)
+    shared.caption_columns_option(parser)
     add("--mixtures", type=positive_int, default=2400, help="of 10 s, encoded once")
     add("--epochs", type=positive_int, default=14, help="over the mixtures")
     add("--learning_rate", type=positive, default=2e-3, help="at its highest")
     add("--seed", type=natural, default=0, help="of the mixtures and the training")
-    json_option(parser)
+    shared.json_option(parser)

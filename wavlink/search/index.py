@@ -8,7 +8,7 @@ import numpy as np
 
 from processing.audio import AudioSource
 from wavlink.defaults import WEIGHT as WEIGHT
-from wavlink.embedder import Embedder
+from wavlink.embedder import Embedder, mean_direction
 from wavlink.probability import Calibration, check_probability
 
 from .duplicates import MIN_SCORE, duplicates
@@ -19,7 +19,7 @@ from .hits import hit_of
 from .manifest import Manifest
 from .nearest import nearest
 from .open_index import OpenIndex, dim_of
-from .query_vectors import direction, embedded
+from .query_vectors import cut, embedded
 from .repair import refuse_mixed
 from .stored import stored_vector
 from .table import Storage, Table
@@ -214,18 +214,19 @@ class Index(OpenIndex):
             if where is not None:
                 checked(table, where)
             liked = dict(stored_vector(table, path) for path in like)
-            wanted = self._embed(table.manifest, text, sound)
+            wanted = [*self._embed(table.manifest, text, sound), *(vector for vector, _ in liked.values())]
             unwanted = self._embed(table.manifest, without, without_sound)
-            if not (wanted or liked):
+            if not wanted:
                 raise ValueError("say what to find: a text, or a similar sound")
-            one_text = len(wanted) == 1 and bool(text) and not (liked or unwanted)
+            one_text = len(wanted) == 1 and bool(text) and not unwanted
             if not one_text and (min_probability, prior) != (None, None):
                 raise ValueError(
                     "probabilities are of a query of one text alone: leave the other texts and sounds out, or "
                     "min_probability and prior"
                 )
-            stored = [vector for vector, _ in liked.values()]
-            vector = direction(table.manifest, wanted, unwanted, stored, weight)
+            if liked:
+                wanted, unwanted = (cut(vectors, table.manifest) for vectors in (wanted, unwanted))
+            vector = mean_direction(wanted) - (weight * mean_direction(unwanted) if unwanted else 0)
             more = sum(count for _, count in liked.values()) if windows else len(liked)
             hits = self._nearest(table, vector, top_k + more, **of)
             hits = [hit for hit in hits if hit.path not in liked][:top_k]

@@ -101,7 +101,7 @@ def draw_map(
     Raises:
         ValueError: an empty or damaged index, labels that cannot be read, too much sound to embed.
     """
-    run = {"device": device, "dtype": dtype, "backend": backend, "precision": precision}
+    run = {"model": model, "device": device, "dtype": dtype, "backend": backend, "precision": precision}
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file, such as {out / 'map.html'}")
@@ -116,7 +116,7 @@ def draw_map(
     names, guessed = _from_metadata(labels, label_column, manifest.root, paths) if labels else [], ""
     links = sound_links(manifest.root, paths, out, embed_audio)
     if labels_from_text or not names:
-        names, guessed = _named(manifest, paths, vectors, labels_from_text, seed, model, run)
+        names, guessed = _named(manifest, paths, vectors, labels_from_text, seed, run)
     names = [clean(label, 80) or UNLABELLED for label in names]
     if len(paths) > _SLOW:
         print(f"laying out {len(paths)} sounds takes some minutes", file=sys.stderr)
@@ -193,33 +193,25 @@ def _cosines(vectors: np.ndarray, names: Sequence[str], embed_text: Callable[[li
 
 
 def _named(
-    manifest: Manifest,
-    paths: Sequence[str],
-    vectors: np.ndarray,
-    labels: Sequence[str],
-    seed: int,
-    model: str,
-    run: dict,
+    manifest: Manifest, paths: Sequence[str], vectors: np.ndarray, labels: Sequence[str], seed: int, run: dict
 ) -> tuple[list[str], str]:
     """Return each sound's name by `labels`, its folder or its group (see `draw_map`), and a note on guessed names."""
     if labels:
-        return nearest_labels(vectors, labels, embedder_of(manifest, model, **run).embed_text), GUESSED_LABELS
+        return nearest_labels(vectors, labels, embedder_of(manifest, **run).embed_text), GUESSED_LABELS
     names = [_folder_name(manifest.root, path) for path in paths]
-    if len(set(names)) > 1 or len(paths) < _LEAST_SOUNDS:
-        return names, ""
-    embedder = _embedder_or_none(manifest, model, run)
-    if embedder is None:
+    alike = len(set(names)) == 1 and len(paths) >= _LEAST_SOUNDS
+    if not (alike and (embedder := _embedder_or_none(manifest, run))):
         return names, ""
     with unnamed():
         return named_groups(vectors, embedder.embed_text, seed), GUESSED_GROUPS
 
 
-def _embedder_or_none(manifest: Manifest, model: str, run: dict) -> Embedder | None:
+def _embedder_or_none(manifest: Manifest, run: dict) -> Embedder | None:
     """Load the index's model; where it cannot be loaded and nothing of it was named, warn and return None."""
     try:
-        return embedder_of(manifest, model, **run)
+        return embedder_of(manifest, **run)
     except (ValueError, OSError) as error:
-        if model or run["backend"] or run["precision"]:
+        if run["model"] or run["backend"] or run["precision"]:
             raise
         print(f"groups of sounds have no names without the index's model: {clean(error, 200)}", file=sys.stderr)
         return None

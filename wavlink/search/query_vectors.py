@@ -42,19 +42,9 @@ def embedded(
     return vectors + [_of_sound(embedder, manifest, root, sound) for sound in sounds]
 
 
-def direction(
-    manifest: Manifest, wanted: list[np.ndarray], unwanted: list[np.ndarray], stored: list[np.ndarray], weight: float
-) -> np.ndarray:
-    """Return the direction of a query: the mean of what is wanted, less `weight` times that of what is not.
-
-    Args:
-        wanted, unwanted: vectors `[dims]` of `embedded`.
-        stored: vectors of the index that are wanted too; with them, only the dims that an index stores count.
-    """
-    if stored:
-        dim, both = manifest.rescore_dim or manifest.dim, ([*wanted, *stored], unwanted)
-        wanted, unwanted = ([truncated(vector[None], dim)[0] for vector in vectors] for vectors in both)
-    return mean_direction(wanted) - (weight * mean_direction(unwanted) if unwanted else 0)
+def cut(vectors: list[np.ndarray], manifest: Manifest) -> list[np.ndarray]:
+    """Return vectors at the dims that an index stores, of norm 1."""
+    return [truncated(vector[None], manifest.rescore_dim or manifest.dim)[0] for vector in vectors]
 
 
 def _of_sound(embedder: Embedder, manifest: Manifest, root: str, file: AudioSource) -> np.ndarray:
