@@ -109,12 +109,7 @@ class Embedder:
         self._read_properties()
 
     @classmethod
-    def borrowing(
-        cls,
-        model: "Model",
-        processor: "Processor",
-        batch_size: int | None = None,
-    ) -> "Embedder":
+    def borrowing(cls, model: "Model", processor: "Processor", batch_size: int | None = None) -> "Embedder":
         """Return an embedder that shares a model, to score it between steps of its training.
 
         Args:

@@ -145,11 +145,7 @@ def steps_of(embedder: Embedder, fitted: "Fitted", source: AudioSource) -> Recor
 
 
 def _calibration(
-    embedder: Embedder,
-    recording: Recording,
-    vector: "np.ndarray[Any, Any]",
-    limits: Limits,
-    fitted: "Fitted | None",
+    embedder: Embedder, recording: Recording, vector: "np.ndarray[Any, Any]", limits: Limits, fitted: "Fitted | None"
 ) -> Calibration | None:
     """Return the head's or the model's calibration, or if probabilities are asked for what scores stand out from."""
     if fitted is not None:

@@ -16,8 +16,6 @@ from wavlink.config_file import own_folder, write_field
 from wavlink.console import stdout_for
 from wavlink.defaults import PRIOR
 from wavlink.loading import load_for_evaluation
-from wavlink.options import models as of
-from wavlink.parsing import main_of
 from wavlink.probability import check_prior
 from wavlink.sanitize import clean, last_part
 
@@ -87,6 +85,3 @@ def report(calibration: dict) -> str:
 def _even(slope: float, intercept: float) -> str:
     """Return the cosine at which half of the pairs match, if a cosine can be so high."""
     return f"{-intercept / slope:.3f}" if abs(intercept) <= slope else "none"
-
-
-main = main_of("wavlink calibrate", of.calibrate, run)

@@ -16,8 +16,6 @@ from processing.prompt_templates import TEMPLATES
 from wavlink.config_file import own_folder, write_field
 from wavlink.console import stdout_for
 from wavlink.loading import load_for_evaluation
-from wavlink.options import models as of
-from wavlink.parsing import main_of
 from wavlink.sanitize import printable
 
 from .embed_split import embed_audio, embed_text
@@ -129,6 +127,3 @@ def report(result: dict[str, Any]) -> str:
     rows += [["averaged, each added to those above"]]
     rows += [[printable(row["prompt"]), percent(row)] for row in result["selected"]]
     return f"{head}\n{Table(['', 'top-1'], rows)}"
-
-
-main = main_of("wavlink prompts", of.prompts, run)

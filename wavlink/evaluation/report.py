@@ -137,10 +137,7 @@ def zero_shot_report(scores: Mapping) -> str:
     """Render the scores of `zero_shot_scores`: a line for each dim, then classes and confusions."""
     chance = 100 * scores["chance"]
     lines = [f"zero-shot: {scores['clips']} clips, {scores['labels']} labels, chance {chance:.1f}"]
-    left_out = {
-        "without a label": scores["unlabelled"],
-        "whose label is no candidate": scores["absent"]["clips"],
-    }
+    left_out = {"without a label": scores["unlabelled"], "whose label is no candidate": scores["absent"]["clips"]}
     if any(left_out.values()):
         lines.append("left out: " + ", ".join(f"{clips} clips {words}" for words, clips in left_out.items() if clips))
     for dim in _dims(scores):

@@ -18,8 +18,6 @@ import uvicorn
 
 from wavlink.console import StopSignal, print_json, step
 from wavlink.embedder import Embedder
-from wavlink.options import publishing as of
-from wavlink.parsing import main_of
 from wavlink.system_errors import explained
 
 from .app import create_app
@@ -183,6 +181,3 @@ def _announce(address: str, options: argparse.Namespace, has_key: bool) -> None:
         print_json({"url": address})
     else:
         print(f"{address}  (documentation: {address}/docs)", flush=True)
-
-
-main = main_of("wavlink serve", of.serve, run)

@@ -9,8 +9,6 @@ The first one makes a sentence encoder for `--text_model` of a recipe, the secon
 import argparse
 
 from wavlink.console import stdout_for
-from wavlink.options import training as of
-from wavlink.parsing import main_of
 
 from .multilingual_distillation import distill_multilingual, multilingual_report
 from .text_distillation import Distillation, distill, report
@@ -27,6 +25,3 @@ def run(options: argparse.Namespace) -> None:
             print(multilingual_report(record))
         print(f"written to {options.out}")
         print_json(record)
-
-
-main = main_of("wavlink distill", of.distill, run)
