@@ -10,14 +10,7 @@ from accelerate.data_loader import DataLoaderShard
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from processing import WavLinkProcessor
 from processing.collator import AudioTextCollator, CaptionedAudio
@@ -73,28 +66,14 @@ def _durations(dataset) -> list[float]:
 
 
 class _ClampedScale(TrainerCallback):
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_optimizer_step(self, args, state, control, model: nn.Module | None = None, **kwargs: Any) -> None:
         clamp_scale(model)
 
 
 class _NoCalibration(TrainerCallback):
     """Drop a calibration at the start of training, which changes the weights that it was fit to."""
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args, state, control, model: nn.Module | None = None, **kwargs: Any) -> None:
         getattr(model, "module", model).config.match_calibration = None
 
 
