@@ -26,10 +26,6 @@ encoder() { # learns beside a text tower that does not
 both() { # towers learn
     learn --scope both --learning_rate 1e-4 --head_learning_rate 1e-3 --spec_augment true --equalization 1.6 "$@"
 }
-recorded_otherwise() { # both learn, also from spoken words, and sounds are degraded
-    both --mixture "{\"$sounds\": 1, \"$out/spoken\": 0.5}" --validation_data "$sounds" --degraded_share 0.4 \
-        --text_learning_rate 7e-5 "$@"
-}
 
 wavlink distill "$minilm" --data "$sounds" --out "$out/text" --layers 0,2,4,5 --steps 1000
 encoder --audio_model "$whisper" --text_model "$out/text" --max_steps 282 --seed 0 --output_dir "$out/first"
@@ -44,9 +40,12 @@ for seed in 0 1; do
 done
 python benchmarks/average_weights.py "$out/third" "$out/third" "$out"/fourth-{0,1}/last --out "$out/fourth"
 python benchmarks/spoken_words.py "$out/spoken" --annotations "$names" --sounds "$sounds" --clips 12000
-recorded_otherwise --init "$out/fourth" --max_steps 700 --seed 0 --output_dir "$out/fifth"
+both --mixture "{\"$sounds\": 1, \"$out/spoken\": 0.5}" --validation_data "$sounds" --degraded_share 0.4 \
+    --text_learning_rate 7e-5 --init "$out/fourth" --max_steps 700 --seed 0 --output_dir "$out/fifth"
 for seed in 0 1; do
-    recorded_otherwise --init "$out/fifth/last" --max_steps 282 --seed "$seed" --output_dir "$out/sixth-$seed"
+    both --data "$sounds" --degraded_share 0.3 --learning_rate 7e-5 --head_learning_rate 7e-4 \
+        --text_learning_rate 5e-5 --init "$out/fifth/last" --max_steps 188 --seed "$seed" \
+        --output_dir "$out/sixth-$seed"
     wavlink eval --model "$out/sixth-$seed/last" --benchmark "$sounds" --output "$out/sixth-$seed/scores.json"
 done
 python benchmarks/average_weights.py "$out"/sixth-{0,1}/last --out "$out/model"
