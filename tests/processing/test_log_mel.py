@@ -65,7 +65,7 @@ def test_dither_is_whispers():
 
 
 @pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
-def test_padding_and_leaving_out_frames_is_as_before_and_after(clip):
+def test_length_and_frames_equal_padding_before_and_cutting_after(clip):
     filters, length, frames = MelFilters(WavLinkFeatureExtractor().mel_filters), len(clip) + 777, len(clip) // 160
     expected = log_mel(np.pad(clip, (0, 777)), filters, WINDOW, 160)[:, :frames]
     features = log_mel(clip, filters, WINDOW, 160, length=length, frames=frames)

@@ -63,7 +63,7 @@ def log_mel(
     rounding shows where a frame has 80 dB less than the loudest one.
 
     Args:
-        samples: float32 `[samples]`, more than half a window.
+        samples: float32 `[samples]`, padded to `length` more than half a window.
         filters: of `n_fft`.
         window: float32 `[n_fft]`, of Hann.
         hop_length: samples from one frame to the next.
