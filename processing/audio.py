@@ -26,6 +26,7 @@ from .audio_inputs_wavlink import RATES as RATES
 from .audio_inputs_wavlink import at_rate as at_rate
 from .containers import HARMLESS, Link, links_of
 from .downmix_wavlink import block_length, mono_blocks
+from .plain_wav import plain_blocks, plain_wav
 from .video import open_video
 
 _UNKNOWN_FORMAT = 1, 4, 161  # libsndfile's errors for an unknown format, an unknown encoding, and FLAC in Ogg
@@ -53,11 +54,13 @@ class Sound:
         name: of the file, in errors.
         samplerate: in Hz.
         blocks: float32 mono `[samples]` at that rate, at most a second at a time; an iterator.
+        bounded: the file holds integers, whose samples are in [-1, 1] and need no check.
     """
 
     name: str
     samplerate: int
     blocks: Iterator[np.ndarray]
+    bounded: bool = False
 
 
 def load_audio(
@@ -121,6 +124,7 @@ def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator
         raise ValueError(f"a sound is a file's path or its bytes, not {type(path_or_bytes).__name__}")
     try:
         # Not by its path: libsndfile trusts the suffix of an unknown file, and would read a web page named x.au.
+        file: io.BytesIO | io.BufferedReader
         file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else open(path_or_bytes, "rb")
         with file, ExitStack() as stack:
             yield _sound(file, name, stack)
@@ -129,7 +133,10 @@ def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator
         raise ValueError(f"cannot read {name} as sound: {why}") from error
 
 
-def _sound(file: BinaryIO, name: str, stack: ExitStack) -> Sound:
+def _sound(file: io.BytesIO | io.BufferedReader, name: str, stack: ExitStack) -> Sound:
+    if plain := plain_wav(file):
+        rate, channels = plain
+        return Sound(name, rate, mono_blocks(plain_blocks(file, rate, channels), rate), bounded=True)
     size = file.seek(0, io.SEEK_END)
     links, rest = links_of(file, name)
     rate, parts = _link(file, links[0], name, stack) if len(links) == 1 else _linked(file, links, name)
@@ -250,7 +257,8 @@ def limited(sound: Sound, most: float = math.inf, problem: str = "") -> Iterator
         most -= len(block)
         if most < 0:
             raise ValueError(f"{sound.name} {problem}")
-        check_samples(block, sound.name)
+        if not sound.bounded:
+            check_samples(block, sound.name)
         yield block
 
 

@@ -105,7 +105,7 @@ class CheckedClips:
         if masks is not None:
             counts = [int(to_numpy(mask).sum()) for mask in masks]
             clips = [np.take(clip, range(n), axis=self._time_axis) for clip, n in zip(clips, counts, strict=True)]
-        return [clip.astype(np.float32, copy=False) for clip in clips]
+        return [clip.astype(np.float32) for clip in clips]  # never the caller's own memory
 
     def _batch(self, clips: list[np.ndarray], length: int, return_attention_mask: bool | None) -> dict:
         """Pad clips with zeros to `length` along the axis of time, and make the mask.
@@ -119,9 +119,12 @@ class CheckedClips:
                 "of one length"
             )
         shape, axis = clips[0].shape, self._time_axis
-        features = np.zeros((len(clips), *shape[:axis], length, *shape[axis + 1 :]), dtype=clips[0].dtype)
-        for row, clip, count in zip(features, clips, counts, strict=True):
-            row.swapaxes(0, axis)[:count] = clip.swapaxes(0, axis)
+        if len(clips) == 1 and counts[0] == length:
+            features = np.ascontiguousarray(clips[0])[None]
+        else:
+            features = np.zeros((len(clips), *shape[:axis], length, *shape[axis + 1 :]), dtype=clips[0].dtype)
+            for row, clip, count in zip(features, clips, counts, strict=True):
+                row.swapaxes(0, axis)[:count] = clip.swapaxes(0, axis)
         batch = {"input_features": features}
         if return_attention_mask is not False:
             batch["input_features_mask"] = (np.arange(length) < counts[:, None]).astype(np.int64)

@@ -50,9 +50,9 @@ class LogMelExtractor(WhisperFeatures):
         options = {"padding": padding, "return_attention_mask": return_attention_mask}
         return self._features_of(raw_speech, sampling_rate, **options)
 
-    def _spectrogram(self, samples: np.ndarray, device: str, exact: bool) -> np.ndarray:
+    def _spectrogram(self, clip: np.ndarray, length: int, frames: int, device: str, exact: bool) -> np.ndarray:
         filters = _filters(self.feature_size, self.n_fft, self.sampling_rate)
-        return log_mel(samples, filters, _hann(self.n_fft), self.hop_length)
+        return log_mel(clip, filters, _hann(self.n_fft), self.hop_length, length=length, frames=frames)
 
 
 @cache

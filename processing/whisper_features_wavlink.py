@@ -10,9 +10,9 @@ PADDINGS = ("longest", "max_length")
 class WhisperFeatures(CheckedClips):
     """Mixin of a feature extractor of Whisper's log-mels. Each clip's are independent of the others of a batch.
 
-    A subclass has the settings of `WhisperFeatureExtractor` and `padding`, and defines `_spectrogram`: the log-mel
-    `[F, samples // hop_length]` of `[samples]`, at most 30 s, normalised by its maximum. `exact` asks it for Whisper's
-    own code, where it has that.
+    A subclass has the settings of `WhisperFeatureExtractor` and `padding`, and defines `_spectrogram`: the first
+    `frames` of the log-mel of a clip padded with zeros to `length` samples, at most 30 s, normalised by the maximum of
+    all its frames. `exact` asks it for Whisper's own code, where it has that.
     """
 
     _axes, _time_axis = 2, 1  # of a clip's features, [F, T]
@@ -31,12 +31,12 @@ class WhisperFeatures(CheckedClips):
         padding = self._resolve_padding(padding)
         clips = self._clips(audio, sampling_rate, max_length)
         if padding == "max_length":
-            spectrograms = [self._log_mel(clip, self.n_samples, device) for clip in clips]
+            spectrograms = [self._log_mel(clip, self.n_samples, self._longest, device) for clip in clips]
             return self._batch(spectrograms, self._longest, return_attention_mask or False)
         # Two frames past the end still overlap the clip: they count for its maximum, as in 30 s of padding.
         frames = [-(-len(clip) // self.hop_length) for clip in clips]
         spectrograms = [
-            self._log_mel(clip, (count + 2) * self.hop_length, device, exact=False)[:, :count]
+            self._log_mel(clip, (count + 2) * self.hop_length, count, device, exact=False)
             for clip, count in zip(clips, frames, strict=True)
         ]
         if padding is False:
@@ -59,8 +59,8 @@ class WhisperFeatures(CheckedClips):
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, True or False, got {padding!r}")
         return padding
 
-    def _log_mel(self, clip: np.ndarray, samples: int, device: str | None, exact: bool = True) -> np.ndarray:
-        """Compute `[F, frames]` of a clip padded with zeros to `samples`, at most 30 s."""
-        padded = np.zeros(min(samples, self.n_samples), dtype=np.float32)
-        padded[: len(clip)] = clip
-        return self._spectrogram(padded, device or "cpu", exact)
+    def _log_mel(
+        self, clip: np.ndarray, length: int, frames: int, device: str | None, exact: bool = True
+    ) -> np.ndarray:
+        """Compute `[F, frames]` of a clip padded with zeros to `length` samples, at most 30 s."""
+        return self._spectrogram(clip, min(length, self.n_samples), frames, device or "cpu", exact)

@@ -77,6 +77,13 @@ def test_a_clips_features_do_not_depend_on_its_batch_mates(extractor, padding):
             np.testing.assert_array_equal(features[:, : alone[i].shape[1]], alone[i])
 
 
+def test_padded_features_are_not_the_callers_memory(extractor):
+    given = extractor(tone(440, 0.7), sampling_rate=RATE)["input_features"]
+    features = extractor.pad({"input_features": given})["input_features"]
+    np.testing.assert_array_equal(features, given)
+    assert not np.shares_memory(features, given)
+
+
 def test_the_mask_marks_each_clips_own_frames(extractor):
     inputs = extractor([tone(440, 0.05), tone(440, 0.021)], sampling_rate=RATE, return_tensors="np")
     np.testing.assert_array_equal(inputs["input_features_mask"], [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

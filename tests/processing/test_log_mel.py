@@ -62,3 +62,12 @@ def test_dither_is_whispers():
     extractor, clip = WavLinkFeatureExtractor(dither=1e-3), np.zeros(RATE, np.float32)
     first, second = (extractor(clip, sampling_rate=RATE, return_tensors="np")["input_features"] for _ in range(2))
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS)
+def test_length_and_frames_equal_padding_before_and_cutting_after(clip):
+    filters, length, frames = MelFilters(WavLinkFeatureExtractor().mel_filters), len(clip) + 777, len(clip) // 160
+    expected = log_mel(np.pad(clip, (0, 777)), filters, WINDOW, 160)[:, :frames]
+    features = log_mel(clip, filters, WINDOW, 160, length=length, frames=frames)
+    np.testing.assert_array_equal(features, expected)
+    assert features.flags.c_contiguous

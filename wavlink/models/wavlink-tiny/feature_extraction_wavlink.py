@@ -100,10 +100,10 @@ class WavLinkFeatureExtractor(WhisperFeatures, WhisperFeatureExtractor):
         features = self._features_of(raw_speech, sampling_rate, *options)
         return BatchFeature(features, tensor_type=return_tensors)
 
-    def _spectrogram(self, samples: np.ndarray, device: str, exact: bool) -> np.ndarray:
+    def _spectrogram(self, clip: np.ndarray, length: int, frames: int, device: str, exact: bool) -> np.ndarray:
         if exact or self.dither or torch.device(device).type != "cpu":
-            return whisper_log_mel(self, samples, device)
-        return log_mel(samples, _filters(self), _window(self.n_fft), self.hop_length, _rfft)
+            return whisper_log_mel(self, np.pad(clip, (0, length - len(clip))), device)[:, :frames]
+        return log_mel(clip, _filters(self), _window(self.n_fft), self.hop_length, _rfft, length, frames)
 
 
 class WavLinkClapFeatureExtractor(WindowedClips, ClapFeatureExtractor):
