@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         allow_connections(limits.max_connections)
         if not options.as_json:
             step(f"loading {options.model or 'the model'}")
-        limit_kept_memory(_PRIMITIVES, one_heap=True)
+        limit_kept_memory(_PRIMITIVES, one_heap=True)  # before torch computes and threads start
         embedder, open_index = _load(options)
         quiet()
         app = create_app(embedder, open_index, limits=limits, name=options.name or _id_of(embedder), key=key)
