@@ -9,7 +9,7 @@ The work is a process of its own, on one thread, watched from outside. `embed` e
 with a worker, validations, plots and checkpoints. Towers are quickstart's, so that an hour on one thread is much
 work. `serve` is `wavlink serve` with an index, of wavlink-tiny by default; eight clients send it requests of all
 kinds, also bad ones (soak_requests.py), and any other answer than the expected status ends the run. Its memory is that
-of requests: MiB per 1000 of them.
+of requests: MiB per 1000 of them. The first requests fill oneDNN's cache and the heap: they are the warm-up.
 
 Exits with 1 if resident memory grows by more than `--bound` MiB an hour (or 1000 requests) for sure, that is if the
 lower end of the slope's 95 % interval is above it, or if the least of descriptors or threads is higher in the last

@@ -43,7 +43,7 @@ UNSAFE = {"load_pickle", "read_pickle", "register_for_checkpointing", "full_load
 # `wavlink train`, or the command that is measured.
 MAY_IMPORT = {
     "wavlink/training/checkpoints.py": {"pickle"},
-    "wavlink/training/memory.py": {"ctypes"},  # glibc's mallopt
+    "wavlink/kept_memory.py": {"ctypes"},  # glibc's mallopt
     "wavlink/backends/signal_stack.py": {"ctypes"},  # Linux's sigaltstack
     "wavlink/training/run_folder.py": {"subprocess"},
     "processing/datasets/worker_processes.py": {"multiprocessing"},  # starts DataLoader's own workers

@@ -1,16 +1,20 @@
 """`wavlink serve`: what it refuses before it listens, its key, and how it stops."""
 
+import asyncio
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
@@ -82,6 +86,34 @@ def test_limits_are_above_zero():
         Limits(max_seconds=0)
 
 
+def test_kept_memory_is_limited_before_a_model_is_loaded(monkeypatch):
+    calls = []
+
+    def load(_):
+        calls.append("load")
+        raise ValueError("no model")
+
+    monkeypatch.setattr(command, "limit_kept_memory", lambda *_, one_heap: calls.append(one_heap))
+    monkeypatch.setattr(command, "_load", load)
+    assert cli.main(["serve", "--port", "0"]) == 2 and calls == [True, "load"]
+
+
+def test_freed_memory_is_returned_while_a_server_runs(monkeypatch):
+    returned = threading.Event()
+
+    class Server:
+        started, should_exit = True, False
+
+        async def serve(self, sockets) -> None:
+            while not (self.should_exit or returned.is_set()):
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(command, "return_freed_memory", returned.set)
+    monkeypatch.setattr(command, "_TRIM_SECONDS", 0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert command.serve(Server(), listening, Namespace(as_json=True, host="127.0.0.1"), True) == 0
+
+
 LOADED = {"revision": None, "device": "cpu", "dtype": "float32", "backend": None, "precision": None}
 
 
@@ -148,6 +180,18 @@ def test_accepted_requests_are_answered_after_sigterm(served, wavlink_folder):
     assert "correct-horse" not in served.log.read_text() and "Traceback" not in served.log.read_text()
     with pytest.raises(ConnectionError):
         served.connect()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_batches_of_new_sizes_take_no_new_memory(served):
+    """In MiB; 196 without the limits, since oneDNN keeps what it compiles for each size."""
+    process, resident = psutil.Process(served.process.pid), []
+    for words in range(1, 5):
+        for count in range(1, 70):
+            assert served.post("/v1/embeddings", {"input": ["rain " * words] * count})[0] == 200
+        resident.append(process.memory_info().rss / 2**20)
+    assert resident[-1] - resident[0] < 40
 
 
 @pytest.mark.slow

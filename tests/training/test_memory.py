@@ -1,10 +1,6 @@
-"""Memory of a training process: freed tensors, recomputed states, and the peak."""
+"""Memory of a training process: recomputed states, and the peak."""
 
 import json
-import os
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,49 +17,6 @@ from wavlink.training.factory import prepared
 from wavlink.training.finetuning import set_trainable
 from wavlink.training.memory import peak_memory
 
-# A block of 16 MB that is freed makes glibc take all smaller ones from the heap; the last tensor keeps the heap's end.
-FREED = """
-import sys
-import torch
-from wavlink.training.memory import limit_kept_memory, peak_memory
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4 >> 10
-
-if sys.argv[1] == "True":
-    print(limit_kept_memory())
-block = torch.ones(1 << 22)
-del block
-before = resident()
-tensors = [torch.ones((1 << 20) - 512 * i) for i in range(100)]
-assert resident() > before + 200 and peak_memory() >= resident() - 1
-del tensors[:-1]
-print(resident() - before)
-"""
-
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-
-
-def run(returned: bool, code: str = FREED, **environment) -> list[str]:
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE", "LRU_", "ONEDNN_"))
-    }
-    command = [sys.executable, "-c", code, str(returned)]
-    options = {"capture_output": True, "text": True, "check": True, "timeout": 300}
-    return subprocess.run(command, env={**clean, **environment}, **options).stdout.split()
-
-
-@pytest.mark.slow
-@glibc
-def test_freed_tensors_go_back_to_the_system():
-    """In MiB, of 390 freed: by itself glibc keeps them."""
-    assert int(run(False)[-1]) > 200
-    answer, kept = run(True)
-    assert answer == "True" and int(kept) < 50
-
 
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 def test_recomputed_states_come_without_a_warning_of_a_cache(folder, tmp_path, monkeypatch, checkpointing):  # noqa: F811
@@ -75,41 +28,6 @@ def test_recomputed_states_come_without_a_warning_of_a_cache(folder, tmp_path, m
     run = train.train(recipe(folder, tmp_path / "run", *options))
     config = json.loads((run / "last/config.json").read_text(encoding="utf-8"))
     assert not warned and config["text_config"].get("use_cache", True)
-
-
-@pytest.mark.slow
-@glibc
-def test_settings_of_the_environment_stay():
-    assert run(True, MALLOC_TRIM_THRESHOLD_="100000000")[0] == "False"
-
-
-# Products in bf16 of ever other lengths: what oneDNN keeps of all of them is much more than of the last 32.
-LENGTHS = """
-import sys
-import torch
-from wavlink.training.memory import limit_kept_memory, return_freed_memory
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4 >> 10
-
-if sys.argv[1] == "True":
-    limit_kept_memory()
-layer = torch.nn.Linear(384, 1536).bfloat16()
-for length in range(100, 300):
-    if length == 110:
-        before = resident()
-    layer(torch.ones(8 * length, 384, dtype=torch.bfloat16)).sum().backward()
-    return_freed_memory()
-print(resident() - before)
-"""
-
-
-@pytest.mark.slow
-@glibc
-def test_new_lengths_take_no_new_memory():
-    """In MiB, over 190 lengths; 916 without the limits, on a CPU whose products in bf16 are oneDNN's."""
-    assert int(run(True, code=LENGTHS)[-1]) < 100
 
 
 def gradients(model, processor) -> dict:

@@ -21,6 +21,7 @@ from wavlink.console import StopSignal
 from wavlink.evaluation.calibrate import fit_to
 from wavlink.evaluation.embed_split import Embedded, embed_dataset
 from wavlink.evaluation.protocol import Protocol, refuse_unsearchable, scores_of
+from wavlink.kept_memory import limit_kept_memory, return_freed_memory
 from wavlink.progress import Bar, loading_bars_hidden
 from wavlink.training import distributed as sharding
 from wavlink.training.augmentation import augment
@@ -38,12 +39,7 @@ from wavlink.training.finetuning import (
 )
 from wavlink.training.grad_cache import backward
 from wavlink.training.log import Log
-from wavlink.training.memory import (
-    limit_kept_memory,
-    recompute_attention,
-    recompute_long_texts,
-    return_freed_memory,
-)
+from wavlink.training.memory import recompute_attention, recompute_long_texts
 from wavlink.training.recipe_fields import Recipe, refuse_another_run
 from wavlink.training.recipes import RECIPES
 from wavlink.training.run_folder import (

@@ -1,9 +1,6 @@
-"""Memory of training on a CPU: return freed tensors to the system, recompute large states, measure the peak."""
+"""Memory of training on a CPU: recompute large states, measure the peak."""
 
-import ctypes
 import inspect
-import os
-import platform
 import sys
 
 import torch
@@ -14,38 +11,9 @@ from transformers.masking_utils import eager_mask
 
 from wavlink.compat import disable_checkpointing, enable_checkpointing
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_MAPPED = 1 << 20  # bytes: larger blocks are mapped one by one
 MANY_WEIGHTS = 14 << 20  # 56 MB in fp32, in each layer
 MANY_TOKENS = 64 * 64
-_KEPT = 1 << 26  # free bytes at the end of the heap that stay there
-_CACHES = {"LRU_CACHE_CAPACITY": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}  # 1024 each by default
 _NAME = "eager_recomputed"
-
-
-def limit_kept_memory() -> bool:
-    """Limit the buffers that oneDNN caches and the freed memory that glibc keeps; return whether glibc's is limited.
-
-    Call it before torch computes.
-
-    oneDNN caches primitives, with their buffers, for the last 1,024 shapes, and each batch of another length has new
-    shapes. glibc takes blocks of up to 32 MB from one heap as soon as one such block was freed, and batches of varying
-    length leave gaps in which the next ones do not fit. Together they make training's memory grow for an hour, with
-    the recipe `sounds` beyond 8 GB. Settings of these in the environment are respected.
-    """
-    for name, capacity in _CACHES.items():
-        os.environ.setdefault(name, capacity)
-    tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if tuned or platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MAPPED) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
-
-
-def return_freed_memory() -> None:
-    """Return the free pages of the heap, also those between blocks in use, to the system; only with glibc."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory() -> int | None:

@@ -1,0 +1,41 @@
+"""Memory that a process keeps when tensors are freed: limit it, and return it to the system."""
+
+import ctypes
+import os
+import platform
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+_MAPPED = 1 << 20  # bytes: larger blocks are mapped one by one
+_KEPT = 1 << 26  # free bytes at the end of the heap that stay there
+_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # 1024 primitives each by default
+
+
+def limit_kept_memory(primitives: int = 32, one_heap: bool = False) -> bool:
+    """Limit the buffers that oneDNN caches and the freed memory that glibc keeps; return whether glibc's is limited.
+
+    Call it before torch computes.
+
+    oneDNN caches primitives, with their code and buffers, for the last 1,024 shapes, and each batch of another length
+    or size has new shapes. glibc takes blocks of up to 32 MB from one heap as soon as one such block was freed, and
+    batches of varying length leave gaps in which the next ones do not fit. Together they make training's memory grow
+    for an hour, with the recipe `sounds` beyond 8 GB. Settings of these in the environment are respected.
+
+    Args:
+        primitives: that oneDNN caches; fewer than a batch has cost time.
+        one_heap: whether all threads share a heap, as suits a server. By default glibc gives 8 for each core to
+            threads, and each keeps the most that its threads ever needed. Call it before threads start.
+    """
+    for name in _CACHES:
+        os.environ.setdefault(name, str(primitives))
+    tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if tuned or platform.libc_ver()[0] != "glibc":
+        return False
+    limits = {_M_MMAP_THRESHOLD: _MAPPED, _M_TRIM_THRESHOLD: _KEPT} | ({_M_ARENA_MAX: 1} if one_heap else {})
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(name, value) for name, value in limits.items()])
+
+
+def return_freed_memory() -> None:
+    """Return the free pages of the heap, also those between blocks in use, to the system; only with glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
