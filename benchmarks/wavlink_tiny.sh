@@ -42,13 +42,9 @@ python benchmarks/average_weights.py "$out/third" "$out/third" "$out"/fourth-{0,
 python benchmarks/spoken_words.py "$out/spoken" --annotations "$names" --sounds "$sounds" --clips 12000
 both --mixture "{\"$sounds\": 1, \"$out/spoken\": 0.5}" --validation_data "$sounds" --degraded_share 0.4 \
     --text_learning_rate 7e-5 --init "$out/fourth" --max_steps 700 --seed 0 --output_dir "$out/fifth"
-for seed in 0 1; do
-    both --data "$sounds" --degraded_share 0.3 --learning_rate 7e-5 --head_learning_rate 7e-4 \
-        --text_learning_rate 5e-5 --init "$out/fifth/last" --max_steps 188 --seed "$seed" \
-        --output_dir "$out/sixth-$seed"
-    wavlink eval --model "$out/sixth-$seed/last" --benchmark "$sounds" --output "$out/sixth-$seed/scores.json"
-done
-python benchmarks/average_weights.py "$out"/sixth-{0,1}/last --out "$out/model"
+both --data "$sounds" --degraded_share 0.3 --learning_rate 7e-5 --head_learning_rate 7e-4 \
+    --text_learning_rate 5e-5 --init "$out/fifth/last" --max_steps 188 --seed 0 --output_dir "$out/sixth"
+python benchmarks/average_weights.py "$out/sixth/last" "$out/fifth/last" "$out/fourth" --out "$out/model"
 wavlink prompts "$out/model" --data "$sounds" --split validation --store
 wavlink calibrate "$out/model" --data "$sounds" --split validation
 wavlink eval --model "$out/model" --benchmark "$sounds" --robustness --output "$out/scores.json"
