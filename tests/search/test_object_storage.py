@@ -117,6 +117,24 @@ def test_windows_that_another_writer_has_added_are_left_out(place):
     }
 
 
+def test_other_writers_are_waited_for_longer_than_lance_does(place, monkeypatch):
+    """On a busy machine its 30 seconds pass within a few attempts."""
+    (table,) = writers(place, 1)
+    table.append(rows("a", 0, 2))
+    seconds = []
+    for name in ("update", "delete"):
+        method = getattr(type(table.dataset), name)
+
+        def noting(self, *args, method=method, **options):
+            seconds.append(options["retry_timeout"].total_seconds())
+            return method(self, *args, **options)
+
+        monkeypatch.setattr(type(table.dataset), name, noting)
+    table.complete("a", 2, 1.0)
+    table.remove(["a"])
+    assert windows_of(table) == once() and min(seconds) >= 300 and len(seconds) == 2
+
+
 def test_parts_of_a_long_file_by_two_writers_make_it_whole(place):
     first, second = writers(place)
     first.append(rows("a", 0, 4))

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,7 @@ _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it
 _SAME, _PAUSE = 2, 0.05  # errors of one and the same version that count; seconds between two attempts
 _READS = _WRITES = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
+_AGAIN = {"conflict_retries": 200, "retry_timeout": timedelta(minutes=10)}  # beside other writers on a busy machine
 _FEW_FRAGMENTS = 16  # more are compacted
 _Result = TypeVar("_Result")
 
@@ -308,7 +310,7 @@ class Table(TableFiles):
         """Note in one commit how many windows a file has, and its duration in seconds."""
         facts = {"windows": str(windows), "duration": repr(float(duration))}
         with self._whole():
-            self.dataset.update(facts, where=f"path = {quoted(path)}")
+            self.dataset.update(facts, where=f"path = {quoted(path)}", **_AGAIN)
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove every row of these files."""
@@ -316,7 +318,7 @@ class Table(TableFiles):
         with explained(self.index):
             for start in range(0, len(paths), _DELETED_AT_ONCE):
                 names = ", ".join(map(quoted, paths[start : start + _DELETED_AT_ONCE]))
-                self.dataset.delete(f"path IN ({names})")
+                self.dataset.delete(f"path IN ({names})", **_AGAIN)
         if self.others:
             self.others.forget(paths)
 
