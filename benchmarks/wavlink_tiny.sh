@@ -47,5 +47,12 @@ both --data "$sounds" --degraded_share 0.3 --learning_rate 7e-5 --head_learning_
 python benchmarks/average_weights.py "$out/sixth/last" "$out/fifth/last" "$out/fourth" --out "$out/model"
 wavlink prompts "$out/model" --data "$sounds" --split validation --store
 wavlink calibrate "$out/model" --data "$sounds" --split validation
-wavlink eval --model "$out/model" --benchmark "$sounds" --robustness --output "$out/scores.json"
-python -m hub_cards.bundle "$out/model" --name wavlink-tiny --sounds "$sounds" "$out/spoken" --scores "$out/scores.json"
+bundle() {
+    python -m hub_cards.bundle "$out/model" --name wavlink-tiny --replace --sounds "$sounds" "$out/spoken" "$@"
+}
+bundle # first without scores, which are those of the weights in fp16
+wavlink eval --model wavlink-tiny --benchmark "$sounds" --robustness --output "$out/scores.json"
+bundle --scores "$out/scores.json"
+cp -r wavlink/models/wavlink-tiny "$out/with-frames"
+wavlink train-frames "$out/with-frames" --data "$sounds"
+python -m hub_cards.bundle --frame_head "$out/with-frames" --name wavlink-tiny

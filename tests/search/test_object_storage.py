@@ -283,7 +283,7 @@ def test_a_writer_that_never_gets_its_turn_says_so(place, monkeypatch):
     first, second = writers(place)
     first.append(rows("a", 0, 1, 1))
     fragments = first.write(rows("b", 0, 1, 1))
-    monkeypatch.setattr(concurrent_writes, "_TRIES", 2)
+    monkeypatch.setattr(concurrent_writes, "TRIES", 2)
     monkeypatch.setattr(first.others, "_look", lambda: second.append(rows(f"c{time.monotonic()}", 0, 1, 1)))
     with pytest.raises(ValueError, match="changed by other writers again and again"):
         first.commit(fragments)

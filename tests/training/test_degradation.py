@@ -113,7 +113,12 @@ def test_a_share_of_the_clips_is_changed(batch):
         after = degrade(batch, np.random.default_rng(seed), 0.4)["input_features"]
         changed += sum(not torch.equal(*pair) for pair in zip(after, batch["input_features"], strict=True))
     assert 0.25 < changed / 600 < 0.42  # a clip may be drawn, and no change of it
-    assert torch.equal(degrade(batch, np.random.default_rng(0), 0.0)["input_features"], batch["input_features"])
+
+
+def test_without_a_share_the_augmentations_that_follow_draw_the_same_numbers(batch):
+    generator = np.random.default_rng(0)
+    assert torch.equal(degrade(batch, generator, 0.0)["input_features"], batch["input_features"])
+    assert generator.random() == np.random.default_rng(0).random()
 
 
 def test_equal_seeds_give_equal_batches_and_the_batch_stays(batch):

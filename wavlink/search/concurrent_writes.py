@@ -21,7 +21,7 @@ from lance.fragment import FragmentMetadata
 
 from .manifest import Manifest
 
-_TRIES = 200  # of one commit; a try takes less than a second, and each that fails is another writer's success
+TRIES = 200  # of one commit; a try takes less than a second, and each that fails is another writer's success
 _LONGEST_WAIT = 1.0  # seconds between two tries
 _KEYS = ["path", "window", "size", "version", "error"]
 
@@ -63,7 +63,7 @@ class Others:
         Raises:
             ValueError: other writers were faster again and again.
         """
-        for number in range(_TRIES):
+        for number in range(TRIES):
             self.table.refresh()
             self._refuse_other_columns()
             self._look()

@@ -24,7 +24,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from .changes import KnownFile
 from .checksums import Checksums
-from .concurrent_writes import Others
+from .concurrent_writes import TRIES, Others
 from .file_facts import FILE_FACTS, files_of
 from .location import is_remote, refuse_no_index
 from .manifest import COLUMNS, METADATA, VECTORS, Manifest, read_manifest
@@ -47,7 +47,7 @@ _VERIFIED_BYTES = 1 << 26  # an index of up to this size is verified whenever it
 _SAME, _PAUSE = 2, 0.05  # errors of one and the same version that count; seconds between two attempts
 _READS = _WRITES = 20  # attempts at an index that another process changes meanwhile
 _DELETED_AT_ONCE = 1000
-_AGAIN = {"conflict_retries": 200, "retry_timeout": timedelta(minutes=10)}  # beside other writers on a busy machine
+_AGAIN = {"conflict_retries": TRIES, "retry_timeout": timedelta(minutes=10)}  # beside other writers on a busy machine
 _FEW_FRAGMENTS = 16  # more are compacted
 _Result = TypeVar("_Result")
 

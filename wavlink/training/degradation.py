@@ -35,8 +35,10 @@ def degrade(batch: dict[str, Tensor], generator: np.random.Generator, share: flo
         batch: with Whisper's `input_features` `[B, F, T]` and `input_features_mask` `[B, T]`; a clip whose speed
             changes has another number of frames, at most T.
         generator: of all random numbers.
-        share: of clips that are changed.
+        share: of clips that are changed; with 0 no random number is drawn.
     """
+    if not share:
+        return batch
     before = batch["input_features"]
     features, mask = torch.zeros_like(before), torch.zeros_like(batch["input_features_mask"])
     frames = batch["input_features_mask"].sum(1).tolist()
