@@ -1,12 +1,15 @@
 """Write an audiofolder of short texts that eSpeak NG reads in many languages, as more training data beside sounds.
 
     npm pack cldr-annotations-full && tar xzf cldr-annotations-full-*.tgz     # Unicode's names of emoji: package/
-    pip install espeakng-loader                                               # eSpeak NG and its voices
+    pip install espeakng-loader polib                                         # eSpeak NG and its voices; gettext
     python benchmarks/spoken_words.py OUT --annotations package/annotations --sounds FOLDER --clips 12000 --seed 0
+    pip download --no-deps django plone.app.locales deluge nicotine-plus kolibri    # translated sentences
+    for wheel in *.whl; do unzip -q $wheel '*.mo' -d catalogs/${wheel%%-*}; done    # for --catalogs catalogs
     wavlink train sounds --mixture '{"FOLDER": 1, "OUT": 1}' --validation_data FOLDER
 
-It reads the names of emoji in every language that the speech of FOLDER's train split has, and the train split's own
-transcripts, with voices, rates and pitches of their own; no other split is opened. A language has as many clips as the
+It reads the names of emoji in every language that the speech of FOLDER's train split has, the train split's own
+transcripts, and with `--catalogs` the sentences that programs say in translation, with voices, rates and pitches of
+their own; no other split is opened. A language has as many clips as the
 root of its captions in the train split. OUT/train has the columns of FOLDER's metadata.csv, clips of 0.3 to 5 s at
 16 kHz, and captions in the forms of FOLDER: those of its synthetic voices, and for `--neutral_share` those of people.
 """
@@ -25,7 +28,7 @@ import random
 import re
 import statistics
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,12 +41,14 @@ SECONDS = (0.3, 5.0)  # of a clip that is kept
 PACES = (110, 150, 195, 240)  # words a minute: slowly up to the second, quickly from the third
 LETTERS = (2, 70)  # of a text: longer ones take over 5 s
 VOICES = {"en": "en-US", "en_GB": "en", "nn": "nb", "pt_BR": "pt-BR", "zh": "cmn"}  # others: the language's own code
+CATALOGS = {"nb": ["nb", "no"], "zh": ["zh_Hans", "zh_CN"]}  # gettext's; others: the language's own code
 FOLDERS = {"en_GB": ["en", "en-GB"], "nb": ["no"], "pt": ["pt", "pt-PT"], "pt_BR": ["pt"]}  # CLDR's; the last counts
 VARIANTS = {"f": ["f1", "f2", "f3", "f4"], "m": ["m1", "m2", "m3", "m4", "m5", "m6", "m7"]}
 RARE = {"f": ["whisperf"], "m": ["klatt", "klatt2", "whisper"]}
 RARELY = 0.04
 PART = 400  # clips a process
-NAMES_SHARE = 0.6  # of the clips read names of emoji, the others transcripts
+SHARES = {"names": 0.3, "transcripts": 0.2, "sentences": 0.5}  # of the clips; without sentences 3 to 2
+MARKUP = re.compile(r"[%{}<>&$\n_|/\\\d=()\[\]@#*]")  # and numbers: what is not read as it is written
 WITHOUT_ARTICLE = {"bread", "rice", "water", "money", "cheese", "butter", "bacon", "hair", "meat", "lightning", "soap"}
 COLUMNS = "file_name duration group label caption caption_2 caption_3 language gender source_package licence".split()
 
@@ -55,7 +60,7 @@ class Text(NamedTuple):
     name: str
     words: str
     meaning: str
-    source: str  # "names" or "transcripts"
+    source: str  # "names", "transcripts" or "sentences"
     licence: str
 
 
@@ -183,6 +188,49 @@ def named(annotations: Path, language: str, name: str, english: dict[str, str]) 
     return list(texts.values())
 
 
+def messages(catalogs: Path) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the messages of gettext catalogs: package, code of the language, English, translation.
+
+    Args:
+        catalogs: holds a folder for each package, with `.../LANGUAGE/LC_MESSAGES/*.mo` in it.
+
+    Raises:
+        ValueError: there is no catalog in the folder.
+    """
+    import polib
+
+    files = sorted(catalogs.glob("**/LC_MESSAGES/*.mo"))
+    if not files:
+        raise ValueError(f"{catalogs} holds no LANGUAGE/LC_MESSAGES/*.mo: unpack packages with translations in it")
+    for path in files:
+        package, code = path.relative_to(catalogs).parts[0], path.parent.parent.name
+        yield from ((package, code, entry.msgid, entry.msgstr) for entry in polib.mofile(str(path)))
+
+
+def sentences(translated: Iterable[tuple[str, str, str, str]], names: dict[str, str]) -> list[Text]:
+    """Return the sentences of `messages` in every language of `names`, each once, with the English ones as meanings.
+
+    Args:
+        translated: see `messages`.
+        names: {language: its name in English}; "en" has the sentences that the others translate.
+    """
+    language_of = {code: language for language in names for code in CATALOGS.get(language, [language])}
+    texts: dict[tuple[str, str], Text] = {}
+    for package, code, english, words in translated:
+        if _is_sentence(english) and _is_sentence(words) and english != words:
+            licence = f"GPL-3+ (program); text from {package}"
+            for language, said, meaning in (("en", english, ""), (language_of.get(code, ""), words, english)):
+                if language in names:
+                    text = Text(language, names[language], said, meaning, "sentences", licence)
+                    texts.setdefault((language, said), text)
+    return list(texts.values())
+
+
+def _is_sentence(text: str) -> bool:
+    """Say whether a message is one line of words that is read as it is written; CJK has no spaces between words."""
+    return len(text) <= 90 and (" " in text.strip() or max(text, default="") > "\u2fff") and not MARKUP.search(text)
+
+
 def spelled_out(phonemes: dict[str, str]) -> set[str]:
     """Return the texts that a voice spells or reads in another language.
 
@@ -219,9 +267,9 @@ def plan(texts: list[Text], counts: dict[str, int], seed: int) -> Iterator[Clip]
     for source, language in texts_of:
         weights[source][language] = counts[language] ** 0.5
     decks = {key: _deck(group, rng) for key, group in texts_of.items()}
+    shares = {source: share for source, share in SHARES.items() if source in weights}
     for index in itertools.count():
-        source = "names" if rng.random() < NAMES_SHARE else "transcripts"
-        source = source if source in weights else next(iter(weights))
+        (source,) = rng.choices(list(shares), list(shares.values()))
         (language,) = rng.choices(list(weights[source]), list(weights[source].values()))
         gender = rng.choice("fm")
         variant = rng.choice((RARE if rng.random() < RARELY else VARIANTS)[gender])
@@ -295,14 +343,16 @@ def row_of(clip: Clip, file_name: str, seconds: float, options: argparse.Namespa
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def all_texts(annotations: Path, sounds: Path) -> tuple[list[Text], dict[str, int]]:
+def all_texts(annotations: Path, sounds: Path, catalogs: Path | None = None) -> tuple[list[Text], dict[str, int]]:
     """Return the texts of every language in the train split's speech, and how many captioned clips a language has."""
     with open(sounds / "train/metadata.csv", newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["group"] == "speech" and row["language"]]
-    english = emoji_names(annotations, "en")
+    english, names = emoji_names(annotations, "en"), {row["language"]: _name(row) for row in rows}
     texts = transcripts(rows)
-    for language, name in sorted({row["language"]: _name(row) for row in rows}.items()):
+    for language, name in sorted(names.items()):
         texts += named(annotations, language, name, english)
+    if catalogs:
+        texts += sentences(messages(catalogs), names)
     return texts, collections.Counter(row["language"] for row in rows)
 
 
@@ -310,6 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="new folder")
     parser.add_argument("--annotations", type=Path, required=True, help="of the npm package cldr-annotations-full")
+    parser.add_argument("--catalogs", type=Path, help="folder of unpacked packages with gettext's *.mo files")
     parser.add_argument("--sounds", type=Path, required=True, help="audiofolder; its train split is read")
     parser.add_argument("--espeak", help="folder of libespeak-ng.so; without it the package espeakng-loader's")
     parser.add_argument("--clips", type=int, default=12000)
@@ -317,7 +368,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    texts, counts = all_texts(options.annotations, options.sounds)
+    texts, counts = all_texts(options.annotations, options.sounds, options.catalogs)
     kept = readable(Espeak(options.espeak), texts)
     missing = sorted({text.language for text in texts} - {text.language for text in kept})
     print(f"{len(kept)} of {len(texts)} texts; no voice for {', '.join(missing) or 'none'}", flush=True)

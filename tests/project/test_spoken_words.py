@@ -105,6 +105,40 @@ def test_only_the_train_split_is_read_and_only_its_languages(tmp_path):
     assert counts == {"cs": 1}
 
 
+def test_sentences_are_messages_that_are_read_as_they_are_written_with_the_english_as_meaning():
+    translated = [
+        ("django", "cs", "Enter a valid value.", "Zadejte platnou hodnotu."),
+        ("plone", "cs", "Enter a valid value.", "Zadejte platnou hodnotu."),  # known
+        ("plone", "cs", "Add %(name)s now", "Přidat %(name)s nyní"),  # filled in by a program
+        ("plone", "cs", "Yes", "Ano"),  # one word
+        ("plone", "cs", "Add <b>more</b> now", "Přidat více nyní"),
+        ("plone", "cs", "Plone is here", "Plone is here"),  # not translated
+        ("django", "zh_Hans", "Enter a number.", "输入数字。"),  # no spaces
+        ("django", "de", "Enter a number.", "Bitte eine Zahl eingeben."),  # of no language asked for
+    ]
+    found = spoken_words.sentences(translated, {"cs": "Czech", "zh": "Mandarin", "en": "English"})
+    assert [(text.language, text.words, text.meaning) for text in found] == [
+        ("en", "Enter a valid value.", ""),
+        ("cs", "Zadejte platnou hodnotu.", "Enter a valid value."),
+        ("en", "Enter a number.", ""),
+        ("zh", "输入数字。", "Enter a number."),
+    ]
+    assert {text.source for text in found} == {"sentences"}
+    assert found[1].licence == "GPL-3+ (program); text from django"
+
+
+def test_messages_are_read_from_the_catalogs_of_packages(tmp_path):
+    polib = pytest.importorskip("polib")
+    path = tmp_path / "django/conf/locale/cs/LC_MESSAGES/django.mo"
+    path.parent.mkdir(parents=True)
+    catalog = polib.POFile()
+    catalog.append(polib.POEntry(msgid="Enter a number.", msgstr="Zadejte číslo."))
+    catalog.save_as_mofile(str(path))
+    assert list(spoken_words.messages(tmp_path)) == [("django", "cs", "Enter a number.", "Zadejte číslo.")]
+    with pytest.raises(ValueError, match="unpack packages with translations"):
+        next(spoken_words.messages(tmp_path / "django/conf/locale/cs/LC_MESSAGES/none"))
+
+
 def test_texts_that_are_spelled_or_read_in_another_language_are_found():
     phonemes = {"hrad": "hrˈat", "les": "lˈes", "kočka": "kˈotʃka", "VW": "vˈeːdvˌojveː", "абв": "(en)a(cs)"}
     assert spoken_words.spelled_out(phonemes) == {"VW", "абв"}
@@ -123,11 +157,15 @@ def test_languages_have_the_root_of_their_counts_and_no_text_twice_before_all_on
     assert {clip.variant[0] for clip in clips if clip.gender == "f"} == {"f", "w"}
 
 
-def test_names_and_transcripts_are_mixed():
-    texts = [text(f"a{n}", source=source) for source in ("names", "transcripts") for n in range(9)]
+@pytest.mark.parametrize(
+    ("sources", "names"), [(["names", "transcripts"], 0.6), (["names", "transcripts", "sentences"], 0.3)]
+)
+def test_names_transcripts_and_sentences_are_mixed(sources, names):
+    texts = [text(f"a{n}", source=source) for source in sources for n in range(9)]
     clips = itertools.islice(spoken_words.plan(texts, {"cs": 1}, seed=1), 2000)
     shares = collections.Counter(clip.text.source for clip in clips)
-    assert shares["names"] / 2000 == pytest.approx(spoken_words.NAMES_SHARE, abs=0.055)
+    assert shares["names"] / 2000 == pytest.approx(names, abs=0.055)  # 5 standard deviations
+    assert set(shares) == set(sources)
 
 
 @pytest.mark.parametrize(("rate", "pace"), [(120, "slowly"), (230, "quickly")])
