@@ -1,6 +1,8 @@
 """Make a bundled model of a training run: weights in fp16, code, processor, card, scores, sources and hashes.
 
-    python -m hub_cards.bundle runs/my/best --name wavlink-tiny --sounds my_sounds --scores scores.json
+    python -m hub_cards.bundle runs/my/best --name wavlink-tiny --sounds my_sounds
+    wavlink eval --model wavlink-tiny --benchmark my_sounds --output scores.json      # of the weights in fp16
+    python -m hub_cards.bundle runs/my/best --name wavlink-tiny --sounds my_sounds --scores scores.json --replace
 
 The folder goes to `wavlink/models/NAME`, its hashes to `wavlink/models/SHA256SUMS.json`. `wavlink push NAME REPO_ID`
 uploads its files, and a card that names the repository. Before the folder is renamed to its place, it is loaded in a
@@ -75,7 +77,7 @@ def bundle(
         models: folder of all bundled models.
         sounds: folders of the training data, whose `SPLIT/metadata.csv` have the columns `source_package` and
             `licence`.
-        scores: files of `wavlink eval --output`, of the run's weights or of those in fp16.
+        scores: files of `wavlink eval --model NAME --output`, of a bundle without scores: of the weights in fp16.
         licence: of the weights, as the Hub names it.
         notes: what the card says of the model besides, a sentence or two each.
         replace: whether a model of that name is replaced.
@@ -105,7 +107,7 @@ def bundle(
             rounded,
             processor.feature_extractor,
             name,
-            scores=_scores_of_either(original, rounded, source, read),
+            scores=scores_of(rounded, name, read),
             run=run_of(source),
             licence=licence,
             score_files=list(scores),
@@ -244,16 +246,6 @@ def _largest_distance(first: Embedder, second: Embedder, sources: Sources) -> fl
         if isinstance(one, ValueError):
             raise one
     return max(0.0, *(float(1 - np.dot(one.astype(np.float64), other)) for one, other in pairs))
-
-
-def _scores_of_either(original: WavLinkModel, rounded: WavLinkModel, source: str, read: dict) -> list[dict]:
-    chosen = []
-    for path, rows in read.items():
-        try:
-            chosen += scores_of(rounded, source, {path: rows})
-        except ValueError:
-            chosen += scores_of(original, source, {path: rows})
-    return chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:

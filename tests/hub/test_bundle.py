@@ -15,6 +15,7 @@ import wavlink
 from hub_cards import bundle as making
 from hub_cards.bundle import bundle
 from hub_cards.scores import fingerprint
+from modeling_wavlink import WavLinkModel
 from tests.bundled_folders import write_bundle
 from tests.conftest import RATE, tone
 from wavlink import bundled_models
@@ -53,7 +54,7 @@ def test_the_bundle_is_complete_small_and_equal(no_bundle, sharp_model, processo
     run = tmp_path / "run/best"
     sharp_model.save_pretrained(run)
     processor.save_pretrained(run)
-    scores = scores_json(tmp_path / "scores.json", sharp_model)
+    scores = scores_json(tmp_path / "scores.json", making.in_half_precision(sharp_model))
     options = {"sounds": [str(sounds)], "scores": [scores], "licence": "apache-2.0"}
     made = bundle(str(run), "wavlink-tiny", models=no_bundle, **options)
     folder = no_bundle / "wavlink-tiny"
@@ -83,9 +84,11 @@ def test_the_bundle_is_complete_small_and_equal(no_bundle, sharp_model, processo
 
 def test_what_cannot_be_bundled_leaves_nothing(no_bundle, wavlink_folder, sharp_model, sounds, tmp_path, monkeypatch):
     other = scores_json(tmp_path / "other.json", sharp_model)
+    exact = scores_json(tmp_path / "exact.json", WavLinkModel.from_pretrained(wavlink_folder))  # not in fp16
     (sounds / "test/metadata.csv").write_text("file_name,caption\na.ogg,b\n")
     cases = {
         "measured on other weights": {"scores": [other]},
+        "wavlink eval --model wavlink-tiny": {"scores": [exact]},
         "lacks the columns licence, source_package": {"sounds": [str(sounds)]},
         "holds no SPLIT/metadata.csv": {"sounds": [str(tmp_path)]},
     }
