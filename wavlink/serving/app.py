@@ -174,7 +174,7 @@ def _add(app: FastAPI, route: Route, answers: Answers, threads: Threads) -> None
 
     async def endpoint(http: Request) -> Response:
         try:
-            parse = await _parser(http, route.request)
+            parse = await _parser(http, route.request, answers.limits.max_items)
 
             def work() -> bytes:
                 request, uploads = parse()
@@ -194,15 +194,15 @@ def _add(app: FastAPI, route: Route, answers: Answers, threads: Threads) -> None
     app.post(route.path, summary=route.summary, operation_id=route.answer)(endpoint)
 
 
-async def _parser(http: Request, model: type[Body]) -> Callable[[], tuple[Body, Files]]:
-    """Return a function that parses the request, to be called in a thread."""
+async def _parser(http: Request, model: type[Body], most: int) -> Callable[[], tuple[Body, Files]]:
+    """Return a function that parses the request, of at most so many inputs, to be called in a thread."""
     body = await http.body()
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in FORMS:
-        return lambda: parse_form(model, http.scope, body)
+        return lambda: parse_form(model, http.scope, body, most)
     if body and kind != "application/json":
         raise RequestError(415, f"content-type {kind!r:.100}: send application/json or multipart/form-data")
-    return lambda: (from_json(model, body), [])
+    return lambda: (from_json(model, body, most), [])
 
 
 def _add_facts(app: FastAPI, answers: Answers, threads: Threads) -> None:

@@ -12,11 +12,14 @@ FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _FIELD = 2**20  # bytes of a field that is no file
 
 
-def parse_form(model: type[R], scope: MutableMapping[str, Any], body: bytes) -> tuple[R, list[tuple[str, bytes]]]:
+def parse_form(
+    model: type[R], scope: MutableMapping[str, Any], body: bytes, most: int
+) -> tuple[R, list[tuple[str, bytes]]]:
     """Return the request of a form, and its files, each with the name that errors give it.
 
     Args:
         scope: of ASGI, for the headers.
+        most: texts and sounds in a field.
 
     Raises:
         RequestError: a field that is wrong.
@@ -37,4 +40,4 @@ def parse_form(model: type[R], scope: MutableMapping[str, Any], body: bytes) -> 
                     uploads.append((f"{name}[{len(uploads)}]", await value.read()))
 
     asyncio.run(read())
-    return from_form(model, fields), uploads
+    return from_form(model, fields, most), uploads

@@ -1,5 +1,6 @@
 """The requests of the server's routes, and how JSON and forms become them."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -8,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .audio_input import from_base64, from_data_url, is_data_url
 from .errors import RequestError
+from .limits import Limits
 
+_MOST_FIELDS = 16  # of an object in a request
+_MOST_NAMED = 100  # characters of a name in an error
 _MOST_LABELS, _MOST_PROMPTS, _MOST_QUERIES, _MOST_HITS = 1000, 32, 32, 1000
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -102,8 +106,11 @@ class LocateRequest(Body):
 R = TypeVar("R", bound=Body)
 
 
-def from_json(model: type[R], body: bytes) -> R:
+def from_json(model: type[R], body: bytes, most: int = Limits.max_items) -> R:
     """Parse a request.
+
+    Args:
+        most: texts and sounds in a list.
 
     Raises:
         RequestError: it names the first field that is wrong.
@@ -116,13 +123,14 @@ def from_json(model: type[R], body: bytes) -> R:
         raise RequestError(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise RequestError(400, f"the body must be a JSON object with the fields {', '.join(model.model_fields)}")
-    return _validated(model, fields)
+    return _validated(model, fields, most)
 
 
-def from_form(model: type[R], fields: Mapping[str, list[str]]) -> R:
+def from_form(model: type[R], fields: Mapping[str, list[str]], most: int = Limits.max_items) -> R:
     """Make a request out of the fields of a form, each with all its values."""
     several = {name for name, field in model.model_fields.items() if "list[" in str(field.annotation)}
-    return _validated(model, {name: values if name in several else values[-1] for name, values in fields.items()})
+    values = {name: values if name in several else values[-1] for name, values in fields.items()}
+    return _validated(model, values, most)
 
 
 def as_list(value: str | list[str]) -> list[str]:
@@ -168,19 +176,58 @@ def text_of(item: str | Item) -> str:
     return item if isinstance(item, str) else item.text or ""
 
 
-def _validated(model: type[R], fields: dict[str, Any]) -> R:
+def _validated(model: type[R], fields: dict[str, Any], most: int) -> R:
+    _refuse_unknown(model, fields)
+    for name, value in fields.items():
+        _refuse_many(value, name, most)
     try:
-        return model.model_validate(fields)
+        return model.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         problem = _clearest(error)
-        where = ".".join(str(part) for part in problem["loc"] if _is_field(part))
+        where = ".".join(map(str, _fields_of(problem)))[:_MOST_NAMED]
         raise RequestError(400, f"{where or 'the request'}: {problem['msg']}", param=where or None) from error
+
+
+def _refuse_unknown(model: type[Body], fields: Mapping[str, Any]) -> None:
+    unknown = next((name for name in fields if name not in model.model_fields), None)
+    if unknown is not None:
+        name = unknown[:_MOST_NAMED]
+        near = difflib.get_close_matches(name.lower(), model.model_fields, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(model.model_fields)}"
+        raise RequestError(400, f"there is no field {name!r}: {advice}", param=name)
+
+
+def _refuse_many(value: Any, name: str, most: int, depth: int = 3) -> None:
+    """Refuse lists and objects of more parts than a request can have.
+
+    Pydantic would describe all that is wrong with each part, in minutes and gigabytes for a body of numbers, and no
+    other thread runs meanwhile.
+
+    Args:
+        depth: of lists and objects in one another, as pydantic looks into them.
+    """
+    if not depth or not isinstance(value, list | dict):
+        return
+    is_list = isinstance(value, list)
+    most_here, what = (most, "inputs") if is_list else (_MOST_FIELDS, "fields")
+    if len(value) > most_here:
+        message = f"{name} holds {len(value)} {what}, the most are {most_here} in a request: send several"
+        raise RequestError(400, message, param=name)
+    for key, part in enumerate(value) if is_list else value.items():
+        _refuse_many(part, f"{name}[{key}]" if is_list else f"{name}.{key}"[:_MOST_NAMED], most, depth - 1)
 
 
 def _clearest(error: ValidationError) -> Any:
     """Return the problem that lies deepest: of the kinds that a value may have, the one it has most of."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    return max(problems, key=lambda problem: len([part for part in problem["loc"] if _is_field(part)]))
+    return max(problems, key=lambda problem: len(_fields_of(problem)))
+
+
+def _fields_of(problem: Any) -> list[int | str]:
+    """Return where a problem is: its location without the names of types in a union."""
+    *parts, last = problem["loc"]
+    is_named = problem["type"] == "extra_forbidden"  # then the last part is what a client wrote
+    return [*filter(_is_field, parts), *([last] if is_named or _is_field(last) else [])]
 
 
 def _is_field(part: int | str) -> bool:
