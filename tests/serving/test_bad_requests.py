@@ -1,5 +1,6 @@
 """A request that cannot be answered gets a 4xx and the reason in JSON."""
 
+import gzip
 import io
 import json
 
@@ -63,6 +64,9 @@ CASES = {
     "long together": ("embeddings", {"input": [data_url(wav(tone(seconds=21)))] * 2}, 413, "lasts too long"),
     "no base64": ("embeddings", {"input": "data:audio/wav;base64,???"}, 400, "not valid base64"),
     "URL without base64": ("embeddings", {"input": "data:audio/wav,abc"}, 400, "not in base64"),
+    "data URL of a text": ("embeddings", {"input": "data:text/plain;base64,cmFpbg=="}, 400, "cannot read input as sound"),
+    "short data URL": ("embeddings", {"input": "data:application/ogg;base64,T2dn"}, 400, "cannot read input as sound"),
+    "plus as a space": ("embeddings", {"input": "data:audio/wav;base64,UklG UklG UklG UklG "}, 400, "valid base64"),
     "address": (
         "embeddings",
         {"input": {"type": "audio_url", "audio_url": {"url": "http://localhost/a.wav"}}},
@@ -89,6 +93,7 @@ CASES = {
         "windows",
     ),
     "hop over the window": ("locate", {**sound(wav(tone())), "query": "a", "window": 1, "hop": 2}, 400, "hop"),
+    "shortest window": ("locate", {**sound(wav(tone())), "query": "a", "window": 5e-324}, 400, "windows"),
     "long window": ("locate", {**sound(wav(tone())), "query": "a", "window": 31}, 400, "30 s"),
 }
 
@@ -109,6 +114,22 @@ def test_errors_of_http_have_the_same_shape(client):
     assert found == 415 and "multipart/form-data" in document["error"]["message"]
     found, document, _ = client.send("POST", "/v1/embeddings", b"x", **{"Content-Type": "multipart/form-data"})
     assert found == 400 and document["error"]["message"]
+
+
+def test_json_that_is_sent_as_a_form_gets_a_reason(client):
+    """As `curl -d` sends it without a header."""
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, document, _ = client.send("POST", "/v1/embeddings", b' {"input": "rain"}', **kind)
+    assert status == 415 and "Content-Type: application/json" in document["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=limit"])
+def test_a_compressed_body_gets_a_reason(client, kind):
+    body, headers = gzip.compress(b'{"input": "rain"}'), {"Content-Type": kind, "Content-Encoding": "gzip"}
+    status, document, _ = client.send("POST", "/v1/embeddings", body, **headers)
+    assert status == 415 and "content-encoding 'gzip'" in document["error"]["message"]
+    headers = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+    assert client.send("POST", "/v1/embeddings", b'{"input": "rain"}', **headers)[0] == 200
 
 
 def test_a_form_that_is_wrong_gets_a_reason(client):

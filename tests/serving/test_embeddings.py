@@ -10,7 +10,8 @@ import torch
 from modeling_wavlink.losses_wavlink import truncate_embeddings
 from tests.conftest import tone
 from tests.helpers import wav
-from tests.served import audio_item, data_url, form
+from tests.served import as_base64, audio_item, data_url, form
+from wavlink.serving.audio_input import is_data_url
 
 TEXTS = ["a dog barks", "the loud bell rings . the low cat meows", "rain"]
 CLIPS = [tone(300 + 100 * number, seconds, number) for number, seconds in enumerate((0.3, 1.1, 0.05, 2.0))]
@@ -44,6 +45,39 @@ def test_sounds_and_texts_in_every_form_keep_their_order(client, embedder):
     assert status == 200, document
     np.testing.assert_allclose(vectors(document), [sounds[0], texts[0], sounds[1], texts[1], sounds[2]], **EXACT)
     assert document["usage"]["audio_seconds"] == pytest.approx(1.45)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "data:application/ogg;base64,",
+        "data:binary/octet-stream;base64,",  # of S3, where an upload has stated no type
+        "data:;base64,",
+        "DATA:AUDIO/WAV;BASE64,",
+        "data:audio/ogg; codecs=opus;base64,",  # Firefox's recorder
+        "data:video/webm;codecs=vp8,opus;base64,",  # Chrome's recorder
+        'data:video/webm; codecs="vp8, opus" ; base64,',
+    ],
+)
+def test_a_data_url_of_any_type_is_a_sound(client, embedder, head):
+    file = wav(CLIPS[0])
+    expected = list(embedder.embed_files([file]))
+    for content in (as_base64(file), as_base64(file).replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")):
+        status, document = client.post("/v1/embeddings", {"input": head + content})
+        assert status == 200, document
+        np.testing.assert_allclose(vectors(document), expected, **EXACT)
+
+
+def test_a_text_about_data_is_a_text(client, embedder):
+    text = "data: a dog, base64"
+    status, document = client.post("/v1/embeddings", {"input": text})
+    assert status == 200, document
+    np.testing.assert_allclose(vectors(document), embedder.embed_text([text]), **EXACT)
+
+
+def test_an_odd_text_is_told_from_a_data_url_at_once():
+    for text in ("data:x" + " ; a=b " * 40, 'data:x;a="' + '"' * 280, "data:;a=" + " ;" * 140):
+        assert not is_data_url(text)  # a pattern that tries every division would take days
 
 
 def test_a_form_with_files_and_texts(client, embedder):

@@ -1,6 +1,8 @@
 """The other routes: what the functions of the library answer, in JSON."""
 
+import copy
 import re
+import shutil
 from dataclasses import replace
 from datetime import date
 
@@ -10,7 +12,7 @@ import pytest
 import wavlink
 from tests.conftest import tone
 from tests.helpers import wav
-from tests.served import audio_item, data_url, form
+from tests.served import audio_item, data_url, form, serving
 from wavlink.search.index import Hit, Index
 from wavlink.serving.answers import _hit
 from wavlink.serving.responses import SearchHit
@@ -124,3 +126,47 @@ def test_the_openapi_document_describes_every_request_and_response(client):
     references = re.findall(r"#/components/schemas/(\w+)", str(document))
     assert references and set(references) <= set(schemas)
     assert client.get("/docs")[0] == 200
+
+
+def test_head_is_get_without_its_body(client):
+    """Checks of health send it, such as `wget --spider`."""
+    for path in ("/health", "/metrics", "/v1/models", "/openapi.json"):
+        with client.connect() as connection:
+            connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: connection.recv(2**16), b""))
+        assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"\r\n\r\n"), answer
+
+
+def test_a_path_may_end_in_a_slash(embedder):
+    """It is not redirected: behind a proxy that encrypts, the address in a redirect would not be encrypted."""
+    with serving(embedder, key="correct-horse") as client:
+        assert client.post("/v1/embeddings/", {"input": "rain"})[0] == 200
+        client.key = ""
+        assert client.get("/health/")[0] == 200 and client.get("/v1/models/")[0] == 401
+        assert client.get("//")[0] == 401
+
+
+def test_an_index_that_cannot_be_searched_is_an_error_of_the_server(embedder, index_folder, tmp_path, caplog):
+    """It tells no path of this machine, and is over once the index is back."""
+    folder = tmp_path / "index"
+    shutil.copytree(index_folder, folder)
+    with serving(embedder, lambda batched: Index.open(folder, batched)) as client:
+
+        def answers(status: int) -> None:
+            found, document = client.post("/v1/search", {"text": "a dog"})
+            assert found == status and str(tmp_path) not in str(document), document
+            if status == 503:
+                assert document["error"]["type"] == "server_error" and "log" in document["error"]["message"]
+
+        folder.rename(tmp_path / "away")
+        answers(503)
+        assert str(folder) in caplog.text
+        assert client.post("/v1/search", {"text": "a dog", "sound": audio_item(CLIPS[0]), "prior": 0.2})[0] == 503
+        (tmp_path / "away").rename(folder)
+        answers(200)
+        assert client.post("/v1/search", {"text": "a dog", "sound": audio_item(CLIPS[0]), "prior": 0.2})[0] == 400
+        shutil.rmtree(folder)
+        other = copy.copy(embedder)
+        other.name, other.revision = "other", "sha256:other"
+        Index.build(index_folder.parent / "sounds", folder, other, progress=False)
+        answers(503)

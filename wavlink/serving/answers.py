@@ -1,6 +1,7 @@
 """What each route answers. These functions run in threads, many at a time, and share their batches."""
 
 import base64
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ from .requests import (
 
 if TYPE_CHECKING:
     from wavlink.search.index import Index
+
+logger = logging.getLogger(__name__)
 
 Files = list[tuple[str, bytes]]  # names, for errors, and contents
 
@@ -114,13 +117,16 @@ class Answers:
         self._count([*texts["text"], *wanted], "text")
         self._count([*texts["text"], *wanted, *texts["without"], *unwanted], "without")
         sounds, seconds = self._decode([*wanted, *unwanted])
-        limits = {"weight": request.weight, "top_k": request.top_k, "windows": request.windows}
-        hits = self.index.query(
-            *(texts["text"], sounds[: len(wanted)], texts["without"], sounds[len(wanted) :]),
-            **limits,
-            min_probability=request.min_probability,
-            prior=request.prior,
-        )
+        names = ("weight", "top_k", "windows", "min_probability", "prior")
+        options = {name: getattr(request, name) for name in names}
+        try:
+            query = texts["text"], sounds[: len(wanted)], texts["without"], sounds[len(wanted) :]
+            hits = self.index.query(*query, **options)
+        except RequestError:
+            raise
+        except ValueError:
+            _refuse_lost(self.index)
+            raise
         self.metrics.count_inputs(sum(map(len, texts.values())), 0, seconds)
         return {
             "object": "list",
@@ -141,7 +147,7 @@ class Answers:
         dim = self._dim(request.dimensions)
         (sound,), seconds = self._decode(files)
         window, hop = windows_of(self.embedder, sound, request.window, request.hop)
-        if seconds / hop > self.limits.max_windows:
+        if seconds > hop * self.limits.max_windows:
             raise RequestError(
                 400, f"hop={hop:g} s gives more than {self.limits.max_windows} windows: give a longer one", param="hop"
             )
@@ -216,6 +222,16 @@ def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
     if encoding == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.tolist()
+
+
+def _refuse_lost(index: "Index") -> None:
+    """Raise an error of the server if an index cannot be searched at all, whose reason may name paths of this machine."""
+    try:
+        index.nearest(np.ones(index.manifest.dims, np.float32), 1)
+    except ValueError as error:
+        logger.error(f"the index cannot be searched: {error}")
+        message = "the index cannot be searched now; the server's log says why"
+        raise RequestError(503, message, code="index_unavailable", retry_after=1) from error
 
 
 def _hit(hit: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import binascii
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -12,14 +13,16 @@ from processing.audio import limited, opened, resampled
 
 from .errors import RequestError
 
-_DATA_URL = re.compile(r"data:([\w.+/-]*)((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
-_SOUND_URL = re.compile(r"data:(audio/|video/|application/octet-stream|;base64,)", re.IGNORECASE)
+_PARAMETER = r';\s*[\w.+-]+=(?:"[^"]*"\s*|[^;"]*)'  # recorders of browsers write `; codecs=vp8,opus`
+_DATA_URL = re.compile(rf"data:[\w.+/-]*\s*(?:{_PARAMETER})*;\s*base64\s*,", re.IGNORECASE)
+_PLAIN_URL = re.compile(r"data:(audio|video|application)/[^,]*,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_MOST_HEAD = 300  # characters of a data URL before its content
 
 
 def is_data_url(text: str) -> bool:
-    """Whether a text is a data URL of a sound, such as `data:audio/wav;base64,...`."""
-    return bool(_SOUND_URL.match(text[:100]))
+    """Whether a text is a data URL, such as `data:audio/wav;base64,...`; a sound may have any type."""
+    return bool(_DATA_URL.match(text[:_MOST_HEAD]) or _PLAIN_URL.match(text[:_MOST_HEAD]))
 
 
 def from_data_url(url: str, name: str) -> bytes:
@@ -28,14 +31,15 @@ def from_data_url(url: str, name: str) -> bytes:
     Args:
         name: of the field, in errors.
     """
-    found = _DATA_URL.match(url[:300])
-    if not found:
-        if _URL.match(url[:300]):
-            raise RequestError(400, f"{name} is an address, and nothing is fetched: send the sound itself", param=name)
-        raise RequestError(400, f"{name} must be a data URL, such as data:audio/wav;base64,...", param=name)
-    if not found[3]:
+    head = url[:_MOST_HEAD]
+    if found := _DATA_URL.match(head):
+        content = url[found.end() :]
+        return from_base64(unquote(content) if "%" in content else content, name)
+    if _PLAIN_URL.match(head):
         raise RequestError(400, f"{name} is a data URL that is not in base64: data:audio/wav;base64,...", param=name)
-    return from_base64(url[found.end() :], name)
+    if _URL.match(head):
+        raise RequestError(400, f"{name} is an address, and nothing is fetched: send the sound itself", param=name)
+    raise RequestError(400, f"{name} must be a data URL, such as data:audio/wav;base64,...", param=name)
 
 
 def from_base64(text: str, name: str) -> bytes:
@@ -47,7 +51,8 @@ def from_base64(text: str, name: str) -> bytes:
     if text[:5].lower() == "data:":
         return from_data_url(text, name)
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        # Spaces within a line stay, and are refused: a form makes them of each +.
+        return base64.b64decode("".join(map(str.strip, text.splitlines())), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(400, f"{name} is not valid base64: {error}", param=name) from error
 

@@ -59,6 +59,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = _as_routed(scope)
         start, status, body = time.perf_counter(), 0, None
 
         async def counted(message: Message) -> None:
@@ -148,6 +149,12 @@ class Guard:
 
     def _too_large(self) -> RequestError:
         return RequestError(413, f"the body is larger than {self.limits.max_bytes} bytes: send less in a request")
+
+
+def _as_routed(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Return a scope with the path without slashes at its end, and GET for HEAD, whose body the server leaves out."""
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "method": method, "path": scope["path"].rstrip("/") or "/"}
 
 
 def _busy() -> RequestError:
