@@ -32,6 +32,7 @@ _BATCHES_AHEAD = 2  # ready for the model
 _BATCHES_SORTED = 10  # the most sound that is sorted at once, however large the lookahead
 
 _PACKING = threading.Lock()  # of a text tower, which the first texts need
+_TOKENIZING = threading.Lock()  # padding and truncation are settings of a tokenizer of transformers
 
 
 class Embedder:
@@ -221,7 +222,8 @@ class Embedder:
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of strings")
-        warn_of_unknown_words(getattr(self.processor, "tokenizer", None), texts, self.name)
+        with _TOKENIZING:
+            warn_of_unknown_words(getattr(self.processor, "tokenizer", None), texts, self.name)
         with _PACKING:
             if self._pack_text:
                 self._pack_text()
@@ -230,7 +232,8 @@ class Embedder:
         embeds = np.empty((len(texts), self.dims), dtype=np.float32)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = self.processor(text=[texts[index] for index in batch], return_tensors=self._tensors)
+            with _TOKENIZING:
+                inputs = self.processor(text=[texts[index] for index in batch], return_tensors=self._tensors)
             embeds[batch] = self._vectors(inputs, "get_text_features")
         for text, vector in zip(texts, embeds, strict=True):
             if not _has_direction(vector):

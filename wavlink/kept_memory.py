@@ -31,11 +31,11 @@ def limit_kept_memory(primitives: int = 32, one_heap: bool = False) -> bool:
     if tuned or platform.libc_ver()[0] != "glibc":
         return False
     limits = {_M_MMAP_THRESHOLD: _MAPPED, _M_TRIM_THRESHOLD: _KEPT} | ({_M_ARENA_MAX: 1} if one_heap else {})
-    mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(name, value) for name, value in limits.items()])
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl, on which programs made for glibc may run, has none
+    return bool(mallopt) and all([mallopt(name, value) for name, value in limits.items()])
 
 
 def return_freed_memory() -> None:
     """Return the free pages of the heap, also those between blocks in use, to the system; only with glibc."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if platform.libc_ver()[0] == "glibc" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)

@@ -1,8 +1,11 @@
 """Embedder: the plain model's vectors in the order of the clips, taken lazily, by a thread that ends."""
 
+import copy
 import itertools
 import pickle
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -292,3 +295,30 @@ def test_windows_cover_a_clip():
     clip = np.arange(70)
     assert [(part[0], len(part)) for part in cover(clip, 30)] == [(0, 30), (20, 30), (40, 30)]
     assert [len(part) for part in cover(clip[:30], 30)] == [30] and len(cover(clip, None)) == 1
+
+
+def test_texts_are_tokenized_by_one_thread_at_a_time(model, processor):
+    """Padding and truncation are settings of a tokenizer of transformers, which another thread would change."""
+    embedder, busy = Embedder(model, processor), threading.Lock()
+    tokenizer = embedder.processor.tokenizer
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def __call__(self, *texts, **options):
+            assert busy.acquire(blocking=False), "two threads at once"
+            time.sleep(0.005)
+            try:
+                return tokenizer(*texts, **options)
+            finally:
+                busy.release()
+
+    texts = [["rain"], ["the loud bell rings", "rain"]]
+    expected = [embedder.embed_text(each) for each in texts]
+    embedder.processor = copy.copy(embedder.processor)
+    embedder.processor.tokenizer = Watched()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(embedder.embed_text, texts * 4))
+    for vectors, exact in zip(found, expected * 4, strict=True):
+        np.testing.assert_allclose(vectors, exact, rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 """int8 exports: what they state, the gate on R@10, layers that stay in fp32, and vectors that ignore their batch."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from wavlink.search.table import Table
 
 pytest.importorskip("nncf")
 
+EMBED = Int8Search._embed  # which a fixture replaces
 CLIPS = 12
 WORDS = "dog cat bell rain".split()
 LAYERS = [f"encoder.layers.{n}.{part}" for n in range(2) for part in ("self_attn.q_proj", "fc1", "fc2")]
@@ -132,8 +134,32 @@ def test_named_layers_stay_in_fp32(few_steps, monkeypatch, wavlink_folder, sound
 def test_validation_split_of_ten_is_refused(few_steps, wavlink_folder, sounds_folder):
     given = splits(sounds_folder)
     given["validation"].rows = given["validation"].rows.select(range(10))
-    with pytest.raises(ValueError, match="10 clips and 10 captions, and R@10 of ten is always 100 %"):
+    with pytest.raises(ValueError, match="10 readable clips and 10 captions, and R@10 of ten is always 100 %"):
         export(wavlink_folder, "openvino", "int8", **given)
+
+
+@pytest.mark.parametrize("readable", [11, 10])
+def test_clips_that_cannot_be_read_are_named_and_not_counted(
+    readable, few_steps, monkeypatch, wavlink_folder, sounds_folder, tmp_path, caplog
+):
+    folder = tmp_path / "sounds"
+    shutil.copytree(sounds_folder, folder)
+    for split in ("train", "validation"):
+        for index in range(readable, CLIPS):
+            (folder / split / f"{index}.wav").write_bytes(b"no sound")
+    monkeypatch.setattr(Int8Search, "_embed", EMBED)
+    recalls = {way: dict.fromkeys((4, 8, 16, 32), 50.0) for way in ("text_to_audio", "audio_to_text")}
+    monkeypatch.setattr(Int8Search, "_recall", lambda *_: recalls)
+    vectors = lambda inputs: np.ones((len(next(iter(inputs.values()))), 32), np.float32)  # noqa: E731
+    monkeypatch.setattr(int8_search, "open_tower", lambda *_: vectors)
+    if readable == 10:
+        with pytest.raises(ValueError, match="10 readable clips"):
+            export(wavlink_folder, "openvino", "int8", **splits(folder))
+        return
+    record = export(wavlink_folder, "openvino", "int8", **splits(folder))
+    assert record["calibration"]["clips"] == record["validation"]["clips"] == readable
+    assert "train/11.wav is left out of the calibration: " in caplog.text
+    assert "validation/11.wav is left out of the scores: " in caplog.text
 
 
 def test_layers_are_ranked_by_what_int8_does_to_the_vectors(model, processor):

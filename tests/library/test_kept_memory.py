@@ -1,11 +1,14 @@
 """Memory that a process keeps: freed blocks, the heaps of threads, and what oneDNN caches."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from wavlink import kept_memory
 
 # A block of 16 MB that is freed makes glibc take all smaller ones from the heap; the last tensor keeps the heap's end.
 FREED = """
@@ -118,3 +121,15 @@ libc.fflush(file)
 def test_threads_share_one_heap(one_heap):
     heaps = run(one_heap, code=THREADS).count("<heap")
     assert heaps == 1 if one_heap else heaps > 1
+
+
+def test_a_library_without_these_functions_changes_nothing(monkeypatch):
+    """As musl, on which a program made for glibc may run."""
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.setenv(name, "1")
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.17"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    assert not kept_memory.limit_kept_memory(one_heap=True)
+    kept_memory.return_freed_memory()

@@ -64,7 +64,12 @@ CASES = {
     "long together": ("embeddings", {"input": [data_url(wav(tone(seconds=21)))] * 2}, 413, "lasts too long"),
     "no base64": ("embeddings", {"input": "data:audio/wav;base64,???"}, 400, "not valid base64"),
     "URL without base64": ("embeddings", {"input": "data:audio/wav,abc"}, 400, "not in base64"),
-    "data URL of a text": ("embeddings", {"input": "data:text/plain;base64,cmFpbg=="}, 400, "cannot read input as sound"),
+    "data URL of a text": (
+        "embeddings",
+        {"input": "data:text/plain;base64,cmFpbg=="},
+        400,
+        "cannot read input as sound",
+    ),
     "short data URL": ("embeddings", {"input": "data:application/ogg;base64,T2dn"}, 400, "cannot read input as sound"),
     "plus as a space": ("embeddings", {"input": "data:audio/wav;base64,UklG UklG UklG UklG "}, 400, "valid base64"),
     "address": (
@@ -190,7 +195,10 @@ def test_a_key_is_needed_where_there_is_one(embedder):
         ({"input": [[1] * 2049]}, "input[0] holds 2049 inputs"),
         ({f"k{number}": 0 for number in range(2049)}, "no field 'k0'"),
         ({"input": {f"k{number}": 0 for number in range(17)}}, "input holds 17 fields, the most are 16"),
-        ({"input": ["rain", {"input_audio": dict.fromkeys(map(str, range(17)))}]}, "input[1].input_audio holds 17 fields"),
+        (
+            {"input": ["rain", {"input_audio": dict.fromkeys(map(str, range(17)))}]},
+            "input[1].input_audio holds 17 fields",
+        ),
     ],
 )
 def test_a_request_of_many_parts_is_refused_before_each_is_checked(body, reason, monkeypatch):

@@ -1,5 +1,6 @@
 """Find an int8 version of a model that retrieves as well as fp32: calibrate, measure, and leave layers out."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
-from processing.audio import load_column
+from processing.audio import clip_name, load_column
 from processing.datasets.load import captions_of
 from wavlink.batching import cover
 from wavlink.evaluation.calibrate import data_name, validation_split
@@ -21,6 +22,8 @@ from .exported import graph_path
 from .graphs import Tower
 from .int8 import quantize, rank_layers
 from .sessions import INPUTS, open_tower
+
+logger = logging.getLogger(__name__)
 
 MAX_LOSS = 0.5  # points of R@10 that int8 may lose
 _RANKED = 16  # clips and texts by which layers are ranked
@@ -64,10 +67,11 @@ def calibration_inputs(
     extractor = processor.feature_extractor
     rate = extractor.sampling_rate
     inputs: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in INPUTS}
-    for row in rows:
+    for index, row in enumerate(rows):
         try:
             clip = cover(load_column(row["audio"], rate), extractor.n_samples)[0]
-        except ValueError:  # unreadable; validation names those
+        except ValueError as error:
+            logger.warning(f"{clip_name(row['audio'], index)} is left out of the calibration: {error}")
             continue
         inputs["audio"].append(_arrays("audio", processor(audio=[clip], sampling_rate=rate, return_tensors="np")))
         inputs["text"].append(_arrays("text", processor(text=captions_of(row, columns)[:1], return_tensors="np")))
@@ -115,9 +119,12 @@ class Int8Search:
         self.dims = sorted({model.config.projection_dim, *model.config.matryoshka_dims})
         self.validation, rows = validation, calibration.spread(clips)
         self.about = {"calibration": calibration.describe(rows), "validation": validation.describe()}
-        self._refuse_few()
+        split = validation.rows.remove_columns("audio")
+        texts = {text for row in split for text in captions_of(row, validation.columns)}
+        _refuse_few(len(split), len(texts))  # before the work; once more without what cannot be read
         progress("reading the calibration clips")
         self.inputs = calibration_inputs(rows, calibration.columns, processor)
+        self.about["calibration"]["clips"] = len(self.inputs["audio"])
         progress("embedding the validation split in fp32")
         self.exact = self._embed(self.graphs, "fp32")
         self.layers: dict[str, list[str]] = {}  # of each tower
@@ -178,20 +185,14 @@ class Int8Search:
         }
         return vectors, figures
 
-    def _refuse_few(self) -> None:
-        split = self.validation
-        texts = {text for row in split.rows.remove_columns("audio") for text in captions_of(row, split.columns)}
-        if min(len(split.rows), len(texts)) < _LEAST:
-            raise ValueError(
-                f"the validation split has {len(split.rows)} clips and {len(texts)} captions, and R@10 of ten is "
-                f"always 100 %: give {_LEAST} or more of each, better some hundreds"
-            )
-
     def _embed(self, graphs: dict[str, Path], precision: str) -> Embedded:
         towers = {name: open_tower(self.backend, path, precision) for name, path in graphs.items()}
         model = CompiledModel(self.model, towers, self.backend, precision)
         split = self.validation
-        return embed_dataset(model, self.processor, split.rows, split.columns, progress=False)  # type: ignore[arg-type]
+        embedded = embed_dataset(model, self.processor, split.rows, split.columns, progress=False)  # type: ignore[arg-type]
+        _refuse_few(len(embedded.audio), len(embedded.texts))
+        self.about["validation"]["clips"] = len(embedded.audio)
+        return embedded
 
     def _recall(self, embedded: Embedded) -> dict[str, dict[int, float]]:
         """Return R@10 in percent, by direction and dim."""
@@ -207,6 +208,14 @@ class Int8Search:
             ranked += rank_layers(Tower(self.model, name).eval(), sample)
         known = {name for names in self.layers.values() for name in names}
         return sorted((item for item in ranked if item[0] in known), key=lambda item: item[1])
+
+
+def _refuse_few(clips: int, texts: int) -> None:
+    if min(clips, texts) < _LEAST:
+        raise ValueError(
+            f"the validation split has {clips} readable clips and {texts} captions, and R@10 of ten is always 100 %: "
+            f"give {_LEAST} or more of each, better some hundreds"
+        )
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -201,7 +201,7 @@ async def _parser(http: Request, model: type[Body], most: int) -> Callable[[], t
     if (encoding := http.headers.get("content-encoding", "identity").strip().lower()) != "identity":
         raise RequestError(415, f"content-encoding {encoding!r:.100}: send the body as it is")
     if kind == FORMS[1] and body.lstrip()[:1] == b"{":
-        raise RequestError(415, "the body is JSON, and its content-type is a form's: send Content-Type: application/json")
+        raise RequestError(415, "the body is JSON and is sent as a form: send Content-Type: application/json")
     if kind in FORMS:
         return lambda: parse_form(model, http.scope, body, most)
     if body and kind != "application/json":
