@@ -225,7 +225,7 @@ def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
 
 
 def _refuse_lost(index: "Index") -> None:
-    """Raise an error of the server if an index cannot be searched at all; the reason may name paths of it."""
+    """Raise an error of the server if an index cannot be searched at all: the reason itself would name its paths."""
     try:
         index.nearest(np.ones(index.manifest.dims, np.float32), 1)
     except ValueError as error:
