@@ -185,7 +185,7 @@ def read_metadata(path: Path) -> list[dict]:
 
 
 def _rows_of_csv(lines: Iterable[str]) -> list[dict]:
-    """Return the rows; a quote without its second half, which would take all that follows into one cell, is refused."""
+    """Return the rows; a quote without its second half, which would take what follows into one cell, is refused."""
     reader = csv.DictReader(chain(lines, [_END]))
     rows = list(reader)
     header = [name for name in reader.fieldnames or () if name]
