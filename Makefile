@@ -126,4 +126,4 @@ tables: $(VENV)/.installed  ## the tables and plots of README and docs, from ben
 	$(RUN) benchmarks/pictures.py
 
 reproduce: $(VENV)/.installed  ## measure again what fits into 3 hours, and compare with benchmarks/results: SOUNDS=FOLDER HOURS=3
-	$(RUN) benchmarks/reproduce.py --sounds $(or $(SOUNDS),$(error name an audiofolder: make reproduce SOUNDS=FOLDER)) --hours $(HOURS)
+	$(RUN) benchmarks/reproduce.py --sounds "$(or $(SOUNDS),$(error name an audiofolder: make reproduce SOUNDS=FOLDER))" --hours $(HOURS)

@@ -58,6 +58,7 @@ class Again:
 _TRAIN = "python train.py quickstart --output_dir OUT/quickstart --seed 0"
 _EVAL = "python -m wavlink eval --model {}OUT/quickstart/best --benchmark synthetic --output OUT/quickstart/{}.json"
 _TINY = "python -m wavlink eval --model wavlink-tiny --benchmark sounds --output OUT/wavlink-tiny.json"
+_ROBUST = "python -m wavlink eval --model wavlink-tiny --benchmark sounds --robustness --output OUT/robust.json"
 RUNS = {
     "browser": Again(15, needs="npm packages and a Chromium", of_machine=True),
     "captions_at_scale": Again(30, of_machine=True),
@@ -76,6 +77,9 @@ RUNS = {
         25,
         before=(_TRAIN, _EVAL.format("", "scores"), _EVAL.format("random:", "random")),
         command="python benchmarks/scores.py quickstart=OUT/quickstart/scores.json random=OUT/quickstart/random.json",
+    ),
+    "robustness": Again(
+        60, before=(_ROBUST,), command="python benchmarks/scores.py --seed 0 wavlink-tiny=OUT/robust.json"
     ),
     "speed": Again(15, of_machine=True),
     "storage": Again(
@@ -244,6 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--out must not be where the records are kept")
     (out / "records").mkdir(parents=True, exist_ok=True)
     kept = [records.read(path) for path in sorted(options.results.glob("*.json"))]
+    if unknown := {*(options.only or ())} - {record["name"] for record in kept}:
+        names = ", ".join(record["name"] for record in kept)
+        parser.error(f"--only {' '.join(sorted(unknown))}: there is no such record, only {names}")
     kept = [
         record for record in kept if "source" not in record and record["name"] in (options.only or [record["name"]])
     ]

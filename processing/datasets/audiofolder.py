@@ -5,6 +5,8 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -19,6 +21,8 @@ from .folder_form import class_root, metadata_of
 
 logger = logging.getLogger(__name__)
 
+_END = "\x1a"  # a line after the last one of a CSV: within a cell, it tells that a quote is open
+
 
 def load_folder(folder: Path, split: str) -> datasets.Dataset:
     """Load a split with undecoded `audio` and the metadata of each clip.
@@ -27,7 +31,7 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
     (or `.jsonl`) with a `file_name` column, the same without split folders, or no such file and a folder for each
     class, `SPLIT/LABEL/1.wav` or deeper, `SPLIT/LABEL/session1/1.wav`: the `label` is the name of the first folder
     below the split. Without metadata, sound files are those of `SoundFiles`. Sounds that are left out are counted and
-    named in a warning.
+    named in a warning. Rows of the same file are one clip, with the captions of all.
 
     Raises:
         ValueError: no rows or sounds, or metadata that cannot be read or names other files.
@@ -36,10 +40,9 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
     if metadata is None:
         return _from_classes(folder, split)
     rows = read_metadata(metadata)
-    root = metadata.parent
-    if metadata.parent == folder and (folder / split).is_dir():  # one list for all split folders
+    root = metadata.parent if metadata.parent != folder else class_root(folder, split)
+    if metadata.parent != root:  # one list for all split folders
         rows = [row for row in rows if Path(row["file_name"]).parts[:1] == (split,)]
-        root = folder / split
     elif metadata.parent == folder:
         logger.warning(f"{folder} has no split folders: all of its rows are taken as {split!r}")
     if not rows:
@@ -49,9 +52,43 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
     _warn_of_unnamed(metadata, root, {os.path.normpath(row["audio"]["path"]) for row in rows})
     refuse_mixed(rows, str(metadata))
     try:
-        return _as_dataset(rows)
+        return _as_dataset(_by_file(rows, metadata))
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{metadata} has a column whose values are of several kinds: {error}") from error
+
+
+def _by_file(rows: list[dict], metadata: Path) -> list[dict]:
+    """Return a row for each file: a clip that stands in several rows would be a wrong answer to its own captions.
+
+    A column with different cells for a file becomes one of lists.
+    """
+    files: dict[str, list[dict]] = {}
+    for row in rows:
+        files.setdefault(os.path.normpath(row["audio"]["path"]), []).append(row)
+    if len(files) == len(rows):
+        return rows
+    cells = [{name: _different(row[name] for row in group) for name in rows[0]} for group in files.values()]
+    lists = {name for name in rows[0] if any(len(clip[name]) > 1 for clip in cells)}
+    several = f" with all that they hold in {', '.join(sorted(lists))}" if lists else ""
+    logger.warning(f"{metadata} has {len(rows)} rows of {len(files)} sounds: those of a sound are one clip{several}")
+    return [
+        {name: _items(found) if name in lists else found[0] if found else None for name, found in clip.items()}
+        for clip in cells
+    ]
+
+
+def _different(cells: Iterable) -> list:
+    """The cells that are not empty, equal ones once."""
+    found: list = []
+    for cell in cells:
+        if cell not in (None, "") and cell not in found:
+            found.append(cell)
+    return found
+
+
+def _items(cells: list) -> list:
+    """The cells, and the items of those that are lists."""
+    return _different(chain.from_iterable(cell if isinstance(cell, list) else [cell] for cell in cells))
 
 
 def _file_of(metadata: Path, name: str) -> str:
@@ -128,12 +165,8 @@ def read_metadata(path: Path) -> list[dict]:
         ValueError: the file cannot be read, or has rows without `file_name`.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-        lines = csv.DictReader(file) if path.suffix == ".csv" else (json.loads(x) for x in file if x.strip())
         try:
-            rows = list(lines)
-            header = [name for name in getattr(lines, "fieldnames", None) or () if name]
-            if twice := next((name for name in header if header.count(name) > 1), None):
-                raise ValueError(f"it has several columns named {twice!r}: rename or remove one")
+            rows = _rows_of_csv(file) if path.suffix == ".csv" else [json.loads(x) for x in file if x.strip()]
             for row in rows:
                 _check_row(row)
         except (ValueError, RecursionError, csv.Error) as error:
@@ -149,6 +182,20 @@ def read_metadata(path: Path) -> list[dict]:
                 f"{path} has more cells than columns for {row['file_name']}: put a text that holds a comma in quotes"
             )
     return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _rows_of_csv(lines: Iterable[str]) -> list[dict]:
+    """Return the rows; a quote without its second half, which would take what follows into one cell, is refused."""
+    reader = csv.DictReader(chain(lines, [_END]))
+    rows = list(reader)
+    header = [name for name in reader.fieldnames or () if name]
+    if header == [_END]:
+        return []
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise ValueError(f"it has several columns named {twice!r}: rename or remove one")
+    if not rows or next(iter(rows.pop().values())) not in (_END, [_END]):
+        raise ValueError("a quote is opened and never closed: close it, or write a quote within a text twice")
+    return rows
 
 
 def _check_row(row) -> None:

@@ -20,6 +20,8 @@ import datasets
 import numpy as np
 import pyarrow
 
+from processing.text_inputs_wavlink import has_half_pair
+
 from .report import MomentReport
 from .youtube_ids import clip_keys, find_clips, index_folder, seconds_of
 
@@ -120,9 +122,9 @@ def _by_recording(path: Path, report: MomentReport) -> tuple[dict[str, list[dict
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield a name for messages and the row of each query, in JSONL's form; what cannot be read is None."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
         content = json.loads(text) if path.suffix == ".json" else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
@@ -153,7 +155,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -165,6 +167,8 @@ def _query(row: Any) -> tuple[str, str, str, float, list[list[float]]] | None:
     duration = math.inf if row.get("duration") is None else row["duration"]
     if not (isinstance(vid, str) and vid and isinstance(qid, str | int) and isinstance(text, str) and text.strip()):
         return None
+    if any(map(has_half_pair, (vid, str(qid), text))):
+        return None
     if not _is_number(duration) or not isinstance(windows, list):
         return None
     if not all(isinstance(window, list) and len(window) == 2 and all(map(_is_number, window)) for window in windows):
@@ -173,7 +177,12 @@ def _query(row: Any) -> tuple[str, str, str, float, list[list[float]]] | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # no float is so large
+        return False
 
 
 def _with_sounds(

@@ -64,6 +64,38 @@ def test_an_audiofolder_in_every_layout(files, metadata, content, tmp_path):
     np.testing.assert_allclose(CaptionedAudio(dataset, ["caption"])[1]["audio"]["array"], tone(440, 0.1), atol=1e-4)
 
 
+def test_a_common_list_of_other_split_folders_gives_no_rows_of_them(tmp_path):
+    content = "file_name,caption\ntrain/cat.wav,a cat\nvalidation/dog.wav,a dog\n"
+    folder = write(tmp_path, ["train/cat.wav", "validation/dog.wav"], "metadata.csv", content)
+    assert load_split(folder, "train")["caption"] == ["a cat"]
+    with pytest.raises(ValueError, match="has no rows for test"):
+        load_split(folder, "test")
+
+
+def test_the_rows_of_a_file_are_one_clip_with_the_captions_of_all(tmp_path, caplog):
+    rows = ["dog.wav,a dog barks,dog", "bell.wav,a bell,bell", "./dog.wav,a hound,dog", "dog.wav,a dog barks,"]
+    content = "\n".join(["file_name,caption,label", *rows])
+    dataset = load_split(write(tmp_path, FILES, "test/metadata.csv", content), "test")
+    assert [row["audio"]["path"].rsplit("/", 1)[1] for row in dataset] == ["dog.wav", "bell.wav"]
+    assert [captions_of(row, ["caption"]) for row in dataset] == [["a dog barks", "a hound"], ["a bell"]]
+    assert label_names(dataset) == ["dog", "bell"]
+    assert "4 rows of 2 sounds" in caplog.text and "all that they hold in caption" in caplog.text
+
+
+def test_lists_of_captions_of_a_file_are_one_list(tmp_path):
+    rows = [("dog.wav", ["a dog", "a hound"]), ("dog.wav", ["a dog", None]), ("bell.wav", None)]
+    lines = "\n".join(json.dumps({"file_name": name, "caption": texts}) for name, texts in rows)
+    dataset = load_split(write(tmp_path, FILES, "test/metadata.jsonl", lines), "test")
+    assert [captions_of(row, ["caption"]) for row in dataset] == [["a dog", "a hound"], []]
+
+
+@pytest.mark.parametrize("opened", ['dog.wav,"A dog\nbell.wav,A bell\n', 'dog.wav,A dog\nbell.wav,"A bell'])
+def test_a_quote_that_is_never_closed_is_refused(opened, tmp_path):
+    folder = write(tmp_path, FILES, "test/metadata.csv", "file_name,caption\n" + opened)
+    with pytest.raises(ValueError, match="metadata.csv: a quote is opened and never closed"):
+        load_split(folder, "test")
+
+
 def test_a_split_folder_takes_precedence_over_a_common_list(tmp_path):
     write(tmp_path, ["dog.wav"], "metadata.csv", "file_name,caption\ndog.wav,The whole\n")
     folder = write(tmp_path, ["test/dog.wav"], "test/metadata.csv", "file_name,caption\ndog.wav,The split\n")

@@ -6,7 +6,7 @@ import pytest
 
 from processing.datasets.moments import load_moments
 
-from ..moment_folders import CASTELLA, CLOTHO_MOMENT, castella_folder, clotho_moment_folder
+from ..moment_folders import CASTELLA, CLOTHO_MOMENT, castella_folder, clotho_moment_folder, query
 from ..paper_files import wav, write
 
 
@@ -46,6 +46,33 @@ def test_bad_rows_are_named_and_counted(tmp_path):
         "other_length": ["Short_4.0_64.0"],
     }
     assert "5 of 12 queries on 3 recordings; " in str(report) and "1 missing, such as Gone_2.0_62.0" in str(report)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        json.dumps(query("1", duration=10**400)),
+        json.dumps(query("1", windows=[(0, 10**400)])),
+        json.dumps(query("1", query="\ud800")),
+        json.dumps(query("1", "\ud800")),
+        "[" * 100_000,
+    ],
+    ids=["duration", "window", "half a character", "half a character in the id", "depth"],
+)
+def test_what_json_can_hold_and_no_query_can_is_malformed(line, tmp_path):
+    folder = clotho_moment_folder(tmp_path)
+    path = tmp_path / "text/test.jsonl"
+    path.write_text(f"{line}\n{json.dumps(query('2'))}", encoding="utf-8")
+    dataset, report = load_moments("clotho-moment", "test", folder)
+    assert [moment["qid"] for moment in dataset[0]["moments"]] == ["2"]
+    assert report.examples == {"malformed": ["line 1"]}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_query(tmp_path):
+    folder = clotho_moment_folder(tmp_path)
+    path = tmp_path / "text/test.jsonl"
+    path.write_text(json.dumps(query("1")), encoding="utf-8-sig")
+    assert load_moments("clotho-moment", "test", folder)[0][0]["moments"][0]["qid"] == "1"
 
 
 def test_castella_as_its_authors_publish_it(tmp_path):

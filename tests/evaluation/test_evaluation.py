@@ -265,6 +265,80 @@ def test_the_command_refuses_what_cannot_be_scored(wavlink_folder, folder, argum
         main(["--model", str(wavlink_folder), *(str(folder) if word == "FOLDER" else word for word in arguments)])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "renames", "message"),
+    [
+        (["--candidates", "Dog", "Cat"], {}, "none of 5 clips has a label among the 2 candidates"),
+        (["--candidates", "dog"], {}, "'dog' is the only label"),
+        ([], {"horse": "a horse"}, "renames hold 'horse', which is no label here"),
+        ([], {"dog": "cat"}, "'cat' and 'dog' both read 'cat'"),
+        ([], {"cat": ["a cat"]}, "the label 'cat' needs words"),
+    ],
+)
+def test_options_that_do_not_fit_the_labels_are_refused_before_a_model_is_loaded(
+    folder, tmp_path, arguments, renames, message
+):
+    (tmp_path / "renames.json").write_text(json.dumps(renames))
+    words = ["--benchmark", str(folder), "--renames", str(tmp_path / "renames.json"), *arguments]
+    with pytest.raises(ValueError, match=message):
+        main(["--model", "no-such-model", *words])
+
+
+def captioned(root, rows) -> str:
+    """An audiofolder of tones with these file names, labels and captions."""
+    (root / "test").mkdir(parents=True)
+    for number, (name, *_) in enumerate(rows):
+        soundfile.write(root / "test" / name, tone(200 * (number + 1), 0.2, number), RATE)
+    lines = ["file_name,label,caption", *map(",".join, rows)]
+    (root / "test/metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    return str(root)
+
+
+def test_labels_that_read_alike_leave_the_captions_scored(wavlink_folder, tmp_path, caplog):
+    rows = [("a.wav", "dog_bark", "a dog"), ("b.wav", "dog bark", "a hound"), ("c.wav", "bell", "a bell")]
+    scores = command(wavlink_folder, captioned(tmp_path / "data", rows), tmp_path / "s.json", "--choices", "2")
+    assert "text_to_audio" in scores and "zero_shot" not in scores and "multiple_choice" not in scores
+    assert "labels are not scored: the labels 'dog bark' and 'dog_bark' both read 'dog bark'" in caplog.text
+
+
+def test_a_candidate_without_clips_may_have_other_words(wavlink_folder, tmp_path):
+    rows = [("a.wav", "dog", "a dog"), ("b.wav", "cat", "a cat"), ("c.wav", "bell", "a bell")]
+    (tmp_path / "renames.json").write_text('{"horse": "a horse", "cat": "a kitten"}')
+    options = ["--candidates", "dog", "bell", "horse", "--renames", str(tmp_path / "renames.json"), "--choices", "2"]
+    data = captioned(tmp_path / "data", rows)
+    scores = command(wavlink_folder, data, tmp_path / "s.json", *options, "--robustness")
+    assert scores["zero_shot"]["label_text"] == {"horse": "a horse"} and scores["zero_shot"]["clips"] == 2
+    assert scores["multiple_choice"]["questions"] == 3 and "robustness" in scores
+
+
+@pytest.mark.parametrize("unreadable", [1, 2])
+def test_robustness_is_left_out_where_the_readable_clips_allow_no_retrieval(
+    wavlink_folder, tmp_path, caplog, unreadable
+):
+    rows = [("a.wav", "dog", "a dog"), ("b.wav", "cat", "a cat"), ("c.wav", "dog", ""), ("d.wav", "cat", "")]
+    data = captioned(tmp_path / "data", rows)
+    for name, *_ in rows[:unreadable]:
+        (tmp_path / "data/test" / name).write_bytes(b"no sound")
+    scores = command(wavlink_folder, data, tmp_path / "s.json", "--robustness")
+    assert "zero_shot" in scores and "robustness" not in scores
+    assert "robustness is not scored: " in caplog.text
+
+
+def test_groups_that_are_none_are_refused_before_a_model_is_loaded(folder, tmp_path):
+    data = Path(captioned(tmp_path / "data", [("a.wav", "", "a dog"), ("b.wav", "", "a cat")]))
+    rows = [{"file_name": f"{name}.wav", "caption": name, "group": [name]} for name in "ab"]
+    (data / "test/metadata.csv").unlink()
+    (data / "test/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="column 'group' holds a list of text: a group is a text"):
+        main(["--model", "no-such-model", "--benchmark", str(data)])
+
+
+def test_captions_that_differ_in_case_alone_are_one_caption(tmp_path):
+    rows = [("a.wav", "", "a dog"), ("b.wav", "", "A Dog")]
+    with pytest.raises(ValueError, match="2 clips and 1 different captions"):
+        main(["--model", "no-such-model", "--benchmark", captioned(tmp_path / "data", rows)])
+
+
 def test_an_empty_split_is_refused(model, processor, folder):
     with pytest.raises(ValueError, match="the split is empty: name another --split"):
         evaluate_dataset(model, processor, load_split(str(folder), "test").select([]), ["caption"], progress=False)

@@ -142,6 +142,24 @@ def test_the_same_command_goes_on_and_another_commit_measures_anew(reproduce, ke
     assert (kept / "calls").read_text().count("\n") == 2
 
 
+def test_every_record_is_made_from_what_a_clone_and_its_commands_give(reproduce):
+    """A file that a command reads, such as the scores of another one, is written by a command before it."""
+    kept = [records.read(path) for path in records.RESULTS.glob("*.json")]
+    chosen, _ = reproduce.plan([record for record in kept if "source" not in record], hours=1e6)
+    for record in chosen:
+        again = reproduce.again_of(record)
+        *before, last = (line.split() for line in (*again.before, again.command or record["command"]))
+        written = {words[words.index("--output") + 1] for words in before if "--output" in words}
+        read = {word.rpartition("=")[2] for word in last if word.endswith((".json", ".jsonl"))}
+        assert read <= written, f"{record['name']} reads {read - written}, which nothing makes"
+
+
+def test_an_unknown_record_is_refused_with_those_there_are(reproduce, kept, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        measured(reproduce, kept, monkeypatch, "--only", "maed")
+    assert "--only maed: there is no such record, only failing, long, made, unknown" in capsys.readouterr().err
+
+
 def test_a_difference_stands_with_both_figures(reproduce, kept, monkeypatch):
     again = json.loads((kept / "again.json").read_text())
     again["values"]["t"]["rows"][0][1] = {"value": 12.3, "digits": 1}

@@ -18,7 +18,7 @@ from tests.htsat_models import AUDIO as HTSAT
 from tests.tone_runs import folder  # noqa: F401
 from wavlink.training import recipes
 from wavlink.training.factory import refuse_bad_start
-from wavlink.training.recipes import Recipe, computes_in_bf16, design_sweep, get_recipe
+from wavlink.training.recipes import Recipe, computes_in_bf16, design_sweep, get_recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
 PRECISION = ["--mixed_precision", "no"]  # Accelerate takes one a process, which all tests share
@@ -252,6 +252,13 @@ def test_a_recipe_refuses_wrong_values(options, capsys):
     with pytest.raises(SystemExit):
         train.parse_recipe(["quickstart", *options])
     assert options[0].strip("-") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"degraded_share": 0.5}, {"spec_augment": True}, {"equalization": 1.6}])
+def test_what_changes_log_mels_needs_clips_of_their_own_length(changes):
+    with pytest.raises(ValueError, match="degraded_share change a clip, .*give --padding longest"):
+        load_recipe("base_stage1", **changes)
+    assert load_recipe("base_stage1", padding="longest", **changes).augmented
 
 
 def test_main_says_why_in_one_line(no_weights, tmp_path, monkeypatch):

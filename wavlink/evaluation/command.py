@@ -253,7 +253,10 @@ def _columns(dataset, wanted: Sequence[str]) -> list[str]:
 
 
 def _protocol(options: argparse.Namespace) -> Protocol:
-    renames = json.loads(Path(options.renames).read_text(encoding="utf-8")) if options.renames else {}
+    try:
+        renames = json.loads(Path(options.renames).read_text(encoding="utf-8-sig")) if options.renames else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"cannot read {options.renames}: {error}") from error
     if not isinstance(renames, dict):
         raise ValueError(f"{options.renames} must hold one object, label to words, as {{'dog': 'a dog'}}")
     return Protocol(

@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
         folder = own_folder(options.model) if options.store else None
         prompts = _checked(options.prompt or TEMPLATES, options.most)
         dataset = load_split(options.data, options.split)
-        labels, reason = labels_to_score(dataset, Protocol())
+        labels, reason = labels_to_score(dataset, Protocol(clean_up=options.clean_up))
         if reason:
             raise ValueError(f"the split {options.split!r} cannot choose prompts: {reason}")
         dataset = dataset.select([row for row, label in enumerate(labels) if label])

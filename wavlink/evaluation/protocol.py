@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from processing.audio import clip_name
+from processing.collator import caption_key
 from processing.datasets.cells import kind_of
 from processing.datasets.load import captions_of, label_names
 from processing.prompts import PROMPT, prompts_of
@@ -30,8 +31,8 @@ from .questions import (
     text_reader,
 )
 from .retrieval import language_scores, retrieval_scores
-from .robustness import robustness_scores
-from .zero_shot import checked_prompts, label_texts, zero_shot_scores
+from .robustness import K, robustness_scores
+from .zero_shot import checked_prompts, label_texts, named_labels, zero_shot_scores
 
 logger = logging.get_logger(__name__)
 
@@ -113,8 +114,13 @@ def evaluate_dataset(
         store=store,
     )
     scores = scores_of(embedded, model, processor, clips, protocol, questions)
-    if protocol.robustness:
-        labels, _ = labels_to_score(clips, protocol)
+    if protocol.robustness and "text_to_audio" not in scores:
+        logger.warning(f"robustness is not scored: {why_no_retrieval(embedded.captions)}")
+    elif protocol.robustness:
+        if len(embedded.rows) <= K:
+            logger.warning(f"among {len(embedded.rows)} clips R@{K} is 100 %, whatever robustness changes")
+        labels, no_labels = labels_to_score(clips, protocol)
+        labels = [None] * len(clips) if no_labels else labels
         settings = {"clean_up": protocol.clean_up, "renames": protocol.renames, "seed": protocol.seed}
         work = {"batch_size": batch_size, "progress": progress, "store": store}
         scores["robustness"] = robustness_scores(embedded, model, processor, clips, labels, **settings, **work)
@@ -125,8 +131,9 @@ def refuse_unscorable(dataset: datasets.Dataset, columns: Sequence[str] = (), pr
     """Refuse a split that has nothing to score by, or that every model scores 100 % on.
 
     Raises:
-        ValueError: no clips, a prompt or `choice_text` that cannot be filled in, neither questions, nor two clips
-            with different captions, nor two different labels, or robustness without two clips with such captions.
+        ValueError: no clips, a prompt or `choice_text` that cannot be filled in, candidates or renames that do not fit
+            the labels, groups that are none, neither questions, nor two clips with different captions, nor two
+            different labels, or robustness without two clips with such captions.
     """
     if not len(dataset):
         raise ValueError("the split is empty: name another --split")
@@ -134,6 +141,9 @@ def refuse_unscorable(dataset: datasets.Dataset, columns: Sequence[str] = (), pr
     checked_choice_text(protocol.choice_text)
     captions = [captions_of(row, columns) for row in dataset.select_columns(list(columns))] if columns else []
     no_retrieval, (_, no_zero_shot) = why_no_retrieval(captions), labels_to_score(dataset, protocol)
+    group_names(dataset, protocol.group_column)
+    if no_zero_shot not in ("", NO_LABELS) and (protocol.candidates or protocol.renames):
+        raise ValueError(no_zero_shot)
     if no_retrieval and no_zero_shot and not {"question", MOMENTS} & {*dataset.column_names}:
         raise ValueError(f"there is nothing to score: {no_retrieval}; {no_zero_shot}")
     if protocol.robustness and no_retrieval:
@@ -148,7 +158,7 @@ def refuse_unsearchable(dataset: datasets.Dataset, columns: Sequence[str], split
 
 def why_no_retrieval(captions: Sequence[Sequence[str]]) -> str:
     """Return why the clips' captions do not allow retrieval; "" if they do."""
-    clips, texts = sum(map(bool, captions)), {text for row in captions for text in row}
+    clips, texts = sum(map(bool, captions)), {caption_key(text) for row in captions for text in row}
     if not texts:
         return "the split has no captions"
     if clips > 1 and len(texts) > 1:
@@ -168,12 +178,16 @@ def labels_to_score(clips: datasets.Dataset, protocol: Protocol) -> tuple[list[s
     names = {label for label in labels if label}
     if not names:
         return labels, NO_LABELS
-    if len({*names, *protocol.candidates}) > 1:
-        return labels, ""
-    return labels, (
-        f"{names.pop()!r} is the only label, every model is right: give clips of two labels or more (a folder for "
-        "each, or a column `label`), or other labels to choose from (candidates)"
-    )
+    if len({*names, *protocol.candidates}) < 2:
+        return labels, (
+            f"{names.pop()!r} is the only label, every model is right: give clips of two labels or more (a folder for "
+            "each, or a column `label`), or other labels to choose from (candidates)"
+        )
+    try:
+        named_labels(labels, protocol.clean_up, protocol.renames, protocol.candidates or None)
+    except ValueError as error:
+        return labels, str(error)
+    return labels, ""
 
 
 def group_names(clips: datasets.Dataset, column: str) -> list[str | None]:
@@ -235,7 +249,7 @@ def scores_of(
     elif no_zero_shot != NO_LABELS:
         logger.warning(f"labels are not scored: {no_zero_shot}")
     task_groups = AIR_BENCH_GROUPS if questions else None
-    if questions := questions or _from_labels(labels, groups, protocol):
+    if questions := questions or ([] if no_zero_shot else _from_labels(labels, groups, protocol)):
         scores["multiple_choice"] = multiple_choice_scores(
             embedded.audio,
             questions,
@@ -290,6 +304,7 @@ def _from_labels(labels: Sequence[str | None], groups: Sequence[str | None], pro
     names = sorted({label for label in labels if label})
     if not 2 <= protocol.choices <= len(names):
         return []
-    words = dict(zip(names, label_texts(names, protocol.clean_up, protocol.renames), strict=True))
+    renames = {label: text for label, text in protocol.renames.items() if label in names}
+    words = dict(zip(names, label_texts(names, protocol.clean_up, renames), strict=True))
     worded = [words.get(label) for label in labels]
     return choices_from_labels(worded, protocol.choices, protocol.seed, protocol.question, groups)

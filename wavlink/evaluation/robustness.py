@@ -93,7 +93,9 @@ def robustness_scores(
     for name in SOUND_CHANGES:
         changed = _changed_audio(name, embedded, model, processor, clips, seed, batch_size, progress, store)
         rows[name] = _sounds_row(audio, changed, text, embedded.correspondence)
-    words = dict(zip(names := sorted({*filter(None, named)}), label_texts(names, clean_up, renames), strict=True))
+    names = sorted({*filter(None, named)})
+    renames = {label: text for label, text in (renames or {}).items() if label in names}
+    words = dict(zip(names, label_texts(names, clean_up, renames), strict=True))
     for name, queries in _all_queries(embedded, [words.get(label) for label in named], seed):
         rows[name] = _queries_row(audio, queries, embed)
     model.train(was_training)

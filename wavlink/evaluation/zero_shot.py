@@ -56,18 +56,10 @@ def zero_shot_scores(
         if column is not None and len(column) != len(audio_embeds):
             raise ValueError(f"give {name} for each of the {len(audio_embeds)} clips, got {len(column)}")
     prompts = checked_prompts([prompts] if isinstance(prompts, str) else list(prompts))
-    names = sorted({label for label in labels if label}) if candidates is None else list(dict.fromkeys(candidates))
+    names, texts = named_labels(labels, clean_up, renames, candidates)
     position = {name: index for index, name in enumerate(names)}
     absent = Counter(label for label in labels if label and label not in position)
     rows = [index for index, label in enumerate(labels) if label in position]
-    if not rows:
-        raise ValueError(_nothing_to_score(len(labels), absent, names))
-    if len(names) < 2:
-        raise ValueError(
-            f"{names[0]!r} is the only label, so that every clip would be right: give the data set clips of other "
-            "labels, or name the labels to choose from (candidates)"
-        )
-    texts = label_texts(names, clean_up, renames)
     text_embeds = embed_prompted(texts, prompts, embed_texts).float()  # (labels, prompts, D)
     targets = np.array([position[labels[row]] for row in rows])
     groups = None if groups is None else [groups[row] for row in rows]
@@ -80,6 +72,26 @@ def zero_shot_scores(
         **({} if groups is None else {"ungrouped": sum(not group for group in groups)}),
         **_at_each_dim(audio_embeds[rows].float(), text_embeds, targets, names, dims, groups),
     }
+
+
+def named_labels(
+    labels: Sequence[str | None],
+    clean_up: str = "spaces",
+    renames: Mapping[str, str] | None = None,
+    candidates: Sequence[str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Return the labels to choose from, and the text of each; arguments and errors are those of `zero_shot_scores`."""
+    names = sorted({label for label in labels if label}) if candidates is None else list(dict.fromkeys(candidates))
+    absent = Counter(label for label in labels if label and label not in names)
+    if not any(label in names for label in labels if label):
+        raise ValueError(_nothing_to_score(len(labels), absent, names))
+    if len(names) < 2:
+        raise ValueError(
+            f"{names[0]!r} is the only label, so that every clip would be right: give the data set clips of other "
+            "labels, or name the labels to choose from (candidates)"
+        )
+    of_others = {*labels} - {*names}  # these may have words too
+    return names, label_texts(names, clean_up, {k: v for k, v in (renames or {}).items() if k not in of_others})
 
 
 def _nothing_to_score(clips: int, absent: Counter, names: Sequence[str]) -> str:

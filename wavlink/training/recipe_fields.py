@@ -160,6 +160,11 @@ class Recipe:
             self._refuse_bad_bank()
         if self.cache_features and (self.streaming or self.padding != "longest"):
             raise ValueError("cache_features needs a data set held whole (no --streaming) and --padding longest")
+        if self.augmented and self.padding != "longest":
+            raise ValueError(
+                "spec_augment, equalization and degraded_share change a clip, not the silence behind it: give "
+                "--padding longest"
+            )
         if not 0 <= self.degraded_share <= 1:
             raise ValueError(f"degraded_share must be between 0 and 1, got {self.degraded_share}")
         if not 0 <= self.ema_decay < 1:
