@@ -60,12 +60,15 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
 def _by_file(rows: list[dict], metadata: Path) -> list[dict]:
     """Return a row for each file: a clip that stands in several rows would be a wrong answer to its own captions.
 
-    A column with different cells for a file becomes one of lists.
+    A column with different cells for a file becomes one of lists. Rows with different labels stay several clips, and so
+    do rows with questions.
     """
-    files: dict[str, list[dict]] = {}
-    for row in rows:
-        files.setdefault(os.path.normpath(row["audio"]["path"]), []).append(row)
-    if len(files) == len(rows):
+    paths = [os.path.normpath(row["audio"]["path"]) for row in rows]
+    labels = {path: row["label"] for path, row in zip(paths, rows, strict=True) if row.get("label")}
+    files: dict[tuple[str, str], list[dict]] = {}
+    for path, row in zip(paths, rows, strict=True):
+        files.setdefault((path, repr(row.get("label") or labels.get(path))), []).append(row)
+    if len(files) == len(rows) or "question" in rows[0]:
         return rows
     cells = [{name: _different(row[name] for row in group) for name in rows[0]} for group in files.values()]
     lists = {name for name in rows[0] if any(len(clip[name]) > 1 for clip in cells)}

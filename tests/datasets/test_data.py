@@ -73,13 +73,23 @@ def test_a_common_list_of_other_split_folders_gives_no_rows_of_them(tmp_path):
 
 
 def test_the_rows_of_a_file_are_one_clip_with_the_captions_of_all(tmp_path, caplog):
-    rows = ["dog.wav,a dog barks,dog", "bell.wav,a bell,bell", "./dog.wav,a hound,dog", "dog.wav,a dog barks,"]
+    rows = ["dog.wav,a dog barks,", "bell.wav,a bell,bell", "./dog.wav,a hound,dog", "dog.wav,a dog barks,dog"]
     content = "\n".join(["file_name,caption,label", *rows])
     dataset = load_split(write(tmp_path, FILES, "test/metadata.csv", content), "test")
     assert [row["audio"]["path"].rsplit("/", 1)[1] for row in dataset] == ["dog.wav", "bell.wav"]
     assert [captions_of(row, ["caption"]) for row in dataset] == [["a dog barks", "a hound"], ["a bell"]]
     assert label_names(dataset) == ["dog", "bell"]
     assert "4 rows of 2 sounds" in caplog.text and "all that they hold in caption" in caplog.text
+
+
+def test_rows_of_a_file_with_other_labels_or_with_questions_stay_several(tmp_path):
+    labels = "file_name,label,caption\ndog.wav,dog,a dog\ndog.wav,animal,a dog\nbell.wav,bell,a bell\n"
+    dataset = load_split(write(tmp_path / "labels", FILES, "test/metadata.csv", labels), "test")
+    assert label_names(dataset) == ["dog", "animal", "bell"]
+    rows = [{"file_name": "dog.wav", "question": f"{n}?", "choices": ["a", "b"], "answer": n} for n in (0, 1)]
+    lines = "\n".join(json.dumps(row) for row in rows)
+    dataset = load_split(write(tmp_path / "questions", FILES, "test/metadata.jsonl", lines), "test")
+    assert dataset["question"] == ["0?", "1?"] and dataset["answer"] == [0, 1]
 
 
 def test_lists_of_captions_of_a_file_are_one_list(tmp_path):
