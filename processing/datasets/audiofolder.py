@@ -60,8 +60,8 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
 def _by_file(rows: list[dict], metadata: Path) -> list[dict]:
     """Return a row for each file: a clip that stands in several rows would be a wrong answer to its own captions.
 
-    A column with different cells for a file becomes one of lists. Rows with different labels stay several clips, and so
-    do rows with questions.
+    A column with different cells for a file becomes one of lists. Rows with different labels stay several clips, as do
+    rows with questions.
     """
     paths = [os.path.normpath(row["audio"]["path"]) for row in rows]
     labels = {path: row["label"] for path, row in zip(paths, rows, strict=True) if row.get("label")}
