@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from wavlink import WavLinkModel, WavLinkProcessor
+from wavlink import WavLinkConfig, WavLinkModel, WavLinkProcessor
 from wavlink.atomic_files import new_folder
 from wavlink.destinations import folder_destination
 
@@ -35,6 +35,7 @@ def mean_weights(folders: list[Path]) -> dict[str, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="folders of models")
+    parser.add_argument("--fitted", metavar="MODEL", help="its label prompts and calibration are taken")
     parser.add_argument("--out", required=True, type=folder_destination, help="folder to write, new or empty")
     args = parser.parse_args()
     if len(args.models) < 2:
@@ -44,7 +45,10 @@ def main() -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     model = WavLinkModel.from_pretrained(args.models[0])
-    model.config.match_calibration = None  # of the first model's cosines
+    fitted = WavLinkConfig.from_pretrained(args.fitted) if args.fitted else None
+    model.config.match_calibration = fitted.match_calibration if fitted else None  # not of the first model's cosines
+    if fitted:
+        model.config.label_prompts = fitted.label_prompts
     with new_folder(args.out) as folder:
         model.save_pretrained(folder, state_dict=weights)
         WavLinkProcessor.from_pretrained(args.models[0]).save_pretrained(folder)

@@ -23,6 +23,14 @@ def test_the_mean_of_two_models_is_a_model_without_a_calibration(
     main(monkeypatch, wavlink_folder, tmp_path / "other", "--out", tmp_path / "mean")
     mean = WavLinkModel.from_pretrained(tmp_path / "mean")
     assert mean.config.match_calibration is None
+    dims = {str(dim): {"slope": 9.0, "intercept": -5.0} for dim in model.config.matryoshka_dims}
+    model.config.match_calibration = {"prior": 0.01, "pairs": 9, "data": "sounds, validation", "dims": dims}
+    model.config.label_prompts = ["a sound of {}"]
+    model.config.save_pretrained(tmp_path / "fitted")
+    folders = wavlink_folder, tmp_path / "other"
+    main(monkeypatch, *folders, "--fitted", tmp_path / "fitted", "--out", tmp_path / "with-calibration")
+    kept = WavLinkModel.from_pretrained(tmp_path / "with-calibration").config
+    assert kept.match_calibration == model.config.match_calibration and kept.label_prompts == ["a sound of {}"]
     expected = model.state_dict()
     expected["audio_model.global_token"] = expected["audio_model.global_token"] - 1.0
     for name, weight in mean.state_dict().items():
