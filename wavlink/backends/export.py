@@ -50,7 +50,7 @@ def export(
     validation: Split | None = None,
     calibration_clips: int = 512,
     layers_in_fp32: Sequence[str] = (),
-    max_layers_in_fp32: int = 8,
+    max_layers_in_fp32: int = 16,
     opset: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def export(parser: Parser) -> None:
     shared.caption_columns_option(parser)
     add("--layers_in_fp32", nargs="+", default=[], metavar="LAYER", help="linear layers that int8 leaves out")
     text = "how many more int8 may leave out, the most harmful first, until it finds what fp32 finds"
-    add("--max_layers_in_fp32", type=int, default=8, metavar="N", help=text)
+    add("--max_layers_in_fp32", type=int, default=16, metavar="N", help=text)
     add("--int8", action="store_true", help="with DIR, 8-bit weights; what that costs is measured")
     add("--opset", type=positive_int, help="of ONNX (default: torch's own)")
     shared.json_option(parser)
