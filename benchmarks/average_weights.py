@@ -45,10 +45,10 @@ def main() -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     model = WavLinkModel.from_pretrained(args.models[0])
-    fitted = WavLinkConfig.from_pretrained(args.fitted) if args.fitted else None
-    model.config.match_calibration = fitted.match_calibration if fitted else None  # not of the first model's cosines
-    if fitted:
-        model.config.label_prompts = fitted.label_prompts
+    model.config.match_calibration = None  # of the first model's cosines
+    if args.fitted:
+        fitted = WavLinkConfig.from_pretrained(args.fitted)
+        model.config.match_calibration, model.config.label_prompts = fitted.match_calibration, fitted.label_prompts
     with new_folder(args.out) as folder:
         model.save_pretrained(folder, state_dict=weights)
         WavLinkProcessor.from_pretrained(args.models[0]).save_pretrained(folder)

@@ -9,9 +9,9 @@
 
 It reads the names of emoji in every language that the speech of FOLDER's train split has, the train split's own
 transcripts, and with `--catalogs` the sentences that programs say in translation, with voices, rates and pitches of
-their own; no other split is opened. A language has as many clips as the
-root of its captions in the train split. OUT/train has the columns of FOLDER's metadata.csv, clips of 0.3 to 5 s at
-16 kHz, and captions in the forms of FOLDER: those of its synthetic voices, and for `--neutral_share` those of people.
+their own; no other split is opened. A language has as many clips as the root of its captions in the train split.
+OUT/train has the columns of FOLDER's metadata.csv, clips of 0.3 to 5 s at 16 kHz, and captions in the forms of FOLDER:
+those of its synthetic voices, and for `--neutral_share` those of people.
 """
 
 import argparse

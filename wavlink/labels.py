@@ -37,6 +37,19 @@ def label_texts(
     return list(texts.values())
 
 
+def words_of_labels(
+    labels: Sequence[str | None], clean_up: str = "spaces", renames: Mapping[str, str] | None = None
+) -> list[str | None]:
+    """Return the text of each clip's label, None without one; arguments and errors are those of `label_texts`.
+
+    `renames` may hold labels that no clip has.
+    """
+    names = sorted({*filter(None, labels)})
+    known = {label: text for label, text in (renames or {}).items() if label in names}
+    texts = dict(zip(names, label_texts(names, clean_up, known), strict=True))
+    return [texts.get(label) for label in labels]
+
+
 def embed_prompted(texts: Sequence[str], prompts: Sequence[str], embed_texts: Callable[[list[str]], Any]) -> Any:
     """Embed each label's words in each prompt: `[labels, prompts, D]`, an array or a tensor as `embed_texts` gives."""
     text_embeds = embed_texts([prompted(prompt, text) for text in texts for prompt in prompts])

@@ -15,6 +15,7 @@ from processing.collator import caption_key
 from processing.datasets.cells import kind_of
 from processing.datasets.load import captions_of, label_names
 from processing.prompts import PROMPT, prompts_of
+from wavlink.labels import words_of_labels
 from wavlink.probability import checked_calibration
 
 from .calibration_scores import calibration_scores
@@ -32,7 +33,7 @@ from .questions import (
 )
 from .retrieval import language_scores, retrieval_scores
 from .robustness import K, robustness_scores
-from .zero_shot import checked_prompts, label_texts, named_labels, zero_shot_scores
+from .zero_shot import checked_prompts, named_labels, zero_shot_scores
 
 logger = logging.get_logger(__name__)
 
@@ -301,10 +302,7 @@ def _zero_shot(
 
 def _from_labels(labels: Sequence[str | None], groups: Sequence[str | None], protocol: Protocol) -> list[Question]:
     """Make a question on the label of each clip, if there are enough labels."""
-    names = sorted({label for label in labels if label})
-    if not 2 <= protocol.choices <= len(names):
+    if not 2 <= protocol.choices <= len({*filter(None, labels)}):
         return []
-    renames = {label: text for label, text in protocol.renames.items() if label in names}
-    words = dict(zip(names, label_texts(names, protocol.clean_up, renames), strict=True))
-    worded = [words.get(label) for label in labels]
+    worded = words_of_labels(labels, protocol.clean_up, protocol.renames)
     return choices_from_labels(worded, protocol.choices, protocol.seed, protocol.question, groups)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from processing.collator import caption_key
 from processing.datasets.load import durations
 from wavlink.defaults import WEIGHT
-from wavlink.labels import label_texts
+from wavlink.labels import words_of_labels
 
 from .embed_split import Embedded, embed_audio, embed_text
 from .metrics import Correspondence, Similarities, figure, ranked
@@ -93,10 +93,7 @@ def robustness_scores(
     for name in SOUND_CHANGES:
         changed = _changed_audio(name, embedded, model, processor, clips, seed, batch_size, progress, store)
         rows[name] = _sounds_row(audio, changed, text, embedded.correspondence)
-    names = sorted({*filter(None, named)})
-    renames = {label: text for label, text in (renames or {}).items() if label in names}
-    words = dict(zip(names, label_texts(names, clean_up, renames), strict=True))
-    for name, queries in _all_queries(embedded, [words.get(label) for label in named], seed):
+    for name, queries in _all_queries(embedded, words_of_labels(named, clean_up, renames), seed):
         rows[name] = _queries_row(audio, queries, embed)
     model.train(was_training)
     falls = {name: fallen for name, row in rows.items() if (fallen := _falls(row))}

@@ -12,7 +12,7 @@ from processing.collator import caption_key
 from processing.datasets.load import captions_of, label_names
 from processing.prompts import PROMPT, prompted
 from wavlink.frame_head import CONTEXT, STEP
-from wavlink.labels import label_texts
+from wavlink.labels import words_of_labels
 
 SHORTEST, LONGEST = 0.4, 12.0  # seconds of a clip
 QUIETER = 3.0, 18.0  # dB by which the background is below the loud clips
@@ -79,9 +79,7 @@ class Clips:
 
 
 def _prompts(labels: Sequence[str | None]) -> list[list[str]]:
-    distinct = sorted({*filter(None, labels)})
-    words = dict(zip(distinct, label_texts(distinct), strict=True))
-    return [[words[label], prompted(PROMPT, words[label])] if label else [] for label in labels]
+    return [[words, prompted(PROMPT, words)] if words else [] for words in words_of_labels(labels)]
 
 
 def _numbers(values: Sequence) -> np.ndarray:
