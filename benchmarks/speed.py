@@ -60,7 +60,7 @@ BATCHES = {1: (1, 8), 5: (1, 4), 10: (1, 2), 30: (1,)}  # clips, by their second
 STREAM = {1: 16, 5: 8, 10: 4, 30: 2}  # files
 RUNS = [(backend, precision) for backend in LIBRARIES for precision in HAS[backend]]
 PEERS_STREAM = 4  # files: CLAP takes as long for each, whatever its length
-STARTS = 3  # of each process, the first of which fills caches
+STARTS = 6  # of each process, the first of which fills caches
 FILES_OF_MEMORY = 32
 PRODUCTS_A_TURN = 5
 
@@ -77,15 +77,20 @@ def write_sounds(folder: Path) -> dict[int, list[Path]]:
 
 
 def cases(rows: dict[str, System], sounds: dict[int, list[Path]], quick: bool) -> dict[tuple, Callable]:
-    """By (row, seconds, "file", "stream", "features", "decode" or "log-mel", batch size, clips): what is timed."""
+    """By (row, seconds, way, batch size, clips): what is timed.
+
+    Ways are "file", "stream" and "features", and of what comes before the model "decode" and "log-mel", of a stream's
+    files one after another and ", alone" of the first.
+    """
     found = {}
     for (name, row), (seconds, paths) in itertools.product(rows.items(), sounds.items()):
         sizes = BATCHES[seconds]
         most = min(len(paths), PEERS_STREAM) if quick or name.startswith(PEER) else len(paths)
         if name in (PEER, BASE):
-            clip = load_audio(paths[0], row.rate)
-            found[name, seconds, "decode", 1, 1] = partial(load_audio, paths[0], row.rate)
-            found[name, seconds, "log-mel", 1, 1] = partial(row.features, [clip])
+            clips = [load_audio(path, row.rate) for path in paths]
+            for ending, count in (("", len(paths)), (", alone", 1)):
+                found[name, seconds, f"decode{ending}", 1, count] = partial(decode, paths[:count], row.rate)
+                found[name, seconds, f"log-mel{ending}", 1, count] = partial(log_mels, row, clips[:count])
         for size in sizes:
             features = row.features([load_audio(path, row.rate) for path in paths[:size]])
             found[name, seconds, "features", size, size] = partial(row.embed, features)
@@ -94,6 +99,16 @@ def cases(rows: dict[str, System], sounds: dict[int, list[Path]], quick: bool) -
             for size in (sizes[0], min(sizes[-1], most)) if name.startswith(PEER) else sizes[-1:]:
                 found[name, seconds, "stream", size, most] = partial(row.embed_files, paths[:most], size)
     return found
+
+
+def decode(paths: list[Path], rate: int) -> None:
+    for path in paths:
+        load_audio(path, rate)
+
+
+def log_mels(row: System, clips: list[np.ndarray]) -> None:
+    for clip in clips:
+        row.features([clip])
 
 
 def interleaved(actions: dict, repeats: int, clock: Callable[[], float]) -> dict[tuple, list[float]]:

@@ -5,8 +5,8 @@ import os
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
-_MAPPED = 1 << 20  # bytes: larger blocks are mapped one by one
-_KEPT = 1 << 26  # free bytes at the end of the heap that stay there
+_MAPPED = {False: 1 << 20, True: 1 << 25}  # bytes, by `one_heap`: larger blocks are mapped one by one; at most 32 MB
+_KEPT = {False: 1 << 26, True: 1 << 28}  # free bytes at the end of the heap that stay there
 _CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # 1024 primitives each by default
 
 
@@ -22,15 +22,18 @@ def limit_kept_memory(primitives: int = 32, one_heap: bool = False) -> bool:
 
     Args:
         primitives: that oneDNN caches; fewer than a batch has cost time.
-        one_heap: whether all threads share a heap, as suits a server. By default glibc gives 8 for each core to
-            threads, and each keeps the most that its threads ever needed. Call it before threads start.
+        one_heap: whether all threads share a heap, and blocks of up to 32 MB come from it, as suits a server. By
+            default glibc gives 8 heaps for each core to threads, and each keeps the most that its threads ever needed.
+            Mapping each block of a batch takes a server a quarter of its time. Call it before threads start, and
+            `return_freed_memory` now and then.
     """
     for name in _CACHES:
         os.environ.setdefault(name, str(primitives))
     tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if tuned or platform.libc_ver()[0] != "glibc":
         return False
-    limits = {_M_MMAP_THRESHOLD: _MAPPED, _M_TRIM_THRESHOLD: _KEPT} | ({_M_ARENA_MAX: 1} if one_heap else {})
+    limits = {_M_MMAP_THRESHOLD: _MAPPED[one_heap], _M_TRIM_THRESHOLD: _KEPT[one_heap]}
+    limits |= {_M_ARENA_MAX: 1} if one_heap else {}
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl, on which programs made for glibc may run, has none
     return bool(mallopt) and all([mallopt(name, value) for name, value in limits.items()])
 
