@@ -5,8 +5,9 @@ import os
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
-_MAPPED = {False: 1 << 20, True: 1 << 25}  # bytes, by `one_heap`: larger blocks are mapped one by one; at most 32 MB
-_KEPT = {False: 1 << 26, True: 1 << 28}  # free bytes at the end of the heap that stay there
+# Bytes: larger blocks are mapped one by one, and so many free ones at the end of the heap stay there.
+_SMALL_BLOCKS = {_M_MMAP_THRESHOLD: 1 << 20, _M_TRIM_THRESHOLD: 1 << 26}
+_ONE_HEAP = {_M_MMAP_THRESHOLD: 1 << 25, _M_TRIM_THRESHOLD: 1 << 28, _M_ARENA_MAX: 1}  # 32 MB is the most
 _CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # 1024 primitives each by default
 
 
@@ -32,8 +33,7 @@ def limit_kept_memory(primitives: int = 32, one_heap: bool = False) -> bool:
     tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if tuned or platform.libc_ver()[0] != "glibc":
         return False
-    limits = {_M_MMAP_THRESHOLD: _MAPPED[one_heap], _M_TRIM_THRESHOLD: _KEPT[one_heap]}
-    limits |= {_M_ARENA_MAX: 1} if one_heap else {}
+    limits = _ONE_HEAP if one_heap else _SMALL_BLOCKS
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl, on which programs made for glibc may run, has none
     return bool(mallopt) and all([mallopt(name, value) for name, value in limits.items()])
 

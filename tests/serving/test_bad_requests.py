@@ -213,6 +213,20 @@ def test_a_request_of_many_parts_is_refused_before_each_is_checked(body, reason,
     assert refused.value.status == 400 and reason in str(refused.value)
 
 
+@pytest.mark.parametrize("part", [b"[]", b'{"a":1}', b'"\\"",""', b"0"])
+def test_json_of_many_values_is_refused_before_it_is_parsed(part, monkeypatch):
+    """32 MB of empty lists would become 0.7 GB of them."""
+    monkeypatch.setattr("wavlink.serving.requests.json.loads", lambda _: pytest.fail("the body is parsed"))
+    with pytest.raises(RequestError, match="more than 132768 values") as refused:
+        from_json(EmbeddingRequest, b'{"input": [' + b",".join([part] * 200_001) + b"]}")
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("text", [",[{" * 100_000, '",[' * 100_000, "\\," * 200_001, '\\"[,' * 100_001])
+def test_brackets_and_commas_of_a_text_are_no_values(text):
+    assert from_json(EmbeddingRequest, json.dumps({"input": [text]}).encode()).input == [text]
+
+
 def test_the_most_parts_of_a_request_are_the_servers(embedder):
     with serving(embedder, max_items=2) as client:
         for body, kind in ((b'{"input": ["a", "b", "c"]}', "application/json"), form(input=["a", "b", "c"])):
