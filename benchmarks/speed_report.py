@@ -173,7 +173,7 @@ def _of_processes(cold: dict[str, list[dict]]) -> list[list]:
         rows.append(["first vector of a process without torch, at most", records.number(START, 1, "s"), wall, about])
     if PEER in cold and BASE in runs:
         peer, own = (np.array([one["memory"] for one in cold[name]]) for name in (PEER, BASE))
-        goal = records.number(np.median(peer), 0, "MiB")
+        goal = spread(peer, 0, "MiB")
         rows.append(["peak memory, at most CLAP's", goal, spread(own, 0, "MiB"), BASE])
     return [[*row, None] for row in rows]
 

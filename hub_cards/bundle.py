@@ -23,7 +23,6 @@ import csv
 import json
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from wavlink.console import run_command
 from wavlink.defaults import FRAME_HEAD
 from wavlink.embedder import Embedder
 from wavlink.frame_head import read_frame_head
+from wavlink.temporary_paths import temporary_folder
 
 from .card import write_card
 from .push import own_lines_alone
@@ -150,11 +150,11 @@ def refresh_code(name: str, models: Path = bundled_models.MODELS) -> Path:
     if name not in known:
         raise ValueError(f"{name} is no bundled model: bundle it first")
     model, processor = open_checkpoint(str(folder))
-    with tempfile.TemporaryDirectory() as saved, replaced_folder(folder) as unfinished:
+    with temporary_folder() as saved, replaced_folder(folder) as unfinished:
         model.save_pretrained(saved)
         processor.save_pretrained(saved)
         shutil.copytree(folder, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-        for path in Path(saved).glob("*.py"):
+        for path in saved.glob("*.py"):
             shutil.copy(path, unfinished)
         verify(unfinished, vectors(model, processor))
         sums = bundled_models.sums_of(unfinished)

@@ -18,7 +18,6 @@ import argparse
 import gc
 import json
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ from wavlink.options import publishing as of
 from wavlink.parsing import parser_of
 from wavlink.progress import loading_bars_hidden
 from wavlink.system_errors import explained
+from wavlink.temporary_paths import temporary_folder
 
 from .card import write_card
 from .distilled import RECORD, distillation_of, language_limit
@@ -226,8 +226,8 @@ def prepare_static(options: argparse.Namespace, folder: Path) -> None:
 def working_folder(output_dir: str | None) -> Iterator[Path]:
     """Yield an empty folder: a temporary one, or one that is renamed to `output_dir` once all is done."""
     if not output_dir:
-        with tempfile.TemporaryDirectory(prefix="wavlink-push-", ignore_cleanup_errors=True) as name:
-            yield Path(name)
+        with temporary_folder("wavlink-push-") as folder:
+            yield folder
         return
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

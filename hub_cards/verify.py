@@ -4,12 +4,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import ProcessorMixin
+
+from wavlink.temporary_paths import temporary_folder
 
 from .exports import export_files
 
@@ -46,9 +47,9 @@ def verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
         raise ValueError(
             f"{', '.join(names)} in {folder} could run code where it is loaded: only safetensors are pushed"
         )
-    with tempfile.TemporaryDirectory(prefix="wavlink-push-", ignore_cleanup_errors=True) as workplace:
-        np.save(f"{workplace}/clip.npy", probe())
-        command = [sys.executable, str(CLEAN_ENVIRONMENT), str(folder.resolve()), workplace, *TEXTS]
+    with temporary_folder("wavlink-push-") as workplace:
+        np.save(workplace / "clip.npy", probe())
+        command = [sys.executable, str(CLEAN_ENVIRONMENT), str(folder.resolve()), str(workplace), *TEXTS]
         done = subprocess.run(
             command,
             cwd=workplace,
@@ -60,7 +61,7 @@ def verify(folder: Path, expected: dict[str, np.ndarray]) -> None:
         )
         if done.returncode:
             raise ValueError(f"{folder} does not load with transformers and torch alone: {_error_in(done.stderr)}")
-        loaded = np.load(f"{workplace}/vectors.npz")
+        loaded = np.load(workplace / "vectors.npz")
         for name, vector in expected.items():
             difference = np.abs(loaded[name] - vector).max()
             if not difference < TOLERANCE:  # also false for NaN
@@ -90,7 +91,7 @@ def pickled(folder: Path) -> list[str]:
     return names
 
 
-def _environment(workplace: str) -> dict[str, str]:
+def _environment(workplace: Path) -> dict[str, str]:
     """Return an environment without caches and without the Hub's token."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return kept | {"PYTHONPATH": "", "HF_HOME": workplace, "HF_HUB_OFFLINE": "1"}
+    return kept | {"PYTHONPATH": "", "HF_HOME": str(workplace), "HF_HUB_OFFLINE": "1"}

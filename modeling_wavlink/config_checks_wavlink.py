@@ -12,6 +12,7 @@ LOSS_TYPES = ("info_nce", "sigmoid")
 POOLINGS = ("token", "mean", "token_mean")
 TEXT_POOLINGS = ("eos", "cls", "mean")
 MOST_LAYERS = 1000  # of a tower; building more takes hours, and only then do the weights turn out not to fit
+_MOST_SPEC_SIZE = 4096  # of HTS-AT's, which has 256
 _TEXT_TOWERS = ("clip_text_model", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert")  # tested
 
 # The model types of audio towers that are saved without a WavLink.
@@ -172,7 +173,7 @@ def check_audio_config(config: "PretrainedConfig") -> None:
         raise ValueError(f"audio_config must be a {known} or {AUDIO_TOWERS[-1]} config, got {config.model_type!r}")
     if model_type == "passt":
         _check_passt(config)
-    _check_layers(config)
+    _check_tower(config)
     _check_frame_pooling(config, model_type)
     if model_type == "clap_audio_model":
         _check_htsat(config)
@@ -189,12 +190,14 @@ def check_text_config(config: "PretrainedConfig") -> None:
     is_text_model = all(isinstance(getattr(config, name, None), int) for name in ("vocab_size", "hidden_size"))
     # the class attribute is that of a T5EncoderModel's config too
     has_decoder = config.is_encoder_decoder or getattr(type(config), "is_encoder_decoder", False)
+    has_decoder = has_decoder or getattr(config, "add_cross_attention", False)
     if type(config) not in MODEL_MAPPING or has_decoder or not is_text_model:
         raise ValueError(
             f"a {config.model_type!r} cannot be the text tower, which is an encoder of text alone: "
             f"{', '.join(_TEXT_TOWERS)}, or another that AutoModel builds and that has no decoder"
         )
-    _check_layers(config)
+    _check_tower(config)
+    _check_tokens(config)
 
 
 def _is_causal(config: "PretrainedConfig") -> bool:
@@ -207,11 +210,39 @@ def _is_causal(config: "PretrainedConfig") -> bool:
     return causal and config.model_type != "xlnet" and not getattr(config, "use_bidirectional_attention", False)
 
 
-def _check_layers(config: "PretrainedConfig") -> None:
+def _check_tower(config: "PretrainedConfig") -> None:
+    """Check what a tower finds out only when it is built or embeds, by an error without the field."""
+    kind = config.model_type
     depths = getattr(config, "depths", None) or []
     layers = [getattr(config, name, None) or 0 for name in ("num_hidden_layers", "encoder_layers")]
     if max(*layers, *depths, len(depths)) > MOST_LAYERS:
-        raise ValueError(f"a {config.model_type!r} tower of more than {MOST_LAYERS} layers cannot be meant")
+        raise ValueError(f"a {kind!r} tower of more than {MOST_LAYERS} layers cannot be meant")
+    width, heads = config.hidden_size, config.num_attention_heads
+    if kind in ("whisper", *_TEXT_TOWERS) and (heads < 1 or width % heads):
+        raise ValueError(f"the width of a {kind!r} tower, {width}, must be a multiple of its heads, {heads}")
+    for name, value in vars(config).items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and ("drop" in name or name.endswith("_prob")) and not 0 <= value <= 1:
+            raise ValueError(f"{name} of a {kind!r} tower must be a probability, between 0 and 1, got {value!r}")
+        if name.startswith("output_") and not isinstance(value, bool | None):
+            raise ValueError(f"{name} of a {kind!r} tower must be true or false, got {value!r}")
+        if name == "layer_norm_eps" and not is_number:
+            raise ValueError(f"{name} of a {kind!r} tower must be a number, got {value!r}")
+    if (chunk := getattr(config, "chunk_size_feed_forward", 0)) not in (0, 1):
+        raise ValueError(
+            f"chunk_size_feed_forward of a {kind!r} tower must be 0, got {chunk!r}: texts have any number of tokens"
+        )
+
+
+def _check_tokens(config: "PretrainedConfig") -> None:
+    """Check the tokens by which a text tower finds the end or the padding of a text, and how long one may be."""
+    kind, name = config.model_type, "eos_token_id" if config.model_type == "clip_text_model" else "pad_token_id"
+    if kind in ("clip_text_model", *_POSITIONS_START_AFTER_PADDING) and not isinstance(getattr(config, name), int):
+        raise ValueError(f"{name} of a {kind!r} tower must be a token's number, got {getattr(config, name)!r}")
+    if (limit := text_max_length(config)) is not None and limit < 1:
+        raise ValueError(
+            f"max_position_embeddings={config.max_position_embeddings} of a {kind!r} tower leaves no room for a token"
+        )
 
 
 def frame_pooling(owner: object) -> tuple[int, tuple[int, ...]]:
@@ -254,8 +285,21 @@ def _check_htsat(config: "PretrainedConfig") -> None:
             f"hidden_size must be the last stage's width, {width} (patch_embeds_hidden_size="
             f"{config.patch_embeds_hidden_size} doubled {stages - 1} times), got {config.hidden_size}"
         )
-    stride = config.patch_stride if isinstance(config.patch_stride, int) else config.patch_stride[0]
-    grid = config.spec_size // stride >> stages - 1
+    widths = [config.patch_embeds_hidden_size * 2**stage for stage in range(stages)]
+    heads = list(config.num_attention_heads)
+    if len(heads) != stages or any(head < 1 or width % head for width, head in zip(widths, heads, strict=True)):
+        raise ValueError(f"num_attention_heads must be a divisor of each stage's width, of {widths}, got {heads}")
+    if not config.flatten_patch_embeds:
+        raise ValueError("flatten_patch_embeds must be true: a stage takes patches in a row")
+    patch, stride = (x if isinstance(x, int) else x[0] for x in (config.patch_size, config.patch_stride))
+    patches = config.spec_size // stride if 1 <= stride <= patch else 0
+    fits = patches == (config.spec_size + (patch - stride) // 2 * 2 - patch) // max(stride, 1) + 1
+    if not 1 <= config.spec_size <= _MOST_SPEC_SIZE or not fits or patches % 2 ** (stages - 1):
+        raise ValueError(
+            f"spec_size={config.spec_size}, at most {_MOST_SPEC_SIZE}, must be so many patches (patch_size="
+            f"{config.patch_size}, patch_stride={config.patch_stride}) that {stages - 1} stages can halve them"
+        )
+    grid = patches >> stages - 1
     if grid < config.window_size:
         raise ValueError(
             f"the last stage has {grid} x {grid} patches (spec_size / patch_stride, halved {stages - 1} times), fewer "

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,25 @@ def temporary(target: Path, make: Callable[[Path], None], token: str = "", owner
         finally:
             if handle is not None:
                 os.close(handle)
+
+
+@contextmanager
+def temporary_folder(prefix: str = "wavlink-") -> Iterator[Path]:
+    """Yield an empty folder among the temporary files, which is removed in the end.
+
+    A signal that raises a KeyboardInterrupt while it is made or removed leaves nothing, unlike in
+    `tempfile.TemporaryDirectory`.
+    """
+    folder = Path(tempfile.gettempdir(), f"{prefix}{secrets.token_hex(8)}")
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        try:
+            remove_path(folder)
+        except KeyboardInterrupt:
+            remove_path(folder)
+            raise
 
 
 def hidden(target: Path, token: str, ending: str) -> Path:

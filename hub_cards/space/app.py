@@ -11,7 +11,6 @@ import argparse
 import logging
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from wavlink.options import publishing as of
 from wavlink.parsing import main_of
 from wavlink.samples import write_real_samples
 from wavlink.sanitize import clean
+from wavlink.temporary_paths import temporary_folder
 
 STYLE = Path(__file__).with_name("style.css")
 WAITING = 32  # visitors at once; others are refused
@@ -351,9 +351,9 @@ def launch(page, port: int | None, max_mb: float = Limits.megabytes) -> None:
 @contextmanager
 def _temporary() -> Iterator[Path]:
     """Yield a folder for uploads, the synthetic index and plots, which is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="wavlink-space-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
-        yield Path(folder)
+    with temporary_folder("wavlink-space-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+        yield folder
 
 
 if __name__ == "__main__":

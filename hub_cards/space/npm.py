@@ -6,9 +6,10 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from wavlink.temporary_paths import temporary_folder
 
 _SECONDS = 600  # that npm may take
 _GZ = ".gz"
@@ -64,14 +65,14 @@ def write_packages(folder: Path, tarballs: str = "") -> None:
         ValueError: a tarball that is missing or is not the pinned one, or npm that is missing or fails.
     """
     folder.mkdir()
-    with tempfile.TemporaryDirectory(prefix="wavlink-npm-") as downloaded:
+    with temporary_folder("wavlink-npm-") as downloaded:
         if not tarballs:
             _download(downloaded)
         for package in PACKAGES:
             _unpack(package, Path(tarballs or downloaded) / package.tarball, folder)
 
 
-def _download(folder: str) -> None:
+def _download(folder: Path) -> None:
     program = shutil.which("npm")
     command = ["npm", "pack", *(f"{package.name}@{package.version}" for package in PACKAGES)]
     by_hand = f"run `{' '.join(command)}` where it can be, and give its folder as --npm_packages"

@@ -6,7 +6,6 @@ Text from a visitor, a file or a model is escaped.
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -19,6 +18,7 @@ from wavlink.defaults import STORAGES
 from wavlink.long_recordings import Span, clock
 from wavlink.plots import draw_timeline
 from wavlink.probability import NO_MATCH
+from wavlink.temporary_paths import temporary_folder
 from wavlink.vocabulary import describe
 
 from .answers import ClassifiedSound, Demo, SearchedRecording, Sentence, part_of
@@ -234,9 +234,9 @@ def _timeline(
     """Draw the timeline twice, for wide and for narrow windows."""
     duration, drawn = searched.recording.duration, {}
     curves = {searched.query.text: (edges, scores, [(span.start, span.end) for span in marked])}
-    with tempfile.TemporaryDirectory(prefix="wavlink-space-") as folder:
+    with temporary_folder("wavlink-space-") as folder:
         for name, size in (("wide", (8, 4)), ("narrow", (4.2, 4))):
-            path = Path(folder, f"{name}.png")
+            path = folder / f"{name}.png"
             draw_timeline(searched.peaks, duration, curves, path, size, least)
             drawn[name] = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     best = f"; best from {_clock(marked[0].start)} to {_clock(marked[0].end)}" if marked else "; nothing stands out"

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from wavlink.atomic_files import (
     replaced_folder,
     write_text,
 )
+from wavlink.temporary_paths import temporary_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -239,6 +242,37 @@ def test_added_files_are_atomic_at_every_step(tmp_path, monkeypatch):
         assert not interrupted(folder, "about.json").exists()
         number += 1
     assert number > 5
+
+
+@pytest.mark.parametrize("moment", ["made", "worked in", "removed"])
+def test_an_interrupted_temporary_folder_leaves_nothing(tmp_path, monkeypatch, moment):
+    """A signal may arrive at any moment, also right after the folder was made and while it is removed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mkdir, rmtree, calls = Path.mkdir, shutil.rmtree, []
+
+    def stop(*_) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt(signal.SIGINT)
+
+    if moment == "made":
+        monkeypatch.setattr(Path, "mkdir", lambda path, **options: (mkdir(path, **options), stop()))
+    if moment == "removed":
+        monkeypatch.setattr(shutil, "rmtree", lambda path, **options: (stop(), rmtree(path, **options)))
+    with pytest.raises(KeyboardInterrupt), temporary_folder("wavlink-test-") as folder:
+        mkdir(folder / "part")
+        if moment == "worked in":
+            stop()
+    assert calls and names(tmp_path) == []
+
+
+def test_a_temporary_folder_is_empty_private_and_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder("wavlink-test-") as folder:
+        assert folder.parent == tmp_path and folder.name.startswith("wavlink-test-") and not any(folder.iterdir())
+        assert os.name == "nt" or folder.stat().st_mode & 0o077 == 0
+        (folder / "part").write_text("x")
+    assert names(tmp_path) == []
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):

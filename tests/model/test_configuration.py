@@ -19,7 +19,7 @@ TOWERS = [
 @pytest.mark.parametrize("text_config", TOWERS, ids=lambda config: config["model_type"])
 def test_round_trip(text_config, tmp_path):
     config = WavLinkConfig(
-        audio_config=WhisperConfig(d_model=40, encoder_layers=3),
+        audio_config=WhisperConfig(d_model=40, encoder_layers=3, encoder_attention_heads=4),
         text_config=text_config,
         projection_dim=20,
         matryoshka_dims=[20, 7],
@@ -118,6 +118,68 @@ def test_nested_dims_are_halves():
 def test_bad_values_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         WavLinkConfig(**fields)
+
+
+HTSAT = {"model_type": "clap_audio_model", "hidden_size": 768, "patch_embeds_hidden_size": 96}
+
+
+@pytest.mark.parametrize(
+    ("tower", "message"),
+    [
+        (
+            {"model_type": "whisper", "d_model": 65},
+            "the width of a 'whisper' tower, 65, must be a multiple of its heads",
+        ),
+        ({"model_type": "whisper", "encoder_attention_heads": -1}, "must be a multiple of its heads, -1"),
+        ({"model_type": "bert", "num_attention_heads": 7}, "the width of a 'bert' tower, 768, .* of its heads, 7"),
+        ({"model_type": "distilbert", "n_heads": 7}, "the width of a 'distilbert' tower, 768, "),
+        ({"model_type": "whisper", "dropout": -(2**63)}, "dropout of a 'whisper' tower must be a probability, "),
+        ({"model_type": "whisper", "activation_dropout": 3}, "activation_dropout of a 'whisper' tower must be a prob"),
+        ({"model_type": "bert", "attention_probs_dropout_prob": 1.5}, "attention_probs_dropout_prob of a 'bert'"),
+        ({"model_type": "gpt2", "resid_pdrop": -1, "eos_token_id": 1}, "resid_pdrop of a 'gpt2' tower must be a prob"),
+        (
+            {"model_type": "bert", "output_hidden_states": "no"},
+            "output_hidden_states of a 'bert' tower must be true or",
+        ),
+        ({"model_type": "whisper", "output_hidden_states": 0.5}, "output_hidden_states of a 'whisper' tower must be"),
+        ({"model_type": "bert", "chunk_size_feed_forward": 7}, "chunk_size_feed_forward of a 'bert' tower must be 0"),
+        (
+            {"model_type": "bert", "chunk_size_feed_forward": None},
+            "chunk_size_feed_forward of a 'bert' tower must be 0",
+        ),
+        ({"model_type": "bert", "add_cross_attention": True}, "a 'bert' cannot be the text tower, .* has no decoder"),
+        (
+            {"model_type": "clip_text_model", "layer_norm_eps": None},
+            "layer_norm_eps of a 'clip_text_model' tower must",
+        ),
+        (
+            {"model_type": "clip_text_model", "eos_token_id": None},
+            "eos_token_id of a 'clip_text_model' tower must be a",
+        ),
+        (
+            {"model_type": "roberta", "pad_token_id": None},
+            "pad_token_id of a 'roberta' tower must be a token's number",
+        ),
+        (
+            {"model_type": "mpnet", "pad_token_id": 514},
+            "max_position_embeddings=512 of a 'mpnet' tower leaves no room",
+        ),
+        ({"model_type": "modernbert", "max_position_embeddings": -1}, "max_position_embeddings=-1 of a 'modernbert'"),
+        (HTSAT | {"num_attention_heads": [4, 8, 16, 31]}, r"a divisor of each stage's width, of \[96, .*16, 31\]"),
+        (HTSAT | {"num_attention_heads": [4, 8]}, r"a divisor of each stage's width, of \[96, .*got \[4, 8\]"),
+        (HTSAT | {"flatten_patch_embeds": False}, "flatten_patch_embeds must be true"),
+        (HTSAT | {"patch_stride": [1, 1]}, "spec_size=256, at most 4096, must be so many patches"),
+        (HTSAT | {"patch_stride": [7, 7]}, "spec_size=256, at most 4096, must be so many patches"),
+        (HTSAT | {"spec_size": 10**9}, "spec_size=1000000000, at most 4096, "),
+        (HTSAT | {"spec_size": 260}, "that 3 stages can halve them"),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else None,
+)
+def test_towers_that_could_not_embed_are_refused(tower, message):
+    """Without these checks they fail while they are built or embed, in an error of transformers or torch."""
+    name = "audio_config" if tower["model_type"] in ("whisper", "clap_audio_model") else "text_config"
+    with pytest.raises(ValueError, match=message):
+        WavLinkConfig(**{name: tower, "text_pooling": "mean", "pooling": "token"})
 
 
 def test_unknown_size_is_refused_with_those_that_exist():

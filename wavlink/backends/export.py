@@ -12,7 +12,6 @@ An int8 export is kept only if it finds as much as fp32: R@10 on a validation sp
 import argparse
 import importlib.util
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from wavlink.installing import install_hint
 from wavlink.loading import load_for_evaluation
 from wavlink.options import publishing as of
 from wavlink.parsing import main_of
+from wavlink.temporary_paths import temporary_folder
 
 from .choice import read_record, record_name
 from .exported import (
@@ -89,10 +89,10 @@ def export(
     target = folder / backend
     older = _files_of_earlier(target, precision)
     with (
-        tempfile.TemporaryDirectory() as scratch,
+        temporary_folder() as scratch,
         added_files(target, record_name(precision), lambda _: older) as unfinished,
     ):
-        fp32 = Path(scratch) if precision == "int8" else unfinished
+        fp32 = scratch if precision == "int8" else unfinished
         progress(f"converting both towers for {backend}")
         towers = write_graphs(fp32, loaded, backend, opset)
         progress("comparing them with torch")

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from modeling_wavlink import WavLinkConfig, WavLinkModel
 from modeling_wavlink.configuration_wavlink import text_max_length
 from modeling_wavlink.passt_configuration_wavlink import patches
 from wavlink.compat import fake_tensors
+from wavlink.temporary_paths import temporary_folder
 from wavlink.training.factory import FirstStageMissing, config_of, new_extractor, prepared, start_of
 from wavlink.training.recipe_fields import Recipe
 
@@ -59,11 +59,11 @@ def planned_config(recipe: Recipe) -> WavLinkConfig:
         if recipe.init:
             raise ValueError(_missing(recipe.init, "--init"))
         return config_of(recipe)
-    with tempfile.TemporaryDirectory() as root:
+    with temporary_folder() as root:
         towers = {}
         for field in ("audio_model", "text_model"):
             name = getattr(recipe, field)
-            towers[field] = _local(name) or _written(name, Path(root, field), f"--{field}")
+            towers[field] = _local(name) or _written(name, root / field, f"--{field}")
         return config_of(dataclasses.replace(recipe, init="", **towers))  # a second stage has those of its first
 
 

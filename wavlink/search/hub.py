@@ -4,7 +4,6 @@ import dataclasses
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from wavlink.atomic_files import new_folder
 from wavlink.hub_errors import reason
 from wavlink.hub_record import CARD, Earlier, card_with_kept, read_earlier, refuse_edited, signed
 from wavlink.sanitize import clean, escape
+from wavlink.temporary_paths import temporary_folder
 
 from . import former
 from .copies import fill, unsearched, without_local_paths
@@ -71,14 +71,14 @@ def push(index: str | os.PathLike, repo_id: str, private: bool = False, storage_
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ValueError(f"the repository must be user/name or organisation/name, got {repo_id!r}")
-    with tempfile.TemporaryDirectory(prefix="wavlink-push-") as scratch:
+    with temporary_folder("wavlink-push-") as scratch:
         with Table.unverified(index, storage_options).writing() as table:
             refuse_damaged(table)
-            manifest, parts = without_local_paths(table.manifest), export(table, Path(scratch))
+            manifest, parts = without_local_paths(table.manifest), export(table, scratch)
         contents: dict[str, bytes | str] = {
             MANIFEST_FILE: export_manifest(manifest, parts).encode(),
             CARD: _card(manifest, parts, repo_id).encode(),
-            **{f"data/{part.name}": os.path.join(scratch, part.name) for part in parts},
+            **{f"data/{part.name}": str(scratch / part.name) for part in parts},
         }
         api = HfApi()
         try:

@@ -120,6 +120,9 @@ def check_fields(manifest: Manifest) -> None:
     texts = [manifest.model, manifest.revision, manifest.root, manifest.backend, manifest.precision]
     texts.append(manifest.preprocessing)
     wrong += [f"the text {text!r:.40}" for text in texts if not isinstance(text, str) or "\0" in text]
+    revision = str(manifest.revision)
+    if revision.encode(errors="ignore") != revision.encode(errors="surrogatepass"):  # Lance compares it, as UTF-8
+        wrong.append(f"the revision {revision!r:.40}")
     recall = manifest.recall.values()
     wrong += [f"the recall {each!r}" for each in recall if not isinstance(each, float) or not math.isfinite(each)]
     if wrong:
