@@ -47,8 +47,15 @@ DAMAGE = ["truncated", "emptied", "flipped", "missing"]
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
 @pytest.mark.parametrize("what", ["pipe", "device"])
 def test_what_reads_without_end_is_refused(folder, what):
-    """Files of rows and of versions, checksums and what no index has: reading them would never end."""
+    """Files of rows and of versions, checksums and what no index has: reading them would never end.
+
+    Links to themselves, which cannot be looked at, hide none of them.
+    """
     version = next((folder / TABLE / "_versions").glob("*.manifest"))
+    places = (folder, folder / TABLE, folder / TABLE / "data", version.parent)
+    loops = [place / f"loop{number}" for place in places for number in range(8)]
+    for loop in loops:
+        loop.symlink_to(loop.name)
     for path in (version, data_files(folder)[1], folder / "checksums.jsonl", folder / TABLE / "other"):
         kept = path.read_bytes() if path.exists() else None
         path.unlink(missing_ok=True)
@@ -59,6 +66,8 @@ def test_what_reads_without_end_is_refused(folder, what):
         path.unlink()
         if kept is not None:
             path.write_bytes(kept)
+    for loop in loops:
+        loop.unlink()
     assert [*contents(folder)]
 
 

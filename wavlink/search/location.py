@@ -55,7 +55,7 @@ def refuse_special(folder: str | os.PathLike) -> None:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                elif not (entry.is_file() or entry.is_dir()) and os.path.exists(entry.path):
+                elif not os.path.isfile(entry.path) and not os.path.isdir(entry.path) and os.path.exists(entry.path):
                     raise ValueError(f"{entry.path} is no file but a pipe, a device or a socket: remove it")
 
 
