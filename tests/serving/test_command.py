@@ -196,7 +196,6 @@ def test_batches_of_new_sizes_take_no_new_memory(served):
 
 @pytest.mark.slow
 def test_the_example_client_compares_texts_and_a_sound(served, wavlink_folder, tmp_path):
-    pytest.importorskip("openai")
     soundfile.write(tmp_path / "a.wav", tone(400, 0.5), 16000)
     program = [sys.executable, EXAMPLE, tmp_path / "a.wav", "--text", *TEXTS]
     environment = {
