@@ -15,6 +15,7 @@ import soundfile
 from .audio_inputs_wavlink import LOUDEST as LOUDEST
 from .audio_inputs_wavlink import (
     MAX_SAMPLES,
+    LocalFile,
     check_rate,
     check_samples,
     load_source,
@@ -125,7 +126,7 @@ def opened(path_or_bytes: str | os.PathLike | bytes, name: str = "") -> Iterator
     try:
         # Not by its path: libsndfile trusts the suffix of an unknown file, and would read a web page named x.au.
         file: io.BytesIO | io.BufferedReader
-        file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else open(path_or_bytes, "rb")
+        file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else LocalFile(path_or_bytes)
         with file, ExitStack() as stack:
             yield _sound(file, name, stack)
     except (soundfile.SoundFileError, OSError, TypeError) as error:

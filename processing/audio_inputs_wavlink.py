@@ -160,7 +160,7 @@ def read_file(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int, name
         raise ValueError(f"{name} does not exist or is not a file")
     try:
         # Not by its path: libsndfile trusts the suffix of an unknown file, and would read a web page named x.au.
-        file = io.BytesIO(path_or_bytes) if content else open(path_or_bytes, "rb")
+        file = io.BytesIO(path_or_bytes) if content else LocalFile(path_or_bytes)
         with file, soundfile.SoundFile(file) as sound:
             rate = sound.samplerate
             check_rate(rate, name)
@@ -171,6 +171,20 @@ def read_file(path_or_bytes: str | os.PathLike | bytes, sampling_rate: int, name
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise ValueError(f"cannot read {name} as sound: {getattr(error, 'error_string', error)}") from error
     return at_rate(mono, rate, sampling_rate, name)
+
+
+class LocalFile(io.BufferedReader):
+    """A file that is read like its content in an `io.BytesIO`, where a damaged header points before the beginning."""
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(io.FileIO(path))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, at the least to the beginning."""
+        if whence != io.SEEK_SET:
+            start = self.tell() if whence == io.SEEK_CUR else os.fstat(self.fileno()).st_size
+            offset = max(0, start + offset)
+        return super().seek(offset)
 
 
 def _blocks(sound, wanted: int, name: str) -> Iterator[np.ndarray]:

@@ -44,6 +44,23 @@ def test_samples_of_16_bits_are_libsndfiles_floats(container, channels):
         np.testing.assert_array_equal(read(content), expected.mean(axis=1))
 
 
+@pytest.mark.parametrize("size", [0xFCDB0B5AF0790F72, 2**63, 2**64 - 1, 2**64 - 200, 0])
+@pytest.mark.parametrize("read", [load_audio, read_file])
+def test_a_header_that_points_before_the_file_gives_the_same_of_a_path_and_of_bytes(size, read, tmp_path, capfd):
+    """Such a place is an error of a file, and the beginning of `io.BytesIO`."""
+    content = encoded(pure(440), "W64", "PCM_16")
+    place = content.index(b"data\xf3\xac") + 16
+    content = content[:place] + size.to_bytes(8, "little") + content[place + 8 :]
+    (tmp_path / "a.w64").write_bytes(content)
+    found = []
+    for source in (str(tmp_path / "a.w64"), content):
+        try:
+            found.append(read(source, RATE, "a").tolist())
+        except ValueError as error:
+            found.append(str(error))
+    assert found[0] == found[1] and capfd.readouterr().err == ""
+
+
 def test_channels_are_averaged():
     left, right = np.array([0.5, -0.25, 0.75], np.float32), np.array([0.25, 0.25, -0.75], np.float32)
     np.testing.assert_array_equal(load_audio(encoded(np.stack([left, right], axis=1))), [0.375, 0, 0])
