@@ -6,7 +6,7 @@ named here, so that playlists, which name files and addresses, are not read, and
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain, groupby
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -145,7 +145,7 @@ def _frames(container, av, name: str, missing: bool) -> Iterator[tuple[int, np.n
     stream, seconds, damaged = container.streams.audio[0], 0.0, 0
     stream.codec_context.thread_count = 1
     try:
-        for packet in container.demux(stream):
+        for packet in _packets_of(container, stream):
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
@@ -162,6 +162,15 @@ def _frames(container, av, name: str, missing: bool) -> Iterator[tuple[int, np.n
     if missing or seconds < stated - _SHORT:
         of = f" of {stated:.1f} s" if seconds < stated else ""
         logger.warning(f"{name} ends before its sound does, after {seconds:.1f} s{of}: it was cut off")
+
+
+def _packets_of(container, stream) -> Iterator:
+    """Yield the packets of a stream.
+
+    At the end, after all of them, PyAV raises an IndexError where another stream began late, as one may in FLV.
+    """
+    with suppress(IndexError):
+        yield from container.demux(stream)
 
 
 def _stated(container, stream) -> float:

@@ -90,6 +90,17 @@ def test_the_sound_of_a_video_is_read_and_its_pictures_are_not(container, video,
         load_audio(made(container, video=video), name="film.mp4")
 
 
+@pytest.mark.parametrize("seconds", [1, 10])
+def test_a_video_whose_pictures_begin_late_is_read_completely(seconds):
+    """FFmpeg looks at the first seconds; PyAV ends with an IndexError where a stream begins later."""
+    clip = np.tile(pure(440), seconds)
+    content = made("flv", "pcm_s16le", clip, rate=44100)
+    picture = bytes([9, 0, 0, 41]) + struct.pack(">I", seconds * 1000 << 8)[:3] + bytes(4) + b"\x12" + bytes(40)
+    found = load_audio(content + picture + struct.pack(">I", len(picture)), RATE)
+    np.testing.assert_array_equal(found, load_audio(content, RATE))
+    assert abs(len(found) - len(clip)) < RATE / 10
+
+
 def test_channels_are_mixed_as_of_other_files():
     clip = pure(440, 48000, 2.0)
     kept = both(made("mov", "pcm_s16le", np.stack([clip, -clip])))
