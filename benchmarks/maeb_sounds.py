@@ -7,6 +7,7 @@ of five clips or more in both splits. Pairs and candidates are drawn with a seed
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -40,16 +41,22 @@ def sound_tasks(folder: str, seed: int = 0) -> list[AbsTask]:
     Raises:
         ValueError: the folder has no such splits or columns, or too few clips of a label.
     """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is no folder: name one with the splits {TRAIN} and {SPLIT} by --sounds")
     test, train = load_split(folder, SPLIT), load_split(folder, TRAIN)
     splits = {SPLIT: test, TRAIN: train}
     for name, split in splits.items():
         if missing := {"label", "group"} - {*split.column_names}:
-            raise ValueError(f"the {name} split of {folder} has no column {', '.join(sorted(missing))}")
+            missed = ", ".join(sorted(missing))
+            raise ValueError(f"the {name} split of {folder} has no column {missed}: add it to {name}/metadata.csv")
     labels = {name: label_names(split) for name, split in splits.items()}
     counts = [Counter(names) for names in labels.values()]
     kept = sorted(name for name in counts[0] if name and all(count[name] >= LEAST for count in counts))
     if len(kept) < 2:
-        raise ValueError(f"{folder} has {len(kept)} labels with {LEAST} clips or more in both splits, of two or more")
+        raise ValueError(
+            f"{folder} has {len(kept)} labels with {LEAST} clips or more in both splits, and two are needed: "
+            "give more clips of a label"
+        )
     groups = sorted({*test["group"], *train["group"]}, key=str)
     known, taught = (_labelled(split, labels[name], kept, groups) for name, split in splits.items())
     rng = np.random.default_rng(seed)

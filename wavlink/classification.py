@@ -22,7 +22,7 @@ from .labels import checked_prompts, embed_prompted, ensemble, label_texts
 from .options import models as of
 from .parsing import main_of
 from .probability import Logistic, calibration_of, described
-from .sanitize import clean
+from .sanitize import clean, path_text
 from .vectors import softmax, truncated
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def run(options: argparse.Namespace) -> int:
         results = classify(embedder, options.files, options.labels, top_k=options.top_k, **settings)
         for row in results:
             row.setdefault("labels", [])
-            print(f"{clean(row['path'], 1000)}{': ' + clean(row['error'], 1000) if 'error' in row else ''}")
+            print(f"{path_text(row['path'])}{': ' + clean(row['error'], 1000) if 'error' in row else ''}")
             for label in row["labels"]:
                 print(_line(label))
         about = {"model": embedder.name, "revision": embedder.revision, "prompts": prompts}

@@ -237,7 +237,7 @@ def _as_tables(result: Matches, min_probability: float | None) -> str:
             if min_probability is None:
                 lines.append(f"  nothing stands out; {closest} of at least {result.min_score:.3f}")
             else:
-                lines.append(f"  {NO_MATCH.format('recording')}; {closest},{_percent(best)}")
+                lines.append(f"  {NO_MATCH.format('recording')}; {closest}, match{_percent(best)}")
     return "\n".join(lines)
 
 

@@ -26,6 +26,17 @@ def clean(text: object, most: int = 120) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
+def path_text(path: object, most: int = 1000) -> str:
+    """Return a path in one line of at most `most` characters, as it can be given again: all spaces stay.
+
+    Control characters, invalid and invisible ones become escapes.
+    """
+    hidden = ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
+    shown = (x.encode("unicode_escape").decode() if unicodedata.category(x) in hidden else x for x in str(path))
+    line = "".join(shown)
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def escape(text: object, most: int = 120) -> str:
     """Apply `clean`, and write each character with a meaning in Markdown, HTML or Jinja as an HTML entity."""
     line = clean(text, most)

@@ -47,8 +47,8 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
         logger.warning(f"{folder} has no split folders: all of its rows are taken as {split!r}")
     if not rows:
         raise ValueError(f"{metadata} has no rows for {split}")
-    for row in rows:
-        row["audio"] = {"bytes": None, "path": _file_of(metadata, row.pop("file_name"))}
+    for row, path in zip(rows, _files_of(metadata, [row.pop("file_name") for row in rows]), strict=True):
+        row["audio"] = {"bytes": None, "path": path}
     _warn_of_unnamed(metadata, root, {os.path.normpath(row["audio"]["path"]) for row in rows})
     refuse_mixed(rows, str(metadata))
     try:
@@ -94,8 +94,22 @@ def _items(cells: list) -> list:
     return _different(chain.from_iterable(cell if isinstance(cell, list) else [cell] for cell in cells))
 
 
+def _files_of(metadata: Path, names: list[str]) -> list[str]:
+    """Return the files that rows name, all of which must exist."""
+    paths = [_file_of(metadata, name) for name in names]
+    if missing := {name for name, path in zip(names, paths, strict=True) if not path}:
+        shown = such_as(str(metadata.parent / name)[:300] for name in sorted(missing))
+        raise ValueError(
+            f"{metadata} names {shown}, which {'do' if len(missing) > 1 else 'does'} not exist "
+            f"({len(missing)} of {len({*names})} files): put the sounds there, or take their rows out"
+        )
+    return paths
+
+
 def _file_of(metadata: Path, name: str) -> str:
-    """Return the file that a row names, which must be below the metadata's folder: data may not name other files.
+    """Return the file that a row names, "" if it does not exist.
+
+    It must be below the metadata's folder: data may not name other files.
 
     Links are followed, since folders of the Hub's cache are made of them.
     """
@@ -110,9 +124,7 @@ def _file_of(metadata: Path, name: str) -> str:
         exists = path.is_file()
     except (OSError, ValueError):  # too long, or with a NUL
         exists = False
-    if not exists:
-        raise ValueError(f"{metadata} names {str(path)[:300]}, which does not exist")
-    return str(path)
+    return str(path) if exists else ""
 
 
 def _warn_of_unnamed(metadata: Path, root: Path, named: set[str]) -> None:

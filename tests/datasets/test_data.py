@@ -117,6 +117,11 @@ def test_a_split_folder_takes_precedence_over_a_common_list(tmp_path):
     [
         ("train/metadata.csv", CSV, "holds neither test/metadata.csv .or .jsonl. nor metadata.csv"),
         ("test/metadata.csv", CSV.format(""), r"metadata.csv names .*bell.wav, which does not exist"),
+        (
+            "test/metadata.csv",
+            "file_name,caption\ndog.wav,A\nbell.wav,B\ncat.wav,C\ncat.wav,D\n",
+            r"names .*bell.wav, .*cat.wav, which do not exist \(2 of 3 files\): put the sounds there, or",
+        ),
         ("test/metadata.csv", "file,caption\ndog.wav,A dog\n", "no column 'file_name', only file, caption"),
         ("test/metadata.csv", "file_name,caption\n,A dog\n", "no file_name in row 1"),
         ("test/metadata.csv", "file_name,caption\ndog.wav,A dog, barking\n", "more cells.*dog.wav.*comma in quotes"),

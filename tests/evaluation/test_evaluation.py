@@ -252,6 +252,7 @@ def test_captions_of_audiocaps_are_separate_queries(wavlink_folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--benchmark", "xyz"], r"no benchmark 'xyz'\. There are audiocaps"),
         (["--benchmark", "clothoo"], "no benchmark 'clothoo'; did you mean clotho.*any audiofolder"),
         (["--benchmark", "FOLDER", "--caption_columns", "title"], "no column title; the columns are .*label, caption"),
         (["--benchmark", "FOLDER", "--data", "x"], "--data is the copy of a benchmark by name"),

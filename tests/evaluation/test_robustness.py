@@ -58,6 +58,7 @@ def test_texts_that_a_change_makes_equal_are_one_text_with_the_clips_of_all():
     row = row_of(Queries(texts, ["all"] * 11 + ["ALL "], [[n] for n in range(12)]), vectors | {"ALL ": torch.ones(12)})
     assert values(row["audio_to_text"]) == [1, 1, 0]  # the only text belongs to every clip
     assert values(row["text_to_audio"]) == [1, 0, -1]  # all sounds are alike to it, and ties count against it
+    assert row["text_to_audio"]["chance"] == pytest.approx(10 / 12) and row["audio_to_text"]["chance"] == 1
 
 
 def test_an_excluded_sound_is_ranked_with_and_without_its_exclusion():
@@ -142,6 +143,7 @@ def test_what_is_unchanged_has_the_scores_of_the_split(scored):
     for row in sounds:
         for way in WAYS:
             assert row[way]["unchanged"] == scored[way]["32"]["R@10"]
+            assert row[way]["chance"] == scored["chance"][way]["R@10"]
             assert row[way]["queries"] == (scored["captions"] if way == "text_to_audio" else scored["clips"])
 
 
@@ -178,6 +180,22 @@ def test_a_fall_over_the_limit_is_named_and_one_below_is_not(scored):
     assert "falls by more than 5 points: a (audio → text -20.0)\n" in report and "for the limits" in report
     assert "-20.0 [-21.0, -19.0]" in report and "+10.0 [+9.0, +11.0]" in report
     assert "falls" not in robustness_report(scores | {"falls": {}})
+
+
+def test_rows_of_so_few_candidates_that_chance_finds_half_are_named(scored):
+    part = {"value": 0.0, "interval": [0.0, 0.0]}
+    figures = {"queries": 9, "unchanged": part, "changed": part, "difference": part}
+    chances = {"a": 1.0, "b": 0.5, "c": 0.49}
+    rows = {
+        name: {WAYS[0]: figures | {"chance": 0.1}, WAYS[1]: figures | {"chance": chance}}
+        for name, chance in chances.items()
+    }
+    former = {"d": {way: figures for way in WAYS}}  # of an earlier version
+    report = robustness_report(scored["robustness"] | {"changes": rows | former})
+    named = [line for line in report.splitlines() if "few candidates" in line]
+    assert named == [
+        "few candidates, so that a fall hardly shows: audio → text, chance level in %: a 100, b 50",
+    ]
 
 
 def test_the_command_writes_and_prints_robustness_and_leaves_no_parts(

@@ -1,5 +1,6 @@
 """README and documentation: their pages, links and code blocks are true of this checkout."""
 
+import configparser
 import importlib.util
 import re
 from pathlib import Path
@@ -31,6 +32,13 @@ def test_the_navigation_lists_every_page():
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = re.findall(r"'([\w-]+\.md)'", str(config["nav"]))
     assert sorted([*listed, "README.md"]) == sorted(PAGES) and len(listed) >= 18
+
+
+def test_the_extras_of_users_are_listed():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = re.findall(r"^\| `(\w+)` \|", PAGES["index.md"].partition("| extra |")[2], re.MULTILINE)
+    assert sorted(listed) == sorted({*config["options.extras_require"]} - {"browser", "data", "demo", "dev"})
 
 
 @pytest.mark.parametrize("name", PAGES)

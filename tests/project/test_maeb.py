@@ -162,4 +162,7 @@ def test_a_folder_without_labels_or_groups_is_refused(sounds, folder, capsys):
         maeb_sounds.sound_tasks(str(sounds))
     with pytest.raises(SystemExit):
         run(folder, "--sounds", sounds)
-    assert "has no column label" in capsys.readouterr().err
+    assert "has no column label: add it to test/metadata.csv" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(folder, "--sounds", sounds / "none")
+    assert "none is no folder: name one with the splits" in capsys.readouterr().err

@@ -11,8 +11,9 @@ import pytest
 from tests import searches
 from tests.processes import run_process
 from tests.searches import SECONDS, index, write
+from wavlink.sanitize import path_text
 from wavlink.search import command as search
-from wavlink.search.hits import Hit
+from wavlink.search.hits import Hit, print_hits
 from wavlink.search.index import Index
 from wavlink.search.playlist import write_playlist
 
@@ -141,6 +142,14 @@ def test_m3u_of_names_that_are_no_text(tmp_path, capsys):
     lines = (tmp_path / "list.m3u").read_bytes().split(b"\n")
     assert lines[1:3] == [b"#EXTINF:2,a\\xff.wav", b"/s/a\xff.wav"] and lines[4:] == ["/s/d\u202e.wav".encode(), b""]
     assert lines[3].startswith(b"#EXTINF:-1,d") and "2 results have no file" in capsys.readouterr().err
+
+
+def test_a_path_is_printed_as_it_can_be_given_again(capsys):
+    names = ["two  spaces .wav", "Bell at 3.14\u202fPM.wav", "a\u3000b.wav", "tab\there.wav", "\u202egnp.wav"]
+    print_hits([Hit(name, 0.5, 0, 1) for name in names], as_json=False)
+    printed = [line.split(" s  ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [*names[:3], "tab\\there.wav", "\\u202egnp.wav"]
+    assert len(path_text("a" * 5000)) == 1000
 
 
 def test_csv_and_json_hold_all_facts(described, tmp_path):

@@ -189,9 +189,14 @@ def test_broken_files_are_reported_and_not_retried(sounds, tmp_path, embedder):
     write(sounds / "text.wav", 3)
     (sounds / "text.wav").rename(sounds / "text.mp3")
     mended = index(sounds, tmp_path / "index", embedder)
-    assert set(mended.skipped) == {"empty.wav", "nan.wav"} and mended.sounds == 6
+    assert set(mended.skipped) == {"empty.wav", "nan.wav"} and mended.sounds == 6 and mended.changed == 1
     retried = index(sounds, tmp_path / "index", embedder, retry=True)
     assert set(retried.skipped) == {"empty.wav", "nan.wav"} and retried.sounds == 6
+    assert (retried.added, retried.changed, retried.unchanged) == (0, 0, 6)  # skipped again
+    write(sounds / "bell.flac", 1)
+    (sounds / "bell.flac").write_bytes(b"")
+    broken = index(sounds, tmp_path / "index", embedder)
+    assert (broken.changed, broken.sounds) == (1, 5) and set(broken.skipped) == {"bell.flac", "empty.wav", "nan.wav"}
 
 
 def test_file_without_read_permission_is_indexed_once_it_is_readable(sounds, tmp_path, embedder, monkeypatch):

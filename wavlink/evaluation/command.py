@@ -76,7 +76,7 @@ def load(
     else:
         near = difflib.get_close_matches(benchmark, _NAMES, n=1)
         raise ValueError(
-            f"no benchmark {benchmark!r}" + (f"; did you mean {near[0]}?" if near else "") + f" There are "
+            f"no benchmark {benchmark!r}" + (f"; did you mean {near[0]}?" if near else ".") + " There are "
             f"{', '.join(_NAMES)}, any audiofolder, and any Hub id such as owner/name"
         )
     about = {"source": data or benchmark, "split": getattr(report, "split", split or "test"), "rows": len(dataset)}

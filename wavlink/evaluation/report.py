@@ -189,6 +189,7 @@ def robustness_report(scores: Mapping) -> str:
         f"robustness: R@{scores['k']} at {scores['dims']} dims, queries of each",
         str(Table(["", *columns], rows)),
     ]
+    lines += _robustness_of_chance(scores)
     lines += [f"falls by more than {100 * scores['limit']:g} points: {fall}" for fall in robustness_falls(scores)]
     if scores["falls"]:
         lines.append("each is an item for training, or for the limits in the model's card")
@@ -201,6 +202,16 @@ def _robustness_cells(row: Mapping) -> list[str]:
         shares = [f"{100 * row[way][name]['value']:.1f}" for name in ("unchanged", "changed")]
         cells += [str(row[way]["queries"]), *shares, percent(row[way]["difference"], signed=True)]
     return cells
+
+
+def _robustness_of_chance(scores: Mapping) -> list[str]:
+    """Name, for each direction, the rows in which random vectors find as much as half: little can fall there."""
+    lines = []
+    for way, words in DIRECTIONS.items():
+        chances = {name: row[way].get("chance", 0.0) for name, row in scores["changes"].items()}
+        if easy := [f"{name} {100 * chance:.0f}" for name, chance in chances.items() if chance >= 0.5]:
+            lines.append(f"few candidates, so that a fall hardly shows: {words}, chance level in %: {', '.join(easy)}")
+    return lines
 
 
 def robustness_falls(scores: Mapping) -> list[str]:

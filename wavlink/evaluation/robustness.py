@@ -22,7 +22,7 @@ from wavlink.defaults import WEIGHT
 from wavlink.labels import words_of_labels
 
 from .embed_split import Embedded, embed_audio, embed_text
-from .metrics import Correspondence, Similarities, figure, ranked
+from .metrics import Correspondence, Similarities, chance_recall, figure, ranked
 from .retrieval import DIRECTIONS
 from .robust_queries import EXCLUDED, LANGUAGES, changed_queries, translated_names, words_of
 from .robust_sounds import SOUND_CHANGES, ChangedSounds
@@ -72,10 +72,10 @@ def robustness_scores(
 
     Returns:
         `{"dims", "k", "limit", "seed", "changes": {name: row}, "falls": {name: {direction: points}}}`. A row is
-        `{"kind": "sounds" | "queries", direction: {"queries": int, "unchanged": figure, "changed": figure,
-        "difference": figure}}`, and where sounds are excluded `"excluded"`: `lower`, the share of queries that rank
-        the best clip with the excluded label lower than before, and `top` with the share that has one among the
-        first 10, as of a direction.
+        `{"kind": "sounds" | "queries", direction: {"queries": int, "chance": float, "unchanged": figure, "changed":
+        figure, "difference": figure}}` with the chance level of what is changed, and where sounds are excluded
+        `"excluded"`: `lower`, the share of queries that rank the best clip with the excluded label lower than before,
+        and `top` with the share that has one among the first 10, as of a direction.
     """
     was_training = model.training
     model.eval()
@@ -130,7 +130,8 @@ def _sounds_row(
         "audio_to_text": [_hits(sounds[asking], text, correspondence.select(asking)) for sounds in (audio, changed)],
     }
     clips = {"text_to_audio": texts, "audio_to_text": own}
-    return {"kind": "sounds", **{way: _compared(*sides[way], clips[way]) for way in DIRECTIONS}}
+    answers = {"text_to_audio": texts, "audio_to_text": correspondence.select(asking)}
+    return {"kind": "sounds", **{way: _compared(*sides[way], clips[way], answers[way]) for way in DIRECTIONS}}
 
 
 def _queries_row(audio: torch.Tensor, queries: Queries, embed: Callable[[Sequence[str]], torch.Tensor]) -> dict:
@@ -138,19 +139,22 @@ def _queries_row(audio: torch.Tensor, queries: Queries, embed: Callable[[Sequenc
     if queries.by_vector:
         after = F.normalize(after - WEIGHT * embed([text for text, _ in queries.unwanted]), dim=-1)
     answers = Correspondence(queries.answers, len(audio))
-    (unchanged, asking), (changed, _) = (
+    (unchanged, asking, _), (changed, _, own) = (
         _hits_by_clip(audio, vectors, texts, queries.answers)
         for vectors, texts in ((before, queries.texts), (after, queries.changed))
     )
     row = {
         "kind": "queries",
-        "text_to_audio": _compared(*(_hits(vectors, audio, answers) for vectors in (before, after)), answers),
-        "audio_to_text": _compared(unchanged, changed, Correspondence(asking[:, None], len(audio))),
+        "text_to_audio": _compared(*(_hits(vectors, audio, answers) for vectors in (before, after)), answers, answers),
+        "audio_to_text": _compared(unchanged, changed, Correspondence(asking[:, None], len(audio)), own),
     }
     if queries.unwanted:
         unwanted = Correspondence([clips for _, clips in queries.unwanted], len(audio))
         first, then = (ranked(Similarities(vectors, audio), unwanted).first for vectors in (before, after))
-        row["excluded"] = {"lower": figure(then > first, answers), "top": _compared(first <= K, then <= K, answers)}
+        row["excluded"] = {
+            "lower": figure(then > first, answers),
+            "top": _compared(first <= K, then <= K, answers, unwanted),
+        }
     return row
 
 
@@ -160,8 +164,8 @@ def _hits(queries: torch.Tensor, candidates: torch.Tensor, answers: Corresponden
 
 def _hits_by_clip(
     audio: torch.Tensor, vectors: torch.Tensor, texts: Sequence[str], answers: Sequence[Sequence[int]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each clip that has texts finds one of them, and which clips these are. Equal texts are one."""
+) -> tuple[np.ndarray, np.ndarray, Correspondence]:
+    """Whether each clip with texts finds one of them, which clips these are, and their texts. Equal texts are one."""
     clips_of: dict[str, set[int]] = defaultdict(set)
     first: dict[str, int] = {}
     for index, (text, clips) in enumerate(zip(texts, answers, strict=True)):
@@ -169,12 +173,14 @@ def _hits_by_clip(
         first.setdefault(key, index)
     by_clip = Correspondence([sorted(clips) for clips in clips_of.values()], len(audio)).T
     asking = np.flatnonzero(by_clip.counts)
-    return _hits(audio[asking], vectors[[first[key] for key in clips_of]], by_clip.select(asking)), asking
+    own = by_clip.select(asking)
+    return _hits(audio[asking], vectors[[first[key] for key in clips_of]], own), asking, own
 
 
-def _compared(before: np.ndarray, after: np.ndarray, clips: Correspondence) -> dict:
+def _compared(before: np.ndarray, after: np.ndarray, clips: Correspondence, answers: Correspondence) -> dict:
     shares = {"unchanged": before, "changed": after, "difference": after.astype(float) - before}
-    return {"queries": len(before), **{name: figure(values, clips) for name, values in shares.items()}}
+    figures = {name: figure(values, clips) for name, values in shares.items()}
+    return {"queries": len(before), "chance": chance_recall(answers, K), **figures}
 
 
 def _all_queries(embedded: Embedded, words: Sequence[str | None], seed: int) -> Iterator[tuple[str, Queries]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from wavlink.sanitize import clean
+from wavlink.sanitize import clean, path_text
 
 from .listing import Listing, Sound
 
@@ -35,7 +35,7 @@ class Described:
             return f"tags ({names}) of {self.sounds} of the {self.rows} sounds that were read for them"
         line = f"{clean(self.source, 1000)}: {names} of {self.sounds} sounds"
         if self.unmatched:
-            shown = clean(", ".join(self.unmatched[:_NAMED]), 1000)
+            shown = path_text(", ".join(self.unmatched[:_NAMED]))
             more = f" and {len(self.unmatched) - _NAMED} more" * (len(self.unmatched) > _NAMED)
             line += f"; {len(self.unmatched)} of its {self.rows} rows name no sound of this run: {shown}{more}"
         return line
@@ -47,7 +47,8 @@ class Report:
 
     Attributes:
         added: files that have vectors now and that no earlier run had taken.
-        changed: files of earlier runs that were embedded anew, because they changed or were retried.
+        changed: files of earlier runs that were embedded anew, or lost their vectors, because they changed or were
+            retried; none that was skipped before and is skipped again.
         removed: files of earlier runs that have gone.
         unchanged: files of earlier runs whose vectors stay.
         sounds: files with vectors, in the whole output.
@@ -103,6 +104,7 @@ class Changes:
         tasks: files to embed.
         new: paths of those that no earlier run has taken.
         changed, removed: paths of earlier runs whose rows must go.
+        failed: those of the changed ones that earlier runs have skipped.
         unchanged: files of earlier runs whose vectors stay.
     """
 
@@ -110,6 +112,7 @@ class Changes:
     new: set[str]
     changed: list[str]
     removed: list[str]
+    failed: set[str]
     unchanged: int
 
     def report(self, known: Mapping[str, KnownFile], unreadable: Mapping[str, str], windows: int) -> Report:
@@ -123,7 +126,7 @@ class Changes:
         skipped = {path: file.error for path, file in known.items() if file.error}
         return Report(
             added=sum(path in known and path not in skipped for path in self.new),
-            changed=len(self.changed),
+            changed=sum(path not in self.failed or path not in skipped for path in self.changed),
             removed=len(self.removed),
             unchanged=self.unchanged,
             sounds=len(known) - len(skipped),
@@ -152,4 +155,5 @@ def compare(listing: Listing, known: Mapping[str, KnownFile], retry: bool) -> Ch
     listed = {sound.path for sound in listing.sounds}
     removed = [path for path in known if path not in listed and listing.covers(path)]
     new = {task.sound.path for task in tasks} - set(changed)
-    return Changes(tasks, new, changed, removed, unchanged)
+    failed = {path for path in changed if known[path].error}
+    return Changes(tasks, new, changed, removed, failed, unchanged)

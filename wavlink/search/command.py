@@ -19,7 +19,7 @@ from wavlink.console import StopSignal, print_json
 from wavlink.options import indexes as of
 from wavlink.parsing import Parser
 from wavlink.probability import NO_MATCH
-from wavlink.sanitize import clean
+from wavlink.sanitize import path_text
 
 from . import copies, hub
 from .build import index_sounds
@@ -96,7 +96,7 @@ def duplicates(folder: str, min_score: float, any_duration: bool, as_json: bool,
         print_json([[as_dict(hit) for hit in group] for group in groups])
         return
     for group in groups:
-        print("\n".join(f"{hit.score:6.3f}  {clean(hit.path, 1000)}" for hit in group), end="\n\n")
+        print("\n".join(f"{hit.score:6.3f}  {path_text(hit.path)}" for hit in group), end="\n\n")
     print(f"{sum(map(len, groups))} sounds in {len(groups)} groups")
 
 
@@ -113,7 +113,7 @@ def verify(folder: str, drop: bool, as_json: bool, storage_options: Storage) -> 
     for name, paths in dropped.items():
         print(f"forgotten: {name}" + ", which held sounds whose names are lost too" * (paths is None))
         for path in paths or ():
-            print(f"  {clean(path, 1000)}")
+            print(f"  {path_text(path)}")
     state = "are as they were written" if table.checksums else "can be read; object storage keeps no checksums here"
     intact = f"{facts['files']} files with {facts['windows']} windows {state}"
     anew = "`index` embeds the forgotten sounds anew"

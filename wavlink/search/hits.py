@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wavlink.console import print_json
-from wavlink.sanitize import clean
+from wavlink.sanitize import clean, path_text
 
 from .listing import file_of
 from .table import Table
@@ -69,7 +69,7 @@ def print_hits(hits: Sequence[Hit], as_json: bool, note: str = "") -> None:
         mark = "  (missing)" * hit.missing + "  (changed)" * hit.changed
         match = "" if hit.probability is None else f"{100 * hit.probability:5.1f} %  "
         times = f"{hit.start:8.2f} - {hit.end:8.2f} s"
-        print(f"{hit.score:6.3f}  {match}{times}  {clean(hit.path, 1000)}{mark}{_described(hit)}")
+        print(f"{hit.score:6.3f}  {match}{times}  {path_text(hit.path)}{mark}{_described(hit)}")
 
 
 def _described(hit: Hit) -> str:

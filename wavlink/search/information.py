@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wavlink import bundled_models
 from wavlink.backends.choice import describe_folder, is_index, is_model
 from wavlink.console import print_json
-from wavlink.sanitize import clean
+from wavlink.sanitize import clean, path_text
 
 from .location import is_remote
 
@@ -111,13 +111,13 @@ def _print_bundled(as_json: bool) -> int:
 def _print_facts(model: dict[str, Any]) -> None:
     size, dims = model["bytes"] / 1e6, ", ".join(map(str, model["dims"]))
     print(f"{model['name']:14} {size:.1f} MB  dims {dims}  {'intact' if model['intact'] else 'damaged'}")
-    print(f"{'':14} {clean(model['path'], 1000)}")
+    print(f"{'':14} {path_text(model['path'])}")
 
 
 def print_skipped(skipped: dict[str, str], most: int | None = None) -> None:
     """Print all on stdout as a result, or with `most` the first ones on stderr as warnings."""
     file = sys.stdout if most is None else sys.stderr
     for path, reason in list(skipped.items())[:most]:
-        print(f"skipped {clean(path, 1000)}: {clean(reason, 1000)}", file=file)
+        print(f"skipped {path_text(path)}: {clean(reason, 1000)}", file=file)
     if most is not None and len(skipped) > most:
         print(f"... and {len(skipped) - most} more skipped: `info INDEX` names them all", file=file)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wavlink.atomic_files import write_bytes
 from wavlink.destinations import file_destination
-from wavlink.sanitize import clean
+from wavlink.sanitize import clean, path_text
 
 from .hits import Hit, as_dict
 
@@ -55,7 +55,7 @@ def _m3u(hits: Sequence[Hit]) -> bytes:
         elif hit.file not in files:
             files.add(hit.file)
             seconds = -1 if hit.duration is None else round(hit.duration)  # -1: not known
-            lines += [f"#EXTINF:{seconds},{clean(hit.path, 1000)}".encode(), os.fsencode(hit.file)]
+            lines += [f"#EXTINF:{seconds},{path_text(hit.path)}".encode(), os.fsencode(hit.file)]
     if left_out:
         names = clean(", ".join([*left_out][:3]), 1000)
         print(f"{len(left_out)} results have no file here that a playlist can name: {names}", file=sys.stderr)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 
 from processing.file_names import same_letters
-from wavlink.sanitize import clean
+from wavlink.sanitize import path_text
 
 from .listing import readable
 from .table import Table
@@ -24,7 +24,7 @@ def remove_sounds(table: Table, names: Iterable[str | os.PathLike]) -> list[str]
     found = {os.fspath(name): same_letters(readable(os.fspath(name)).rstrip("/"), known | folders) for name in names}
     if unknown := [name for name, indexed in found.items() if indexed is None]:
         raise ValueError(
-            f"the index has no {clean(', '.join(unknown), 1000)}: paths are relative to {table.manifest.root}"
+            f"the index has no {path_text(', '.join(unknown))}: paths are relative to {table.manifest.root}"
         )
     wanted = {*found.values()}
     removed = sorted(path for path in known if path in wanted or not wanted.isdisjoint(_folders_of(path)))

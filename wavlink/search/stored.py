@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.compute as pc
 
 from processing.file_names import same_letters
-from wavlink.sanitize import clean
+from wavlink.sanitize import clean, path_text
 
 from .listing import readable
 from .scoring import unit, vectors_of
@@ -38,11 +38,11 @@ def stored_vector(table: Table, name: str | os.PathLike) -> tuple[str, tuple[np.
         rows = _rows(table, path)
     if not len(rows):
         raise ValueError(
-            f"the index has no {clean(name, 1000)}: give a path as `query` prints it, relative to "
+            f"the index has no {path_text(name)}: give a path as `query` prints it, relative to "
             f"{table.manifest.root or 'the root of the index'}"
         )
     if errors := [error for error in rows["error"].to_pylist() if error]:
-        raise ValueError(f"{clean(path, 1000)} has no vector, it was skipped: {clean(errors[0], 300)}")
+        raise ValueError(f"{path_text(path)} has no vector, it was skipped: {clean(errors[0], 300)}")
     vectors = unit(vectors_of(rows.column(0)))
     return path, (unit(vectors.mean(0, keepdims=True))[0], len(vectors))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from wavlink.console import without_foreign_output
 from wavlink.locks import Locked
-from wavlink.sanitize import clean
+from wavlink.sanitize import clean, path_text
 
 from .build import index_sounds, own_precision
 from .changes import Report
@@ -171,9 +171,9 @@ class _Watch:
             for path in changed:
                 word = "changed" if path in self._indexed else "added"
                 why = f": {clean(report.skipped[path], 1000)}" if path in report.skipped else ""
-                self._show(f"{'skipped' if why else word} {clean(path, 1000)}{why}")
+                self._show(f"{'skipped' if why else word} {path_text(path)}{why}")
             for path in gone:
-                self._show(f"removed {clean(path, 1000)}")
+                self._show(f"removed {path_text(path)}")
             for described in report.described:
                 if described.source != "tags" and described not in self.report.described:
                     self._show(str(described))
