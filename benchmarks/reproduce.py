@@ -62,7 +62,7 @@ _ROBUST = "python -m wavlink eval --model wavlink-tiny --benchmark sounds --robu
 RUNS = {
     "browser": Again(15, needs="npm packages and a Chromium", of_machine=True),
     "captions_at_scale": Again(30, of_machine=True),
-    "fuzz": Again(120, command="python benchmarks/fuzz.py --sounds sounds --kept OUT/fuzz", of_machine=True),
+    "fuzz": Again(60, command="python benchmarks/fuzz.py --sounds sounds --kept OUT/fuzz", of_machine=True),
     "gpu_check": Again(10, needs="a GPU", of_machine=True),
     "index_scale": Again(45, of_machine=True),
     "int8": Again(15),
