@@ -62,6 +62,20 @@ def test_search_finds_what_the_index_finds(client, embedder, index_folder):
     assert status == 200 and document["data"] == [] and document["note"] == "nothing in this index matches"
 
 
+def test_an_uploaded_sound_is_what_its_field_says(client, embedder, index_folder):
+    index, bell, far = Index.open(index_folder, embedder), wav(tone(800, 0.5, 3)), wav(tone(1400, 0.5, 6))
+    for fields, query in (
+        ({"file": bell, "without_sound": [far]}, {"sound": bell, "without_sound": far}),
+        ({"sound": [bell], "without_sound": [far]}, {"sound": bell, "without_sound": far}),
+        ({"text": "rain", "without_sound": [bell, far]}, {"text": "rain", "without_sound": [bell, far]}),
+    ):
+        body, kind = form(**fields)
+        status, document, _ = client.send("POST", "/v1/search", body, **{"Content-Type": kind})
+        assert status == 200, document
+        scores = [row["score"] for row in document["data"]]
+        np.testing.assert_allclose(scores, [hit.score for hit in index.query(**query)], atol=1e-4)
+
+
 def test_search_shows_columns_about_the_sounds():
     hit = Hit("0.wav", 0.0, 0.0, 1.0, "/home/0.wav", metadata={"label": "dog", "day": date(2024, 5, 1), "loud": False})
     shown = {"path": "0.wav", "score": 0.0, "start": 0.0, "end": 1.0}

@@ -20,7 +20,7 @@ from wavlink.embedder import Embedder
 from .answers import Answers, Files
 from .batching import Abandoned, BatchedEmbedder, Batcher, stopped_by
 from .errors import RequestError, as_json, as_request_error, content_of, headers_of
-from .forms import FORMS, parse_form
+from .forms import FORMS, URLENCODED, parse_form
 from .guard import Guard
 from .limits import Limits
 from .metrics import CONTENT_TYPE, Metrics
@@ -200,10 +200,10 @@ async def _parser(http: Request, model: type[Body], most: int) -> Callable[[], t
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if (encoding := http.headers.get("content-encoding", "identity").strip().lower()) != "identity":
         raise RequestError(415, f"content-encoding {encoding!r:.100}: send the body as it is")
-    if kind == FORMS[1] and body.lstrip()[:1] == b"{":
+    if kind == URLENCODED and body.lstrip()[:1] == b"{":
         raise RequestError(415, "the body is JSON and is sent as a form: send Content-Type: application/json")
     if kind in FORMS:
-        return lambda: parse_form(model, http.scope, body, most)
+        return lambda: parse_form(model, http.scope, body, most, kind)
     if body and kind != "application/json":
         raise RequestError(415, f"content-type {kind!r:.100}: send application/json or multipart/form-data")
     return lambda: (from_json(model, body, most), [])
