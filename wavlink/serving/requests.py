@@ -218,7 +218,7 @@ def _refuse_many_values(body: bytes, most: int) -> None:
     """Refuse JSON of more values than a request has, before 3 bytes of the body become 60 of memory."""
     if sum(map(body.count, _BEFORE_VALUES)) <= most:
         return
-    characters = np.frombuffer(body.replace(rb"\\", b"").replace(rb'\"', b""), np.uint8)
+    characters = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
     inside = np.bitwise_xor.accumulate((characters == ord('"')).view(np.uint8)).view(bool)  # of a string
     if np.isin(characters[~inside], list(map(ord, _BEFORE_VALUES))).sum() > most:
         raise RequestError(400, f"the body holds more than {most} values, as no request does: send several")
