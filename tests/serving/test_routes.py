@@ -142,6 +142,20 @@ def test_the_openapi_document_describes_every_request_and_response(client):
     assert client.get("/docs")[0] == 200
 
 
+def test_the_openapi_document_says_where_a_key_is_needed(client, embedder):
+    """The page of the documentation asks for the key then, and clients made from it send it."""
+    assert "securitySchemes" not in client.get("/openapi.json")[1]["components"]
+    with serving(embedder, key="correct-horse") as other:
+        other.key = ""
+        _, document, _ = other.send("GET", "/openapi.json")
+        assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+        for path, operations in document["paths"].items():
+            ((method, operation),) = operations.items()
+            is_open = other.send(method.upper(), path)[0] != 401
+            assert is_open == ("security" not in operation), path
+    assert [*document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]] == ["text/plain"]
+
+
 def test_head_is_get_without_its_body(client):
     """Checks of health send it, such as `wget --spider`."""
     for path in ("/health", "/metrics", "/v1/models", "/openapi.json"):

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from wavlink import __version__
@@ -95,7 +95,7 @@ def create_app(
     for route in ROUTES:
         _add(app, route, answers, threads)
     _add_facts(app, answers, threads)
-    describe(app, {route.path: (route.request, route.response) for route in ROUTES})
+    describe(app, {route.path: (route.request, route.response) for route in ROUTES}, bool(key))
     return app
 
 
@@ -224,7 +224,7 @@ def _add_facts(app: FastAPI, answers: Answers, threads: Threads) -> None:
     async def health() -> dict[str, Any]:
         return {"status": "ok", "model": answers.name, "queue": threads.admitted}
 
-    @app.get("/metrics", summary="Figures for Prometheus")
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(answers.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
