@@ -121,13 +121,15 @@ def check_tower(name: str, extractor: Any, config: Any) -> None:
     """Raise a ValueError for a feature extractor that does not fit the audio tower of the WavLink `name`."""
     if getattr(config, "model_type", None) != "wavlink":
         return
-    audio, kind, advice = config.audio_config, type(extractor).__name__, "save the processor of its own towers there"
+    audio, kind, advice = config.audio_config, type(extractor).__name__, "save its own processor there"
     tower = _TOWERS.get(kind)
     if tower and audio.model_type != tower:
         raise ValueError(f"{name} has a {kind}, which is for a {tower} tower, not for a {audio.model_type}: {advice}")
     bands, taken = getattr(extractor, "feature_size", None), getattr(audio, "num_mel_bins", None)
     if bands and taken and bands != taken:
-        raise ValueError(f"{name} has a feature extractor of {bands} mel bands, its audio tower takes {taken}: {advice}")
+        raise ValueError(
+            f"{name} has a feature extractor of {bands} mel bands, its audio tower takes {taken}: {advice}"
+        )
     frames, positions = getattr(extractor, "nb_max_frames", None), getattr(audio, "max_source_positions", None)
     if frames and positions and frames > STRIDE * positions:  # OpenVINO would read positions that are none
         raise ValueError(

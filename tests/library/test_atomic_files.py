@@ -227,8 +227,8 @@ def test_files_are_added_to_a_folder_that_another_process_makes_meanwhile(tmp_pa
         "int8.json": "early",
     }
     assert os.listdir(tmp_path) == ["onnx"]
-    with pytest.raises(ValueError, match="another process"), added_files(tmp_path / "file", "about.json") as unfinished:
-        (unfinished / "about.json").write_text("")
+    with pytest.raises(ValueError, match="another process"), added_files(tmp_path / "file", "a.json") as unfinished:
+        (unfinished / "a.json").write_text("")
         (tmp_path / "file").write_text("another's")
     assert (tmp_path / "file").read_text() == "another's"
 

@@ -302,7 +302,7 @@ def _facts(**changed) -> dict:
         ({KEY: _facts(logit_scale=1e300)}, "does not describe an export .by 'logit_scale'"),
         ({KEY: _facts(logit_bias=float("nan"))}, "does not describe an export .by 'logit_bias'"),
         ({"format": 3}, "a newer version of wavlink"),
-        ({"backend": "openvino"}, "an export for openvino, not for onnx"),
+        ({"backend": "openvino"}, "an export for openvino, not onnx"),
         ({"towers": {}}, "names no graphs .*export the model again"),
         ({"towers": {name: {"file": "../config.json"} for name in ("audio", "text")}}, "none of its files"),
     ],

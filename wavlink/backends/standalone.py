@@ -230,7 +230,7 @@ def open_towers(folder: Path, backend: str, precision: str) -> dict[str, Tower]:
     if unknown:
         raise ValueError(f"{folder} names a graph that is none of its files, {min(unknown)!r}: export the model again")
     if record.get("backend", backend) != backend:
-        raise ValueError(f"{folder} holds an export for {record['backend']}, not for {backend}: export the model again")
+        raise ValueError(f"{folder} holds an export for {record['backend']}, not {backend}: export the model again")
     torch = sys.modules.get("torch")
     threads = default_threads() if torch is None else torch.get_num_threads()
     return {name: open_tower(backend, folder / file, precision, threads) for name, file in files.items()}
