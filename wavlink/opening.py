@@ -133,5 +133,6 @@ def check_tower(name: str, extractor: Any, config: Any) -> None:
     frames, positions = getattr(extractor, "nb_max_frames", None), getattr(audio, "max_source_positions", None)
     if frames and positions and frames > STRIDE * positions:  # OpenVINO would read positions that are none
         raise ValueError(
-            f"{name} has a feature extractor of up to {frames} frames, its audio tower takes {STRIDE * positions}: {advice}"
+            f"{name} has a feature extractor of up to {frames} frames, its audio tower takes {STRIDE * positions}: "
+            f"{advice}"
         )
