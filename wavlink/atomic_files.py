@@ -65,8 +65,11 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike, add: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield an empty folder, which is renamed to `path` once its files are on the disk.
+
+    Args:
+        add: called with that folder where another process has written `path` meanwhile.
 
     Raises:
         ValueError: see `folder_destination` (`path` must be new or empty), or another process has written there
@@ -86,6 +89,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         except OSError as error:
             if not os.path.lexists(target):
                 raise
+            if add is not None and target.is_dir():
+                return add(unfinished)
             raise ValueError(f"{path} has been written by another process meanwhile: name another folder") from error
         sync(target.parent)
 
@@ -151,8 +156,13 @@ def added_files(
         ValueError: what cannot be written, or another process writes there now.
     """
     folder = followed(path)
+
+    def add(unfinished: Path) -> None:
+        with only_writer(folder):
+            _put(unfinished, folder, record, older(folder))
+
     if not os.path.lexists(folder):
-        with new_folder(path) as unfinished:
+        with new_folder(path, add) as unfinished:
             yield unfinished
         return
     if not folder.is_dir():
@@ -160,8 +170,7 @@ def added_files(
     check_parent(path, folder / record)
     with temporary(folder / record, Path.mkdir) as unfinished:
         yield unfinished
-        with only_writer(folder):
-            _put(unfinished, folder, record, older(folder))
+        add(unfinished)
 
 
 def _put(source: Path, folder: Path, record: str, older: Sequence[str]) -> None:

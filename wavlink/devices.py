@@ -15,7 +15,7 @@ def check_device(device: str | torch.device) -> None:
         if torch.device(device).type == "meta":
             raise RuntimeError("it holds no numbers")
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         why = str(error).strip().splitlines()[0][:200]
         raise UnavailableDevice(
             f"device={str(device)!r} cannot be used here ({why}): give cpu, or leave it out"

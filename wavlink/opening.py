@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wavlink.backends.choice import DTYPE_OF, as_unavailable, choose, installed, without_torch
+from wavlink.backends.export_checks import STRIDE
 from wavlink.backends.standalone import open_standalone, why_not
 
 from . import defaults
@@ -117,10 +118,21 @@ def _check_pair(model: "str | Model", processor: "Processor | None", revision: s
 
 
 def check_tower(name: str, extractor: Any, config: Any) -> None:
-    """Raise a ValueError for the feature extractor of another audio tower than the WavLink `name` has."""
-    tower = _TOWERS.get(type(extractor).__name__)
-    if tower and getattr(config, "model_type", None) == "wavlink" and config.audio_config.model_type != tower:
+    """Raise a ValueError for a feature extractor that does not fit the audio tower of the WavLink `name`."""
+    if getattr(config, "model_type", None) != "wavlink":
+        return
+    audio, kind, advice = config.audio_config, type(extractor).__name__, "save its own processor there"
+    tower = _TOWERS.get(kind)
+    if tower and audio.model_type != tower:
+        raise ValueError(f"{name} has a {kind}, which is for a {tower} tower, not for a {audio.model_type}: {advice}")
+    bands, taken = getattr(extractor, "feature_size", None), getattr(audio, "num_mel_bins", None)
+    if bands and taken and bands != taken:
         raise ValueError(
-            f"{name} has a {type(extractor).__name__}, which is for a {tower} tower, not for a "
-            f"{config.audio_config.model_type}: save the processor of its own towers there"
+            f"{name} has a feature extractor of {bands} mel bands, its audio tower takes {taken}: {advice}"
+        )
+    frames, positions = getattr(extractor, "nb_max_frames", None), getattr(audio, "max_source_positions", None)
+    if frames and positions and frames > STRIDE * positions:  # OpenVINO would read positions that are none
+        raise ValueError(
+            f"{name} has a feature extractor of up to {frames} frames, its audio tower takes {STRIDE * positions}: "
+            f"{advice}"
         )

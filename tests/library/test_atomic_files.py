@@ -214,6 +214,28 @@ def test_added_files_keep_other_files(tmp_path):
     assert (tmp_path / "audio.onnx").read_text() == "2" and (tmp_path / "Dockerfile").read_text() == "FROM scratch"
 
 
+def test_files_are_added_to_a_folder_that_another_process_makes_meanwhile(tmp_path):
+    """Such as exports in fp32 and in int8 at once, into the same new folder."""
+    folder = tmp_path / "onnx"
+    with added_files(folder, "fp32.json") as late:
+        for name in ("audio", "fp32.json"):
+            (late / name).write_text("late")
+        with added_files(folder, "int8.json") as early:
+            for name in ("audio", "audio_int8", "int8.json"):
+                (early / name).write_text("early")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "audio": "late",
+        "audio_int8": "early",
+        "fp32.json": "late",
+        "int8.json": "early",
+    }
+    assert os.listdir(tmp_path) == ["onnx"]
+    with pytest.raises(ValueError, match="another process"), added_files(tmp_path / "file", "a.json") as unfinished:
+        (unfinished / "a.json").write_text("")
+        (tmp_path / "file").write_text("another's")
+    assert (tmp_path / "file").read_text() == "another's"
+
+
 def test_added_files_are_atomic_at_every_step(tmp_path, monkeypatch):
     """The call of that number, of those that rename, is interrupted."""
     real, number, ended = os.replace, 0, False

@@ -15,7 +15,7 @@ from tests.conftest import RATE, tone
 from wavlink import cli, defaults
 from wavlink.backends import choice
 from wavlink.compat_argparse import actions_of
-from wavlink.embedder import embedder_for
+from wavlink.embedder import Embedder, embedder_for
 from wavlink.search.map import draw_map
 from wavlink.search.ray import embed_with_ray
 
@@ -116,6 +116,8 @@ def test_a_device_that_torch_has_not_is_refused(tiny_bundle, sounds, capsys):
     for device in ("foo", "meta", "cpu:x"):
         assert cli.main(["classify", str(sounds / "low.wav"), "--labels", "a", "b", "--device", device]) == 2
         assert f"device={device!r} cannot be used here" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="device='None' cannot be used here"):
+        Embedder(tiny_bundle, device=None)
 
 
 @pytest.mark.slow

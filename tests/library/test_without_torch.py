@@ -290,11 +290,19 @@ def test_an_export_that_needs_torch_says_why(facts, why, exported_folder, no_tor
         Embedder(exported_folder, backend="onnx")
 
 
+def _facts(**changed) -> dict:
+    return {"weights": {}, "settings": "", "parameters": 1, "logit_scale": 0.0, "logit_bias": 0.0} | changed
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({KEY: {"weights": {}}}, "does not describe an export .by 'settings'"),
         ({KEY: {"weights": {}, "settings": "", "parameters": "many"}}, "does not describe an export .by 'parameters'"),
+        ({KEY: _facts(logit_scale=1e300)}, "does not describe an export .by 'logit_scale'"),
+        ({KEY: _facts(logit_bias=float("nan"))}, "does not describe an export .by 'logit_bias'"),
+        ({"format": 3}, "a newer version of wavlink"),
+        ({"backend": "openvino"}, "an export for openvino, not onnx"),
         ({"towers": {}}, "names no graphs .*export the model again"),
         ({"towers": {name: {"file": "../config.json"} for name in ("audio", "text")}}, "none of its files"),
     ],
@@ -303,6 +311,49 @@ def test_damaged_records_are_refused(fields, message, exported_folder):
     change_record(exported_folder, **fields)
     with pytest.raises(ValueError, match=message):
         Embedder(exported_folder, backend="onnx")
+
+
+def test_a_renamed_export_is_refused(exported_folder):
+    """It would run in fp32, and be called int8, or run another backend's graph."""
+    record = exported_folder / "onnx/wavlink_fp32.json"
+    record.rename(record.with_name("wavlink_int8.json"))
+    with pytest.raises(ValueError, match="describes an export in fp32, whose file has another name"):
+        Embedder(exported_folder, backend="onnx", precision="int8")
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"feature_size": 128}, "a feature extractor of 128 mel bands, its audio tower takes 80"),
+        ({"chunk_length": 60, "n_samples": 960_000, "nb_max_frames": 6000}, "up to 6000 frames, .* takes 3000"),
+    ],
+)
+def test_a_processor_of_another_tower_is_refused(backend, settings, message, exported_folder):
+    """OpenVINO gave vectors of clips that are longer than the model takes."""
+    path = exported_folder / "processor_config.json"
+    saved = json.loads(path.read_text())
+    saved["feature_extractor"] |= settings
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=message):
+        Embedder(exported_folder, backend=backend)
+
+
+def test_inputs_that_an_export_has_no_weights_for_are_refused(exported_folder):
+    """As torch refuses them; OpenVINO reads beside the weights."""
+    model = Embedder(exported_folder, backend="onnx").model
+    limit, tokens = model.config.text_config.max_position_embeddings, model.config.text_config.vocab_size
+    for ids, message in (
+        (np.zeros((1, limit + 1), np.int64), f"over the text tower's limit of {limit}: shorten it"),
+        (np.array([[0, tokens]]), f"knows {tokens} tokens, got token {tokens}"),
+        (np.array([[-1, 0]]), f"knows {tokens} tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.get_text_features(ids)
+    for shape in ((1, 80, 3001), (1, 81, 100), (1, 80, 0), (80, 100)):
+        with pytest.raises(ValueError, match="must be .batch, 80, 1 to 3000 frames"):
+            model.get_audio_features(np.zeros(shape, np.float32))
+    assert model.get_text_features(np.array([[0, tokens - 1]])).pooler_output.shape[0] == 1
 
 
 @pytest.mark.parametrize(("name", "why"), [("adapter_config.json", "an adapter"), ("modules.json", "SentenceTransf")])

@@ -93,6 +93,7 @@ def test_query_by_sound_by_both_and_without(sounds, tmp_path, embedder):
         (by_bell | {"text": "rain falls"}, unit(text + bell)),
         ({"text": "rain falls", "without": "a cat"}, unit(text - 0.5 * other)),
         (by_bell | {"without_sound": [sounds / "dog/far.wav"], "weight": 2.0}, unit(bell - 2 * far)),
+        (by_bell | {"without_sound": [sounds / "dog/far.wav"], "weight": 1e300}, -far),
         (
             {"text": ["rain falls", "a cat"], "without_sound": sounds / "rain.wav"},
             unit(unit(text + other) - 0.5 * rain),
@@ -499,6 +500,7 @@ def test_invalid_queries_are_refused(sounds, tmp_path, embedder):
         ({"text": " "}, "a text to search by is empty"),
         ({"text": "rain", "top_k": 0}, "top_k must be 1 or more"),
         ({"text": "rain", "weight": -1.0}, "must be 0 or more"),
+        ({"text": "rain", "without": "dog", "weight": float("inf")}, "must be 0 or more, and finite"),
         ({"text": "rain", "without": "rain", "weight": 1.0}, "cancel out"),
         ({"sound": sounds / "none.wav"}, "does not exist"),
         ({"sound": "none.wav"}, "^none.wav does not exist"),

@@ -50,6 +50,7 @@ CASES = {
     "too many texts": ("embeddings", {"input": ["rain"] * 2049}, 400, "2049 inputs"),
     "half a character": ("embeddings", b'{"input": "\\ud800"}', 400, "input"),
     "no JSON": ("embeddings", b"{", 400, "not valid JSON"),
+    "UTF-16": ("embeddings", json.dumps({"input": "rain"}).encode("utf-16"), 400, "in UTF-8"),
     "not UTF-8": ("embeddings", b'{"input": "\xff"}', 400, "not valid JSON"),
     "deep JSON": ("embeddings", b'{"input": ' + b"[" * 100_000, 400, "not valid JSON"),
     "no object": ("embeddings", b'"rain"', 400, "JSON object"),
@@ -80,6 +81,12 @@ CASES = {
     ),
     "unknown type": ("embeddings", {"input": {"type": "image"}}, 400, "'input_audio'"),
     "type without its field": ("embeddings", {"input": {"type": "input_audio"}}, 400, "has no 'input_audio'"),
+    "a type and another's field": (
+        "embeddings",
+        {"input": [{"type": "text", "text": "rain", "input_audio": {"data": "AAAA"}}]},
+        400,
+        "has 'input_audio' as well",
+    ),
     "one label": ("classify", {**sound(wav(tone())), "labels": ["a"]}, 400, "labels"),
     "same labels": ("classify", {**sound(wav(tone())), "labels": ["a", "a"]}, 400, "each once"),
     "prompt without a place": ("classify", {**sound(wav(tone())), "labels": ["a", "b"], "prompts": ["c"]}, 400, "{}"),
@@ -89,6 +96,7 @@ CASES = {
     "nothing to search": ("search", {}, 400, "text is missing"),
     "no probability": ("search", {"text": "a", "min_probability": 2}, 400, "min_probability"),
     "two texts have none": ("search", {"text": ["a", "b"], "min_probability": 0.5}, 400, "one text alone"),
+    "a data URL as a text": ("search", {"text": data_url(wav(tone(seconds=1)))}, 400, "text has "),
     "nothing to locate": ("locate", sound(wav(tone())), 400, "query is missing"),
     "two recordings": ("locate", {"input": [data_url(wav(tone()))] * 2, "query": "a"}, 400, "one recording"),
     "many windows": (
@@ -143,6 +151,9 @@ def test_a_form_that_is_wrong_gets_a_reason(client):
         ({"dimensions": "many", "input": "rain"}, "dimensions"),
         ({"file": b"not a sound"}, "cannot read file[0] as sound"),
         ({"file": b""}, "file[0] is empty"),
+        ({"file": "not a file"}, "file holds no file"),
+        ({"sound": b"not a sound"}, "there is no field 'sound'"),
+        ({"dimensions": b"16"}, "dimensions holds a file, and takes text"),
     ):
         body, kind = form(**fields)
         status, document, _ = client.send("POST", "/v1/embeddings", body, **{"Content-Type": kind})
@@ -222,6 +233,14 @@ def test_json_of_many_values_is_refused_before_it_is_parsed(part, monkeypatch):
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+@pytest.mark.parametrize("head", ['{"user": "\\"", "input": [', '{"user": "\u2200", "input": ['])
+def test_values_in_another_encoding_are_not_parsed(encoding, head):
+    """A quote that is escaped, or a character with the byte of one, would hide the values after it."""
+    with pytest.raises(RequestError, match="values|in UTF-8"):
+        from_json(EmbeddingRequest, (head + ",".join(["[]"] * 200_001) + "]}").encode(encoding))
+
+
 @pytest.mark.parametrize("text", [",[{" * 100_000, '",[' * 100_000, "\\," * 200_001, '\\"[,' * 100_001])
 def test_brackets_and_commas_of_a_text_are_no_values(text):
     assert from_json(EmbeddingRequest, json.dumps({"input": [text]}).encode()).input == [text]
@@ -277,3 +296,34 @@ def test_what_is_no_base64_is_refused_and_line_breaks_are_not(client):
     assert client.post("/v1/embeddings", {"input": item})[0] == 200
     item = {"type": "input_audio", "input_audio": {"data": text[:-3] + "*" * 3}}
     assert client.post("/v1/embeddings", {"input": item})[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"input=d%FFa", "not in UTF-8"),
+        (b"input=d\xffa", "not in UTF-8"),
+        (b"&" * 1000, "more than 1000 fields"),
+        (b"input=a&" * 1000, "more than 1000 fields"),
+    ],
+)
+def test_an_urlencoded_form_that_is_wrong_gets_a_reason(client, body, reason):
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, document, _ = client.send("POST", "/v1/embeddings", body, **kind)
+    assert status == 400 and reason in document["error"]["message"], document
+
+
+def test_an_answer_has_a_bounded_number_of_results(embedder):
+    """2048 clips of 0.1 s with 1000 labels each would be 225 MB of JSON, and a gigabyte of memory."""
+    sounds = [data_url(wav(tone(seconds=0.1)))] * 3
+    with serving(embedder, max_results=6) as client:
+        for path, body, status in (
+            ("classify", {"input": sounds, "labels": ["a", "b"]}, 200),
+            ("classify", {"input": sounds, "labels": ["a", "b", "c"]}, 400),
+            ("classify", {"input": sounds, "labels": ["a", "b", "c"], "top_k": 2}, 200),
+            ("locate", {"input": sounds[0], "query": ["a", "b"], "top_k": 3}, 200),
+            ("locate", {"input": sounds[0], "query": ["a", "b"], "top_k": 4}, 400),
+        ):
+            found, document = client.post(f"/v1/{path}", body)
+            assert found == status, document
+            assert status == 200 or "results, the most are 6" in document["error"]["message"]

@@ -12,6 +12,8 @@ from tests.conftest import tone
 from tests.helpers import wav
 from tests.served import as_base64, audio_item, data_url, form
 from wavlink.serving.audio_input import is_data_url
+from wavlink.serving.forms import URLENCODED, parse_form
+from wavlink.serving.requests import EmbeddingRequest
 
 TEXTS = ["a dog barks", "the loud bell rings . the low cat meows", "rain"]
 CLIPS = [tone(300 + 100 * number, seconds, number) for number, seconds in enumerate((0.3, 1.1, 0.05, 2.0))]
@@ -89,6 +91,15 @@ def test_a_form_with_files_and_texts(client, embedder):
     np.testing.assert_allclose(
         vectors(document), truncate_embeddings(torch.from_numpy(np.stack(expected)), 16), **EXACT
     )
+
+
+@pytest.mark.parametrize("body", ["input=día+de lluvia&dimensions=16", "input=d%C3%ADa%20de+lluvia&dimensions=16"])
+def test_a_form_without_files_is_read_as_utf8(client, body):
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, document, _ = client.send("POST", "/v1/embeddings", body.encode(), **kind)
+    assert status == 200 and len(document["data"][0]["embedding"]) == 16, document
+    request, files = parse_form(EmbeddingRequest, {}, body.encode(), 9, URLENCODED)
+    assert request.input == ["día de lluvia"] and not files
 
 
 def test_base64_is_little_endian_float32(client, embedder):

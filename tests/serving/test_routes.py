@@ -62,6 +62,20 @@ def test_search_finds_what_the_index_finds(client, embedder, index_folder):
     assert status == 200 and document["data"] == [] and document["note"] == "nothing in this index matches"
 
 
+def test_an_uploaded_sound_is_what_its_field_says(client, embedder, index_folder):
+    index, bell, far = Index.open(index_folder, embedder), wav(tone(800, 0.5, 3)), wav(tone(1400, 0.5, 6))
+    for fields, query in (
+        ({"file": bell, "without_sound": [far]}, {"sound": bell, "without_sound": far}),
+        ({"sound": [bell], "without_sound": [far]}, {"sound": bell, "without_sound": far}),
+        ({"text": "rain", "without_sound": [bell, far]}, {"text": "rain", "without_sound": [bell, far]}),
+    ):
+        body, kind = form(**fields)
+        status, document, _ = client.send("POST", "/v1/search", body, **{"Content-Type": kind})
+        assert status == 200, document
+        scores = [row["score"] for row in document["data"]]
+        np.testing.assert_allclose(scores, [hit.score for hit in index.query(**query)], atol=1e-4)
+
+
 def test_search_shows_columns_about_the_sounds():
     hit = Hit("0.wav", 0.0, 0.0, 1.0, "/home/0.wav", metadata={"label": "dog", "day": date(2024, 5, 1), "loud": False})
     shown = {"path": "0.wav", "score": 0.0, "start": 0.0, "end": 1.0}
@@ -126,6 +140,20 @@ def test_the_openapi_document_describes_every_request_and_response(client):
     references = re.findall(r"#/components/schemas/(\w+)", str(document))
     assert references and set(references) <= set(schemas)
     assert client.get("/docs")[0] == 200
+
+
+def test_the_openapi_document_says_where_a_key_is_needed(client, embedder):
+    """The page of the documentation asks for the key then, and clients made from it send it."""
+    assert "securitySchemes" not in client.get("/openapi.json")[1]["components"]
+    with serving(embedder, key="correct-horse") as other:
+        other.key = ""
+        _, document, _ = other.send("GET", "/openapi.json")
+        assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+        for path, operations in document["paths"].items():
+            ((method, operation),) = operations.items()
+            is_open = other.send(method.upper(), path)[0] != 401
+            assert is_open == ("security" not in operation), path
+    assert [*document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]] == ["text/plain"]
 
 
 def test_head_is_get_without_its_body(client):

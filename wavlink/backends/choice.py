@@ -25,6 +25,7 @@ HAS = {"torch": ("fp32", "bf16"), "openvino": ("fp32", "bf16", "int8"), "onnx": 
 OF_DTYPE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 DTYPE_OF = {precision: dtype for dtype, precision in OF_DTYPE.items()}
 PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
+FORMAT = 2  # of an export's record
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and, last, of ARM
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -207,7 +208,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the description of an export.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, has another precision's name, or a newer version of the package wrote it.
     """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -220,6 +221,11 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise TypeError("fields of another type")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} does not describe an export ({error}): export the model again") from error
+    if record.get("format", FORMAT) not in range(FORMAT + 1):
+        raise ValueError(f"a newer version of wavlink wrote {path}: update the package, or export the model again")
+    precision = record.get("precision")
+    if precision is not None and Path(path).name != record_name(precision):
+        raise ValueError(f"{path} describes an export in {precision}, whose file has another name: export it again")
     return record
 
 

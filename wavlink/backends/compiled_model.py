@@ -15,6 +15,7 @@ from wavlink.installing import install_hint
 from wavlink.loading import parameter_count, revision
 
 from .choice import how_to_export
+from .export_checks import refuse_unfit
 from .exported import converted_folder, exported_folder, missing_packages, model_identity
 from .graphs import exportable
 from .sessions import INPUTS, Tower
@@ -69,6 +70,7 @@ class CompiledModel(nn.Module):
     def _features(self, name: str, values: Tensor, mask: Tensor | None) -> BaseModelOutputWithPooling:
         inputs = dict(zip(INPUTS[name], (values, mask), strict=True))
         arrays: dict[str, np.ndarray] = {key: value.numpy() for key, value in inputs.items() if value is not None}
+        refuse_unfit(name, arrays[INPUTS[name][0]], self.config)
         return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(self.towers[name](arrays)))
 
 

@@ -1,10 +1,13 @@
-"""For which model an export stands, and whether its files are those that were written."""
+"""For which model an export stands, whether its files are those that were written, and which inputs it takes."""
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from modeling_wavlink.config_checks_wavlink import text_max_length
 from wavlink.bundled_models import digest_of
 
 # Fields of the config that change a graph and that its weights do not show.
@@ -14,6 +17,8 @@ TOWER_FIELDS = (
     "scale_embedding frame_pooling frame_pooling_layer layer_norm_eps norm_eps eos_token_id local_attention "
     "global_attn_every_n_layers layer_types"
 ).split()
+
+STRIDE = 2  # frames that become a position, in Whisper
 
 
 def refuse_other(path: str | Path, source: str | Path, differs: str) -> None:
@@ -45,3 +50,27 @@ def refuse_damaged(path: str | Path, record: Mapping[str, Any], find: Callable[[
         intact = file is not None and os.path.isfile(file) and os.path.getsize(file) == size
         if not intact or digest_of(file or "") != record["sha256"].get(name):
             raise ValueError(f"{name} of {Path(path).parent} is missing or damaged: export the model again")
+
+
+def refuse_unfit(name: str, values: np.ndarray, config: Any) -> None:
+    """Raise a ValueError for inputs that a tower has no weights for, where OpenVINO reads beside the weights.
+
+    Args:
+        name: `audio` or `text`.
+        values: `input_features` `[B, F, T]` or `input_ids` `[B, L]`.
+        config: of the WavLink.
+    """
+    if name == "audio":
+        bands, longest = config.audio_config.num_mel_bins, STRIDE * config.audio_config.max_source_positions
+        if values.ndim != 3 or values.shape[1] != bands or not 1 <= values.shape[2] <= longest:
+            expected = f"[batch, {bands}, 1 to {longest} frames]"
+            raise ValueError(f"input_features must be {expected}, got {list(values.shape)}")
+        return
+    limit, tokens = text_max_length(config.text_config), config.text_config.vocab_size
+    if limit is not None and values.shape[-1] > limit:
+        raise ValueError(
+            f"a text of {values.shape[-1]} tokens is over the text tower's limit of {limit}: shorten it, or tokenize "
+            f"with truncation=True, max_length={limit}"
+        )
+    if values.size and not 0 <= values.min() <= values.max() < tokens:
+        raise ValueError(f"the text tower knows {tokens} tokens, got token {values.max()}: take its own tokenizer")

@@ -24,14 +24,13 @@ from wavlink.bundled_models import digest_of
 from wavlink.console import without_foreign_output
 from wavlink.loading import parameter_count, weights_digest
 
-from .choice import read_record, record_name
+from .choice import FORMAT, read_record, record_name
 from .export_checks import CONFIG_FIELDS, TOWER_FIELDS, refuse_damaged, refuse_other
 from .graphs import Tower, agreement, batches, example, noises, sentence, write_onnx
 from .openvino_graphs import write_openvino
 from .sessions import INPUTS, open_tower
 from .standalone import StandaloneProcessor, describe
 
-FORMAT = 2
 LIBRARIES = {"openvino": "OpenVINO", "onnx": "onnxruntime"}
 _ENDINGS = {"openvino": ".xml", "onnx": ".onnx"}
 _LOG_MEL_TOLERANCE = 1e-4  # of a number, between numpy and torch

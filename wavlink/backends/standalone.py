@@ -22,13 +22,14 @@ from processing.text_inputs_wavlink import TextInputs
 from wavlink.bundled_models import digest_of
 
 from .choice import has_export, read_record, record_name
-from .export_checks import CONFIG_FIELDS, TOWER_FIELDS, refuse_damaged, refuse_other
+from .export_checks import CONFIG_FIELDS, TOWER_FIELDS, refuse_damaged, refuse_other, refuse_unfit
 from .sessions import INPUTS, Tower, default_threads, open_tower
 
 logger = logging.getLogger(__name__)
 
 KEY = "standalone"  # in the record of an export
 _FACTS = {"weights": dict, "settings": str, "parameters": int, "logit_scale": float, "logit_bias": float}
+_LARGEST = math.log(sys.float_info.max)  # of a factor's log; NaN is not below it either
 _TOWERS = ("audio_config", "text_config")
 _DEFAULTS = {
     "projection_dim": 512,
@@ -90,6 +91,7 @@ class StandaloneModel:
     def _features(self, name: str, values: np.ndarray, mask: np.ndarray | None) -> SimpleNamespace:
         inputs = dict(zip(INPUTS[name], (values, mask), strict=True))
         arrays = {key: np.asarray(value) for key, value in inputs.items() if value is not None}
+        refuse_unfit(name, arrays[INPUTS[name][0]], self.config)
         return SimpleNamespace(pooler_output=self.towers[name](arrays))
 
     def eval(self) -> "StandaloneModel":
@@ -183,13 +185,17 @@ def open_standalone(
     if _needs_torch(folder, record):
         return None
     about = record[KEY]
-    if wrong := [name for name, kind in _FACTS.items() if not isinstance(about.get(name), kind)]:
+    if wrong := [name for name, kind in _FACTS.items() if not _is_fact(about.get(name), kind)]:
         raise ValueError(f"{path} does not describe an export (by {wrong[0]!r}): export the model again")
     config, raw = _read_config(folder)
     refuse_other(path, folder, _differs(folder, raw, about))
     refuse_damaged(path, record, lambda name: path.parent / name)
     towers = open_towers(path.parent, backend, precision)
     return StandaloneModel(folder, config, record, towers, backend, precision), StandaloneProcessor(folder)
+
+
+def _is_fact(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and (kind is not float or abs(value) < _LARGEST)
 
 
 def why_not(folder: Path, backend: str, precision: str) -> str:
@@ -223,6 +229,8 @@ def open_towers(folder: Path, backend: str, precision: str) -> dict[str, Tower]:
         raise ValueError(f"{folder} names no graphs ({error!r}): export the model again") from error
     if unknown:
         raise ValueError(f"{folder} names a graph that is none of its files, {min(unknown)!r}: export the model again")
+    if record.get("backend", backend) != backend:
+        raise ValueError(f"{folder} holds an export for {record['backend']}, not {backend}: export the model again")
     torch = sys.modules.get("torch")
     threads = default_threads() if torch is None else torch.get_num_threads()
     return {name: open_tower(backend, folder / file, precision, threads) for name, file in files.items()}

@@ -1,5 +1,6 @@
 """Search an index by texts and by similar sounds, and away from unwanted ones."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -202,8 +203,8 @@ class Index(OpenIndex):
         """
         if top_k < 1:
             raise ValueError(f"top_k must be 1 or more, got {top_k}")
-        if not weight >= 0:
-            raise ValueError(f"the weight of what is unwanted must be 0 or more, got {weight}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"the weight of what is unwanted must be 0 or more, and finite, got {weight}")
         check_probability("min_probability", min_probability)
         like = [like] if isinstance(like, str | os.PathLike) else like
         of = {"where": where, "exact": exact, "windows": windows}
@@ -226,7 +227,10 @@ class Index(OpenIndex):
                 )
             if liked:
                 wanted, unwanted = (cut(vectors, table.manifest) for vectors in (wanted, unwanted))
-            vector = mean_direction(wanted) - (weight * mean_direction(unwanted) if unwanted else 0)
+            scale = max(1, weight)  # of a sum whose direction counts: a large weight stays within fp32
+            vector = mean_direction(wanted)
+            if unwanted:
+                vector = (1 / scale) * vector - weight / scale * mean_direction(unwanted)
             more = sum(count for _, count in liked.values()) if windows else len(liked)
             hits = self._nearest(table, vector, top_k + more, **of)
             hits = [hit for hit in hits if hit.path not in liked][:top_k]

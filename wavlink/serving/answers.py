@@ -90,6 +90,7 @@ class Answers:
         sounds, seconds = self._decode(files)
         prompts = request.prompts or prompts_of(self.embedder.model.config)
         self._count(range(len(request.labels) * len(prompts)), "labels")
+        self._count_results(len(files) * min(len(request.labels), request.top_k or len(request.labels)))
         options = {"prompts": prompts, "clean_up": request.clean_up, "dim": dim, "prior": request.prior}
         results = classify(self.embedder, sounds, request.labels, top_k=request.top_k, **options)
         for result in results:
@@ -105,15 +106,16 @@ class Answers:
         }
 
     def search(self, request: SearchRequest, uploads: Files) -> dict[str, Any]:
-        """Find sounds of the index by texts and by sounds; uploaded files are wanted sounds."""
+        """Find sounds of the index by texts and by sounds; uploaded files are wanted unless their field says not."""
         if self.index is None:
             raise RequestError(404, "this server has no index: start it with --index", code="no_index")
         texts = {name: as_list(getattr(request, name)) for name in ("text", "without")}
-        for name, values in texts.items():
-            for field, text in named(values, name):
+        for name in texts:
+            for field, text in named(getattr(request, name), name):
                 self._text(text, field)
-        wanted = [*sounds_of(request.sound, "sound"), *uploads]
-        unwanted = sounds_of(request.without_sound, "without_sound")
+        not_wanted = [file for file in uploads if file[0].startswith("without_sound[")]
+        wanted = [*sounds_of(request.sound, "sound"), *(file for file in uploads if file not in not_wanted)]
+        unwanted = [*sounds_of(request.without_sound, "without_sound"), *not_wanted]
         self._count([*texts["text"], *wanted], "text")
         self._count([*texts["text"], *wanted, *texts["without"], *unwanted], "without")
         sounds, seconds = self._decode([*wanted, *unwanted])
@@ -138,9 +140,10 @@ class Answers:
     def locate(self, request: LocateRequest, uploads: Files) -> dict[str, Any]:
         """Find where in one recording texts match."""
         texts = as_list(request.query)
-        for field, text in named(texts, "query"):
+        for field, text in named(request.query, "query"):
             self._text(text, field)
         self._count(texts, "query")
+        self._count_results(len(texts) * request.top_k)
         files = [*sounds_of(request.input, "input"), *uploads]
         if len(files) != 1:
             raise RequestError(400, f"input must be one recording, got {len(files)}", param="input")
@@ -205,6 +208,11 @@ class Answers:
         if len(items) > self.limits.max_items:
             message = f"{len(items)} inputs, the most are {self.limits.max_items} in a request: send several"
             raise RequestError(400, message, param=field)
+
+    def _count_results(self, count: int) -> None:
+        if count > self.limits.max_results:
+            message = f"the answer may have {count} results, the most are {self.limits.max_results}: give a top_k"
+            raise RequestError(400, f"{message}, or send several requests", param="top_k")
 
     def _decode(self, files: Files) -> tuple[list[dict[str, Any]], float]:
         return decode(files, self.embedder.sampling_rate, self.limits.max_seconds)

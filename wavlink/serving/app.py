@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from wavlink import __version__
@@ -20,7 +20,7 @@ from wavlink.embedder import Embedder
 from .answers import Answers, Files
 from .batching import Abandoned, BatchedEmbedder, Batcher, stopped_by
 from .errors import RequestError, as_json, as_request_error, content_of, headers_of
-from .forms import FORMS, parse_form
+from .forms import FORMS, URLENCODED, parse_form
 from .guard import Guard
 from .limits import Limits
 from .metrics import CONTENT_TYPE, Metrics
@@ -95,7 +95,7 @@ def create_app(
     for route in ROUTES:
         _add(app, route, answers, threads)
     _add_facts(app, answers, threads)
-    describe(app, {route.path: (route.request, route.response) for route in ROUTES})
+    describe(app, {route.path: (route.request, route.response) for route in ROUTES}, bool(key))
     return app
 
 
@@ -200,10 +200,10 @@ async def _parser(http: Request, model: type[Body], most: int) -> Callable[[], t
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if (encoding := http.headers.get("content-encoding", "identity").strip().lower()) != "identity":
         raise RequestError(415, f"content-encoding {encoding!r:.100}: send the body as it is")
-    if kind == FORMS[1] and body.lstrip()[:1] == b"{":
+    if kind == URLENCODED and body.lstrip()[:1] == b"{":
         raise RequestError(415, "the body is JSON and is sent as a form: send Content-Type: application/json")
     if kind in FORMS:
-        return lambda: parse_form(model, http.scope, body, most)
+        return lambda: parse_form(model, http.scope, body, most, kind)
     if body and kind != "application/json":
         raise RequestError(415, f"content-type {kind!r:.100}: send application/json or multipart/form-data")
     return lambda: (from_json(model, body, most), [])
@@ -224,7 +224,7 @@ def _add_facts(app: FastAPI, answers: Answers, threads: Threads) -> None:
     async def health() -> dict[str, Any]:
         return {"status": "ok", "model": answers.name, "queue": threads.admitted}
 
-    @app.get("/metrics", summary="Figures for Prometheus")
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(answers.metrics.text(), headers={"content-type": CONTENT_TYPE})
 

@@ -61,8 +61,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def quiet() -> None:
-    """Log no line for each odd sound of a client."""
-    logging.getLogger("processing").setLevel(logging.ERROR)
+    """Log no line for each odd sound or form of a client."""
+    for name in ("processing", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if of_transformers := sys.modules.get("transformers.utils.logging"):
         of_transformers.set_verbosity_error()
 

@@ -15,6 +15,7 @@ class Limits:
         max_connections: open connections; past them the one that has waited longest for its request is closed.
         max_items: texts and sounds of a request.
         max_characters: of a text, before its tokens are counted.
+        max_results: labels of all sounds, or spans of all queries, in an answer; each takes 500 bytes meanwhile.
         max_windows: of a recording in which something is located.
         max_buffered: bytes of all bodies that are held at once.
         header_seconds: in which the head of a request must arrive, on a new connection and on one kept open.
@@ -29,6 +30,7 @@ class Limits:
     max_connections: int = 1000
     max_items: int = 2048
     max_characters: int = 10_000
+    max_results: int = 200_000
     max_windows: int = 2000
     max_buffered: int = 512 * 2**20
     header_seconds: float = 10

@@ -1,4 +1,4 @@
-"""Requests and responses in the OpenAPI document: FastAPI knows none of what threads parse and answer."""
+"""Requests and responses in the OpenAPI document: FastAPI knows none of what threads parse and answer, and no key."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from .guard import OPEN
+
 _REF = "#/components/schemas/{model}"
 _FILES = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "Sound files."}
+_KEY = {"type": "http", "scheme": "bearer", "description": "The server's key."}
 _ERROR = {
     "type": "object",
     "properties": {
@@ -24,8 +27,13 @@ _ERROR = {
 }
 
 
-def describe(app: FastAPI, routes: Mapping[str, tuple[type[BaseModel], type[BaseModel]]]) -> None:
-    """Add to the app's OpenAPI document the request and the response of each path that takes POST, and errors."""
+def describe(app: FastAPI, routes: Mapping[str, tuple[type[BaseModel], type[BaseModel]]], has_key: bool) -> None:
+    """Add to the app's OpenAPI document the request and the response of each path that takes POST, and errors.
+
+    Args:
+        routes: by path its request and its response.
+        has_key: whether clients have to give a key.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -48,6 +56,11 @@ def describe(app: FastAPI, routes: Mapping[str, tuple[type[BaseModel], type[Base
                 "4XX": {"description": "The request is refused.", "content": _json("Error")},
                 "5XX": {"description": "The server cannot answer now.", "content": _json("Error")},
             }
+        if has_key:
+            document["components"]["securitySchemes"] = {"key": _KEY}
+            for path in document["paths"].keys() - set(OPEN):
+                for operation in document["paths"][path].values():
+                    operation["security"] = [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

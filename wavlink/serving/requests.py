@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -15,7 +15,8 @@ from .limits import Limits
 _MOST_VALUES, _BEFORE_VALUES = 100_000, (b",", b"[", b"{")  # of JSON, besides those of its items
 _MOST_FIELDS = 16  # of an object in a request
 _MOST_NAMED = 100  # characters of a name in an error
-_MOST_LABELS, _MOST_PROMPTS, _MOST_QUERIES, _MOST_HITS = 1000, 32, 32, 1000
+_MOST_LABELS, _MOST_PROMPTS, _MOST_HITS = 1000, 32, 1000
+FILE = "file"  # the field of a form that holds sounds
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -52,6 +53,7 @@ class Item(BaseModel):
     audio_url: AudioUrl | None = Field(None, description="Of the type audio_url.")
 
 
+_CONTENTS = ("text", "input_audio", "audio_url")  # of an item
 Input = Text | Item
 Inputs = Input | list[Input]
 
@@ -115,15 +117,15 @@ def from_json(model: type[R], body: bytes, most: int = Limits.max_items) -> R:
         most: texts and sounds in a list.
 
     Raises:
-        RequestError: it names the first field that is wrong.
+        RequestError: it names the first field that is wrong, or the body is not JSON in UTF-8, as RFC 8259 has it.
     """
     if not body.strip():
         raise RequestError(400, "the body is empty: send JSON, or a form with a file")
     _refuse_many_values(body, _MOST_VALUES + _MOST_FIELDS * most)
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:  # of a text that is no UTF-8 as well
-        raise RequestError(400, f"the body is not valid JSON: {error}") from error
+        fields = json.loads(body.decode("utf-8-sig"))  # of bytes it takes UTF-16, in which values are not counted
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"the body is not valid JSON in UTF-8: {error}") from error
     if not isinstance(fields, dict):
         raise RequestError(400, f"the body must be a JSON object with the fields {', '.join(model.model_fields)}")
     return _validated(model, fields, most)
@@ -131,9 +133,18 @@ def from_json(model: type[R], body: bytes, most: int = Limits.max_items) -> R:
 
 def from_form(model: type[R], fields: Mapping[str, list[str]], most: int = Limits.max_items) -> R:
     """Make a request out of the fields of a form, each with all its values."""
+    if FILE in fields:
+        raise RequestError(400, f"{FILE} holds no file: send one, such as curl -F {FILE}=@dog.wav", param=FILE)
     several = {name for name, field in model.model_fields.items() if "list[" in str(field.annotation)}
     values = {name: values if name in several else values[-1] for name, values in fields.items()}
     return _validated(model, values, most)
+
+
+def check_upload(model: type[Body], name: str) -> None:
+    """Raise a RequestError unless the file of a form has the name of a field that takes sounds."""
+    _refuse_unknown([FILE, *model.model_fields], [name])
+    if name != FILE and "Item" not in str(model.model_fields[name].annotation):
+        raise RequestError(400, f"{name} holds a file, and takes text: send sounds as {FILE}", param=name)
 
 
 def as_list(value: str | list[str]) -> list[str]:
@@ -152,6 +163,9 @@ def content_of(item: str | Item, name: str) -> bytes | None:
     field = "text" if item.type == "input_text" else item.type
     if getattr(item, field) is None:
         raise RequestError(400, f"{name} is of type {item.type!r} and has no {field!r}", param=name)
+    if other := next((key for key in _CONTENTS if key != field and getattr(item, key) is not None), None):
+        message = f"{name} is of type {item.type!r} and has {other!r} as well: send two items"
+        raise RequestError(400, message, param=f"{name}.{other}")
     if item.input_audio and field == "input_audio":
         return from_base64(item.input_audio.data, f"{name}.input_audio.data")
     return from_data_url(item.audio_url.url, f"{name}.audio_url.url") if field == "audio_url" else None
@@ -180,7 +194,7 @@ def text_of(item: str | Item) -> str:
 
 
 def _validated(model: type[R], fields: dict[str, Any], most: int) -> R:
-    _refuse_unknown(model, fields)
+    _refuse_unknown(model.model_fields, fields)
     for name, value in fields.items():
         _refuse_many(value, name, most)
     try:
@@ -191,12 +205,12 @@ def _validated(model: type[R], fields: dict[str, Any], most: int) -> R:
         raise RequestError(400, f"{where or 'the request'}: {problem['msg']}", param=where or None) from error
 
 
-def _refuse_unknown(model: type[Body], fields: Mapping[str, Any]) -> None:
-    unknown = next((name for name in fields if name not in model.model_fields), None)
+def _refuse_unknown(known: Collection[str], fields: Iterable[str]) -> None:
+    unknown = next((name for name in fields if name not in known), None)
     if unknown is not None:
         name = unknown[:_MOST_NAMED]
-        near = difflib.get_close_matches(name.lower(), model.model_fields, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(model.model_fields)}"
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}"
         raise RequestError(400, f"there is no field {name!r}: {advice}", param=name)
 
 
