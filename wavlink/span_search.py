@@ -1,5 +1,6 @@
 """The spans of a recording that match texts and sounds, and the probabilities of those of texts."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from .probability import Calibration, background_of, calibration_of, check_prior
 
 if TYPE_CHECKING:
     from .frame_head import Fitted
+
+logger = logging.getLogger(__name__)
 
 
 class Limits(NamedTuple):
@@ -119,15 +122,23 @@ def find_spans(
 def frame_head_of(embedder: Embedder) -> "Fitted | None":
     """Return the head that lies beside a model in its folder (`wavlink train-frames`); None without one.
 
+    Outside torch there is none, which is said once.
+
     The embedder keeps it, and it is read again only where its file has been written since.
 
     Raises:
         ValueError: that of `read_frame_head`.
     """
     folder = getattr(getattr(embedder, "model", None), "name_or_path", "")
-    in_torch = getattr(embedder, "backend", "") == "torch"
-    path = os.path.join(folder, FRAME_HEAD)
-    if not (folder and in_torch and os.path.isfile(path)):
+    path, backend = os.path.join(folder, FRAME_HEAD), getattr(embedder, "backend", "")
+    if not (folder and backend and os.path.isfile(path)):
+        return None
+    if backend != "torch":
+        if embedder.kept_head is None:
+            logger.warning(
+                f"{path} is left out, as it runs in torch and not in {backend}: give backend='torch' for it"
+            )
+        embedder.kept_head = 0, None
         return None
     written = os.stat(path).st_mtime_ns
     if embedder.kept_head is None or embedder.kept_head[0] != written:

@@ -137,6 +137,15 @@ def test_a_model_without_a_head_is_searched_in_windows(plain_folder):
     assert frame_head_of(Embedder(str(plain_folder))) is None
 
 
+def test_a_head_that_another_backend_leaves_out_is_named_once(folder, monkeypatch, caplog):
+    """An export beside the model is taken without being asked for."""
+    embedder = Embedder(str(folder))
+    monkeypatch.setattr(embedder, "backend", "onnx")
+    assert [frame_head_of(embedder) for _ in range(3)] == [None] * 3
+    (line,) = caplog.messages
+    assert "frame_head.safetensors is left out, as it runs in torch and not in onnx: give backend='torch'" in line
+
+
 def test_an_embedder_reads_its_head_once_and_again_where_it_was_written(folder, tmp_path, monkeypatch):
     copy = shutil.copytree(folder, tmp_path / "model")
     embedder, read = Embedder(str(copy)), []
