@@ -617,7 +617,7 @@ def test_the_command(sounds, tmp_path, models, capsys):
     assert search.main(["index", str(sounds), "--model", str(models["model"]), "--out", out]) == 0
     captured = capsys.readouterr()
     assert "5 added, 0 changed, 0 removed" in captured.out and "5 sounds in 9 windows, 1 skipped" in captured.out
-    assert "skipped empty [31m.wav: it holds no bytes" in captured.err and "5/5" in captured.err  # the bar
+    assert "skipped empty\\x1b[31m.wav: it holds no bytes" in captured.err and "5/5" in captured.err  # the bar
 
     search.main(["query", out, "a dog barks", "--top_k", "3", "--json"])
     results = json.loads(capsys.readouterr().out)
