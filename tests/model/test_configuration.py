@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, CLIPTextConfig, MPNetConfig, WhisperConfig
+from transformers import MODEL_MAPPING, BertConfig, CLIPTextConfig, MPNetConfig, WhisperConfig, XLNetConfig
 
 from modeling_wavlink import WavLinkConfig, WavLinkModel
+from modeling_wavlink.config_checks_wavlink import check_text_config
 from modeling_wavlink.configuration_wavlink import nested_dims, text_max_length
 
 TOWERS = [
@@ -164,7 +165,7 @@ HTSAT = {"model_type": "clap_audio_model", "hidden_size": 768, "patch_embeds_hid
             {"model_type": "mpnet", "pad_token_id": 514},
             "max_position_embeddings=512 of a 'mpnet' tower leaves no room",
         ),
-        ({"model_type": "modernbert", "max_position_embeddings": -1}, "max_position_embeddings=-1 of a 'modernbert'"),
+        ({"model_type": "modernbert", "max_position_embeddings": -2}, "max_position_embeddings=-2 of a 'modernbert'"),
         (HTSAT | {"num_attention_heads": [4, 8, 16, 31]}, r"a divisor of each stage's width, of \[96, .*16, 31\]"),
         (HTSAT | {"num_attention_heads": [4, 8]}, r"a divisor of each stage's width, of \[96, .*got \[4, 8\]"),
         (HTSAT | {"flatten_patch_embeds": False}, "flatten_patch_embeds must be true"),
@@ -180,6 +181,22 @@ def test_towers_that_could_not_embed_are_refused(tower, message):
     name = "audio_config" if tower["model_type"] in ("whisper", "clap_audio_model") else "text_config"
     with pytest.raises(ValueError, match=message):
         WavLinkConfig(**{name: tower, "text_pooling": "mean", "pooling": "token"})
+
+
+def test_every_config_of_transformers_is_taken_or_refused_as_no_text_tower():
+    """Models that are not tested as towers have other fields: no heads, no limit of length, sizes of their own."""
+    taken = []
+    for kind in MODEL_MAPPING:
+        try:
+            config = kind()
+        except Exception:  # it has no defaults
+            continue
+        try:
+            check_text_config(config)
+            taken.append(config.model_type)
+        except ValueError as error:
+            assert "cannot be the text tower" in str(error), config.model_type
+    assert {"bert", "clip_text_model", "fnet", "gpt2", "xlnet"} <= set(taken) and len(taken) > 100
 
 
 def test_unknown_size_is_refused_with_those_that_exist():
@@ -199,6 +216,7 @@ def test_config_of_another_model_is_refused(folder, request):
         (CLIPTextConfig(), 77),
         (BertConfig(max_position_embeddings=512), 512),
         (MPNetConfig(max_position_embeddings=514, pad_token_id=1), 512),  # positions start at pad_token_id + 1
+        (XLNetConfig(), None),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )

@@ -214,17 +214,18 @@ def _check_tower(config: "PretrainedConfig") -> None:
     """Check what a tower finds out only when it is built or embeds, by an error without the field."""
     kind = config.model_type
     depths = getattr(config, "depths", None) or []
-    layers = [getattr(config, name, None) or 0 for name in ("num_hidden_layers", "encoder_layers")]
-    if max(*layers, *depths, len(depths)) > MOST_LAYERS:
+    layers = [getattr(config, name, None) for name in ("num_hidden_layers", "encoder_layers")]
+    if max([len(depths), *depths, *(count for count in layers if isinstance(count, int))]) > MOST_LAYERS:
         raise ValueError(f"a {kind!r} tower of more than {MOST_LAYERS} layers cannot be meant")
-    width, heads = config.hidden_size, config.num_attention_heads
-    if kind in ("whisper", *_TEXT_TOWERS) and (heads < 1 or width % heads):
-        raise ValueError(f"the width of a {kind!r} tower, {width}, must be a multiple of its heads, {heads}")
+    if kind in ("whisper", *_TEXT_TOWERS):
+        width, heads = config.hidden_size, config.num_attention_heads
+        if heads < 1 or width % heads:
+            raise ValueError(f"the width of a {kind!r} tower, {width}, must be a multiple of its heads, {heads}")
     for name, value in vars(config).items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and ("drop" in name or name.endswith("_prob")) and not 0 <= value <= 1:
             raise ValueError(f"{name} of a {kind!r} tower must be a probability, between 0 and 1, got {value!r}")
-        if name.startswith("output_") and not isinstance(value, bool | None):
+        if name in ("output_hidden_states", "output_attentions") and not isinstance(value, bool | None):
             raise ValueError(f"{name} of a {kind!r} tower must be true or false, got {value!r}")
         if name == "layer_norm_eps" and not is_number:
             raise ValueError(f"{name} of a {kind!r} tower must be a number, got {value!r}")
@@ -355,6 +356,8 @@ def _check_passt(config: "PretrainedConfig") -> None:
 def text_max_length(text_config: "PretrainedConfig") -> int | None:
     """Return how many tokens the text tower takes, special ones included; None where it has no limit."""
     limit = getattr(text_config, "max_position_embeddings", None)
+    if limit == -1:  # XLNet's, which has none
+        return None
     if limit and text_config.model_type in _POSITIONS_START_AFTER_PADDING:
         limit -= text_config.pad_token_id + 1
     return limit
