@@ -70,6 +70,18 @@ def test_a_config_that_cannot_be_is_refused_by_name(name, value, wavlink_folder)
 
 
 @pytest.mark.parametrize("tower", ["audio_config", "text_config"])
+@pytest.mark.parametrize(
+    "name", ["output_hidden_states", "chunk_size_feed_forward", "layer_norm_eps", "num_attention_heads"]
+)
+def test_a_field_of_a_tower_that_is_of_no_type_is_refused_by_name(name, tower, wavlink_folder):
+    """Older versions of transformers refuse most of them, in an error of their own."""
+    path = wavlink_folder / "config.json"
+    change(path, **{tower: json.loads(path.read_text())[tower] | {name: "\0"}})
+    with pytest.raises(ValueError, match=str(wavlink_folder)):
+        WavLinkModel.from_pretrained(wavlink_folder)
+
+
+@pytest.mark.parametrize("tower", ["audio_config", "text_config"])
 def test_a_config_of_a_billion_layers_is_refused_before_one_is_built(tower, wavlink_folder):
     path = wavlink_folder / "config.json"
     config = json.loads(path.read_text())[tower]
