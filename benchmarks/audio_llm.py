@@ -90,7 +90,7 @@ def tables(scores: dict[str, dict[str, np.ndarray]]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("sounds")
+    parser.add_argument("sounds", type=records.folder)
     parser.add_argument("--sentences", help="a folder or Hub id of a sentence encoder, such as all-MiniLM-L6-v2")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--clips", type=int, default=3000, help="of the training split")
@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     audio_rag.WAYS = {name: audio_rag.WAYS[name] for name in NAMES}
     model = wavlink.bundled(options.model) if "/" not in options.model else options.model
-    clips, tokenizer = audio_rag.encode(model, options.sounds, options.clips)
+    clips, tokenizer = audio_rag.encode(model, str(options.sounds), options.clips)
     encoder = load_teacher(options.sentences) if options.sentences else None
     captions, by_way, written = clips["test"].captions, {name: [] for name in NAMES}, {}
     for seed in range(options.seeds):

@@ -2,11 +2,13 @@
 
     python benchmarks/text_towers.py SOUNDS --teacher ALL_MINILM_L6_V2 --clip_tokenizer CLIP_TOKENIZER --out TOWERS
     python benchmarks/claims.py SOUNDS --towers TOWERS --audio_model WHISPER_TINY_EN [--record]
+    python benchmarks/claims.py SOUNDS --towers TOWERS --audio_model WHISPER_TINY_EN --training --record options.json
 
-An arm is the base recipe with the difference that `ARMS` states, and is compared with the arm that it names. Its
-learning rate is searched first, under the first seed, by R@10 on the validation split: three rates, and further ones
-while the best lies at an end. Then it is trained under every seed at that rate, and each model is scored once on the
-test split. Both arms of a pair take the same clips in the same order, and as many steps.
+An arm is the base recipe with the difference that `ARMS` states, and is compared with the arm that it names; with
+`--training` it has an option of training that the paper does not speak of. Its learning rate is searched first, under
+the first seed, by R@10 on the validation split: three rates, and further ones while the best lies at an end. Then it
+is trained under every seed at that rate, and each model is scored once on the test split. Both arms of a pair take the
+same clips in the same order, and as many steps.
 
 A finished run is one line of `--results`, and `--record` takes all lines into the record. The same command goes on
 from both: it trains what neither holds. `--stop_after 0 --record` trains nothing more and records what there is.
@@ -24,7 +26,7 @@ from pathlib import Path
 import claims_report
 import records
 import tables
-from claims_arms import ARMS, SPLITS, next_rate, recipe, short_clips
+from claims_arms import ALL, ARMS, SPLITS, TRAINING, next_rate, recipe, short_clips
 
 from processing.datasets.load import caption_columns, load_split
 from wavlink.evaluation.embed_split import Embedded, embed_dataset
@@ -52,7 +54,7 @@ class Runs:
         for common in (known["common"], *(row for row in rows if "arm" not in row)):
             self._agree(common)
         for row in (*known["runs"], *(row for row in rows if "arm" in row)):
-            if row["arm"] not in ARMS or row["differs"] != _difference(row["arm"]):
+            if row["arm"] not in ALL or row["differs"] != _difference(row["arm"]):
                 raise ValueError(f"{row['arm']} has changed since its runs: give another --results and --record")
             self.runs[_key(row)] = row
 
@@ -97,7 +99,7 @@ def _key(row: dict) -> tuple:
 
 def _difference(arm: str) -> dict:
     """What of an arm its runs depend on, as it is read from JSON."""
-    return json.loads(json.dumps({"changes": ARMS[arm].changes, "stages": ARMS[arm].stages}))
+    return json.loads(json.dumps({"changes": ALL[arm].changes, "stages": ALL[arm].stages}))
 
 
 class Bench:
@@ -111,7 +113,7 @@ class Bench:
     def advance(self, arm: str) -> bool:
         """Do an arm's next run; return whether there was one left."""
         tried, seeds = self.runs.searched(arm), self.options.seeds
-        if (rate := next_rate(tried, ARMS[arm].rate)) is not None:
+        if (rate := next_rate(tried, ALL[arm].rate)) is not None:
             self.search(arm, rate, max(tried.values(), default=-1.0))
             return True
         left = [seed for seed in seeds if seed not in self.runs.tested(arm)]
@@ -150,7 +152,7 @@ class Bench:
     def trained(self, arm: str, rate: float, seed: int) -> tuple[Run | None, float]:
         """Train an arm; return the run of its last stage, None if a loss was not finite, and the seconds."""
         began, weights, run = time.perf_counter(), None, None
-        for stage in ARMS[arm].stages:
+        for stage in ALL[arm].stages:
             run = Run(recipe(arm, rate, seed, self.options, stage))
             model = run.accelerator.unwrap_model(run.model)
             if weights is not None:
@@ -159,6 +161,8 @@ class Bench:
             try:
                 for batch in run.feed.batches(run.processor, 0):
                     run.learn(batch)
+                    if run.aging_bank is not None and run.feed.is_epoch_end(run.step) and run.step < run.steps:
+                        run.aging_bank.refresh()
                     if run.step == run.steps:
                         break
             except ValueError as error:
@@ -172,7 +176,8 @@ class Bench:
     def embed(self, run: Run, split, columns: Sequence[str]) -> Embedded:
         """Embed a split whole: the arms are compared clip by clip."""
         model = run.accelerator.unwrap_model(run.model)
-        embedded = embed_dataset(model, run.processor, split, columns, progress=False)
+        with run.averaged():
+            embedded = embed_dataset(model, run.processor, split, columns, progress=False)
         if len(embedded.rows) < len(split):
             raise ValueError(f"{len(split) - len(embedded.rows)} clips cannot be read: the arms need the same clips")
         return embedded
@@ -199,23 +204,23 @@ def record(options: argparse.Namespace, runs: Runs) -> None:
     answers = claims_report.from_text(runs.common["answers"])
     scored = {
         arm: {seed: claims_report.unpacked(row["test"], answers) for seed, row in sorted(runs.tested(arm).items())}
-        for arm in ARMS
+        for arm in ALL
         if runs.tested(arm)
     }
-    found = claims_report.pairs(ARMS, scored, answers)
-    table = claims_report.as_table(ARMS, runs, scored, found)
+    found = claims_report.pairs(ALL, scored, answers)
+    table = claims_report.as_table(ALL, runs, scored, found)
     print(tables.markdown(table))
-    by_name = {f"{ARMS[arm].words} against {ARMS[arm].instead_of}": gaps for arm, gaps in found.items()}
+    by_name = {f"{ALL[arm].words} against {ALL[arm].instead_of}": gaps for arm, gaps in found.items()}
     missing = [
-        f"{ARMS[arm].words} ({len(scored.get(arm, ()))} of {len(options.seeds)} seeds)"
-        for arm in ARMS
+        f"{ALL[arm].words} ({len(scored.get(arm, ()))} of {len(options.seeds)} seeds)"
+        for arm in _arms(options.training)
         if len(scored.get(arm, ())) < len(options.seeds)
     ]
-    note = claims_report.note(ARMS, found, answers, runs.common["settings"])
+    note = claims_report.note({arm: ALL[arm] for arm in scored}, found, answers, runs.common["settings"])
     note += f" Not finished: {', '.join(missing)}." if missing else ""
     records.write(
         options.record,
-        title="The paper's design choices at small scale",
+        title=("Options of training" if options.training else "The paper's design choices") + " at small scale",
         seed=options.seeds[0],
         note=note,
         values={"arms": table},
@@ -223,14 +228,19 @@ def record(options: argparse.Namespace, runs: Runs) -> None:
     )
 
 
+def _arms(training: bool) -> list[str]:
+    return ["base", *TRAINING] if training else [*ARMS]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("sounds", type=Path, help="a captioned audiofolder")
+    add("sounds", type=records.folder, help="a captioned audiofolder")
     add("--towers", type=Path, help="the folder that text_towers.py has written")
     add("--audio_model", help="a Whisper, such as openai/whisper-tiny.en")
     add("--projection_dim", type=int, default=256, help="that of the CLIP tower (%(default)s)")
-    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
+    add("--arms", nargs="+", choices=ALL, metavar="ARM", help=f"of {', '.join(ALL)} (default: the paper's)")
+    add("--training", action="store_true", help="base and the arms of options of training")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--steps", type=int, default=60, help="(%(default)s)")
     add("--batch_size", type=int, default=64, help="(%(default)s)")
@@ -242,6 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--results", type=Path, help="finished runs, a line each (WORK/results.jsonl)")
     records.add_option(parser, "claims")
     options = parser.parse_args(arguments)
+    options.arms = options.arms or _arms(options.training)
     until = time.monotonic() + 60 * options.stop_after
     runs = Runs(options.results or options.work / "results.jsonl", options.record)
     if options.stop_after:

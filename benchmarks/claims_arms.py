@@ -27,7 +27,8 @@ class Arm:
         instead_of: what that one has instead.
         paper: where the paper sees it.
         changes: fields of the base recipe, in a pair of its own also another budget. `text_model` is a folder of
-            `--towers`, `audio_model` one of `audio_towers.TOWERS`, small and with random weights of the run's seed.
+            `--towers`, `audio_model` one of audio_towers.py, small and with random weights of the run's seed.
+            `head_rate` times the learning rate is that of the heads.
         rate: one of `RATES`, the middle of the first three.
         stages: further changes of each stage, which share the steps equally; the next goes on from the weights.
     """
@@ -60,14 +61,37 @@ ARMS = {
     "passt": Arm("PaSST", "whisper", "Whisper, both random", "", {"audio_model": "passt", **_RANDOM}),
     "htsat": Arm("HTS-AT", "whisper", "Whisper, both random", "behind", {"audio_model": "htsat", **_RANDOM}),
 }
+_WORDINGS = ("{}", "a {}", "This is a sound of {}.", "the sound of {}", "{} sound", "we hear {}")
+TRAINING = {  # options that the paper does not speak of
+    "bank": Arm("every training caption as a candidate", "base", "those of the batch", changes={"caption_bank": True}),
+    "labels": Arm(
+        *("labels in six wordings as 30 % of the texts", "base", "captions alone"),
+        changes={"label_share": 0.3, "label_prompts": _WORDINGS},
+    ),
+    "captions": Arm("all captions of a clip as positives", "base", "one drawn", changes={"all_captions": True}),
+    "average": Arm("the average of the weights, decay 0.95", "base", "the last ones", changes={"ema_decay": 0.95}),
+    "heads": Arm("ten times the learning rate for heads, token and scale", "base", "one", changes={"head_rate": 10.0}),
+    "mask": Arm("SpecAugment", "base", "no augmentation", changes={"spec_augment": True}),
+    "degraded": Arm(
+        *("gain, noise, rooms and equalization", "base", "no augmentation"),
+        changes={"degraded_share": 0.3, "equalization": 1.6},
+    ),
+    "negatives": Arm(
+        *("clips that share a caption as negatives", "base", "left out of them"),
+        changes={"mask_false_negatives": False},
+    ),
+}
+ALL = ARMS | TRAINING
 
 
 def recipe(arm: str, rate: float, seed: int, options: argparse.Namespace, stage: dict) -> Recipe:
     """One stage of an arm."""
-    changes = {"text_model": "clip"} | ARMS[arm].changes | stage
+    changes = {"text_model": "clip"} | ALL[arm].changes | stage
     changes["text_model"] = str(options.towers / changes["text_model"])
     if changes.get("matryoshka_dims") == FULL_WIDTH:
         changes["matryoshka_dims"] = (options.projection_dim,)
+    if factor := changes.pop("head_rate", 0.0):
+        changes["head_learning_rate"] = factor * rate
     audio = changes.pop("audio_model", "")
     return Recipe(
         name=arm,
@@ -80,7 +104,7 @@ def recipe(arm: str, rate: float, seed: int, options: argparse.Namespace, stage:
         num_workers=0,
         output_dir=str(options.work / "runs"),
         **{
-            "max_steps": options.steps // len(ARMS[arm].stages),
+            "max_steps": options.steps // len(ALL[arm].stages),
             "batch_size": options.batch_size,
             "token_start": "mean_frame",
             "frame_pooling": 2,

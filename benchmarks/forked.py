@@ -28,6 +28,7 @@ def call(function: Callable, words: list, log: Path) -> None:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         function(*words)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -52,8 +53,12 @@ def noting_modules(names: Path, *words: str) -> None:
 
 def start(function: Callable, words: list, log: Path) -> multiprocessing.Process:
     process = FORK.Process(target=call, args=(function, words, log))
-    process.start()
-    atexit.register(kill_group, process)  # where this script is interrupted or fails
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until `call` can say how it ends by it
+    try:
+        process.start()
+        atexit.register(kill_group, process)  # where this script is interrupted or fails
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return process
 
 

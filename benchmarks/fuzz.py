@@ -258,6 +258,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--state", help=argparse.SUPPRESS)
     records.add_option(parser, "fuzz")
     options = parser.parse_args(arguments)
+    if options.sounds and not Path(options.sounds).is_dir():
+        parser.error(f"--sounds {options.sounds} is no folder")
     if options.state:
         read_all(options)
         return 0

@@ -74,14 +74,14 @@ def scored(scores: dict[str, tuple[dict, dict]]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of a WavLink with a Whisper")
-    parser.add_argument("folder", help="audiofolder with captions and labels")
+    parser.add_argument("model", type=records.folder, help="folder of a WavLink with a Whisper")
+    parser.add_argument("folder", type=records.folder, help="audiofolder with captions and labels")
     parser.add_argument("--backends", nargs="+", default=["openvino", "onnx"])
     records.add_option(parser, "int8")
     options = parser.parse_args()
     found, scores = {}, {}
     for backend in options.backends:
-        found[backend], *pair = measure(options.model, options.folder, backend)
+        found[backend], *pair = measure(options.model, str(options.folder), backend)
         scores[backend] = tuple(pair)
     values = {"gate": gate(found), "towers": towers(found), "test": scored(scores)}
     for table in values.values():

@@ -9,8 +9,8 @@ are embedded offline, by `Embedder.embed_files` in this process, which gives the
 to expect. Then so many clients at a time, each on one connection, post a clip after the other to /v1/embeddings, as
 wav files in base64, and compare each vector.
 
-`--hostile N` opens N more connections while the clients work: in turn one that sends nothing, half a head, half a
-body, and a byte a second; one that is closed is opened again.
+`--hostile N` opens N more connections from another process while the clients work: in turn one that sends nothing,
+half a head, half a body, and a byte a second; one that is closed is opened again.
 
 Without MODEL it is Base with random weights and one layer of text. Exits with 1 where an answer was wrong or an error.
 """
@@ -21,6 +21,7 @@ import base64
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import statistics
@@ -28,7 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +168,37 @@ async def hostile(number: int, port: int) -> None:
         await asyncio.sleep(PAUSE)
 
 
+def attack(count: int, port: int, begun) -> None:
+    """Keep so many hostile connections open, until this process is ended; set `begun` once all were tried."""
+
+    async def all_of_them() -> None:
+        enemies = [asyncio.ensure_future(hostile(number, port)) for number in range(count)]
+        await asyncio.sleep(2)
+        begun.set()
+        await asyncio.gather(*enemies)
+
+    allow_connections(count)
+    asyncio.run(all_of_them())
+
+
+@contextmanager
+def attacked(count: int, port: int) -> Iterator[None]:
+    """A context in which another process attacks."""
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    process = context.Process(target=attack, args=(count, port, begun), daemon=True)
+    process.start()
+    try:
+        if not begun.wait(300):
+            raise SystemExit("the hostile connections were not opened")
+        yield
+        if not process.is_alive():
+            raise SystemExit("the process of the hostile connections has ended by itself")
+    finally:
+        process.kill()
+        process.join()
+
+
 async def batches(port: int) -> tuple[float, float]:
     """Return the number of audio batches so far, and the seconds of the model, from /metrics."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -176,20 +209,14 @@ async def batches(port: int) -> tuple[float, float]:
     return tuple(float(figures.get(name, 0)) for name in names)
 
 
-async def phase(clients: int, seconds: float, attackers: int, server: Server, requests: list, expected: list) -> dict:
+async def phase(clients: int, seconds: float, server: Server, requests: list, expected: list) -> dict:
     """Run so many clients at once, and return the figures."""
     tally = Tally()
-    enemies = [asyncio.ensure_future(hostile(number, server.port)) for number in range(attackers)]
-    if enemies:
-        await asyncio.sleep(2)
     before, start = await batches(server.port), time.perf_counter()
     least = server.memory()
     work = [client(number, server.port, requests, expected, start + seconds, tally) for number in range(clients)]
     await asyncio.gather(*work)
     passed, after = time.perf_counter() - start, await batches(server.port)
-    for enemy in enemies:
-        enemy.cancel()
-    await asyncio.gather(*enemies, return_exceptions=True)
     count, computed = (new - old for new, old in zip(after, before, strict=True))
     quantiles = statistics.quantiles(tally.seconds, n=100) if len(tally.seconds) > 1 else [0.0] * 99
     return {
@@ -218,7 +245,7 @@ def row(figures: dict, rate: float) -> list:
 
 
 def measure(options: argparse.Namespace, model: str) -> None:
-    allow_connections(options.hostile + max(options.clients))
+    allow_connections(max(options.clients))
     files = new_clips(options.clip_seconds, options.seed)
     expected, rate = offline(Embedder(model), files, min(options.seconds, 30))
     print(f"offline: {rate:.2f} clips a second")
@@ -230,8 +257,8 @@ def measure(options: argparse.Namespace, model: str) -> None:
     try:
         phases = []
         for clients in options.clients:
-            figures = phase(clients, options.seconds, options.hostile, server, requests, expected)
-            phases.append(asyncio.run(figures))
+            with attacked(options.hostile, server.port) if options.hostile else nullcontext():
+                phases.append(asyncio.run(phase(clients, options.seconds, server, requests, expected)))
             print(json.dumps(phases[-1]), flush=True)
     finally:
         code = server.stop()

@@ -40,7 +40,7 @@ def draw_storage(record: dict) -> Figure:
     recall = record["raw"]["recall"]
     picture, both = _two_axes()
     for axes, (way, words) in zip(both, DIRECTIONS.items(), strict=True):
-        for storage in dict.fromkeys(row["storage"] for row in recall):
+        for line, storage in enumerate(dict.fromkeys(row["storage"] for row in recall)):
             rows = sorted((row for row in recall if row["storage"] == storage), key=lambda row: row["bytes"])
             sizes = [row["bytes"] for row in rows]
             figures = [row[way]["R@10"] for row in rows]
@@ -48,7 +48,8 @@ def draw_storage(record: dict) -> Figure:
             bars = np.maximum([values - low, high - values], 0)
             axes.errorbar(sizes, values, bars, fmt="o-", capsize=3, label=storage)
             for row, value in zip(rows, values, strict=True):
-                axes.annotate(row["dim"], (row["bytes"], value), (3, -10), textcoords="offset points", fontsize=7)
+                beside = (3, -10 + 14 * line)  # below the first line, above the second
+                axes.annotate(row["dim"], (row["bytes"], value), beside, textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="bytes a clip (beside the dots: dims)", title=words)
         _ticks(axes.xaxis, sorted({row["bytes"] for row in recall}))
     both[0].set_ylabel("R@10 (%)")

@@ -58,6 +58,13 @@ def add_option(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--record", nargs="?", const=default, type=Path, metavar="FILE", help=text)
 
 
+def folder(word: str) -> Path:
+    """Return the folder that a word of the command line names; for `add_argument(type=...)`."""
+    if not Path(word).is_dir():
+        raise argparse.ArgumentTypeError(f"{word!r} is no folder")
+    return Path(word)
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence]) -> dict:
     """A table of a record's `values`."""
     return {"columns": list(columns), "rows": [list(row) for row in rows]}

@@ -55,39 +55,53 @@ class Again:
     of_machine: bool = False
 
 
-_TRAIN = "python train.py quickstart --output_dir OUT/quickstart --seed 0"
-_EVAL = "python -m wavlink eval --model {}OUT/quickstart/best --benchmark synthetic --output OUT/quickstart/{}.json"
+_SEEDS = range(5)
+_TRAIN = "python train.py quickstart --output_dir OUT/quickstart-{0} --seed {0}"
+_EVAL = "python -m wavlink eval --model {}OUT/quickstart-{}/best --benchmark synthetic --output OUT/quickstart-{}.json"
 _TINY = "python -m wavlink eval --model wavlink-tiny --benchmark sounds --output OUT/wavlink-tiny.json"
 _ROBUST = "python -m wavlink eval --model wavlink-tiny --benchmark sounds --robustness --output OUT/robust.json"
+_HUB = "models from the Hub"
+_TOWERS = "python benchmarks/text_towers.py sounds --out OUT/towers --steps 200 600 --batch_size 64"
+_CLAIMS = (
+    "python benchmarks/claims.py sounds --towers OUT/towers --audio_model openai/whisper-tiny.en --work OUT/claims"
+)
 RUNS = {
+    "audio_llm": Again(30, needs=_HUB),
     "browser": Again(15, needs="npm packages and a Chromium", of_machine=True),
-    "captions_at_scale": Again(30, of_machine=True),
+    "captions_at_scale": Again(10, of_machine=True),
+    "claims": Again(240, before=(_TOWERS,), command=_CLAIMS, needs=_HUB),
     "fuzz": Again(60, command="python benchmarks/fuzz.py --sounds sounds --kept OUT/fuzz", of_machine=True),
     "gpu_check": Again(10, needs="a GPU", of_machine=True),
     "index_scale": Again(45, of_machine=True),
     "int8": Again(15),
-    "killed_index": Again(20, of_machine=True),
+    "killed_index": Again(8, of_machine=True),
     "killed_migrate": Again(20, of_machine=True),
-    "killed_push": Again(40, of_machine=True),
-    "killed_serve": Again(10, of_machine=True),
-    "killed_train": Again(60, of_machine=True),
+    "killed_push": Again(20, of_machine=True),
+    "killed_serve": Again(6, of_machine=True),
+    "killed_train": Again(15, of_machine=True),
     "load": Again(6, of_machine=True),
-    "plan": Again(5, of_machine=True),
+    "maeb_local": Again(2, command="python benchmarks/maeb.py wavlink-tiny --sounds sounds --output OUT/maeb"),
+    "multilingual": Again(30, needs="packages with translations"),
+    "plan": Again(2, of_machine=True),
     "quickstart": Again(
         25,
-        before=(_TRAIN, _EVAL.format("", "scores"), _EVAL.format("random:", "random")),
-        command="python benchmarks/scores.py quickstart=OUT/quickstart/scores.json random=OUT/quickstart/random.json",
+        before=(
+            *(line for seed in _SEEDS for line in (_TRAIN.format(seed), _EVAL.format("", seed, seed))),
+            _EVAL.format("random:", 0, "random"),
+        ),
+        command="python benchmarks/scores.py"
+        + "".join(f" quickstart=OUT/quickstart-{seed}.json" for seed in _SEEDS)
+        + " random=OUT/quickstart-random.json",
     ),
     "robustness": Again(
         60, before=(_ROBUST,), command="python benchmarks/scores.py --seed 0 wavlink-tiny=OUT/robust.json"
     ),
-    "speed": Again(15, of_machine=True),
-    "storage": Again(
-        3, before=(_TRAIN,), command="python benchmarks/storage.py OUT/quickstart/best synthetic"
-    ),  # of the model that quickstart trains
-    "train_step": Again(5, of_machine=True),
+    "search_by": Again(5, command="python benchmarks/search_by.py wavlink-tiny sounds --index OUT/search.index"),
+    "speed": Again(10, of_machine=True),
+    "train_step": Again(2, of_machine=True),
+    "training_options": Again(120, before=(_TOWERS,), command=f"{_CLAIMS}-options --training", needs=_HUB),
     "wavlink_tiny": Again(
-        5, before=(_TINY,), command="python benchmarks/scores.py --seed 0 wavlink-tiny=OUT/wavlink-tiny.json"
+        2, before=(_TINY,), command="python benchmarks/scores.py --seed 0 wavlink-tiny=OUT/wavlink-tiny.json"
     ),  # as shipped: its training takes `benchmarks/wavlink_tiny.sh` hours
 }
 
@@ -235,15 +249,14 @@ def markdown(report: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sounds", type=Path, required=True, help="an audiofolder with train, validation and test")
+    text = "an audiofolder with train, validation and test"
+    parser.add_argument("--sounds", type=records.folder, required=True, help=text)
     parser.add_argument("--hours", type=float, default=3, help="that all commands may take (%(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/reproduce", help="folder of the report")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="of these records")
     parser.add_argument("--results", type=Path, default=records.RESULTS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     out, sounds = options.out.resolve(), options.sounds.resolve()
-    if not sounds.is_dir():
-        parser.error(f"--sounds {sounds} is no folder")
     if out.is_relative_to(options.results.resolve()):
         parser.error("--out must not be where the records are kept")
     (out / "records").mkdir(parents=True, exist_ok=True)

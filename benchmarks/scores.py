@@ -28,7 +28,7 @@ def load(path: Path) -> dict:
     """The scores of one model.
 
     Raises:
-        ValueError: the file holds several models, or no scores.
+        ValueError: the file holds several models, or no scores of retrieval, which all tables begin with.
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
@@ -36,9 +36,14 @@ def load(path: Path) -> dict:
         if not found:
             raise ValueError(f"{path} has no validation")
         return found[-1]
-    scores = json.loads(text)
-    if "text_to_audio" not in scores and "zero_shot" not in scores:
-        raise ValueError(f"{path} does not hold the scores of one model")
+    try:
+        scores = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    if not isinstance(scores, dict) or "text_to_audio" not in scores:
+        raise ValueError(
+            f"{path} does not hold the retrieval scores of one model: name what `wavlink eval` has written"
+        )
     return scores
 
 
@@ -151,7 +156,10 @@ def main(arguments: list[str] | None = None) -> None:
         name, _, path = word.rpartition("=")
         if not name:
             parser.error(f"{word!r}: give NAME=FILE")
-        models.setdefault(name, []).append(load(Path(path)))
+        try:
+            models.setdefault(name, []).append(load(Path(path)))
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     values = {"summary": summary(models), "dims": by_dims(next(iter(models.values())))}
     if (table := calibrations(models))["rows"]:
         values["calibration"] = table

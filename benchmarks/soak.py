@@ -48,9 +48,11 @@ DEFAULTS = {"minutes": (60, 15), "warm_up": (10, 2), "bound": (20, 0.5)}  # the 
 
 def embed_forever(model: str, sounds: Path, workplace: Path, seed: int) -> None:
     from wavlink.embedder import Embedder
+    from wavlink.kept_memory import limit_kept_memory
     from wavlink.search.build import index_sounds
     from wavlink.search.index import Index
 
+    limit_kept_memory(embedding=True)  # as the commands do
     embedder, rng = Embedder(model) if model else new_embedder(), random.Random(seed)
     files = sorted(str(path) for path in sounds.glob("*/*.ogg"))
     while True:
@@ -193,7 +195,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("work", choices=("embed", "train", "serve", "forever"), help="the last one is what embed starts")
-    add("sounds", nargs="?", type=Path, help="an audiofolder with train, validation and test, of embed and train")
+    text = "an audiofolder with train, validation and test, of embed and train"
+    add("sounds", nargs="?", type=records.folder, help=text)
     add("--model", help="a WavLink to embed with (default: a new one; of serve wavlink-tiny)")
     add("--minutes", type=float, help="default: 60, of serve 15")
     add("--warm_up", type=float, help="minutes that do not count (default: 10, of serve 2)")
@@ -204,6 +207,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.work != "serve" and options.sounds is None:
         parser.error(f"{options.work} needs a folder of sounds")
+    if options.sounds is not None:
+        options.sounds = options.sounds.absolute()  # the work has another working directory
     for name, defaults in DEFAULTS.items():
         if getattr(options, name) is None:
             setattr(options, name, defaults[options.work == "serve"])

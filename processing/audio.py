@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from .audio_inputs_wavlink import (
     LocalFile,
     check_rate,
     check_samples,
+    is_source,
     load_source,
     local_source,
     read_block,
@@ -82,7 +84,8 @@ def load_audio(
 
     Raises:
         ValueError: the file cannot be read, is empty, has more than `MAX_SAMPLES` at its own or the wanted rate, a
-            rate outside `RATES`, or samples that are NaN, infinite or beyond `LOUDEST`; it names the file.
+            rate outside `RATES`, or samples that are NaN, infinite or beyond `LOUDEST`; it names the file. Or a wanted
+            rate outside `RATES`.
 
     Example:
 
@@ -94,6 +97,11 @@ def load_audio(
 
     ```
     """
+    if not isinstance(sampling_rate, Real) or not RATES[0] <= sampling_rate <= RATES[1]:
+        raise ValueError(
+            f"sampling_rate={sampling_rate!r} is not one of {RATES[0]} to {RATES[1]} Hz: give the rate that the "
+            "result is to have, such as a model's 16000"
+        )
     with opened(path_or_bytes, name) as sound:
         most = MAX_SAMPLES * min(1, sound.samplerate / sampling_rate)
         # a file of a few kB can hold hours of silence
@@ -288,7 +296,22 @@ def load_column(value: Any, sampling_rate: int = 16000) -> np.ndarray:
     Raises:
         ValueError: see `load_source`.
     """
+    if isinstance(value, dict) and not isinstance(value.get("path"), str | os.PathLike | None):
+        raise ValueError(
+            f"the path of a sound is a {type(value['path']).__name__}: give a string, or None where it has none"
+        )
     return load_source(value, sampling_rate, load_audio)
+
+
+def sounds_of(sounds: Any) -> Iterable[Any]:
+    """Return one sound or several as something to iterate over.
+
+    Raises:
+        ValueError: a file object, which would give its lines.
+    """
+    if callable(getattr(sounds, "read", None)):
+        raise ValueError(f"a {type(sounds).__name__} is no sound: give the file's path, or its content, file.read()")
+    return [sounds] if is_source(sounds) else sounds
 
 
 def clip_name(audio: Any, index: int | str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -83,6 +84,14 @@ def imports_are_no_garbage():
     """Take what was imported so far out of garbage collections, which else walk through all of it each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hub_cache(tmp_path_factory):
+    """Keep what this process downloads from a loopback Hub out of the user's cache, and earlier runs' out of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub_cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

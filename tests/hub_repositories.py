@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import threading
+import uuid
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -85,7 +86,7 @@ class Repositories:
         with self.lock:
             refs, history = (json.loads((repo / f"{name}.json").read_text()) for name in ("refs", "history"))
             parent = parent or refs.get(ref, "")
-            commit = hashlib.sha1(f"{parent}{repo}{len(history)}".encode()).hexdigest()
+            commit = hashlib.sha1(uuid.uuid4().bytes).hexdigest()  # as on the Hub, no commit has the id of another
             folder = repo / commit
             if parent and not clean:
                 shutil.copytree(repo / parent, folder, copy_function=os.link)

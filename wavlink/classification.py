@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from processing.audio import AudioSource, clip_name
+from processing.audio import AudioSource, clip_name, sounds_of
 from processing.audio_inputs_wavlink import as_list, is_source
 from processing.prompts import prompts_of
 from processing.sound_files import with_folders_listed
@@ -96,11 +96,7 @@ def classify(
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be 1 label or more, got {top_k}")
     files = _checked_sounds(sounds)
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"labels must be a list of strings, such as ['dog', 'rain'], got {labels!r}")
-    if len(set(labels)) < 2 or len(set(labels)) < len(labels):
-        raise ValueError(f"give two labels or more, each once, got {', '.join(map(repr, labels)) or 'none'}")
-    templates = None
+    labels, templates = _checked_labels(labels), None
     if prompts is not None:
         templates = checked_prompts([prompts] if isinstance(prompts, str) else list(prompts))
     embedder = embedder_for(model, processor, device, dtype)
@@ -122,8 +118,17 @@ def classify(
     ]
 
 
+def _checked_labels(labels: Iterable[str]) -> list[str]:
+    names: list[Any] = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [None]
+    if not all(isinstance(label, str) for label in names):
+        raise ValueError(f"labels must be a list of strings, such as ['dog', 'rain'], got {labels!r}")
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"give two labels or more, each once, got {', '.join(map(repr, names)) or 'none'}")
+    return names
+
+
 def _checked_sounds(sounds: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
-    sources: list[AudioSource] = as_list(sounds if is_source(sounds) else list(sounds))  # type: ignore[arg-type]
+    sources: list[AudioSource] = as_list(list(sounds_of(sounds)))
     for number, sound in enumerate(sources):
         if not is_source(sound):
             raise ValueError(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from .compat_argparse import actions_of
 from .console import EXIT_CODES, escape_unwritable, in_results, run_command
 from .installing import install_hint
+from .kept_memory import limit_kept_memory
 from .options import indexes, models, publishing, training
 from .parsing import Parser
 from .search.location import refuse_no_index
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str] | None = None, wrap_json: bool = True) -> int:
     """Parse the command line, run its command, and return the exit code.
 
     Args:
-        arguments: default: those of this process.
+        arguments: default: those of this process, whose kept memory is then limited.
         wrap_json: whether `--json` prints an object with `results` or `error`; otherwise each command's own document.
     """
     escape_unwritable()
@@ -192,6 +193,9 @@ def main(arguments: Sequence[str] | None = None, wrap_json: bool = True) -> int:
     name, debug = options.command, vars(options).pop("debug", False)
     command = COMMANDS[name]
     del options.command
+
+    if arguments is None and name != "train":  # which has limits of its own
+        limit_kept_memory(embedding=True)  # before torch computes and threads start
 
     def import_and_run(_) -> int | None:
         if command.of_index:

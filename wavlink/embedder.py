@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from processing.audio import load_column
+from processing.audio import load_column, sounds_of
 from processing.audio_inputs_wavlink import is_source, to_numpy
+from processing.text_inputs_wavlink import has_half_pair
 from wavlink.backends.choice import precision_of
 
 from .batching import cover, cut_batches, mean_direction, refuse_other_samples
@@ -63,6 +64,7 @@ class Embedder:
         processor: of the model.
         backend, precision: that it runs in.
         name: of the model that was loaded.
+        folder: of the model, as an absolute path; "" for a Hub id.
         revision: the Hub's commit, or a digest of the weights (see `wavlink.loading.revision`).
         parameters: number of the model's parameters.
         sampling_rate: of clips, in Hz.
@@ -131,6 +133,8 @@ class Embedder:
         self.backend, self.precision = getattr(self.model, "backend", "torch"), precision_of(self.model)
         self._tensors = getattr(self.model, "tensors", "pt")
         check_tower(self.name, extractor, config)
+        source = getattr(self.model, "name_or_path", "")
+        self.folder = os.path.abspath(source) if os.path.isdir(source) else ""
         self.sampling_rate = extractor.sampling_rate
         self.dims, self.matryoshka_dims = config.projection_dim, list(config.matryoshka_dims)
         self._limit = getattr(self.processor, "max_samples", None) or getattr(extractor, "n_samples", None)
@@ -159,6 +163,7 @@ class Embedder:
         """
         if lookahead < 1:
             raise ValueError(f"lookahead must be 1 clip or more, got {lookahead}")
+        clips = sounds_of(clips)
         with closing(prefetch(lambda taken: self._batches(taken, lookahead), clips, _BATCHES_AHEAD)) as batches:
             waiting, index = {}, 0
             for indices, batch in self._in_step(batches):
@@ -187,10 +192,11 @@ class Embedder:
 
     def embed_whole(self, files: Iterable) -> Iterator[tuple[np.ndarray, int] | ValueError]:
         """Embed like `embed_files`, but yield any vector, also zero, NaN or infinite, with the number of windows."""
+        files = sounds_of(files)
         counts = deque()  # of each file that was read: the number of its windows, or the error
 
         def windows():
-            for file in [files] if is_source(files) else files:
+            for file in files:
                 try:
                     clip = load_column(file, self.sampling_rate)
                     self._refuse_short(clip, "the sound")
@@ -218,10 +224,19 @@ class Embedder:
             `[texts, dims]` fp32, L2-normalised.
 
         Raises:
-            ValueError: no list of strings, or a vector that is zero or not finite.
+            ValueError: no list of strings, half of a surrogate pair in one (text that was not UTF-8), a `batch_size`
+                below 1, or a vector that is zero or not finite.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        texts = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else [None]
+        if not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of strings")
+        if broken := next(filter(has_half_pair, texts), None):
+            raise ValueError(
+                f"the text {ascii(broken[:80])} holds half of a surrogate pair, which is no character: give it as "
+                "UTF-8, or decode it anew, for example with errors='replace'"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 text or more, got {batch_size}")
         with _TOKENIZING:
             warn_of_unknown_words(getattr(self.processor, "tokenizer", None), texts, self.name)
         with _PACKING:
@@ -265,11 +280,14 @@ class Embedder:
         return {**batch, "embedding": embedding, "error": np.array(errors, dtype=str)}
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        """Pickle the arguments, so that another process (or `datasets`, which hashes it) gets a name, not weights."""
+        """Pickle the arguments, so that another process (or `datasets`, which hashes it) gets a name, not weights.
+
+        The revision is among them: `datasets` keeps what it has computed by this hash, also after a new training.
+        """
         if self._source is None:
             return super().__reduce_ex__(protocol)
         added = {name: value for name, value in vars(self).items() if name not in self._loaded or name == "name"}
-        return _reopened, (type(self), self._source, self._arguments), added
+        return _reopened, (type(self), self._source, self._arguments, self.revision), added
 
     def _batches(self, clips: Iterator[np.ndarray], lookahead: int) -> Iterator[tuple[list[int], dict | list]]:
         """Yield the indices of a batch's clips and the model's inputs, or the clips if inputs are computed later."""
@@ -366,8 +384,17 @@ def _has_direction(vector: np.ndarray) -> bool:
     return bool(np.isfinite(vector).all() and vector.any())
 
 
-def _reopened(kind: type, source: str, arguments: dict) -> Embedder:
-    """Return an `Embedder`, or one of a subclass, whose added attributes pickle restores."""
+def _reopened(kind: type, source: str, arguments: dict, revision: str) -> Embedder:
+    """Return an `Embedder`, or one of a subclass, whose added attributes pickle restores.
+
+    Raises:
+        ValueError: its weights are not of this revision.
+    """
     embedder = kind.__new__(kind)
     Embedder.__init__(embedder, source, **arguments)
+    if embedder.revision != revision:
+        raise ValueError(
+            f"{embedder.name} holds other weights now, {embedder.revision}, than when the Embedder was pickled, "
+            f"{revision}: make a new one"
+        )
     return embedder

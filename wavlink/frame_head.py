@@ -23,6 +23,7 @@ from processing.audio import AudioSource
 from processing.windows import stream_windows
 
 from .atomic_files import atomic_file
+from .backends.torch_model import own_dtype
 from .defaults import FRAME_HEAD
 from .embedder import Embedder, mean_direction
 from .loading import revision as revision_of
@@ -92,7 +93,7 @@ def step_states(embedder: Embedder, clips: Sequence[np.ndarray]) -> Tensor:
     model, rate = embedder.model, embedder.sampling_rate
     inputs = embedder.processor(audio=list(clips), sampling_rate=rate, return_tensors="pt")
     inputs = BatchFeature(dict(inputs)).to(model.device, dtype=model.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), own_dtype(model):
         layers = model.get_audio_features(**inputs, output_hidden_states=True).hidden_states[-LAYERS:]
     own = len(clips[0]) / rate / (inputs["input_features"].shape[-1] / 100)  # the rest is padding up to 30 s
     steps = max(1, round(len(clips[0]) / rate / STEP))
@@ -137,7 +138,7 @@ def _encoded_parts(
     """Yield the start and the end of each part in seconds, and the vectors of its steps `[S, dims]`."""
     windows = stream_windows(source, CONTEXT, CONTEXT_HOP, embedder.sampling_rate)
     while batch := list(itertools.islice(windows, _CONTEXTS_A_BATCH)):
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             vectors = head(step_states(embedder, [window.samples for window in batch])).numpy()
         for window, of_steps in zip(batch, vectors, strict=True):
             yield window.start, window.end, of_steps

@@ -8,10 +8,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's ma
 # Bytes: larger blocks are mapped one by one, and so many free ones at the end of the heap stay there.
 _SMALL_BLOCKS = {_M_MMAP_THRESHOLD: 1 << 20, _M_TRIM_THRESHOLD: 1 << 26}
 _ONE_HEAP = {_M_MMAP_THRESHOLD: 1 << 25, _M_TRIM_THRESHOLD: 1 << 28, _M_ARENA_MAX: 1}  # 32 MB is the most
-_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # 1024 primitives each by default
+_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # 1,024 primitives each by default
 
 
-def limit_kept_memory(primitives: int = 32, one_heap: bool = False) -> bool:
+def limit_kept_memory(embedding: bool = False) -> bool:
     """Limit the buffers that oneDNN caches and the freed memory that glibc keeps; return whether glibc's is limited.
 
     Call it before torch computes.
@@ -22,18 +22,17 @@ def limit_kept_memory(primitives: int = 32, one_heap: bool = False) -> bool:
     for an hour, with the recipe `sounds` beyond 8 GB. Settings of these in the environment are respected.
 
     Args:
-        primitives: that oneDNN caches; fewer than a batch has cost time.
-        one_heap: whether all threads share a heap, and blocks of up to 32 MB come from it, as suits a server. By
-            default glibc gives 8 heaps for each core to threads, and each keeps the most that its threads ever needed.
-            Mapping each block of a batch takes a server a quarter of its time. Call it before threads start, and
-            `return_freed_memory` now and then.
+        embedding: whether the process embeds, and does not train. Then oneDNN keeps 128 primitives in place of 32,
+            all threads share a heap, and blocks of up to 32 MB come from it. By default glibc gives 8 heaps for each
+            core to threads, and each keeps the most that its threads ever needed. Mapping each block of a batch would
+            take a quarter of the time. Call it before threads start.
     """
     for name in _CACHES:
-        os.environ.setdefault(name, str(primitives))
+        os.environ.setdefault(name, "128" if embedding else "32")
     tuned = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if tuned or platform.libc_ver()[0] != "glibc":
         return False
-    limits = _ONE_HEAP if one_heap else _SMALL_BLOCKS
+    limits = _ONE_HEAP if embedding else _SMALL_BLOCKS
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl, on which programs made for glibc may run, has none
     return bool(mallopt) and all([mallopt(name, value) for name, value in limits.items()])
 

@@ -20,6 +20,7 @@ def label_texts(
     """
     if clean_up not in CLEAN_UPS:
         raise ValueError(f"clean_up must be one of {', '.join(CLEAN_UPS)}, got {clean_up!r}")
+    where = "" if renames is None else " in renames"  # which not every caller takes
     renames = renames or {}
     if unknown := [label for label in renames if label not in labels]:
         raise ValueError(f"renames hold {unknown[0]!r}, which is no label here: correct it or take it out")
@@ -27,11 +28,11 @@ def label_texts(
     first = {}
     for label, text in texts.items():
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the label {label!r} needs words, got {text!r}: give them in renames")
+            raise ValueError(f"the label {label!r} needs words, got {text!r}: give it some{where}")
         if text in first:
             raise ValueError(
-                f"the labels {first[text]!r} and {label!r} both read {text!r}: give them different words in renames, "
-                "or use clean_up='none'"
+                f"the labels {first[text]!r} and {label!r} both read {text!r}: give them different words{where}, or "
+                "use clean_up='none'"
             )
         first[text] = label
     return list(texts.values())

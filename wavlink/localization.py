@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from processing.audio import AudioSource
-from processing.audio_inputs_wavlink import is_source
+from processing.audio import AudioSource, sounds_of
 
 from . import long_recordings
 from .console import print_json
@@ -142,7 +141,7 @@ def locate(
     ```
     """
     texts = [query] if isinstance(query, str) else list(query)
-    sounds: list[AudioSource] = [by_sound] if is_source(by_sound) else list(by_sound)  # type: ignore
+    sounds: list[AudioSource] = list(sounds_of(by_sound))
     if not texts and not sounds:
         raise ValueError("nothing to look for: give a text as query, or a sound as by_sound")
     if not all(isinstance(text, str) and text.strip() for text in texts):

@@ -27,26 +27,33 @@ class WeightsFile:
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> "WeightsFile":
         """Return the file of a model's folder; a Hub id or "" has none."""
-        path = Path(folder) / SAFE_WEIGHTS_NAME
+        path = Path(folder).absolute() / SAFE_WEIGHTS_NAME  # which stays right in another working directory
         return cls(path, _state(path)) if folder and path.is_file() else cls(None)
 
     def map_again(self, model: torch.nn.Module) -> None:
         """Let a WavLink that was loaded from this file, and not changed since, read its weights from a new mapping.
 
-        Weights of another name, shape, dtype or device stay as they are.
+        Weights of another name, shape, dtype or device stay as they are, and so do all where the file is gone or was
+        replaced.
         """
         own = model.config.model_type == "wavlink" and getattr(model, "control_seed", None) is None
-        if self.path is None or not own:
+        if self.path is None or not own or not self._is_unchanged():
             return
         with safe_open(self.path, "pt") as file:
             names = set(file.keys())
-            if _state(self.path) != self.state:
+            if not self._is_unchanged():  # since it was opened
                 return
             for name, weight in model.state_dict(keep_vars=True).items():
                 if name in names and weight.device.type == "cpu":
                     mapped = file.get_tensor(name)
                     if (mapped.shape, mapped.dtype) == (weight.shape, weight.dtype):
                         weight.data = mapped
+
+    def _is_unchanged(self) -> bool:
+        try:
+            return self.path is not None and _state(self.path) == self.state
+        except OSError:
+            return False
 
 
 def _state(path: Path) -> tuple[int, ...]:

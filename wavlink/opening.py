@@ -115,6 +115,12 @@ def _check_pair(model: "str | Model", processor: "Processor | None", revision: s
         raise ValueError("a loaded model needs its processor: Embedder(model, processor)")
     elif revision is not None:
         raise ValueError(f"revision={revision!r} is of a Hub id, not of a loaded model")
+    elif not hasattr(getattr(model, "config", None), "matryoshka_dims") or not hasattr(processor, "feature_extractor"):
+        raise ValueError(
+            f"a {type(model).__name__} with a {type(processor).__name__} is no loaded model and its processor: give a "
+            "WavLinkModel (of a wrapper such as DataParallel its .module) and its WavLinkProcessor; of a CLAP or "
+            "another model give the folder or Hub id, as in Embedder('laion/clap-htsat-unfused')"
+        )
 
 
 def check_tower(name: str, extractor: Any, config: Any) -> None:

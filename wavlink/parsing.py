@@ -73,8 +73,9 @@ class Parser(argparse.ArgumentParser):
         option = next((word for word in rest if word.startswith("-")), None)
         if option is None:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
-        near = difflib.get_close_matches("--" + option.partition("=")[0].lstrip("-"), self._names(), n=1)
-        advice = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists the options"
+        names = [name.lstrip("-") for name in self._names()]  # whose dashes make short ones look alike
+        near = difflib.get_close_matches(option.partition("=")[0].lstrip("-"), names, n=1)
+        advice = f"did you mean --{near[0]}?" if near else f"{self.prog} --help lists the options"
         self.error(f"unknown option {option}; {advice}")
 
     def _names(self) -> list[str]:

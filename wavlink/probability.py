@@ -7,6 +7,7 @@ query with a whole index show which of them stand out.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -47,7 +48,7 @@ class Logistic:
         the outputs of a classifier to new a priori probabilities", Neural Computation 14, 2002, equation 2.4.
         """
         check_prior(prior)
-        return Logistic(self.slope, self.intercept + log_odds(prior) - log_odds(self.prior), prior)
+        return Logistic(self.slope, self.intercept + log_odds(prior) - log_odds(self.prior), float(prior))
 
 
 @dataclass(frozen=True)
@@ -171,5 +172,5 @@ def check_probability(name: str, value: float | None) -> None:
     """Raise a ValueError unless a value is None or a number from 0 to 1."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability, from 0 to 1, got {value!r}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .atomic_files import new_folder
 from .console import stdout_for
+from .sanitize import counted
 
 REAL_SAMPLES = "example_sounds"  # beside this file, in an installation
 _CLIPS_PER_KIND = 2
@@ -107,7 +108,8 @@ def run(options: argparse.Namespace) -> None:
         clips = _CLIPS_PER_KIND if options.clips_per_kind is None else options.clips_per_kind
         counts = write_samples(options.folder, clips, options.kinds)
         kinds = list(dict.fromkeys(options.kinds or _all_kinds()))
-        print(f"{sum(counts.values())} sounds of {len(kinds)} kinds in {options.folder}: {', '.join(counts)}")
+        made = f"{counted(sum(counts.values()), 'sound')} of {counted(len(kinds), 'kind')}"
+        print(f"{made} in {options.folder}: {', '.join(counts)}")
         print_json({"folder": options.folder, "kinds": kinds, "sounds": counts})
 
 

@@ -26,6 +26,11 @@ def clean(text: object, most: int = 120) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, as `1 sound` or `2 sounds`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def path_text(path: object, most: int = 1000) -> str:
     """Return a path in one line of at most `most` characters, as it can be given again: all spaces stay.
 

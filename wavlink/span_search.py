@@ -129,7 +129,7 @@ def frame_head_of(embedder: Embedder) -> "Fitted | None":
     Raises:
         ValueError: that of `read_frame_head`.
     """
-    folder = getattr(getattr(embedder, "model", None), "name_or_path", "")
+    folder = getattr(embedder, "folder", "")  # what only looks like an embedder has none
     path, backend = os.path.join(folder, FRAME_HEAD), getattr(embedder, "backend", "")
     if not (folder and backend and os.path.isfile(path)):
         return None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 
 from processing.file_names import existing, stays_below
 from processing.sound_files import SoundFiles, is_utf8, such_as
@@ -28,10 +29,10 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
     """Load a split with undecoded `audio` and the metadata of each clip.
 
     The layouts are those of `datasets`' audiofolder, whose builder cannot run without torchcodec: `SPLIT/metadata.csv`
-    (or `.jsonl`) with a `file_name` column, the same without split folders, or no such file and a folder for each
-    class, `SPLIT/LABEL/1.wav` or deeper, `SPLIT/LABEL/session1/1.wav`: the `label` is the name of the first folder
-    below the split. Without metadata, sound files are those of `SoundFiles`. Sounds that are left out are counted and
-    named in a warning. Rows of the same file are one clip, with the captions of all.
+    (or `.jsonl`, `.parquet`) with a `file_name` column, the same without split folders, or no such file and a folder
+    for each class, `SPLIT/LABEL/1.wav` or deeper, `SPLIT/LABEL/session1/1.wav`: the `label` is the name of the first
+    folder below the split. Without metadata, sound files are those of `SoundFiles`. Sounds that are left out are
+    counted and named in a warning. Rows of the same file are one clip, with the captions of all.
 
     Raises:
         ValueError: no rows or sounds, or metadata that cannot be read or names other files.
@@ -60,8 +61,8 @@ def load_folder(folder: Path, split: str) -> datasets.Dataset:
 def _by_file(rows: list[dict], metadata: Path) -> list[dict]:
     """Return a row for each file: a clip that stands in several rows would be a wrong answer to its own captions.
 
-    A column with different cells for a file becomes one of lists. Rows with different labels stay several clips, as do
-    rows with questions.
+    A column with different cells for a file becomes one of lists, but `duration` is then unknown. Rows with different
+    labels stay several clips, as do rows with questions.
     """
     paths = [os.path.normpath(row["audio"]["path"]) for row in rows]
     labels = {path: row["label"] for path, row in zip(paths, rows, strict=True) if row.get("label")}
@@ -71,6 +72,9 @@ def _by_file(rows: list[dict], metadata: Path) -> list[dict]:
     if len(files) == len(rows) or "question" in rows[0]:
         return rows
     cells = [{name: _different(row[name] for row in group) for name in rows[0]} for group in files.values()]
+    for clip in cells:
+        if len(clip.get("duration", ())) > 1:  # perhaps of parts of the file, whose header is read instead
+            clip["duration"] = []
     lists = {name for name in rows[0] if any(len(clip[name]) > 1 for clip in cells)}
     several = f" with all that they hold in {', '.join(sorted(lists))}" if lists else ""
     logger.warning(f"{metadata} has {len(rows)} rows of {len(files)} sounds: those of a sound are one clip{several}")
@@ -156,8 +160,8 @@ def _from_classes(folder: Path, split: str) -> datasets.Dataset:
         also = f"; {files.warning()}" if root.is_dir() and files.warning() else ""
         also += f"; {len(loose)} sounds lie in no folder of a class: {such_as(loose)}" if loose else ""
         raise ValueError(
-            f"{folder} holds neither {split}/metadata.csv (or .jsonl) nor metadata.csv (or .jsonl), nor sounds in a "
-            f"folder a class, such as {split}/dog/1.wav{also}"
+            f"{folder} holds neither {split}/metadata.csv (or .jsonl, .parquet) nor metadata.csv (or .jsonl, "
+            f".parquet), nor sounds in a folder a class, such as {split}/dog/1.wav{also}"
         )
     if root == folder:
         logger.warning(f"{folder} has no split folders: all of its clips are taken as {split!r}")
@@ -179,13 +183,12 @@ def read_metadata(path: Path) -> list[dict]:
     Raises:
         ValueError: the file cannot be read, or has rows without `file_name`.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-        try:
-            rows = _rows_of_csv(file) if path.suffix == ".csv" else [json.loads(x) for x in file if x.strip()]
-            for row in rows:
-                _check_row(row)
-        except (ValueError, RecursionError, csv.Error) as error:
-            raise ValueError(f"cannot read {path}: {error}") from error
+    try:
+        rows = _rows_of(path)
+        for row in rows:
+            _check_row(row)
+    except (ValueError, RecursionError, csv.Error, pyarrow.ArrowException) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name is not None]
     if rows and "file_name" not in names:
         raise ValueError(f"{path} has no column 'file_name', only {', '.join(names)}")
@@ -199,9 +202,26 @@ def read_metadata(path: Path) -> list[dict]:
     return [{name: row.get(name) for name in names} for row in rows]
 
 
-def _rows_of_csv(lines: Iterable[str]) -> list[dict]:
-    """Return the rows; a quote without its second half, which would take what follows into one cell, is refused."""
-    reader = csv.DictReader(chain(lines, [_END]))
+def _rows_of(path: Path) -> list:
+    if path.suffix == ".parquet":
+        with open(path, "rb") as file:
+            try:
+                return pyarrow.parquet.read_table(file).to_pylist()
+            except OSError as error:  # pyarrow's, of a damaged file
+                raise ValueError(str(error)) from error
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+        return rows_of_csv(file) if path.suffix == ".csv" else [json.loads(x) for x in file if x.strip()]
+
+
+def rows_of_csv(lines: Iterable[str], delimiter: str = ",") -> list[dict]:
+    """Return the rows, None for missing cells; a row with more cells than columns has these under None.
+
+    Raises:
+        ValueError: two columns of one name, or a quote that is never closed, which would take all that follows into
+            one cell.
+        csv.Error: no CSV.
+    """
+    reader = csv.DictReader(chain(lines, [_END]), delimiter=delimiter)
     rows = list(reader)
     header = [name for name in reader.fieldnames or () if name]
     if header == [_END]:

@@ -1,5 +1,6 @@
 """Checks of the cells of captions and labels, before training and evaluation."""
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from numbers import Number
@@ -9,6 +10,8 @@ import datasets
 import numpy as np
 
 _ROWS_SEARCHED = 1000  # for a wrong cell, to name it
+_TEXTS_READ = 100  # of a column, to see whether they are lists that a program has printed
+_PRINTED_LIST = re.compile(r"""\s*\[\s*(['"]).*\1\s*\]\s*""", re.DOTALL)  # such as ['rain', 'heavy rain']
 
 
 def kind_of(value: Any) -> str:
@@ -86,17 +89,34 @@ def texts_in(value: Any, column: str, where: str) -> list[str]:
 def refuse_other_captions(dataset: datasets.Dataset | datasets.IterableDataset, columns: Iterable[str]) -> None:
     """Refuse a data set (or stream) in which one of `columns` holds neither texts nor lists of texts.
 
+    Lists that a program has printed into a text, as pandas does in CSV, are refused too.
+
     Raises:
         ValueError: names the column and its first cell.
     """
     for column in columns:
         feature = (dataset.features or {}).get(column)
+        if _is_text(feature):
+            _refuse_printed_lists(dataset, column)
         if feature is None or _is_text(feature) or _is_text(getattr(feature, "feature", None)) or _is_texts(feature):
             continue
         where, value = _first_cell(dataset, column)
         raise ValueError(
             f"column {column!r} holds {_in_words(feature, value)}{where}; a caption is a text or a list of texts: "
             "write it so, or name other columns with caption_columns"
+        )
+
+
+def _refuse_printed_lists(dataset, column: str) -> None:
+    """Refuse a column of texts of which the first ones are all printed lists; a stream is not read."""
+    if not isinstance(dataset, datasets.Dataset):
+        return
+    first = dataset.with_format(None).select_columns([column])[:_TEXTS_READ][column]
+    texts = [text for text in first if text and text.strip()]
+    if texts and all(map(_PRINTED_LIST.fullmatch, texts)):
+        raise ValueError(
+            f"column {column!r} holds lists that were printed as texts, such as {texts[0][:60]!r}: write them as "
+            "lists in metadata.jsonl or .parquet, or each caption into a column of its own (caption, caption_2)"
         )
 
 
@@ -135,7 +155,8 @@ def _first_cell(dataset, column: str) -> tuple[str, object]:
     if not isinstance(dataset, datasets.Dataset):
         return "", None
     names = [name for name in ("audio", column) if name in dataset.column_names]
-    for number, row in enumerate(islice(dataset.select_columns(names), _ROWS_SEARCHED), start=1):
+    rows = dataset.with_format(None).select_columns(names)  # a transform may need other columns
+    for number, row in enumerate(islice(rows, _ROWS_SEARCHED), start=1):
         value, audio = row[column], row.get("audio")
         if value is not None:
             path = audio.get("path") if isinstance(audio, dict) else audio

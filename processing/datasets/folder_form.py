@@ -6,14 +6,27 @@ from pathlib import Path
 
 from processing.sound_files import SoundFiles, is_hidden
 
+METADATA_SUFFIXES = (".csv", ".jsonl", ".parquet")  # of the file that lists an audiofolder's sounds, the first first
 _INDEX = "index.json"  # `wavlink index` writes it beside its parquet files
 _USUAL_SPLITS = ("train", "validation", "test")
 
 
 def metadata_of(folder: Path, split: str) -> Path | None:
     """Return the file that lists the sounds of a split of an audiofolder, None if there is none."""
-    names = [root / f"metadata.{suffix}" for root in (folder / split, folder) for suffix in ("csv", "jsonl")]
-    return next((path for path in names if path.is_file()), None)
+    names = [root / f"metadata{suffix}" for root in (folder / split, folder) for suffix in METADATA_SUFFIXES]
+    return next((path for path in names if path.is_file() and _lists_sounds(path)), None)
+
+
+def _lists_sounds(path: Path) -> bool:
+    """Whether a file called metadata is one: of a Hub repository's parquet files, one may be called so too."""
+    if path.suffix != ".parquet":
+        return True
+    import pyarrow.parquet  # not for folders without such a file
+
+    try:
+        return "file_name" in pyarrow.parquet.read_schema(path).names
+    except (OSError, pyarrow.ArrowException):
+        return True  # it is read, and the error names it
 
 
 def class_root(folder: Path, split: str) -> Path:

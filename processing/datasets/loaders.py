@@ -22,8 +22,16 @@ from .caption_tables import CAPTION_FILES, captions_by_id, find_captions
 from .durations import header_seconds
 from .fingerprints import rows_digest
 from .kept_features import KeptFeatures
-from .load import add_label_captions, caption_columns, captions_of, clip_name, load_split, with_captions
-from .mixture import mixture
+from .load import (
+    add_label_captions,
+    caption_columns,
+    captions_of,
+    clip_name,
+    is_caption_column,
+    load_split,
+    with_captions,
+)
+from .mixture import mixture, type_conflicts
 from .paper import NAMES
 from .shards import load_stream
 from .streaming import NAMES_KEPT, StreamedBatches
@@ -38,7 +46,14 @@ def load_training_set(recipe: Any) -> Dataset:
         return load_source(recipe, recipe.data, recipe.train_split)
     parts = {source: load_source(recipe, source, recipe.train_split) for source in recipe.mixture}
     shares = {source: weight * len(parts[source]) for source, weight in recipe.mixture.items()}
-    return mixture(parts, shares, recipe.seed)
+    return mixture(_without_conflicts(parts, recipe), shares, recipe.seed)
+
+
+def _without_conflicts(parts: dict[str, Dataset], recipe: Any) -> dict[str, Dataset]:
+    """Leave out the columns that sources have in different types and that training does not read."""
+    read = {"audio", "duration", "label", *recipe.caption_columns}
+    dropped = {name for name in type_conflicts(parts) if name not in read and not is_caption_column(name)}
+    return {source: part.remove_columns([*dropped & {*part.column_names}]) for source, part in parts.items()}
 
 
 def load_source(recipe: Any, source: str, split: str) -> Dataset:
@@ -90,6 +105,8 @@ class Epochs:
             self.plan.epochs = math.ceil(recipe.max_steps / self.plan.batches_per_epoch)
         self.data.plan = self.plan
         self.steps = recipe.max_steps or len(self.plan)
+        self.batch_size = self.plan.batch_size  # that of the recipe, or all clips of a smaller data set
+        self.longest = float(lengths.max(initial=0))  # seconds of a crop
         self.report = {"read": 0, "skipped_broken": 0, "names": []}
         self._broken: dict[str, str] = {}
 
@@ -231,7 +248,7 @@ class Stream:
         self.source = load_stream(recipe.audio_folder or recipe.data, recipe.train_split)
         self.columns = [] if recipe.audio_folder else caption_columns(self.source, recipe.caption_columns)
         self.share = {"rank": rank, "world_size": world_size}
-        self.steps = recipe.max_steps
+        self.steps, self.batch_size, self.longest = recipe.max_steps, recipe.batch_size, recipe.max_seconds
         self.stream, self.resumed = None, None
 
     def captions(self) -> Iterable[str]:

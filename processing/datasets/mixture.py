@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import datasets
 import numpy as np
@@ -19,12 +20,13 @@ def mixture(parts: Mapping[str, datasets.Dataset], weights: Mapping[str, float],
     once. The order is shuffled, so that any section of it has the same proportions.
 
     Args:
-        parts: data sets with the same columns, by name.
+        parts: data sets by name; a column that some of them lack is None there.
         weights: a positive weight for each of them, by the same names.
         seed: of the order and the choice of repeated clips.
 
     Raises:
-        ValueError: names that differ, a weight that is not a positive number, an empty part, or other columns.
+        ValueError: names that differ, a weight that is not a positive number, an empty part, or a column with another
+            type than in another part.
     """
     _check(parts, weights)
     total = sum(weights.values())
@@ -50,14 +52,18 @@ def _check(parts: Mapping[str, datasets.Dataset], weights: Mapping[str, float]) 
         raise ValueError(f"a weight is a positive number, got {', '.join(wrong)}; leave out what should not be there")
     if empty := [name for name, part in parts.items() if not len(part)]:
         raise ValueError(f"{', '.join(empty)} holds no clips")
-    (first, model), *others = parts.items()
-    for name, part in others:
-        if part.features != model.features:
-            raise ValueError(
-                f"the columns of {name} ({_columns(part)}) are not those of {first} ({_columns(model)}): select and "
-                "cast them alike"
-            )
+    for conflict in type_conflicts(parts).values():
+        raise ValueError(f"{conflict}: write both in one type, or rename one of them")
 
 
-def _columns(part: datasets.Dataset) -> str:
-    return ", ".join(part.column_names)
+def type_conflicts(parts: Mapping[str, datasets.Dataset]) -> dict[str, str]:
+    """Return, by column, what two data sets hold in it where their types differ; a column without a cell has none."""
+    known: dict[str, tuple[str, Any]] = {}
+    conflicts = {}
+    for name, part in parts.items():
+        for column, feature in part.features.items():
+            if feature != datasets.Value("null"):
+                first, other = known.setdefault(column, (name, feature))
+                if feature != other:
+                    conflicts[column] = f"the column {column!r} of {name} holds {feature}, that of {first} {other}"
+    return conflicts

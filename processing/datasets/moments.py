@@ -203,9 +203,27 @@ def _with_sounds(
             report.note("broken" if path else "missing", vid)
             report.without_sound += len(queries)
             continue
-        if abs(length - seconds[vid]) > _ROUNDED and math.isfinite(seconds[vid]):
+        if math.isinf(seconds[vid]):
+            queries = _ending_by(length + _ROUNDED, vid, queries, report)
+        elif abs(length - seconds[vid]) > _ROUNDED:
             report.note("other_length", vid)
+        if not queries:
+            continue
         report.queries += len(queries)
         rows.append({"audio": {"bytes": None, "path": path}, "vid": vid, "duration": length, "moments": queries})
     report.clips = len(rows)
     return rows
+
+
+def _ending_by(end: float, vid: str, queries: list[dict], report: MomentReport) -> list[dict]:
+    """Return the queries with the windows that end by then: for a recording whose length is not annotated."""
+    kept = []
+    for query in queries:
+        windows = [window for window in query["windows"] if window[1] <= end]
+        if len(windows) < len(query["windows"]):
+            report.note("bad_windows", f"{query['qid']} of {vid}", len(query["windows"]) - len(windows))
+        if windows:
+            kept.append({**query, "windows": windows})
+        else:
+            report.note("without_windows", f"{query['qid']} of {vid}")
+    return kept

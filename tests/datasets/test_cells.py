@@ -125,6 +125,29 @@ def test_texts_and_lists_of_texts_are_captions(write, cells, tmp_path):
     assert [captions_of(row, columns) for row in with_captions(dataset, columns)] == expected
 
 
+@pytest.mark.parametrize("cells", [["['a dog', 'a hound']", '["a cat"]'], ["['a dog'\n 'a hound']", "", "['x']"]])
+def test_lists_that_were_printed_as_texts_are_refused(cells):
+    dataset = datasets.Dataset.from_dict({"caption": cells})
+    with pytest.raises(ValueError, match="'caption' holds lists that were printed as texts, such as .*a dog"):
+        caption_columns(dataset)
+    assert caption_columns(datasets.Dataset.from_dict({"caption": [*cells, "a bird"]})) == ["caption"]
+
+
+def test_a_transform_that_needs_other_columns_does_not_stand_in_the_way():
+    """As one that crops sounds while they are read."""
+
+    def cropped(batch: dict) -> dict:
+        return {**batch, "audio": [audio[:2] for audio in batch["audio"]]}
+
+    good = datasets.Dataset.from_dict({"audio": ["a.wav"], "caption": ["a dog"]}).with_transform(cropped)
+    assert caption_columns(good) == ["caption"]
+    bad = datasets.Dataset.from_dict({"file": ["a.wav"], "audio": ["a"], "caption": [3]}).with_transform(
+        lambda batch: {**batch, "name": batch["file"]}
+    )
+    with pytest.raises(ValueError, match="column 'caption' holds .*3"):
+        caption_columns(bad)
+
+
 def test_csv_holds_text_whatever_it_looks_like(tmp_path):
     (tmp_path / "train").mkdir()
     for name in "ab":
@@ -320,6 +343,8 @@ def test_groups_may_be_numbers_and_no_lists():
     assert group_names(clips(group=[0, 1]), "group") == ["0", "1"]
     assert group_names(clips(group=["", None]), "group") == [None, None]
     assert group_names(clips(label=["a"]), "group") == [None]
+    classes = clips(group=[0, 1, -1, None]).cast_column("group", datasets.ClassLabel(names=["music", "speech"]))
+    assert group_names(classes, "group") == ["music", "speech", None, None]
     with pytest.raises(ValueError, match="column 'group' holds a list of text"):
         group_names(clips(group=[["a"], ["b"]]), "group")
 

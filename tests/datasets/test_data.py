@@ -5,6 +5,7 @@ import json
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile
 import torch
@@ -64,6 +65,35 @@ def test_an_audiofolder_in_every_layout(files, metadata, content, tmp_path):
     np.testing.assert_allclose(CaptionedAudio(dataset, ["caption"])[1]["audio"]["array"], tone(440, 0.1), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "names"),
+    [
+        ("test/metadata.parquet", ["dog.wav", "bell.wav"]),
+        ("metadata.parquet", ["test/dog.wav", "test/bell.wav"]),
+        ("test/metadata.parquet", ["a/dog.wav", "b/bell.wav"]),  # not of folders of classes
+    ],
+)
+def test_an_audiofolder_with_metadata_in_parquet(metadata, names, tmp_path):
+    folder = write(tmp_path, [f"test/{name.removeprefix('test/')}" for name in names], metadata, "")
+    rows = {"file_name": names, "caption": ["A dog", "A bell"], "label": ["dog", None]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / metadata)
+    dataset = load_split(folder, "test")
+    assert dataset["caption"] == rows["caption"] and label_names(dataset) == rows["label"]
+    content = bytearray((tmp_path / metadata).read_bytes())
+    size = int.from_bytes(content[-8:-4], "little")
+    content[-8 - size : -8] = b"\xff" * size  # its index
+    for damaged in (content, b"PAR1"):
+        (tmp_path / metadata).write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot read .*metadata.parquet"):
+            load_split(folder, "test")
+
+
+def test_a_files_duration_is_read_where_its_rows_differ(tmp_path, caplog):
+    content = "file_name,caption,duration\ndog.wav,a dog,9\ndog.wav,a hound,8\nbell.wav,a bell,7\n"
+    dataset = load_split(write(tmp_path, FILES, "test/metadata.csv", content), "test")
+    assert durations(dataset) == pytest.approx([0.1, 7]) and "hold in caption\n" in f"{caplog.messages[-1]}\n"
+
+
 def test_a_common_list_of_other_split_folders_gives_no_rows_of_them(tmp_path):
     content = "file_name,caption\ntrain/cat.wav,a cat\nvalidation/dog.wav,a dog\n"
     folder = write(tmp_path, ["train/cat.wav", "validation/dog.wav"], "metadata.csv", content)
@@ -115,7 +145,7 @@ def test_a_split_folder_takes_precedence_over_a_common_list(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "content", "message"),
     [
-        ("train/metadata.csv", CSV, "holds neither test/metadata.csv .or .jsonl. nor metadata.csv"),
+        ("train/metadata.csv", CSV, "holds neither test/metadata.csv .or .jsonl, .parquet. nor metadata.csv"),
         ("test/metadata.csv", CSV.format(""), r"metadata.csv names .*bell.wav, which does not exist"),
         (
             "test/metadata.csv",

@@ -5,7 +5,9 @@ from collections import Counter
 import datasets
 import pytest
 
+from processing.datasets import loaders
 from processing.datasets.mixture import mixture
+from wavlink.training.recipe_fields import Recipe
 
 
 def part(name: str, count: int) -> datasets.Dataset:
@@ -56,6 +58,26 @@ def test_one_part_is_itself_shuffled():
     assert sorted(mixed) == sorted(PARTS["big"]["clip"]) and list(mixed) != list(PARTS["big"]["clip"])
 
 
+def test_a_column_that_a_part_lacks_or_never_fills_is_none_there():
+    other = datasets.Dataset.from_dict({"clip": ["other0", "other1"], "caption": ["rain", "snow"]})
+    empty = datasets.Dataset.from_dict({"clip": ["empty0"], "caption": [None], "source": ["empty"]})
+    mixed = mixture(PARTS | {"other": other, "empty": empty}, {"big": 12, "small": 5, "other": 2, "empty": 1})
+    assert Counter(mixed["source"]) == {"big": 12, "small": 5, None: 2, "empty": 1}
+    assert Counter(mixed["caption"]) == {None: 18, "rain": 1, "snow": 1}
+
+
+def test_columns_that_training_does_not_read_may_differ(monkeypatch):
+    sources = {
+        "a": {"audio": ["a.wav"], "caption": ["rain"], "year": [1999], "site": ["x"]},
+        "b": {"audio": ["b.wav"], "caption_2": ["wind"], "label": ["wind"], "year": ["2001"], "words": ["x"]},
+    }
+    monkeypatch.setattr(loaders, "load_source", lambda recipe, name, split: datasets.Dataset.from_dict(sources[name]))
+    mixed = loaders.load_training_set(
+        Recipe("m", init="any", mixture={"a": 1.0, "b": 1.0}, caption_columns=("words",))
+    )
+    assert mixed.column_names == ["audio", "caption", "site", "caption_2", "label", "words"] and len(mixed) == 2
+
+
 @pytest.mark.parametrize(
     ("parts", "weights", "message"),
     [
@@ -66,7 +88,7 @@ def test_one_part_is_itself_shuffled():
         (PARTS, {"big": float("nan"), "small": float("inf")}, "positive number, got big=nan, small=inf"),
         (PARTS | {"none": PARTS["big"].select([])}, {"big": 1, "small": 1, "none": 1}, "none holds no clips"),
         (PARTS | {"other": datasets.Dataset.from_dict({"clip": [1]})}, {"big": 1, "small": 1, "other": 1},
-         "columns of other .clip. are not those of big .clip, source."),
+         "column 'clip' of other holds Value.'int64'., that of big Value.'string'.: write both in one type"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_mixed_is_refused(parts, weights, message):

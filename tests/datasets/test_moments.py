@@ -104,6 +104,18 @@ def test_lighthouse_has_the_same_queries(tmp_path):
         assert queries(load_moments("castella", name, folder)[0]) == published
 
 
+def test_without_a_duration_windows_end_with_the_sound(tmp_path):
+    rows = [
+        query("1", windows=[(0.2, 0.6), (3.0, 4.0)], duration=None),
+        query("2", windows=[(2.5, float("inf"))], duration=None),
+        query("3", "Oslo_1.0_61.0", windows=[(3.0, 4.0)], duration=None),
+    ]
+    dataset, report = load_moments("clotho-moment", "test", clotho_moment_folder(tmp_path, rows))
+    assert queries(dataset) == {"Venice_0.0_60.0": [("1", "the sound of 1", [[0.2, 0.6]])]}
+    assert (report.queries, report.clips, report.bad_windows, report.without_windows) == (1, 1, 3, 2)
+    assert report.examples["without_windows"] == ["2 of Venice_0.0_60.0", "3 of Oslo_1.0_61.0"]
+
+
 def test_numbers_are_ids_too(tmp_path):
     folder = clotho_moment_folder(tmp_path, [{**CLOTHO_MOMENT[0], "qid": 7}] * 2, "clotho_moment_test_release.jsonl")
     dataset, report = load_moments("clotho-moment", "test", folder)

@@ -163,6 +163,26 @@ def test_clips_of_a_texts_label_are_taken_out_too(noisy):
     assert rows[2]["auroc"]["value"] > rows[0]["auroc"]["value"]
 
 
+def test_a_text_whose_label_all_clips_have_is_never_absent_and_left_out(noisy):
+    (audio, text), _, _ = noisy
+    pairs = Correspondence([[n, 40] if n < 2 else [n] for n in range(40)], 41)  # text 40 has clips of both labels
+    given = audio[:40], text[:41], pairs, [16]
+    both = calibration_scores(*given, labels=["x", "y"] * 20)
+    assert (both["texts"], both["labels"]) == (40, 2) and np.isfinite(both["16"]["auroc"]["value"])
+    without = Correspondence([[n] for n in range(40)], 41)
+    assert both["16"]["auroc"] == calibration_scores(*given[:2], without, [16], labels=["x", "y"] * 20)["16"]["auroc"]
+    one = calibration_scores(*given, labels=["x"] * 40)  # tells no clip from another
+    assert one == calibration_scores(*given) and (one["texts"], one["labels"]) == (41, 0)
+
+
+def test_a_clip_without_texts_counts_in_the_calibration_error_as_in_its_bins(noisy):
+    (audio, text), _, _ = noisy
+    pairs = Correspondence([[2 * n, 2 * n + 1] if n < 200 else [] for n in range(300)], 600)
+    fit = fit_calibration(audio, text, pairs, [16], prior=0.3)
+    row = calibration_scores(audio, text, pairs, [16], fit)["16"]
+    assert row["ece"]["value"] == pytest.approx(sum(weight * abs(p - match) for p, match, weight in row["bins"]))
+
+
 def test_a_calibrated_model_is_calibrated_on_other_clips(noisy):
     (audio, text), (other_audio, other_text), pairs = noisy
     fit = fit_calibration(audio, text, pairs, [16], prior=0.5)

@@ -318,6 +318,7 @@ def test_multiple_choice_by_hand_and_by_the_package():
     [
         ("zero_shot_accuracy", [[0.1, 0.2], [0.3]], [0, 0], "take multiple_choice_accuracy"),
         ("zero_shot_accuracy", [[0.1, 0.2]], [2], "targets must be between 0 and 1"),
+        ("zero_shot_accuracy", [[0.1, 0.2], [0.1, 0.2]], [1, -1], "0 and 1, the last of the labels, got -1"),
         ("zero_shot_accuracy", [[0.1, np.nan]], [0], "NaN"),
         ("zero_shot_accuracy", [], [], r"got widths \[\]"),
         ("multiple_choice_accuracy", [[0.1, 0.2], [0.3]], [0, 1], "question 1 has 1 choices"),

@@ -20,6 +20,7 @@ from tests.helpers import by_sorting, wav
 from wavlink import embedder
 from wavlink.cli import build_parser
 from wavlink.compat_argparse import actions_of
+from wavlink.evaluation import command as command_of_eval
 from wavlink.evaluation import embed_split as embedding
 from wavlink.evaluation.command import main
 from wavlink.evaluation.protocol import Protocol, evaluate_dataset
@@ -282,7 +283,13 @@ def test_options_that_do_not_fit_the_labels_are_refused_before_a_model_is_loaded
     (tmp_path / "renames.json").write_text(json.dumps(renames))
     words = ["--benchmark", str(folder), "--renames", str(tmp_path / "renames.json"), *arguments]
     with pytest.raises(ValueError, match=message):
-        main(["--model", "no-such-model", *words])
+        main(["--model", "no-such/model", *words])
+
+
+def test_a_name_that_stands_for_no_model_is_refused_before_data_are_read(monkeypatch):
+    monkeypatch.setattr(command_of_eval, "load", None)
+    with pytest.raises(ValueError, match="'no-such-model' is neither a folder here nor a bundled model"):
+        main(["--model", "wavlink-tiny", "no-such-model", "--benchmark", "esc50"])
 
 
 def captioned(root, rows) -> str:
@@ -331,13 +338,13 @@ def test_groups_that_are_none_are_refused_before_a_model_is_loaded(folder, tmp_p
     (data / "test/metadata.csv").unlink()
     (data / "test/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match="column 'group' holds a list of text: a group is a text"):
-        main(["--model", "no-such-model", "--benchmark", str(data)])
+        main(["--model", "no-such/model", "--benchmark", str(data)])
 
 
 def test_captions_that_differ_in_case_alone_are_one_caption(tmp_path):
     rows = [("a.wav", "", "a dog"), ("b.wav", "", "A Dog")]
     with pytest.raises(ValueError, match="2 clips and 1 different captions"):
-        main(["--model", "no-such-model", "--benchmark", captioned(tmp_path / "data", rows)])
+        main(["--model", "no-such/model", "--benchmark", captioned(tmp_path / "data", rows)])
 
 
 def test_an_empty_split_is_refused(model, processor, folder):

@@ -225,4 +225,4 @@ def test_robustness_without_captions_is_refused_before_a_model_is_loaded(folder,
     lines = ["file_name,label", *(f"{row[0]},{row[2]}" for row in ROWS[:3])]
     (root / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ValueError, match="robustness is that of retrieval, and the split has no captions"):
-        evaluate("no-such-model", root.parent, robustness=True)
+        evaluate("no-such/model", root.parent, robustness=True)

@@ -32,6 +32,17 @@ DOGS_AND_RAIN = torch.tensor([[3.0, 1], [2, 1], [1, 0], [1, 2], [0, 1], [1, 0.5]
 LABELS = ["dog", "dog", "dog", "dog", "rain", "rain"]
 
 
+def test_labels_that_a_model_does_not_tell_apart_are_named(caplog):
+    embed_texts = EmbedTexts({"DOG": [1.0, 0], "dog": [1.0, 0], "rain": [0, 1.0]})
+    with caplog.at_level("WARNING"):
+        scores = zero_shot_scores(DOGS_AND_RAIN, ["DOG", "dog", "dog", "DOG", "rain", "rain"], embed_texts, [2])
+    assert scores["per_class"]["dog"]["value"] == 0 and "2 labels the vector of another one" in caplog.text
+    assert "such as 'DOG' and 'dog'" in caplog.text
+    caplog.clear()
+    zero_shot_scores(DOGS_AND_RAIN, LABELS, axes("dog", "rain"), [2])
+    assert not caplog.text
+
+
 def test_two_labels_by_hand():
     embed_texts = axes("dog", "rain")
     scores = zero_shot_scores(DOGS_AND_RAIN, LABELS, embed_texts, [2])

@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "examples/multilingual.py": {"subprocess"},
     "benchmarks/captions_at_scale.py": {"multiprocessing"},
     "benchmarks/forked.py": {"multiprocessing"},
+    "benchmarks/load.py": {"multiprocessing", "subprocess"},
     "benchmarks/spoken_words.py": {"ctypes", "multiprocessing"},  # eSpeak NG
     "benchmarks/where.py": {"multiprocessing"},
 }

@@ -1,7 +1,9 @@
 """Backends of `Embedder`: torch's vectors in OpenVINO and onnxruntime, and which backend is chosen."""
 
+import errno
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -275,6 +277,13 @@ def test_conversion_is_kept_for_these_weights(wavlink_folder, cache, monkeypatch
     with pytest.raises(ValueError, match="converted"):
         Embedder(wavlink_folder, backend="openvino")
     assert not [path for path in cache.rglob("*") if path.is_file()]
+
+    def fill_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exported, "write_openvino", fill_disk)
+    with pytest.raises(OSError, match=f"could not write {re.escape(str(cache))}.*free space on its disk"):
+        Embedder(wavlink_folder, backend="openvino")
     monkeypatch.undo()
     monkeypatch.setattr(constants, "HF_HOME", str(cache.parent))
     first = Embedder(wavlink_folder, backend="openvino")

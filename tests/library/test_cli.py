@@ -110,6 +110,21 @@ def test_a_command_ends_without_a_search_for_cycles():
     assert before == "0 0" and int(after) > 1000
 
 
+@pytest.mark.parametrize(
+    "given, limited",
+    [(["info", "missing"], True), (["serve", "missing"], True), (["train", "missing"], False)],
+)
+def test_kept_memory_is_limited_in_a_process_of_its_own_before_the_work_is_imported(given, limited, monkeypatch):
+    """Training limits it otherwise, and a caller's process is left as it is."""
+    calls = []
+    monkeypatch.setattr(cli, "limit_kept_memory", lambda embedding: calls.append(embedding))
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: calls.append(name) or raising(ValueError)(name))
+    assert cli.main(given) == 2 and True not in calls
+    calls.clear()
+    monkeypatch.setattr(sys, "argv", ["wavlink", *given])
+    assert cli.main() == 2 and calls[:-1] == [True] * limited
+
+
 def test_missing_own_module_is_raised_without_an_install_hint(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "eval", cli.COMMANDS["eval"]._replace(module="modeling_wavlink.nowhere"))
     with pytest.raises(ModuleNotFoundError):
@@ -191,7 +206,8 @@ def test_classify_lists_folders_like_other_commands(files, wavlink_folder, tmp_p
     [
         (["--labels", "dog"], "two labels or more"),
         (["--labels", "dog", "dog"], "each once"),
-        (["--labels", "a_b", "a b"], "both read 'a b'"),
+        (["--labels", "a_b", "a b"], "both read 'a b': give them different words, or use clean_up='none'"),
+        (["--labels", "a", " "], "the label ' ' needs words, got ' ': give it some\n"),
         (["--labels", "a", "b", "--prompt", "a sound"], "where the label goes"),
         (["--labels", "a", "b", "--dim", "7"], "one of the nested dims"),
     ],

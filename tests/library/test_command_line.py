@@ -100,6 +100,7 @@ def test_every_example_parses():
         ("x", "wavlink: no command 'x'; the commands are train, eval"),
         ("query my_index dog --wihtout rain", "wavlink query: unknown option --wihtout; did you mean --without?"),
         ("train sounds --bach_size=3", "wavlink train: unknown option --bach_size=3; did you mean --batch_size?"),
+        ("where a b.wav --model c", "wavlink where: unknown option --model; wavlink where --help lists the options"),
         ("eval --model m", "wavlink eval: the following arguments are required: --benchmark"),
         ("classify a --model m --labels b c --dtype float8", "wavlink classify: argument --dtype: invalid choice"),
         ("remove i", "wavlink remove: the following arguments are required: PATH"),

@@ -7,10 +7,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import soundfile
 import torch
+from transformers import ClapModel, ClapProcessor
 
 from modeling_wavlink.whisper_audio_wavlink import WavLinkLastLayer
 from tests.clap_models import LONG, SHORT, save_clap
@@ -82,6 +85,14 @@ def test_half_precision_is_close_and_normalised_in_fp32(model, processor, dtype,
     found = vectors(Embedder(model, processor, dtype=dtype), CLIPS)
     close(found, plain(model, processor, CLIPS), atol)
     close(np.linalg.norm(found, axis=1), 1, 1e-6)
+
+
+def test_a_callers_autocast_changes_no_vector(sharp_model, processor, embedder):
+    expected = vectors(embedder, CLIPS[:2]), embedder.embed_text(["a dog", "rain"])
+    with torch.autocast("cpu", torch.bfloat16):
+        for again in (embedder, Embedder(sharp_model, processor, fast_kernels=False)):
+            close(vectors(again, CLIPS[:2]), expected[0])
+            close(again.embed_text(["a dog", "rain"]), expected[1])
 
 
 def test_clips_are_read_lazily(embedder):
@@ -210,13 +221,32 @@ def test_texts(sharp_model, processor, embedder):
         alone = [sharp_model.get_text_features(**processor(text=text, return_tensors="pt")) for text in texts]
     close(embedder.embed_text(texts), torch.cat([one.pooler_output for one in alone]).numpy())
     assert embedder.embed_text([]).shape == (0, embedder.dims)
-    with pytest.raises(ValueError, match="a list of strings"):
-        embedder.embed_text("a dog")
+    for given in ("a dog", None, 3, ["a dog", 3]):
+        with pytest.raises(ValueError, match="a list of strings"):
+            embedder.embed_text(given)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size must be 1 text or more, got {size}"):
+            embedder.embed_text(texts, batch_size=size)
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a \udcff bell"])
+def test_half_a_surrogate_pair_is_refused_before_it_is_tokenized(embedder, text):
+    with pytest.raises(ValueError, match=r"the text '.*\\ud.*' holds half of a surrogate pair, .* give it as UTF-8"):
+        embedder.embed_text(["rain", text])
+
+
+def test_texts_of_any_collection_keep_their_order(embedder):
+    texts = ["the low bell rings and rings", "a dog", "rain"]
+    expected = embedder.embed_text(texts)
+    for given in (pandas.Series(texts, index=[2, 0, 1]), np.array(texts), dict.fromkeys(texts), iter(texts)):
+        close(embedder.embed_text(given), expected)
 
 
 @pytest.mark.parametrize("fusion", [False, True], ids=["unfused", "fused"])
 def test_a_clap(fusion, tmp_path):
     folder = save_clap(tmp_path, fusion)
+    with pytest.raises(ValueError, match="a ClapModel with a ClapProcessor .* give the folder or Hub id"):
+        Embedder(ClapModel.from_pretrained(folder), ClapProcessor.from_pretrained(folder))
     embedder = Embedder(str(folder))
     assert embedder.max_seconds is None and embedder.sampling_rate == CLAP_RATE
     assert embedder.dims == 8 and embedder.matryoshka_dims == [8]
@@ -259,6 +289,26 @@ class Titled(Embedder):
         self.title = title
 
 
+def test_new_weights_in_the_same_folder_are_another_embedder(sharp_model, processor, tmp_path):
+    """`datasets` keeps what an Embedder has computed by the hash of its pickle."""
+    rows, model = str(tmp_path / "rows"), copy.deepcopy(sharp_model)
+    soundfile.write(tmp_path / "a.wav", CLIPS[0], RATE, subtype="FLOAT")
+    datasets.Dataset.from_dict({"path": [str(tmp_path / "a.wav")]}).save_to_disk(rows)
+    processor.save_pretrained(tmp_path / "model")
+    found, pickled = [], []
+    for _ in range(2):
+        model.save_pretrained(tmp_path / "model")
+        embedder = Embedder(tmp_path / "model")
+        found.append(datasets.load_from_disk(rows).map(embedder, batched=True)["embedding"][0])
+        pickled.append(pickle.dumps(embedder))
+        close(found[-1], vectors(embedder, CLIPS[:1])[0])
+        model.audio_projection.weight.data.neg_()
+    close(found[1], -np.array(found[0]))
+    assert pickle.loads(pickled[1]).revision == embedder.revision
+    with pytest.raises(ValueError, match="holds other weights now, .* make a new one"):
+        pickle.loads(pickled[0])
+
+
 def test_a_subclass_pickles_as_itself(wavlink_folder):
     for embedder in (Titled(str(wavlink_folder), "mine"), Embedder(str(wavlink_folder))):
         embedder.name = "random:mine"
@@ -280,6 +330,10 @@ def test_what_is_refused(model, processor, wavlink_folder):
         Embedder(str(wavlink_folder), revision="main")
     with pytest.raises(ValueError, match="revision='main' is of a Hub id"):
         Embedder(model, processor, revision="main")
+    wrapped = torch.nn.DataParallel(model), processor
+    for pair in (wrapped, (model, processor.feature_extractor), (model.audio_model, processor), (3, processor)):
+        with pytest.raises(ValueError, match="is no loaded model and its processor: give a WavLinkModel"):
+            Embedder(*pair)
     with pytest.raises(ValueError, match="lookahead"):
         next(Embedder(model, processor).embed_clips(CLIPS, lookahead=0))
 

@@ -91,6 +91,16 @@ def test_weights_of_a_file_that_was_replaced_are_not_taken(model, wavlink_folder
     assert not any(weight.any() for weight in model.parameters())
 
 
+def test_texts_are_embedded_from_another_working_directory_and_without_the_folder(wavlink_folder, monkeypatch):
+    expected = Embedder(wavlink_folder).embed_text(["a dog"])
+    monkeypatch.chdir(wavlink_folder.parent)
+    moved, left = (Embedder(wavlink_folder.name) for _ in range(2))
+    monkeypatch.chdir("/")
+    np.testing.assert_allclose(moved.embed_text(["a dog"]), expected, atol=1e-5)
+    shutil.rmtree(wavlink_folder)
+    np.testing.assert_allclose(left.embed_text(["a dog"]), expected, atol=1e-5)
+
+
 def test_a_random_control_keeps_its_weights(model, wavlink_folder):
     model.control_seed = 0
     with torch.no_grad():

@@ -101,6 +101,12 @@ def test_recordings_of_any_length_have_steps(embedder, head, seconds):
     assert (recording.starts < recording.ends).all()
 
 
+def test_a_callers_autocast_changes_no_step(embedder, head):
+    expected = encode_steps(embedder, head, encoded(tone(440, 3.0))).vectors
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.allclose(encode_steps(embedder, head, encoded(tone(440, 3.0))).vectors, expected, atol=1e-5)
+
+
 def test_overlapping_parts_weigh_more_near_their_middle(embedder, head, monkeypatch):
     """Steps 40 to 49 are in both parts: there the first one's weights fall 10 to 1, the second one's rise 1 to 10."""
     one, other = np.eye(2, embedder.dims, dtype=np.float32)
@@ -157,6 +163,13 @@ def test_an_embedder_reads_its_head_once_and_again_where_it_was_written(folder, 
     assert frame_head_of(embedder).calibration.slope == 5 and read == [1, 1]
     (copy / FRAME_HEAD).unlink()
     assert frame_head_of(embedder) is None
+
+
+def test_a_head_is_found_from_another_working_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    embedder = Embedder(folder.name)
+    monkeypatch.chdir("/")
+    assert embedder.folder == str(folder) and frame_head_of(embedder) is not None
 
 
 def test_a_loaded_model_brings_its_head(folder):

@@ -14,7 +14,7 @@ from processing import WavLinkProcessor
 from processing.datasets.load import captions_of, load_split
 from tests.conftest import RATE, tone
 from wavlink.backends import export as module
-from wavlink.backends import int8_search
+from wavlink.backends import int8_search, sessions
 from wavlink.backends.export import export, main
 from wavlink.backends.graphs import Tower
 from wavlink.backends.int8 import rank_layers
@@ -219,6 +219,18 @@ def test_int8_export_is_used(backend, packages, lenient, wavlink_folder, sounds_
     model.save_pretrained(wavlink_folder)
     with pytest.raises(ValueError, match="exported for other weights"):
         Embedder(wavlink_folder, backend=backend, precision="int8")
+
+
+@pytest.mark.parametrize(("bf16", "rest"), [(True, "bf16"), (False, "f32")])
+def test_the_rest_of_an_int8_graph_is_computed_in_bf16_where_the_processor_has_it(bf16, rest, monkeypatch, tmp_path):
+    if bf16 and not sessions.has_bf16():
+        pytest.skip("this processor has no bf16")
+    openvino = sessions.import_openvino()
+    number = openvino.opset13.parameter([1, 2], np.float32)
+    openvino.save_model(openvino.Model([openvino.opset13.relu(number)], [number]), tmp_path / "graph.xml")
+    monkeypatch.setattr(sessions, "has_bf16", lambda: bf16)
+    tower = sessions.OpenVinoTower(tmp_path / "graph.xml", "int8")
+    assert tower._model.get_property("INFERENCE_PRECISION_HINT").get_type_name() == rest
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ import sys
 import threading
 from wavlink.kept_memory import limit_kept_memory
 
-limit_kept_memory(one_heap=sys.argv[1] == "True")
+limit_kept_memory(embedding=sys.argv[1] == "True")
 together = threading.Barrier(6)
 
 def work():
@@ -118,13 +118,13 @@ libc.fflush(file)
 
 
 @glibc
-@pytest.mark.parametrize("one_heap", [False, True])
-def test_threads_share_one_heap_from_which_large_blocks_come_too(one_heap):
-    """Each batch of a server has them, and to map each takes a quarter of its time."""
-    words = run(one_heap, code=THREADS)
+@pytest.mark.parametrize("embedding", [False, True])
+def test_threads_that_embed_share_one_heap_from_which_large_blocks_come_too(embedding):
+    """Each batch has them, and to map each takes a quarter of its time."""
+    words = run(embedding, code=THREADS)
     heaps = words.count("<heap")
     mapped = int(words[max(place for place, word in enumerate(words) if 'type="mmap"' in word) + 2].split('"')[1])
-    assert heaps == 1 and mapped < 1 << 23 if one_heap else heaps > 1 and mapped >= 1 << 23
+    assert heaps == 1 and mapped < 1 << 23 if embedding else heaps > 1 and mapped >= 1 << 23
 
 
 def test_a_library_without_these_functions_changes_nothing(monkeypatch):
@@ -135,5 +135,5 @@ def test_a_library_without_these_functions_changes_nothing(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.17"))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    assert not kept_memory.limit_kept_memory(one_heap=True)
+    assert not kept_memory.limit_kept_memory(embedding=True)
     kept_memory.return_freed_memory()

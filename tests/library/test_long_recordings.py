@@ -32,7 +32,7 @@ from wavlink.long_recordings import (
 )
 from wavlink.options import models as of
 from wavlink.parsing import parser_of
-from wavlink.sanitize import printable
+from wavlink.sanitize import counted, printable
 
 ROOT = Path(__file__).parents[2]
 
@@ -432,6 +432,7 @@ def test_the_commands_errors_are_one_line(wavlink_folder, tmp_path):
     assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
 
 
-def test_times_and_words_in_print():
+def test_times_counts_and_words_in_print():
+    assert [counted(number, "sound") for number in range(3)] == ["0 sounds", "1 sound", "2 sounds"]
     assert [clock(x) for x in (0, 9.96, 62.5, 3723.44)] == ["0:00:00.0", "0:00:10.0", "0:01:02.5", "1:02:03.4"]
     assert printable("Glocke läutet 鐘\t\x07\udc80") == "Glocke läutet 鐘\\t\\x07\\udc80"

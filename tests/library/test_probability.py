@@ -69,6 +69,7 @@ def test_a_logistic_at_another_prior():
     ratio = (0.5 / 0.5) / (0.01 / 0.99)
     assert logistic.at_prior(0.2).probability(0.3) == pytest.approx(ratio * 0.25 / (1 + ratio * 0.25))
     assert logistic.at_prior(0.2).at_prior(0.01).intercept == pytest.approx(-3.0)
+    assert json.dumps(logistic.at_prior(np.float32(0.25)).prior) == "0.25"
     for prior in (0, 1, -0.1, 2, float("nan"), "0.1", True):
         with pytest.raises(ValueError, match="prior must be"):
             logistic.at_prior(prior)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import soundfile
 import torch
@@ -19,6 +20,7 @@ from tests.conftest import RATE, tone
 from wavlink.classification import classify
 from wavlink.embedder import Embedder
 from wavlink.evaluation.embed_split import embed_audio
+from wavlink.localization import locate
 from wavlink.long_recordings import encode_recording
 from wavlink.search.build import index_sounds
 from wavlink.search.index import Index
@@ -157,6 +159,13 @@ def test_what_cannot_be_read_is_a_value_error_at_every_door(processor, sharp_mod
     assert embedder({"audio": [value]})["error"][0] == str(error)
 
 
+@pytest.mark.parametrize("value", [{"path": float("nan")}, {"path": 3, "bytes": None}, {"path": ["dog.wav"]}])
+def test_a_path_that_is_none_is_an_error_of_its_row(processor, sharp_model, sound, value):
+    first, wrong, last = Embedder(sharp_model, processor).embed_files([sound, value, sound])
+    np.testing.assert_allclose(first, last, atol=1e-5)
+    assert isinstance(wrong, ValueError) and "the path of a sound is a" in str(wrong)
+
+
 def test_the_embedders_doors_give_every_kind_one_vector(processor, sharp_model, sound):
     embedder, values = Embedder(sharp_model, processor), [*kinds(sound).values()]
     (expected,) = embedder.embed_clips([load_audio(sound)])
@@ -194,6 +203,35 @@ def test_classify_names_every_kind(processor, sharp_model, sound):
     ]
     assert all(row["labels"][0]["label"] == found[0]["labels"][0]["label"] for row in found)
     assert classify(Embedder(sharp_model, processor), sound, ["dog", "bell"])[0]["path"] == str(sound)
+
+
+def test_labels_of_any_collection_keep_their_cosines(processor, sharp_model, sound):
+    embedder, labels = Embedder(sharp_model, processor), ["dog", "bell", "rain"]
+    expected = classify(embedder, sound, labels)
+    assert len({row["cosine"] for row in expected[0]["labels"]}) == 3
+    for given in (pandas.Series(labels, index=[2, 0, 1]), np.array(labels), dict.fromkeys(labels), iter(labels)):
+        assert classify(embedder, sound, given) == expected
+    for given in (None, 3, "dog", ["dog", 3]):
+        with pytest.raises(ValueError, match="labels must be a list of strings"):
+            classify(embedder, sound, given)
+
+
+def test_file_objects_are_refused_and_not_read_line_by_line(processor, sharp_model, sound, tmp_path):
+    embedder = Embedder(sharp_model, processor)
+    index_sounds(str(sound.parent), tmp_path / "index", embedder, progress=False)
+    index = Index.open(tmp_path / "index", embedder)
+    doors = [
+        lambda file: classify(embedder, file, ["dog", "bell"]),
+        lambda file: locate(embedder, sound, by_sound=file),
+        lambda file: index.query(sound=file),
+        lambda file: list(embedder.embed_files(file)),
+        lambda file: list(embedder.embed_clips(file)),
+    ]
+    for door in doors:
+        with open(sound, "rb") as file, pytest.raises(ValueError, match=r"give the file's path, or .*file.read\(\)"):
+            door(file)
+        with pytest.raises(ValueError, match="a BytesIO is no sound"):
+            door(io.BytesIO(sound.read_bytes()))
 
 
 def test_training_rows_may_hold_decoders(processor, sound):

@@ -173,7 +173,7 @@ def test_the_loop_clamps_the_scale_after_each_step(model, processor, skipped, mo
     settings = SimpleNamespace(micro_batch_size=0, max_grad_norm=1.0, augmented=False)
     accelerator = Accelerator(cpu=True)
     run = SimpleNamespace(accelerator=accelerator, model=model, optimizer=optimizer, schedule=schedule, step=0)
-    run.recipe, run.feed = settings, None
+    run.recipe, run.feed, run.average = settings, None, None
     model.logit_scale.data.fill_(5.72)
     train.Run.learn(run, batch)
     assert model.logit_scale.item() <= math.log(100) + 1e-6

@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from processing import audio
 from processing.audio import load_audio, load_column
@@ -132,6 +133,8 @@ def test_a_column_may_hold_paths_bytes_or_arrays(tmp_path):
         {"array": tone(), "sampling_rate": RATE},
         {"array": tone().astype(np.float64), "sampling_rate": RATE, "path": str(path)},
         {"array": tone().tolist(), "sampling_rate": RATE},
+        {"array": torch.from_numpy(tone()), "sampling_rate": torch.tensor(RATE)},  # as with_format("torch") gives it
+        {"array": tone(), "sampling_rate": np.array(RATE)},
     ]
     for form in forms:
         clip = load_column(form)
@@ -208,6 +211,12 @@ def test_rates_that_no_sound_has_are_refused(rate):
 def test_rates_that_are_none_are_refused(rate):
     with pytest.raises(ValueError, match="has a sampling rate of"):
         load_column({"array": tone(), "sampling_rate": rate})
+
+
+@pytest.mark.parametrize("wanted", [None, "16000", 0, -1, 999, np.nan, np.inf, 2**20 + 1])
+def test_a_wanted_rate_that_is_none_is_refused(wanted):
+    with pytest.raises(ValueError, match=f"sampling_rate={wanted!r} is not one of 1000 to 1048576 Hz"):
+        load_audio(encoded(tone()), wanted)
 
 
 def test_a_thousand_channels_take_no_more_memory_than_two():

@@ -32,10 +32,10 @@ def arguments(tmp_path, whisper_folder, clip_folder):
     """Of a run of two arms on tones, one of which is too long."""
     for split in ("train", "validation", "test"):
         (tmp_path / "sounds" / split).mkdir(parents=True)
-        lines = ["file_name,caption,caption_2"]
+        lines = ["file_name,label,caption,caption_2"]
         for i in range(9):
             soundfile.write(tmp_path / "sounds" / split / f"{i}.wav", tone(150 + 90 * i, 0.2 + 0.4 * (i == 8)), RATE)
-            lines.append(f"{i}.wav,tone number {i},a sound {i // 2}")
+            lines.append(f"{i}.wav,tone {i // 2},tone number {i},a sound {i // 2}")
         (tmp_path / "sounds" / split / "metadata.csv").write_text("\n".join(lines))
     (tmp_path / "towers").mkdir()
     (tmp_path / "towers" / "clip").symlink_to(clip_folder)
@@ -90,9 +90,22 @@ def test_arms_are_searched_scored_recorded_and_continued_from_the_record_alone(
     with pytest.raises(ValueError, match="finished runs have other settings"):
         claims.main([*arguments, "--steps", "3"])
     changed = claims.ARMS["siglip"].__class__("another", "base", changes={"regime": "lora"})
-    monkeypatch.setitem(claims.ARMS, "siglip", changed)
+    monkeypatch.setitem(claims.ALL, "siglip", changed)
     with pytest.raises(ValueError, match="siglip has changed since its runs"):
         claims.main(arguments)
+
+
+@pytest.mark.slow
+def test_options_of_training_are_compared_with_the_same_base(claims, arguments, fresh_state, tmp_path, monkeypatch):
+    """Beyond an epoch, so that a bank is embedded again."""
+    monkeypatch.setattr(claims, "next_rate", lambda tried, middle: None if tried else middle)
+    arms = ["base", *claims.TRAINING]
+    claims.main([*arguments, "--training", "--steps", "3", "--arms", *arms])
+    record = records.read(tmp_path / "claims.json")
+    rows = record["values"]["arms"]["rows"]
+    assert [row[0] for row in rows] == [claims.ALL[arm].words for arm in arms] and "Not finished" not in record["note"]
+    rates = {row["arm"]: row["differs"]["changes"] for row in record["raw"]["runs"]}
+    assert rates["heads"] == {"head_rate": 10.0} and record["title"] == "Options of training at small scale"
 
 
 def test_a_line_that_was_not_written_whole_counts_for_nothing(claims, tmp_path):

@@ -2,12 +2,14 @@
 
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.processes import run_process
 from wavlink.locks import locked
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -66,6 +68,25 @@ def test_a_file_that_has_changed_or_is_new_changes_the_digests(tmp_path, module)
     assert digests(tmp_path) == before
     (tmp_path / "a").write_text("2")
     assert digests(tmp_path) != before
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from pathlib import Path
+from forked import start
+for _ in range(20):
+    process = start(time.sleep, [60], Path(sys.argv[1]))
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    print(process.exitcode)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fork")
+def test_a_command_that_is_interrupted_as_it_begins_ends_as_interrupted(tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED, tmp_path / "log"]
+    done = run_process(command, cwd=BENCHMARKS, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(128 + signal.SIGINT)] * 20 and not done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's list of locks is Linux's")

@@ -28,6 +28,7 @@ LAZY |= {
     "lance": "search",
     "shtab": "completion",
     "mteb": "maeb",
+    "pyarrow": "data",
     "sentence_transformers": "models",
     **dict.fromkeys(("openvino", "nncf"), "fast"),
     **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),

@@ -183,6 +183,18 @@ def test_scores_of_several_seeds_become_a_record(tmp_path, monkeypatch, capsys):
     assert len(records.read(path)["values"]["dims"]["rows"]) == 4
 
 
+@pytest.mark.parametrize("content", ['{"zero_shot": {}}', '{"models": []}', "[]", "{", None])
+def test_a_file_without_scores_of_retrieval_is_refused_in_a_line(tmp_path, monkeypatch, capsys, content):
+    script, file = str(records.RESULTS.with_name("scores.py")), tmp_path / "labels.json"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(sys, "argv", [script, f"a={file}"])
+    monkeypatch.syspath_prepend(str(records.RESULTS.parent))
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(script, run_name="__main__")
+    assert stopped.value.code == 2 and "scores.py: error: " in capsys.readouterr().err
+
+
 def test_changed_sounds_and_queries_become_tables(monkeypatch):
     monkeypatch.syspath_prepend(str(records.RESULTS.parent))
     robustness = runpy.run_path(str(records.RESULTS.with_name("scores.py")))["robustness"]

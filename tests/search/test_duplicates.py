@@ -143,7 +143,7 @@ def test_command_line(sounds, tmp_path, embedder, capsys):
     write(sounds / "again.wav", 0)
     index(sounds, tmp_path / "index", embedder)
     search.main(["duplicates", str(tmp_path / "index"), "--min_score", "0.9999"])
-    assert capsys.readouterr().out == " 1.000  again.wav\n 1.000  dog/far.wav\n\n2 sounds in 1 groups\n"
+    assert capsys.readouterr().out == " 1.000  again.wav\n 1.000  dog/far.wav\n\n2 sounds in 1 group\n"
     search.main(["duplicates", str(tmp_path / "index"), "--min_score", "0.9999", "--json"])
     assert [[hit["path"] for hit in group] for group in json.loads(capsys.readouterr().out)] == [
         ["again.wav", "dog/far.wav"]

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 
 from tests import searches
@@ -16,6 +18,7 @@ from wavlink.search import command as search
 from wavlink.search.hits import Hit, print_hits
 from wavlink.search.index import Index
 from wavlink.search.playlist import write_playlist
+from wavlink.search.table import Table
 
 models, embedder, sounds = searches.models, searches.embedder, searches.sounds
 ROOT = Path(__file__).parents[2]
@@ -54,6 +57,34 @@ def test_like_in_chains_and_with_texts(opened, sounds, embedder):
         left_out = {str(query["like"])} if isinstance(query["like"], str | Path) else {*query["like"]}
         found, expected = scores(opened.query(**query, top_k=9)), scores(opened.query(**same, top_k=9))
         assert found == pytest.approx({path: expected[path] for path in expected if path not in left_out}, abs=1e-4)
+
+
+def test_a_query_of_any_collections_is_that_of_lists(opened, sounds):
+    expected = {
+        "text": scores(opened.query(["a dog"])),
+        "like": scores(opened.query(like=["rain.wav"])),
+        "sound": scores(opened.query(sound=[sounds / "rain.wav"])),
+    }
+    for name, query in {"text": "a dog", "like": "rain.wav", "sound": str(sounds / "rain.wav")}.items():
+        for given in (pandas.Series([query], index=[4]), np.array([query]), iter([query]), (query,)):
+            assert scores(opened.query(**{name: given})) == expected[name]
+    for given in (b"a dog", [3], [None]):
+        with pytest.raises(ValueError, match="texts must be a list of strings"):
+            opened.query(given)
+
+
+def test_a_query_is_read_again_where_the_index_changes_meanwhile(opened, monkeypatch):
+    expected, nearest = scores(opened.query(["a dog"], like=["rain.wav"])), opened._nearest
+    failures = [OSError("the version is gone")]
+
+    def replaced(*arguments, **options):
+        if failures:
+            raise failures.pop()
+        return nearest(*arguments, **options)
+
+    monkeypatch.setattr(Table, "reopened", lambda table: Table.open(table.index))
+    monkeypatch.setattr(opened, "_nearest", replaced)
+    assert scores(opened.query(iter(["a dog"]), like=iter(["rain.wav"]))) == expected
 
 
 def test_like_by_windows_and_with_a_filter(opened):

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pyarrow
+import pyarrow.parquet
 import pytest
 import soundfile
 
@@ -54,6 +55,14 @@ def version(folder) -> int:
 def metadata(sounds):
     (sounds / "metadata.csv").write_text(CSV, encoding="utf-8")
     return sounds / "metadata.csv"
+
+
+def test_parquet_becomes_columns(sounds, tmp_path, embedder):
+    rows = {"file_name": ["rain.wav", "bell.flac"], "label": ["rain", None], "bpm": [1, None], "level": [0.5, 2.0]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), sounds / "about.parquet")
+    index(sounds, tmp_path / "index", embedder, metadata=sounds / "about.parquet")
+    found = columns(tmp_path / "index")
+    assert found["rain.wav"] == ("rain", 1, 0.5) and found["bell.flac"] == (None, None, 2.0)
 
 
 def test_a_csv_becomes_columns_with_the_types_of_all_values(sounds, tmp_path, embedder, metadata):
@@ -178,7 +187,7 @@ def test_a_file_that_is_skipped_has_columns_too(sounds, tmp_path, embedder):
         ("m.csv", "file_name,label\nbell.flac,a\nbell.flac,b\n", "several rows for bell.flac"),
         ("m.jsonl", '{"file_name": "bell.flac", "tags": ["a"]}\n', "a list as 'tags'"),
         ("m.jsonl", "not json\n", "cannot read"),
-        ("m.txt", "file_name,label\nbell.flac,a\n", "name a .csv or .jsonl"),
+        ("m.txt", "file_name,label\nbell.flac,a\n", "name a .csv, .jsonl or .parquet"),
     ],
 )
 def test_metadata_that_cannot_be_columns_is_refused_before_the_index_changes(

@@ -327,7 +327,7 @@ def test_index_query_info_and_remove(place, folder, wavlink_folder, tmp_path, ca
     facts = json.loads(capsys.readouterr().out)["results"]
     assert facts["sounds"] == 6 and facts["bytes"] > 0 and [*facts["skipped"]] == ["b/broken.wav"]
     assert cli.main(["remove", address, "a/new.wav", *pairs]) == 0
-    assert capsys.readouterr().out.startswith("1 sounds removed")
+    assert capsys.readouterr().out.startswith("1 sound removed")
     for name, value in options.items():
         monkeypatch.setenv(f"AWS_{name.removeprefix('aws_').upper()}", value)
     assert cli.main(["remove", address, "a"]) == 0
@@ -344,7 +344,7 @@ def test_every_command_that_opens_an_index_takes_storage_options(place, tmp_path
     for arguments, printed in (
         (["verify", address], "3 windows can be read; object storage keeps no checksums here"),
         (["reindex", address, "--out", copy, "--storage", "fp32"], "copy holds 3 windows"),
-        (["duplicates", address, "--any_duration"], "2 sounds in 1 groups"),
+        (["duplicates", address, "--any_duration"], "2 sounds in 1 group"),
         (["push-index", address, "user/from-storage"], "user/from-storage"),
         (["map", address, "--out", str(tmp_path / "map.html")], "map.html: 2 sounds"),
     ):

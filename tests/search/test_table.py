@@ -127,6 +127,16 @@ def test_an_index_in_a_folder_of_any_name_is_in_that_folder(tmp_path, monkeypatc
     assert Table.open(name).windows() == Table.open(tmp_path / name).windows() == 4
 
 
+def test_an_index_of_a_relative_name_stays_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_index(Path("index"), NAMES)
+    opened = Table.open("index")
+    monkeypatch.chdir(tmp_path / "index")
+    with opened.writing() as table:
+        table.remove(NAMES[:1])
+    assert opened.newest().windows() == 2 * len(NAMES) - 2 and not (tmp_path / "index/index").exists()
+
+
 def test_many_files_are_removed_at_once(tmp_path):
     names = [f"{number}.wav" for number in range(2500)]
     make_index(tmp_path / "index", names, windows=1)

@@ -65,9 +65,10 @@ def test_an_address_that_is_in_use_is_refused_before_the_model_is_loaded(capsys)
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--max_mb", "0"], "argument --max_mb: must be a number above 0, got '0'"),
+        (["--max_mb", "0"], "argument --max_mb: must be a number above 0, at most 1e12, got '0'"),
+        (["--max_mb", "1e305"], "argument --max_mb: must be a number above 0, at most 1e12, got '1e305'"),
         (["--max_queue", "-1"], "argument --max_queue: must be a whole number, 1 or more, got '-1'"),
-        (["--max_wait", "nan"], "argument --max_wait: must be a number above 0, got 'nan'"),
+        (["--max_wait", "nan"], "argument --max_wait: must be a number above 0, at most 1e12, got 'nan'"),
         (["--port", "70000"], "argument --port: must be a whole number from 0 to 65535, got '70000'"),
         (["--host", "256.0.0.1"], "cannot listen on"),
         (["--max_connections", "100000000"], "open files: give --max_connections"),
@@ -84,18 +85,6 @@ def test_what_cannot_be_served_is_refused_in_one_line(arguments, reason, capsys,
 def test_limits_are_above_zero():
     with pytest.raises(ValueError, match="max_seconds must be above 0, got 0"):
         Limits(max_seconds=0)
-
-
-def test_kept_memory_is_limited_before_a_model_is_loaded(monkeypatch):
-    calls = []
-
-    def load(_):
-        calls.append("load")
-        raise ValueError("no model")
-
-    monkeypatch.setattr(command, "limit_kept_memory", lambda *_, one_heap: calls.append(one_heap))
-    monkeypatch.setattr(command, "_load", load)
-    assert cli.main(["serve", "--port", "0"]) == 2 and calls == [True, "load"]
 
 
 def test_freed_memory_is_returned_while_a_server_runs(monkeypatch):

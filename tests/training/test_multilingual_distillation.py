@@ -139,6 +139,13 @@ def test_tables_of_each_form_hold_the_same_translations(tmp_path):
         ("a.csv", "de,fr\nHund,chien\n", "has no column 'en', only de, fr: name it by --language"),
         ("a.tsv", "en\tde\ndog\t\n", "holds no translation of a text in the column 'en'"),
         ("a.csv", "", "holds no translation"),
+        (
+            "a.csv",
+            "en,de\na dog, loud,ein Hund, laut\n",
+            "more cells than columns in the row of 'a dog': .* a comma in",
+        ),
+        ("a.tsv", 'en\tde\n"dog\tHund\ncat\tKatze\n', "cannot read .*a.tsv: a quote is opened and never closed"),
+        ("a.tsv", "en\tde\tde\ndog\tHund\tKöter\n", "cannot read .*a.tsv: it has several columns named 'de'"),
     ],
 )
 def test_tables_without_translations_are_refused(name, text, why, tmp_path):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import shutil
+from math import inf, nan
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from modeling_wavlink import WavLinkModel
 from tests.conftest import RATE, tone
 from tests.htsat_models import AUDIO as HTSAT
 from tests.tone_runs import folder  # noqa: F401
-from wavlink.training import recipes
+from wavlink.training import loop, recipes
 from wavlink.training.factory import refuse_bad_start
 from wavlink.training.recipes import Recipe, computes_in_bf16, design_sweep, get_recipe, load_recipe
 
@@ -128,6 +130,13 @@ def test_differences_of_a_run_begun_name_both_values_and_know_defaults():
     changed = dataclasses.replace(recipe, num_workers=7, output_dir="elsewhere", seed=5, compile=True)
     expected = "compile was False and is now True, seed was 0 and is now 5"
     assert recipes.differences(begun, changed) == expected
+
+
+@pytest.mark.parametrize("streaming, expected", [(False, ""), (True, "save_steps was 0 and is now 5")])
+def test_only_a_stream_is_validated_at_other_steps_by_save_steps(streaming, expected):
+    recipe = load_recipe("quickstart", streaming=streaming)
+    begun = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    assert recipes.differences(begun, dataclasses.replace(recipe, save_steps=5, checkpoints_kept=1)) == expected
 
 
 @pytest.fixture
@@ -245,6 +254,14 @@ def test_fewer_clips_than_processes_are_refused(no_weights, tmp_path, monkeypatc
     refused(quick(clips(tmp_path / "data", 5), tmp_path / "run", "--batch_size", "16"), message)
 
 
+def test_sharded_processes_need_equally_many_chunks_of_a_small_data_set_too(no_weights, tmp_path, monkeypatch):
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"), process_index=0, is_fsdp2=True)
+    monkeypatch.setattr("wavlink.training.distributed.start", lambda *_: accelerator)
+    message = "a batch of 5 clips over 2 processes is 1 chunks of micro_batch_size=2 on some and 2 on others"
+    options = ["--batch_size", "8", "--micro_batch_size", "2"]
+    refused(quick(clips(tmp_path / "data", 5), tmp_path / "run", *options), message)
+
+
 @pytest.mark.parametrize(
     "options", [["--matryoshka_dims", "256"], ["--mixture", '{"clotho": -1}'], ["--lora_rank", "0"]]
 )
@@ -252,6 +269,50 @@ def test_a_recipe_refuses_wrong_values(options, capsys):
     with pytest.raises(SystemExit):
         train.parse_recipe(["quickstart", *options])
     assert options[0].strip("-") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        *(({"learning_rate": value}, "learning_rate must be at least 0, got") for value in (-1e-4, nan, inf)),
+        *(({"weight_decay": value}, "weight_decay must be at least 0, got") for value in (-1e-4, nan)),
+        *(({"warmup_ratio": value}, "warmup_ratio must be between 0 and 1, got") for value in (-0.1, 1.1, nan)),
+        *(({"max_seconds": value}, "max_seconds must be above 0, got") for value in (0, -1.0, nan, inf)),
+        *(({"max_grad_norm": value}, "above 0, .*: 0 would leave nothing of the") for value in (0, -1.0, nan)),
+        ({"lora_alpha": 0}, "lora_alpha must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 2**32}, "seed must be at most 4294967295, got 4294967296"),
+    ],
+)  # fmt: skip
+def test_numbers_that_would_train_nothing_or_backwards_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe("quickstart", **changes)
+
+
+def test_crops_longer_than_the_tower_takes_are_refused_before_a_step(folder, tmp_path):  # noqa: F811
+    assert loop.Run(quick(folder, tmp_path / "run", "--max_seconds", "60")).feed.longest < 1  # by the clips
+    shutil.copytree(folder, tmp_path / "long")
+    table = tmp_path / "long/train/metadata.csv"
+    table.write_text(table.read_text().replace("0.wav,0.2,", "0.wav,40,", 1))
+    recipe = quick(tmp_path / "long", tmp_path / "run", "--max_seconds", "60")
+    refused(recipe, "crops of 40 s are longer than the 30 s that the audio tower takes at once")
+
+
+def test_numbers_at_their_limits_are_taken():
+    limits = {"learning_rate": 0, "warmup_ratio": 1, "weight_decay": 0, "max_grad_norm": inf, "seed": 2**32 - 1}
+    assert {name: getattr(load_recipe("quickstart", **limits), name) for name in limits} == limits
+
+
+def test_a_start_brings_its_towers_and_dims(no_weights, wavlink_config):
+    init = str(wavlink_config)
+    assert load_recipe("quickstart", init=init, matryoshka_dims=[512]).projection_dim == 0
+    assert load_recipe("sounds", init="").frame_pooling == 2
+    with pytest.raises(ValueError, match="brings its projection_dim, 32, not 64: leave --projection_dim out"):
+        refuse_bad_start(load_recipe("quickstart", init=init, projection_dim=64))
+    refuse_bad_start(load_recipe("quickstart", init=init, projection_dim=32))
+    towers = {"audio_model": "openai/whisper-tiny", "text_config": {"model_type": "bert"}}
+    with pytest.raises(ValueError, match="brings its towers: leave audio_model and text_config out, or init"):
+        load_recipe("quickstart", init=init, **towers)
 
 
 @pytest.mark.parametrize("changes", [{"degraded_share": 0.5}, {"spec_augment": True}, {"equalization": 1.6}])

@@ -141,7 +141,7 @@ def test_other_processes_write_nothing(swept, small, monkeypatch):
 
 def test_seeds_and_patterns_choose_the_runs(tmp_path):
     options = parse(
-        "--only", "*-full-both", "--seeds", "0,7,7", "--clip", "a", "--modernbert", "b", "--lora_rank", "2"
+        "--only", "*-full-both", "--seeds", "0,7,07", "--clip", "a", "--modernbert", "b", "--lora_rank", "2"
     )
     results = sweep.configurations(options | {"output_dir": "out"})
     names = [f"{text}-{loss}-full-both" for text in ("clip", "modernbert") for loss in ("info_nce", "sigmoid")]

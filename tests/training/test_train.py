@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -177,6 +178,11 @@ def test_a_folder_goes_on_only_as_the_run_it_is(folder, tmp_path):
     with pytest.raises(ValueError, match="holds another run: learning_rate was 0.001 and is now 0.5; .*--output_dir"):
         train.train(recipe(folder, tmp_path / "run", "--max_steps", "1", "--learning_rate", "0.5"))
     train.train(recipe(folder, tmp_path / "run", "--max_steps", "1", "--save_steps", "3"))
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(ValueError, match="holds another run: max_steps was 1 and is now 2; .*--output_dir"):
+        train.train(recipe(folder, tmp_path / "run", "--max_steps", "2"))
+    (tmp_path / "empty/best").mkdir(parents=True)
+    train.train(recipe(folder, tmp_path / "empty", "--max_steps", "1"))
 
 
 def test_only_the_newest_checkpoints_are_kept(folder, tmp_path):

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from modeling_wavlink.compat_wavlink import optional_file
 from modeling_wavlink.config_checks_wavlink import one_line
 from processing.whisper_features_wavlink import PADDINGS
-from wavlink.atomic_files import new_folder, replaced_folder
+from wavlink.atomic_files import could_not_write, new_folder, replaced_folder
 from wavlink.bundled_models import digest_of
 from wavlink.console import without_foreign_output
 from wavlink.loading import parameter_count, weights_digest
@@ -200,6 +200,8 @@ def converted_folder(model: PreTrainedModel, backend: str, identity: dict[str, s
         except ValueError:
             if not _is_intact(folder):  # by another process meanwhile
                 raise
+        except OSError as error:
+            raise could_not_write(folder, error) from error
     return folder
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from .choice import has_bf16
 from .signal_stack import kept_signal_stack
 
 INPUTS = {"audio": ("input_features", "input_features_mask"), "text": ("input_ids", "attention_mask")}
 STEP = 20  # frames of 10 ms
 MAX_FRAMES = 3000
-_OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what the graph itself does not quantize
 
 
 class Tower:
@@ -58,12 +58,13 @@ class Tower:
 
 
 class OpenVinoTower(Tower):
-    """A tower in OpenVINO."""
+    """A tower in OpenVINO. What an int8 graph does not quantize runs in bf16 where the processor has it."""
 
     def __init__(self, path: str | os.PathLike[str], precision: str = "fp32", threads: int | None = None):
         super().__init__(path, precision, threads)
+        in_bf16 = precision == "bf16" or precision == "int8" and has_bf16()
         options = {
-            "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             "INFERENCE_NUM_THREADS": threads or default_threads(),
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # several processes would share the first cores

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -51,6 +52,11 @@ def _pack(model: Model, tower: str, weights: WeightsFile) -> None:
     weights.map_again(model)  # what was read to pack them
 
 
+def own_dtype(model: Model) -> torch.autocast:
+    """Let a model compute in its own dtype, also within a caller's autocast, which packed layers do not take."""
+    return torch.autocast(model.device.type, enabled=False)
+
+
 def vectors_of(model: Model, inputs: dict, method: str, keeps_graph: bool):
     """Run a model on a batch: `[B, dims]` fp32.
 
@@ -59,5 +65,6 @@ def vectors_of(model: Model, inputs: dict, method: str, keeps_graph: bool):
         keeps_graph: whether the model is trained on afterwards, which tensors of inference mode do not allow.
     """
     inputs = BatchFeature(dict(inputs)).to(model.device, dtype=model.dtype)  # casts floats alone
-    with torch.no_grad() if keeps_graph else torch.inference_mode():
+    dtype = nullcontext() if keeps_graph else own_dtype(model)
+    with dtype, torch.no_grad() if keeps_graph else torch.inference_mode():
         return F.normalize(getattr(model, method)(**inputs).pooler_output.float(), dim=-1).cpu().numpy()

@@ -27,7 +27,8 @@ def calibration_scores(
     """Score the probabilities of matches of a split; all values are fit for JSON.
 
     The split is a collection that its own texts search. A text's sound is present as it is, and absent once the clips
-    of the text, and those that share a label with one of them, are taken out of the collection. At each dim there are
+    of the text, and those that share a label with one of them, are taken out of the collection. A text that then has
+    no collection is left out; labels that leave fewer than two texts are ignored. At each dim there are
 
     - `auroc`: the area under the ROC curve of the text's highest cosine, present against absent: whether it tells that
       the collection has the sound;
@@ -53,8 +54,12 @@ def calibration_scores(
         `{"calibration": "model" or "index", "prior", "texts", "labels": their number, dim: {...}}`; None if fewer than
         two texts have clips, and not all.
     """
-    rows = compared_texts(correspondence)
-    rows = rows[correspondence.sum(axis=0)[rows] < len(audio_embeds)]
+    compared = compared_texts(correspondence)
+    of_compared = correspondence.T.select(compared)
+    others = _others(of_compared, labels)
+    if (others > 0).sum() < 2:
+        labels, others = (), _others(of_compared, ())
+    rows = compared[others > 0]
     if len(rows) < 2:
         return None
     of_texts = correspondence.T.select(rows)
@@ -69,13 +74,30 @@ def calibration_scores(
     return scores
 
 
-def _same_label(of_texts: Correspondence, labels: Sequence[str | None]) -> Callable[[int, int], np.ndarray]:
-    """Return a function of a range of texts to bool `[t, clips]`: which clips share a label with a clip of a text."""
+def _labels_of(of_texts: Correspondence, labels: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of each text's clips, bool `[texts, labels]`, and the label's number of each clip.
+
+    The last number is that of clips without a label, which is no text's.
+    """
     numbers = {label: number for number, label in enumerate(sorted({*labels} - {None, ""}))}
     of_clips = np.array([numbers.get(label, len(numbers)) for label in labels or [None] * of_texts.shape[1]])
     known = np.zeros((of_texts.shape[0], len(numbers) + 1), dtype=bool)
     known[of_texts.queries, of_clips[of_texts.indices]] = True
-    known[:, -1] = False  # clips without a label
+    known[:, -1] = False
+    return known, of_clips
+
+
+def _others(of_texts: Correspondence, labels: Sequence[str | None]) -> np.ndarray:
+    """Return the number of clips, `[texts]`, that neither are a text's nor share a label with one of its clips."""
+    known, of_clips = _labels_of(of_texts, labels)
+    unlabelled = of_texts.queries[of_clips[of_texts.indices] == known.shape[1] - 1]
+    taken_out = known @ np.bincount(of_clips, minlength=known.shape[1])
+    return of_texts.shape[1] - taken_out - np.bincount(unlabelled, minlength=len(known))
+
+
+def _same_label(of_texts: Correspondence, labels: Sequence[str | None]) -> Callable[[int, int], np.ndarray]:
+    """Return a function of a range of texts to bool `[t, clips]`: which clips share a label with a clip of a text."""
+    known, of_clips = _labels_of(of_texts, labels)
     return lambda start, end: known[start:end, of_clips]
 
 
@@ -110,7 +132,8 @@ def _at_one_dim(
         "detection_rate": figure(found, of_texts),
     }
     if reliability:
-        scores |= {"ece": bootstrap(reliability.error, chosen, clips), "bins": reliability.bins()}
+        # All clips: one without a text is in pairs that do not match.
+        scores |= {"ece": bootstrap(reliability.error, np.arange(clips), clips), "bins": reliability.bins()}
     return scores
 
 

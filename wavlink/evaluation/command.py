@@ -225,6 +225,9 @@ def _score_models(
     say: Callable[[str], None],
     parts: Path | None = None,
 ) -> dict:
+    for model in models:
+        if isinstance(model, str):
+            resolve(model)  # a name that stands for nothing is refused before the data are read
     dataset, about = load(benchmark, split, data, say)
     labels = tuple(about.pop("labels", ()))
     protocol = dataclasses.replace(

@@ -181,8 +181,9 @@ def zero_shot_accuracy(similarities: np.ndarray, targets: np.ndarray, k: int = 1
     """
     similarities, targets = np.asarray(similarities), np.asarray(targets)
     labels = similarities.shape[1]
-    if not ((targets >= 0) & (targets < labels)).all():
-        raise ValueError(f"targets must be between 0 and {labels - 1}, the last of the labels, got {targets.max()}")
+    if not (within := (targets >= 0) & (targets < labels)).all():
+        wrong = targets[~within][0]
+        raise ValueError(f"targets must be between 0 and {labels - 1}, the last of the labels, got {wrong}")
     return recall_at_k(similarities, np.arange(labels) == targets[:, None], k)
 
 

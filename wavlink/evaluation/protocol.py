@@ -200,7 +200,9 @@ def group_names(clips: datasets.Dataset, column: str) -> list[str | None]:
     if column not in clips.column_names:
         return [None] * len(clips)
     names = getattr(clips.features[column], "names", None)
-    values = [None if x is None else names[x] if names and x >= 0 else x for x in clips[column]]
+    values = clips[column]
+    if names:
+        values = [names[x] if x is not None and x >= 0 else None for x in values]
     if odd := next((kind for value in values if (kind := kind_of(value)) not in ("", "text", "a number")), None):
         raise ValueError(f"column {column!r} holds {odd}: a group is a text, name another --group_column")
     return [None if value in (None, "") else str(value) for value in values]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers.utils import logging
 
 from processing.prompts import PROMPT
 from wavlink.labels import CLEAN_UPS as CLEAN_UPS
@@ -16,6 +17,7 @@ from wavlink.labels import checked_prompts, embed_prompted, ensemble, label_text
 
 from .metrics import RESAMPLES, Similarities, figure, members_of, ranks
 
+logger = logging.get_logger(__name__)
 _EXAMPLES = 10  # of the labels that are no candidates
 
 
@@ -61,6 +63,7 @@ def zero_shot_scores(
     absent = Counter(label for label in labels if label and label not in position)
     rows = [index for index, label in enumerate(labels) if label in position]
     text_embeds = embed_prompted(texts, prompts, embed_texts).float()  # (labels, prompts, D)
+    _warn_of_equal(text_embeds, names)
     targets = np.array([position[labels[row]] for row in rows])
     groups = None if groups is None else [groups[row] for row in rows]
     return {
@@ -101,6 +104,22 @@ def _nothing_to_score(clips: int, absent: Counter, names: Sequence[str]) -> str:
         f"none of {clips} clips has a label among the {len(names)} candidates ({', '.join(names[:3])}): give "
         f"candidates as the data set spells them, such as {', '.join(list(absent)[:3])}"
     )
+
+
+def _warn_of_equal(text: torch.Tensor, names: Sequence[str]) -> None:
+    """Name labels with the same vectors `[labels, prompts, D]`, such as `DOG` and `dog` where a model has no capitals.
+
+    Between them every clip is a tie.
+    """
+    same: dict[bytes, list[str]] = {}
+    for name, vectors in zip(names, text.cpu().numpy(), strict=True):
+        same.setdefault(vectors.tobytes(), []).append(name)
+    groups = [group for group in same.values() if len(group) > 1]
+    if groups:
+        logger.warning(
+            f"the model gives {sum(map(len, groups))} labels the vector of another one, such as {groups[0][0]!r} and "
+            f"{groups[0][1]!r}: their clips count as wrong; give both the same label, or different words in renames"
+        )
 
 
 def _at_each_dim(audio, text, targets: np.ndarray, names: Sequence[str], dims: Sequence[int], groups) -> dict:

@@ -67,7 +67,7 @@ def new_index_options(parser: Parser) -> None:
     add("--hop", type=float, help=f"seconds from window to window, of a new index (default: {HOP:g})")
     add("--root", default="", help="folder that paths are relative to, or where the sounds have moved to")
     add("--retry", action="store_true", help="retry files skipped by earlier runs")
-    text = "CSV or JSON lines with a column file_name; the others become columns of the index (repeatable)"
+    text = "CSV, JSON lines or parquet with a column file_name; the others become columns of the index (repeatable)"
     add("--metadata", action="append", default=[], metavar="FILE", help=text)
     add("--tags", action="store_true", help="keep title, artist and other tags of the sound files as columns")
     add("--commit_seconds", type=seconds, default=30.0, help="seconds of work that an interruption loses at most")

@@ -20,8 +20,8 @@ def _number(kind: Callable, words: str, fits: Callable[[Any], bool]) -> Callable
     return parse
 
 
-positive = _number(float, "a number above 0", lambda value: 0 < value < float("inf"))
-seconds = _number(float, "a number of seconds, 0 or more", lambda value: 0 <= value < float("inf"))
+positive = _number(float, "a number above 0, at most 1e12", lambda value: 0 < value <= 1e12)
+seconds = _number(float, "a number of seconds, 0 or more, at most 1e12", lambda value: 0 <= value <= 1e12)
 natural = _number(int, "a whole number, 0 or more", lambda value: value >= 0)
 positive_int = _number(int, "a whole number, 1 or more", lambda value: value >= 1)
 port_number = _number(int, "a whole number from 0 to 65535", lambda value: 0 <= value <= 65535)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from wavlink.sanitize import clean, path_text
+from wavlink.sanitize import clean, counted, path_text
 
 from .listing import Listing, Sound
 
@@ -33,7 +33,7 @@ class Described:
         names = clean(", ".join(self.columns), 1000)
         if self.source == "tags":
             return f"tags ({names}) of {self.sounds} of the {self.rows} sounds that were read for them"
-        line = f"{clean(self.source, 1000)}: {names} of {self.sounds} sounds"
+        line = f"{clean(self.source, 1000)}: {names} of {counted(self.sounds, 'sound')}"
         if self.unmatched:
             shown = path_text(", ".join(self.unmatched[:_NAMED]))
             more = f" and {len(self.unmatched) - _NAMED} more" * (len(self.unmatched) > _NAMED)
@@ -70,7 +70,8 @@ class Report:
 
     def __str__(self) -> str:
         counts = f"{self.added} added, {self.changed} changed, {self.removed} removed, {self.unchanged} as they were"
-        line = f"{counts}; {self.sounds} sounds in {self.windows} windows, {len(self.skipped)} skipped"
+        held = f"{counted(self.sounds, 'sound')} in {counted(self.windows, 'window')}"
+        line = f"{counts}; {held}, {len(self.skipped)} skipped"
         return "\n".join([line, *map(str, self.described)])
 
 

@@ -19,7 +19,7 @@ from wavlink.console import StopSignal, print_json
 from wavlink.options import indexes as of
 from wavlink.parsing import Parser
 from wavlink.probability import NO_MATCH
-from wavlink.sanitize import path_text
+from wavlink.sanitize import counted, path_text
 
 from . import copies, hub
 from .build import index_sounds
@@ -97,7 +97,7 @@ def duplicates(folder: str, min_score: float, any_duration: bool, as_json: bool,
         return
     for group in groups:
         print("\n".join(f"{hit.score:6.3f}  {path_text(hit.path)}" for hit in group), end="\n\n")
-    print(f"{sum(map(len, groups))} sounds in {len(groups)} groups")
+    print(f"{sum(map(len, groups))} sounds in {counted(len(groups), 'group')}")
 
 
 def verify(folder: str, drop: bool, as_json: bool, storage_options: Storage) -> None:
@@ -127,7 +127,7 @@ def remove(folder: str, paths: Sequence[str], as_json: bool, storage_options: St
     """Remove sounds, or folders of them, from an index."""
     with Table.open(folder, storage_options).writing() as table:
         removed = remove_sounds(table, paths)
-    line = f"{len(removed)} sounds removed; where their files stay, the next `index` adds them again"
+    line = f"{counted(len(removed), 'sound')} removed; where their files stay, the next `index` adds them again"
     _print_result({"removed": removed}, line, as_json)
 
 

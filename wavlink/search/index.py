@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from processing.audio import AudioSource
+from processing.audio import AudioSource, sounds_of
 from wavlink.defaults import WEIGHT as WEIGHT
 from wavlink.embedder import Embedder, mean_direction
 from wavlink.probability import Calibration, check_probability
@@ -94,7 +94,7 @@ class Index(OpenIndex):
             hop: seconds from window to window, for a new index (default: 5).
             split: of a data set.
             retry: embed files too that earlier runs skipped.
-            metadata: CSV files or JSON lines with a column `file_name`; the others become columns of the index.
+            metadata: CSV, JSON lines or parquet with a column `file_name`; the others become columns of the index.
             tags: keep title, artist, album, genre, date and comment of the sound files as columns.
             device: such as `"cuda"`.
             dtype: `"float32"`, `"bfloat16"` or `"float16"`.
@@ -206,7 +206,9 @@ class Index(OpenIndex):
         if not 0 <= weight < math.inf:
             raise ValueError(f"the weight of what is unwanted must be 0 or more, and finite, got {weight}")
         check_probability("min_probability", min_probability)
-        like = [like] if isinstance(like, str | os.PathLike) else like
+        # Lists, since an index that changes meanwhile is read again.
+        like = [like] if isinstance(like, str | os.PathLike) else list(like)
+        given = [list(sounds_of(each)) for each in (text, sound, without, without_sound)]
         of = {"where": where, "exact": exact, "windows": windows}
 
         def read(table: Table) -> list[Hit]:
@@ -215,11 +217,11 @@ class Index(OpenIndex):
             if where is not None:
                 checked(table, where)
             liked = dict(stored_vector(table, path) for path in like)
-            wanted = [*self._embed(table.manifest, text, sound), *(vector for vector, _ in liked.values())]
-            unwanted = self._embed(table.manifest, without, without_sound)
+            wanted = [*self._embed(table.manifest, *given[:2]), *(vector for vector, _ in liked.values())]
+            unwanted = self._embed(table.manifest, *given[2:])
             if not wanted:
                 raise ValueError("say what to find: a text, or a similar sound")
-            one_text = len(wanted) == 1 and bool(text) and not unwanted
+            one_text = len(wanted) == 1 and bool(given[0]) and not unwanted
             if not one_text and (min_probability, prior) != (None, None):
                 raise ValueError(
                     "probabilities are of a query of one text alone: leave the other texts and sounds out, or "

@@ -32,7 +32,7 @@ from wavlink.embedder import Embedder
 from wavlink.labels import PROMPT, label_texts
 from wavlink.options import indexes as of
 from wavlink.parsing import main_of
-from wavlink.sanitize import clean
+from wavlink.sanitize import clean, counted
 from wavlink.vocabulary import unnamed
 
 from .index_model import embedder_of
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     if as_json:
         print_json(made)
     else:
-        print(f"{made['file']}: {made['sounds']} sounds, labels: {len(made['labels'])}")
+        print(f"{made['file']}: {counted(made['sounds'], 'sound')}, labels: {len(made['labels'])}")
 
 
 def draw_map(
@@ -88,7 +88,7 @@ def draw_map(
     Args:
         folder: an index of `index_sounds`.
         out: the HTML file; links to sounds are relative to it.
-        labels: a metadata.csv (or .jsonl) with `file_name`, from its own folder, and `label_column`.
+        labels: a metadata.csv (or .jsonl, .parquet) with `file_name`, from its own folder, and `label_column`.
         labels_from_text: labels that the model chooses from, each in `zero_shot.PROMPT`. Without both, a sound's label
             is the name of its folder; if all sounds are in one folder, they are grouped and the groups named (see
             `named_groups`), provided that the index's model can be loaded.

@@ -1,4 +1,4 @@
-"""Columns of an index that describe its sounds: from metadata files (CSV or JSON lines), and from tags in the sounds.
+"""Columns of an index that describe its sounds: from metadata files (CSV, JSON lines, parquet), and from tags.
 
 A column holds text, integers (int64) or numbers (double), inferred over all its values. They are kept over later runs.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow
 
+from processing.datasets.folder_form import METADATA_SUFFIXES
 from processing.file_names import existing
 from processing.sound_tags import TAGS, read_tags
 from wavlink.sanitize import clean
@@ -220,8 +221,8 @@ def _rows(file: Path) -> list[Row]:
     """Read a metadata file, with values as texts, integers, floats or None."""
     from processing.datasets.audiofolder import read_metadata  # loads datasets
 
-    if file.suffix not in (".csv", ".jsonl"):
-        raise ValueError(f"{file} is no metadata: name a .csv or .jsonl with a column file_name")
+    if file.suffix not in METADATA_SUFFIXES:
+        raise ValueError(f"{file} is no metadata: name a .csv, .jsonl or .parquet with a column file_name")
     try:
         rows = read_metadata(file)
     except OSError as error:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from processing.audio import AudioSource
-from processing.audio_inputs_wavlink import is_source
 from processing.windows import stream_windows
 from wavlink.embedder import Embedder, mean_direction
 
@@ -18,8 +17,8 @@ from .scoring import truncated
 def embedded(
     manifest: Manifest,
     root: str,
-    texts: str | Sequence[str],
-    sounds: AudioSource | Sequence[AudioSource],
+    texts: Sequence[str],
+    sounds: Sequence[AudioSource],
     load: Callable[[], Embedder],
 ) -> list[np.ndarray]:
     """Return a vector `[dims]` of norm 1 for each text, then for each sound, by the model of an index.
@@ -30,10 +29,9 @@ def embedded(
         load: returns the model; called if there is a text or a sound.
 
     Raises:
-        ValueError: an empty text, or a sound that cannot be read.
+        ValueError: a text that is empty or no string, or a sound that cannot be read.
     """
-    texts, sounds = ([each] if is_source(each) else list(each) for each in (texts, sounds))
-    if any(not text.strip() for text in texts):
+    if any(isinstance(text, str) and not text.strip() for text in texts):
         raise ValueError("a text to search by is empty")
     if not (texts or sounds):
         return []

@@ -56,7 +56,7 @@ class Table(TableFiles):
     """`Table.open(index)`, or a new one by `create`; to change it, `with table.writing(): ...`.
 
     Attributes:
-        index: the folder or address of the index.
+        index: the folder, absolute, or the address of the index.
         manifest: how it was made.
         dataset: Lance's view of one version of the table.
 
@@ -66,7 +66,8 @@ class Table(TableFiles):
     """
 
     def __init__(self, index: str | os.PathLike, dataset: lance.LanceDataset, storage_options: Storage = None):
-        self.index, self.dataset, self.storage_options = os.fspath(index), dataset, storage_options
+        self.index = os.fspath(index) if is_remote(index) else os.path.abspath(index)  # also after a change of folder
+        self.dataset, self.storage_options = dataset, storage_options
         self.manifest = read_manifest(dataset.schema.metadata, self.index)
         schema = dataset.schema
         if any(field not in schema for field in self.manifest.schema):

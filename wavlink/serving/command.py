@@ -19,7 +19,7 @@ import uvicorn
 
 from wavlink.console import StopSignal, print_json, step
 from wavlink.embedder import Embedder
-from wavlink.kept_memory import limit_kept_memory, return_freed_memory
+from wavlink.kept_memory import return_freed_memory
 from wavlink.system_errors import explained
 
 from .app import create_app
@@ -33,7 +33,6 @@ KEY = "WAVLINK_API_KEY"
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _SHORTEST_KEY = 8  # characters
 _FILES = 256  # open files besides connections
-_PRIMITIVES = 128  # of oneDNN: the batches of a server have ever other sizes
 _TRIM_SECONDS = 10.0  # between returns of freed memory
 
 
@@ -52,7 +51,6 @@ def run(options: argparse.Namespace) -> int:
         allow_connections(limits.max_connections)
         if not options.as_json:
             step(f"loading {options.model or 'the model'}")
-        limit_kept_memory(_PRIMITIVES, one_heap=True)  # before torch computes and threads start
         embedder, open_index = _load(options)
         quiet()
         app = create_app(embedder, open_index, limits=limits, name=options.name or _id_of(embedder), key=key)

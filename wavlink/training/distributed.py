@@ -51,8 +51,9 @@ def refuse_unequal_chunks(accelerator: Accelerator, batch_size: int, micro_batch
     fewest, most = (-(-share // micro_batch_size) for share in (batch_size // processes, -(-batch_size // processes)))
     if fewest != most:
         raise ValueError(
-            f"batch_size={batch_size} over {processes} processes is {fewest} chunks of micro_batch_size="
-            f"{micro_batch_size} on some and {most} on others: make batch_size a multiple of {processes}"
+            f"a batch of {batch_size} clips over {processes} processes is {fewest} chunks of micro_batch_size="
+            f"{micro_batch_size} on some and {most} on others: make batch_size a multiple of {processes}, at most the "
+            "number of clips"
         )
 
 

@@ -1,6 +1,7 @@
 """Build a recipe's model and processor: from pretrained towers, a trained WavLink, or small new towers."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -87,6 +88,11 @@ def _config_to_start_from(recipe: Recipe) -> WavLinkConfig:
     if recipe.frame_pooling and frame_pooling(recipe) != (factor, layers):
         after = ", ".join(map(str, layers))
         raise ValueError(f"{recipe.init} brings its frame_pooling, {factor} after layer {after}: leave it out")
+    if recipe.projection_dim and recipe.projection_dim != config.projection_dim:
+        raise ValueError(
+            f"{recipe.init} brings its projection_dim, {config.projection_dim}, not {recipe.projection_dim}: leave "
+            "--projection_dim out"
+        )
     if recipe.matryoshka_dims and list(recipe.matryoshka_dims) != config.matryoshka_dims:
         raise ValueError(
             f"{recipe.init} brings its nested dims, {config.matryoshka_dims}, not {list(recipe.matryoshka_dims)}: "
@@ -118,6 +124,16 @@ def _frames(recipe: Recipe) -> dict:
         return {}
     factor, layers = frame_pooling(recipe)
     return {"frame_pooling": factor, "frame_pooling_layer": list(layers)}
+
+
+def refuse_long_crops(longest: float, extractor: Any) -> None:
+    """Raise a ValueError if crops of `longest` seconds are longer than a feature extractor takes."""
+    most = extractor.n_samples / extractor.sampling_rate
+    if longest > most:
+        raise ValueError(
+            f"crops of {longest:g} s are longer than the {most:g} s that the audio tower takes at once: lower "
+            "max_seconds to that"
+        )
 
 
 def build(recipe: Recipe, captions: Callable[[], Iterable[str]]) -> tuple[WavLinkModel, WavLinkProcessor]:

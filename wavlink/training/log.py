@@ -34,7 +34,7 @@ class Log:
     def step(self, loss: float, scale: float, learning_rate: float) -> None:
         """Log an optimizer step."""
         run = self.run
-        clips = (run.step - self.first) * run.recipe.batch_size / (time.perf_counter() - self.began)
+        clips = (run.step - self.first) * run.feed.batch_size / (time.perf_counter() - self.began)
         self.bar.update()
         self.bar.set_postfix(
             loss=f"{loss:.3f}", scale=f"{scale:.1f}", lr=f"{learning_rate:.1e}", clips_s=f"{clips:.0f}"

@@ -28,7 +28,7 @@ from wavlink.training.augmentation import augment
 from wavlink.training.caption_bank import CaptionBank
 from wavlink.training.checkpoints import load_state, save_state
 from wavlink.training.degradation import degrade
-from wavlink.training.factory import build, refuse_bad_start
+from wavlink.training.factory import build, refuse_bad_start, refuse_long_crops
 from wavlink.training.finetuning import (
     clamp_scale,
     describe,
@@ -44,6 +44,7 @@ from wavlink.training.recipe_fields import Recipe, refuse_another_run
 from wavlink.training.recipes import RECIPES
 from wavlink.training.run_folder import (
     alone_in_its_folder,
+    holds_run,
     naming_dead_workers,
     refuse_unknown_trackers,
     remove,
@@ -73,14 +74,15 @@ class Run:
         if self.accelerator.is_fsdp2 and (recipe.caption_bank or recipe.ema_decay):
             name = "caption_bank" if recipe.caption_bank else "ema_decay"
             raise ValueError(f"{name} does not work with FSDP2, which shards the weights: launch with DDP")
-        sharding.refuse_unequal_chunks(self.accelerator, recipe.batch_size, recipe.micro_batch_size)
         refuse_bad_start(recipe)
         set_seed(recipe.seed)
         share = self.accelerator.process_index, self.accelerator.num_processes
         self.feed = Stream(recipe, *share) if recipe.streaming else Epochs(recipe, *share)
+        sharding.refuse_unequal_chunks(self.accelerator, self.feed.batch_size, recipe.micro_batch_size)
         self.steps = self.feed.steps
         self.validation_set, self.columns = _validation_set(recipe)
         model, self.processor = build(recipe, self.feed.captions)
+        refuse_long_crops(self.feed.longest, self.processor.feature_extractor)
         if recipe.augmented and not isinstance(model.audio_model, WavLinkAudioModel):
             raise ValueError(
                 "spec_augment, equalization and degraded_share change Whisper's log-mels; this audio tower has others"
@@ -166,6 +168,8 @@ class Run:
         clamp_scale(self.accelerator.unwrap_model(self.model))
         self.schedule.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.step)
         self.step += 1
         return value, stops > 0
 
@@ -304,7 +308,7 @@ def train(recipe: Recipe) -> Path:
 
 @alone_in_its_folder
 def _train(recipe: Recipe) -> Path:
-    if any((Path(recipe.output_dir) / "checkpoints").glob("step-*")):
+    if holds_run(Path(recipe.output_dir)):
         refuse_another_run(recipe)
     run = Run(recipe)
     run.resume()
@@ -317,8 +321,6 @@ def _train(recipe: Recipe) -> Path:
                 break
             learning_rate = run.schedule.get_last_lr()[0]
             loss, stop = run.learn(batch, signal_received)
-            if run.average is not None:
-                run.average.update(run.step - 1)
             if run.on_cpu:
                 return_freed_memory()
             log.step(loss, run.accelerator.unwrap_model(run.model).scale.item(), learning_rate)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 REGIMES = ("projector", "lora", "full")
 SCOPES = ("audio", "both")
-# Fields that do not affect a run's weights and scores.
+# Fields that do not affect a run's weights and scores; of a stream, `save_steps` are the epochs and do.
 MAY_CHANGE = ("output_dir", "num_workers", "save_steps", "checkpoints_kept", "trackers")
 CHOICES = {
     "regime": REGIMES,
@@ -35,7 +35,10 @@ _AT_LEAST = {
     "checkpoints_kept": 1,
     "projection_dim": 0,
     "label_smoothing": 0,
+    "lora_alpha": 1,
+    "seed": 0,
 }
+_LARGEST_SEED = 2**32 - 1  # of NumPy
 
 
 def _field(default, text: str):
@@ -169,9 +172,20 @@ class Recipe:
             raise ValueError(f"degraded_share must be between 0 and 1, got {self.degraded_share}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
-        for name in ("head_learning_rate", "text_learning_rate", "equalization"):
+        for name in ("learning_rate", "head_learning_rate", "text_learning_rate", "weight_decay", "equalization"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"warmup_ratio must be between 0 and 1, got {self.warmup_ratio}")
+        if not 0 < self.max_seconds < math.inf:
+            raise ValueError(f"max_seconds must be above 0, got {self.max_seconds}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(
+                f"max_grad_norm must be above 0, got {self.max_grad_norm}: 0 would leave nothing of the gradients, "
+                "inf does not clip them"
+            )
+        if self.seed > _LARGEST_SEED:
+            raise ValueError(f"seed must be at most {_LARGEST_SEED}, got {self.seed}")
         if self.label_smoothing and self.loss_type != "info_nce":
             raise ValueError("label_smoothing is for info_nce: a sigmoid loss has no softmax to smooth")
         if (
@@ -246,7 +260,8 @@ def differences(begun: dict, recipe: Recipe) -> str:
     """
     begun = _as_json(Recipe("", init="any")) | begun
     current = _as_json(recipe)
-    changed = [name for name in current if current[name] != begun[name] and name not in MAY_CHANGE]
+    free = {*MAY_CHANGE} - ({"save_steps"} if recipe.streaming else set())
+    changed = [name for name in current if current[name] != begun[name] and name not in free]
     return ", ".join(f"{name} was {begun[name]!r} and is now {current[name]!r}" for name in changed)
 
 

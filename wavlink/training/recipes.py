@@ -219,6 +219,7 @@ def _difference(text: str, loss_type: str, regime: str, scope: str) -> dict:
 
 
 SWEEP_TEXTS = {"clip": "openai/clip-vit-large-patch14", "modernbert": "answerdotai/ModernBERT-large"}
+_TOWERS = ("audio_model", "text_model", "audio_config", "text_config")  # fields
 _MADE_BY = (
     _quickstart,
     _sounds,
@@ -252,7 +253,7 @@ def load_recipe(name: str, **changes: Any) -> Recipe:
     Args:
         name: one of `RECIPES`, such as `"sounds"`, or a configuration of the sweep.
         changes: fields of `Recipe`, such as `data`, `batch_size` or `learning_rate`; times are in seconds. A model
-            given as `init` keeps its own `pooling` and `frame_pooling` unless these are given.
+            given as `init` keeps its towers, its dims and its pooling.
 
     Returns:
         The recipe, with `output_dir` `runs/NAME` unless it is given. `wavlink.train` runs it.
@@ -277,8 +278,10 @@ def load_recipe(name: str, **changes: Any) -> Recipe:
             advice = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(fields)}"
             raise ValueError(f"a recipe has no field {change!r}; {advice}")
     changes = {change: _field_value(fields[change], value) for change, value in changes.items()}
-    if "init" in changes:
-        changes = {"pooling": "", "frame_pooling": 0} | changes  # the recipe's own are for new models
+    if changes.get("init"):
+        if towers := [name for name in _TOWERS if changes.get(name)]:
+            raise ValueError(f"init={changes['init']} brings its towers: leave {' and '.join(towers)} out, or init")
+        changes = {"pooling": "", "frame_pooling": 0, "projection_dim": 0} | changes  # the recipe's are for new models
     recipe = dataclasses.replace(get_recipe(name), **changes)
     return recipe if recipe.output_dir else dataclasses.replace(recipe, output_dir=f"runs/{recipe.name}")
 

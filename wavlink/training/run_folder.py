@@ -89,6 +89,13 @@ def _refuse_other_models(folder: Path) -> None:
             raise ValueError(f"{folder} holds {name}/, but no run has written it: give another --output_dir")
 
 
+def holds_run(folder: Path) -> bool:
+    """Return whether a run has left a model or a checkpoint in a folder; a finished one may have no checkpoints."""
+    if not (folder / "recipe.json").is_file():
+        return False
+    return any((folder / name).is_dir() for name in ("best", "last")) or any((folder / "checkpoints").glob("step-*"))
+
+
 class Metrics:
     """`metrics.jsonl`: a line a step and a line a validation. Lines after the checkpoint resumed from are removed.
 

@@ -90,7 +90,7 @@ def report(rows: Sequence[dict], folder: Path) -> None:
 def configurations(options: dict) -> list[Recipe]:
     """Return the recipes that a sweep's options select, seed after seed."""
     patterns = options.pop("only").split(",")
-    seeds = list(dict.fromkeys(options.pop("seeds").split(",")))
+    seeds = options.pop("seeds").split(",")
     texts = {source: options.pop(name) for name, source in SWEEP_TEXTS.items()}
     fixed = [name for name in (*AXES, "seed") if name in options]
     if fixed:
@@ -109,10 +109,10 @@ def configurations(options: dict) -> list[Recipe]:
             recipe,
             **options,
             text_model=texts[recipe.text_model],
-            seed=int(seed),
+            seed=seed,
             output_dir=f"{folder}/{recipe.name}-seed{seed}",
         )
-        for seed in seeds
+        for seed in dict.fromkeys(map(int, seeds))
         for recipe in design_sweep()
         if any(fnmatch.fnmatch(recipe.name, pattern) for pattern in patterns)
     ]

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import datasets
 
+from processing.datasets.audiofolder import rows_of_csv
 from processing.hub_names import needs_cache
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_NAMES = {",": "comma", "\t": "tab"}
 _HELD_OUT = 0.1  # of the texts at most that have translations
 
 
@@ -50,12 +52,21 @@ def load_translations(sources: Sequence[str], language: str, split: str = "train
 
 
 def _table(path: Path) -> Iterable[Mapping[str, object]]:
+    delimiter = _DELIMITERS[path.suffix.lower()]
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, delimiter=_DELIMITERS[path.suffix.lower()])
-            yield from ({name: cell for name, cell in row.items() if name} for row in rows)
-    except (UnicodeDecodeError, csv.Error) as error:
+            rows = rows_of_csv(file, delimiter)
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no table in UTF-8: {error}") from error
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    for row in rows:
+        if None in row:
+            raise ValueError(
+                f"{path} has more cells than columns in the row of {next(iter(row.values()))!r:.80}: put a text that "
+                f"holds a {_NAMES[delimiter]} in quotes"
+            )
+        yield {name: cell for name, cell in row.items() if name}
 
 
 def _from_hub(source: str, split: str) -> Iterable[Mapping[str, object]]:

@@ -106,6 +106,8 @@ def local_source(source: object) -> object:
 def _checked_array(array, rate, wanted: int, name: str) -> np.ndarray:
     array = to_numpy(array)
     name = name or f"an array of shape {list(array.shape)}"
+    if getattr(rate, "ndim", None) == 0:  # a tensor, of `with_format("torch")`
+        rate = to_numpy(rate).item()
     if rate is None:
         raise ValueError(f"{name} has no sampling_rate: give {{'array': clip, 'sampling_rate': rate}}")
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
