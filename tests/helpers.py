@@ -1,6 +1,7 @@
 """Small helpers that several test modules use."""
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +51,11 @@ if not (child := os.fork()):
 os.waitpid(child, 0)
 assert not tqdm.get_lock().locks[0].acquire(False)
 """
+
+
+def put_into_hub_cache(folder: Path, home: Path) -> None:
+    """Put a model into the Hub's cache of an HF_HOME, where it is `user/model` at the commit of 40 zeros."""
+    kept, commit = home / "hub/models--user--model", "0" * 40
+    shutil.copytree(folder, kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text(commit)

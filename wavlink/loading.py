@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +31,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from modeling_wavlink.compat_wavlink import optional_file
 from modeling_wavlink.modeling_wavlink import WavLinkModel
-from modeling_wavlink.pretrained_wavlink import from_safetensors, refuse_adapter
+from modeling_wavlink.pretrained_wavlink import CheckedWeights, from_safetensors, mapped_anew, refuse_adapter
 from processing import WavLinkProcessor
 from processing.hub_names import model_of_run, near_folder, needs_cache
 
@@ -198,16 +199,20 @@ def describe(model: Model, processor: Processor) -> dict:
     return description
 
 
-def revision(model: Model) -> str:
-    """Return the Hub's commit of downloaded weights, else `sha256:` and 16 digits over all weights and buffers."""
+def revision(model: Model, path: str | None = None) -> str:
+    """Return the Hub's commit of downloaded weights, else `sha256:` and 16 digits over all weights and buffers.
+
+    Args:
+        path: of the file that the weights were loaded from, if it is known, see `mapped_anew`.
+    """
     known = getattr(model, "hub_commit", None) or getattr(model, "source_revision", None)
-    return known or weights_digest(model)
+    return known or weights_digest(model, path)
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """Return `sha256:` and 16 digits over all weights and buffers."""
+def weights_digest(model: torch.nn.Module, path: str | None = None) -> str:
+    """Return `sha256:` and 16 digits over all weights and buffers; arguments as of `revision`."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in mapped_anew(sorted(model.state_dict().items()), path):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return f"sha256:{digest.hexdigest()[:16]}"
@@ -301,7 +306,10 @@ def _pretrained(source: str, kind: str, revision: str | None = None, **hub) -> P
         options |= {"config": model_class.read_config(source, **hub), "key_mapping": model_class.key_mapping}
     else:
         model_class = _CLASSES[kind]
-    model, info = from_safetensors(model_class.from_pretrained, source, **options)
+    load = model_class.from_pretrained
+    if not issubclass(model_class, CheckedWeights):  # which does this itself
+        load = partial(from_safetensors, load)
+    model, info = load(source, **options)
     missing = sorted(key for key in info["missing_keys"] if not _CONSTANT.search(key))
     if missing:
         raise ValueError(f"{source} lacks weights, which would start random: {', '.join(missing)}")

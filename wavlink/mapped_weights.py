@@ -8,10 +8,12 @@ import torch
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from modeling_wavlink.compat_wavlink import optional_file
+
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A safetensors file with a model's weights, as it is before it is loaded.
+    """A safetensors file with a model's weights.
 
     transformers maps it, so that weights which are never used take no memory. But loading reads all of them, to check
     and to hash them, and what is read of a mapping counts as memory of the process until the mapping is dropped.
@@ -26,9 +28,26 @@ class WeightsFile:
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> "WeightsFile":
-        """Return the file of a model's folder; a Hub id or "" has none."""
+        """Return the file of a model's folder, before it is loaded; a Hub id or "" has none."""
         path = Path(folder).absolute() / SAFE_WEIGHTS_NAME  # which stays right in another working directory
         return cls(path, _state(path)) if folder and path.is_file() else cls(None)
+
+    @classmethod
+    def downloaded(cls, name: str, commit: str) -> "WeightsFile":
+        """Return the file of a model that was loaded from the Hub.
+
+        Args:
+            name: the model's Hub id.
+            commit: that it was loaded from, whose files do not change.
+        """
+        found = optional_file(name, SAFE_WEIGHTS_NAME, revision=commit, local_files_only=True)
+        path = Path(found) if found else None
+        return cls(path, _state(path)) if path else cls(None)
+
+    def path_for(self, model: torch.nn.Module) -> str | None:
+        """Return the path for a WavLink that was loaded from this file; None where the file was replaced since."""
+        own = model.config.model_type == "wavlink" and getattr(model, "control_seed", None) is None
+        return str(self.path) if own and self._is_unchanged() else None
 
     def map_again(self, model: torch.nn.Module) -> None:
         """Let a WavLink that was loaded from this file, and not changed since, read its weights from a new mapping.
@@ -36,10 +55,10 @@ class WeightsFile:
         Weights of another name, shape, dtype or device stay as they are, and so do all where the file is gone or was
         replaced.
         """
-        own = model.config.model_type == "wavlink" and getattr(model, "control_seed", None) is None
-        if self.path is None or not own or not self._is_unchanged():
+        path = self.path_for(model)
+        if path is None:
             return
-        with safe_open(self.path, "pt") as file:
+        with safe_open(path, "pt") as file:
             names = set(file.keys())
             if not self._is_unchanged():  # since it was opened
                 return

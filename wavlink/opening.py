@@ -1,10 +1,12 @@
 """Open the model of an `Embedder`: by its export alone, in torch, or converted."""
 
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wavlink.backends.choice import DTYPE_OF, as_unavailable, choose, installed, without_torch
+from wavlink.backends.choice import DTYPE_OF, PACKAGES, as_unavailable, choose, installed, without_torch
+from wavlink.backends.conversions import open_conversion
 from wavlink.backends.export_checks import STRIDE
 from wavlink.backends.standalone import open_standalone, why_not
 
@@ -58,31 +60,50 @@ def open_model(
     _check_pair(model, processor, revision)
     folder, commit = resolve(model) if isinstance(model, str) else "", ""
     hub = {"revision": revision, "local_files_only": local_files_only}
-    if not installed("torch") and is_on_hub(folder):
+    local = folder
+    if is_on_hub(folder) and (backend in PACKAGES or not installed("torch")):
         from .backends.hub_export import download
 
-        folder, commit = download(folder, backend, precision, **hub)
+        with suppress(ValueError) if installed("torch") else nullcontext():  # what is wrong is said by its loading
+            local, commit = download(folder, backend, precision, **hub)
+    place = Path(local) if local else None
     with as_unavailable():
-        backend, precision = choose(backend, precision, Path(folder) if folder else None, str(device), dtype)
+        backend, precision = choose(backend, precision, place, str(device), dtype)
     dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
     run = {"backend": backend, "precision": precision if backend != "torch" else None}
     arguments = {**hub, **run, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
-    alone = open_standalone(folder, backend, precision) if folder and backend != "torch" else None
+    alone = _without_torch(place, backend, precision) if place and backend != "torch" else None
     if alone is None:
         if not installed("torch"):
-            why = why_not(Path(folder), backend, precision)
-            raise ValueError(f"{why}{without_torch(Path(folder) if folder else None, precision, backend)}")
-        return _load(model, processor, folder, backend, precision, arguments)
+            why = why_not(place, backend, precision) if place else ""
+            raise ValueError(f"{why}{without_torch(place, precision, backend)}")
+        return _load(model, processor, folder, place, backend, precision, arguments)
     if revision is not None and not commit:
         raise ValueError(f"revision={revision!r} is of a Hub id, {folder} is a folder: leave it out")
-    name, loaded = model if commit else name_of(folder), alone[0]
+    name, loaded = model if commit else name_of(local), alone[0]
     return Opened(*alone, name, commit or loaded.source_revision, loaded.source_parameters, arguments, None)
 
 
+def _without_torch(folder: Path, backend: str, precision: str) -> tuple[Any, Any] | None:
+    """Open a model by its export or an earlier conversion of it; None if it has to be loaded in torch."""
+    return open_standalone(folder, backend, precision) or open_conversion(folder, backend, precision)
+
+
 def _load(
-    model: "str | Model", processor: "Processor | None", folder: str, backend: str, precision: str, arguments: dict
+    model: "str | Model",
+    processor: "Processor | None",
+    folder: str,
+    place: Path | None,
+    backend: str,
+    precision: str,
+    arguments: dict,
 ) -> Opened:
-    """Load a model in torch, or convert it."""
+    """Load a model in torch, or convert it.
+
+    Args:
+        folder: the folder or Hub id, "" for a loaded model.
+        place: the folder on this machine, of a Hub id that of its snapshot, if it is known.
+    """
     from .backends import torch_model
     from .devices import check_device
     from .loading import parameter_count
@@ -93,14 +114,18 @@ def _load(
     weights = WeightsFile.of(folder)
     hub = arguments["revision"], arguments["local_files_only"]
     loaded, processor = torch_model.load(model, processor, *hub)
+    if commit := getattr(loaded, "hub_commit", None) if folder else None:
+        weights = WeightsFile.downloaded(folder, commit)
     name = name_of(getattr(loaded, "name_or_path", "")) or type(loaded).__name__
-    revision, parameters = revision_of(loaded), parameter_count(loaded)
+    revision, parameters = revision_of(loaded, weights.path_for(loaded)), parameter_count(loaded)
     loaded.source_revision = revision  # packing changes the weights that it is a digest of
     if backend != "torch":
         from .backends.compiled_model import compile_model
 
         with as_unavailable():
-            loaded = compile_model(loaded, backend, precision, folder, hub[1])
+            loaded = compile_model(loaded, processor, backend, precision, folder, hub[1])
+        if place and (alone := open_conversion(place, backend, precision)):  # as the next process opens it
+            return Opened(*alone, name, revision, parameters, arguments, None)
     run = [arguments[name] for name in ("device", "dtype", "fast_kernels")]
     loaded, pack_text = torch_model.on_device(loaded, *run, weights)
     return Opened(loaded, processor, name, revision, parameters, arguments, pack_text)

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,12 +18,15 @@ from modeling_wavlink import WavLinkModel
 from processing import WavLinkProcessor
 from tests.clap_models import save_clap
 from tests.conftest import RATE, tone
+from tests.helpers import put_into_hub_cache
 from tests.processes import run_process
-from wavlink.backends import choice, exported, sessions
+from wavlink.backends import choice, compiled_model, exported, sessions
+from wavlink.backends.export import export
 from wavlink.embedder import Embedder
 from wavlink.loading import describe, load_for_evaluation
 from wavlink.search import command
 
+ROOT = Path(__file__).parents[2]
 SECONDS = [0.4, 3.0, 0.7, 2.9, 0.0123, 1.5, 0.45]
 CLIPS = [tone(200 * (i + 1), seconds, i) for i, seconds in enumerate(SECONDS)]
 TEXTS = ["a dog barks", "the loud bell rings . the low cat meows", "rain"]
@@ -322,6 +327,88 @@ def test_a_damaged_conversion_is_made_again(damage, wavlink_folder, cache, monke
         record.unlink()
     close(vectors(Embedder(wavlink_folder, backend="openvino")), expected, 0)
     assert graph.read_bytes() == content and json.loads(record.read_text())["sha256"]
+
+
+SECOND = """
+import json, sys
+from wavlink import Embedder
+embedder = Embedder(sys.argv[1], backend=sys.argv[2])
+print(json.dumps(["torch" in sys.modules, embedder.revision, embedder.name, embedder.embed_text(["a dog"]).tolist()]))
+"""
+
+
+def opened_anew(folder, backend: str, cache: Path, **environment: str) -> list:
+    """Whether a new process imports torch, and its embedder's revision, name and vector."""
+    environment = {**os.environ, "HF_HOME": str(cache.parent), "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", SECOND, str(folder), backend]
+    return json.loads(run_process(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+def test_a_converted_model_is_opened_again_without_torch(backend, wavlink_folder, cache):
+    needs(backend)
+    first = Embedder(wavlink_folder, backend=backend)
+    with_torch, revision, name, vector = opened_anew(wavlink_folder, backend, cache)
+    assert (with_torch, revision, name) == (False, first.revision, first.name)
+    close(np.array(vector), first.embed_text(["a dog"]))
+    settings = wavlink_folder / "processor_config.json"
+    settings.write_text(settings.read_text() + "\n")  # another processor may make other inputs
+    assert opened_anew(wavlink_folder, backend, cache)[0]
+    assert not opened_anew(wavlink_folder, backend, cache)[0]
+    (wavlink_folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="adapter"):
+        Embedder(wavlink_folder, backend=backend)
+
+
+@pytest.mark.slow
+def test_a_converted_model_of_the_hub_is_opened_again_without_torch(wavlink_folder, cache):
+    needs("openvino")
+    put_into_hub_cache(wavlink_folder, cache.parent)
+    offline = {"HF_HUB_OFFLINE": "1"}
+    first = opened_anew("user/model", "openvino", cache, **offline)
+    again = opened_anew("user/model", "openvino", cache, **offline)
+    assert first[0] and not again[0] and again[1:3] == first[1:3] == ["0" * 40, "user/model"]
+    close(np.array(again[3]), np.array(first[3]))
+
+
+def test_a_conversion_is_used_where_its_cache_cannot_be_written(wavlink_folder, cache, monkeypatch):
+    needs("openvino")
+    expected = vectors(Embedder(wavlink_folder, backend="openvino"))
+    for note in cache.glob("openvino/folders/*"):
+        note.unlink()
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(compiled_model, "write_note", refuse)
+    close(vectors(Embedder(wavlink_folder, backend="openvino")), expected)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"conversion": 3}', '{"conversion": "../..", "standalone": {}}'])
+def test_a_damaged_note_of_a_conversion_is_passed_over(content, wavlink_folder, cache):
+    needs("openvino")
+    expected = vectors(Embedder(wavlink_folder, backend="openvino"))
+    (note,) = cache.glob("openvino/folders/*.json")
+    written = note.read_text()
+    note.write_text(content)
+    close(vectors(Embedder(wavlink_folder, backend="openvino")), expected, 0)
+    assert note.read_text() == written
+
+
+@pytest.mark.slow
+def test_towers_are_compiled_when_they_are_needed_and_stay_those_that_were_opened(request, wavlink_folder, tmp_path):
+    needs("openvino")
+    export(wavlink_folder, "openvino")
+    expected = Embedder(wavlink_folder).embed_text(["a dog"])
+    opened = Embedder(wavlink_folder)
+    vectors(opened)
+    assert [tower._compiled is not None for tower in opened.model.towers.values()] == [True, False]
+    other = save(request, tmp_path / "other", "clip", "eos")
+    export(other, "openvino")
+    shutil.rmtree(wavlink_folder / "openvino")
+    shutil.copytree(other / "openvino", wavlink_folder / "openvino")
+    close(opened.embed_text(["a dog"]), expected, 0)
 
 
 def test_sessions_need_no_torch():

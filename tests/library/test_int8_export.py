@@ -230,7 +230,7 @@ def test_the_rest_of_an_int8_graph_is_computed_in_bf16_where_the_processor_has_i
     openvino.save_model(openvino.Model([openvino.opset13.relu(number)], [number]), tmp_path / "graph.xml")
     monkeypatch.setattr(sessions, "has_bf16", lambda: bf16)
     tower = sessions.OpenVinoTower(tmp_path / "graph.xml", "int8")
-    assert tower._model.get_property("INFERENCE_PRECISION_HINT").get_type_name() == rest
+    assert tower.compiled().get_property("INFERENCE_PRECISION_HINT").get_type_name() == rest
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 assert main(["query", f"{work}/index", "a dog barks"]) == 0  # the model is looked up in the cache alone
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
+WHERE_TORCH_IS = """
+import sys, wavlink
+embedder = wavlink.Embedder("user/model", backend="onnx")
+assert "torch" not in sys.modules
+print(embedder.name, embedder.revision, embedder.backend, embedder.precision)
+"""
 WHY = [
     "torch is not installed: .* and user/plain carries none: run `wavlink export`",
     "without torch only a WavLink runs",
@@ -206,8 +212,9 @@ def test_a_model_of_the_hub_is_downloaded_and_runs_by_its_export(wavlink_folder,
         commit = hub.add_repo("user/model", wavlink_folder, "model")
         code = REFUSED + ON_THE_HUB % ((str(tmp_path), str(sounds / "0.wav")), TEXTS)
         lines = hub.run(code, tmp_path / "home", PYTHONPATH=str(ROOT)).splitlines()
+        lines += hub.run(WHERE_TORCH_IS, tmp_path / "other home", PYTHONPATH=str(ROOT)).splitlines()
         weights = [path for _, path in hub.requests if "user/model" in path and path.endswith(".safetensors")]
-    assert lines[0] == f"user/model {commit} onnx fp32" and not weights
+    assert lines[0] == lines[-1] == f"user/model {commit} onnx fp32" and not weights
     refused = [line for line in lines if line.startswith("refused: ")]
     assert len(refused) == len(WHY) and all(map(re.search, WHY, refused)), refused
     here, there = Embedder(wavlink_folder, backend="onnx"), np.load(tmp_path / "found.npz")

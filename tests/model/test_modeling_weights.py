@@ -1,6 +1,7 @@
 """Weights in and out: pretrained towers of every layout, nothing silently random, and bit-equal saves."""
 
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -226,3 +227,21 @@ def test_save_and_load_give_equal_outputs(tower, loss_type, request, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(expected[:5], actual[:5], strict=True))
     assert same(loaded, model) and same(model, loaded)
     assert settings(loaded.config) == settings(model.config)
+
+
+@pytest.mark.parametrize("broken", ["", "fp16"])
+def test_weights_that_are_not_finite_are_refused_also_in_a_variant(broken, model, tmp_path):
+    """A variant is another file than that which is read by default."""
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, variant="fp16")
+    path = tmp_path / f"model{f'.{broken}' if broken else ''}.safetensors"
+    state = load_file(path)
+    state["text_projection.weight"][0, 0] = torch.nan
+    save_file(state, path, metadata={"format": "pt"})
+    for variant in ("", "fp16"):
+        refused = pytest.raises(ValueError, match="text_projection.weight of .* holds NaN")
+        with refused if variant == broken else nullcontext():
+            WavLinkModel.from_pretrained(tmp_path, variant=variant or None)
+    if not broken:
+        with pytest.raises(ValueError, match="text_projection.weight of .* holds NaN"):
+            WavLinkModel.from_pretrained(tmp_path)

@@ -1,19 +1,18 @@
 """Exports of a model: folders with both towers as graphs and a JSON file that says of which weights, and how.
 
-An export stands in `openvino/` or `onnx/` of the model's folder. What is converted on first use stands in a cache
-beside the Hub's, in `HF_HOME/wavlink/BACKEND/KEY`, in the same form.
+An export stands in `openvino/` or `onnx/` of the model's folder, what is converted on first use in a cache (see
+`conversions`).
 """
 
 import hashlib
 import json
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import constants
 from transformers import PretrainedConfig, PreTrainedModel
 
 from modeling_wavlink.compat_wavlink import optional_file
@@ -25,6 +24,7 @@ from wavlink.console import without_foreign_output
 from wavlink.loading import parameter_count, weights_digest
 
 from .choice import FORMAT, read_record, record_name
+from .conversions import PACKAGES, cache_of, conversion_key, is_intact, version_of
 from .export_checks import CONFIG_FIELDS, TOWER_FIELDS, refuse_damaged, refuse_other
 from .graphs import Tower, agreement, batches, example, noises, sentence, write_onnx
 from .openvino_graphs import write_openvino
@@ -35,7 +35,6 @@ LIBRARIES = {"openvino": "OpenVINO", "onnx": "onnxruntime"}
 _ENDINGS = {"openvino": ".xml", "onnx": ".onnx"}
 _LOG_MEL_TOLERANCE = 1e-4  # of a number, between numpy and torch
 _ODD_TEXT = "A dog's bark, déjà vu! \u72d7 \U0001f415 <|endoftext|> [SEP]"
-_PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def model_identity(model: PreTrainedModel) -> dict[str, str]:
@@ -141,7 +140,7 @@ def write_record(
     folder: Path, identity: dict[str, str], backend: str, precision: str, towers: dict[str, dict], **about: Any
 ) -> dict[str, Any]:
     """Write the JSON file that describes an export, and return its content."""
-    packages = ("torch", "transformers", *_PACKAGES[backend], *(("nncf",) if precision == "int8" else ()))
+    packages = ("torch", "transformers", *PACKAGES[backend], *(("nncf",) if precision == "int8" else ()))
     record = {
         "format": FORMAT,
         "backend": backend,
@@ -150,7 +149,7 @@ def write_record(
         "towers": towers,
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         "sha256": {path.name: digest_of(path) for path in sorted(folder.iterdir())},
-        "versions": {name: version(name) for name in packages} | {"wavlink": _own_version()},
+        "versions": {name: version(name) for name in packages} | {"wavlink": version_of("wavlink")},
         "machine": platform.machine(),
         **about,
     }
@@ -189,38 +188,19 @@ def converted_folder(model: PreTrainedModel, backend: str, identity: dict[str, s
         ValueError: a tower that cannot be converted.
         OSError: the cache cannot be written.
     """
-    packages = ("torch", "transformers", *_PACKAGES[backend])
-    versions = {name: version(name) for name in packages} | {"wavlink": _own_version(), "format": str(FORMAT)}
-    key = hashlib.sha256(json.dumps([identity, versions], sort_keys=True).encode()).hexdigest()[:32]
-    folder = Path(constants.HF_HOME) / "wavlink" / backend / key
-    if not _is_intact(folder):
+    folder = cache_of(backend) / conversion_key(identity, backend)
+    if not is_intact(folder):
         try:
             with (replaced_folder if folder.exists() else new_folder)(folder) as unfinished:
                 write_record(unfinished, identity, backend, "fp32", write_graphs(unfinished, model, backend))
         except ValueError:
-            if not _is_intact(folder):  # by another process meanwhile
+            if not is_intact(folder):  # by another process meanwhile
                 raise
         except OSError as error:
             raise could_not_write(folder, error) from error
     return folder
 
 
-def _is_intact(folder: Path) -> bool:
-    """Whether a folder of the cache holds the files of its record, unchanged."""
-    try:
-        record = read_record(folder / record_name("fp32"))
-        return all(digest_of(folder / name) == record["sha256"][name] for name in record["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def missing_packages(backend: str) -> list[str]:
     """Return the packages that converting for a backend needs and that are not installed."""
-    return [name for name in _PACKAGES[backend] if find_spec(name) is None]
-
-
-def _own_version() -> str:
-    try:
-        return version("wavlink")
-    except PackageNotFoundError:  # a checkout that is imported from its folder
-        return ""
+    return [name for name in PACKAGES[backend] if find_spec(name) is None]

@@ -1,4 +1,4 @@
-"""The export that a model of the Hub carries, downloaded where torch is not installed."""
+"""The export that a model of the Hub carries, downloaded without the model's weights."""
 
 import glob
 from pathlib import Path
@@ -10,7 +10,7 @@ from modeling_wavlink.config_checks_wavlink import one_line
 from processing.hub_names import near_folder, needs_cache
 from wavlink.installing import install_hint
 
-from .choice import PACKAGES, choose, has_export, is_wavlink, read_record, record_name
+from .choice import PACKAGES, choose, has_export, installed, is_wavlink, read_record, record_name
 
 _FILES = [
     "config.json",
@@ -40,7 +40,8 @@ def download(
         The folder, in the Hub's cache, and its commit.
 
     Raises:
-        ValueError: there is no such model, it cannot be reached, or it carries no such export.
+        ValueError: there is no such model, it cannot be reached, or, where torch is not installed, it carries no
+            such export.
     """
     try:
         local_files_only = local_files_only or needs_cache(source, revision=revision)
@@ -60,7 +61,7 @@ def download(
 
 
 def _refuse_without_export(source: str, folder: Path) -> None:
-    if is_wavlink(folder) and not any((folder / record).is_file() for record in _RECORDS):
+    if not installed("torch") and is_wavlink(folder) and not any((folder / record).is_file() for record in _RECORDS):
         raise ValueError(
             f"{install_hint('torch')}; without torch a model runs by the export that it carries, and {source} carries "
             "none: run `wavlink export` on its folder where torch is, and push it again"

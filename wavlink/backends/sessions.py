@@ -3,7 +3,8 @@
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,28 +59,50 @@ class Tower:
 
 
 class OpenVinoTower(Tower):
-    """A tower in OpenVINO. What an int8 graph does not quantize runs in bf16 where the processor has it."""
+    """A tower in OpenVINO. What an int8 graph does not quantize runs in bf16 where the processor has it.
+
+    It is compiled for its first batch: whoever embeds only sounds needs neither time nor memory for the text tower.
+    """
 
     def __init__(self, path: str | os.PathLike[str], precision: str = "fp32", threads: int | None = None):
         super().__init__(path, precision, threads)
         in_bf16 = precision == "bf16" or precision == "int8" and has_bf16()
-        options = {
+        self._options = {
             "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             "INFERENCE_NUM_THREADS": threads or default_threads(),
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # several processes would share the first cores
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # scales of a batch make a vector depend on it
         }
+        self._lock = threading.Lock()  # of its one request
+        self._compiled = None
+        with self._explained():  # maps the weights, which stay those of this file
+            self._graph = import_openvino().Core().read_model(os.fspath(path))
+
+    def compiled(self) -> Any:
+        """Return OpenVINO's compiled model."""
+        with self._lock:
+            return self._compile()
+
+    def _compile(self) -> Any:
+        if self._compiled is None:
+            with self._explained():
+                self._compiled = import_openvino().Core().compile_model(self._graph, "CPU", self._options)
+            self._graph = None
+        return self._compiled
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
             with kept_signal_stack():
-                self._model = import_openvino().Core().compile_model(os.fspath(path), "CPU", options)
+                yield
         except RuntimeError as error:
+            path = self._arguments[0]
             raise ValueError(f"{path} cannot be opened: {error}; export the model again") from error
-        self._lock = threading.Lock()  # of its one request
 
     def _run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         with self._lock:
-            return np.array(self._model(inputs)[0])
+            return np.array(self._compile()(inputs)[0])
 
 
 class OnnxTower(Tower):

@@ -21,7 +21,7 @@ from processing.log_mel_extractor import LogMelExtractor
 from processing.text_inputs_wavlink import TextInputs
 from wavlink.bundled_models import digest_of
 
-from .choice import has_export, read_record, record_name
+from .choice import has_export, installed, read_record, record_name
 from .export_checks import CONFIG_FIELDS, TOWER_FIELDS, refuse_damaged, refuse_other, refuse_unfit
 from .sessions import INPUTS, Tower, default_threads, open_tower
 
@@ -43,7 +43,7 @@ _DEFAULTS = {
 
 
 class StandaloneModel:
-    """An exported model for inference on the CPU, which takes and returns numpy arrays.
+    """An exported model for inference on the CPU, which takes and returns numpy arrays, or tensors of torch.
 
     Args:
         folder: of the model.
@@ -92,7 +92,8 @@ class StandaloneModel:
         inputs = dict(zip(INPUTS[name], (values, mask), strict=True))
         arrays = {key: np.asarray(value) for key, value in inputs.items() if value is not None}
         refuse_unfit(name, arrays[INPUTS[name][0]], self.config)
-        return SimpleNamespace(pooler_output=self.towers[name](arrays))
+        vectors = self.towers[name](arrays)
+        return SimpleNamespace(pooler_output=_as_torch(vectors) if hasattr(values, "detach") else vectors)
 
     def eval(self) -> "StandaloneModel":
         """Return this model, which is never trained."""
@@ -134,22 +135,32 @@ class StandaloneProcessor(TextInputs):
     ) -> dict[str, Any]:
         """Tokenize texts and compute the log-mels of clips; see `WavLinkProcessor`.
 
+        Args:
+            return_tensors: `"np"`; `"pt"` where torch is installed.
+
         Raises:
             ValueError: neither text nor audio, or inputs that the tokenizer or the feature extractor refuse.
         """
         if text is None and audio is None:
             raise ValueError("give text, audio or both")
+        as_torch = return_tensors == "pt" and installed("torch")
         inputs: dict[str, Any] = {}
         if text is not None:
-            inputs |= self._tokenize(text, return_tensors=return_tensors, padding=padding)
+            inputs |= self._tokenize(text, return_tensors="np" if as_torch else return_tensors, padding=padding)
         if audio is not None:
             inputs |= self.feature_extractor(audio, sampling_rate, padding)
-        return inputs
+        return {name: _as_torch(values) for name, values in inputs.items()} if as_torch else inputs
 
     def _note_once(self, message: str) -> None:
         if message not in self._noted:
             self._noted.add(message)
             logger.warning(message)
+
+
+def _as_torch(values: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(values)
 
 
 def describe(
@@ -182,15 +193,30 @@ def open_standalone(
         return None
     path = folder / backend / record_name(precision)
     record = read_record(path)
-    if _needs_torch(folder, record):
+    if needs_torch(folder, record):
         return None
     about = record[KEY]
     if wrong := [name for name, kind in _FACTS.items() if not _is_fact(about.get(name), kind)]:
         raise ValueError(f"{path} does not describe an export (by {wrong[0]!r}): export the model again")
-    config, raw = _read_config(folder)
-    refuse_other(path, folder, _differs(folder, raw, about))
+    refuse_other(path, folder, _differs(folder, _read_config(folder)[1], about))
     refuse_damaged(path, record, lambda name: path.parent / name)
-    towers = open_towers(path.parent, backend, precision)
+    return open_described(folder, path.parent, record, backend, precision)
+
+
+def open_described(
+    folder: Path, graphs: Path, record: Mapping[str, Any], backend: str, precision: str
+) -> tuple[StandaloneModel, StandaloneProcessor]:
+    """Open a model by graphs that were made of it.
+
+    Args:
+        folder: of the model.
+        graphs: their folder.
+        record: that describes them.
+
+    Raises:
+        ValueError: a config.json, a processor or a graph that cannot be read.
+    """
+    config, towers = _read_config(folder)[0], open_towers(graphs, backend, precision)
     return StandaloneModel(folder, config, record, towers, backend, precision), StandaloneProcessor(folder)
 
 
@@ -202,11 +228,11 @@ def why_not(folder: Path, backend: str, precision: str) -> str:
     """Return why an export in a model's folder does not run without torch; "" if there is none."""
     if not has_export(folder, backend, precision):
         return ""
-    why = _needs_torch(folder, read_record(folder / backend / record_name(precision)))
+    why = needs_torch(folder, read_record(folder / backend / record_name(precision)))
     return f"the export in {folder / backend} does not run without torch ({why}); "
 
 
-def _needs_torch(folder: Path, record: Mapping[str, Any]) -> str:
+def needs_torch(folder: Path, record: Mapping[str, Any]) -> str:
     """Return why an export needs the model in torch; "" if it does not."""
     about = record.get(KEY)
     if not isinstance(about, dict):

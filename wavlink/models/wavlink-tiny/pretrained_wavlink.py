@@ -1,18 +1,25 @@
 """Checks of checkpoints: only safetensors, all weights present and finite, no adapters."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import TransformersKwargs
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import SAFE_WEIGHTS_NAME, TransformersKwargs
 
 from .compat_wavlink import optional_file
 from .configuration_wavlink import one_line, saved_alone
 
 RECORDED = ("output_hidden_states", "output_attentions")  # optional outputs of the towers
 
+# Options of `from_pretrained` with which it reads `model.safetensors` alone, and each weight under its own name.
+_OF_ONE_FILE = {
+    *("attn_implementation", "cache_dir", "config", "dtype", "local_files_only"),
+    *("output_loading_info", "revision", "token", "torch_dtype"),
+}
+_MAPPED_AT_ONCE = 2**26  # bytes that are read of a mapping before the next one
 _KNOWN_ARGUMENTS = {"inputs_embeds", "return_dict", *TransformersKwargs.__annotations__}
 
 
@@ -71,13 +78,38 @@ def refuse_adapter(source: str, **hub: object) -> None:
         )
 
 
-def refuse_broken_weights(source: str, model: PreTrainedModel) -> None:
+def mapped_anew(named: Iterable[tuple[str, Tensor]], path: str | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield a model's tensors from a new mapping of the file that they were loaded from, and that again and again.
+
+    What is read of a mapping counts as memory of the process until the mapping is dropped, and the model keeps its
+    own. A tensor that the file has in no such name, shape and dtype is yielded as it is.
+
+    Args:
+        path: of a safetensors file; None for the tensors as they are.
+    """
+    if path is None:
+        yield from named
+        return
+    mapped, read = load_state_dict(path), 0
+    for name, tensor in named:
+        if read > _MAPPED_AT_ONCE:
+            mapped, read = load_state_dict(path), 0
+        found = mapped.get(name, tensor)
+        read += found.nbytes
+        yield name, found if (found.dtype, found.shape) == (tensor.dtype, tensor.shape) else tensor
+
+
+def refuse_broken_weights(source: str, model: PreTrainedModel, path: str | None = None) -> None:
     """Refuse NaN or infinite weights, which would make every vector NaN.
+
+    Args:
+        source: names the checkpoint in the error.
+        path: of the file that all weights were loaded from, if it is known, see `mapped_anew`.
 
     Raises:
         ValueError: names the first such weight.
     """
-    for name, weight in model.named_parameters():
+    for name, weight in mapped_anew(model.named_parameters(), path):
         checked = not weight.is_meta and weight.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
         if checked and not _finite(weight):
             raise ValueError(
@@ -130,8 +162,18 @@ def from_safetensors(
         shapes = isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error)
         why = "they have other shapes than its config says" if shapes else one_line(error)
         raise ValueError(f"the weights of {source} cannot be loaded: {why}") from error
-    refuse_broken_weights(str(source), loaded[0] if isinstance(loaded, tuple) else loaded)
+    path = None if args or set(options) - _OF_ONE_FILE else _weights_file(source, options)
+    refuse_broken_weights(str(source), loaded[0] if isinstance(loaded, tuple) else loaded, path)
     return loaded
+
+
+def _weights_file(source: str | None, options: Mapping) -> str | None:
+    """Return the path of the `model.safetensors` that was loaded, None if it is not known."""
+    hub = {name: options[name] for name in ("cache_dir", "revision") if name in options}
+    try:
+        return optional_file(str(source), SAFE_WEIGHTS_NAME, local_files_only=True, **hub) if source else None
+    except (OSError, ValueError):
+        return None
 
 
 def _is_call_error(error: Exception) -> bool:

@@ -1,0 +1,113 @@
+"""Conversions in the cache, and which of them a model's folder is run by without torch.
+
+What is converted on first use stands in `HF_HOME/wavlink/BACKEND/KEY`, beside the Hub's cache, in the form of an
+export. A JSON file in `HF_HOME/wavlink/BACKEND/folders` says of a model's folder, by a hash of its files, which
+conversion is its own. It is neither exported nor loaded then: its weights are only hashed.
+"""
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+
+from wavlink.atomic_files import write_text
+from wavlink.bundled_models import digest_of
+
+from .choice import FORMAT, graph_precision, read_record, record_name
+from .standalone import KEY, StandaloneModel, StandaloneProcessor, needs_torch, open_described
+
+PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+_ENDINGS = (".json", ".jinja", ".model", ".safetensors", ".txt")  # of files that a model is loaded from
+
+
+def cache_of(backend: str) -> Path:
+    """Return the folder of the conversions for a backend."""
+    return Path(constants.HF_HOME) / "wavlink" / backend
+
+
+def conversion_key(identity: dict[str, str], backend: str) -> str:
+    """Return the name of a model's conversion, by its weights, its settings, and the versions that make the graph.
+
+    Args:
+        identity: as `exported.model_identity` returns it.
+    """
+    return _hash([identity, _versions(backend)])
+
+
+def is_intact(folder: Path) -> bool:
+    """Return whether a folder of the cache holds the files of its record, unchanged."""
+    try:
+        record = read_record(folder / record_name("fp32"))
+        return all(digest_of(folder / name) == record["sha256"][name] for name in record["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def noted(folder: Path, backend: str) -> dict[str, Any] | None:
+    """Return what is written down of a model's folder, whose files are the same; None if nothing is.
+
+    Returns:
+        `conversion`, the name of its conversion, and how a model is opened by that.
+    """
+    try:
+        found = json.loads(_note(folder, backend).read_text(encoding="utf-8"))
+        return {"conversion": Path(found["conversion"]).name, KEY: {**found[KEY]}}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_note(folder: Path, backend: str, converted: Path, facts: dict[str, Any]) -> None:
+    """Write down by which conversion a model's folder is run.
+
+    Args:
+        folder: of the model.
+        converted: the folder of its conversion.
+        facts: as `exported.standalone_facts` returns them.
+    """
+    write_text(_note(folder, backend), json.dumps({"conversion": converted.name, KEY: facts}, indent=2) + "\n")
+
+
+def open_conversion(folder: Path, backend: str, precision: str) -> tuple[StandaloneModel, StandaloneProcessor] | None:
+    """Open a model without torch by an earlier conversion of it; None if there is none, or one that needs torch.
+
+    Args:
+        folder: of the model.
+        backend, precision: as `choice.choose` returns them.
+    """
+    if graph_precision(precision) != "fp32" or not (folder / "config.json").is_file():
+        return None
+    found = noted(folder, backend)
+    converted = cache_of(backend) / found["conversion"] if found else None
+    if found is None or converted is None or not is_intact(converted):
+        return None
+    try:
+        record = read_record(converted / record_name("fp32")) | {KEY: found[KEY]}
+        return None if needs_torch(folder, record) else open_described(folder, converted, record, backend, precision)
+    except (OSError, ValueError, KeyError, TypeError):  # torch, where the model is loaded, says what is wrong
+        return None
+
+
+def _note(folder: Path, backend: str) -> Path:
+    files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
+    digests = {path.name: digest_of(path) for path in files}
+    return cache_of(backend) / "folders" / f"{_hash([digests, _versions(backend)])}.json"
+
+
+def _versions(backend: str) -> dict[str, str]:
+    names = ("torch", "transformers", *PACKAGES[backend], "wavlink")
+    return {name: version_of(name) for name in names} | {"format": str(FORMAT)}
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package, "" where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:  # of wavlink in a checkout that is imported from its folder
+        return ""
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
