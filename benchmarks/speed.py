@@ -15,7 +15,6 @@ Prints the tables of the record. About 10 minutes on two quiet cores, with `--qu
 - file: from one wav file to its vector.
 - features: the model alone on log-mels that are ready, per clip in the best of a few batches.
 - stages: the share of decoding with resampling, of the log-mel, and of the model alone, one after another.
-- start: a fresh process of each backend, to its first vector, and its peak memory after 32 files of 5 s.
 - peak: the model's operations per second in its best batch, as a share of the fastest of the machine's own matrix
   products at Base's shapes. Matrix products and convolutions that are run are counted, and beside them those that the
   model runs with torch's kernels, as model FLOPs utilization (MFU) has it: our kernels get by with fewer.
@@ -27,7 +26,6 @@ medians are the result, with their range over the repeats. CLAP encodes 10 s of 
 
 import argparse
 import itertools
-import json
 import math
 import os
 import statistics
@@ -46,7 +44,7 @@ import speed_report
 import tables
 import torch
 from speed_report import BASE, BF16, LIBRARIES, PEER, PLAIN, compiled_name
-from speed_systems import System, build, build_compiled, new_clap, new_wavlink, write_exports
+from speed_systems import System, build, build_compiled
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -60,8 +58,6 @@ BATCHES = {1: (1, 8), 5: (1, 4), 10: (1, 2), 30: (1,)}  # clips, by their second
 STREAM = {1: 16, 5: 8, 10: 8, 30: 8}  # files; only the decoding of the first ones waits for nothing
 RUNS = [(backend, precision) for backend in LIBRARIES for precision in HAS[backend]]
 PEERS_STREAM = 4  # files: CLAP takes as long for each, whatever its length
-STARTS = 6  # of each process, the first of which fills caches
-FILES_OF_MEMORY = 32
 PRODUCTS_A_TURN = 5
 
 
@@ -163,37 +159,12 @@ def cosines(rows: dict[str, System], paths: list[Path]) -> dict[str, float]:
     return {name: F.cosine_similarity(torch.from_numpy(own), expected).min().item() for name, own in found.items()}
 
 
-def cold_starts(options: argparse.Namespace, folder: Path, paths: list[Path]) -> dict[str, list[dict]]:
-    """What speed_cold.py prints of each row, in turn; the first time, which fills caches, is thrown away."""
-    layers = 12  # of the text towers, which are loaded too
-    for kind, (model, processor) in (("clap", new_clap(layers)), ("wavlink", new_wavlink(text_layers=layers))):
-        model.save_pretrained(folder / kind)
-        processor.save_pretrained(folder / kind)
-    del model
-    runs = {PEER: ("clap", "clap"), BASE: ("torch:fp32", "wavlink")}
-    for backend, precision in (run for run in RUNS if run[0] in options.backends and run[1] != "bf16"):
-        runs[compiled_name(BASE, backend, precision)] = (f"{backend}:{precision}", "wavlink")
-        if precision == "int8":
-            write_exports(folder / "wavlink", backend)
-    caches = {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    environment = {**os.environ, **caches, "OMP_NUM_THREADS": str(options.threads)}
-    script, found = Path(__file__).with_name("speed_cold.py"), {name: [] for name in runs}
-    paths = [*itertools.islice(itertools.cycle(paths), FILES_OF_MEMORY)]
-    for turn, (name, (run, model)) in itertools.product(range(STARTS), runs.items()):
-        command = [sys.executable, script, run, folder / model, options.dtype, *paths]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-        if turn:
-            found[name].append(json.loads(output.splitlines()[-1]))
-    return found
-
-
 def measure(options: argparse.Namespace, folder: Path) -> dict:
     """All figures, as `speed_report` takes them and as JSON holds them."""
     sounds = write_sounds(folder)
     if options.quick:
         sounds = {seconds: sounds[seconds] for seconds in (1, 5)}
     repeats = 2 if options.quick else options.repeats
-    cold = {} if options.quick else cold_starts(options, folder, sounds[5])
     rows = build(options.dtype, options.model) | build_compiled(options.backends, folder, options.model)
     products = matmul_actions(DTYPES[options.dtype])
     clock = time.process_time if options.threads == 1 else time.perf_counter
@@ -219,7 +190,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
         "products": rates,
         "operations": counted,
         "cosines": cosines(rows, sounds[5][:8]),
-        "cold": cold,
     }
 
 
@@ -240,7 +210,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="of each library (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement, in turn (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="clips of 1 and 5 s, 2 repeats, no cold start")
+    parser.add_argument("--quick", action="store_true", help="clips of 1 and 5 s, 2 repeats")
     records.add_option(parser, "speed")
     options = parser.parse_args()
     torch.manual_seed(0)

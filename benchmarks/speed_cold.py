@@ -1,4 +1,4 @@
-"""What a fresh process takes from its start to a first vector, and its peak memory. speed.py starts it:
+"""What a fresh process takes from its start to a first vector, and its peak memory. start.py starts it:
 
     python benchmarks/speed_cold.py clap|BACKEND:PRECISION FOLDER DTYPE WAV ...
 

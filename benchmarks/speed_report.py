@@ -28,7 +28,6 @@ RATIOS = {
 }
 RATE = 500  # seconds of sound a second, of 30 s pooled in int8
 FRONT_END = 2.5  # ms of decoding, resampling and log-mel for 10 s
-START = 1.5  # s to the first vector, without torch
 COLUMNS = ["goal", "goal's value", "measured", "by", "times as fast as CLAP in OpenVINO"]
 
 
@@ -46,14 +45,12 @@ def per_clip(figures: dict) -> dict[tuple[str, int, str], np.ndarray]:
 def as_values(figures: dict) -> dict:
     """Ratios to CLAP at a glance, all times of each way, and what else was measured."""
     times = per_clip(figures)
-    goal_rows = goals(times, figures["cold"])
+    goal_rows = goals(times)
     tables = {"goals": records.table(COLUMNS, goal_rows)} if goal_rows else {}
     tables |= {"summary": summary(times)}
     tables |= {way: table(times, way) for way in WAYS}
     if any(way == "decode" for _, _, way in times):
         tables["stages"] = stages(times)
-    if figures["cold"]:
-        tables["start"] = start(figures["cold"])
     cosines = [[name, records.number(value, 6)] for name, value in figures["cosines"].items()]
     tables["cosines"] = records.table(["model", "smallest cosine to fp32"], cosines)
     tables["peak"] = peak(figures, times)
@@ -84,19 +81,6 @@ def table(times: dict, way: str) -> dict:
             rate = records.number(1000 * encoded / np.median(own), 0)
             rows.append([name, f"{seconds} s", spread(own, 1, "ms"), faster, rate])
     return records.table(["model", "clip", "a clip takes", "times as fast as CLAP", "seconds of sound a second"], rows)
-
-
-def start(cold: dict[str, list[dict]]) -> dict:
-    """A row a model: from the start of a process to its first vector, and its memory after all files."""
-    rows = []
-    for name, runs in cold.items():
-        run = {key: np.array([one[key] for one in runs]) for key in runs[0]}
-        load, first = run["loaded"] - run["imported"], run["first"] - run["loaded"]
-        parts = [spread(run["imported"], 1, "s"), spread(load, 1, "s"), spread(first, 2, "s")]
-        imported = "yes" if run["torch"].any() else "no"
-        rows.append([name, *parts, spread(run["wall"], 2, "s"), imported, spread(run["memory"], 0, "MiB")])
-    columns = ["model", "import", "load", "first vector", "altogether, by the clock", "torch imported", "peak memory"]
-    return records.table(columns, rows)
 
 
 def ratio(times: dict, name: str, seconds: int, way: str, rival: str = PEER) -> dict:
@@ -140,7 +124,7 @@ def stages(times: dict) -> dict:
     return records.table([*columns, "of the model"], rows)
 
 
-def goals(times: dict, cold: dict[str, list[dict]]) -> list[list]:
+def goals(times: dict) -> list[list]:
     """A row a goal: its value, what this run measured, and which row that was."""
     rows = []
     for (model, precision, seconds), goal in RATIOS.items():
@@ -160,22 +144,7 @@ def goals(times: dict, cold: dict[str, list[dict]]) -> list[list]:
             goal = records.number(FRONT_END, 2, "ms")
             title = f"decode and log-mel {of_what}, 10 s, at most"
             rows.append([title, goal, spread(sum(front), 2, "ms"), BASE, None])
-    return [*rows, *_of_processes(cold)]
-
-
-def _of_processes(cold: dict[str, list[dict]]) -> list[list]:
-    rows, runs = [], {name: found for name, found in cold.items() if name != PEER}
-    without = {name: found for name, found in runs.items() if not any(one["torch"] for one in found)}
-    if candidates := without or runs:
-        best = min(candidates, key=lambda name: np.median([one["wall"] for one in candidates[name]]))
-        wall = spread(np.array([one["wall"] for one in candidates[best]]), 2, "s")
-        about = best if without else f"{best}, which imports torch"
-        rows.append(["first vector of a process without torch, at most", records.number(START, 1, "s"), wall, about])
-    if PEER in cold and BASE in runs:
-        peer, own = (np.array([one["memory"] for one in cold[name]]) for name in (PEER, BASE))
-        goal = spread(peer, 0, "MiB")
-        rows.append(["peak memory, at most CLAP's", goal, spread(own, 0, "MiB"), BASE])
-    return [[*row, None] for row in rows]
+    return rows
 
 
 def _stages(front: str, name: str, seconds: int) -> list[tuple]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wavlink.backends.choice import DTYPE_OF, PACKAGES, as_unavailable, choose, installed, without_torch
-from wavlink.backends.conversions import open_conversion
+from wavlink.backends.conversions import folder_key, open_conversion, write_note
 from wavlink.backends.export_checks import STRIDE
 from wavlink.backends.standalone import open_standalone, why_not
 
@@ -111,6 +111,8 @@ def _load(
     from .mapped_weights import WeightsFile
 
     check_device(arguments["device"])
+    place = place if place and place.is_dir() else None
+    key = folder_key(place, backend) if place and backend != "torch" else ""
     weights = WeightsFile.of(folder)
     hub = arguments["revision"], arguments["local_files_only"]
     loaded, processor = torch_model.load(model, processor, *hub)
@@ -123,12 +125,29 @@ def _load(
         from .backends.compiled_model import compile_model
 
         with as_unavailable():
-            loaded = compile_model(loaded, processor, backend, precision, folder, hub[1])
-        if place and (alone := open_conversion(place, backend, precision)):  # as the next process opens it
-            return Opened(*alone, name, revision, parameters, arguments, None)
+            loaded = compile_model(loaded, backend, precision, folder, hub[1])
+        if place and loaded.converted:
+            _note_conversion(place, "" if commit else key, loaded, processor)
+            if alone := open_conversion(place, backend, precision):  # as the next process opens it
+                return Opened(*alone, name, revision, parameters, arguments, None)
     run = [arguments[name] for name in ("device", "dtype", "fast_kernels")]
     loaded, pack_text = torch_model.on_device(loaded, *run, weights)
     return Opened(loaded, processor, name, revision, parameters, arguments, pack_text)
+
+
+def _note_conversion(folder: Path, key: str, model: Any, processor: Any) -> None:
+    """Write down by which conversion a folder is run, so that the next process needs no torch.
+
+    Args:
+        key: of the folder before the model was loaded: its files may be others since. "" for a snapshot of the Hub,
+            whose files do not change.
+    """
+    from .backends.exported import standalone_facts
+
+    found = folder_key(folder, model.backend)
+    if key in ("", found):
+        with suppress(OSError):  # a cache of others is only read; then torch is loaded the next time too
+            write_note(found, model.backend, model.converted, standalone_facts(folder, model, processor))
 
 
 def _check_pair(model: "str | Model", processor: "Processor | None", revision: str | None) -> None:

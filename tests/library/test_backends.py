@@ -20,6 +20,7 @@ from tests.clap_models import save_clap
 from tests.conftest import RATE, tone
 from tests.helpers import put_into_hub_cache
 from tests.processes import run_process
+from wavlink import opening
 from wavlink.backends import choice, compiled_model, exported, sessions
 from wavlink.backends.export import export
 from wavlink.embedder import Embedder
@@ -381,7 +382,7 @@ def test_a_conversion_is_used_where_its_cache_cannot_be_written(wavlink_folder, 
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(compiled_model, "write_note", refuse)
+    monkeypatch.setattr(opening, "write_note", refuse)
     close(vectors(Embedder(wavlink_folder, backend="openvino")), expected)
 
 
@@ -394,6 +395,24 @@ def test_a_damaged_note_of_a_conversion_is_passed_over(content, wavlink_folder, 
     note.write_text(content)
     close(vectors(Embedder(wavlink_folder, backend="openvino")), expected, 0)
     assert note.read_text() == written
+
+
+def test_a_folder_that_changes_while_it_is_converted_gets_no_note(wavlink_folder, cache, monkeypatch):
+    needs("openvino")
+    other = WavLinkModel.from_pretrained(wavlink_folder)
+    with torch.no_grad():
+        other.text_projection.weight *= -1
+    convert = compiled_model.converted_folder
+
+    def change(*arguments):
+        other.save_pretrained(wavlink_folder)
+        return convert(*arguments)
+
+    monkeypatch.setattr(compiled_model, "converted_folder", change)
+    before = Embedder(wavlink_folder, backend="openvino").embed_text(["a dog"])
+    assert not list(cache.glob("openvino/folders/*"))
+    monkeypatch.setattr(compiled_model, "converted_folder", convert)
+    close(Embedder(wavlink_folder, backend="openvino").embed_text(["a dog"]), -before)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """A WavLink whose towers run in OpenVINO or onnxruntime, used like the model that it was made from."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from modeling_wavlink.compat_wavlink import optional_file
 from wavlink.bundled_models import name_of
 from wavlink.installing import install_hint
 from wavlink.loading import parameter_count, revision
 
 from .choice import how_to_export
-from .conversions import noted, write_note
 from .export_checks import refuse_unfit
-from .exported import converted_folder, exported_folder, missing_packages, model_identity, standalone_facts
+from .exported import converted_folder, exported_folder, missing_packages, model_identity
 from .graphs import exportable
 from .sessions import INPUTS, Tower
-from .standalone import KEY, open_towers
+from .standalone import open_towers
 
 
 class CompiledModel(nn.Module):
@@ -32,7 +29,12 @@ class CompiledModel(nn.Module):
         model: that the towers were made from.
         towers: `audio` and `text`.
         backend, precision: of the towers, see `Embedder`.
+
+    Attributes:
+        converted: the folder of its conversion in the cache; None for an export.
     """
+
+    converted: Path | None = None
 
     def __init__(self, model: PreTrainedModel, towers: dict[str, Tower], backend: str, precision: str):
         super().__init__()
@@ -78,18 +80,12 @@ class CompiledModel(nn.Module):
 
 
 def compile_model(
-    model: PreTrainedModel,
-    processor: Any,
-    backend: str,
-    precision: str,
-    source: str = "",
-    local_files_only: bool = False,
+    model: PreTrainedModel, backend: str, precision: str, source: str = "", local_files_only: bool = False
 ) -> CompiledModel:
     """Return a model in another backend: by the export that it carries, else converted, which the cache keeps.
 
     Args:
         model: a WavLink with a Whisper; it becomes fp32 on the CPU.
-        processor: the model's.
         backend, precision: as `choice.choose` returns them.
         source: the folder or Hub id that it was loaded from; "" if it was not.
         local_files_only: whether a Hub id is looked up in the local cache alone.
@@ -99,7 +95,7 @@ def compile_model(
     """
     seed, name = getattr(model, "control_seed", None), source or type(model).__name__
     model = exportable(model)
-    identity, folder = model_identity(model), None
+    identity, folder, converted = model_identity(model), None, None
     if source and seed is None:
         hub = {"revision": getattr(model, "hub_commit", None), "local_files_only": local_files_only}
         folder = exported_folder(source, backend, precision, identity, **({} if os.path.isdir(source) else hub))
@@ -109,21 +105,7 @@ def compile_model(
     if folder is None:
         if missing := missing_packages(backend):
             raise ValueError(f"{name} is to be converted for {backend}: {install_hint(missing[0])}")
-        folder = converted_folder(model, backend, identity)
-        if source and seed is None:
-            _note(source, model, processor, backend, folder)
-    return CompiledModel(model, open_towers(folder, backend, precision), backend, precision)
-
-
-def _note(source: str, model: PreTrainedModel, processor: Any, backend: str, converted: Path) -> None:
-    """Write down by which conversion a model's folder is run, so that the next process needs no torch."""
-    hub = {} if os.path.isdir(source) else {"revision": getattr(model, "hub_commit", None), "local_files_only": True}
-    config = optional_file(source, "config.json", **hub)
-    if config is None:
-        return
-    folder = Path(config).parent
-    found = noted(folder, backend)
-    if found and found["conversion"] == converted.name and found[KEY].get("error"):  # it needs torch
-        return
-    with suppress(OSError):  # a cache of others is only read; then torch is loaded the next time too
-        write_note(folder, backend, converted, standalone_facts(folder, model, processor))
+        folder = converted = converted_folder(model, backend, identity)
+    compiled = CompiledModel(model, open_towers(folder, backend, precision), backend, precision)
+    compiled.converted = converted
+    return compiled

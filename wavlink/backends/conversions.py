@@ -46,28 +46,21 @@ def is_intact(folder: Path) -> bool:
         return False
 
 
-def noted(folder: Path, backend: str) -> dict[str, Any] | None:
-    """Return what is written down of a model's folder, whose files are the same; None if nothing is.
-
-    Returns:
-        `conversion`, the name of its conversion, and how a model is opened by that.
-    """
-    try:
-        found = json.loads(_note(folder, backend).read_text(encoding="utf-8"))
-        return {"conversion": Path(found["conversion"]).name, KEY: {**found[KEY]}}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def folder_key(folder: Path, backend: str) -> str:
+    """Return a hash of the files that a model is loaded from, and of the versions that make its conversion."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
+    return _hash([{path.name: digest_of(path) for path in files}, _versions(backend)])
 
 
-def write_note(folder: Path, backend: str, converted: Path, facts: dict[str, Any]) -> None:
+def write_note(key: str, backend: str, converted: Path, facts: dict[str, Any]) -> None:
     """Write down by which conversion a model's folder is run.
 
     Args:
-        folder: of the model.
+        key: of the folder, see `folder_key`.
         converted: the folder of its conversion.
         facts: as `exported.standalone_facts` returns them.
     """
-    write_text(_note(folder, backend), json.dumps({"conversion": converted.name, KEY: facts}, indent=2) + "\n")
+    write_text(_note(key, backend), json.dumps({"conversion": converted.name, KEY: facts}, indent=2) + "\n")
 
 
 def open_conversion(folder: Path, backend: str, precision: str) -> tuple[StandaloneModel, StandaloneProcessor] | None:
@@ -79,21 +72,19 @@ def open_conversion(folder: Path, backend: str, precision: str) -> tuple[Standal
     """
     if graph_precision(precision) != "fp32" or not (folder / "config.json").is_file():
         return None
-    found = noted(folder, backend)
-    converted = cache_of(backend) / found["conversion"] if found else None
-    if found is None or converted is None or not is_intact(converted):
-        return None
     try:
+        found = json.loads(_note(folder_key(folder, backend), backend).read_text(encoding="utf-8"))
+        converted = cache_of(backend) / Path(found["conversion"]).name
         record = read_record(converted / record_name("fp32")) | {KEY: found[KEY]}
-        return None if needs_torch(folder, record) else open_described(folder, converted, record, backend, precision)
+        if needs_torch(folder, record) or not is_intact(converted):
+            return None
+        return open_described(folder, converted, record, backend, precision)
     except (OSError, ValueError, KeyError, TypeError):  # torch, where the model is loaded, says what is wrong
         return None
 
 
-def _note(folder: Path, backend: str) -> Path:
-    files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
-    digests = {path.name: digest_of(path) for path in files}
-    return cache_of(backend) / "folders" / f"{_hash([digests, _versions(backend)])}.json"
+def _note(key: str, backend: str) -> Path:
+    return cache_of(backend) / "folders" / f"{key}.json"
 
 
 def _versions(backend: str) -> dict[str, str]:
