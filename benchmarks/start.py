@@ -3,8 +3,8 @@
     python benchmarks/start.py [--threads 2] [--record]
 
 Each row is a process of its own, which embeds one wav file of 5 s, and then 32 of them (`speed_cold.py`); the rows
-take turns. The models are those of speed.py at their full size, with random weights, which changes neither time nor memory.
-Prints the tables of the record. About 3 minutes on two cores.
+take turns. The models are those of speed.py at their full size, with random weights, which change neither time nor
+memory. Prints the tables of the record. About 3 minutes on two cores.
 
 - start: every model. A folder is opened in torch, by its export, or by the conversion that an earlier process made of
   it; a Hub id is one of the Hub's cache.
