@@ -10,7 +10,8 @@ same command goes on with an interrupted one; what this commit has measured ther
   the digits shown, or `different`. Differences stand with both figures in the report.
 - Times, sizes and rates belong to a machine: they are `reported`, as ratios of the new to the kept one.
 
-Writes OUT/report.json and OUT/report.md. Exits with 1 where a command failed or a value is different.
+Writes OUT/report.json and OUT/report.md; with `--only`, what they hold of other records, of this commit, stays. Exits
+with 1 where a command failed or a value is different.
 """
 
 import argparse
@@ -271,6 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     chosen, others = plan(kept, options.hours)
     about = {name: environment()[name] for name in ("commit", "time")}
+    others += _of_others(out, about["commit"], [record["name"] for record in kept])
     report = about | {"hours": options.hours, "records": []}
     for record in chosen:
         path = out / "records" / f"{record['name']}.json"
@@ -286,6 +288,15 @@ def main(arguments: list[str] | None = None) -> int:
     _write(report | {"records": report["records"] + others}, out)
     print(f"{out / 'report.md'}")
     return int(any(entry["verdict"] in ("failed", "different") for entry in report["records"]))
+
+
+def _of_others(out: Path, commit: str, names: list[str]) -> list[dict]:
+    """What an earlier report of a commit holds of records that are not among these."""
+    try:
+        earlier = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in earlier["records"] if earlier["commit"] == commit and entry["name"] not in names]
 
 
 def _write(report: dict, out: Path) -> None:

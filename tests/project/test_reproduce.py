@@ -131,6 +131,15 @@ def test_what_fits_is_measured_and_compared_and_the_rest_is_listed(reproduce, ke
     assert "| made | inside |" in text and "| long | not run | needs longer | 60.0 |" in text
 
 
+def test_a_report_of_some_records_keeps_those_of_the_others(reproduce, kept, monkeypatch):
+    _, whole = measured(reproduce, kept, monkeypatch)
+    code, found = measured(reproduce, kept, monkeypatch, "--only", "made")
+    assert code == 0 and found == whole
+    path = kept / "out/report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "0000000"}))
+    assert measured(reproduce, kept, monkeypatch, "--only", "made")[1].keys() == {"made"}
+
+
 def test_the_same_command_goes_on_and_another_commit_measures_anew(reproduce, kept, monkeypatch):
     options = "--only", "made"
     for calls in (1, 1):
