@@ -99,17 +99,27 @@ def mapped_anew(named: Iterable[tuple[str, Tensor]], path: str | None) -> Iterat
         yield name, found if (found.dtype, found.shape) == (tensor.dtype, tensor.shape) else tensor
 
 
+def own_file(model: nn.Module, path: str | None) -> str | None:
+    """Return the path of a safetensors file, None unless it has each of the model's weights by its name, and no other.
+
+    Otherwise transformers may have loaded a weight from another name or file.
+    """
+    if path is None or getattr(model.config, "transformers_weights", None):
+        return None
+    return path if load_state_dict(path).keys() == model.state_dict().keys() else None
+
+
 def refuse_broken_weights(source: str, model: PreTrainedModel, path: str | None = None) -> None:
     """Refuse NaN or infinite weights, which would make every vector NaN.
 
     Args:
         source: names the checkpoint in the error.
-        path: of the file that all weights were loaded from, if it is known, see `mapped_anew`.
+        path: of the file that they were loaded from, if it is known, see `mapped_anew`.
 
     Raises:
         ValueError: names the first such weight.
     """
-    for name, weight in mapped_anew(model.named_parameters(), path):
+    for name, weight in mapped_anew(model.named_parameters(), own_file(model, path)):
         checked = not weight.is_meta and weight.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
         if checked and not _finite(weight):
             raise ValueError(

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from modeling_wavlink.compat_wavlink import optional_file
+from modeling_wavlink.pretrained_wavlink import own_file
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class WeightsFile:
     def path_for(self, model: torch.nn.Module) -> str | None:
         """Return the path for a WavLink that was loaded from this file; None where the file was replaced since."""
         own = model.config.model_type == "wavlink" and getattr(model, "control_seed", None) is None
-        return str(self.path) if own and self._is_unchanged() else None
+        return own_file(model, str(self.path)) if own and self._is_unchanged() else None
 
     def map_again(self, model: torch.nn.Module) -> None:
         """Let a WavLink that was loaded from this file, and not changed since, read its weights from a new mapping.

@@ -81,6 +81,8 @@ def open_model(
     if revision is not None and not commit:
         raise ValueError(f"revision={revision!r} is of a Hub id, {folder} is a folder: leave it out")
     name, loaded = model if commit else name_of(local), alone[0]
+    if commit:
+        loaded.name_or_path, loaded.hub_commit = model, commit
     return Opened(*alone, name, commit or loaded.source_revision, loaded.source_parameters, arguments, None)
 
 
@@ -127,26 +129,27 @@ def _load(
         with as_unavailable():
             loaded = compile_model(loaded, backend, precision, folder, hub[1])
         if place and loaded.converted:
-            _note_conversion(place, "" if commit else key, loaded, processor)
+            _note_conversion(place, None if commit else key, loaded, processor)
             if alone := open_conversion(place, backend, precision):  # as the next process opens it
+                alone[0].name_or_path, alone[0].hub_commit = loaded.name_or_path, commit
                 return Opened(*alone, name, revision, parameters, arguments, None)
     run = [arguments[name] for name in ("device", "dtype", "fast_kernels")]
     loaded, pack_text = torch_model.on_device(loaded, *run, weights)
     return Opened(loaded, processor, name, revision, parameters, arguments, pack_text)
 
 
-def _note_conversion(folder: Path, key: str, model: Any, processor: Any) -> None:
+def _note_conversion(folder: Path, key: str | None, model: Any, processor: Any) -> None:
     """Write down by which conversion a folder is run, so that the next process needs no torch.
 
     Args:
-        key: of the folder before the model was loaded: its files may be others since. "" for a snapshot of the Hub,
-            whose files do not change.
+        key: of the folder before the model was loaded: its files may be others since. None for a snapshot of the
+            Hub, whose files do not change.
     """
     from .backends.exported import standalone_facts
 
     found = folder_key(folder, model.backend)
-    if key in ("", found):
-        with suppress(OSError):  # a cache of others is only read; then torch is loaded the next time too
+    if found and key in (None, found):
+        with suppress(OSError, ValueError):  # a cache that is only read; then torch is loaded the next time too
             write_note(found, model.backend, model.converted, standalone_facts(folder, model, processor))
 
 

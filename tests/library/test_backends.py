@@ -20,7 +20,6 @@ from tests.clap_models import save_clap
 from tests.conftest import RATE, tone
 from tests.helpers import put_into_hub_cache
 from tests.processes import run_process
-from wavlink import opening
 from wavlink.backends import choice, compiled_model, exported, sessions
 from wavlink.backends.export import export
 from wavlink.embedder import Embedder
@@ -334,12 +333,13 @@ SECOND = """
 import json, sys
 from wavlink import Embedder
 embedder = Embedder(sys.argv[1], backend=sys.argv[2])
-print(json.dumps(["torch" in sys.modules, embedder.revision, embedder.name, embedder.embed_text(["a dog"]).tolist()]))
+about = ["torch" in sys.modules, embedder.revision, embedder.name, embedder.folder]
+print(json.dumps([*about, embedder.embed_text(["a dog"]).tolist()]))
 """
 
 
 def opened_anew(folder, backend: str, cache: Path, **environment: str) -> list:
-    """Whether a new process imports torch, and its embedder's revision, name and vector."""
+    """Whether a new process imports torch, and its embedder's revision, name, folder and vector."""
     environment = {**os.environ, "HF_HOME": str(cache.parent), "PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, "-c", SECOND, str(folder), backend]
     return json.loads(run_process(command, env=environment, capture_output=True, text=True, check=True).stdout)
@@ -350,7 +350,7 @@ def opened_anew(folder, backend: str, cache: Path, **environment: str) -> list:
 def test_a_converted_model_is_opened_again_without_torch(backend, wavlink_folder, cache):
     needs(backend)
     first = Embedder(wavlink_folder, backend=backend)
-    with_torch, revision, name, vector = opened_anew(wavlink_folder, backend, cache)
+    with_torch, revision, name, _, vector = opened_anew(wavlink_folder, backend, cache)
     assert (with_torch, revision, name) == (False, first.revision, first.name)
     close(np.array(vector), first.embed_text(["a dog"]))
     settings = wavlink_folder / "processor_config.json"
@@ -369,34 +369,150 @@ def test_a_converted_model_of_the_hub_is_opened_again_without_torch(wavlink_fold
     offline = {"HF_HUB_OFFLINE": "1"}
     first = opened_anew("user/model", "openvino", cache, **offline)
     again = opened_anew("user/model", "openvino", cache, **offline)
-    assert first[0] and not again[0] and again[1:3] == first[1:3] == ["0" * 40, "user/model"]
-    close(np.array(again[3]), np.array(first[3]))
+    assert first[0] and not again[0] and again[1:4] == first[1:4] == ["0" * 40, "user/model", ""]
+    close(np.array(again[4]), np.array(first[4]))
 
 
-def test_a_conversion_is_used_where_its_cache_cannot_be_written(wavlink_folder, cache, monkeypatch):
+@pytest.mark.slow
+def test_a_conversion_is_used_where_its_note_cannot_be_written(wavlink_folder, cache):
     needs("openvino")
     expected = vectors(Embedder(wavlink_folder, backend="openvino"))
     for note in cache.glob("openvino/folders/*"):
         note.unlink()
 
-    def refuse(*_):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(opening, "write_note", refuse)
+    (cache / "openvino/folders").rmdir()
+    (cache / "openvino/folders").touch()
     close(vectors(Embedder(wavlink_folder, backend="openvino")), expected)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"conversion": 3}', '{"conversion": "../..", "standalone": {}}'])
-def test_a_damaged_note_of_a_conversion_is_passed_over(content, wavlink_folder, cache):
+def edit(path: Path, **fields) -> None:
+    """Change fields of a JSON file; `a__b` stands for `b` within `a`, and None removes one."""
+    content = json.loads(path.read_text())
+    for name, value in fields.items():
+        *parts, last = name.split("__")
+        part = content
+        for key in parts:
+            part = part[key]
+        part[last] = value
+        if value is None:
+            del part[last]
+    path.write_text(json.dumps(content))
+
+
+DAMAGES = [
+    "{",
+    "[]",
+    "[" * 100_000,
+    {"conversion": 3},
+    {"conversion": "../.."},
+    {"standalone__logit_scale": 1e9},
+    {"standalone__parameters": "many"},
+    {"sha256": None},
+]
+
+
+@pytest.mark.slow
+def test_a_damaged_note_of_a_conversion_is_written_again(wavlink_folder, cache):
     needs("openvino")
     expected = vectors(Embedder(wavlink_folder, backend="openvino"))
     (note,) = cache.glob("openvino/folders/*.json")
     written = note.read_text()
-    note.write_text(content)
-    close(vectors(Embedder(wavlink_folder, backend="openvino")), expected, 0)
-    assert note.read_text() == written
+    for damage in DAMAGES:
+        note.write_text(damage) if isinstance(damage, str) else edit(note, **damage)
+        close(vectors(Embedder(wavlink_folder, backend="openvino")), expected, 0)
+        assert note.read_text() == written, damage
 
 
+CHANGED = {"towers": {}, "files": {}, "backend": "onnx", "model__weights": "sha256:0"}
+
+
+@pytest.mark.slow
+def test_a_changed_record_of_a_conversion_is_written_again(wavlink_folder, cache):
+    needs("openvino")
+    first = Embedder(wavlink_folder, backend="openvino")
+    expected = vectors(first)
+    (record,) = cache.glob("openvino/*/wavlink_fp32.json")
+    for field, value in CHANGED.items():
+        edit(record, **{field: value})
+        found = Embedder(wavlink_folder, backend="openvino")
+        close(vectors(found), expected, 0)
+        assert found.revision == first.revision
+
+
+@pytest.mark.slow
+def test_models_of_other_settings_have_conversions_of_their_own(request, tmp_path):
+    """The settings are not seen in the weights; text vectors differ by them."""
+    needs("openvino")
+    folder = save(request, tmp_path / "model", "modernbert", "cls")
+    for fields in (
+        {},
+        {"text_config__rope_parameters__full_attention__rope_theta": 100.0},
+        {"text_config__pad_token_id": 5},
+    ):
+        edit(folder / "config.json", **fields)
+        for _ in range(2):
+            close(Embedder(folder, backend="openvino").embed_text(TEXTS), Embedder(folder).embed_text(TEXTS))
+
+
+@pytest.mark.slow
+def test_weights_elsewhere_than_in_the_usual_file_are_loaded_each_time(wavlink_folder, cache):
+    needs("openvino")
+    model = WavLinkModel.from_pretrained(wavlink_folder)
+    path, other = wavlink_folder / "model.safetensors", wavlink_folder / "shards/w.safetensors"
+    other.parent.mkdir()
+    path.rename(other)
+    edit(wavlink_folder / "config.json", transformers_weights="shards/w.safetensors")
+    before = Embedder(wavlink_folder, backend="openvino").embed_text(TEXTS)
+    assert not list(cache.glob("openvino/folders/*"))
+    with torch.no_grad():
+        model.text_projection.weight *= -1
+    model.save_pretrained(wavlink_folder)
+    path.replace(other)
+    edit(wavlink_folder / "config.json", transformers_weights="shards/w.safetensors")
+    found = Embedder(wavlink_folder, backend="openvino")
+    close(found.embed_text(TEXTS), -before)
+    plain = Embedder(wavlink_folder)
+    close(plain.embed_text(TEXTS), -before)
+    assert found.revision == plain.revision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_what_only_transformers_knows_is_left_to_it(file, wavlink_folder, cache):
+    """A token that tokenizer.json does not know, and a size that config.json leaves to its default."""
+    needs("openvino")
+    if file == "config.json":
+        edit(wavlink_folder / file, audio_config__num_mel_bins=None)
+    else:
+        tokenizer = load_for_evaluation(str(wavlink_folder))[1].tokenizer
+        edit(wavlink_folder / file, additional_special_tokens=["dog"], extra_special_tokens=["dog"])
+        assert tokenizer("hotdog")["input_ids"]
+    texts = ["hotdog dogs", *TEXTS]
+    for _ in range(2):
+        found = Embedder(wavlink_folder, backend="openvino")
+        close(found.embed_text(texts), Embedder(wavlink_folder).embed_text(texts))
+        close(vectors(found), vectors(Embedder(wavlink_folder)))
+
+
+@pytest.mark.slow
+def test_a_converted_model_is_called_as_in_torch(wavlink_folder):
+    needs("openvino")
+    plain, found = Embedder(wavlink_folder), Embedder(wavlink_folder, backend="openvino")
+    for kind in ("np", "pt"):
+        inputs = found.processor(text=TEXTS, return_tensors=kind, truncation=True, max_length=4)
+        expected = plain.processor(text=TEXTS, return_tensors=kind, truncation=True, max_length=4)
+        np.testing.assert_array_equal(inputs["input_ids"], expected["input_ids"])
+    assert inputs.to("cpu").input_ids.dtype == torch.int64
+    features = found.processor(audio=CLIPS[:2], sampling_rate=RATE, return_tensors="pt").input_features
+    expected = found.model.get_audio_features(features).pooler_output
+    close(found.model.get_audio_features(features.numpy()).pooler_output, expected.numpy(), 0)
+    graph = found.model.get_audio_features(features.clone().requires_grad_()).pooler_output
+    assert torch.equal(graph, expected)
+    half = found.model.get_audio_features(features.bfloat16()).pooler_output
+    assert half.dtype == torch.float32 and (half * expected).sum(1).min() > 0.9
+
+
+@pytest.mark.slow
 def test_a_folder_that_changes_while_it_is_converted_gets_no_note(wavlink_folder, cache, monkeypatch):
     needs("openvino")
     other = WavLinkModel.from_pretrained(wavlink_folder)

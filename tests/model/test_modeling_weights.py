@@ -1,7 +1,9 @@
 """Weights in and out: pretrained towers of every layout, nothing silently random, and bit-equal saves."""
 
+import json
 import shutil
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -245,3 +247,32 @@ def test_weights_that_are_not_finite_are_refused_also_in_a_variant(broken, model
     if not broken:
         with pytest.raises(ValueError, match="text_projection.weight of .* holds NaN"):
             WavLinkModel.from_pretrained(tmp_path)
+
+
+def with_gamma(folder) -> None:
+    """A weight that transformers takes for another one, under which the file has a whole one."""
+    state = load_file(folder / "model.safetensors")
+    name = next(name for name in state if name.endswith("LayerNorm.weight"))
+    state[name.replace("weight", "gamma")] = torch.full_like(state[name], torch.nan)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_another_file(folder) -> None:
+    state = load_file(folder / "model.safetensors")
+    next(value for name, value in state.items() if name.endswith("LayerNorm.weight"))[0] = torch.nan
+    save_file(state, folder / "other.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.safetensors"}))
+
+
+@pytest.mark.parametrize("change", [with_gamma, with_another_file])
+def test_weights_of_other_names_and_files_are_checked_too(change, model, tmp_path):
+    model.save_pretrained(tmp_path)
+    change(tmp_path)
+    for load in (
+        WavLinkModel.from_pretrained,
+        AutoModel.from_pretrained,
+        partial(WavLinkModel.from_pretrained, dtype=torch.float32),
+    ):
+        with pytest.raises(ValueError, match="LayerNorm.weight of .* holds NaN"):
+            load(tmp_path)

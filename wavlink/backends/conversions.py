@@ -17,6 +17,7 @@ from wavlink.atomic_files import write_text
 from wavlink.bundled_models import digest_of
 
 from .choice import FORMAT, graph_precision, read_record, record_name
+from .sessions import INPUTS
 from .standalone import KEY, StandaloneModel, StandaloneProcessor, needs_torch, open_described
 
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
@@ -37,19 +38,31 @@ def conversion_key(identity: dict[str, str], backend: str) -> str:
     return _hash([identity, _versions(backend)])
 
 
-def is_intact(folder: Path) -> bool:
+def is_intact(folder: Path, backend: str) -> bool:
     """Return whether a folder of the cache holds the files of its record, unchanged."""
     try:
         record = read_record(folder / record_name("fp32"))
-        return all(digest_of(folder / name) == record["sha256"][name] for name in record["files"])
+        graphs = {record["towers"][name]["file"] for name in INPUTS}
+        own = record["backend"] == backend and folder.name == conversion_key(record["model"], backend)
+        whole = all(digest_of(folder / name) == record["sha256"][name] for name in record["files"])
+        return own and graphs <= set(record["files"]) and whole
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def folder_key(folder: Path, backend: str) -> str:
-    """Return a hash of the files that a model is loaded from, and of the versions that make its conversion."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
-    return _hash([{path.name: digest_of(path) for path in files}, _versions(backend)])
+    """Return a hash of the files that a model is loaded from, and of the versions that make its conversion.
+
+    "" for a folder whose weights lie elsewhere than in its `model.safetensors`, or whose files cannot be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("transformers_weights") or not (folder / "model.safetensors").is_file():
+            return ""
+        files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
+        return _hash([{path.name: digest_of(path) for path in files}, _versions(backend)])
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def write_note(key: str, backend: str, converted: Path, facts: dict[str, Any]) -> None:
@@ -60,7 +73,8 @@ def write_note(key: str, backend: str, converted: Path, facts: dict[str, Any]) -
         converted: the folder of its conversion.
         facts: as `exported.standalone_facts` returns them.
     """
-    write_text(_note(key, backend), json.dumps({"conversion": converted.name, KEY: facts}, indent=2) + "\n")
+    content = {"conversion": converted.name, KEY: facts}
+    write_text(_note(key, backend), json.dumps({**content, "sha256": _hash(content)}, indent=2) + "\n")
 
 
 def open_conversion(folder: Path, backend: str, precision: str) -> tuple[StandaloneModel, StandaloneProcessor] | None:
@@ -70,17 +84,20 @@ def open_conversion(folder: Path, backend: str, precision: str) -> tuple[Standal
         folder: of the model.
         backend, precision: as `choice.choose` returns them.
     """
-    if graph_precision(precision) != "fp32" or not (folder / "config.json").is_file():
+    key = folder_key(folder, backend) if graph_precision(precision) == "fp32" else ""
+    if not key:
         return None
     try:
-        found = json.loads(_note(folder_key(folder, backend), backend).read_text(encoding="utf-8"))
-        converted = cache_of(backend) / Path(found["conversion"]).name
+        found = json.loads(_note(key, backend).read_text(encoding="utf-8"))
+        if found.pop("sha256") != _hash(found):
+            return None
+        converted = cache_of(backend) / found["conversion"]
         record = read_record(converted / record_name("fp32")) | {KEY: found[KEY]}
-        if needs_torch(folder, record) or not is_intact(converted):
+        if needs_torch(folder, record) or not is_intact(converted, backend):
             return None
         return open_described(folder, converted, record, backend, precision)
-    except (OSError, ValueError, KeyError, TypeError):  # torch, where the model is loaded, says what is wrong
-        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # torch, where the model is loaded, says what is wrong
 
 
 def _note(key: str, backend: str) -> Path:

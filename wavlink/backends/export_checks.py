@@ -13,9 +13,10 @@ from wavlink.bundled_models import digest_of
 # Fields of the config that change a graph and that its weights do not show.
 CONFIG_FIELDS = ("projection_dim", "pooling", "text_pooling")
 TOWER_FIELDS = (
-    "model_type encoder_attention_heads num_attention_heads activation_function hidden_act hidden_activation "
-    "scale_embedding frame_pooling frame_pooling_layer layer_norm_eps norm_eps eos_token_id local_attention "
-    "global_attn_every_n_layers layer_types"
+    "model_type encoder_attention_heads num_attention_heads activation activation_function hidden_act "
+    "hidden_activation scale_embedding frame_pooling frame_pooling_layer layer_norm_eps norm_eps eos_token_id "
+    "pad_token_id n_heads is_decoder position_embedding_type relative_attention_num_buckets rope_parameters "
+    "rope_theta local_attention sliding_window global_attn_every_n_layers layer_types"
 ).split()
 
 STRIDE = 2  # frames that become a position, in Whisper

@@ -34,6 +34,7 @@ from .standalone import StandaloneProcessor, describe
 LIBRARIES = {"openvino": "OpenVINO", "onnx": "onnxruntime"}
 _ENDINGS = {"openvino": ".xml", "onnx": ".onnx"}
 _LOG_MEL_TOLERANCE = 1e-4  # of a number, between numpy and torch
+_MOST_TOKENS = 2000  # of a tokenizer's added ones, which are compared
 _ODD_TEXT = "A dog's bark, déjà vu! \u72d7 \U0001f415 <|endoftext|> [SEP]"
 
 
@@ -105,19 +106,33 @@ def standalone_facts(folder: Path, model: PreTrainedModel, processor: Any) -> di
     Args:
         folder: of the model.
     """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
         alone = StandaloneProcessor(folder)
+        _refuse_incomplete(config)
         with without_foreign_output():
             _refuse_other_tokens(alone, processor)
             _refuse_other_features(alone, processor)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         return {"error": one_line(error)}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return describe(folder, config, parameter_count(model), model.logit_scale.item(), model.logit_bias.item())
 
 
+def _refuse_incomplete(config: dict[str, Any]) -> None:
+    """Refuse a config.json without what bounds the inputs of a graph, whose default transformers alone knows."""
+    needed = {"audio_config": ("num_mel_bins", "max_source_positions"), "text_config": ("vocab_size",)}
+    for tower, names in needed.items():
+        if missing := [name for name in names if name not in (config.get(tower) or {})]:
+            raise ValueError(f"{tower} in config.json lacks {', '.join(missing)}")
+    if config.get("transformers_weights"):
+        raise ValueError("config.json names another file of weights (transformers_weights)")
+
+
 def _refuse_other_tokens(alone: StandaloneProcessor, processor: Any) -> None:
-    for texts in ([sentence(3), sentence(12)], [sentence(500), ""], [_ODD_TEXT]):
+    tokenizer = processor.tokenizer
+    special = sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})[:_MOST_TOKENS]
+    probes = [[f"{token} a {token}s hot{token} {token.upper()}, {token.title()}"] for token in special]
+    for texts in ([sentence(3), sentence(12)], [sentence(500), ""], [_ODD_TEXT], *probes):
         found, expected = alone(text=texts), processor(text=texts, return_tensors="np")
         if any(not np.array_equal(found[name], expected[name]) for name in INPUTS["text"]):
             raise ValueError(
@@ -188,13 +203,16 @@ def converted_folder(model: PreTrainedModel, backend: str, identity: dict[str, s
         ValueError: a tower that cannot be converted.
         OSError: the cache cannot be written.
     """
+    towers = [part.to_dict() for part in (model.config.audio_config, model.config.text_config)]
+    text = json.dumps(towers, sort_keys=True, default=str)  # all of it: the cache is of one version of transformers
+    identity = identity | {"towers": hashlib.sha256(text.encode()).hexdigest()[:16]}
     folder = cache_of(backend) / conversion_key(identity, backend)
-    if not is_intact(folder):
+    if not is_intact(folder, backend):
         try:
             with (replaced_folder if folder.exists() else new_folder)(folder) as unfinished:
                 write_record(unfinished, identity, backend, "fp32", write_graphs(unfinished, model, backend))
         except ValueError:
-            if not is_intact(folder):  # by another process meanwhile
+            if not is_intact(folder, backend):  # by another process meanwhile
                 raise
         except OSError as error:
             raise could_not_write(folder, error) from error

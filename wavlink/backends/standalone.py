@@ -55,7 +55,10 @@ class StandaloneModel:
     Attributes:
         scale: factor of the logits, at most `logit_scale_max`.
         source_revision, source_parameters: of the model that the export was made from.
+        hub_commit: of a model of the Hub.
     """
+
+    hub_commit: str | None = None
 
     tensors = "np"
     training = False
@@ -90,10 +93,14 @@ class StandaloneModel:
 
     def _features(self, name: str, values: np.ndarray, mask: np.ndarray | None) -> SimpleNamespace:
         inputs = dict(zip(INPUTS[name], (values, mask), strict=True))
-        arrays = {key: np.asarray(value) for key, value in inputs.items() if value is not None}
+        arrays = {key: _as_array(value) for key, value in inputs.items() if value is not None}
         refuse_unfit(name, arrays[INPUTS[name][0]], self.config)
         vectors = self.towers[name](arrays)
-        return SimpleNamespace(pooler_output=_as_torch(vectors) if hasattr(values, "detach") else vectors)
+        if hasattr(values, "detach"):  # a tensor
+            import torch
+
+            return SimpleNamespace(pooler_output=torch.from_numpy(vectors))
+        return SimpleNamespace(pooler_output=vectors)
 
     def eval(self) -> "StandaloneModel":
         """Return this model, which is never trained."""
@@ -132,11 +139,14 @@ class StandaloneProcessor(TextInputs):
         sampling_rate: int | None = None,
         padding: bool | str | None = None,
         return_tensors: str | None = "np",
-    ) -> dict[str, Any]:
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+    ) -> Mapping[str, Any]:
         """Tokenize texts and compute the log-mels of clips; see `WavLinkProcessor`.
 
         Args:
             return_tensors: `"np"`; `"pt"` where torch is installed.
+            truncation, max_length: of texts.
 
         Raises:
             ValueError: neither text nor audio, or inputs that the tokenizer or the feature extractor refuse.
@@ -146,10 +156,15 @@ class StandaloneProcessor(TextInputs):
         as_torch = return_tensors == "pt" and installed("torch")
         inputs: dict[str, Any] = {}
         if text is not None:
-            inputs |= self._tokenize(text, return_tensors="np" if as_torch else return_tensors, padding=padding)
+            kind = "np" if as_torch else return_tensors
+            inputs |= self._tokenize(text, kind, padding, truncation, max_length)
         if audio is not None:
             inputs |= self.feature_extractor(audio, sampling_rate, padding)
-        return {name: _as_torch(values) for name, values in inputs.items()} if as_torch else inputs
+        if not as_torch:
+            return inputs
+        from transformers import BatchFeature
+
+        return BatchFeature(inputs, tensor_type="pt")
 
     def _note_once(self, message: str) -> None:
         if message not in self._noted:
@@ -157,10 +172,12 @@ class StandaloneProcessor(TextInputs):
             logger.warning(message)
 
 
-def _as_torch(values: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(values)
+def _as_array(values: Any) -> np.ndarray:
+    """Return an array, also of a tensor in bf16, which numpy does not have."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    return np.asarray(values)
 
 
 def describe(
