@@ -46,20 +46,18 @@ class WeightsFile:
         return cls(path, _state(path)) if path else cls(None)
 
     def path_for(self, model: torch.nn.Module) -> str | None:
-        """Return the path for a WavLink that was loaded from this file; None where the file was replaced since."""
-        own = model.config.model_type == "wavlink" and getattr(model, "control_seed", None) is None
-        return own_file(model, str(self.path)) if own and self._is_unchanged() else None
+        """Return the path for a WavLink that was just loaded, and whose weights are those of this file; else None."""
+        return own_file(model, str(self.path)) if self._is_of(model) else None
 
     def map_again(self, model: torch.nn.Module) -> None:
         """Let a WavLink that was loaded from this file, and not changed since, read its weights from a new mapping.
 
         Weights of another name, shape, dtype or device stay as they are, and so do all where the file is gone or was
-        replaced.
+        replaced. Layers may have been packed since `path_for` has compared the names.
         """
-        path = self.path_for(model)
-        if path is None:
+        if not self._is_of(model):
             return
-        with safe_open(path, "pt") as file:
+        with safe_open(self.path, "pt") as file:
             names = set(file.keys())
             if not self._is_unchanged():  # since it was opened
                 return
@@ -68,6 +66,10 @@ class WeightsFile:
                     mapped = file.get_tensor(name)
                     if (mapped.shape, mapped.dtype) == (weight.shape, weight.dtype):
                         weight.data = mapped
+
+    def _is_of(self, model: torch.nn.Module) -> bool:
+        own = model.config.model_type == "wavlink" and getattr(model, "control_seed", None) is None
+        return own and self._is_unchanged()
 
     def _is_unchanged(self) -> bool:
         try:

@@ -121,7 +121,9 @@ def _load(
     if commit := getattr(loaded, "hub_commit", None) if folder else None:
         weights = WeightsFile.downloaded(folder, commit)
     name = name_of(getattr(loaded, "name_or_path", "")) or type(loaded).__name__
-    revision, parameters = revision_of(loaded, weights.path_for(loaded)), parameter_count(loaded)
+    path = weights.path_for(loaded)
+    weights = weights if path else WeightsFile(None)
+    revision, parameters = revision_of(loaded, path), parameter_count(loaded)
     loaded.source_revision = revision  # packing changes the weights that it is a digest of
     if backend != "torch":
         from .backends.compiled_model import compile_model
