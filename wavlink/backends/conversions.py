@@ -13,7 +13,6 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from wavlink.atomic_files import write_text
 from wavlink.bundled_models import digest_of
 
 from .choice import FORMAT, graph_precision, read_record, record_name
@@ -73,6 +72,8 @@ def write_note(key: str, backend: str, converted: Path, facts: dict[str, Any]) -
         converted: the folder of its conversion.
         facts: as `exported.standalone_facts` returns them.
     """
+    from wavlink.atomic_files import write_text
+
     content = {"conversion": converted.name, KEY: facts}
     write_text(_note(key, backend), json.dumps({**content, "sha256": _hash(content)}, indent=2) + "\n")
 
