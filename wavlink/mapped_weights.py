@@ -41,9 +41,8 @@ class WeightsFile:
             name: the model's Hub id.
             commit: that it was loaded from, whose files do not change.
         """
-        found = optional_file(name, SAFE_WEIGHTS_NAME, revision=commit, local_files_only=True)
-        path = Path(found) if found else None
-        return cls(path, _state(path)) if path else cls(None)
+        path = optional_file(name, SAFE_WEIGHTS_NAME, revision=commit, local_files_only=True)
+        return cls.of(Path(path).parent) if path else cls(None)
 
     def path_for(self, model: torch.nn.Module) -> str | None:
         """Return the path for a WavLink that was just loaded, and whose weights are those of this file; else None."""

@@ -5,7 +5,15 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wavlink.backends.choice import DTYPE_OF, PACKAGES, as_unavailable, choose, installed, without_torch
+from wavlink.backends.choice import (
+    DTYPE_OF,
+    PACKAGES,
+    as_unavailable,
+    choose,
+    graph_precision,
+    installed,
+    without_torch,
+)
 from wavlink.backends.conversions import folder_key, open_conversion, write_note
 from wavlink.backends.export_checks import STRIDE
 from wavlink.backends.standalone import open_standalone, why_not
@@ -72,12 +80,18 @@ def open_model(
     dtype = DTYPE_OF.get(precision, dtype) if backend == "torch" else dtype
     run = {"backend": backend, "precision": precision if backend != "torch" else None}
     arguments = {**hub, **run, "device": device, "dtype": dtype, "fast_kernels": fast_kernels}
-    alone = _without_torch(place, backend, precision) if place and backend != "torch" else None
+    alone, key = None, ""
+    if place and backend != "torch":
+        alone = open_standalone(place, backend, precision)
+        if alone is None and graph_precision(precision) == "fp32":
+            key = folder_key(place, backend)
+            alone = open_conversion(place, key, backend, precision)
     if alone is None:
         if not installed("torch"):
             why = why_not(place, backend, precision) if place else ""
             raise ValueError(f"{why}{without_torch(place, precision, backend)}")
-        return _load(model, processor, folder, place, backend, precision, arguments)
+        opened = _load(model, processor, folder, backend, precision, arguments)
+        return _by_its_conversion(opened, place, key) if place and getattr(opened.model, "converted", None) else opened
     if revision is not None and not commit:
         raise ValueError(f"revision={revision!r} is of a Hub id, {folder} is a folder: leave it out")
     name, loaded = model if commit else name_of(local), alone[0]
@@ -86,26 +100,10 @@ def open_model(
     return Opened(*alone, name, commit or loaded.source_revision, loaded.source_parameters, arguments, None)
 
 
-def _without_torch(folder: Path, backend: str, precision: str) -> tuple[Any, Any] | None:
-    """Open a model by its export or an earlier conversion of it; None if it has to be loaded in torch."""
-    return open_standalone(folder, backend, precision) or open_conversion(folder, backend, precision)
-
-
 def _load(
-    model: "str | Model",
-    processor: "Processor | None",
-    folder: str,
-    place: Path | None,
-    backend: str,
-    precision: str,
-    arguments: dict,
+    model: "str | Model", processor: "Processor | None", folder: str, backend: str, precision: str, arguments: dict
 ) -> Opened:
-    """Load a model in torch, or convert it.
-
-    Args:
-        folder: the folder or Hub id, "" for a loaded model.
-        place: the folder on this machine, of a Hub id that of its snapshot, if it is known.
-    """
+    """Load a model in torch, or convert it."""
     from .backends import torch_model
     from .devices import check_device
     from .loading import parameter_count
@@ -113,8 +111,6 @@ def _load(
     from .mapped_weights import WeightsFile
 
     check_device(arguments["device"])
-    place = place if place and place.is_dir() else None
-    key = folder_key(place, backend) if place and backend != "torch" else ""
     weights = WeightsFile.of(folder)
     hub = arguments["revision"], arguments["local_files_only"]
     loaded, processor = torch_model.load(model, processor, *hub)
@@ -130,29 +126,30 @@ def _load(
 
         with as_unavailable():
             loaded = compile_model(loaded, backend, precision, folder, hub[1])
-        if place and loaded.converted:
-            _note_conversion(place, None if commit else key, loaded, processor)
-            if alone := open_conversion(place, backend, precision):  # as the next process opens it
-                alone[0].name_or_path, alone[0].hub_commit = loaded.name_or_path, commit
-                return Opened(*alone, name, revision, parameters, arguments, None)
     run = [arguments[name] for name in ("device", "dtype", "fast_kernels")]
     loaded, pack_text = torch_model.on_device(loaded, *run, weights)
     return Opened(loaded, processor, name, revision, parameters, arguments, pack_text)
 
 
-def _note_conversion(folder: Path, key: str | None, model: Any, processor: Any) -> None:
-    """Write down by which conversion a folder is run, so that the next process needs no torch.
+def _by_its_conversion(opened: Opened, folder: Path, key: str) -> Opened:
+    """Write down by which conversion a folder is run, and open it so, as the next process does without torch.
 
     Args:
-        key: of the folder before the model was loaded: its files may be others since. None for a snapshot of the
-            Hub, whose files do not change.
+        opened: the model that was just converted.
+        key: of the folder before it was loaded: unless it is a snapshot of the Hub, its files may be others since.
     """
     from .backends.exported import standalone_facts
 
-    found = folder_key(folder, model.backend)
-    if found and key in (None, found):
-        with suppress(OSError, ValueError):  # a cache that is only read; then torch is loaded the next time too
-            write_note(found, model.backend, model.converted, standalone_facts(folder, model, processor))
+    model, now = opened.model, folder_key(folder, opened.model.backend)
+    if not now or not model.hub_commit and now != key:
+        return opened
+    with suppress(OSError, ValueError):  # a cache that is only read; then torch is loaded the next time too
+        write_note(now, model.backend, model.converted, standalone_facts(folder, model, opened.processor))
+    alone = open_conversion(folder, now, model.backend, model.precision)
+    if alone is None:
+        return opened
+    alone[0].name_or_path, alone[0].hub_commit = model.name_or_path, model.hub_commit
+    return opened._replace(model=alone[0], processor=alone[1], pack_text=None)
 
 
 def _check_pair(model: "str | Model", processor: "Processor | None", revision: str | None) -> None:

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from wavlink.bundled_models import digest_of
 
-from .choice import FORMAT, graph_precision, read_record, record_name
+from .choice import FORMAT, read_record, record_name
 from .sessions import INPUTS
 from .standalone import KEY, StandaloneModel, StandaloneProcessor, needs_torch, open_described
 
@@ -52,15 +52,14 @@ def is_intact(folder: Path, backend: str) -> bool:
 def folder_key(folder: Path, backend: str) -> str:
     """Return a hash of the files that a model is loaded from, and of the versions that make its conversion.
 
-    "" for a folder whose weights lie elsewhere than in its `model.safetensors`, or whose files cannot be read.
+    "" for what is no folder with its weights in `model.safetensors`, or whose files cannot be read.
     """
+    if not (folder / "model.safetensors").is_file():
+        return ""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("transformers_weights") or not (folder / "model.safetensors").is_file():
-            return ""
         files = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS and path.is_file())
         return _hash([{path.name: digest_of(path) for path in files}, _versions(backend)])
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except OSError:
         return ""
 
 
@@ -78,14 +77,16 @@ def write_note(key: str, backend: str, converted: Path, facts: dict[str, Any]) -
     write_text(_note(key, backend), json.dumps({**content, "sha256": _hash(content)}, indent=2) + "\n")
 
 
-def open_conversion(folder: Path, backend: str, precision: str) -> tuple[StandaloneModel, StandaloneProcessor] | None:
+def open_conversion(
+    folder: Path, key: str, backend: str, precision: str
+) -> tuple[StandaloneModel, StandaloneProcessor] | None:
     """Open a model without torch by an earlier conversion of it; None if there is none, or one that needs torch.
 
     Args:
         folder: of the model.
-        backend, precision: as `choice.choose` returns them.
+        key: of the folder, see `folder_key`.
+        backend, precision: as `choice.choose` returns them; fp32 or bf16.
     """
-    key = folder_key(folder, backend) if graph_precision(precision) == "fp32" else ""
     if not key:
         return None
     try:

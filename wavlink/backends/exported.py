@@ -45,8 +45,12 @@ def model_identity(model: PreTrainedModel) -> dict[str, str]:
     settings += [
         {name: _plain(part, name) for name in TOWER_FIELDS} for part in (config.audio_config, config.text_config)
     ]
+    return {"weights": weights_digest(model), "settings": _hash(settings)}
+
+
+def _hash(settings: list[dict[str, Any]]) -> str:
     text = json.dumps(settings, sort_keys=True, default=str)
-    return {"weights": weights_digest(model), "settings": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _plain(config: PretrainedConfig, name: str) -> Any:
@@ -204,8 +208,7 @@ def converted_folder(model: PreTrainedModel, backend: str, identity: dict[str, s
         OSError: the cache cannot be written.
     """
     towers = [part.to_dict() for part in (model.config.audio_config, model.config.text_config)]
-    text = json.dumps(towers, sort_keys=True, default=str)  # all of it: the cache is of one version of transformers
-    identity = identity | {"towers": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    identity = identity | {"towers": _hash(towers)}  # with all fields: the cache is of one version of transformers
     folder = cache_of(backend) / conversion_key(identity, backend)
     if not is_intact(folder, backend):
         try:
