@@ -28,6 +28,18 @@ def test_eager_and_sdpa_agree(sharp_model, processor):
     assert (eager - audio_embeds(sharp_model, processor, clips)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_mask_has_one_row_for_all_queries(sharp_model, processor, attention):
+    sharp_model.set_attn_implementation(attention)
+    shapes = []
+    for layer in sharp_model.audio_model.encoder.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, options: shapes.append(tuple(options["attention_mask"].shape)), with_kwargs=True
+        )
+    audio_embeds(sharp_model, processor, sounds(0.5, 0.33, 0.11))
+    assert shapes == [(3, 1, 1, 26)] * 2  # 50 frames, a token; two layers
+
+
 def test_flash_attention_gets_a_2d_mask_of_frames_and_token(sharp_model, processor, monkeypatch):
     """A stand-in for the kernel: like it, it unpads by a 2-D mask, which here has a hole before the token, and takes a
     query that is alone as it is."""

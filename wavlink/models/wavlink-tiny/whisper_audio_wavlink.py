@@ -13,7 +13,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 # The older transformers 5 copy only the files that this one imports itself.
-from .compat_wavlink import from_config
+from .compat_wavlink import attention_of, from_config
 from .config_checks_wavlink import POOLINGS, check_audio_config, frame_pooling
 from .configuration_wavlink import WavLinkAudioConfig
 from .passt_configuration_wavlink import WavLinkPasstConfig as WavLinkPasstConfig
@@ -31,7 +31,8 @@ class WavLinkLastLayer(WhisperEncoderLayer):
         if first:
             kwargs["key_value_states"] = self.self_attn_layer_norm(hidden_states)
             hidden_states = hidden_states[:, first:]
-            if attention_mask is not None and attention_mask.dim() == 4:  # (B, 1, queries, keys); flash has (B, keys)
+            # (B, 1, queries or 1, keys); flash attention has (B, keys)
+            if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[2] > 1:
                 attention_mask = attention_mask[:, :, first:]
         output = super().forward(hidden_states, attention_mask, **kwargs)
         return output[0] if isinstance(output, tuple) else output
@@ -152,7 +153,10 @@ class WavLinkAudioModel(SavedAlone, PreTrainedModel):
         """Append the token, `[B, T', D]`, `[B, 0 or 1, D]` -> `[B, T' + 0 or 1, D]`, and make the attention mask."""
         hidden_states = torch.cat([frames, token.to(frames.dtype)], dim=1)
         mask = None if mask is None else F.pad(mask, (0, token.shape[1]), value=1)
-        return hidden_states, create_bidirectional_mask(self.config, hidden_states, mask)
+        # All queries attend to the same keys. One row of the mask, broadcast, takes a fraction of the memory of all.
+        one_row = attention_of(self.config) in ("sdpa", "eager")
+        queries = hidden_states[:, :1] if one_row else hidden_states
+        return hidden_states, create_bidirectional_mask(self.config, queries, mask, hidden_states)
 
     @torch.no_grad()
     def start_token(self, input_features: Tensor, input_features_mask: Tensor | None = None) -> None:
