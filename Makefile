@@ -15,7 +15,7 @@ test_files = $(foreach name,$(1),$(wildcard tests/*/test_$(name).py))
 AT_MINIMUM := $(call test_files,configuration modeling modeling_weights feature_extraction processing \
 	shipped_files safety front_doors hub_doors hub_server data streaming train trainer trainer_folders regimes \
 	run_folder embedding evaluation evaluate_modules audio containers downmix windows embedder scoring nearest table \
-	sound_map hostile_files constraints cpu_kernels)
+	sound_map hostile_files constraints torch_cpu)
 
 # The oldest matplotlib and plotly call what newer neighbours of theirs have deprecated.
 OLD_WARNINGS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning

@@ -16,8 +16,7 @@ Prints the tables of the record. About 10 minutes on two quiet cores, with `--qu
 - features: the model alone on log-mels that are ready, per clip in the best of a few batches.
 - stages: the share of decoding with resampling, of the log-mel, and of the model alone, one after another.
 - peak: the model's operations per second in its best batch, as a share of the fastest of the machine's own matrix
-  products at Base's shapes. Matrix products and convolutions that are run are counted, and beside them those that the
-  model runs with torch's kernels, as model FLOPs utilization (MFU) has it: our kernels get by with fewer.
+  products at Base's shapes. Matrix products and convolutions are counted, as model FLOPs utilization (MFU) has it.
 
 With one thread times are the processor's, of all threads of this process: other work on the machine changes them
 little. With several they are the clock's, since threads that wait use the processor too: run nothing beside. Ratios of
@@ -26,7 +25,6 @@ medians are the result, with their range over the repeats. CLAP encodes 10 s of 
 
 import argparse
 import itertools
-import math
 import os
 import statistics
 import subprocess
@@ -138,11 +136,9 @@ def _multiply(layer, states) -> None:
 
 
 def operations(row: System, features: dict) -> int:
-    """Floating-point operations of the matrix products and convolutions that are run for `features`."""
+    """Floating-point operations of the matrix products and convolutions that torch's kernels run for `features`."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     mapping = {attention: lambda q, k, v, *others, **named: sdpa_flop_count(q, k, v)}
-    if packing_pays(row.model.dtype):  # states (..., in), weight (out, in)
-        mapping[torch.ops.mkldnn._linear_pointwise] = lambda x, w, *others, **named: 2 * math.prod(x) * w[0]
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         row.embed(features)
     return counter.get_total_flops()
@@ -178,10 +174,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict:
         for case in products
     ]
     clip = {seconds: load_audio(paths[0], rows[PLAIN].rate) for seconds, paths in sounds.items()}
-    counted = {
-        name: {str(s): operations(rows[name], rows[name].features([clip[s]])) for s in sounds}
-        for name in (BASE, PLAIN)
-    }
+    counted = {str(s): operations(rows[PLAIN], rows[PLAIN].features([clip[s]])) for s in sounds}
     return {
         "times": [
             dict(zip(("row", "seconds", "way", "batch", "clips", "times"), (*case, spent), strict=True))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow
     import ray.data
     from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, Trainer
 
 # Methods by which Trainer saves and loads a model, which have no public hook (transformers 5.6 to 5.23).
 TRAINER_HOOKS = ("_save", "_load_from_checkpoint", "_load_best_model")
@@ -70,11 +70,6 @@ def fake_tensors() -> Iterator[str]:
         return
     with FakeTensorMode():
         yield "cpu"
-
-
-def attention_of(config: "PretrainedConfig") -> str:
-    """Return the attention that a model's config names (transformers 5.6 to 5.23); "" if it names none."""
-    return getattr(config, "_attn_implementation", None) or ""
 
 
 def unsplit_modules(model: "nn.Module") -> set[str]:

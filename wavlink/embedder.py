@@ -56,8 +56,8 @@ class Embedder:
         device: such as `"cpu"` or `"cuda"`, of torch.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`, of torch's weights and states, in place of `precision`; it is
             taken also where the processor is slow in it.
-        fast_kernels: whether to use, on a CPU, packed weights for linear layers (oneDNN) and attention without copies,
-            where that is faster (see `wavlink.backends.torch_cpu`).
+        fast_kernels: whether to use, on a CPU, packed weights for linear layers (oneDNN), where that is faster (see
+            `wavlink.backends.torch_cpu`).
 
     Attributes:
         model: for inference alone.

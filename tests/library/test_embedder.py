@@ -15,12 +15,11 @@ import soundfile
 import torch
 from transformers import ClapModel, ClapProcessor
 
-from modeling_wavlink.whisper_audio_wavlink import WavLinkLastLayer
 from tests.clap_models import LONG, SHORT, save_clap
 from tests.conftest import RATE, tone
 from tests.htsat_models import RATE as CLAP_RATE
 from wavlink import embedder as module
-from wavlink.backends.torch_cpu import PackedLinear, TokenAttention, packing_pays
+from wavlink.backends.torch_cpu import PackedLinear
 from wavlink.embedder import Embedder, cover, cut_batches
 from wavlink.loading import load_for_evaluation, revision
 
@@ -260,13 +259,6 @@ def test_a_clap(fusion, tmp_path):
     for vector in embedder.embed_clips(iter(clips), lookahead=2):
         assert np.isfinite(vector).all()
     assert np.random.random() == expected
-
-
-@pytest.mark.skipif(not packing_pays(torch.float32), reason="no packed kernels for this processor")
-def test_the_last_layer_is_packed_for_one_query(wavlink_folder):
-    layers = Embedder(str(wavlink_folder)).model.audio_model.encoder.layers
-    assert type(layers[-1]) is WavLinkLastLayer
-    assert [isinstance(layer.self_attn, TokenAttention) for layer in layers] == [False] * (len(layers) - 1) + [True]
 
 
 def test_pickled_embedder_reloads_its_folder_in_another_process(wavlink_folder, model, processor):

@@ -23,7 +23,7 @@ from tests.index_files import make_index
 from tests.passt_models import save_passt
 from tests.project_imports import ROOT, imports, modules, parsed
 from wavlink import compat
-from wavlink.backends import torch_cpu as cpu_kernels
+from wavlink.backends import torch_cpu
 from wavlink.search.table import Table
 from wavlink.training import recipes
 from wavlink.training.finetuning import set_trainable
@@ -90,8 +90,8 @@ def no_operators(monkeypatch):
 
 def test_without_packed_operators_layers_stay_as_they_are(no_operators):
     layers = nn.Sequential(nn.Linear(4, 4))
-    cpu_kernels.pack_layers(layers)
-    assert type(layers[0]) is nn.Linear and not cpu_kernels.packing_pays(torch.float32)
+    torch_cpu.pack_layers(layers)
+    assert type(layers[0]) is nn.Linear and not torch_cpu.packing_pays(torch.float32)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
@@ -104,15 +104,6 @@ def test_bf16_without_torchs_own_answer(monkeypatch):
         assert compat.has_bf16_kernels() == answer
         if not (torch.cuda.is_available() or torch.accelerator.is_available()):
             assert recipes.computes_in_bf16() == answer
-
-
-def test_unknown_attention_is_not_packed(model, monkeypatch):
-    assert compat.attention_of(model.audio_model.config) == "sdpa"
-    monkeypatch.setattr(compat, "attention_of", lambda config: "")
-    attention = model.audio_model.encoder.layers[0].self_attn
-    cpu_kernels.pack_layers(model.audio_model)
-    assert model.audio_model.encoder.layers[0].self_attn is attention
-    assert compat.attention_of(SimpleNamespace()) == ""
 
 
 def test_stream_with_unknown_files_lists_none():
