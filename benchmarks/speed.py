@@ -53,7 +53,7 @@ from wavlink.backends.torch_model import DTYPES
 
 FILE_RATE = 48000
 BATCHES = {1: (1, 8), 5: (1, 4), 10: (1, 2), 30: (1,)}  # clips, by their seconds
-STREAM = {1: 16, 5: 8, 10: 8, 30: 8}  # files; only the decoding of the first ones waits for nothing
+STREAM = {1: 96, 5: 32, 10: 16, 30: 8}  # files, as many as an index has at once: their decoding runs beside the model
 RUNS = [(backend, precision) for backend in LIBRARIES for precision in HAS[backend]]
 PEERS_STREAM = 4  # files: CLAP takes as long for each, whatever its length
 PRODUCTS_A_TURN = 5
