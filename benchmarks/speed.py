@@ -55,7 +55,7 @@ FILE_RATE = 48000
 BATCHES = {1: (1, 8), 5: (1, 4), 10: (1, 2), 30: (1,)}  # clips, by their seconds
 STREAM = {1: 96, 5: 32, 10: 16, 30: 8}  # files, as many as an index has at once: their decoding runs beside the model
 RUNS = [(backend, precision) for backend in LIBRARIES for precision in HAS[backend]]
-PEERS_STREAM = 4  # files: CLAP takes as long for each, whatever its length
+PEERS_STREAM, PEERS_BATCHES = 8, (4, 8)  # files, whatever their length: CLAP computes 10 s for each
 PRODUCTS_A_TURN = 5
 
 
@@ -90,7 +90,7 @@ def cases(rows: dict[str, System], sounds: dict[int, list[Path]], quick: bool) -
             found[name, seconds, "features", size, size] = partial(row.embed, features)
         if row.embed_files:
             found[name, seconds, "file", 1, 1] = partial(row.embed_files, paths[:1], 1)
-            for size in (sizes[0], min(sizes[-1], most)) if name.startswith(PEER) else sizes[-1:]:
+            for size in PEERS_BATCHES if name.startswith(PEER) else sizes[-1:]:
                 found[name, seconds, "stream", size, most] = partial(row.embed_files, paths[:most], size)
     return found
 
