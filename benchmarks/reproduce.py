@@ -99,7 +99,7 @@ RUNS = {
     ),
     "search_by": Again(5, command="python benchmarks/search_by.py wavlink-tiny sounds --index OUT/search.index"),
     "speed": Again(10, of_machine=True),
-    "speed_zen4": Again(20, needs="a processor of AMD's Zen 4", of_machine=True),
+    "speed_zen4": Again(10, needs="a processor of AMD's Zen 4", of_machine=True),
     "start": Again(4, of_machine=True),
     "train_step": Again(2, of_machine=True),
     "training_options": Again(120, before=(_TOWERS,), command=f"{_CLAIMS}-options --training", needs=_HUB),
